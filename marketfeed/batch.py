@@ -1,0 +1,117 @@
+"""
+Records on their way to one commit.
+
+Between two commits only the newest state of a forming candle matters, and of the mark prices and
+funding rates only the first of each grid step, so a batch stays small however fast frames come.
+"""
+
+from collections.abc import Iterable
+
+from marketfeed import schema
+from marketfeed.records import (
+    Candle,
+    CatalogEntry,
+    DeadLetter,
+    FundingRate,
+    FundingSettled,
+    Gap,
+    MarkPrice,
+    Record,
+)
+
+
+class Batch:
+    """
+    What one commit will write.
+
+    `funding_rate_every_ms` is the grid of the running funding rate; mark prices lie on whole seconds.
+    A grid step holds the *earliest* event that falls into it: a point stamped T must not hold what was
+    only known after T (and the result does not depend on the order of arrival).
+    """
+
+    __slots__ = (
+        "candles",
+        "catalog",
+        "dead_letters",
+        "forming",
+        "funding_every_ms",
+        "funding_rates",
+        "gaps",
+        "mark_prices",
+        "settled",
+    )
+
+    def __init__(self, funding_rate_every_ms: int = schema.MINUTE_MS) -> None:
+        self.funding_every_ms = funding_rate_every_ms
+        self.candles: list[Candle] = []
+        self.forming: dict[tuple[str, str], Candle] = {}
+        self.mark_prices: dict[tuple[str, int], MarkPrice] = {}
+        self.funding_rates: dict[tuple[str, int], FundingRate] = {}
+        self.settled: list[FundingSettled] = []
+        self.gaps: list[Gap] = []
+        self.catalog: list[CatalogEntry] = []
+        self.dead_letters: list[DeadLetter] = []
+
+    def __len__(self) -> int:
+        return (
+            len(self.candles)
+            + len(self.forming)
+            + len(self.mark_prices)
+            + len(self.funding_rates)
+            + len(self.settled)
+            + len(self.gaps)
+            + len(self.catalog)
+            + len(self.dead_letters)
+        )
+
+    def add(self, record: Record) -> None:
+        """Take one record in, coalescing it with what the batch holds already."""
+        if isinstance(record, Candle):
+            if record.closed:
+                self.candles.append(record)
+            else:
+                self._add_forming(record)
+        elif isinstance(record, MarkPrice):
+            key = (record.pair, schema.floor_to(record.event_time_ms, schema.SECOND_MS))
+            mark = self.mark_prices.get(key)
+            if mark is None or record.event_time_ms < mark.event_time_ms:
+                self.mark_prices[key] = record
+        elif isinstance(record, FundingRate):
+            key = (record.pair, schema.floor_to(record.event_time_ms, self.funding_every_ms))
+            funding = self.funding_rates.get(key)
+            if funding is None or record.event_time_ms < funding.event_time_ms:
+                self.funding_rates[key] = record
+        elif isinstance(record, DeadLetter):
+            self.dead_letters.append(record)
+        elif isinstance(record, Gap):
+            self.gaps.append(record)
+        elif isinstance(record, CatalogEntry):
+            self.catalog.append(record)
+        else:
+            self.settled.append(record)
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """Take many records in."""
+        for record in records:
+            self.add(record)
+
+    def merge(self, newer: "Batch") -> None:
+        """Take in all of a batch that was gathered later (after a commit that failed)."""
+        for candle in newer.forming.values():
+            self._add_forming(candle)
+        self.candles += newer.candles
+        self.extend(newer.mark_prices.values())
+        self.extend(newer.funding_rates.values())
+        self.settled += newer.settled
+        self.gaps += newer.gaps
+        self.catalog += newer.catalog
+        self.dead_letters += newer.dead_letters
+
+    def _add_forming(self, candle: Candle) -> None:
+        key = (candle.pair, candle.timeframe)
+        known = self.forming.get(key)
+        if known is None or (candle.open_time_ms, candle.event_time_ms) >= (
+            known.open_time_ms,
+            known.event_time_ms,
+        ):
+            self.forming[key] = candle

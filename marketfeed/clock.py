@@ -1,0 +1,53 @@
+"""
+Exchange time.
+
+Two readings, both of them driven by this host's *monotonic* clock, so that a jump of the wall clock
+moves neither: `now_ms()` is the exchange's own time, `elapsed_s()` counts exchange seconds since an
+arbitrary start and never goes back. Against the simulator an exchange second may be shorter than a
+wall second; `speed` says how many pass in one.
+"""
+
+import time
+
+
+class ExchangeClock:
+    """
+    The exchange's time, learnt from its server and carried on by the monotonic clock.
+
+    Before the first `set_server_time` it assumes the host's wall clock is right.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self._speed = speed
+        self._anchor_s = time.monotonic()
+        self._anchor_ms = time.time() * 1000.0
+        self._elapsed_s = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Exchange seconds per wall second: 1 against the real exchange."""
+        return self._speed
+
+    def now_ms(self) -> int:
+        """Exchange time, ms since the epoch."""
+        return int(self._anchor_ms + (time.monotonic() - self._anchor_s) * 1000.0 * self._speed)
+
+    def elapsed_s(self) -> float:
+        """Monotonic exchange seconds since this clock was made. Not moved by `set_server_time`."""
+        return self._elapsed_s + (time.monotonic() - self._anchor_s) * self._speed
+
+    def offset_ms(self) -> float:
+        """How far the exchange's clock is ahead of this host's wall clock, in ms."""
+        return self.now_ms() - time.time() * 1000.0
+
+    def set_server_time(self, server_time_ms: int, round_trip_s: float, speed: float = 1.0) -> None:
+        """
+        Take over the exchange's time from an answer of its `time` endpoint received just now.
+
+        Half of `round_trip_s` (wall seconds) is assumed to have passed since the server read its clock.
+        """
+        monotonic_s = time.monotonic()
+        self._elapsed_s += (monotonic_s - self._anchor_s) * self._speed
+        self._anchor_s = monotonic_s
+        self._anchor_ms = server_time_ms + round_trip_s / 2.0 * 1000.0 * speed
+        self._speed = speed

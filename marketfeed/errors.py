@@ -1,0 +1,53 @@
+"""
+The error tree.
+
+* MarketfeedError
+    * SettingsError           config.yaml, the environment or a credential file is wrong (exit 2)
+    * JournalError            the journal cannot be used
+        * JournalLockedError  another collector holds it
+        * JournalForeignError the file is no journal of ours
+        * JournalNewerError   the file was written by a newer version
+    * ExchangeError           the exchange did not answer, or not as documented
+        * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
+"""
+
+
+class MarketfeedError(Exception):
+    """Base of every error that marketfeed raises on purpose. Its text is meant for people."""
+
+
+class SettingsError(MarketfeedError):
+    """Settings are wrong. The text lists every mistake with its path, what is expected and found."""
+
+
+class JournalError(MarketfeedError):
+    """The journal cannot be opened or written."""
+
+
+class JournalLockedError(JournalError):
+    """Another collector is already writing this journal."""
+
+
+class JournalForeignError(JournalError):
+    """The file is an SQLite database, but not a journal."""
+
+
+class JournalNewerError(JournalError):
+    """The journal was written by a newer marketfeed than this one."""
+
+
+class ExchangeError(MarketfeedError):
+    """The exchange could not be reached, or answered with something that is not documented."""
+
+
+class ExchangeRefusedError(ExchangeError):
+    """
+    The exchange answered with an error status.
+
+    `status` is the HTTP status; `retry_after_s` what its `Retry-After` asked for, in seconds, or None.
+    """
+
+    def __init__(self, message: str, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,114 @@
+"""
+What the collector stores: one frozen record per fact.
+
+All times are exchange time in ms since the epoch; `event_time_ms` is the exchange's stamp of the
+message (`E`), never the time of receipt. Prices are quote per base, volumes base unless named.
+"""
+
+import msgspec
+
+from marketfeed import schema
+
+
+class Candle(msgspec.Struct, frozen=True, gc=False):
+    """
+    One candle of one pair and timeframe.
+
+    `closed` is the exchange's own word (`x:true`, or a REST or archive row whose close time is past
+    on the exchange's clock); nothing else ever makes a candle closed.
+    """
+
+    pair: str
+    timeframe: str
+    open_time_ms: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    quote_volume: float
+    taker_buy_volume: float
+    trades: int
+    closed: bool
+    event_time_ms: int
+
+    @property
+    def close_time_ms(self) -> int:
+        """The instant at which the candle ends: the next one's open time."""
+        return self.open_time_ms + schema.TIMEFRAMES_MS[self.timeframe]
+
+
+class MarkPrice(msgspec.Struct, frozen=True, gc=False):
+    """Mark and index price of a pair at `event_time_ms`."""
+
+    pair: str
+    event_time_ms: int
+    mark_price: float
+    index_price: float
+
+
+class FundingRate(msgspec.Struct, frozen=True, gc=False):
+    """
+    The running funding rate of a pair, as a fraction per interval, for `next_funding_time_ms`.
+
+    It is Binance's `r`, an estimate until the settlement. The settled rate is `FundingSettled`.
+    """
+
+    pair: str
+    event_time_ms: int
+    rate: float
+    next_funding_time_ms: int
+
+
+class FundingSettled(msgspec.Struct, frozen=True, gc=False):
+    """
+    A funding rate that was settled at `time_ms` (rounded to the minute: Binance jitters by some ms).
+
+    `mark_price` is NaN-free: None where the exchange gives none (old rows). `kind` is Binance's
+    `rateType` (`Regular`, `Special`).
+    """
+
+    pair: str
+    time_ms: int
+    rate: float
+    mark_price: float | None
+    kind: str = "Regular"
+
+
+class Gap(msgspec.Struct, frozen=True, gc=False):
+    """
+    A stretch of exchange time for which something is, or was, missing.
+
+    `pair` is None where all pairs are concerned (a lost connection); `end_ms` is None while it lasts.
+    `kind` says what: `connection`, `candle_<timeframe>`, `mark_price`, `disk_budget` …
+    """
+
+    kind: str
+    pair: str | None
+    start_ms: int
+    end_ms: int | None
+    healed: bool
+    reason: str
+
+
+class CatalogEntry(msgspec.Struct, frozen=True, gc=False):
+    """What is collected of one pair, since when, and whether the exchange has ended it."""
+
+    pair: str
+    symbol: str
+    timeframes: tuple[str, ...]
+    since_ms: int
+    listed_ms: int | None
+    ended_ms: int | None
+    changed_ms: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A frame that could not be used, kept aside with the reason (`received_ms` is receive time)."""
+
+    received_ms: int
+    reason: str
+    frame: bytes
+
+
+Record = Candle | MarkPrice | FundingRate | FundingSettled | Gap | CatalogEntry | DeadLetter

@@ -1,0 +1,150 @@
+"""
+The contract with every reader: pairs, timeframes, measurements, fields and SQL names.
+
+Standard library only: this is the one module of marketfeed that `reader` imports, so it has to load
+in any feeder's environment. Times are exchange time in integer milliseconds since the epoch (UTC),
+prices are quote per base, volumes base, rates fractions per funding interval, unless a name says
+otherwise.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+"""Version of the journal's tables (`PRAGMA user_version`)."""
+
+APPLICATION_ID: Final = 0x4D4B5446
+"""`PRAGMA application_id` of a journal: the bytes "MKTF". Tells a journal from any other SQLite file."""
+
+# --- timeframes -----------------------------------------------------------------------------------
+
+SECOND_MS: Final = 1_000
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 86_400_000
+
+TIMEFRAMES_MS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "1m": MINUTE_MS,
+        "3m": 3 * MINUTE_MS,
+        "5m": 5 * MINUTE_MS,
+        "15m": 15 * MINUTE_MS,
+        "30m": 30 * MINUTE_MS,
+        "1h": HOUR_MS,
+        "2h": 2 * HOUR_MS,
+        "4h": 4 * HOUR_MS,
+        "6h": 6 * HOUR_MS,
+        "8h": 8 * HOUR_MS,
+        "12h": 12 * HOUR_MS,
+        "1d": DAY_MS,
+    }
+)
+"""Timeframe name -> length in ms, ascending. Each starts on a multiple of its length since the epoch.
+
+Binance's 3d, 1w and 1M are left out: they do not start on such multiples, and feeders do not use them.
+"""
+
+TIMEFRAME_NAMES: Final[Mapping[int, str]] = MappingProxyType(
+    {length_ms: name for name, length_ms in TIMEFRAMES_MS.items()}
+)
+"""Timeframe length in ms -> name."""
+
+
+def floor_to(time_ms: int, step_ms: int) -> int:
+    """Return the greatest multiple of `step_ms` that is not after `time_ms`."""
+    return time_ms - time_ms % step_ms
+
+
+def resampling_source(timeframe: str, collected: Iterable[str]) -> str | None:
+    """
+    Return the timeframe of `collected` from which `timeframe` is answered, or None.
+
+    That is `timeframe` itself if it is collected, else the largest collected one that divides it.
+    """
+    wanted_ms = TIMEFRAMES_MS[timeframe]
+    fitting = [
+        name for name in collected if name in TIMEFRAMES_MS and wanted_ms % TIMEFRAMES_MS[name] == 0
+    ]
+    return max(fitting, key=TIMEFRAMES_MS.__getitem__, default=None)
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+_PAIR = re.compile(r"[^\W_]{1,32}/[A-Z0-9]{1,16}:[A-Z0-9]{1,16}")
+PAIR_EXAMPLE: Final = "BTC/USDT:USDT"
+
+
+def is_pair(text: object) -> bool:
+    """
+    Whether `text` is written as Freqtrade writes a futures pair: `BASE/QUOTE:SETTLE`.
+
+    BASE is 1-32 letters or digits of any script (five Binance symbols have Chinese names), QUOTE and
+    SETTLE upper-case ASCII. Anything else, quotes, blanks and line ends included, is no pair.
+    """
+    return isinstance(text, str) and _PAIR.fullmatch(text) is not None
+
+
+# --- InfluxDB -------------------------------------------------------------------------------------
+
+OHLCV_PREFIX: Final = "ohlcv_"
+FORMING_PREFIX: Final = "forming_"
+MARK_PRICE: Final = "mark_price"
+FUNDING_RATE: Final = "funding_rate"
+FUNDING_SETTLED: Final = "funding_settled"
+FEED_GAP: Final = "feed_gap"
+FEED_CATALOG: Final = "feed_catalog"
+
+CANDLE_FIELDS: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "open": float,
+        "high": float,
+        "low": float,
+        "close": float,
+        "volume": float,
+        "quote_volume": float,
+        "taker_buy_volume": float,
+        "trades": int,
+    }
+)
+"""Fields of a candle in the order in which every table and line has them."""
+
+MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
+    {
+        MARK_PRICE: {"mark_price": float, "index_price": float},
+        FUNDING_RATE: {
+            "rate": float,
+            "predicted_rate": float,
+            "settled_rate": float,
+            "next_funding_time": int,
+        },
+        FUNDING_SETTLED: {"rate": float, "mark_price": float},
+        FEED_GAP: {"end": int, "healed": bool},
+        FEED_CATALOG: {"timeframes": str, "listed": int, "ended": int},
+    }
+)
+"""Fields of each measurement that is not a candle. Every one has the tag `pair`."""
+
+
+def ohlcv_measurement(timeframe: str) -> str:
+    """Name of the measurement of closed candles, for example `ohlcv_3m`."""
+    return OHLCV_PREFIX + timeframe
+
+
+def forming_measurement(timeframe: str) -> str:
+    """Name of the measurement of forming candles, for example `forming_3m`."""
+    return FORMING_PREFIX + timeframe
+
+
+# --- the journal ----------------------------------------------------------------------------------
+
+TABLE_PAIR: Final = "pair"
+TABLE_CANDLE: Final = "candle"
+TABLE_FORMING: Final = "forming"
+TABLE_MARK_PRICE: Final = "mark_price"
+TABLE_FUNDING_RATE: Final = "funding_rate"
+TABLE_FUNDING_SETTLED: Final = "funding_settled"
+TABLE_CATALOG: Final = "catalog"
+TABLE_GAP: Final = "gap"
+TABLE_DEAD_LETTER: Final = "dead_letter"

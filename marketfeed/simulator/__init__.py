@@ -1,0 +1,1 @@
+"""A Binance on loopback: for demos, tests and benchmarks."""

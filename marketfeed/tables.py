@@ -1,0 +1,185 @@
+"""
+The journal's tables and the statements that fill them. SQL as text; `journal.py` runs it.
+
+Tables are clustered by (pair, …, time) instead of by `seq`: 500 candles lie on a dozen neighbouring
+pages, and "the latest" is one seek, so that no second copy of the latest values can disagree.
+Each upsert says in its WHERE what counts as news: a repeat changes nothing and takes no new `seq`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+CREATE: Final = """
+CREATE TABLE pair(
+    id INTEGER PRIMARY KEY,
+    pair TEXT NOT NULL UNIQUE
+);
+CREATE TABLE sequence(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    next INTEGER NOT NULL
+);
+INSERT INTO sequence VALUES (1, 1);
+CREATE TABLE candle(
+    pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, open_time INTEGER NOT NULL,
+    open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
+    volume REAL NOT NULL, quote_volume REAL NOT NULL, taker_buy_volume REAL NOT NULL,
+    trades INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, timeframe_ms, open_time)
+) WITHOUT ROWID;
+CREATE INDEX candle_seq ON candle(seq);
+CREATE TABLE forming(
+    pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, open_time INTEGER NOT NULL,
+    open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
+    volume REAL NOT NULL, quote_volume REAL NOT NULL, taker_buy_volume REAL NOT NULL,
+    trades INTEGER NOT NULL, event_time INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, timeframe_ms)
+) WITHOUT ROWID;
+CREATE TABLE mark_price(
+    pair_id INTEGER NOT NULL, time INTEGER NOT NULL, offset_ms INTEGER NOT NULL,
+    mark_price REAL NOT NULL, index_price REAL NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, time)
+) WITHOUT ROWID;
+CREATE INDEX mark_price_seq ON mark_price(seq);
+CREATE TABLE funding_rate(
+    pair_id INTEGER NOT NULL, time INTEGER NOT NULL, offset_ms INTEGER NOT NULL,
+    rate REAL NOT NULL, settled_rate REAL, next_funding_time INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, time)
+) WITHOUT ROWID;
+CREATE INDEX funding_rate_seq ON funding_rate(seq);
+CREATE TABLE funding_settled(
+    pair_id INTEGER NOT NULL, time INTEGER NOT NULL, kind TEXT NOT NULL,
+    rate REAL NOT NULL, mark_price REAL, seq INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, time, kind)
+) WITHOUT ROWID;
+CREATE INDEX funding_settled_seq ON funding_settled(seq);
+CREATE TABLE catalog(
+    pair_id INTEGER PRIMARY KEY, symbol TEXT NOT NULL, timeframes TEXT NOT NULL,
+    since INTEGER NOT NULL, listed INTEGER, ended INTEGER, changed INTEGER NOT NULL,
+    seq INTEGER NOT NULL
+);
+CREATE TABLE gap(
+    kind TEXT NOT NULL, pair_id INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER,
+    healed INTEGER NOT NULL, reason TEXT NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (kind, pair_id, start)
+) WITHOUT ROWID;
+CREATE TABLE dead_letter(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    received INTEGER NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL
+);
+CREATE TABLE document(
+    name TEXT PRIMARY KEY, saved INTEGER NOT NULL, body BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+
+NO_PAIR: Final = 0
+"""`pair_id` of a gap that concerns all pairs."""
+
+
+class Upsert:
+    """
+    An INSERT of many rows in one statement, in a few fixed sizes so that SQLite compiles each once.
+
+    One statement is one `sqlite3_step`: Python's lock is given up once for hundreds of rows. With a
+    statement per row, a busy event loop makes the writer wait up to 5 ms *per row* to get it back.
+    """
+
+    SIZES: Final = (256, 64, 16, 4, 1)
+
+    def __init__(self, columns: int, before: str, after: str) -> None:
+        row = "(" + ",".join("?" * columns) + ")"
+        self._texts = {
+            size: f"{before} (VALUES {','.join([row] * size)}) {after}" for size in self.SIZES
+        }
+
+    def statements(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, list[Any]]]:
+        """Yield the statements, each with its parameters, that write `rows` in their order."""
+        start, left = 0, len(rows)
+        for size in self.SIZES:
+            text = self._texts[size]
+            while left >= size:
+                yield text, [value for row in rows[start : start + size] for value in row]
+                start += size
+                left -= size
+
+
+CANDLE: Final = Upsert(
+    12,
+    "INSERT INTO candle SELECT * FROM",
+    # A closed candle gives way only to one that counts at least as many trades, and is not the same:
+    # a late repeat of a worse one (an abridged REST row) must not undo it.
+    """WHERE true ON CONFLICT DO UPDATE SET
+        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+        volume = excluded.volume, quote_volume = excluded.quote_volume,
+        taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq
+    WHERE excluded.trades >= candle.trades AND (
+        excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
+        excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
+    ) <> (
+        candle.open, candle.high, candle.low, candle.close, candle.volume,
+        candle.quote_volume, candle.taker_buy_volume, candle.trades
+    )""",
+)
+FORMING: Final = Upsert(
+    13,
+    "INSERT INTO forming SELECT * FROM",
+    """WHERE NOT EXISTS (
+        SELECT 1 FROM candle
+        WHERE candle.pair_id = column1 AND candle.timeframe_ms = column2
+          AND candle.open_time >= column3
+    ) ON CONFLICT DO UPDATE SET
+        open_time = excluded.open_time, open = excluded.open, high = excluded.high,
+        low = excluded.low, close = excluded.close, volume = excluded.volume,
+        quote_volume = excluded.quote_volume, taker_buy_volume = excluded.taker_buy_volume,
+        trades = excluded.trades, event_time = excluded.event_time, seq = excluded.seq
+    WHERE (excluded.open_time, excluded.event_time) > (forming.open_time, forming.event_time)""",
+)
+FORMING_CLOSED: Final = """
+DELETE FROM forming WHERE EXISTS (
+    SELECT 1 FROM candle
+    WHERE candle.pair_id = forming.pair_id AND candle.timeframe_ms = forming.timeframe_ms
+      AND candle.open_time >= forming.open_time
+)"""
+MARK_PRICE: Final = Upsert(
+    6,
+    "INSERT INTO mark_price SELECT * FROM",
+    """WHERE true ON CONFLICT DO UPDATE SET
+        offset_ms = excluded.offset_ms, mark_price = excluded.mark_price,
+        index_price = excluded.index_price, seq = excluded.seq
+    WHERE excluded.offset_ms < mark_price.offset_ms""",
+)
+FUNDING_RATE: Final = Upsert(
+    7,
+    "INSERT INTO funding_rate SELECT * FROM",
+    """WHERE true ON CONFLICT DO UPDATE SET
+        offset_ms = excluded.offset_ms, rate = excluded.rate, settled_rate = excluded.settled_rate,
+        next_funding_time = excluded.next_funding_time, seq = excluded.seq
+    WHERE excluded.offset_ms < funding_rate.offset_ms""",
+)
+FUNDING_SETTLED: Final = Upsert(
+    6,
+    "INSERT INTO funding_settled SELECT * FROM",
+    """WHERE true ON CONFLICT DO UPDATE SET
+        rate = excluded.rate, mark_price = coalesce(excluded.mark_price, funding_settled.mark_price),
+        seq = excluded.seq
+    WHERE excluded.rate <> funding_settled.rate OR (
+        excluded.mark_price IS NOT NULL AND excluded.mark_price IS NOT funding_settled.mark_price
+    )""",
+)
+GAP: Final = Upsert(
+    7,
+    "INSERT INTO gap SELECT * FROM",
+    """WHERE true ON CONFLICT DO UPDATE SET
+        "end" = excluded."end", healed = excluded.healed, reason = excluded.reason, seq = excluded.seq
+    WHERE excluded."end" IS NOT gap."end" OR excluded.healed <> gap.healed
+       OR excluded.reason <> gap.reason""",
+)
+CATALOG: Final = Upsert(
+    8,
+    "INSERT INTO catalog SELECT * FROM",
+    """WHERE true ON CONFLICT DO UPDATE SET
+        symbol = excluded.symbol, timeframes = excluded.timeframes, listed = excluded.listed,
+        since = min(catalog.since, excluded.since),
+        ended = excluded.ended, changed = excluded.changed, seq = excluded.seq
+    WHERE excluded.symbol <> catalog.symbol OR excluded.timeframes <> catalog.timeframes
+       OR excluded.listed IS NOT catalog.listed OR excluded.ended IS NOT catalog.ended""",
+)
