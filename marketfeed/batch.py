@@ -1,11 +1,12 @@
-"""
-Records on their way to one commit.
+"""Records on their way to one commit.
 
 Between two commits only the newest state of a forming candle matters, and of the mark prices and
 funding rates only the first of each grid step, so a batch stays small however fast frames come.
 """
 
 from collections.abc import Iterable
+from itertools import islice
+from typing import Any
 
 from marketfeed import schema
 from marketfeed.records import (
@@ -21,8 +22,7 @@ from marketfeed.records import (
 
 
 class Batch:
-    """
-    What one commit will write.
+    """What one commit will write.
 
     `funding_rate_every_ms` is the grid of the running funding rate; mark prices lie on whole seconds.
     A grid step holds the *earliest* event that falls into it: a point stamped T must not hold what was
@@ -106,6 +106,34 @@ class Batch:
         self.gaps += newer.gaps
         self.catalog += newer.catalog
         self.dead_letters += newer.dead_letters
+
+    def shrink_to(self, max_records: int) -> dict[str, int]:
+        """Give up records until at most `max_records` are left; returns how many of each kind went.
+
+        For when the disk refuses for long: mark prices give way first (the oldest of them), then
+        running funding rates, bad frames, forming candles, and closed candles last.
+        """
+        gone: dict[str, int] = {}
+        kept: tuple[tuple[str, list[Any] | dict[Any, Any]], ...] = (
+            ("mark_price", self.mark_prices),
+            ("funding_rate", self.funding_rates),
+            ("dead_letter", self.dead_letters),
+            ("forming", self.forming),
+            ("candle", self.candles),
+        )
+        excess = len(self) - max_records
+        for kind, records in kept:
+            count = min(max(excess, 0), len(records))
+            if not count:
+                continue
+            if isinstance(records, dict):
+                for key in list(islice(records, count)):
+                    del records[key]
+            else:
+                del records[:count]
+            gone[kind] = count
+            excess -= count
+        return gone
 
     def _add_forming(self, candle: Candle) -> None:
         key = (candle.pair, candle.timeframe)

@@ -1,5 +1,4 @@
-"""
-Exchange time.
+"""Exchange time.
 
 Two readings, both of them driven by this host's *monotonic* clock, so that a jump of the wall clock
 moves neither: `now_ms()` is the exchange's own time, `elapsed_s()` counts exchange seconds since an
@@ -11,8 +10,7 @@ import time
 
 
 class ExchangeClock:
-    """
-    The exchange's time, learnt from its server and carried on by the monotonic clock.
+    """The exchange's time, learnt from its server and carried on by the monotonic clock.
 
     Before the first `set_server_time` it assumes the host's wall clock is right.
     """
@@ -41,8 +39,7 @@ class ExchangeClock:
         return self.now_ms() - time.time() * 1000.0
 
     def set_server_time(self, server_time_ms: int, round_trip_s: float, speed: float = 1.0) -> None:
-        """
-        Take over the exchange's time from an answer of its `time` endpoint received just now.
+        """Take over the exchange's time from an answer of its `time` endpoint received just now.
 
         Half of `round_trip_s` (wall seconds) is assumed to have passed since the server read its clock.
         """

@@ -1,5 +1,4 @@
-"""
-The error tree.
+"""The error tree.
 
 * MarketfeedError
     * SettingsError           config.yaml, the environment or a credential file is wrong (exit 2)
@@ -7,6 +6,7 @@ The error tree.
         * JournalLockedError  another collector holds it
         * JournalForeignError the file is no journal of ours
         * JournalNewerError   the file was written by a newer version
+        * JournalWriteError   a batch could not be committed (`damaged`: the file is corrupt)
     * ExchangeError           the exchange did not answer, or not as documented
         * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
 """
@@ -36,13 +36,23 @@ class JournalNewerError(JournalError):
     """The journal was written by a newer marketfeed than this one."""
 
 
+class JournalWriteError(JournalError):
+    """A batch could not be committed: nothing of it is stored, and it may be written again.
+
+    `damaged` says that SQLite found the file corrupt, so that trying again cannot help.
+    """
+
+    def __init__(self, message: str, damaged: bool) -> None:
+        super().__init__(message)
+        self.damaged = damaged
+
+
 class ExchangeError(MarketfeedError):
     """The exchange could not be reached, or answered with something that is not documented."""
 
 
 class ExchangeRefusedError(ExchangeError):
-    """
-    The exchange answered with an error status.
+    """The exchange answered with an error status.
 
     `status` is the HTTP status; `retry_after_s` what its `Retry-After` asked for, in seconds, or None.
     """

@@ -1,5 +1,4 @@
-"""
-What the collector stores: one frozen record per fact.
+"""What the collector stores: one frozen record per fact.
 
 All times are exchange time in ms since the epoch; `event_time_ms` is the exchange's stamp of the
 message (`E`), never the time of receipt. Prices are quote per base, volumes base unless named.
@@ -11,8 +10,7 @@ from marketfeed import schema
 
 
 class Candle(msgspec.Struct, frozen=True, gc=False):
-    """
-    One candle of one pair and timeframe.
+    """One candle of one pair and timeframe.
 
     `closed` is the exchange's own word (`x:true`, or a REST or archive row whose close time is past
     on the exchange's clock); nothing else ever makes a candle closed.
@@ -48,8 +46,7 @@ class MarkPrice(msgspec.Struct, frozen=True, gc=False):
 
 
 class FundingRate(msgspec.Struct, frozen=True, gc=False):
-    """
-    The running funding rate of a pair, as a fraction per interval, for `next_funding_time_ms`.
+    """The running funding rate of a pair, as a fraction per interval, for `next_funding_time_ms`.
 
     It is Binance's `r`, an estimate until the settlement. The settled rate is `FundingSettled`.
     """
@@ -61,8 +58,7 @@ class FundingRate(msgspec.Struct, frozen=True, gc=False):
 
 
 class FundingSettled(msgspec.Struct, frozen=True, gc=False):
-    """
-    A funding rate that was settled at `time_ms` (rounded to the minute: Binance jitters by some ms).
+    """A funding rate that was settled at `time_ms` (rounded to the minute: Binance jitters by some ms).
 
     `mark_price` is NaN-free: None where the exchange gives none (old rows). `kind` is Binance's
     `rateType` (`Regular`, `Special`).
@@ -76,8 +72,7 @@ class FundingSettled(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):
-    """
-    A stretch of exchange time for which something is, or was, missing.
+    """A stretch of exchange time for which something is, or was, missing.
 
     `pair` is None where all pairs are concerned (a lost connection); `end_ms` is None while it lasts.
     `kind` says what: `connection`, `candle_<timeframe>`, `mark_price`, `disk_budget` …

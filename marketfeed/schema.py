@@ -1,5 +1,4 @@
-"""
-The contract with every reader: pairs, timeframes, measurements, fields and SQL names.
+"""The contract with every reader: pairs, timeframes, measurements, fields and SQL names.
 
 Standard library only: this is the one module of marketfeed that `reader` imports, so it has to load
 in any feeder's environment. Times are exchange time in integer milliseconds since the epoch (UTC),
@@ -58,8 +57,7 @@ def floor_to(time_ms: int, step_ms: int) -> int:
 
 
 def resampling_source(timeframe: str, collected: Iterable[str]) -> str | None:
-    """
-    Return the timeframe of `collected` from which `timeframe` is answered, or None.
+    """Return the timeframe of `collected` from which `timeframe` is answered, or None.
 
     That is `timeframe` itself if it is collected, else the largest collected one that divides it.
     """
@@ -77,8 +75,7 @@ PAIR_EXAMPLE: Final = "BTC/USDT:USDT"
 
 
 def is_pair(text: object) -> bool:
-    """
-    Whether `text` is written as Freqtrade writes a futures pair: `BASE/QUOTE:SETTLE`.
+    """Whether `text` is written as Freqtrade writes a futures pair: `BASE/QUOTE:SETTLE`.
 
     BASE is 1-32 letters or digits of any script (five Binance symbols have Chinese names), QUOTE and
     SETTLE upper-case ASCII. Anything else, quotes, blanks and line ends included, is no pair.

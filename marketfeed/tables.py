@@ -1,5 +1,4 @@
-"""
-The journal's tables and the statements that fill them. SQL as text; `journal.py` runs it.
+"""The journal's tables and the statements that fill them. SQL as text; `journal.py` runs it.
 
 Tables are clustered by (pair, …, time) instead of by `seq`: 500 candles lie on a dozen neighbouring
 pages, and "the latest" is one seek, so that no second copy of the latest values can disagree.
@@ -76,8 +75,7 @@ NO_PAIR: Final = 0
 
 
 class Upsert:
-    """
-    An INSERT of many rows in one statement, in a few fixed sizes so that SQLite compiles each once.
+    """An INSERT of many rows in one statement, in a few fixed sizes so that SQLite compiles each once.
 
     One statement is one `sqlite3_step`: Python's lock is given up once for hundreds of rows. With a
     statement per row, a busy event loop makes the writer wait up to 5 ms *per row* to get it back.

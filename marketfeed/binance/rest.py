@@ -1,0 +1,103 @@
+"""Binance's REST API, as far as the collector asks it: server time, exchangeInfo, 24 h volumes.
+
+Endpoints and weights: Binance USD-M "Market Data Endpoints". Every call has a time-out in wall seconds
+and raises ExchangeError (no answer, or not the documented one) or ExchangeRefusedError (an error status).
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from marketfeed.errors import ExchangeError, ExchangeRefusedError
+
+TIMEOUT_S: Final = 20.0
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+
+
+class ServerTime(msgspec.Struct, frozen=True):
+    """An answer of `/fapi/v1/time`: the server's clock, the round trip it took, and its speed.
+
+    `speed` is in exchange seconds per wall second; only the simulator says anything but 1.
+    """
+
+    time_ms: int
+    round_trip_s: float
+    speed: float
+
+
+class _Time(msgspec.Struct):
+    serverTime: int  # noqa: N815 - the exchange's own names
+    speed: float = 1.0
+
+
+class _Ticker(msgspec.Struct):
+    symbol: str
+    quoteVolume: float  # noqa: N815
+
+
+class BinanceRest:
+    """A client of one REST address (`https://fapi.binance.com`), on a session of the caller's."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, rest_url: str, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._session = session
+        self._base = rest_url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
+
+    async def server_time(self) -> ServerTime:
+        """Ask the exchange's clock (weight 1)."""
+        started_s = time.monotonic()
+        body = await self._get("/fapi/v1/time")
+        round_trip_s = time.monotonic() - started_s
+        try:
+            answer = msgspec.json.decode(body, type=_Time)
+        except msgspec.DecodeError as error:
+            raise ExchangeError(f"time: not the documented answer: {error}") from error
+        return ServerTime(answer.serverTime, round_trip_s, answer.speed)
+
+    async def exchange_info(self) -> bytes:
+        """Fetch exchangeInfo as it is (weight 1, 1.2 MB, 51 KB on the wire)."""
+        return await self._get("/fapi/v1/exchangeInfo")
+
+    async def quote_volumes(self) -> Mapping[str, float]:
+        """Fetch the 24 h quote volume of every symbol (weight 40)."""
+        body = await self._get("/fapi/v1/ticker/24hr")
+        try:
+            tickers = msgspec.json.decode(body, type=list[_Ticker], strict=False)
+        except msgspec.DecodeError as error:
+            raise ExchangeError(f"ticker/24hr: not the documented answer: {error}") from error
+        return {ticker.symbol: ticker.quoteVolume for ticker in tickers}
+
+    async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        url = self._base + path
+        try:
+            async with self._session.get(url, params=params, timeout=self._timeout) as response:
+                body = await response.content.read(MAX_BODY_BYTES)
+                if not response.content.at_eof():
+                    raise ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
+                if response.status != 200:
+                    raise ExchangeRefusedError(
+                        f"{path}: status {response.status}: {_excerpt(body)}",
+                        response.status,
+                        _retry_after_s(response.headers.get("Retry-After")),
+                    )
+                return body
+        except TimeoutError as error:
+            raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ExchangeError(f"{url}: {error or type(error).__name__}") from error
+
+
+def _excerpt(body: bytes) -> str:
+    return body[:200].decode("utf-8", "replace")
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    try:
+        return None if header is None else max(0.0, float(header))
+    except ValueError:
+        return None

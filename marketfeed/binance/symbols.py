@@ -1,0 +1,162 @@
+"""Binance's symbols, Freqtrade's pairs, and which of them to collect.
+
+`BTC/USDT:USDT` (Freqtrade, ccxt) is `BTCUSDT` at Binance and `BTC-USDT-PERP` in cryptofeed. Names are
+built from exchangeInfo's own fields, never cut out of the symbol: `1000PEPE` and Chinese names are bases.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.errors import ExchangeError
+
+NEVER_MS: Final = 4_133_404_800_000
+"""`deliveryDate` of a perpetual whose end has not been announced (2100-12-25)."""
+
+COLLECTED_CONTRACTS: Final = frozenset({"PERPETUAL"})
+TRADING: Final = "TRADING"
+
+
+class Instrument(msgspec.Struct, frozen=True, gc=False):
+    """One contract of exchangeInfo. `status` and `contract_type` are Binance's words, known or not."""
+
+    symbol: str
+    pair: str
+    quote: str
+    status: str
+    contract_type: str
+    listed_ms: int
+    delivery_ms: int
+
+    @property
+    def collectable(self) -> bool:
+        """Whether it is a perpetual that trades now."""
+        return self.contract_type in COLLECTED_CONTRACTS and self.status == TRADING
+
+    @property
+    def ended_ms(self) -> int | None:
+        """When it ends or ended, if that has been announced."""
+        return None if self.delivery_ms in (0, NEVER_MS) else self.delivery_ms
+
+
+class _Symbol(msgspec.Struct):
+    symbol: str
+    baseAsset: str  # noqa: N815 - the exchange's own names
+    quoteAsset: str  # noqa: N815
+    marginAsset: str = ""  # noqa: N815
+    status: str = ""
+    contractType: str = ""  # noqa: N815
+    onboardDate: int = 0  # noqa: N815
+    deliveryDate: int = 0  # noqa: N815
+
+
+class _ExchangeInfo(msgspec.Struct):
+    symbols: list[msgspec.Raw]
+
+
+class ExchangeInfo(msgspec.Struct, frozen=True):
+    """What exchangeInfo lists: instruments by pair, and how many rows could not be understood."""
+
+    instruments: Mapping[str, Instrument]
+    not_understood: int
+
+
+def parse_exchange_info(body: bytes) -> ExchangeInfo:
+    """Read an answer of `/fapi/v1/exchangeInfo`; a row that makes no sense is skipped and counted.
+
+    Raises ExchangeError when it is no such answer, or lists no instrument at all.
+    """
+    try:
+        rows = msgspec.json.decode(body, type=_ExchangeInfo).symbols
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ExchangeError(f"exchangeInfo: not the documented answer: {error}") from error
+    instruments: dict[str, Instrument] = {}
+    not_understood = 0
+    for row in rows:
+        try:
+            item = msgspec.json.decode(row, type=_Symbol)
+        except (msgspec.DecodeError, RecursionError):
+            not_understood += 1
+            continue
+        pair = f"{item.baseAsset}/{item.quoteAsset}:{item.marginAsset or item.quoteAsset}"
+        instrument = Instrument(
+            symbol=item.symbol,
+            pair=pair,
+            quote=item.quoteAsset,
+            status=item.status,
+            contract_type=item.contractType,
+            listed_ms=item.onboardDate,
+            delivery_ms=item.deliveryDate,
+        )
+        known = instruments.get(pair)
+        # A quarterly contract has the same base and quote as the perpetual; that one is the pair.
+        if schema.is_pair(pair) and (known is None or _rank(instrument) > _rank(known)):
+            instruments[pair] = instrument
+    if not instruments:
+        raise ExchangeError("exchangeInfo: lists no instrument that could be understood")
+    return ExchangeInfo(instruments, not_understood)
+
+
+def _rank(instrument: Instrument) -> tuple[bool, bool, int]:
+    return (
+        instrument.contract_type in COLLECTED_CONTRACTS,
+        instrument.status == TRADING,
+        instrument.delivery_ms,
+    )
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """The instruments to collect, and the pairs that were asked for but do not trade (with why)."""
+
+    instruments: tuple[Instrument, ...]
+    refused: Mapping[str, str]
+
+
+def select_named(info: ExchangeInfo, pairs: Iterable[str]) -> Selection:
+    """Select pairs by name, in their order; those that the exchange does not trade are named."""
+    chosen: list[Instrument] = []
+    refused: dict[str, str] = {}
+    for pair in pairs:
+        instrument = info.instruments.get(pair)
+        if instrument is None:
+            refused[pair] = "the exchange lists no such contract"
+        elif not instrument.collectable:
+            kind = instrument.contract_type or "no contract type"
+            refused[pair] = f"{kind}, status {instrument.status or 'unknown'}"
+        else:
+            chosen.append(instrument)
+    return Selection(tuple(chosen), refused)
+
+
+def select_all(info: ExchangeInfo, quote: str) -> Selection:
+    """Select every perpetual of a quote asset that trades."""
+    chosen = [i for i in info.instruments.values() if i.collectable and i.quote == quote]
+    return Selection(tuple(sorted(chosen, key=lambda i: i.pair)), {})
+
+
+def select_top(
+    info: ExchangeInfo, quote: str, count: int, quote_volumes: Mapping[str, float]
+) -> Selection:
+    """Select the `count` perpetuals with the highest 24 h quote volume (symbol -> volume)."""
+    chosen = sorted(
+        select_all(info, quote).instruments,
+        key=lambda i: (-quote_volumes.get(i.symbol, 0.0), i.pair),
+    )
+    return Selection(tuple(chosen[:count]), {})
+
+
+def stream_names(
+    instruments: Sequence[Instrument], timeframes: Sequence[str], mark_price_every_ms: int
+) -> list[str]:
+    """Names of all streams to subscribe, a symbol's together: lower case, raw UTF-8.
+
+    An unknown or upper-case name is ACKed by Binance and stays silent for ever.
+    """
+    mark = "markPrice@1s" if mark_price_every_ms == schema.SECOND_MS else "markPrice"
+    return [
+        f"{instrument.symbol.lower()}@{channel}"
+        for instrument in instruments
+        for channel in (*(f"kline_{timeframe}" for timeframe in timeframes), mark)
+    ]

@@ -1,0 +1,167 @@
+"""`marketfeed check`: what is wrong with settings, journal and exchange, before a user finds out."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, Literal
+
+import aiohttp
+import msgspec
+
+from marketfeed.binance.decode import FrameDecoder, MarkPrice
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import (
+    ExchangeInfo,
+    Selection,
+    parse_exchange_info,
+    select_all,
+    select_named,
+    select_top,
+    stream_names,
+)
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import Settings
+from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.journal import inspect_journal
+
+Verdict = Literal["good", "warning", "bad"]
+
+CLOCK_TOLERANCE_MS: Final = 1_000.0
+"""Beyond this, readers on this host would misjudge the age of data."""
+FIRST_DATA_S: Final = 10.0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing looked at: `good`, a `warning` (it runs, but look at it) or `bad`."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+async def check(settings: Settings) -> list[Finding]:
+    """Look at everything that a collector with these settings needs; changes nothing."""
+    findings = check_journal(settings)
+    async with aiohttp.ClientSession() as session:
+        rest = BinanceRest(session, settings.exchange.rest_url)
+        findings.append(await _check_clock(rest))
+        try:
+            info = parse_exchange_info(await rest.exchange_info())
+            selection = await _select(settings, rest, info)
+        except ExchangeError as error:
+            return [*findings, Finding("exchange", "bad", str(error))]
+        findings += _check_pairs(info, selection)
+        if selection.instruments:
+            findings.append(await _check_stream(session, settings, selection))
+    return findings
+
+
+def check_journal(settings: Settings) -> list[Finding]:
+    """Look at the journal's file, its directory and the room on its disk."""
+    path = settings.journal.path.absolute()
+    findings: list[Finding] = []
+    try:
+        found = inspect_journal(path)
+    except JournalError as error:
+        return [Finding("journal", "bad", str(error))]
+    if found is None:
+        place = next(parent for parent in path.parents if parent.exists())
+        if not os.access(place, os.W_OK | os.X_OK):
+            text = f"{path} cannot be created: {place} is not writable for this user"
+            return [Finding("journal", "bad", text)]
+        findings.append(Finding("journal", "good", f"{path} will be created"))
+    else:
+        held = f", in use by process {found.holder}" if found.holder else ""
+        text = f"{path}: schema version {found.version}, {found.bytes_used:,} bytes{held}"
+        findings.append(Finding("journal", "good", text))
+    findings.append(
+        _check_room(path, settings.journal.max_bytes, (found and found.bytes_used) or 0)
+    )
+    return findings
+
+
+def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:
+    place = next(parent for parent in path.parents if parent.exists())
+    free_bytes = shutil.disk_usage(place).free
+    text = f"{free_bytes:,} bytes free, the journal may still grow by {max_bytes - used_bytes:,}"
+    enough = free_bytes >= max_bytes - used_bytes
+    return Finding("disk", "good" if enough else "warning", text)
+
+
+async def _check_clock(rest: BinanceRest) -> Finding:
+    clock = ExchangeClock()
+    try:
+        answer = await rest.server_time()
+    except ExchangeError as error:
+        return Finding("clock", "bad", str(error))
+    clock.set_server_time(answer.time_ms, answer.round_trip_s, answer.speed)
+    offset_ms = clock.offset_ms()
+    text = f"the exchange's clock is {offset_ms:+.0f} ms from this host's"
+    if answer.speed != 1.0:
+        return Finding("clock", "warning", f"a simulator: its time runs {answer.speed:g} x")
+    if abs(offset_ms) > CLOCK_TOLERANCE_MS:
+        return Finding("clock", "warning", text + ": set the clock (NTP), readers judge ages by it")
+    return Finding("clock", "good", text)
+
+
+async def _select(settings: Settings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
+    wanted = settings.exchange.pairs
+    if wanted == "all":
+        return select_all(info, settings.exchange.quote)
+    if isinstance(wanted, int):
+        volumes = await rest.quote_volumes()
+        return select_top(info, settings.exchange.quote, wanted, volumes)
+    return select_named(info, wanted)
+
+
+def _check_pairs(info: ExchangeInfo, selection: Selection) -> list[Finding]:
+    findings = [
+        Finding("pairs", "warning", f"{pair} is left out: {reason}")
+        for pair, reason in selection.refused.items()
+    ]
+    count = len(selection.instruments)
+    if count == 0:
+        findings.append(Finding("pairs", "bad", "none of the configured pairs is traded"))
+    else:
+        findings.append(Finding("pairs", "good", f"{count} pairs will be collected"))
+    if info.not_understood:
+        text = f"{info.not_understood} rows of exchangeInfo could not be understood"
+        findings.append(Finding("exchange", "warning", text))
+    return findings
+
+
+async def _check_stream(
+    session: aiohttp.ClientSession, settings: Settings, selection: Selection
+) -> Finding:
+    """Subscribe one mark price: an ACK proves nothing, only data does."""
+    instrument = selection.instruments[0]
+    stream = stream_names([instrument], [], settings.exchange.mark_price_every)[0]
+    url = settings.exchange.ws_url + "/market/stream"
+    decoder = FrameDecoder({instrument.symbol: instrument.pair})
+    try:
+        async with asyncio.timeout(FIRST_DATA_S), _messages(session, url, stream) as messages:
+            async for message in messages:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                for item in decoder.decode(message.data):
+                    if isinstance(item, MarkPrice):
+                        text = f"{url} delivers: {item.pair} mark price {item.mark_price}"
+                        return Finding("stream", "good", text)
+            return Finding("stream", "bad", f"{url} closed the connection without data")
+    except TimeoutError:
+        text = f"{url}: no data of {stream} in {FIRST_DATA_S:.0f} s"
+    except (aiohttp.ClientError, OSError) as error:
+        text = f"{url}: {error}"
+    return Finding("stream", "bad", text)
+
+
+@contextlib.asynccontextmanager
+async def _messages(
+    session: aiohttp.ClientSession, url: str, stream: str
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async with session.ws_connect(url, max_msg_size=1 << 20) as socket:
+        await socket.send_json({"method": "SUBSCRIBE", "params": [stream], "id": 1})
+        yield socket

@@ -1,0 +1,247 @@
+"""The command line. Exit 0: good; 1: the thing checked is not good; 2: wrong use or wrong settings."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+
+from marketfeed import __version__, schema
+from marketfeed.errors import MarketfeedError, SettingsError
+
+log = logging.getLogger("marketfeed")
+
+app = typer.Typer(
+    name="marketfeed",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help=(
+        "One collector of Binance USD-M futures market data for a whole fleet of bots.\n\n"
+        "Start with [bold]marketfeed demo[/]: it needs nothing else. Then write a config.yaml, look at it "
+        "with [bold]marketfeed check[/], and start [bold]marketfeed run[/]."
+    ),
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="MARKETFEED_CONFIG",
+        help="The settings file. Without one, defaults and MARKETFEED_… variables alone hold.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"marketfeed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """See the help of the Typer object above."""
+
+
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    """Collect until told to stop (SIGTERM or Ctrl-C); nothing received is lost by that.
+
+    Example: marketfeed run --config /etc/marketfeed/config.yaml
+    """
+    from marketfeed.collect import Collector
+    from marketfeed.config import load_settings
+
+    _log_to_stderr()
+    settings = load_settings(config)
+    _run_until_signal(Collector(settings).run)
+
+
+@app.command()
+def demo(
+    pairs: Annotated[int, typer.Option(min=1, max=600, help="How many pairs.")] = 164,
+    speed: Annotated[
+        float, typer.Option(min=0.1, max=1000, help="Exchange seconds per second.")
+    ] = 60.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to stream.")] = 30.0,
+    timeframes: Annotated[str, typer.Option(help="Comma-separated.")] = "1m,3m",
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep journal and settings in this directory.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the whole line at work, with nothing else at hand.
+
+    Starts a simulated Binance with many pairs, the real collector against it, and reads everything back;
+    ends with a comparison of every stored candle with what the exchange published. Exit 1 if one is
+    missing or wrong.
+    """
+    from marketfeed.demo import DemoOptions, run_demo
+    from marketfeed.present import demo_tables, stages
+
+    options = DemoOptions(pairs, _timeframes(timeframes), seconds, speed, keep)
+    with stages(quiet=as_json) as progress:
+        result = uvloop.run(run_demo(options, progress))
+    if as_json:
+        _print_json(result.report)
+    else:
+        console = Console()
+        for part in demo_tables(result):
+            console.print(part)
+    raise typer.Exit(0 if result.report.good else 1)
+
+
+@app.command()
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Tell what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
+
+    A configured pair that the exchange does not trade is a warning: the others are collected.
+    """
+    from marketfeed.check import check as look
+    from marketfeed.config import load_settings
+    from marketfeed.present import findings_table
+
+    findings = uvloop.run(look(load_settings(config)))
+    if as_json:
+        _print_json({"findings": findings})
+    else:
+        Console().print(findings_table(findings))
+    raise typer.Exit(1 if any(finding.verdict == "bad" for finding in findings) else 0)
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="The collector's status address, instead of the settings' one."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
+    from marketfeed.config import load_settings
+    from marketfeed.present import status_tables
+    from marketfeed.status_client import fetch_status
+
+    if url is None:
+        settings = load_settings(config)
+        url = f"http://{settings.status.host}:{settings.status.port}"
+    report = uvloop.run(fetch_status(url))
+    if as_json:
+        _print_json(report)
+    else:
+        console = Console()
+        for part in status_tables(report):
+            console.print(part)
+    raise typer.Exit(0 if report.healthy else 1)
+
+
+@app.command()
+def simulate(
+    pairs: Annotated[int, typer.Option(min=1, max=600, help="How many pairs.")] = 164,
+    speed: Annotated[
+        float, typer.Option(min=0.1, max=1000, help="Exchange seconds per second.")
+    ] = 1.0,
+    timeframes: Annotated[str, typer.Option(help="Comma-separated.")] = "1m,3m,5m,15m,1h",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 9443,
+    seed: Annotated[int, typer.Option(help="Another seed, other markets.")] = 1,
+    tls: Annotated[bool, typer.Option("--tls", help="wss and https, self-signed.")] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Replay a recorded file instead of making markets.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a Binance USD-M futures exchange on loopback until Ctrl-C.
+
+    Point a collector at it: exchange.ws_url and exchange.rest_url as printed.
+    """
+    from marketfeed.simulator.server import Simulator, SimulatorOptions
+
+    _log_to_stderr()
+    options = SimulatorOptions(
+        host=host,
+        port=port,
+        pairs=pairs,
+        speed=speed,
+        timeframes=_timeframes(timeframes),
+        seed=seed,
+        tls=tls,
+        replay=replay,
+    )
+
+    async def serve(stop: asyncio.Event) -> None:
+        async with Simulator(options) as simulator:
+            log.info(
+                "simulator listening ws_url=%s rest_url=%s", simulator.ws_url, simulator.rest_url
+            )
+            await stop.wait()
+
+    _run_until_signal(serve)
+
+
+def main() -> NoReturn:
+    """Run the command line; a known error is one line on standard error, never a traceback."""
+    try:
+        app()
+    except SettingsError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    except MarketfeedError as error:
+        typer.echo(f"marketfeed: {error}", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _timeframes(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in schema.TIMEFRAMES_MS:
+            raise typer.BadParameter(
+                f"timeframes: found {name!r}, expected some of {', '.join(schema.TIMEFRAMES_MS)}"
+            )
+    return tuple(sorted(set(names), key=schema.TIMEFRAMES_MS.__getitem__))
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _log_to_stderr() -> None:
+    # One line an event; journald and most collectors stamp the time themselves.
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="level=%(levelname)s logger=%(name)s %(message)s",
+        force=True,
+    )
+
+
+def _run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    async def with_signals() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await serve(stop)
+
+    uvloop.run(with_signals())

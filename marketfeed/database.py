@@ -1,0 +1,301 @@
+"""One durable SQLite file with one writer: locking, recognising, creating, migrating, setting aside.
+
+The journal is such a file. WAL with `synchronous=FULL`: when a transaction has ended, it is on the disk
+(the WAL is fdatasync'ed). Whoever writes holds a lock on `<file>.lock`.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+from urllib.parse import quote
+
+from marketfeed.errors import (
+    JournalError,
+    JournalForeignError,
+    JournalLockedError,
+    JournalNewerError,
+    JournalWriteError,
+)
+
+log = logging.getLogger(__name__)
+
+CHECK_S: Final = 5.0
+"""Wall seconds for the consistency check at start; a large file is checked as far as it comes."""
+_NO_HOLDER: Final = ""
+
+
+class Kind(NamedTuple):
+    """What sort of file it is: its name for people, marks in the header, tables and migrations.
+
+    `migrations[n]` takes a file of version n to n + 1; it runs inside one transaction.
+    """
+
+    name: str
+    application_id: int
+    version: int
+    create: str
+    migrations: Mapping[int, Callable[[sqlite3.Connection], None]]
+
+
+class Database:
+    """An open file and its lock. Not safe for concurrent calls: give it to one thread at a time."""
+
+    def __init__(
+        self, kind: Kind, path: Path, db: sqlite3.Connection, lock_fd: int, set_aside: Path | None
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        self.db = db
+        self.set_aside = set_aside
+        """Where a damaged predecessor was put when this file was opened."""
+        self._lock_fd = lock_fd
+
+    @classmethod
+    def open(cls, kind: Kind, path: Path, *, wait_lock_s: float = 0.0) -> Self:
+        """Open or create the file at `path` and take its lock.
+
+        A file that SQLite finds damaged is renamed to `<name>.corrupt-<UTC time>` and a fresh one
+        started, with an error in the log and the new name in `set_aside`.
+
+        Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
+        JournalForeignError, JournalNewerError, JournalError.
+        """
+        path = path.absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock_fd = _take_lock(kind, path, wait_lock_s)
+        except OSError as error:
+            raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
+        try:
+            db, set_aside = _open_or_set_aside(kind, path)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        return cls(kind, path, db, lock_fd, set_aside)
+
+    def close(self) -> None:
+        """Checkpoint, close the file and give the lock back. Safe to call twice."""
+        if self._lock_fd < 0:
+            return
+        try:
+            self.db.close()
+        finally:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, durable when the block has ended. Raises JournalWriteError: nothing is stored."""
+        try:
+            with self._bare_transaction():
+                yield self.db
+        except sqlite3.Error as error:
+            damaged = isinstance(error, sqlite3.DatabaseError) and _is_damage(error)
+            raise JournalWriteError(f"{self.kind.name} {self.path}: {error}", damaged) from error
+
+    @contextlib.contextmanager
+    def _bare_transaction(self) -> Iterator[None]:
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.db.execute("COMMIT")
+        except BaseException:
+            # A full disk may have rolled the transaction back already.
+            with contextlib.suppress(sqlite3.Error):
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+            raise
+
+
+class FileFound(NamedTuple):
+    """What stands at a path: schema version, size, and the process that holds it (or "")."""
+
+    version: int
+    bytes_used: int
+    holder: str
+
+
+def inspect(kind: Kind, path: Path) -> FileFound | None:
+    """Look at the file at `path` without changing anything; None if there is none.
+
+    Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
+    """
+    if not path.exists():
+        return None
+    wal = Path(f"{path}-wal")
+    # Without a writer the file is whole by itself; opening it otherwise would create files beside it.
+    immutable = "" if wal.exists() else "&immutable=1"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(path))}?mode=ro{immutable}", uri=True, timeout=5.0)
+        ) as db:
+            version = _recognise(kind, path, db)
+    except sqlite3.Error as error:
+        raise JournalError(f"{kind.name} {path}: {error}") from error
+    size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+    return FileFound(version, size, _holder(path))
+
+
+def _holder(path: Path) -> str:
+    try:
+        with Path(f"{path}.lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(32).decode("ascii", "replace").strip() or "unknown"
+    except OSError:
+        return _NO_HOLDER
+    return _NO_HOLDER
+
+
+def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
+    # A file of its own: SQLite's POSIX locks on the database vanish when any descriptor of it closes.
+    deadline_s = time.monotonic() + wait_s
+    lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline_s:
+                time.sleep(0.05)
+                continue
+            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(lock_fd)
+            raise JournalLockedError(
+                f"{kind.name} {path}: another process is writing it (process {holder or 'unknown'}); "
+                f"stop that one first, or give this one a {kind.name} of its own"
+            ) from None
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, str(os.getpid()).encode(), 0)
+    return lock_fd
+
+
+def _open_or_set_aside(kind: Kind, path: Path) -> tuple[sqlite3.Connection, Path | None]:
+    try:
+        try:
+            return _open(kind, path), None
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            set_aside = _put_aside(path)
+            log.error(
+                "%s damaged, set aside, starting a fresh one path=%s error=%r set_aside=%s",
+                kind.name,
+                path,
+                str(error),
+                set_aside,
+            )
+            return _open(kind, path), set_aside
+    except sqlite3.Error as error:
+        raise JournalError(f"{kind.name} {path}: {error}") from error
+    except OSError as error:
+        raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
+
+
+def _open(kind: Kind, path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    try:
+        version = _recognise(kind, path, db)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("PRAGMA cache_size = -16000")
+        if version == 0:
+            _create(kind, db)
+        else:
+            _check(db)
+            _migrate(kind, path, db, version)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _recognise(kind: Kind, path: Path, db: sqlite3.Connection) -> int:
+    """Return the schema version, 0 for an empty file; refuse what is not ours or newer."""
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if objects == 0:
+        return 0
+    if application_id != kind.application_id:
+        raise JournalForeignError(
+            f"{kind.name} {path}: this is an SQLite file, but no {kind.name} of marketfeed "
+            f"(application_id {application_id:#x}, expected {kind.application_id:#x}); "
+            "nothing was changed"
+        )
+    if version > kind.version:
+        raise JournalNewerError(
+            f"{kind.name} {path}: written by a newer marketfeed (schema version {version}, this one "
+            f"knows {kind.version}); install that version again, or use another file"
+        )
+    return int(version)
+
+
+def _create(kind: Kind, db: sqlite3.Connection) -> None:
+    with _schema_change(db):
+        for statement in kind.create.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {kind.application_id}")
+        db.execute(f"PRAGMA user_version = {kind.version}")
+
+
+def _migrate(kind: Kind, path: Path, db: sqlite3.Connection, version: int) -> None:
+    for step in range(version, kind.version):
+        with _schema_change(db):
+            kind.migrations[step](db)
+            db.execute(f"PRAGMA user_version = {step + 1}")
+        log.info("%s migrated path=%s from=%d to=%d", kind.name, path, step, step + 1)
+
+
+@contextlib.contextmanager
+def _schema_change(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Let SQLite look over the file for at most CHECK_S; raise DatabaseError on damage."""
+    deadline_s = time.monotonic() + CHECK_S
+    db.set_progress_handler(lambda: time.monotonic() > deadline_s, 100_000)
+    try:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+        verdict = "ok"
+    finally:
+        db.set_progress_handler(None, 0)
+    if verdict != "ok":
+        damage = sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damage
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _put_aside(path: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    target = Path(f"{path}.corrupt-{stamp}")
+    for suffix in ("-wal", "-shm", ""):
+        source = Path(f"{path}{suffix}")
+        if source.exists():
+            source.rename(f"{target}{suffix}")
+    return target

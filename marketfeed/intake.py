@@ -1,0 +1,199 @@
+"""From frames to commits: what the collector has received and not yet stored, and the one who stores it.
+
+A commit is due 250 ms after the last one, or a few ms after a closing frame, so that the candles of one
+boundary share commits and each is on the disk within 20 ms. While the disk refuses (full, I/O error),
+the batch is kept and tried again; the socket is read on, in bounded memory.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from marketfeed.batch import Batch
+from marketfeed.binance.decode import Control, FrameDecoder, Reject
+from marketfeed.errors import JournalWriteError
+from marketfeed.journal import Journal
+from marketfeed.metrics import Counters
+from marketfeed.records import Candle, DeadLetter, FundingRate, MarkPrice, Record
+
+log = logging.getLogger(__name__)
+
+COMMIT_EVERY_S: Final = 0.25
+CLOSED_COMMIT_AFTER_S: Final = 0.008
+"""How long a closing frame waits for its neighbours; with the commit itself (p99 4 ms) under 20 ms."""
+RETRY_AFTER_S: Final = 1.0
+MAX_PENDING_RECORDS: Final = 500_000
+"""Records held while the disk refuses: about 150 MB. Mark prices give way first, closed candles last."""
+DEAD_LETTERS_PER_COMMIT: Final = 200
+"""Bad frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
+
+
+class Freshness:
+    """The newest that is *stored* of each series. Times in ms, exchange time."""
+
+    def __init__(self) -> None:
+        self.mark_event_ms: dict[str, int] = {}
+        self.newest_open_ms: dict[tuple[str, str], int] = {}
+        self.candles: dict[str, int] = {}
+
+    def note(self, batch: Batch) -> None:
+        """Take over what a commit has just stored."""
+        marks = self.mark_event_ms
+        for (pair, _), mark in batch.mark_prices.items():
+            if mark.event_time_ms > marks.get(pair, 0):
+                marks[pair] = mark.event_time_ms
+        newest = self.newest_open_ms
+        for candle in batch.candles:
+            key = (candle.pair, candle.timeframe)
+            if candle.open_time_ms > newest.get(key, -1):
+                newest[key] = candle.open_time_ms
+            self.candles[candle.timeframe] = self.candles.get(candle.timeframe, 0) + 1
+
+
+class Intake:
+    """Takes frames in on the event loop and commits their records through `writer`, one thread.
+
+    `reopen` gives a fresh journal after the file has been found damaged while running.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        writer: Executor,
+        decoder: FrameDecoder,
+        counters: Counters,
+        now_ms: Callable[[], int],
+        funding_rate_every_ms: int,
+        reopen: Callable[[], Journal],
+    ) -> None:
+        self.freshness = Freshness()
+        self.journal = journal
+        self._writer = writer
+        self._decoder = decoder
+        self._counters = counters
+        self._now_ms = now_ms
+        self._funding_every_ms = funding_rate_every_ms
+        self._reopen = reopen
+        self._pending = Batch(funding_rate_every_ms)
+        self._urgent = asyncio.Event()
+        self._ended = False
+        self._failing_since_s: float | None = None
+
+    @property
+    def pending(self) -> int:
+        """How many records wait for a commit."""
+        return len(self._pending)
+
+    @property
+    def failing_for_s(self) -> float | None:
+        """For how many wall seconds commits have been failing; None when they do not."""
+        since_s = self._failing_since_s
+        return None if since_s is None else time.monotonic() - since_s
+
+    def on_frame(self, frame: bytes) -> None:
+        """Take in one frame. Never raises for what is in it."""
+        counters = self._counters
+        counters.frames += 1
+        pending = self._pending
+        for item in self._decoder.decode(frame):
+            if isinstance(item, Candle):
+                pending.add(item)
+                if item.closed:
+                    counters.records["candle"] += 1
+                    self._urgent.set()
+                else:
+                    counters.records["forming"] += 1
+            elif isinstance(item, MarkPrice):
+                pending.add(item)
+                counters.records["mark_price"] += 1
+            elif isinstance(item, FundingRate):
+                pending.add(item)
+                counters.records["funding_rate"] += 1
+            elif isinstance(item, Reject):
+                self._on_reject(item, frame)
+            else:
+                self._on_answer(item)
+
+    def add(self, record: Record) -> None:
+        """Take in a record that comes from elsewhere than a frame (a gap, the catalog)."""
+        self._pending.add(record)
+
+    def end(self) -> None:
+        """Say that nothing more comes: `run` commits what is there and returns."""
+        self._ended = True
+        self._urgent.set()
+
+    async def run(self) -> None:
+        """Commit until `end` was called and everything is stored, or cannot be stored any more."""
+        while True:
+            try:
+                async with asyncio.timeout(0 if self._ended else COMMIT_EVERY_S):
+                    await self._urgent.wait()
+                if not self._ended:
+                    await asyncio.sleep(CLOSED_COMMIT_AFTER_S)
+            except TimeoutError:
+                pass
+            self._urgent.clear()
+            ended = self._ended
+            if len(self._pending):
+                batch, self._pending = self._pending, Batch(self._funding_every_ms)
+                if not await self._commit(batch):
+                    if ended:
+                        log.error("stopping with records unsaved records=%d", len(self._pending))
+                        return
+                    await asyncio.sleep(RETRY_AFTER_S)
+            if ended and not len(self._pending):
+                return
+
+    async def _commit(self, batch: Batch) -> bool:
+        loop = asyncio.get_running_loop()
+        started_s = time.monotonic()
+        try:
+            changed = await loop.run_in_executor(self._writer, self.journal.write, batch)
+        except JournalWriteError as error:
+            await self._keep(batch, error)
+            return False
+        counters = self._counters
+        counters.commits += 1
+        counters.commit_s += time.monotonic() - started_s
+        counters.rows_changed += changed
+        if self._failing_since_s is not None:
+            log.warning(
+                "journal writes again after_s=%.1f", time.monotonic() - self._failing_since_s
+            )
+            self._failing_since_s = None
+        self.freshness.note(batch)
+        now_ms = self._now_ms()
+        for candle in batch.candles:
+            counters.close_lag.add(max(0, now_ms - candle.close_time_ms))
+        return True
+
+    async def _keep(self, batch: Batch, error: JournalWriteError) -> None:
+        self._counters.commit_failures += 1
+        if self._failing_since_s is None:
+            self._failing_since_s = time.monotonic()
+            log.error("journal cannot be written, keeping records in memory error=%r", str(error))
+        batch.merge(self._pending)
+        self._pending = batch
+        for kind, count in batch.shrink_to(MAX_PENDING_RECORDS).items():
+            self._counters.records_given_up[kind] += count
+        if error.damaged:
+            loop = asyncio.get_running_loop()
+            self.journal = await loop.run_in_executor(self._writer, self._reopen)
+
+    def _on_reject(self, reject: Reject, frame: bytes) -> None:
+        self._counters.rejects[reject.reason] += 1
+        if not reject.ignored and len(self._pending.dead_letters) < DEAD_LETTERS_PER_COMMIT:
+            reason = f"{reject.reason}: {reject.detail}"
+            self._pending.add(DeadLetter(self._now_ms(), reason, frame))
+
+    def _on_answer(self, answer: Control) -> None:
+        self._counters.answers += 1
+        if answer.error is not None:
+            self._counters.refused_requests += 1
+            log.warning(
+                "exchange refused a request id=%s error=%r", answer.request_id, answer.error
+            )

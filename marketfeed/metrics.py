@@ -1,0 +1,194 @@
+"""Counters of the collector, and how Prometheus sees them.
+
+The hot path counts in plain integers; a scrape turns them into metrics. Names end in their unit.
+"""
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from marketfeed import __version__
+
+CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
+"""Upper bounds for the time from a candle's close to its commit; quiet pairs close after 2,000 ms."""
+
+
+class Tally:
+    """A histogram of whole milliseconds: counts per bucket and their sum."""
+
+    def __init__(self, bounds: tuple[int, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum_ms = 0
+
+    def add(self, value_ms: int) -> None:
+        """Count one observation."""
+        self.sum_ms += value_ms
+        for index, bound in enumerate(self.bounds):
+            if value_ms <= bound:
+                self.counts[index] += 1
+                return
+        self.counts[-1] += 1
+
+
+class Counters:
+    """What the collector has done since it started. Written on the event loop only."""
+
+    def __init__(self) -> None:
+        self.started_s = time.time()
+        self.frames = 0
+        self.answers = 0
+        self.refused_requests = 0
+        self.rejects: Counter[str] = Counter()
+        self.records: Counter[str] = Counter()
+        self.commits = 0
+        self.commit_failures = 0
+        self.commit_s = 0.0
+        self.rows_changed = 0
+        self.records_given_up: Counter[str] = Counter()
+        self.close_lag = Tally(CLOSE_LAG_BUCKETS_MS)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now, in bytes (Linux: /proc/self/statm)."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def cpu_s() -> float:
+    """CPU seconds, user and system, that this process has used."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+class Gauges:
+    """What is read at a scrape: connections, pending records, journal, clock, age of the data."""
+
+    def __init__(
+        self,
+        *,
+        connections: dict[str, int],
+        streams: int,
+        pairs: int,
+        pending: int,
+        journal_bytes: int,
+        dead_letters: int,
+        clock_offset_ms: float,
+        mark_price_age_s: dict[str, float],
+        newest_close_age_s: dict[str, float],
+    ) -> None:
+        self.connections = connections
+        self.streams = streams
+        self.pairs = pairs
+        self.pending = pending
+        self.journal_bytes = journal_bytes
+        self.dead_letters = dead_letters
+        self.clock_offset_ms = clock_offset_ms
+        self.mark_price_age_s = mark_price_age_s
+        self.newest_close_age_s = newest_close_age_s
+
+
+class _Exporter:
+    def __init__(self, counters: Counters, gauges: Callable[[], Gauges]) -> None:
+        self._counters = counters
+        self._gauges = gauges
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._collect_counters()
+        yield from self._collect_gauges()
+
+    def _collect_counters(self) -> Iterable[Metric]:
+        c = self._counters
+        for name, text, value in (
+            ("frames", "Frames received", c.frames),
+            ("subscribe_answers", "Answers to SUBSCRIBE and the like", c.answers),
+            ("subscribe_refusals", "Answers that were errors", c.refused_requests),
+            ("commits", "Journal commits", c.commits),
+            ("commit_failures", "Journal commits that failed", c.commit_failures),
+            ("commit_seconds", "Time spent in journal commits", c.commit_s),
+            ("rows_changed", "Journal rows new or changed", c.rows_changed),
+            ("cpu_seconds", "CPU time, user and system", cpu_s()),
+        ):
+            yield CounterMetricFamily(f"marketfeed_{name}", text, value=value)
+        for name, label, text, counts in (
+            ("records", "kind", "Records decoded", c.records),
+            ("rejects", "reason", "Frames or rows that gave no record", c.rejects),
+            (
+                "records_given_up",
+                "kind",
+                "Records lost while the disk was full",
+                c.records_given_up,
+            ),
+        ):
+            family = CounterMetricFamily(f"marketfeed_{name}", text, labels=[label])
+            for key, count in counts.items():
+                family.add_metric([key], count)
+            yield family
+        running = 0
+        buckets: list[tuple[str, float]] = []
+        bounds = [*(str(bound / 1000) for bound in c.close_lag.bounds), "+Inf"]
+        for bound, seen in zip(bounds, c.close_lag.counts, strict=True):
+            running += seen
+            buckets.append((bound, running))
+        yield HistogramMetricFamily(
+            "marketfeed_close_to_commit_seconds",
+            "Exchange seconds from a candle's close to its commit",
+            buckets=buckets,
+            sum_value=c.close_lag.sum_ms / 1000,
+        )
+
+    def _collect_gauges(self) -> Iterable[Metric]:
+        g = self._gauges()
+        for name, text, value in (
+            ("start_time_seconds", "Wall time of the start", self._counters.started_s),
+            ("streams", "Streams subscribed", g.streams),
+            ("pairs", "Pairs collected", g.pairs),
+            ("pending_records", "Records received and not yet committed", g.pending),
+            ("journal_bytes", "Bytes of the journal in use", g.journal_bytes),
+            ("dead_letters", "Frames kept aside", g.dead_letters),
+            ("clock_offset_seconds", "Exchange clock ahead of this host", g.clock_offset_ms / 1000),
+            ("resident_memory_bytes", "Resident memory", rss_bytes()),
+        ):
+            yield GaugeMetricFamily(f"marketfeed_{name}", text, value=value)
+        for name, label, text, values in (
+            ("connections", "state", "Connections by state", g.connections),
+            ("mark_price_age_seconds", "pair", "Age of the newest mark price", g.mark_price_age_s),
+            (
+                "newest_close_age_seconds",
+                "timeframe",
+                "Age of the close of the timeframe's oldest newest candle",
+                g.newest_close_age_s,
+            ),
+        ):
+            family = GaugeMetricFamily(f"marketfeed_{name}", text, labels=[label])
+            for key, value in values.items():
+                family.add_metric([key], value)
+            yield family
+        build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+
+
+class Exposition:
+    """The text of `/metrics`: Prometheus format 0.0.4."""
+
+    def __init__(self, counters: Counters, gauges: Callable[[], Gauges]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Exporter(counters, gauges))
+
+    def text(self) -> bytes:
+        """Render all metrics now."""
+        return generate_latest(self._registry)

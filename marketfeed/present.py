@@ -1,0 +1,156 @@
+"""Tables and progress bars: how the commands' results look to people. Colours only on a terminal."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from marketfeed.check import Finding
+from marketfeed.demo import DemoResult, SeriesResult
+from marketfeed.status import StatusReport
+
+
+@contextlib.contextmanager
+def stages(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Show a progress bar on standard error; yields the function that is told stage and fraction."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (
+        TextColumn("{task.description:<31}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+
+        def tell(stage: str, fraction: float) -> None:
+            progress.update(task, description=stage, completed=fraction)
+
+        yield tell
+
+
+def demo_tables(result: DemoResult) -> list[RenderableType]:
+    """The demonstration's outcome: per timeframe, in total, and a sample as the reader gives it."""
+    report = result.report
+    table = Table(title="Stored candles against what the exchange published")
+    for name in ("timeframe", "pairs", "published", "stored", "missing", "wrong"):
+        table.add_column(name, justify="left" if name == "timeframe" else "right")
+    for timeframe in report.timeframes:
+        _add_series_row(table, timeframe, [s for s in result.series if s.timeframe == timeframe])
+    table.add_section()
+    _add_series_row(table, "all", result.series)
+    facts = Table(show_header=False, box=None)
+    latency = report.close_to_reader_ms
+    for name, value in (
+        ("frames received", f"{report.frames:,} ({report.seconds:g} s at speed {report.speed:g})"),
+        ("mark prices", f"{report.mark_prices:,}"),
+        ("funding rates", f"{report.funding_rates:,}"),
+        (
+            "closing frame sent → readable",
+            f"p50 {latency.p50} ms, p99 {latency.p99} ms, max {latency.max} ms",
+        ),
+        ("collector's memory", f"{report.rss_mb} MB"),
+    ):
+        facts.add_row(name, value)
+    verdict = (
+        Text("missing 0, wrong 0: every candle is there with its numbers.", style="bold green")
+        if report.good
+        else Text(f"missing {report.missing}, wrong {report.wrong}", style="bold red")
+    )
+    return [table, facts, Text(f"\nreader.get_ohlcv: {result.sample}\n"), verdict]
+
+
+def _add_series_row(table: Table, name: str, series: Sequence[SeriesResult]) -> None:
+    missing, wrong = sum(s.missing for s in series), sum(s.wrong for s in series)
+    table.add_row(
+        name,
+        f"{len({s.pair for s in series})}",
+        f"{sum(s.expected for s in series):,}",
+        f"{sum(s.stored for s in series):,}",
+        _alarming(missing),
+        _alarming(wrong),
+    )
+
+
+def _alarming(count: int) -> Text:
+    return Text(f"{count:,}", style="green" if count == 0 else "bold red")
+
+
+_STYLES = {"good": "green", "warning": "yellow", "bad": "bold red"}
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What `check` found, one line a finding."""
+    table = Table(show_edge=False)
+    for name in ("what", "verdict", "found"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        verdict = Text(finding.verdict, style=_STYLES[finding.verdict])
+        table.add_row(finding.subject, verdict, Text(finding.text))
+    return table
+
+
+def status_tables(report: StatusReport) -> list[RenderableType]:
+    """What `status` shows of a running collector."""
+    headline = (
+        Text("well", style="bold green")
+        if report.healthy
+        else Text("NOT WELL: " + "; ".join(report.reasons), style="bold red")
+    )
+    facts = Table(show_header=False, box=None)
+    mark_age = report.mark_price_age_s
+    for name, value in (
+        ("version", report.version),
+        ("running for", f"{report.uptime_s:,.0f} s"),
+        ("exchange time", _time(report.exchange_time_ms)),
+        ("its clock ahead by", f"{report.clock_offset_ms:+,.0f} ms"),
+        ("pairs, streams", f"{report.pairs:,}, {report.streams:,}"),
+        ("left out", ", ".join(report.refused_pairs) or "none"),
+        ("frames", f"{report.frames:,} ({report.frames_per_s:,.0f}/s)"),
+        ("rejected", _counts(report.rejects)),
+        ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
+        ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
+        ("waiting for a commit", f"{report.journal.pending:,}"),
+        ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
+        ("given up", _counts(report.journal.records_given_up)),
+        ("dead letters", f"{report.journal.dead_letters:,}"),
+        ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
+    ):
+        facts.add_row(name, value)
+    candles = Table(title="Closed candles")
+    for name in ("timeframe", "newest opened at", "pairs that have it", "stored since the start"):
+        candles.add_column(name, justify="right")
+    for item in report.timeframes:
+        candles.add_row(
+            item.timeframe,
+            "none yet" if item.newest_open_time_ms is None else _time(item.newest_open_time_ms),
+            f"{item.pairs_with_newest} of {item.pairs}",
+            f"{item.candles:,}",
+        )
+    connections = Table(title="Connections")
+    for name in ("name", "state", "streams", "opened", "frames", "last frame", "last error"):
+        connections.add_column(name, overflow="fold")
+    for connection in report.connections:
+        age_s = connection.last_frame_age_s
+        connections.add_row(
+            connection.name,
+            Text(connection.state, style="green" if connection.state == "open" else "bold red"),
+            str(connection.streams),
+            str(connection.opened),
+            f"{connection.frames:,}",
+            "none yet" if age_s is None else f"{age_s:.1f} s ago",
+            Text(connection.last_error),
+        )
+    return [headline, facts, candles, connections]
+
+
+def _time(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"

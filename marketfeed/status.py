@@ -1,0 +1,140 @@
+"""The status port: `/health`, `/metrics` and `/status` of a running collector.
+
+Bound to 127.0.0.1 unless set otherwise. `/health` answers 200 while all is well and 503 with the reasons
+when not; it is never a reason to restart the service by itself.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Self
+
+import msgspec
+from aiohttp import web
+
+from marketfeed.metrics import Exposition
+
+log = logging.getLogger(__name__)
+
+
+class ConnectionReport(msgspec.Struct, frozen=True):
+    """One WebSocket connection. `last_frame_age_s` is None before its first frame (wall seconds)."""
+
+    name: str
+    state: str
+    streams: int
+    opened: int
+    frames: int
+    last_frame_age_s: float | None
+    last_error: str
+
+
+class TimeframeReport(msgspec.Struct, frozen=True):
+    """How far a timeframe has come: its newest closed candle's open time (ms), and who has it."""
+
+    timeframe: str
+    newest_open_time_ms: int | None
+    pairs_with_newest: int
+    pairs: int
+    candles: int
+
+
+class JournalReport(msgspec.Struct, frozen=True):
+    """State of the journal. `set_aside` names a damaged predecessor found at the start."""
+
+    path: str
+    bytes_used: int
+    next_seq: int
+    pending: int
+    commits: int
+    commit_failures: int
+    records_given_up: dict[str, int]
+    dead_letters: int
+    set_aside: str | None
+
+
+class StatusReport(msgspec.Struct, frozen=True):
+    """All that `marketfeed status` shows. Times in ms are exchange time."""
+
+    version: str
+    healthy: bool
+    reasons: list[str]
+    uptime_s: float
+    exchange_time_ms: int
+    clock_offset_ms: float
+    speed: float
+    pairs: int
+    refused_pairs: dict[str, str]
+    streams: int
+    frames: int
+    frames_per_s: float
+    records: dict[str, int]
+    rejects: dict[str, int]
+    mark_price_age_s: float | None
+    """Age of the oldest of all pairs' newest mark prices; None until every pair has one."""
+    timeframes: list[TimeframeReport]
+    connections: list[ConnectionReport]
+    journal: JournalReport
+    rss_bytes: int
+    cpu_s: float
+
+
+class StatusServer:
+    """Serves the reports of one collector on one address. An async context manager.
+
+    `port` 0 takes any free one; `url` tells which after entering.
+    """
+
+    def __init__(
+        self, host: str, port: int, report: Callable[[], StatusReport], exposition: Exposition
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._report = report
+        self._exposition = exposition
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=16 * 1024)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/status", self._status)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port)
+        try:
+            await site.start()
+        except BaseException:
+            await self._runner.cleanup()
+            raise
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        log.info("status listening status_url=%s", self.url)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        report = self._report()
+        body = msgspec.json.encode({"healthy": report.healthy, "reasons": report.reasons})
+        return web.Response(
+            body=body,
+            status=200 if report.healthy else 503,
+            content_type="application/json",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=msgspec.json.encode(self._report()),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._exposition.text(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )

@@ -1,0 +1,27 @@
+"""Asks a running collector for its status report."""
+
+import aiohttp
+import msgspec
+
+from marketfeed.errors import MarketfeedError
+from marketfeed.status import StatusReport
+
+
+class NoCollectorError(MarketfeedError):
+    """Nobody answers at the status address, or not a collector."""
+
+
+async def fetch_status(url: str, timeout_s: float = 5.0) -> StatusReport:
+    """Fetch the report from `http://host:port`. Raises NoCollectorError."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
+            session.get(url.rstrip("/") + "/status") as response,
+        ):
+            body = await response.read()
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise NoCollectorError(f"no collector answers at {url}: {error or 'no answer'}") from error
+    try:
+        return msgspec.json.decode(body, type=StatusReport)
+    except msgspec.DecodeError as error:
+        raise NoCollectorError(f"{url} is no collector of this version: {error}") from error

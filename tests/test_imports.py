@@ -1,0 +1,128 @@
+"""Who may import what: the rooms of the house, as ARCHITECTURE.md draws them."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted([*(ROOT / "marketfeed").rglob("*.py"), *(ROOT / "reader").rglob("*.py")])
+
+ONLY_IN = {
+    "cryptofeed": {"marketfeed/binance/feed.py"},
+    "sqlite3": {
+        "marketfeed/database.py",
+        "marketfeed/journal.py",
+        "marketfeed/aggregator/ledger.py",
+        "reader/sqlite.py",
+    },
+    "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
+    "typer": {"marketfeed/cli.py"},
+    "rich": {"marketfeed/cli.py", "marketfeed/present.py"},
+}
+PURE = {
+    "marketfeed/__init__.py",
+    "marketfeed/batch.py",
+    "marketfeed/binance/decode.py",
+    "marketfeed/binance/symbols.py",
+    "marketfeed/errors.py",
+    "marketfeed/lines.py",
+    "marketfeed/records.py",
+    "marketfeed/rows.py",
+    "marketfeed/schema.py",
+    "marketfeed/simulator/market.py",
+    "marketfeed/tables.py",
+    "reader/frames.py",
+}
+TOUCHES_THE_WORLD = {
+    "aiohttp",
+    "asyncio",
+    "fcntl",
+    "http",
+    "io",
+    "logging",
+    "os",
+    "pathlib",
+    "random",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib",
+    "urllib3",
+    "uvloop",
+    "websockets",
+}
+READER_MAY_NEED = {"marketfeed", "reader", "pandas", "numpy", "msgspec", "urllib3"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, wherever it stands."""
+    package = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def top(module: str) -> str:
+    return module.split(".", 1)[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_stay_in_their_rooms(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    modules = set(imported(path))
+    tops = {top(module) for module in modules}
+    for library, rooms in ONLY_IN.items():
+        assert library not in tops or name in rooms, f"{library} may not be imported in {name}"
+    if name in PURE:
+        allowed = {"random"} if name.startswith("marketfeed/simulator/") else set()
+        assert not tops & TOUCHES_THE_WORLD - allowed, f"{name} is pure"
+        inner = {m for m in modules if top(m) == "marketfeed" and m.count(".")}
+        files = {m.replace(".", "/") + ".py" for m in inner}
+        assert {f for f in files if (ROOT / f).exists()} <= PURE
+    if name.startswith("reader/"):
+        ours = {m for m in modules if top(m) == "marketfeed"}
+        assert ours <= {"marketfeed", "marketfeed.schema"} or all(
+            m.startswith("marketfeed.schema") for m in ours if m != "marketfeed"
+        )
+        foreign = {t for t in tops if t not in sys.stdlib_module_names}
+        assert foreign <= READER_MAY_NEED | (
+            {"freqtrade"} if name.endswith("freqtrade.py") else set()
+        )
+    if name == "marketfeed/schema.py":
+        assert tops <= sys.stdlib_module_names
+    if name == "marketfeed/__init__.py":
+        assert not tops
+
+
+def test_every_pure_module_exists() -> None:
+    assert {name for name in PURE if not (ROOT / name).exists()} == set()
+
+
+def test_import_reader_loads_nothing_of_the_collector() -> None:
+    code = (
+        "import sys, reader\n"
+        "heavy = {'cryptofeed', 'aiohttp', 'uvloop', 'influxdb_client', 'pydantic', 'typer', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
