@@ -11,7 +11,7 @@ from typing import Final, Literal
 import aiohttp
 import msgspec
 
-from marketfeed.binance.decode import FrameDecoder, MarkPrice
+from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
     ExchangeInfo,
@@ -23,9 +23,10 @@ from marketfeed.binance.symbols import (
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import Settings
+from marketfeed.config import Settings, TopPairs
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.journal import inspect_journal
+from marketfeed.records import MarkPrice
 
 Verdict = Literal["good", "warning", "bad"]
 
@@ -111,9 +112,9 @@ async def _select(settings: Settings, rest: BinanceRest, info: ExchangeInfo) -> 
     wanted = settings.exchange.pairs
     if wanted == "all":
         return select_all(info, settings.exchange.quote)
-    if isinstance(wanted, int):
+    if isinstance(wanted, TopPairs):
         volumes = await rest.quote_volumes()
-        return select_top(info, settings.exchange.quote, wanted, volumes)
+        return select_top(info, settings.exchange.quote, wanted.count, volumes)
     return select_named(info, wanted)
 
 
@@ -138,7 +139,7 @@ async def _check_stream(
 ) -> Finding:
     """Subscribe one mark price: an ACK proves nothing, only data does."""
     instrument = selection.instruments[0]
-    stream = stream_names([instrument], [], settings.exchange.mark_price_every)[0]
+    stream = stream_names([instrument], [], settings.exchange.mark_price_every.ms)[0]
     url = settings.exchange.ws_url + "/market/stream"
     decoder = FrameDecoder({instrument.symbol: instrument.pair})
     try:

@@ -139,11 +139,11 @@ def status(
     """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
     from marketfeed.config import load_settings
     from marketfeed.present import status_tables
-    from marketfeed.status_client import fetch_status
+    from marketfeed.status_client import fetch_status, status_url
 
     if url is None:
         settings = load_settings(config)
-        url = f"http://{settings.status.host}:{settings.status.port}"
+        url = status_url(settings.status.host, settings.status.port)
     report = uvloop.run(fetch_status(url))
     if as_json:
         _print_json(report)

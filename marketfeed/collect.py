@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from marketfeed import __version__, schema
+from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.rest import BinanceRest
@@ -31,8 +32,8 @@ from marketfeed.binance.symbols import (
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import Settings
-from marketfeed.errors import ExchangeError, JournalWriteError
+from marketfeed.config import Settings, TopPairs
+from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters, Exposition, Gauges, cpu_s, rss_bytes
@@ -70,6 +71,7 @@ class Collector:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._journal_counts = {"bytes": 0, "dead_letters": 0}
         self._journal_set_aside: str | None = None
+        self._documents: dict[str, bytes] = {}
         self._selection = Selection((), {})
         self._streams: Sequence[str] = ()
         self._intake: Intake | None = None
@@ -109,19 +111,27 @@ class Collector:
         self._selection = selection
         exchange = self._settings.exchange
         self._streams = stream_names(
-            selection.instruments, exchange.timeframes, exchange.mark_price_every
+            selection.instruments, exchange.timeframes, exchange.mark_price_every.ms
         )
-        self._intake = intake = Intake(
+        intake = Intake(
             journal,
             self._writer,
             FrameDecoder({i.symbol: i.pair for i in selection.instruments}),
             self._counters,
             self._clock.now_ms,
-            exchange.funding_rate_every,
-            self._open_journal,
+            exchange.funding_rate_every.ms,
+            lambda: self._reopen_journal(intake),
         )
+        self._intake = intake
         self._note_catalog(intake, selection.instruments)
-        self._feed = feed = self._make_feed(info.body)
+        self._feed = feed = Feed(
+            FeedOptions(ws_url=exchange.ws_url),
+            msgspec.json.decode(info.body),
+            self._streams,
+            on_frame=lambda frame, _: intake.on_frame(frame),
+            on_state=_log_connection,
+            limiter=ConnectLimiter(),
+        )
         log.info(
             "collecting pairs=%d streams=%d timeframes=%s",
             len(selection.instruments),
@@ -159,6 +169,15 @@ class Collector:
         self._journal_counts = journal.counts()
         return journal
 
+    async def _reopen_journal(self, intake: Intake) -> Journal:
+        """Start a fresh journal after damage, with the documents and the catalog that it must hold."""
+        await self._in_writer(intake.journal.close)
+        journal = await self._in_writer(self._open_journal)
+        for name, body in self._documents.items():
+            await self._save(journal, name, body)
+        self._note_catalog(intake, self._selection.instruments)
+        return journal
+
     def _rest_url(self) -> str:
         return self._settings.exchange.rest_url
 
@@ -178,6 +197,7 @@ class Collector:
                 known = await self._in_writer(lambda: journal.load_document(_EXCHANGE_INFO))
                 if known is not None:
                     body, saved_ms = known
+                    self._documents[_EXCHANGE_INFO] = body
                     log.warning(
                         "exchangeInfo not to be had, using the last known copy error=%r age_h=%.1f",
                         str(error),
@@ -200,15 +220,15 @@ class Collector:
         wanted = exchange.pairs
         if wanted == "all":
             return self._warned(select_all(loaded.info, exchange.quote))
-        if not isinstance(wanted, int):
+        if not isinstance(wanted, TopPairs):
             return self._warned(select_named(loaded.info, wanted))
         # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
-        name = f"{_CHOSEN_PAIRS}:{exchange.quote}:{wanted}"
+        name = f"{_CHOSEN_PAIRS}:{exchange.quote}:{wanted.count}"
         known = await self._in_writer(lambda: journal.load_document(name))
         if known is not None:
-            return self._warned(
-                select_named(loaded.info, msgspec.json.decode(known[0], type=list[str]))
-            )
+            self._documents[name] = known[0]
+            names = msgspec.json.decode(known[0], type=list[str])
+            return self._warned(select_named(loaded.info, names))
         delay_s = FETCH_RETRY_FIRST_S
         while not stop.is_set():
             try:
@@ -218,13 +238,14 @@ class Collector:
                 await _sleep_unless(stop, delay_s)
                 delay_s = min(delay_s * 2, FETCH_RETRY_CAP_S)
                 continue
-            selection = select_top(loaded.info, exchange.quote, wanted, volumes)
-            names = msgspec.json.encode([i.pair for i in selection.instruments])
-            await self._save(journal, name, names)
+            selection = select_top(loaded.info, exchange.quote, wanted.count, volumes)
+            body = msgspec.json.encode([i.pair for i in selection.instruments])
+            await self._save(journal, name, body)
             return self._warned(selection)
         return None
 
     async def _save(self, journal: Journal, name: str, body: bytes) -> None:
+        self._documents[name] = body
         await self._in_writer(lambda: journal.save_document(name, body, self._clock.now_ms()))
 
     def _warned(self, selection: Selection) -> Selection:
@@ -266,9 +287,9 @@ class Collector:
     async def _keep_journal(self, intake: Intake) -> None:
         settings = self._settings.journal
         keep_ms = {
-            schema.TABLE_CANDLE: settings.retention.candles,
-            schema.TABLE_MARK_PRICE: settings.retention.mark_price,
-            schema.TABLE_FUNDING_RATE: settings.retention.funding_rate,
+            schema.TABLE_CANDLE: settings.retention.candles.ms,
+            schema.TABLE_MARK_PRICE: settings.retention.mark_price.ms,
+            schema.TABLE_FUNDING_RATE: settings.retention.funding_rate.ms,
         }
 
         def turn() -> dict[str, int]:
@@ -280,7 +301,7 @@ class Collector:
         while True:
             try:
                 gone = await self._in_writer(turn)
-            except JournalWriteError as error:
+            except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
             else:
                 now_ms = self._clock.now_ms()
@@ -415,6 +436,16 @@ class Collector:
 
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, call)
+
+
+def _log_connection(status: ConnectionStatus) -> None:
+    log.info(
+        "connection name=%s state=%s opened=%d error=%r",
+        status.name,
+        status.state,
+        status.opened,
+        status.last_error,
+    )
 
 
 class _LoadedInfo(msgspec.Struct, frozen=True):

@@ -86,6 +86,10 @@ class Database:
             return
         try:
             self.db.close()
+        except sqlite3.Error as error:
+            log.warning(
+                "%s not closed cleanly path=%s error=%r", self.kind.name, self.path, str(error)
+            )
         finally:
             os.close(self._lock_fd)
             self._lock_fd = -1

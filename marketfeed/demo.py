@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -26,14 +27,13 @@ from marketfeed import schema
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import MarketfeedError
 from marketfeed.journal import Journal
+from marketfeed.simulator.published import Published
 from marketfeed.status import StatusReport
 from reader import MarketReader
 
 START_TIMEOUT_S: Final = 60.0
 SETTLE_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 20.0
-POLL_S: Final = 0.002
-"""How often the watching reader asks whether the journal has changed."""
 
 
 class DemoError(MarketfeedError):
@@ -48,26 +48,6 @@ class DemoOptions(msgspec.Struct, frozen=True):
     seconds: float = 30.0
     speed: float = 60.0
     directory: Path | None = None
-
-
-class Published(msgspec.Struct, frozen=True):
-    """A closing frame that the simulator has sent: the truth. `sent_ns` is on the monotonic clock."""
-
-    number: int
-    symbol: str
-    pair: str
-    timeframe: str
-    open_time_ms: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    quote_volume: float
-    taker_buy_volume: float
-    trades: int
-    sent_monotonic_ns: int
-    receivers: int
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -196,33 +176,46 @@ def _quantiles(values: Sequence[float]) -> Latency:
 def _compare(
     journal_path: Path, published: Sequence[Published], clock: ExchangeClock
 ) -> tuple[list[SeriesResult], str]:
-    """Read every series back through the reader and compare it with what was sent, number by number."""
+    """Read every series back through the reader and compare it with what was sent, number by number.
+
+    What a reader's frame does not hold (quote volume, taker volume, trades) is compared in the journal.
+    """
     truth: dict[tuple[str, str], dict[int, Published]] = defaultdict(dict)
     for item in published:
         truth[item.pair, item.timeframe][item.open_time_ms] = item
     results: list[SeriesResult] = []
     sample = ""
-    with MarketReader.connect(f"sqlite:///{journal_path}", now_ms=clock.now_ms) as reader:
+    with (
+        MarketReader.connect(f"sqlite:///{journal_path}", now_ms=clock.now_ms) as reader,
+        Journal.open(journal_path) as journal,
+    ):
         for (pair, timeframe), expected in sorted(truth.items()):
-            frame = reader.get_ohlcv(pair, timeframe, since=min(expected), max_age_s=None)
+            since_ms = min(expected)
+            frame = reader.get_ohlcv(pair, timeframe, since=since_ms, max_age_s=None)
             if not sample:
                 sample = f"{pair} {timeframe}\n{frame.tail(5).to_string(index=False)}"
             opens = [int(date.timestamp() * 1000) for date in frame["date"]]
-            values = frame[["open", "high", "low", "close", "volume"]].to_numpy()
-            stored = dict(zip(opens, values.tolist(), strict=True))
+            values = frame[["open", "high", "low", "close", "volume"]].to_numpy().tolist()
+            stored = {
+                candle.open_time_ms: candle
+                for candle in journal.candles(pair, timeframe, since_ms, opens[-1] + 1)
+            }
             wrong = sum(
                 open_ms not in expected
-                or row != [getattr(expected[open_ms], name) for name in _COMPARED]
-                for open_ms, row in stored.items()
+                or open_ms not in stored
+                or row != [getattr(expected[open_ms], name) for name in _IN_FRAMES]
+                or any(
+                    getattr(stored[open_ms], name) != getattr(expected[open_ms], name)
+                    for name in schema.CANDLE_FIELDS
+                )
+                for open_ms, row in zip(opens, values, strict=True)
             )
-            missing = len(expected.keys() - stored.keys())
-            results.append(
-                SeriesResult(pair, timeframe, len(expected), len(stored), missing, wrong)
-            )
+            missing = len(expected.keys() - set(opens))
+            results.append(SeriesResult(pair, timeframe, len(expected), len(opens), missing, wrong))
     return results, sample
 
 
-_COMPARED: Final = ("open", "high", "low", "close", "volume")
+_IN_FRAMES: Final = ("open", "high", "low", "close", "volume")
 
 
 # --- watching ---------------------------------------------------------------------------------------
@@ -268,6 +261,7 @@ class _Watch:
     def _read_on(self) -> None:
         newest: dict[tuple[str, str], int] = {}
         while not self._stop.is_set():
+            version = self._reader.version()
             for timeframe in self._timeframes:
                 found = self._reader.newest(timeframe)
                 now_ns = time.monotonic_ns()
@@ -275,7 +269,7 @@ class _Watch:
                     if newest.get((pair, timeframe)) != open_ms:
                         newest[pair, timeframe] = open_ms
                         self._seen_ns[pair, timeframe, open_ms] = now_ns
-            self._reader.wait_change(timeout_s=0.25, poll_s=POLL_S)
+            self._reader.wait_change(version, timeout_s=0.25)
 
 
 # --- processes ----------------------------------------------------------------------------------------
@@ -336,7 +330,7 @@ class _Process:
             line = raw.decode("utf-8", "replace").rstrip()
             self._tail = [*self._tail[-99:], line]
             if " listening " in line:
-                self.urls.update(word.split("=", 1) for word in line.split() if "_url=" in word)  # type: ignore[arg-type]
+                self.urls |= dict(re.findall(r"(\w+_url)=(\S+)", line))
                 self._told.set()
 
 

@@ -8,13 +8,13 @@ the batch is kept and tried again; the socket is read on, in bounded memory.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final
 
 from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.errors import JournalWriteError
+from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
 from marketfeed.records import Candle, DeadLetter, FundingRate, MarkPrice, Record
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 COMMIT_EVERY_S: Final = 0.25
 CLOSED_COMMIT_AFTER_S: Final = 0.008
 """How long a closing frame waits for its neighbours; with the commit itself (p99 4 ms) under 20 ms."""
-RETRY_AFTER_S: Final = 1.0
+LAST_TRIES: Final = 3
+"""How often a commit is tried again when the collector stops, before its records are given up."""
 MAX_PENDING_RECORDS: Final = 500_000
 """Records held while the disk refuses: about 150 MB. Mark prices give way first, closed candles last."""
 DEAD_LETTERS_PER_COMMIT: Final = 200
@@ -56,7 +57,8 @@ class Freshness:
 class Intake:
     """Takes frames in on the event loop and commits their records through `writer`, one thread.
 
-    `reopen` gives a fresh journal after the file has been found damaged while running.
+    `reopen` closes the journal and gives a fresh one, with what it must hold from the start, after the
+    file has been found damaged while running. `retry_after_s` are wall seconds.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class Intake:
         counters: Counters,
         now_ms: Callable[[], int],
         funding_rate_every_ms: int,
-        reopen: Callable[[], Journal],
+        reopen: Callable[[], Awaitable[Journal]],
+        retry_after_s: float = 1.0,
     ) -> None:
         self.freshness = Freshness()
         self.journal = journal
@@ -77,6 +80,8 @@ class Intake:
         self._now_ms = now_ms
         self._funding_every_ms = funding_rate_every_ms
         self._reopen = reopen
+        self._retry_after_s = retry_after_s
+        self._damaged = False
         self._pending = Batch(funding_rate_every_ms)
         self._urgent = asyncio.Event()
         self._ended = False
@@ -128,33 +133,42 @@ class Intake:
 
     async def run(self) -> None:
         """Commit until `end` was called and everything is stored, or cannot be stored any more."""
+        last_tries = LAST_TRIES
         while True:
-            try:
-                async with asyncio.timeout(0 if self._ended else COMMIT_EVERY_S):
-                    await self._urgent.wait()
-                if not self._ended:
-                    await asyncio.sleep(CLOSED_COMMIT_AFTER_S)
-            except TimeoutError:
-                pass
-            self._urgent.clear()
+            await self._until_due()
             ended = self._ended
             if len(self._pending):
                 batch, self._pending = self._pending, Batch(self._funding_every_ms)
                 if not await self._commit(batch):
-                    if ended:
+                    if ended and last_tries == 0:
                         log.error("stopping with records unsaved records=%d", len(self._pending))
                         return
-                    await asyncio.sleep(RETRY_AFTER_S)
+                    last_tries -= ended
+                    await asyncio.sleep(self._retry_after_s)
             if ended and not len(self._pending):
                 return
+
+    async def _until_due(self) -> None:
+        if not self._ended:
+            try:
+                async with asyncio.timeout(COMMIT_EVERY_S):
+                    await self._urgent.wait()
+                    await asyncio.sleep(CLOSED_COMMIT_AFTER_S)
+            except TimeoutError:
+                pass
+        self._urgent.clear()
 
     async def _commit(self, batch: Batch) -> bool:
         loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         try:
+            if self._damaged:
+                self.journal = await self._reopen()
+                self._damaged = False
             changed = await loop.run_in_executor(self._writer, self.journal.write, batch)
-        except JournalWriteError as error:
-            await self._keep(batch, error)
+        except JournalError as error:
+            self._damaged |= isinstance(error, JournalWriteError) and error.damaged
+            self._keep(batch, error)
             return False
         counters = self._counters
         counters.commits += 1
@@ -171,7 +185,7 @@ class Intake:
             counters.close_lag.add(max(0, now_ms - candle.close_time_ms))
         return True
 
-    async def _keep(self, batch: Batch, error: JournalWriteError) -> None:
+    def _keep(self, batch: Batch, error: JournalError) -> None:
         self._counters.commit_failures += 1
         if self._failing_since_s is None:
             self._failing_since_s = time.monotonic()
@@ -180,9 +194,6 @@ class Intake:
         self._pending = batch
         for kind, count in batch.shrink_to(MAX_PENDING_RECORDS).items():
             self._counters.records_given_up[kind] += count
-        if error.damaged:
-            loop = asyncio.get_running_loop()
-            self.journal = await loop.run_in_executor(self._writer, self._reopen)
 
     def _on_reject(self, reject: Reject, frame: bytes) -> None:
         self._counters.rejects[reject.reason] += 1

@@ -19,7 +19,7 @@ from typing import Final, Self
 from marketfeed import rows, schema, tables
 from marketfeed.batch import Batch
 from marketfeed.database import Database, FileFound, Kind, inspect
-from marketfeed.records import CatalogEntry
+from marketfeed.records import Candle, CatalogEntry
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
@@ -150,6 +150,24 @@ class Journal:
                 (str(list(names)),),
             )
         }
+
+    def candles(self, pair: str, timeframe: str, since_ms: int, until_ms: int) -> list[Candle]:
+        """The closed candles with since_ms <= open time < until_ms, oldest first, all numbers.
+
+        `event_time_ms` is not kept of closed candles: it is the close time here.
+        """
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        return [
+            Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms)
+            for at_ms, o, h, lo, c, v, q, b, n in self._db.execute(
+                """SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
+                          trades
+                   FROM candle JOIN pair ON pair.id = pair_id
+                   WHERE pair.pair = ? AND timeframe_ms = ? AND open_time >= ? AND open_time < ?
+                   ORDER BY open_time""",
+                (pair, length_ms, since_ms, until_ms),
+            )
+        ]
 
     def catalog(self) -> list[CatalogEntry]:
         """What this journal collects, ordered by pair."""

@@ -11,6 +11,12 @@ class NoCollectorError(MarketfeedError):
     """Nobody answers at the status address, or not a collector."""
 
 
+def status_url(host: str, port: int) -> str:
+    """The address at which a collector bound to `host` answers callers on its own host."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is not bound here
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
 async def fetch_status(url: str, timeout_s: float = 5.0) -> StatusReport:
     """Fetch the report from `http://host:port`. Raises NoCollectorError."""
     try:

@@ -1,10 +1,9 @@
 """Settings as a whole: the shipped file, defaults, what depends on what, and that no secret is shown."""
 
 import logging
-import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -225,11 +224,16 @@ def test_a_token_file_must_be_there(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_token_file_must_be_readable(tmp_path: Path) -> None:
-    (tmp_path / "token").touch(0o000)
-    with pytest.raises(SettingsError, match="that this user may read"):
-        influx(token_file=str(tmp_path / "token"))
+def test_a_token_file_must_be_readable(
+    shared_path: Path, as_nobody: Callable[[Callable[[], None]], None]
+) -> None:
+    (shared_path / "token").touch(0o000)
+
+    def load() -> None:
+        with pytest.raises(SettingsError, match="that this user may read"):
+            influx(token_file=str(shared_path / "token"))
+
+    as_nobody(load)
 
 
 def test_a_token_file_that_everybody_may_read_is_a_warning(

@@ -1,7 +1,7 @@
 """The environment and credential files: names, precedence, what is misspelt, what cannot be read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -319,8 +319,13 @@ def test_a_credential_directory_that_is_not_there_or_too_large(tmp_path: Path) -
     assert line.startswith(f"{tmp_path}: credential directory: secrets_dir size is above ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_credential_file(tmp_path: Path) -> None:
-    (tmp_path / "influxdb__token").touch(0o000)
-    (line,) = mistakes({}, tmp_path)
-    assert line.startswith("influxdb.token: the file cannot be read: Permission denied")
+def test_an_unreadable_credential_file(
+    shared_path: Path, as_nobody: Callable[[Callable[[], None]], None]
+) -> None:
+    (shared_path / "influxdb__token").touch(0o000)
+
+    def look() -> None:
+        (line,) = mistakes({}, shared_path)
+        assert line.startswith("influxdb.token: the file cannot be read: Permission denied")
+
+    as_nobody(look)

@@ -1,0 +1,210 @@
+"""Recorded frames read back with exactly their numbers; no order or repeat of frames changes them."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from marketfeed.binance.decode import FrameDecoder
+from marketfeed.errors import JournalWriteError
+from marketfeed.intake import Intake
+from marketfeed.journal import Journal
+from marketfeed.metrics import Counters
+from marketfeed.records import CatalogEntry
+from reader import MarketReader
+
+DATA = Path(__file__).parent / "data"
+SYMBOLS = ("BTCUSDT", "SUSHIUSDT", "AKROUSDT", "KEEPUSDT", "CTKUSDT")
+PAIRS = {symbol: f"{symbol.removesuffix('USDT')}/USDT:USDT" for symbol in SYMBOLS}
+
+
+def recorded(name: str) -> list[bytes]:
+    lines = (DATA / name).read_bytes().splitlines()
+    return [re.sub(rb"^[\d.]+: ", b"", line) for line in lines if b"{" in line[:40]]
+
+
+CLOSING = recorded("closing_frames.jsonl")
+RECORDED = recorded("recorded_mainnet_2021-07.raw")
+
+
+def kline(frame: bytes) -> dict[str, Any] | None:
+    data = json.loads(frame)
+    event = data.get("data", data)
+    return event["k"] if event.get("e") == "kline" else None
+
+
+def take_in(
+    path: Path,
+    frames: Iterable[bytes],
+    open_journal: Callable[[Path], Journal] = Journal.open,
+    pauses: Sequence[int] = (),
+) -> Counters:
+    """Run frames through a real intake into the journal at `path`; commits come after `pauses` too."""
+    counters = Counters()
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as writer:
+            journal = open_journal(path)
+
+            async def reopen() -> Journal:
+                intake.journal.close()
+                note_catalog()
+                return Journal.open(path)
+
+            def note_catalog() -> None:
+                for symbol, pair in PAIRS.items():
+                    intake.add(CatalogEntry(pair, symbol, ("1m", "3m"), 0, None, None, 0))
+
+            decoder = FrameDecoder(PAIRS)
+            intake = Intake(
+                journal, writer, decoder, counters, lambda: 0, 60_000, reopen, retry_after_s=0.01
+            )
+            note_catalog()
+            committing = asyncio.create_task(intake.run())
+            for number, frame in enumerate(frames):
+                intake.on_frame(frame)
+                if number in pauses:
+                    commits = counters.commits
+                    while intake.pending or counters.commits == commits:
+                        await asyncio.sleep(0.001)
+            intake.end()
+            await committing
+            intake.journal.close()
+
+    asyncio.run(run())
+    return counters
+
+
+def stored(path: Path, pair: str, timeframe: str = "1m") -> dict[int, list[float]]:
+    with MarketReader.connect(f"sqlite:///{path}") as reader:
+        frame = reader.get_ohlcv(pair, timeframe, since=0, max_age_s=None)
+    opens = [int(date.timestamp() * 1000) for date in frame["date"]]
+    values = frame[["open", "high", "low", "close", "volume"]].to_numpy().tolist()
+    return dict(zip(opens, values, strict=True))
+
+
+@pytest.mark.parametrize("frames", [CLOSING, RECORDED], ids=["2026", "2021"])
+def test_every_recorded_closing_frame_reads_back(tmp_path: Path, frames: list[bytes]) -> None:
+    path = tmp_path / "journal.db"
+    counters = take_in(path, frames)
+    closed = [k for frame in frames if (k := kline(frame)) and k["x"] and k["s"] in PAIRS]
+    assert len(closed) == (5 if frames is CLOSING else 4)
+    for k in closed:
+        assert stored(path, PAIRS[k["s"]])[k["t"]] == [float(k[name]) for name in "ohlcv"]
+    with Journal.open(path) as journal:
+        for k in closed:
+            (candle,) = journal.candles(PAIRS[k["s"]], "1m", k["t"], k["t"] + 1)
+            assert [candle.quote_volume, candle.taker_buy_volume] == [float(k["q"]), float(k["V"])]
+            assert candle.trades == k["n"]
+        assert journal.row_counts()["candle"] == len(closed)
+    # The one of COIN-M; in the older recording nothing is of another market.
+    assert counters.rejects["unknown_symbol"] == (1 if frames is CLOSING else 0)
+
+
+def closing_and_open_frames() -> list[bytes]:
+    """Open frames that lead to each of three closing frames, and one for a candle that goes on."""
+    frames = []
+    for number in range(4):
+        template = json.loads(CLOSING[0])
+        shift_ms = number * 60_000
+        k = template["data"]["k"]
+        k["t"] += shift_ms
+        k["T"] += shift_ms
+        for trades, high in ((3, "64970.8"), (150, "64970.85"), (194, "64970.90")):
+            k["x"] = trades == 194 and number < 3
+            template["data"]["E"] = k["t"] + (60_960 if k["x"] else trades * 10)
+            frames.append(
+                json.dumps(
+                    template | {"data": template["data"] | {"k": k | {"n": trades, "h": high}}}
+                ).encode()
+            )
+    return frames
+
+
+FRAMES = closing_and_open_frames()
+
+
+@given(
+    st.permutations(FRAMES),
+    st.lists(st.sampled_from(FRAMES), max_size=8),
+    st.sets(st.integers(0, len(FRAMES)), max_size=3),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_order_or_repeat_of_frames_changes_a_closed_candle(
+    tmp_path_factory: pytest.TempPathFactory,
+    order: list[bytes],
+    repeated: list[bytes],
+    pauses: set[int],
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "journal.db"
+    take_in(path, [*order, *repeated], pauses=sorted(pauses))
+    start = json.loads(CLOSING[0])["data"]["k"]["t"]
+    assert stored(path, PAIRS["BTCUSDT"]) == {
+        start + n * 60_000: [64970.8, 64970.9, 64969.4, 64969.4, 9.09] for n in range(3)
+    }
+
+
+def test_bad_frames_are_counted_and_kept_and_disturb_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    garbage = [b"{", CLOSING[0].replace(b'"9.090"', b'"-1"'), b'{"result":null,"id":3}', CLOSING[5]]
+    counters = take_in(path, [*garbage, *CLOSING])
+    assert counters.rejects == {"not_json": 1, "bad_number": 1, "unknown_symbol": 2}
+    assert counters.answers == 1
+    assert counters.frames == len(garbage) + len(CLOSING)
+    with Journal.open(path) as journal:
+        counts = journal.row_counts()
+    assert counts["candle"] == 5
+    assert counts["dead_letter"] == 2
+
+
+def test_a_flood_of_garbage_is_counted_and_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    counters = take_in(path, [b"{"] * 5_000)
+    assert counters.rejects["not_json"] == 5_000
+    with Journal.open(path) as journal:
+        assert journal.row_counts()["dead_letter"] <= 200
+
+
+class _FailingJournal(Journal):
+    """A journal whose disk is full for the first three commits."""
+
+    failures = 3
+
+    def write(self, batch: Any) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise JournalWriteError("disk full", damaged=False)
+        return super().write(batch)
+
+
+def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    counters = take_in(path, RECORDED, _FailingJournal.open, pauses=[5, 300])
+    assert counters.commit_failures == 3
+    assert counters.records_given_up == {}
+    with Journal.open(path) as journal:
+        assert journal.row_counts()["candle"] == 4
+
+
+def test_a_file_damaged_while_running_is_set_aside_and_nothing_received_is_lost(
+    tmp_path: Path,
+) -> None:
+    class Damaged(Journal):
+        def write(self, batch: Any) -> int:
+            # Closed first: the checkpoint at closing would mend what is overwritten here.
+            self.close()
+            path.write_bytes(b"damaged" * 1_000)
+            raise JournalWriteError("database disk image is malformed", damaged=True)
+
+    path = tmp_path / "journal.db"
+    take_in(path, CLOSING, Damaged.open)
+    assert len(stored(path, PAIRS["BTCUSDT"])) == 5
+    (kept,) = tmp_path.glob("journal.db.corrupt-*")
+    assert kept.read_bytes().startswith(b"damaged")
