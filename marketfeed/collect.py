@@ -129,7 +129,7 @@ class Collector:
             msgspec.json.decode(info.body),
             self._streams,
             on_frame=lambda frame, _: intake.on_frame(frame),
-            on_state=_log_connection,
+            on_state=self._on_connection,
             limiter=ConnectLimiter(),
         )
         log.info(
@@ -271,6 +271,9 @@ class Collector:
             )
 
     # --- while running ----------------------------------------------------------------------------
+
+    def _on_connection(self, status: ConnectionStatus) -> None:
+        self._counters.connection_events[status.state] += 1
 
     async def _keep_clock(self, rest: BinanceRest) -> None:
         while True:
@@ -436,16 +439,6 @@ class Collector:
 
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, call)
-
-
-def _log_connection(status: ConnectionStatus) -> None:
-    log.info(
-        "connection name=%s state=%s opened=%d error=%r",
-        status.name,
-        status.state,
-        status.opened,
-        status.last_error,
-    )
 
 
 class _LoadedInfo(msgspec.Struct, frozen=True):

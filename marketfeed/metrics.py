@@ -49,6 +49,7 @@ class Counters:
         self.frames = 0
         self.answers = 0
         self.refused_requests = 0
+        self.connection_events: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
         self.records: Counter[str] = Counter()
         self.commits = 0
@@ -124,6 +125,12 @@ class _Exporter:
         ):
             yield CounterMetricFamily(f"marketfeed_{name}", text, value=value)
         for name, label, text, counts in (
+            (
+                "connection_events",
+                "state",
+                "Times a connection entered a state",
+                c.connection_events,
+            ),
             ("records", "kind", "Records decoded", c.records),
             ("rejects", "reason", "Frames or rows that gave no record", c.rejects),
             (

@@ -1,0 +1,193 @@
+"""The commands as a user runs them: processes, exit codes, what they print."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marketfeed import __version__
+from marketfeed.journal import Journal
+
+TIMEOUT_S = 60.0
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
+    return kept | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def marketfeed(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "marketfeed", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+        env=environment() | variables,
+    )
+
+
+class Background:
+    """A command that runs on; `line` waits for a line on its standard error."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "marketfeed", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self.lines: list[str] = []
+
+    def line(self, pattern: str) -> re.Match[str]:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"no {pattern!r} in:\n{''.join(self.lines)}")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.stderr is not None
+        self.lines += self.process.stderr.readlines()
+        self.process.stderr.close()
+        return self.process.wait(TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[dict[str, str]]:
+    running = Background("simulate", "--pairs=6", "--speed=60", "--timeframes=1m,3m", "--port=0")
+    match = running.line(r"ws_url=(?P<ws_url>\S+) rest_url=(?P<rest_url>\S+)")
+    yield match.groupdict()
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def config(tmp_path: Path, simulator: dict[str, str]) -> Path:
+    path = tmp_path / "config.yaml"
+    settings: dict[str, Any] = {
+        "exchange": simulator
+        | {"pairs": ["BTC/USDT:USDT", "NOSUCH/USDT:USDT"], "timeframes": ["1m"]},
+        "journal": {"path": str(tmp_path / "journal.db"), "max_bytes": "64MB"},
+        "status": {"port": 0},
+    }
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_help_and_version() -> None:
+    shown = marketfeed("--help")
+    assert shown.returncode == 0
+    for command in ("run", "demo", "check", "status", "simulate"):
+        assert command in shown.stdout
+        assert marketfeed(command, "--help").returncode == 0
+    assert marketfeed("--version").stdout == f"marketfeed {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nosuch"],
+        ["run", "--nosuch"],
+        ["demo", "--timeframes=7m"],
+        ["demo", "--pairs=0"],
+        ["run", "x"],
+    ],
+)
+def test_wrong_use_exits_2(arguments: list[str]) -> None:
+    assert marketfeed(*arguments).returncode == 2
+
+
+def test_wrong_settings_exit_2_and_name_every_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("exchnge: {}\nstatus: {port: many}\n")
+    for command in ("run", "check", "status"):
+        done = marketfeed(command, "--config", path)
+        assert done.returncode == 2
+        assert "exchnge: unknown key, did you mean exchange?" in done.stderr
+        assert "status.port: expected a whole number" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert marketfeed("run", "--config", tmp_path / "none.yaml").returncode == 2
+
+
+def test_check_tells_what_is_found(config: Path) -> None:
+    done = marketfeed("check", "--config", config, "--json")
+    assert done.returncode == 0, done.stderr
+    findings = {
+        (item["subject"], item["verdict"]): item["text"]
+        for item in json.loads(done.stdout)["findings"]
+    }
+    assert ("journal", "good") in findings
+    assert "NOSUCH/USDT:USDT is left out" in findings["pairs", "warning"]
+    assert findings["pairs", "good"] == "1 pairs will be collected"
+    assert "delivers: BTC/USDT:USDT mark price" in findings["stream", "good"]
+    assert not config.with_name("journal.db").exists()
+    table = marketfeed("check", "--config", config)
+    assert table.returncode == 0
+    assert "NOSUCH/USDT:USDT is left out: the exchange lists no such contract" in table.stdout
+    assert "\x1b[" not in table.stdout
+
+
+def test_check_exits_1_when_something_is_bad(config: Path) -> None:
+    closed = marketfeed(
+        "check", "--config", config, MARKETFEED_EXCHANGE__REST_URL="http://127.0.0.1:1"
+    )
+    assert closed.returncode == 1
+    assert "Cannot connect" in closed.stdout
+    config.with_name("journal.db").write_bytes(b"x" * 4_096)
+    damaged = marketfeed("check", "--config", config)
+    assert damaged.returncode == 1
+    assert "file is not a database" in damaged.stdout
+    none = marketfeed("check", "--config", config, MARKETFEED_EXCHANGE__PAIRS="NOSUCH/USDT:USDT")
+    assert "none of the configured pairs is traded" in none.stdout
+
+
+def test_run_status_and_a_clean_stop(config: Path) -> None:
+    running = Background("run", "--config", config)
+    url = running.line(r"status_url=(\S+)")[1]
+    running.line("connection open")
+    report: dict[str, Any] = {}
+    while not (report.get("healthy") and report["frames"] > 20):
+        done = marketfeed("status", "--url", url, "--json")
+        report = json.loads(done.stdout) if done.stdout else {}
+    assert report["refused_pairs"] == {"NOSUCH/USDT:USDT": "the exchange lists no such contract"}
+    shown = marketfeed("status", "--url", url)
+    assert shown.returncode == 0
+    assert "Closed candles" in shown.stdout
+    second = marketfeed("run", "--config", config)
+    assert second.returncode == 1
+    assert f"another process is writing it (process {running.process.pid})" in second.stderr
+    assert running.stop() == 0, "".join(running.lines)
+    assert "stopped frames=" in running.lines[-1]
+    path = config.with_name("journal.db")
+    assert not Path(f"{path}-wal").exists()
+    with Journal.open(path) as journal:
+        assert journal.row_counts()["mark_price"] > 0
+    gone = marketfeed("status", "--url", url)
+    assert gone.returncode == 1
+    assert "no collector answers" in gone.stderr
+
+
+def test_demo_compares_every_candle(tmp_path: Path) -> None:
+    done = marketfeed(
+        "demo", "--pairs=12", "--seconds=4", "--speed=60", f"--keep={tmp_path}", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == {
+        "pairs", "timeframes", "seconds", "speed", "frames", "candles_expected", "candles_stored",
+        "missing", "wrong", "mark_prices", "funding_rates", "close_to_reader_ms", "rss_mb",
+    }  # fmt: skip
+    assert set(report["close_to_reader_ms"]) == {"p50", "p99", "max"}
+    assert report["pairs"] == 12
+    assert report["candles_expected"] == report["candles_stored"] >= 24
+    assert report["missing"] == report["wrong"] == 0
+    assert (tmp_path / "journal.db").exists()
