@@ -17,9 +17,10 @@ import aiohttp
 import msgspec
 
 from marketfeed import __version__, schema
-from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions
+from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed
+from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
     ExchangeInfo,
@@ -45,6 +46,7 @@ from marketfeed.status import (
     StatusServer,
     TimeframeReport,
 )
+from marketfeed.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,10 @@ RETENTION_EVERY_S: Final = 600.0
 FETCH_RETRY_FIRST_S: Final = 1.0
 FETCH_RETRY_CAP_S: Final = 60.0
 SILENT_AFTER_S: Final = 10.0
-"""Wall seconds without any frame after which `/health` says so."""
+"""Exchange seconds without any frame after which a connection is replaced, and `/health` says so."""
+SILENT_AT_LEAST_S: Final = 1.0
+"""The same in wall seconds, at least: against a fast simulator 10 s would be over in a moment."""
+NAMED_SERIES: Final = 20
 _EXCHANGE_INFO: Final = "exchange_info"
 _CHOSEN_PAIRS: Final = "chosen_pairs"
 
@@ -76,6 +81,7 @@ class Collector:
         self._streams: Sequence[str] = ()
         self._intake: Intake | None = None
         self._feed: Feed | None = None
+        self._supervisor: Supervisor | None = None
         self._stage = "starting"
         self._rate_frames = 0
         self._rate_s = self._started_s
@@ -124,12 +130,20 @@ class Collector:
         )
         self._intake = intake
         self._note_catalog(intake, selection.instruments)
+        self._supervisor = supervisor = Supervisor(
+            intake,
+            self._clock,
+            self._counters,
+            selection.instruments,
+            exchange.timeframes,
+            exchange.mark_price_every.ms,
+        )
         self._feed = feed = Feed(
-            FeedOptions(ws_url=exchange.ws_url),
+            FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=self._idle_timeout_s()),
             msgspec.json.decode(info.body),
             self._streams,
             on_frame=lambda frame, _: intake.on_frame(frame),
-            on_state=self._on_connection,
+            on_state=supervisor.on_connection,
             limiter=ConnectLimiter(),
         )
         log.info(
@@ -144,8 +158,10 @@ class Collector:
             committing = outer.create_task(intake.run(), name="intake")
             try:
                 async with asyncio.TaskGroup() as group:
+                    supervisor.start(await self._in_writer(journal.newest_candles))
                     feeding = group.create_task(feed.run(), name="feed")
                     background = [
+                        group.create_task(supervisor.run(feed), name="supervisor"),
                         group.create_task(self._keep_clock(rest), name="clock"),
                         group.create_task(self._keep_journal(intake), name="retention"),
                     ]
@@ -177,6 +193,10 @@ class Collector:
             await self._save(journal, name, body)
         self._note_catalog(intake, self._selection.instruments)
         return journal
+
+    def _idle_timeout_s(self) -> float:
+        # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
+        return max(SILENT_AFTER_S / self._clock.speed, SILENT_AT_LEAST_S)
 
     def _rest_url(self) -> str:
         return self._settings.exchange.rest_url
@@ -272,9 +292,6 @@ class Collector:
 
     # --- while running ----------------------------------------------------------------------------
 
-    def _on_connection(self, status: ConnectionStatus) -> None:
-        self._counters.connection_events[status.state] += 1
-
     async def _keep_clock(self, rest: BinanceRest) -> None:
         while True:
             await asyncio.sleep(CLOCK_SYNC_EVERY_S)
@@ -335,6 +352,9 @@ class Collector:
             frames_per_s=self._rate(),
             records=dict(counters.records),
             rejects=dict(counters.rejects),
+            overdue=dict(Counter(item.series.channel for item in self._overdue())),
+            overdue_series=[_silent(item) for item in self._overdue()[:NAMED_SERIES]],
+            missing_candles=self._missing_candles(),
             mark_price_age_s=self._oldest_mark_age_s(),
             timeframes=[self._timeframe(name) for name in self._settings.exchange.timeframes],
             connections=self._connections(),
@@ -371,6 +391,8 @@ class Collector:
             journal_bytes=self._journal_counts["bytes"],
             dead_letters=self._journal_counts["dead_letters"],
             clock_offset_ms=self._clock.offset_ms(),
+            overdue=dict(Counter(item.series.channel for item in self._overdue())),
+            missing_candles=self._missing_candles(),
             mark_price_age_s={p: (now_ms - at_ms) / 1000 for p, at_ms in marks.items()},
             newest_close_age_s={t: (now_ms - ms) / 1000 for t, ms in oldest_close_ms.items()},
         )
@@ -388,11 +410,21 @@ class Collector:
         for connection in feed.connections():
             if connection.state != "open":
                 reasons.append(f"{connection.name} is {connection.state} {connection.last_error}")
-            elif now_s - (connection.last_frame_s or connection.since_s) > SILENT_AFTER_S:
+            elif now_s - (connection.last_frame_s or connection.since_s) > self._idle_timeout_s():
                 reasons.append(f"{connection.name} is silent")
+        overdue = self._overdue()
+        if overdue:
+            names = ", ".join(_silent(item) for item in overdue[:3])
+            reasons.append(f"{len(overdue)} series are silent: {names}{', …' * (len(overdue) > 3)}")
         if not self._streams:
             reasons.append("none of the configured pairs is traded")
         return reasons
+
+    def _overdue(self) -> list[Overdue]:
+        return [] if self._supervisor is None else self._supervisor.overdue
+
+    def _missing_candles(self) -> int:
+        return 0 if self._supervisor is None else self._supervisor.missing_candles
 
     def _rate(self) -> float:
         now_s = time.monotonic()
@@ -439,6 +471,10 @@ class Collector:
 
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, call)
+
+
+def _silent(item: Overdue) -> str:
+    return f"{item.series.pair} {item.series.channel} for {item.late_s:.0f} s"
 
 
 class _LoadedInfo(msgspec.Struct, frozen=True):

@@ -83,6 +83,8 @@ class Intake:
         self._retry_after_s = retry_after_s
         self._damaged = False
         self._pending = Batch(funding_rate_every_ms)
+        self._seen_marks: set[str] = set()
+        self._seen_closed: list[tuple[str, str, int]] = []
         self._urgent = asyncio.Event()
         self._ended = False
         self._failing_since_s: float | None = None
@@ -108,11 +110,13 @@ class Intake:
                 pending.add(item)
                 if item.closed:
                     counters.records["candle"] += 1
+                    self._seen_closed.append((item.pair, item.timeframe, item.open_time_ms))
                     self._urgent.set()
                 else:
                     counters.records["forming"] += 1
             elif isinstance(item, MarkPrice):
                 pending.add(item)
+                self._seen_marks.add(item.pair)
                 counters.records["mark_price"] += 1
             elif isinstance(item, FundingRate):
                 pending.add(item)
@@ -121,6 +125,15 @@ class Intake:
                 self._on_reject(item, frame)
             else:
                 self._on_answer(item)
+
+    def take_seen(self) -> tuple[set[str], list[tuple[str, str, int]]]:
+        """What has come since this was asked last: pairs with mark prices; candles that closed.
+
+        Those are told as (pair, timeframe, open time in ms). Stored or not: a full disk is no silence.
+        """
+        seen = self._seen_marks, self._seen_closed
+        self._seen_marks, self._seen_closed = set(), []
+        return seen
 
     def add(self, record: Record) -> None:
         """Take in a record that comes from elsewhere than a frame (a gap, the catalog)."""

@@ -50,6 +50,8 @@ class Counters:
         self.answers = 0
         self.refused_requests = 0
         self.connection_events: Counter[str] = Counter()
+        self.resubscribed = 0
+        self.gaps: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
         self.records: Counter[str] = Counter()
         self.commits = 0
@@ -85,6 +87,8 @@ class Gauges:
         journal_bytes: int,
         dead_letters: int,
         clock_offset_ms: float,
+        overdue: dict[str, int],
+        missing_candles: int,
         mark_price_age_s: dict[str, float],
         newest_close_age_s: dict[str, float],
     ) -> None:
@@ -95,6 +99,8 @@ class Gauges:
         self.journal_bytes = journal_bytes
         self.dead_letters = dead_letters
         self.clock_offset_ms = clock_offset_ms
+        self.overdue = overdue
+        self.missing_candles = missing_candles
         self.mark_price_age_s = mark_price_age_s
         self.newest_close_age_s = newest_close_age_s
 
@@ -117,6 +123,7 @@ class _Exporter:
             ("frames", "Frames received", c.frames),
             ("subscribe_answers", "Answers to SUBSCRIBE and the like", c.answers),
             ("subscribe_refusals", "Answers that were errors", c.refused_requests),
+            ("resubscribed", "Silent streams asked for again", c.resubscribed),
             ("commits", "Journal commits", c.commits),
             ("commit_failures", "Journal commits that failed", c.commit_failures),
             ("commit_seconds", "Time spent in journal commits", c.commit_s),
@@ -132,6 +139,7 @@ class _Exporter:
                 c.connection_events,
             ),
             ("records", "kind", "Records decoded", c.records),
+            ("gaps", "state", "Missing candles found, and those that came late", c.gaps),
             ("rejects", "reason", "Frames or rows that gave no record", c.rejects),
             (
                 "records_given_up",
@@ -166,12 +174,14 @@ class _Exporter:
             ("pending_records", "Records received and not yet committed", g.pending),
             ("journal_bytes", "Bytes of the journal in use", g.journal_bytes),
             ("dead_letters", "Frames kept aside", g.dead_letters),
+            ("missing_candles", "Candles due that have not come", g.missing_candles),
             ("clock_offset_seconds", "Exchange clock ahead of this host", g.clock_offset_ms / 1000),
             ("resident_memory_bytes", "Resident memory", rss_bytes()),
         ):
             yield GaugeMetricFamily(f"marketfeed_{name}", text, value=value)
         for name, label, text, values in (
             ("connections", "state", "Connections by state", g.connections),
+            ("overdue_series", "channel", "Series silent past their deadline", g.overdue),
             ("mark_price_age_seconds", "pair", "Age of the newest mark price", g.mark_price_age_s),
             (
                 "newest_close_age_seconds",

@@ -112,6 +112,8 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("left out", ", ".join(report.refused_pairs) or "none"),
         ("frames", f"{report.frames:,} ({report.frames_per_s:,.0f}/s)"),
         ("rejected", _counts(report.rejects)),
+        ("silent series", _counts(report.overdue)),
+        ("missing candles", f"{report.missing_candles:,}"),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
         ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
         ("waiting for a commit", f"{report.journal.pending:,}"),

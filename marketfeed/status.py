@@ -69,6 +69,12 @@ class StatusReport(msgspec.Struct, frozen=True):
     frames_per_s: float
     records: dict[str, int]
     rejects: dict[str, int]
+    overdue: dict[str, int]
+    """How many series are silent past their deadline, by channel (`mark_price` or timeframe)."""
+    overdue_series: list[str]
+    """The longest silent of them, as text."""
+    missing_candles: int
+    """Candles that were due since the start, and have not come."""
     mark_price_age_s: float | None
     """Age of the oldest of all pairs' newest mark prices; None until every pair has one."""
     timeframes: list[TimeframeReport]

@@ -147,16 +147,24 @@ def select_top(
     return Selection(tuple(chosen[:count]), {})
 
 
-def stream_names(
-    instruments: Sequence[Instrument], timeframes: Sequence[str], mark_price_every_ms: int
-) -> list[str]:
-    """Names of all streams to subscribe, a symbol's together: lower case, raw UTF-8.
+def stream_name(instrument: Instrument, channel: str, mark_price_every_ms: int) -> str:
+    """Name of one stream: lower case, raw UTF-8. `channel` is a timeframe or `mark_price`.
 
     An unknown or upper-case name is ACKed by Binance and stays silent for ever.
     """
-    mark = "markPrice@1s" if mark_price_every_ms == schema.SECOND_MS else "markPrice"
+    if channel != schema.MARK_PRICE:
+        suffix = f"kline_{channel}"
+    else:
+        suffix = "markPrice@1s" if mark_price_every_ms == schema.SECOND_MS else "markPrice"
+    return f"{instrument.symbol.lower()}@{suffix}"
+
+
+def stream_names(
+    instruments: Sequence[Instrument], timeframes: Sequence[str], mark_price_every_ms: int
+) -> list[str]:
+    """Names of all streams to subscribe, a symbol's together."""
     return [
-        f"{instrument.symbol.lower()}@{channel}"
+        stream_name(instrument, channel, mark_price_every_ms)
         for instrument in instruments
-        for channel in (*(f"kline_{timeframe}" for timeframe in timeframes), mark)
+        for channel in (*timeframes, schema.MARK_PRICE)
     ]

@@ -1,0 +1,80 @@
+"""`/simulator/…`: what demos and tests ask of the simulator beside the exchange's own interface.
+
+GET state · GET published?after=N[&limit=M] · POST pause · POST resume
+"""
+
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+
+
+class State(msgspec.Struct, frozen=True):
+    """How the simulator stands.
+
+    `lag_ms` is how far the frames are behind `exchange_time_ms` (both exchange time); `cpu_s` the CPU
+    seconds of the whole process, `uptime_s` wall seconds. `published` is the last number given.
+    """
+
+    exchange_time_ms: int
+    start_ms: int
+    speed: float
+    paused: bool
+    pairs: int
+    timeframes: tuple[str, ...]
+    connections: int
+    connections_opened: int
+    streams: int
+    frames_sent: int
+    bytes_sent: int
+    published: int
+    requests: Mapping[str, int]
+    lag_ms: int
+    cpu_s: float
+    uptime_s: float
+
+
+class Controls(msgspec.Struct, frozen=True):
+    """What the control endpoints call: `published` takes a number and an optional limit."""
+
+    state: Callable[[], State]
+    published: Callable[[int, int | None], bytes]
+    pause: Callable[[], None]
+    resume: Callable[[], None]
+
+
+def control_routes(controls: Controls) -> list[web.RouteDef]:
+    """Return the routes of `/simulator`."""
+
+    async def state(_: web.Request) -> web.Response:
+        return _json(msgspec.json.encode(controls.state()))
+
+    async def published(request: web.Request) -> web.Response:
+        try:
+            after = int(request.query.get("after", "0"))
+            limit = int(request.query["limit"]) if "limit" in request.query else None
+        except ValueError:
+            return web.Response(
+                status=HTTPStatus.BAD_REQUEST, text="after and limit are integers\n"
+            )
+        return _json(controls.published(after, limit))
+
+    async def pause(_: web.Request) -> web.Response:
+        controls.pause()
+        return _json(msgspec.json.encode(controls.state()))
+
+    async def resume(_: web.Request) -> web.Response:
+        controls.resume()
+        return _json(msgspec.json.encode(controls.state()))
+
+    return [
+        web.get("/simulator/state", state),
+        web.get("/simulator/published", published),
+        web.post("/simulator/pause", pause),
+        web.post("/simulator/resume", resume),
+    ]
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")

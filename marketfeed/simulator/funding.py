@@ -1,0 +1,114 @@
+"""Mark prices and funding rates of a simulated contract, as functions of time."""
+
+import hashlib
+import math
+from typing import Final, NamedTuple
+
+from marketfeed import schema
+from marketfeed.simulator import frames
+from marketfeed.simulator.instrument import Instrument
+from marketfeed.simulator.venue import FundingInfo, Premium, Settlement
+
+_INTEREST: Final = 0.0001
+_FIRST_MARK_PRICE_MS: Final = 1_698_796_800_000
+"""Before November 2023 settlements carry no mark price."""
+
+
+class Mark(NamedTuple):
+    """Mark, index and estimated settle price (quote), the running rate (None: no funding) and `T`."""
+
+    mark_price: float
+    index_price: float
+    settle_price: float
+    rate: float | None
+    next_funding_ms: int
+
+
+class Funding:
+    """How one contract's mark price stands to its last price, and how its funding rate drifts.
+
+    Nothing is remembered: both are sums of slow waves, different for every symbol, so that the rate
+    settled at any past time is known, and is the one that runs at that instant.
+    """
+
+    def __init__(self, instrument: Instrument, seed: int) -> None:
+        digest = hashlib.blake2b(f"{seed}/{instrument.symbol}/funding".encode()).digest()
+        turns = [byte / 256.0 * math.tau for byte in digest[:5]]
+        self._spread_phase, self._basis_phase, self._fast_phase, self._slow_phase, _ = turns
+        self._rate_swing = 0.00005 + 0.0004 * digest[5] / 256.0
+        self._symbol = instrument.symbol
+        self._interval_ms = instrument.funding_hours * schema.HOUR_MS
+        self.cap = 0.003 if instrument.base in {"BTC", "ETH"} else 0.02
+        self._jitter = digest[6]
+
+    def rate(self, time_ms: int) -> float:
+        """Return the rate that runs at `time_ms`, a fraction per interval."""
+        hours = time_ms / schema.HOUR_MS
+        drift = 0.6 * math.sin(hours / 5.3 + self._fast_phase)
+        drift += math.sin(hours / 31.0 + self._slow_phase)
+        return max(-self.cap, min(self.cap, round(_INTEREST + self._rate_swing * drift, 8)))
+
+    def next_funding_ms(self, time_ms: int) -> int:
+        """Return the next settlement after `time_ms`; 0 if the contract has no funding."""
+        if not self._interval_ms:
+            return 0
+        return schema.floor_to(time_ms, self._interval_ms) + self._interval_ms
+
+    def mark(self, last_price: float, time_ms: int) -> Mark:
+        """Return the mark price and its companions while the last trade was at `last_price`."""
+        seconds = time_ms / 1_000.0
+        spread = 0.0003 * math.sin(seconds / 47.0 + self._spread_phase)
+        basis = 0.0002 * math.sin(seconds / 190.0 + self._basis_phase)
+        index = last_price * (1.0 + spread)
+        rate = self.rate(time_ms) if self._interval_ms else None
+        return Mark(
+            mark_price=index * (1.0 + basis),
+            index_price=index,
+            settle_price=index * (1.0 + 0.3 * spread),
+            rate=rate,
+            next_funding_ms=self.next_funding_ms(time_ms),
+        )
+
+    def frame(self, last_price: float, time_ms: int, family: int = frames.USD_M) -> bytes:
+        """Return the `markPriceUpdate` of `time_ms`."""
+        return frames.mark_price(self._symbol, time_ms, *self.mark(last_price, time_ms), family)
+
+    def premium(self, last_price: float, time_ms: int) -> Premium:
+        """Return the row of `/fapi/v1/premiumIndex`."""
+        mark = self.mark(last_price, time_ms)
+        return Premium(
+            symbol=self._symbol,
+            mark_price=f"{mark.mark_price:.8f}",
+            index_price=f"{mark.index_price:.8f}",
+            estimated_settle_price=f"{mark.settle_price:.8f}",
+            last_funding_rate="" if mark.rate is None else f"{mark.rate:.8f}",
+            interest_rate="" if mark.rate is None else f"{_INTEREST:.8f}",
+            next_funding_time=mark.next_funding_ms,
+            time=time_ms,
+        )
+
+    def times(self, start_ms: int, end_ms: int) -> range:
+        """Return the settlement times from `start_ms` to `end_ms`, both inclusive."""
+        if not self._interval_ms:
+            return range(0)
+        first_ms = -(-start_ms // self._interval_ms) * self._interval_ms
+        return range(first_ms, end_ms + 1, self._interval_ms)
+
+    def settlement(self, time_ms: int, last_price: float) -> Settlement:
+        """Return what was settled at `time_ms`; as on the exchange, the time is off by some ms."""
+        mark = self.mark(last_price, time_ms).mark_price
+        return Settlement(
+            symbol=self._symbol,
+            funding_time=time_ms + (time_ms // schema.HOUR_MS + self._jitter) % 5,
+            funding_rate=f"{self.rate(time_ms):.8f}",
+            mark_price=f"{mark:.8f}" if time_ms >= _FIRST_MARK_PRICE_MS else "",
+        )
+
+    def info(self) -> FundingInfo:
+        """Return the row of `/fapi/v1/fundingInfo`."""
+        return FundingInfo(
+            symbol=self._symbol,
+            adjusted_funding_rate_cap=f"{self.cap:.8f}",
+            adjusted_funding_rate_floor=f"{-self.cap:.8f}",
+            funding_interval_hours=self._interval_ms // schema.HOUR_MS,
+        )

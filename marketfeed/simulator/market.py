@@ -1,0 +1,345 @@
+"""The simulated exchange without its sockets: every contract's trades, candles, mark prices, funding.
+
+Pure: exchange time is passed in, and the seed decides everything else. What `advance` returns does not
+depend on how time is cut into steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Final
+
+import numpy as np
+
+from marketfeed import schema
+from marketfeed.errors import SettingsError
+from marketfeed.schema import MINUTE_MS
+from marketfeed.simulator import frames
+from marketfeed.simulator.frames import Bar
+from marketfeed.simulator.funding import Funding
+from marketfeed.simulator.history import GeneratedSource, MinuteSource, RecordedDay, RecordedSource
+from marketfeed.simulator.instrument import Instrument, decimal
+from marketfeed.simulator.pair import PairMarket
+from marketfeed.simulator.venue import (
+    Event,
+    FundingInfo,
+    Premium,
+    Settlement,
+    Stream,
+    Ticker,
+)
+
+MARK_SLOW: Final = "!markPrice@arr"
+MARK_FAST: Final = "!markPrice@arr@1s"
+_SLOW_MS: Final = 3 * schema.SECOND_MS
+_FAST_MS: Final = schema.SECOND_MS
+_DAY_MINUTES: Final = schema.DAY_MS // MINUTE_MS
+_MAX_CANDLES: Final = 1_500
+
+_by_time: Final = attrgetter("time_ms")
+
+
+def kline_stream(symbol: str, timeframe: str) -> str:
+    """Return the name of a kline stream, for example `btcusdt@kline_1m`."""
+    return f"{symbol.lower()}@kline_{timeframe}"
+
+
+def mark_stream(symbol: str, *, fast: bool) -> str:
+    """Return the name of a mark price stream: every second if `fast`, else every 3 s."""
+    return f"{symbol.lower()}@markPrice{'@1s' if fast else ''}"
+
+
+class Market:
+    """The markets of `instruments`, running from `start_ms` on.
+
+    `timeframes` are those of the kline streams; REST answers for every timeframe of the schema.
+    `bystanders` are contracts that are listed and have prices, but neither streams nor candles.
+    `day` gives one contract the path of a real day. With `empty_closes` an interval without any trade
+    gets a closing frame too; without, only REST has its row. Implements `venue.Venue`. Raises
+    SettingsError for timeframes that are unknown, doubled or none.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        timeframes: Sequence[str],
+        *,
+        start_ms: int,
+        seed: int = 1,
+        bystanders: Sequence[Instrument] = (),
+        day: RecordedDay | None = None,
+        empty_closes: bool = True,
+    ) -> None:
+        unknown = [name for name in timeframes if name not in schema.TIMEFRAMES_MS]
+        if unknown or not timeframes or len(set(timeframes)) != len(timeframes):
+            raise SettingsError(f"timeframes: {', '.join(schema.TIMEFRAMES_MS)}; not {timeframes}")
+        self.start_ms = start_ms
+        self.now_ms = start_ms
+        self.instruments = tuple(instruments)
+        self.bystanders = tuple(bystanders)
+        self.timeframes = tuple(schema.TIMEFRAMES_MS)
+        self._streams: dict[str, Stream] = {}
+        self._sources: dict[str, MinuteSource] = {}
+        self._pairs: dict[str, PairMarket] = {}
+        # Mark price streams of each pair: slow, fast.
+        self._marks: list[tuple[PairMarket, Funding, Stream, Stream]] = []
+        self.funding = {
+            instrument.symbol: Funding(instrument, seed)
+            for instrument in (*instruments, *bystanders)
+        }
+        for instrument in instruments:
+            self._open(instrument, timeframes, seed, day, empty_closes=empty_closes)
+        self._coin_m = Funding(_coin_margined(instruments[0]), seed)
+        self._slow_array = self._stream(MARK_SLOW)
+        self._fast_array = self._stream(MARK_FAST)
+        self._next_mark_ms = schema.floor_to(start_ms, _FAST_MS) + _FAST_MS
+        # The minute under way began before the start: what happened in it is past.
+        self._advance_pairs(start_ms)
+
+    @property
+    def listed(self) -> Sequence[Instrument]:
+        """Every contract in exchangeInfo, in its order."""
+        return (*self.instruments, *self.bystanders)
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The streams that carry frames, by name."""
+        return self._streams
+
+    def _stream(self, name: str) -> Stream:
+        return self._streams.setdefault(name, Stream(name))
+
+    def _open(
+        self,
+        instrument: Instrument,
+        timeframes: Sequence[str],
+        seed: int,
+        day: RecordedDay | None,
+        *,
+        empty_closes: bool,
+    ) -> None:
+        symbol = instrument.symbol
+        source: MinuteSource = (
+            RecordedSource(instrument, day)
+            if day is not None and day.symbol == symbol
+            else GeneratedSource(instrument, seed)
+        )
+        klines = {name: self._stream(kline_stream(symbol, name)) for name in timeframes}
+        pair = PairMarket(
+            instrument, source, klines, self.start_ms, seed, empty_closes=empty_closes
+        )
+        self._sources[symbol] = source
+        self._pairs[symbol] = pair
+        slow = self._stream(mark_stream(symbol, fast=False))
+        fast = self._stream(mark_stream(symbol, fast=True))
+        self._marks.append((pair, self.funding[symbol], slow, fast))
+
+    # --- going on ---------------------------------------------------------------------------------
+
+    def time_at(self, elapsed_ms: float) -> int:
+        """Return the exchange time when `elapsed_ms` of it have run since the start."""
+        return self.start_ms + int(elapsed_ms)
+
+    def advance(self, now_ms: int) -> list[Event]:
+        """Let everything up to and including `now_ms` happen; return the frames in order of time."""
+        if now_ms < self.now_ms:
+            return []
+        events: list[Event] = []
+        while self._next_mark_ms <= now_ms:
+            # Trades first, so that a mark price does not depend on the size of the steps.
+            mark_ms = self._next_mark_ms
+            events += self._advance_pairs(mark_ms)
+            self._mark_prices(mark_ms, events)
+            self._next_mark_ms = mark_ms + _FAST_MS
+        events += self._advance_pairs(now_ms)
+        self.now_ms = now_ms
+        return events
+
+    def _advance_pairs(self, now_ms: int) -> list[Event]:
+        events: list[Event] = []
+        for pair in self._pairs.values():
+            if pair.due_ms <= now_ms:
+                pair.advance(now_ms, events)
+        events.sort(key=_by_time)
+        return events
+
+    def _mark_prices(self, time_ms: int, events: list[Event]) -> None:
+        slow_turn = time_ms % _SLOW_MS == 0
+        arrays = [self._fast_array] if self._fast_array.wanted else []
+        if slow_turn and self._slow_array.wanted:
+            arrays.append(self._slow_array)
+        rows: list[bytes] = []
+        for pair, funding, slow, fast in self._marks:
+            wanted_slow = slow_turn and slow.wanted
+            if not (arrays or wanted_slow or fast.wanted):
+                continue
+            data = funding.frame(pair.last_price / pair.instrument.price_scale, time_ms)
+            rows.append(data)
+            if wanted_slow:
+                events.append(Event(time_ms, slow, data))
+            if fast.wanted:
+                events.append(Event(time_ms, fast, data))
+        if not arrays:
+            return
+        # As on the exchange: two frames, one of them for TradFi; COIN-M rows stand among the coins.
+        first = self.instruments[0]
+        price = self._last_price(first)
+        rows.append(self._coin_m.frame(price, time_ms, frames.COIN_M))
+        tradfi: list[bytes] = []
+        for other in self.bystanders:
+            if other.status == "TRADING":
+                row = self.funding[other.symbol].frame(self._last_price(other), time_ms)
+                (tradfi if other.contract_type.startswith("TRADIFI") else rows).append(row)
+        for stream in arrays:
+            events += [Event(time_ms, stream, _array(part)) for part in (rows, tradfi) if part]
+
+    def _last_price(self, instrument: Instrument) -> float:
+        pair = self._pairs.get(instrument.symbol)
+        if pair is None:
+            return instrument.typical_price
+        return pair.last_price / instrument.price_scale
+
+    # --- REST -------------------------------------------------------------------------------------
+
+    def klines(
+        self, symbol: str, timeframe: str, start_ms: int | None, end_ms: int | None, limit: int
+    ) -> bytes:
+        """Return the body of `/fapi/v1/klines` as of `now_ms`, the forming candle included.
+
+        Both ends are inclusive open times. Without `start_ms` the last `limit` candles are meant.
+        A contract without candles gives none.
+        """
+        pair = self._pairs.get(symbol)
+        if pair is None:
+            return b"[]"
+        first_ms, count = self._range(pair.instrument, timeframe, start_ms, end_ms, limit)
+        bars = self.candles(symbol, timeframe, first_ms, count)
+        return frames.kline_rows(pair.instrument, timeframe, first_ms, bars)
+
+    def candles(self, symbol: str, timeframe: str, first_ms: int, count: int) -> Sequence[Bar]:
+        """Return up to `count` candles from the one that opens at `first_ms` on, as of `now_ms`."""
+        per_candle = schema.TIMEFRAMES_MS[timeframe] // MINUTE_MS
+        return self._pairs[symbol].bars(first_ms // MINUTE_MS, count * per_candle, per_candle)
+
+    def _range(
+        self,
+        instrument: Instrument,
+        timeframe: str,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+    ) -> tuple[int, int]:
+        """First open time and number of the candles that a request asks for."""
+        step_ms = schema.TIMEFRAMES_MS[timeframe]
+        last_ms = schema.floor_to(
+            min(self.now_ms, self.now_ms if end_ms is None else end_ms), step_ms
+        )
+        listed_ms = schema.floor_to(min(instrument.onboard_ms, self.start_ms), step_ms)
+        limit = min(limit, _MAX_CANDLES)
+        if start_ms is None:
+            first_ms = max(last_ms - (limit - 1) * step_ms, listed_ms)
+        else:
+            first_ms = max(-(-start_ms // step_ms) * step_ms, listed_ms)
+        count = (last_ms - first_ms) // step_ms + 1
+        return first_ms, max(0, min(count, limit))
+
+    def ticker(self, instrument: Instrument) -> Ticker:
+        """Return the last 24 hours of a contract."""
+        pair = self._pairs.get(instrument.symbol)
+        if pair is None:
+            bar = _large_day(instrument)
+            last_id, quantity = 0, 1
+        else:
+            minute = self.now_ms // MINUTE_MS - _DAY_MINUTES + 1
+            bar = pair.bars(minute, _DAY_MINUTES, _DAY_MINUTES)[0]
+            last_id, quantity = pair.last_id, pair.last_quantity
+        price = instrument.price_precision
+        lots = instrument.quantity_precision
+        change = bar.close - bar.open
+        average = bar.quote / bar.volume / instrument.price_scale if bar.volume else 0.0
+        return Ticker(
+            symbol=instrument.symbol,
+            price_change=decimal(change, price),
+            price_change_percent=f"{100.0 * change / bar.open:.3f}",
+            weighted_avg_price=f"{average:.{price}f}",
+            last_price=decimal(bar.close, price),
+            last_qty=decimal(quantity, lots),
+            open_price=decimal(bar.open, price),
+            high_price=decimal(bar.high, price),
+            low_price=decimal(bar.low, price),
+            volume=decimal(bar.volume, lots),
+            quote_volume=decimal(bar.quote, instrument.quote_precision),
+            open_time=schema.floor_to(self.now_ms, MINUTE_MS) - schema.DAY_MS,
+            close_time=self.now_ms,
+            first_id=last_id - bar.trades + 1,
+            last_id=last_id,
+            count=bar.trades,
+        )
+
+    def premium(self, instrument: Instrument) -> Premium:
+        """Return mark price and running funding rate of a contract."""
+        funding = self.funding[instrument.symbol]
+        time_ms = schema.floor_to(self.now_ms, _FAST_MS)
+        return funding.premium(self._last_price(instrument), time_ms)
+
+    def settlements(
+        self, instrument: Instrument, start_ms: int, end_ms: int, limit: int, *, newest: bool
+    ) -> list[Settlement]:
+        """Return what was settled from `start_ms` to `end_ms`, both inclusive, oldest first.
+
+        Of more than `limit` settlements the newest are meant, or else the oldest.
+        """
+        source = self._sources.get(instrument.symbol)
+        if source is None:
+            return []
+        funding = self.funding[instrument.symbol]
+        listed_ms = min(instrument.onboard_ms, self.start_ms - schema.DAY_MS)
+        times = funding.times(max(start_ms, listed_ms), min(end_ms, self.now_ms))
+        times = times[-limit:] if newest else times[:limit]
+        if not times:
+            return []
+        prices = source.closes(np.array(times, dtype=np.int64) // MINUTE_MS - 1)
+        return [
+            funding.settlement(time_ms, price / instrument.price_scale)
+            for time_ms, price in zip(times, prices.tolist(), strict=True)
+        ]
+
+    def funding_infos(self) -> list[FundingInfo]:
+        """Return the rows of `/fapi/v1/fundingInfo`: contracts whose funding is not the usual one."""
+        return [
+            self.funding[instrument.symbol].info()
+            for instrument in self.listed
+            if instrument.status == "TRADING" and instrument.funding_hours in {1, 4}
+        ]
+
+
+def _array(rows: Sequence[bytes]) -> bytes:
+    return b"[" + b",".join(rows) + b"]"
+
+
+def _coin_margined(like: Instrument) -> Instrument:
+    """The coin-margined sister of a contract: its rows stand in the mark price arrays (`st` 2)."""
+    return Instrument(
+        symbol=f"{like.base}USD_PERP",
+        base=like.base,
+        quote="USD",
+        margin=like.base,
+        price_precision=1,
+        tick_units=1,
+        quantity_precision=0,
+        typical_price=like.typical_price,
+        typical_notional=100.0,
+        trades_per_s=0.0,
+        funding_hours=8,
+        onboard_ms=like.onboard_ms,
+    )
+
+
+def _large_day(instrument: Instrument) -> Bar:
+    """A day of a bystander: more volume than any coin has, if it trades at all."""
+    price = round(instrument.typical_price * instrument.price_scale)
+    if instrument.status != "TRADING":
+        return Bar(price, price, price, price, 0, 0, 0, 0, 0)
+    lots = round(5e10 / instrument.typical_price * instrument.quantity_scale)
+    return Bar(
+        price, price, price, price, lots, 1_000_000, lots * price, lots // 2, lots // 2 * price
+    )

@@ -1,0 +1,63 @@
+"""The truth that was published: every closing frame, numbered."""
+
+from collections import deque
+from itertools import islice
+
+import msgspec
+
+from marketfeed.simulator.venue import ClosedCandle
+
+
+class Published(msgspec.Struct, frozen=True, gc=False):
+    """One closing candle that was sent.
+
+    `number` rises by one from 1. `sent_monotonic_ns` is `time.monotonic_ns()` of this host right
+    before the frame was handed to the sockets, so that a difference to it includes the sending;
+    `receivers` is how many connections it was handed to. The rest is as in `ClosedCandle`.
+    """
+
+    number: int
+    symbol: str
+    pair: str
+    timeframe: str
+    open_time_ms: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    quote_volume: float
+    taker_buy_volume: float
+    taker_buy_quote_volume: float
+    trades: int
+    event_time_ms: int
+    sent_monotonic_ns: int
+    receivers: int
+
+
+class PublishedLog:
+    """The newest `kept` closing candles, in the order of sending."""
+
+    def __init__(self, kept: int) -> None:
+        self._entries: deque[Published] = deque(maxlen=kept)
+        self.last_number = 0
+
+    def add(self, candle: ClosedCandle, sent_monotonic_ns: int, receivers: int) -> None:
+        """Append a candle that was handed to `receivers` connections."""
+        self.last_number += 1
+        self._entries.append(
+            Published(
+                self.last_number, candle.symbol, candle.pair, candle.timeframe,
+                candle.open_time_ms, candle.open, candle.high, candle.low, candle.close,
+                candle.volume, candle.quote_volume, candle.taker_buy_volume,
+                candle.taker_buy_quote_volume, candle.trades, candle.event_time_ms,
+                sent_monotonic_ns, receivers,
+            )
+        )  # fmt: skip
+
+    def after(self, number: int, limit: int | None = None) -> list[Published]:
+        """Return the entries with a greater number, oldest first, at most `limit` of them."""
+        new = max(0, min(self.last_number - number, len(self._entries)))
+        start = len(self._entries) - new
+        stop = None if limit is None else start + limit
+        return list(islice(self._entries, start, stop))

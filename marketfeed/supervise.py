@@ -1,0 +1,151 @@
+"""Watches the feed: finds silent series, asks for them again, and records what did not come.
+
+A connection that is silent as a whole is replaced by the feed itself (`FeedOptions.idle_timeout_s`); here
+single series are watched, the quietest among living ones too. What is found shows in `/health`, in the
+status report, in metrics, and as gaps in the journal.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from marketfeed.binance.connect import ConnectionStatus
+from marketfeed.binance.feed import Feed
+from marketfeed.binance.liveness import MARK_PRICE, Liveness, Overdue, Series
+from marketfeed.binance.symbols import Instrument, stream_name
+from marketfeed.clock import ExchangeClock
+from marketfeed.intake import Intake
+from marketfeed.metrics import Counters
+from marketfeed.records import Gap
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 1.0
+"""Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
+_LOOK_AT_LEAST_S: Final = 0.05
+RESUBSCRIBE_EVERY_S: Final = 60.0
+"""Exchange seconds before a series that stayed silent is asked for again."""
+
+
+class Supervisor:
+    """Keeps the liveness of one collector; `run` looks around until it is cancelled."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        clock: ExchangeClock,
+        counters: Counters,
+        instruments: Sequence[Instrument],
+        timeframes: Sequence[str],
+        mark_price_every_ms: int,
+    ) -> None:
+        self.overdue: list[Overdue] = []
+        """What was silent past its deadline at the last look, the longest first."""
+        self._liveness = Liveness()
+        self._intake = intake
+        self._clock = clock
+        self._counters = counters
+        self._streams = {
+            Series(instrument.pair, channel): stream_name(instrument, channel, mark_price_every_ms)
+            for instrument in instruments
+            for channel in (*timeframes, MARK_PRICE)
+        }
+        self._asked_again_s: dict[Series, float] = {}
+        self._lost_connections: dict[str, int] = {}
+
+    @property
+    def missing_candles(self) -> int:
+        """How many candles were due and have not come since."""
+        return self._liveness.missing_candles
+
+    def start(self, stored_open_ms: Mapping[tuple[str, str], int]) -> None:
+        """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series."""
+        self._liveness.watch(
+            self._streams, self._clock.elapsed_s(), self._clock.now_ms(), stored_open_ms
+        )
+        self._note_missing("absent since the collector ran last")
+
+    async def run(self, feed: Feed) -> None:
+        """Look around every exchange second."""
+        while True:
+            await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+            self._look()
+            silent = self._to_ask_again(feed)
+            if silent:
+                self._counters.resubscribed += len(silent)
+                await feed.resubscribe(silent)
+
+    def on_connection(self, status: ConnectionStatus) -> None:
+        """Take note of a connection's change of state: a lost connection is a gap until it is open again."""
+        self._counters.connection_events[status.state] += 1
+        now_ms = self._clock.now_ms()
+        kind = f"connection_{status.name}"
+        if status.state == "closed" and status.name not in self._lost_connections:
+            self._lost_connections[status.name] = now_ms
+            self._intake.add(Gap(kind, None, now_ms, None, False, status.last_error))
+        elif status.state == "open" and status.name in self._lost_connections:
+            since_ms = self._lost_connections.pop(status.name)
+            self._intake.add(Gap(kind, None, since_ms, now_ms, True, status.last_error))
+
+    def _look(self) -> None:
+        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
+        pairs, closed = self._intake.take_seen()
+        self._liveness.mark_prices(pairs, now_s)
+        for pair, timeframe, open_ms in closed:
+            self._liveness.closed(pair, timeframe, open_ms)
+        before = {item.series for item in self.overdue}
+        self.overdue = self._liveness.overdue(now_s, now_ms)
+        self._note_missing("did not come")
+        self._log_changes(before)
+
+    def _note_missing(self, reason: str) -> None:
+        for item in self._liveness.take_news():
+            self._counters.gaps["healed" if item.healed else "found"] += 1
+            self._intake.add(
+                Gap(
+                    f"candle_{item.series.channel}",
+                    item.series.pair,
+                    item.start_ms,
+                    item.end_ms,
+                    item.healed,
+                    "came late" if item.healed else reason,
+                )
+            )
+
+    def _log_changes(self, before: set[Series]) -> None:
+        silent = {item.series for item in self.overdue}
+        for word, level, changed in (
+            ("silent", logging.WARNING, silent - before),
+            ("back", logging.INFO, before - silent),
+        ):
+            if changed:
+                first = min(changed)
+                log.log(
+                    level,
+                    "series %s count=%d first=%s channel=%s now_silent=%d",
+                    word,
+                    len(changed),
+                    first.pair,
+                    first.channel,
+                    len(silent),
+                )
+
+    def _to_ask_again(self, feed: Feed) -> list[str]:
+        """Streams of silent series whose connection lives: it may be that only they have died."""
+        now_s = self._clock.elapsed_s()
+        due = {
+            self._streams[item.series]: item.series
+            for item in self.overdue
+            if now_s - self._asked_again_s.get(item.series, -RESUBSCRIBE_EVERY_S)
+            >= RESUBSCRIBE_EVERY_S
+        }
+        living = {
+            stream
+            for connection in feed.connections()
+            if connection.state == "open" and connection.last_frame_s is not None
+            for stream in connection.streams
+        }
+        asked = [stream for stream in due if stream in living]
+        self._asked_again_s.update((due[stream], now_s) for stream in asked)
+        return asked

@@ -1,0 +1,123 @@
+"""Every series that misses its deadline is found, no other; every candle that did not come is told once."""
+
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketfeed.binance.liveness import SINGLY, Liveness, Missing, Series
+
+PAIR = "BTC/USDT:USDT"
+MARK = Series(PAIR, "mark_price")
+CANDLES = Series(PAIR, "1m")
+MINUTE = 60_000
+T0 = 1_791_360_000_000
+
+
+def watching(*series: Series, stored: dict[tuple[str, str], int] | None = None) -> Liveness:
+    """Series watched from ten seconds after T0 on, at 100 monotonic seconds."""
+    liveness = Liveness()
+    liveness.watch(series, 100.0, T0 + 10_000, stored or {})
+    return liveness
+
+
+def late(liveness: Liveness, seconds_after_start: float) -> list[Series]:
+    now_ms = T0 + 10_000 + int(seconds_after_start * 1000)
+    return [item.series for item in liveness.overdue(100.0 + seconds_after_start, now_ms)]
+
+
+def lost(news: Iterable[Missing]) -> list[int]:
+    return [(item.start_ms - T0) // MINUTE for item in news if not item.healed]
+
+
+def test_a_mark_price_is_due_10_s_after_the_last_or_the_subscription() -> None:
+    liveness = watching(MARK)
+    assert late(liveness, 10.0) == []
+    assert late(liveness, 10.1) == [MARK]
+    liveness.mark_prices([PAIR], 111.0)
+    assert late(liveness, 21.0) == []
+    assert late(liveness, 21.1) == [MARK]
+
+
+def test_a_candle_is_due_15_s_after_its_close_quiet_pairs_included() -> None:
+    liveness = watching(CANDLES)
+    # It forms when watching begins, at 0:10, and closes at 1:00.
+    assert late(liveness, 65.0) == []
+    assert late(liveness, 65.1) == [CANDLES]
+    (item,) = liveness.overdue(200.0, T0 + MINUTE + 20_000)
+    assert item.open_time_ms == T0
+    assert item.late_s == 5.0
+    assert lost(liveness.take_news()) == [0]
+    assert liveness.take_news() == []
+    liveness.closed(PAIR, "1m", T0)
+    assert late(liveness, 66.0) == []
+    (healed,) = liveness.take_news()
+    assert healed == Missing(CANDLES, T0, T0 + MINUTE, healed=True)
+
+
+def test_a_skipped_candle_is_missing_but_the_series_is_alive() -> None:
+    liveness = watching(CANDLES)
+    liveness.closed(PAIR, "1m", T0)
+    liveness.closed(PAIR, "1m", T0 + 3 * MINUTE)
+    assert lost(liveness.take_news()) == [1, 2]
+    assert liveness.missing_candles == 2
+    assert late(liveness, 250.0) == []
+
+
+def test_repeats_and_old_candles_change_nothing() -> None:
+    liveness = watching(CANDLES)
+    for number in (0, 0, 1, 0, 1):
+        liveness.closed(PAIR, "1m", T0 + number * MINUTE)
+    liveness.closed(PAIR, "1m", T0 - MINUTE)
+    liveness.closed("X/USDT:USDT", "1m", T0 + 9 * MINUTE)
+    assert liveness.take_news() == []
+    assert liveness.missing_candles == 0
+
+
+def test_what_is_absent_since_the_last_run_is_missing_from_the_start() -> None:
+    liveness = watching(CANDLES, stored={(PAIR, "1m"): T0 - 4 * MINUTE})
+    assert lost(liveness.take_news()) == [-3, -2, -1]
+    assert watching(CANDLES, stored={(PAIR, "1m"): T0 - MINUTE}).take_news() == []
+    # The exchange's clock was ahead when that was stored.
+    assert watching(CANDLES, stored={(PAIR, "1m"): T0 + MINUTE}).take_news() == []
+
+
+def test_a_long_absence_is_one_range() -> None:
+    days = 10
+    liveness = watching(CANDLES, stored={(PAIR, "1m"): T0 - days * 1_440 * MINUTE})
+    (item,) = liveness.take_news()
+    assert item == Missing(CANDLES, T0 - (days * 1_440 - 1) * MINUTE, T0, healed=False)
+    assert liveness.missing_candles == days * 1_440 - 1 > SINGLY
+
+
+def test_watching_again_keeps_deadlines_and_forgetting_ends_them() -> None:
+    liveness = watching(MARK, CANDLES)
+    liveness.watch([MARK, CANDLES], 150.0, T0 + 50_000, {})
+    assert late(liveness, 70.0) == [MARK, CANDLES]
+    assert liveness.series == 2
+    liveness.unwatch([MARK, CANDLES])
+    assert late(liveness, 1_000.0) == []
+    assert liveness.series == 0
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=60),
+    st.lists(st.integers(0, 60), max_size=4),
+)
+def test_every_candle_is_either_seen_or_told_missing(arrivals: list[int], looks: list[int]) -> None:
+    liveness = watching(CANDLES)
+    news: list[Missing] = []
+    for turn, number in enumerate(arrivals):
+        liveness.closed(PAIR, "1m", T0 + number * MINUTE)
+        if turn in looks:
+            liveness.overdue(0.0, T0 + (number + 1) * MINUTE + 15_001)
+        news += liveness.take_news()
+    end = 45
+    liveness.overdue(0.0, T0 + end * MINUTE + 15_001)
+    news += liveness.take_news()
+    told = [item.start_ms for item in news if not item.healed]
+    assert len(told) == len(set(told))
+    healed = {item.start_ms for item in news if item.healed}
+    missing = {T0 + n * MINUTE for n in range(end)} - {T0 + n * MINUTE for n in arrivals}
+    assert set(told) - healed == missing
+    assert liveness.missing_candles == len(missing)
