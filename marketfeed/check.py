@@ -17,16 +17,15 @@ from marketfeed.binance.symbols import (
     ExchangeInfo,
     Selection,
     parse_exchange_info,
-    select_all,
-    select_named,
-    select_top,
-    stream_names,
+    stream_name,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import Settings, TopPairs
+from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.instruments import select
 from marketfeed.journal import inspect_journal
 from marketfeed.records import MarkPrice
+from marketfeed.schema import MARK_PRICE
 
 Verdict = Literal["good", "warning", "bad"]
 
@@ -51,7 +50,7 @@ async def check(settings: Settings) -> list[Finding]:
         findings.append(await _check_clock(rest))
         try:
             info = parse_exchange_info(await rest.exchange_info())
-            selection = await _select(settings, rest, info)
+            selection = await select(settings.exchange, rest, info)
         except ExchangeError as error:
             return [*findings, Finding("exchange", "bad", str(error))]
         findings += _check_pairs(info, selection)
@@ -108,16 +107,6 @@ async def _check_clock(rest: BinanceRest) -> Finding:
     return Finding("clock", "good", text)
 
 
-async def _select(settings: Settings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
-    wanted = settings.exchange.pairs
-    if wanted == "all":
-        return select_all(info, settings.exchange.quote)
-    if isinstance(wanted, TopPairs):
-        volumes = await rest.quote_volumes()
-        return select_top(info, settings.exchange.quote, wanted.count, volumes)
-    return select_named(info, wanted)
-
-
 def _check_pairs(info: ExchangeInfo, selection: Selection) -> list[Finding]:
     findings = [
         Finding("pairs", "warning", f"{pair} is left out: {reason}")
@@ -139,7 +128,7 @@ async def _check_stream(
 ) -> Finding:
     """Subscribe one mark price: an ACK proves nothing, only data does."""
     instrument = selection.instruments[0]
-    stream = stream_names([instrument], [], settings.exchange.mark_price_every.ms)[0]
+    stream = stream_name(instrument, MARK_PRICE, settings.exchange.mark_price_every.ms)
     url = settings.exchange.ws_url + "/market/stream"
     decoder = FrameDecoder({instrument.symbol: instrument.pair})
     try:

@@ -8,16 +8,15 @@ the batch is kept and tried again; the socket is read on, in bounded memory.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from collections.abc import Callable
 from typing import Final
 
 from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
 from marketfeed.records import Candle, DeadLetter, FundingRate, MarkPrice, Record
+from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 
@@ -55,31 +54,29 @@ class Freshness:
 
 
 class Intake:
-    """Takes frames in on the event loop and commits their records through `writer`, one thread.
+    """Takes frames in on the event loop and commits their records through `writer`.
 
-    `reopen` closes the journal and gives a fresh one, with what it must hold from the start, after the
-    file has been found damaged while running. `retry_after_s` are wall seconds.
+    `on_replaced` is called when the journal had to be replaced by a fresh one, to add what that must
+    hold from the start. `retry_after_s` are wall seconds.
     """
 
     def __init__(
         self,
-        journal: Journal,
-        writer: Executor,
+        writer: JournalWriter,
         decoder: FrameDecoder,
         counters: Counters,
         now_ms: Callable[[], int],
         funding_rate_every_ms: int,
-        reopen: Callable[[], Awaitable[Journal]],
+        on_replaced: Callable[[], None],
         retry_after_s: float = 1.0,
     ) -> None:
         self.freshness = Freshness()
-        self.journal = journal
         self._writer = writer
         self._decoder = decoder
         self._counters = counters
         self._now_ms = now_ms
         self._funding_every_ms = funding_rate_every_ms
-        self._reopen = reopen
+        self._on_replaced = on_replaced
         self._retry_after_s = retry_after_s
         self._damaged = False
         self._pending = Batch(funding_rate_every_ms)
@@ -172,13 +169,13 @@ class Intake:
         self._urgent.clear()
 
     async def _commit(self, batch: Batch) -> bool:
-        loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         try:
             if self._damaged:
-                self.journal = await self._reopen()
+                await self._writer.replace()
                 self._damaged = False
-            changed = await loop.run_in_executor(self._writer, self.journal.write, batch)
+                self._on_replaced()
+            changed = await self._writer.call(lambda journal: journal.write(batch))
         except JournalError as error:
             self._damaged |= isinstance(error, JournalWriteError) and error.damaged
             self._keep(batch, error)

@@ -11,10 +11,10 @@ number is never given twice, not even after retention has deleted the newest row
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from marketfeed import rows, schema, tables
 from marketfeed.batch import Batch
@@ -39,6 +39,14 @@ def inspect_journal(path: Path) -> FileFound | None:
     Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
     """
     return inspect(KIND, path)
+
+
+class Cut(NamedTuple):
+    """Rows of one pair in one table that are older than `before_ms` (exchange time)."""
+
+    table: str
+    pair_id: int
+    before_ms: int
 
 
 class Journal:
@@ -205,57 +213,49 @@ class Journal:
 
     # --- retention ---------------------------------------------------------------------------------
 
-    def retain(self, keep_ms: Mapping[str, int]) -> int:
-        """Delete rows older than `keep_ms[table]`, counted back from the newest row of that table.
+    def expired(self, keep_ms: Mapping[str, int]) -> list[Cut]:
+        """What is older than `keep_ms[table]`, counted back from the newest row of that table.
 
         Tables: candle, mark_price, funding_rate. Never from the wall clock: a wrong clock must not
-        delete anything. One transaction a pair, so that commits of new data pass in between. Returns
-        the number of rows deleted.
+        delete anything. One cut a pair, so that commits of new data can pass in between.
         """
-        deleted = 0
-        for table, age_ms in keep_ms.items():
-            column = _TIME_COLUMN[table]
-            newest = self._newest(table)
-            if newest is not None:
-                deleted += self._delete_before(table, column, newest - age_ms)
-        return deleted
+        return [
+            Cut(table, pair_id, newest - age_ms)
+            for table, age_ms in keep_ms.items()
+            if (newest := self._extreme(table, "max")) is not None
+            for pair_id in self._pair_ids.values()
+        ]
 
-    def shrink_to(self, max_bytes: int) -> dict[str, int]:
-        """Delete the oldest rows until the file's used pages fit into `max_bytes`.
+    def over_budget(self, max_bytes: int) -> list[Cut]:
+        """What to delete first when the file's used pages exceed `max_bytes`; empty when all fits.
 
-        Mark prices give way first, then running funding rates, closed candles last; each table keeps
-        its newest hour. Returns how many rows of each table went (empty when all fits).
+        A sixteenth of what there is of the first table that has more than an hour: mark prices give
+        way first, then running funding rates, closed candles last.
         """
-        gone: dict[str, int] = {}
+        if self.counts()["bytes"] <= max_bytes:
+            return []
         for table in ("mark_price", "funding_rate", "candle"):
-            while self.counts()["bytes"] > max_bytes:
-                oldest, newest = self._oldest(table), self._newest(table)
-                if oldest is None or newest is None or newest - oldest <= schema.HOUR_MS:
-                    break
-                step_ms = max((newest - oldest) // 16, schema.MINUTE_MS)
-                cut_ms = min(oldest + step_ms, newest - schema.HOUR_MS)
-                count = self._delete_before(table, _TIME_COLUMN[table], cut_ms)
-                gone[table] = gone.get(table, 0) + count
-        return gone
+            oldest, newest = self._extreme(table, "min"), self._extreme(table, "max")
+            if oldest is None or newest is None or newest - oldest <= schema.HOUR_MS:
+                continue
+            step_ms = max((newest - oldest) // 16, schema.MINUTE_MS)
+            before_ms = min(oldest + step_ms, newest - schema.HOUR_MS)
+            return [Cut(table, pair_id, before_ms) for pair_id in self._pair_ids.values()]
+        return []
 
-    def _delete_before(self, table: str, column: str, cut_ms: int) -> int:
-        deleted = 0
-        for pair_id in self._pair_ids.values():
-            lengths: Iterable[int] = schema.TIMEFRAME_NAMES if table == "candle" else (0,)
-            with self._transaction():
-                for length_ms in lengths:
-                    series = "AND timeframe_ms = ?3" if length_ms else ""
-                    deleted += self._db.execute(
-                        f"DELETE FROM {table} WHERE pair_id = ?1 AND {column} < ?2 {series}",
-                        (pair_id, cut_ms, length_ms) if length_ms else (pair_id, cut_ms),
-                    ).rowcount
-        return deleted
-
-    def _newest(self, table: str) -> int | None:
-        return self._extreme(table, "max")
-
-    def _oldest(self, table: str) -> int | None:
-        return self._extreme(table, "min")
+    def delete(self, cut: Cut) -> int:
+        """Delete what a cut names, in one transaction. Returns the number of rows."""
+        text = f"DELETE FROM {cut.table} WHERE pair_id = ? AND {_TIME_COLUMN[cut.table]} < ?"
+        with self._transaction():
+            if cut.table != "candle":
+                return self._db.execute(text, (cut.pair_id, cut.before_ms)).rowcount
+            # By the timeframe too: the key begins with both.
+            return sum(
+                self._db.execute(
+                    f"{text} AND timeframe_ms = ?", (cut.pair_id, cut.before_ms, length_ms)
+                ).rowcount
+                for length_ms in schema.TIMEFRAME_NAMES
+            )
 
     def _extreme(self, table: str, function: str) -> int | None:
         # One seek a series: max() over the whole table would read all of it.

@@ -4,9 +4,8 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,8 +17,10 @@ from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
 from marketfeed.records import CatalogEntry
+from marketfeed.writer import JournalWriter
 from reader import MarketReader
 
+T = TypeVar("T")
 DATA = Path(__file__).parent / "data"
 SYMBOLS = ("BTCUSDT", "SUSHIUSDT", "AKROUSDT", "KEEPUSDT", "CTKUSDT")
 PAIRS = {symbol: f"{symbol.removesuffix('USDT')}/USDT:USDT" for symbol in SYMBOLS}
@@ -40,31 +41,30 @@ def kline(frame: bytes) -> dict[str, Any] | None:
     return event["k"] if event.get("e") == "kline" else None
 
 
-def take_in(
-    path: Path,
-    frames: Iterable[bytes],
-    open_journal: Callable[[Path], Journal] = Journal.open,
-    pauses: Sequence[int] = (),
-) -> Counters:
+def take_in(path: Path, frames: Iterable[bytes], pauses: Sequence[int] = ()) -> Counters:
     """Run frames through a real intake into the journal at `path`; commits come after `pauses` too."""
+    return take_in_with(JournalWriter(path), frames, pauses)
+
+
+def take_in_with(
+    writer: JournalWriter, frames: Iterable[bytes], pauses: Sequence[int] = ()
+) -> Counters:
     counters = Counters()
 
     async def run() -> None:
-        with ThreadPoolExecutor(1) as writer:
-            journal = open_journal(path)
+        def note_catalog() -> None:
+            for symbol, pair in PAIRS.items():
+                intake.add(CatalogEntry(pair, symbol, ("1m", "3m"), 0, None, None, 0))
 
-            async def reopen() -> Journal:
-                intake.journal.close()
-                note_catalog()
-                return Journal.open(path)
-
-            def note_catalog() -> None:
-                for symbol, pair in PAIRS.items():
-                    intake.add(CatalogEntry(pair, symbol, ("1m", "3m"), 0, None, None, 0))
-
-            decoder = FrameDecoder(PAIRS)
+        async with writer:
             intake = Intake(
-                journal, writer, decoder, counters, lambda: 0, 60_000, reopen, retry_after_s=0.01
+                writer,
+                FrameDecoder(PAIRS),
+                counters,
+                lambda: 0,
+                60_000,
+                note_catalog,
+                retry_after_s=0.01,
             )
             note_catalog()
             committing = asyncio.create_task(intake.run())
@@ -76,7 +76,6 @@ def take_in(
                         await asyncio.sleep(0.001)
             intake.end()
             await committing
-            intake.journal.close()
 
     asyncio.run(run())
     return counters
@@ -172,39 +171,49 @@ def test_a_flood_of_garbage_is_counted_and_bounded(tmp_path: Path) -> None:
         assert journal.row_counts()["dead_letter"] <= 200
 
 
-class _FailingJournal(Journal):
+class _Failing(JournalWriter):
     """A journal whose disk is full for the first three commits."""
 
     failures = 3
 
-    def write(self, batch: Any) -> int:
+    async def call(self, function: Callable[[Journal], T]) -> T:
         if self.failures:
             self.failures -= 1
             raise JournalWriteError("disk full", damaged=False)
-        return super().write(batch)
+        return await super().call(function)
 
 
 def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    counters = take_in(path, RECORDED, _FailingJournal.open, pauses=[5, 300])
+    counters = take_in_with(_Failing(path), RECORDED, pauses=[5, 300])
     assert counters.commit_failures == 3
     assert counters.records_given_up == {}
     with Journal.open(path) as journal:
         assert journal.row_counts()["candle"] == 4
 
 
+class _Damaged(JournalWriter):
+    """A journal whose file is overwritten before the first commit, which then finds it damaged."""
+
+    whole = True
+
+    async def call(self, function: Callable[[Journal], T]) -> T:
+        if not self.whole:
+            return await super().call(function)
+        self.whole = False
+        # Closed first: the checkpoint at closing would mend what is overwritten here.
+        await super().call(Journal.close)
+        self.path.write_bytes(b"damaged" * 1_000)
+        raise JournalWriteError("database disk image is malformed", damaged=True)
+
+
 def test_a_file_damaged_while_running_is_set_aside_and_nothing_received_is_lost(
     tmp_path: Path,
 ) -> None:
-    class Damaged(Journal):
-        def write(self, batch: Any) -> int:
-            # Closed first: the checkpoint at closing would mend what is overwritten here.
-            self.close()
-            path.write_bytes(b"damaged" * 1_000)
-            raise JournalWriteError("database disk image is malformed", damaged=True)
-
     path = tmp_path / "journal.db"
-    take_in(path, CLOSING, Damaged.open)
+    writer = _Damaged(path)
+    take_in_with(writer, CLOSING)
     assert len(stored(path, PAIRS["BTCUSDT"])) == 5
     (kept,) = tmp_path.glob("journal.db.corrupt-*")
     assert kept.read_bytes().startswith(b"damaged")
+    assert writer.set_aside == kept

@@ -22,7 +22,7 @@ from marketfeed.errors import (
     JournalNewerError,
     JournalWriteError,
 )
-from marketfeed.journal import DEAD_LETTERS_KEPT, Journal, inspect_journal
+from marketfeed.journal import DEAD_LETTERS_KEPT, Cut, Journal, inspect_journal
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -74,6 +74,10 @@ def batch_of(*records: Record) -> Batch:
     batch = Batch()
     batch.extend(records)
     return batch
+
+
+def delete_all(journal: Journal, cuts: list[Cut]) -> int:
+    return sum(journal.delete(cut) for cut in cuts)
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -215,7 +219,7 @@ def test_seq_is_not_given_twice_after_deletion_and_restart(path: Path) -> None:
     with Journal.open(path) as opened:
         opened.write(batch_of(*(MarkPrice(PAIR, T0 + n * 1_000, 1.0, 1.0) for n in range(100))))
         highest = opened.next_seq
-        assert opened.retain({"mark_price": 0}) == 99
+        assert delete_all(opened, opened.expired({"mark_price": 0})) == 99
     with Journal.open(path) as opened:
         assert opened.next_seq == highest
 
@@ -235,8 +239,8 @@ def test_a_failed_write_stores_nothing_and_can_be_repeated(journal: Journal, pat
 def test_retention_counts_back_from_the_newest_row(journal: Journal, path: Path) -> None:
     journal.write(batch_of(*(candle(n) for n in range(10))))
     journal.write(batch_of(*(candle(n, pair="OLD/USDT:USDT") for n in range(3))))
-    deleted = journal.retain({"candle": 4 * MINUTE, "mark_price": MINUTE})
-    assert deleted == 5 + 3
+    cuts = journal.expired({"candle": 4 * MINUTE, "mark_price": MINUTE})
+    assert delete_all(journal, cuts) == 5 + 3
     assert [t for (t,) in rows(path, "SELECT open_time FROM candle ORDER BY 1")] == [
         T0 + n * MINUTE for n in range(5, 10)
     ]
@@ -246,12 +250,19 @@ def test_over_the_disk_budget_mark_prices_give_way_first(journal: Journal, path:
     journal.write(batch_of(*(candle(n) for n in range(2_000))))
     journal.write(batch_of(*(MarkPrice(PAIR, T0 + n * 3_000, 1.0, 1.0) for n in range(20_000))))
     used = journal.counts()["bytes"]
-    gone = journal.shrink_to(int(used * 0.8))
-    assert set(gone) == {"mark_price"}
+
+    def shrink_to(max_bytes: int) -> set[str]:
+        tables = set()
+        while cuts := journal.over_budget(max_bytes):
+            assert delete_all(journal, cuts) > 0
+            tables.update(cut.table for cut in cuts)
+        return tables
+
+    assert shrink_to(int(used * 0.8)) == {"mark_price"}
     assert rows(path, "SELECT count(*) FROM candle") == [(2_000,)]
     assert rows(path, "SELECT max(time) FROM mark_price") == [(T0 + 19_999 * 3_000,)]
     assert journal.counts()["bytes"] <= used * 0.8
-    assert set(journal.shrink_to(1)) == {"mark_price", "candle"}
+    assert shrink_to(1) == {"mark_price", "candle"}
     assert rows(path, "SELECT count(*) FROM candle")[0][0] >= 60
 
 

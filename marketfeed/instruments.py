@@ -1,0 +1,134 @@
+"""Which instruments to collect: exchangeInfo or its last known copy, and the choice that was made of it."""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import (
+    ExchangeInfo,
+    Selection,
+    parse_exchange_info,
+    select_all,
+    select_named,
+    select_top,
+)
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import ExchangeSettings, TopPairs
+from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S: Final = 1.0
+RETRY_CAP_S: Final = 60.0
+EXCHANGE_INFO: Final = "exchange_info"
+CHOSEN_PAIRS: Final = "chosen_pairs"
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """What to collect, and the exchangeInfo it was taken from, as it came."""
+
+    selection: Selection
+    exchange_info: bytes
+
+
+async def sync_clock(rest: BinanceRest, clock: ExchangeClock) -> None:
+    """Take over the exchange's time. Raises ExchangeError."""
+    answer = await rest.server_time()
+    clock.set_server_time(answer.time_ms, answer.round_trip_s, answer.speed)
+
+
+async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
+    """Select what the settings ask for; asks for 24 h volumes where that needs them.
+
+    Raises ExchangeError.
+    """
+    wanted = settings.pairs
+    if isinstance(wanted, TopPairs):
+        return select_top(info, settings.quote, wanted.count, await rest.quote_volumes())
+    if wanted == "all":
+        return select_all(info, settings.quote)
+    return select_named(info, wanted)
+
+
+class InstrumentSource:
+    """Finds out at the start what to collect. The exchange being down is waited for, not an error."""
+
+    def __init__(
+        self,
+        settings: ExchangeSettings,
+        rest: BinanceRest,
+        clock: ExchangeClock,
+        writer: JournalWriter,
+    ) -> None:
+        self._settings = settings
+        self._rest = rest
+        self._clock = clock
+        self._writer = writer
+
+    async def load(self, stop: asyncio.Event) -> Listing | None:
+        """Return what to collect, or None when `stop` was set before that could be known."""
+        delay_s = RETRY_FIRST_S
+        while not stop.is_set():
+            try:
+                return await self._load()
+            except ExchangeError as error:
+                log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), delay_s)
+            try:
+                async with asyncio.timeout(delay_s):
+                    await stop.wait()
+            except TimeoutError:
+                delay_s = min(delay_s * 2, RETRY_CAP_S)
+        return None
+
+    async def _load(self) -> Listing:
+        body = await self._exchange_info()
+        info = parse_exchange_info(body)
+        selection = await self._selection(info)
+        for pair, reason in selection.refused.items():
+            log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
+        if not selection.instruments:
+            log.error("none of the configured pairs is traded: nothing to collect")
+        return Listing(selection, body)
+
+    async def _exchange_info(self) -> bytes:
+        try:
+            await sync_clock(self._rest, self._clock)
+            body = await self._rest.exchange_info()
+            parse_exchange_info(body)
+        except ExchangeError as error:
+            known = await self._writer.load_document(EXCHANGE_INFO)
+            if known is None:
+                raise
+            body, saved_ms = known
+            log.warning(
+                "exchangeInfo not to be had, using the last known copy error=%r age_h=%.1f",
+                str(error),
+                (self._clock.now_ms() - saved_ms) / schema.HOUR_MS,
+            )
+        else:
+            await self._save(EXCHANGE_INFO, body)
+        return body
+
+    async def _selection(self, info: ExchangeInfo) -> Selection:
+        wanted = self._settings.pairs
+        if not isinstance(wanted, TopPairs):
+            return await select(self._settings, self._rest, info)
+        # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
+        name = f"{CHOSEN_PAIRS}:{self._settings.quote}:{wanted.count}"
+        known = await self._writer.load_document(name)
+        if known is not None:
+            return select_named(info, msgspec.json.decode(known[0], type=list[str]))
+        selection = await select(self._settings, self._rest, info)
+        await self._save(name, msgspec.json.encode([i.pair for i in selection.instruments]))
+        return selection
+
+    async def _save(self, name: str, body: bytes) -> None:
+        try:
+            await self._writer.save_document(name, body, self._clock.now_ms())
+        except JournalError as error:
+            log.warning("document not saved name=%s error=%r", name, str(error))

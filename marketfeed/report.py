@@ -1,0 +1,206 @@
+"""What a running collector tells of itself: the status report, its health, and the gauges of `/metrics`."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from marketfeed import __version__, schema
+from marketfeed.binance.feed import Feed
+from marketfeed.binance.liveness import Overdue
+from marketfeed.binance.symbols import Selection
+from marketfeed.clock import ExchangeClock
+from marketfeed.intake import Intake
+from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
+from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
+from marketfeed.supervise import Supervisor
+from marketfeed.writer import JournalWriter
+
+NAMED_SERIES: Final = 20
+NAMED_IN_HEALTH: Final = 3
+
+
+class Line:
+    """The parts of a collector that runs, as far as its reports need them."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        feed: Feed,
+        supervisor: Supervisor,
+        selection: Selection,
+        streams: int,
+        silent_after_s: float,
+    ) -> None:
+        self.intake = intake
+        self.feed = feed
+        self.supervisor = supervisor
+        self.selection = selection
+        self.streams = streams
+        self.silent_after_s = silent_after_s
+
+
+class Reporter:
+    """Makes the reports of one collector; `line` is None until it has started to collect."""
+
+    def __init__(
+        self,
+        timeframes: Sequence[str],
+        clock: ExchangeClock,
+        counters: Counters,
+        writer: JournalWriter,
+    ) -> None:
+        self.stage = "starting"
+        """`starting`, `running` or `stopping`."""
+        self.line: Line | None = None
+        self._timeframes = timeframes
+        self._clock = clock
+        self._counters = counters
+        self._writer = writer
+        self._started_s = time.monotonic()
+        self._rate_frames = 0
+        self._rate_s = self._started_s
+        self._frames_per_s = 0.0
+
+    def report(self) -> StatusReport:
+        """What the collector knows of itself now."""
+        counters, line = self._counters, self.line
+        overdue = self._overdue()
+        reasons = self._reasons()
+        return StatusReport(
+            version=__version__,
+            healthy=not reasons,
+            reasons=reasons,
+            uptime_s=time.monotonic() - self._started_s,
+            exchange_time_ms=self._clock.now_ms(),
+            clock_offset_ms=self._clock.offset_ms(),
+            speed=self._clock.speed,
+            pairs=self._pairs(),
+            refused_pairs={} if line is None else dict(line.selection.refused),
+            streams=0 if line is None else line.streams,
+            frames=counters.frames,
+            frames_per_s=self._rate(),
+            records=dict(counters.records),
+            rejects=dict(counters.rejects),
+            overdue=dict(Counter(item.series.channel for item in overdue)),
+            overdue_series=[_late(item) for item in overdue[:NAMED_SERIES]],
+            missing_candles=0 if line is None else line.supervisor.missing_candles,
+            mark_price_age_s=self._oldest_mark_age_s(),
+            timeframes=[self._timeframe(name) for name in self._timeframes],
+            connections=self._connections(),
+            journal=self._journal(),
+            rss_bytes=rss_bytes(),
+            cpu_s=cpu_s(),
+        )
+
+    def gauges(self) -> Gauges:
+        """What a scrape of the metrics reads."""
+        now_ms = self._clock.now_ms()
+        line = self.line
+        marks = {} if line is None else line.intake.freshness.mark_event_ms
+        newest = {} if line is None else line.intake.freshness.newest_open_ms
+        oldest_close_ms: dict[str, int] = {}
+        for (_, timeframe), open_ms in newest.items():
+            close_ms = open_ms + schema.TIMEFRAMES_MS[timeframe]
+            oldest_close_ms[timeframe] = min(close_ms, oldest_close_ms.get(timeframe, close_ms))
+        return Gauges(
+            connections=dict(Counter(c.state for c in self._connections())),
+            streams=0 if line is None else line.streams,
+            pairs=self._pairs(),
+            pending=0 if line is None else line.intake.pending,
+            journal_bytes=self._writer.bytes_used,
+            dead_letters=self._writer.dead_letters,
+            clock_offset_ms=self._clock.offset_ms(),
+            overdue=dict(Counter(item.series.channel for item in self._overdue())),
+            missing_candles=0 if line is None else line.supervisor.missing_candles,
+            mark_price_age_s={pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()},
+            newest_close_age_s={name: (now_ms - ms) / 1000 for name, ms in oldest_close_ms.items()},
+        )
+
+    def _reasons(self) -> list[str]:
+        reasons = [] if self.stage == "running" else [f"the collector is {self.stage}"]
+        line = self.line
+        if line is None:
+            return reasons
+        failing_s = line.intake.failing_for_s
+        if failing_s is not None:
+            reasons.append(f"the journal cannot be written for {failing_s:.0f} s")
+        if not line.streams:
+            reasons.append("none of the configured pairs is traded")
+        now_s = time.monotonic()
+        for connection in line.feed.connections():
+            heard_s = max(connection.last_frame_s or 0.0, connection.since_s)
+            if connection.state != "open":
+                reasons.append(f"{connection.name} is {connection.state}: {connection.last_error}")
+            elif now_s - heard_s > line.silent_after_s:
+                reasons.append(f"{connection.name} is silent for {now_s - heard_s:.0f} s")
+        overdue = self._overdue()
+        if overdue:
+            named = ", ".join(map(_late, overdue[:NAMED_IN_HEALTH]))
+            more = ", …" if len(overdue) > NAMED_IN_HEALTH else ""
+            reasons.append(f"{len(overdue)} series are silent: {named}{more}")
+        return reasons
+
+    def _pairs(self) -> int:
+        return 0 if self.line is None else len(self.line.selection.instruments)
+
+    def _overdue(self) -> list[Overdue]:
+        return [] if self.line is None else self.line.supervisor.overdue
+
+    def _journal(self) -> JournalReport:
+        counters, writer = self._counters, self._writer
+        return JournalReport(
+            path=str(writer.path),
+            bytes_used=writer.bytes_used,
+            next_seq=writer.next_seq,
+            pending=0 if self.line is None else self.line.intake.pending,
+            commits=counters.commits,
+            commit_failures=counters.commit_failures,
+            records_given_up=dict(counters.records_given_up),
+            dead_letters=writer.dead_letters,
+            set_aside=None if writer.set_aside is None else str(writer.set_aside),
+        )
+
+    def _rate(self) -> float:
+        now_s = time.monotonic()
+        if now_s - self._rate_s >= 1.0:
+            frames = self._counters.frames
+            self._frames_per_s = (frames - self._rate_frames) / (now_s - self._rate_s)
+            self._rate_frames, self._rate_s = frames, now_s
+        return self._frames_per_s
+
+    def _oldest_mark_age_s(self) -> float | None:
+        marks = {} if self.line is None else self.line.intake.freshness.mark_event_ms
+        if not marks or len(marks) < self._pairs():
+            return None
+        return max(0.0, (self._clock.now_ms() - min(marks.values())) / 1000)
+
+    def _timeframe(self, name: str) -> TimeframeReport:
+        if self.line is None:
+            return TimeframeReport(name, None, 0, 0, 0)
+        fresh = self.line.intake.freshness
+        opens = [at_ms for (_, frame), at_ms in fresh.newest_open_ms.items() if frame == name]
+        newest = max(opens, default=None)
+        there = sum(at_ms == newest for at_ms in opens)
+        return TimeframeReport(name, newest, there, self._pairs(), fresh.candles.get(name, 0))
+
+    def _connections(self) -> list[ConnectionReport]:
+        if self.line is None:
+            return []
+        now_s = time.monotonic()
+        return [
+            ConnectionReport(
+                name=c.name,
+                state=c.state,
+                streams=len(c.streams),
+                opened=c.opened,
+                frames=c.frames,
+                last_frame_age_s=None if c.last_frame_s is None else now_s - c.last_frame_s,
+                last_error=c.last_error,
+            )
+            for c in self.line.feed.connections()
+        ]
+
+
+def _late(item: Overdue) -> str:
+    return f"{item.series.pair} {item.series.channel} overdue by {item.late_s:.0f} s"
