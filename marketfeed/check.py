@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,7 +22,7 @@ from marketfeed.binance.symbols import (
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
-from marketfeed.instruments import select
+from marketfeed.instruments import Listing, select
 from marketfeed.journal import inspect_journal
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
@@ -42,19 +42,28 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
-async def check(settings: Settings) -> list[Finding]:
-    """Look at everything that a collector with these settings needs; changes nothing."""
+LiveCheck = Callable[[Listing], Awaitable[list[Finding]]]
+
+
+async def check(settings: Settings, live: LiveCheck | None = None) -> list[Finding]:
+    """Look at everything that a collector with these settings needs; changes nothing.
+
+    `live` looks at all streams; without it one stream is tried.
+    """
     findings = check_journal(settings)
     async with aiohttp.ClientSession() as session:
         rest = BinanceRest(session, settings.exchange.rest_url)
         findings.append(await _check_clock(rest))
         try:
-            info = parse_exchange_info(await rest.exchange_info())
+            body = await rest.exchange_info()
+            info = parse_exchange_info(body)
             selection = await select(settings.exchange, rest, info)
         except ExchangeError as error:
             return [*findings, Finding("exchange", "bad", str(error))]
         findings += _check_pairs(info, selection)
-        if selection.instruments:
+        if selection.instruments and live is not None:
+            findings += await live(Listing(selection, body))
+        elif selection.instruments:
             findings.append(await _check_stream(session, settings, selection))
     return findings
 

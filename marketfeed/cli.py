@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -110,16 +111,34 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    live: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Subscribe every stream for up to so many seconds, and require data of each.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Tell what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
 
-    A configured pair that the exchange does not trade is a warning: the others are collected.
+    A configured pair that the exchange does not trade is a warning: the others are collected. With
+    --live 120 all streams must bring data, kline streams as their pairs trade: an ACK proves nothing.
     """
     from marketfeed.check import check as look
     from marketfeed.config import load_settings
-    from marketfeed.present import findings_table
+    from marketfeed.live import prove_streams
+    from marketfeed.present import findings_table, stages
 
-    findings = uvloop.run(look(load_settings(config)))
+    settings = load_settings(config)
+    with stages(quiet=as_json) as progress:
+        proving = None
+        if live is not None:
+            proving = partial(prove_streams, settings.exchange, seconds=live, progress=progress)
+        findings = uvloop.run(look(settings, proving))
     if as_json:
         _print_json({"findings": findings})
     else:

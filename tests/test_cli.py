@@ -150,6 +150,19 @@ def test_check_exits_1_when_something_is_bad(config: Path) -> None:
     assert "none of the configured pairs is traded" in none.stdout
 
 
+def test_check_live_requires_data_of_every_stream(config: Path) -> None:
+    good = marketfeed("check", "--config", config, "--live=20", "--json")
+    assert good.returncode == 0, good.stdout
+    findings = [item for item in json.loads(good.stdout)["findings"] if item["verdict"] == "good"]
+    assert {"mark prices", "klines"} <= {item["subject"] for item in findings}
+    # The simulator makes no 5m streams: they are ACKed and stay silent, as at Binance.
+    silent = marketfeed(
+        "check", "--config", config, "--live=5", MARKETFEED_EXCHANGE__TIMEFRAMES="1m,5m"
+    )
+    assert silent.returncode == 1
+    assert "1 streams are silent: btcusdt@kline_5m" in silent.stdout
+
+
 def test_run_status_and_a_clean_stop(config: Path) -> None:
     running = Background("run", "--config", config)
     url = running.line(r"status_url=(\S+)")[1]

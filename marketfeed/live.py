@@ -1,0 +1,137 @@
+"""`marketfeed check --live`: proves every stream by data, through the same feed that the collector uses.
+
+An ACK proves nothing: Binance ACKs unknown names and stays silent, and its unrouted path delivers no
+kline and no mark price without any error.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions
+from marketfeed.binance.feed import Feed
+from marketfeed.binance.symbols import Instrument, stream_name
+from marketfeed.check import Finding
+from marketfeed.config import ExchangeSettings
+from marketfeed.instruments import Listing
+
+NAMED: Final = 10
+_PREFIX: Final = b'{"stream":"'
+
+Progress = Callable[[str, float], None]
+
+
+class StreamsSeen:
+    """Which streams have brought data, by their names in combined frames."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, int] = {}
+
+    def on_frame(self, frame: bytes, connection: str) -> None:
+        """Take in one frame of a connection."""
+        if frame.startswith(_PREFIX):
+            end = frame.find(b'"', len(_PREFIX))
+            name = frame[len(_PREFIX) : end].decode("utf-8", "replace")
+            self.frames[name] = self.frames.get(name, 0) + 1
+
+
+async def prove_streams(
+    settings: ExchangeSettings, listing: Listing, seconds: float, progress: Progress
+) -> list[Finding]:
+    """Subscribe all streams for up to `seconds` (wall) and say which bring data.
+
+    A silent mark price is bad: it comes every 1 or 3 s. A silent kline stream is bad when another
+    timeframe of the same pair has brought several frames meanwhile (each trade shows in all of them),
+    and a warning when the pair has not traded at all. Ends early once everything has brought data.
+    """
+    instruments = listing.selection.instruments
+    names = _names(instruments, settings)
+    wanted = [name for by_channel in names.values() for name in by_channel.values()]
+    seen = StreamsSeen()
+    problems: list[str] = []
+    feed = Feed(
+        FeedOptions(ws_url=settings.ws_url),
+        msgspec.json.decode(listing.exchange_info),
+        wanted,
+        on_frame=seen.on_frame,
+        on_state=lambda status: _note_problem(status, problems),
+        limiter=ConnectLimiter(),
+        name="check",
+    )
+    started_s = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(feed.run())
+        while (passed_s := time.monotonic() - started_s) < seconds:
+            there = sum(name in seen.frames for name in wanted)
+            progress(f"{there} of {len(wanted)} streams bring data", passed_s / seconds)
+            if there == len(wanted):
+                break
+            await asyncio.sleep(min(0.2, seconds))
+        await feed.stop()
+    return [
+        *(Finding("connection", "warning", text) for text in dict.fromkeys(problems)),
+        *_judge(names, seen.frames, passed_s),
+    ]
+
+
+def _names(
+    instruments: Sequence[Instrument], settings: ExchangeSettings
+) -> dict[str, dict[str, str]]:
+    """Pair -> channel -> stream."""
+    return {
+        i.pair: {
+            channel: stream_name(i, channel, settings.mark_price_every.ms)
+            for channel in (*settings.timeframes, schema.MARK_PRICE)
+        }
+        for i in instruments
+    }
+
+
+def _note_problem(status: ConnectionStatus, problems: list[str]) -> None:
+    if (
+        status.last_error
+        and status.state in ("failed", "closed")
+        and status.last_error != "stopped"
+    ):
+        problems.append(f"{status.name} {status.state}: {status.last_error}")
+
+
+def _judge(
+    names: dict[str, dict[str, str]], frames: dict[str, int], passed_s: float
+) -> list[Finding]:
+    silent_marks: list[str] = []
+    silent_klines: list[str] = []
+    quiet: list[str] = []
+    klines = 0
+    for pair, by_channel in names.items():
+        if by_channel[schema.MARK_PRICE] not in frames:
+            silent_marks.append(by_channel[schema.MARK_PRICE])
+        counts = {s: frames.get(s, 0) for c, s in by_channel.items() if c != schema.MARK_PRICE}
+        klines += sum(count > 0 for count in counts.values())
+        if max(counts.values(), default=0) > 1:
+            silent_klines += [stream for stream, count in counts.items() if not count]
+        elif not all(counts.values()):
+            quiet.append(pair)
+    findings = [
+        _all_or_bad("mark prices", len(names) - len(silent_marks), silent_marks, passed_s),
+        _all_or_bad("klines", klines, silent_klines, passed_s),
+    ]
+    if quiet:
+        text = f"{len(quiet)} pairs have not traded meanwhile: {_listed(quiet)}"
+        findings.append(Finding("klines", "warning", text))
+    return findings
+
+
+def _all_or_bad(subject: str, alive: int, silent: Sequence[str], passed_s: float) -> Finding:
+    if silent:
+        return Finding(subject, "bad", f"{len(silent)} streams are silent: {_listed(silent)}")
+    return Finding(subject, "good", f"{alive} streams brought data within {passed_s:.0f} s")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
