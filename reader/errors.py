@@ -1,0 +1,108 @@
+"""The error tree.
+
+* ReaderError                 everything this package raises on purpose
+    * ArgumentError           an argument or the store's address is wrong (a ValueError as well)
+    * UnknownPairError        no pair, or one that is not collected (`pair`)
+    * UnknownTimeframeError   neither collected nor resampled (`timeframe`, `valid`)
+    * StaleDataError          what is stored is older than allowed (`ages`)
+    * GapError                candles are absent, and `strict=True` was asked (`missing`)
+    * StoreUnavailableError   the store cannot be read: not there, not ours, damaged, no permission
+    * StoreAuthError          the store refused the credentials
+
+All can be pickled, so they pass from a worker process to its parent.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import pandas as pd
+
+_NAMED: Final = 10
+
+
+class ReaderError(Exception):
+    """Base of every error that the reader raises on purpose. Its text is meant for people."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ArgumentError(ReaderError, ValueError):
+    """An argument, or the address of the store, cannot be used. The text says what is expected."""
+
+
+class UnknownPairError(ReaderError):
+    """`pair` is not written as a pair, or is not collected.
+
+    `close_matches` are collected pairs that look like it.
+    """
+
+    def __init__(self, message: str, pair: object, close_matches: Sequence[str] = ()) -> None:
+        super().__init__(message, pair, close_matches)
+        self.pair = pair
+        self.close_matches = tuple(close_matches)
+
+
+class UnknownTimeframeError(ReaderError):
+    """`timeframe` can be neither read nor resampled; `valid` names those that can, ascending."""
+
+    def __init__(self, message: str, timeframe: object, valid: Sequence[str]) -> None:
+        super().__init__(message, timeframe, valid)
+        self.timeframe = timeframe
+        self.valid = tuple(valid)
+
+
+class StaleDataError(ReaderError):
+    """The newest stored value is older than allowed.
+
+    `ages` gives the age of each pair concerned in seconds, infinite where nothing is stored yet.
+    """
+
+    def __init__(self, message: str, ages: Mapping[str, float]) -> None:
+        super().__init__(message, ages)
+        self.ages = dict(ages)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pairs concerned, in the order in which they were asked for."""
+        return tuple(self.ages)
+
+
+class GapError(ReaderError):
+    """Closed candles are absent in the range asked for.
+
+    `gaps` gives the absent open times of each pair concerned; `pair` and `missing` are the first of
+    them, the only one unless many pairs were asked for.
+    """
+
+    def __init__(
+        self, message: str, timeframe: str, gaps: Mapping[str, Sequence[pd.Timestamp]]
+    ) -> None:
+        super().__init__(message, timeframe, gaps)
+        self.timeframe = timeframe
+        self.gaps = {pair: list(missing) for pair, missing in gaps.items()}
+
+    @property
+    def pair(self) -> str:
+        """The first pair with a gap."""
+        return next(iter(self.gaps))
+
+    @property
+    def missing(self) -> list[pd.Timestamp]:
+        """The open times (UTC) that are absent of `pair`, ascending."""
+        return self.gaps[self.pair]
+
+
+class StoreUnavailableError(ReaderError):
+    """The store cannot be read. The text says what was found and what to do."""
+
+
+class StoreAuthError(ReaderError):
+    """The store refused the credentials."""
+
+
+def listing(texts: Iterable[str]) -> str:
+    """Join the first ten texts, and say how many more there are."""
+    found = list(texts)
+    more = len(found) - _NAMED
+    return "; ".join(found[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,231 @@
+"""Rows to DataFrames: resampling, completeness and the shape that Freqtrade has.
+
+Pure: arrays in, arrays and frames out. Candles are float64 arrays of shape (n, 6) with the columns
+open time (ms), open, high, low, close, volume, oldest first; times are exact in them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from marketfeed import schema
+from reader.arguments import CandleRequest
+from reader.rows import CandleRows, CatalogRow, FundingRow
+
+Floats = NDArray[np.float64]
+Times = NDArray[np.int64]
+
+GRACE_MS: Final = 15_000
+"""How long after its close a candle may be on its way before it counts as missing."""
+
+_PRICES: Final = pd.Index(["open", "high", "low", "close", "volume"])
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The candles of one pair in the timeframe asked for.
+
+    `truncated`: the limit cut older candles off. `first_ms` is the open time of the oldest candle that
+    can exist, `reach_ms` the end (exclusive) of the open times that stored rows speak of: a candle
+    before it that is not there is missing. Both None when nothing is stored.
+    """
+
+    values: Floats
+    truncated: bool
+    first_ms: int | None
+    reach_ms: int | None
+    forming: tuple[float, ...] | None
+
+
+# --- resampling -----------------------------------------------------------------------------------
+
+
+def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> Series:
+    """Make the series that `request` asks for out of stored rows of `source_ms` length.
+
+    The oldest candle that comes out is whole even if the read began within one: it lacks parts then.
+    """
+    length_ms = request.length_ms
+    values = rows.values
+    if length_ms > source_ms:
+        complete = resample(values, source_ms, length_ms)
+        forming = _forming(values, rows, source_ms, length_ms)
+    else:
+        complete, forming = values, rows.forming
+    truncated = request.limit is not None and len(complete) >= request.limit
+    if truncated and request.limit is not None:
+        complete = complete[len(complete) - request.limit :]
+    if forming is not None and not _wanted(forming, complete, request):
+        forming = None
+    first_ms = None if rows.first_ms is None else ceil_to(rows.first_ms, length_ms)
+    reach_ms = None
+    if rows.newest_ms is not None:
+        reach_ms = schema.floor_to(rows.newest_ms + source_ms, length_ms)
+    return Series(complete, truncated, first_ms, reach_ms, forming)
+
+
+def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
+    """Return the candles of `length_ms` all of whose parts are in `values`.
+
+    Open of the first part, close of the last, the highest high, the lowest low; volumes are summed
+    without rounding in between. A candle with a part missing is left out.
+    """
+    parts = length_ms // source_ms
+    buckets = values[:, 0] // length_ms
+    # Rows are ascending: a candle's parts lie next to each other.
+    changes = np.flatnonzero(buckets[1:] != buckets[:-1]) + 1
+    counts = np.diff(np.r_[0, changes, len(buckets)])
+    whole = values[np.repeat(counts == parts, counts)].reshape(-1, parts, 6)
+    out = np.empty((len(whole), 6))
+    out[:, 0] = whole[:, 0, 0]
+    out[:, 1] = whole[:, 0, 1]
+    out[:, 2] = whole[:, :, 2].max(axis=1)
+    out[:, 3] = whole[:, :, 3].min(axis=1)
+    out[:, 4] = whole[:, -1, 4]
+    out[:, 5] = [math.fsum(volumes) for volumes in whole[:, :, 5].tolist()]
+    return out
+
+
+def _forming(
+    values: Floats, rows: CandleRows, source_ms: int, length_ms: int
+) -> tuple[float, ...] | None:
+    """Put the forming candle together from its closed parts and the forming part.
+
+    None where one before the newest is absent: what would come out is no candle.
+    """
+    part = rows.forming
+    if part is not None:
+        newest_ms = int(part[0])
+    elif rows.newest_ms is not None:
+        newest_ms = rows.newest_ms
+    else:
+        return None
+    start_ms = schema.floor_to(newest_ms, length_ms)
+    parts = [tuple(row) for row in values[values[:, 0] >= start_ms].tolist()]
+    if part is not None:
+        parts.append(part)
+    if len(parts) != (newest_ms - start_ms) // source_ms + 1:
+        return None
+    return (
+        float(start_ms),
+        parts[0][1],
+        max(row[2] for row in parts),
+        min(row[3] for row in parts),
+        parts[-1][4],
+        math.fsum(row[5] for row in parts),
+    )
+
+
+def _wanted(forming: tuple[float, ...], complete: Floats, request: CandleRequest) -> bool:
+    return (
+        request.include_forming
+        and (len(complete) == 0 or forming[0] > complete[-1, 0])
+        and (request.since_ms is None or forming[0] >= request.since_ms)
+        and (request.until_ms is None or forming[0] < request.until_ms)
+    )
+
+
+# --- completeness and age -------------------------------------------------------------------------
+
+
+def newest_ms(found: Series, request: CandleRequest) -> int | None:
+    """Open time of the newest closed candle: of those found, else of those stored outside the range.
+
+    None when there is none to speak of.
+    """
+    if len(found.values):
+        return int(found.values[-1, 0])
+    open_range = request.since_ms is None and request.until_ms is None
+    if open_range or found.first_ms is None or found.reach_ms is None:
+        return None
+    newest = found.reach_ms - request.length_ms
+    return newest if newest >= found.first_ms else None
+
+
+def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: int) -> Times:
+    """Return the open times of closed candles that should be in the range and are not, ascending.
+
+    The range starts with the oldest candle returned when the limit cut it, else at `since` or the
+    first one that is stored. It ends at `until`, at the last whole candle of an ended pair, or with
+    the newest stored; a live pair's candles are due `GRACE_MS` after their close, unless age does not
+    matter to the caller.
+    """
+    length_ms = request.length_ms
+    if found.first_ms is None or found.reach_ms is None:
+        return np.empty(0, np.int64)
+    if found.truncated:
+        start_ms = int(found.values[0, 0])
+    else:
+        start_ms = max(found.first_ms, ceil_to(request.since_ms or 0, length_ms))
+    if entry.listed_ms is not None:
+        start_ms = max(start_ms, schema.floor_to(entry.listed_ms, length_ms))
+    end_ms = found.reach_ms
+    if request.max_age_s is not None and not entry.has_ended(now_ms):
+        end_ms = max(end_ms, schema.floor_to(now_ms - GRACE_MS, length_ms))
+    if entry.ended_ms is not None:
+        end_ms = min(end_ms, schema.floor_to(entry.ended_ms, length_ms))
+    if request.until_ms is not None:
+        end_ms = min(end_ms, ceil_to(request.until_ms, length_ms))
+    due = max(0, (end_ms - start_ms) // length_ms)
+    have = found.values[:, 0].astype(np.int64)
+    if len(have) >= due and np.count_nonzero((have >= start_ms) & (have < end_ms)) == due:
+        return np.empty(0, np.int64)
+    expected = np.arange(start_ms, end_ms, length_ms, dtype=np.int64)
+    return np.setdiff1d(expected, have, assume_unique=True)
+
+
+def ceil_to(time_ms: int, step_ms: int) -> int:
+    """Return the smallest multiple of `step_ms` that is not before `time_ms`."""
+    return -(-time_ms // step_ms) * step_ms
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+def candle_frame(found: Series, attrs: Mapping[str, object]) -> pd.DataFrame:
+    """Return the candles as a frame, the forming one last."""
+    values = found.values
+    if found.forming is not None:
+        values = np.vstack([values, found.forming])
+    # One block of the frame's own memory, laid out as pandas keeps it: no further copy is made.
+    block = np.array(values[:, 1:].T, order="C")
+    frame = pd.DataFrame(block.T, columns=_PRICES, copy=False)
+    frame.insert(0, "date", dates(values[:, 0]))
+    frame.attrs.update(attrs)
+    return frame
+
+
+def dates(times_ms: Floats | Times) -> pd.DatetimeIndex:
+    """Return instants as Freqtrade has them."""
+    return pd.to_datetime(times_ms.astype(np.int64), unit="ms", utc=True)
+
+
+def timestamps(times_ms: Times) -> list[pd.Timestamp]:
+    """Return instants one by one."""
+    return list(dates(times_ms)) if len(times_ms) else []
+
+
+def funding_frame(rows: Mapping[str, FundingRow], now_ms: int) -> pd.DataFrame:
+    """Return the newest running rates as a frame indexed by pair."""
+    times_ms = np.array([row.time_ms for row in rows.values()], np.int64)
+    settlements_ms = np.array([row.next_funding_time_ms for row in rows.values()], np.int64)
+    columns: dict[str, Any] = {
+        "rate": np.array([row.rate for row in rows.values()], np.float64),
+        "settled_rate": np.array([row.settled_rate for row in rows.values()], np.float64),
+        "next_funding_time": dates(settlements_ms),
+        "time": dates(times_ms),
+        "age_s": np.maximum(now_ms - times_ms, 0) / 1000,
+    }
+    return pd.DataFrame(columns, index=pd.Index(list(rows), name="pair", dtype=object))
+
+
+def settled_frame(values: Floats, attrs: Mapping[str, object]) -> pd.DataFrame:
+    """Return settlements as a frame with the columns date and rate."""
+    frame = pd.DataFrame({"date": dates(values[:, 0]), "rate": values[:, 1].copy()})
+    frame.attrs.update(attrs)
+    return frame

@@ -1,0 +1,38 @@
+"""A log of absent candles that does not repeat itself."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED: Final = 10_000
+
+
+class GapLog:
+    """Logs each absent candle once, however often it is asked for."""
+
+    # No lock: at worst two threads log the same gap, and a fork leaves none locked in the child.
+
+    def __init__(self) -> None:
+        self._logged: dict[tuple[str, str], set[pd.Timestamp]] = {}
+
+    def note(self, pair: str, timeframe: str, missing: Sequence[pd.Timestamp]) -> None:
+        """Log, in one line, the open times that were not logged before."""
+        logged = self._logged.setdefault((pair, timeframe), set())
+        fresh = [time for time in missing if time not in logged]
+        if not fresh:
+            return
+        if len(logged) + len(fresh) > _REMEMBERED:
+            logged.clear()
+        logged.update(fresh)
+        log.warning(
+            "candles missing pair=%s timeframe=%s count=%d first=%s last=%s",
+            pair,
+            timeframe,
+            len(fresh),
+            fresh[0].isoformat(),
+            fresh[-1].isoformat(),
+        )

@@ -1,0 +1,364 @@
+"""MarketReader: market data for a bot, with its age, completeness and source.
+
+Nothing here ever answers an error with an empty frame: what cannot be answered raises.
+"""
+
+import difflib
+import os
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import pandas as pd
+
+from marketfeed import schema
+from reader import arguments, frames, latest, ohlcv
+from reader.address import URL_FORMS, URL_VARIABLE, open_store
+from reader.arguments import DEFAULT, MaxAge, Time, timestamp
+from reader.errors import ArgumentError, StaleDataError, UnknownPairError, listing
+from reader.gaplog import GapLog
+from reader.rows import CatalogRow, FundingRow
+from reader.store import Store
+from reader.values import FundingRate, MarkPrice, PairInfo
+
+
+def _wall_ms() -> int:
+    return int(time.time() * 1000)
+
+
+class MarketReader:
+    """Reads what the collector stores. Make one with `connect`.
+
+    Safe in threads, and after a fork in parent and child. Close it, or use it as a context manager.
+
+    Times in: a datetime with a time zone, or ms since the epoch; `since` is inclusive and `until`
+    exclusive, both on the candle's open time. Times out: `pandas.Timestamp` in UTC. All of them are
+    exchange time. Ages are seconds by `now_ms` (the host's wall clock unless `connect` was given
+    another), never below zero.
+
+    `max_age_s` of a method is the greatest age it lets pass before it raises StaleDataError; None
+    switches that off. Every method raises StoreUnavailableError when the store cannot be read,
+    UnknownPairError for what is no pair or not collected, and ArgumentError (a ValueError) for other
+    arguments that cannot be used.
+    """
+
+    def __init__(self, store: Store, now_ms: Callable[[], int] = _wall_ms) -> None:
+        self._store = store
+        self._now_ms = now_ms
+        self._gap_log = GapLog()
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        bucket: str | None = None,
+        now_ms: Callable[[], int] | None = None,
+    ) -> Self:
+        """Open the store at `url`, by default `MARKETFEED_URL` of the environment.
+
+        `sqlite:////abs/journal.db` or `sqlite:///rel.db`; other characters than those of a plain path
+        are percent-encoded. `token` and `bucket` (`MARKETFEED_TOKEN`, `MARKETFEED_TOKEN_FILE`,
+        `MARKETFEED_BUCKET`) belong to a database over HTTP and mean nothing to a journal. `now_ms`
+        gives exchange time in ms, for readers of a simulated exchange.
+
+        Raises ArgumentError for a missing or wrong address, StoreUnavailableError.
+        """
+        address = os.environ.get(URL_VARIABLE, "") if url is None else url
+        if not address:
+            raise ArgumentError(
+                f"no store to read from: set {URL_VARIABLE}, or pass url; {URL_FORMS} is expected"
+            )
+        return cls(open_store(address), _wall_ms if now_ms is None else now_ms)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<MarketReader {self._store.source}>"
+
+    def close(self) -> None:
+        """Let go of the store. Safe to call twice; other calls raise afterwards."""
+        self._store.close()
+
+    # --- candles ----------------------------------------------------------------------------------
+
+    def get_ohlcv(
+        self,
+        pair: str,
+        timeframe: str,
+        limit: int | None = None,
+        *,
+        since: Time | None = None,
+        until: Time | None = None,
+        include_forming: bool = False,
+        strict: bool = False,
+        max_age_s: MaxAge = DEFAULT,
+    ) -> pd.DataFrame:
+        """Return closed candles of `pair`: date (open time), open, high, low, close, volume, oldest first.
+
+        The newest `limit` closed candles of the range since <= open time < until: 500 when neither
+        `limit` nor `since` is given, all of the range when only `since` is. `include_forming` puts the
+        forming candle, as it stood last, behind them; it does not count against `limit`.
+
+        A timeframe that is not collected is resampled from the largest collected one that divides it;
+        a candle of which a part is absent is left out and counts as missing.
+
+        `attrs`: pair, timeframe, source, age_s (since the newest candle's close; infinite when there is
+        none), missing (open times absent between the first stored candle and now, or in the range),
+        forming (whether the last row is the forming candle). A gap is logged once; `strict` raises
+        GapError instead.
+
+        `max_age_s` is 2 × timeframe + 30 s by default. It is not applied to an ended pair, nor to a
+        range whose `until` is past. A pair without any candle yet raises StaleDataError, unless
+        `max_age_s` is None: then the frame is empty. A live pair's candle counts as missing 15 s after
+        its close, unless `max_age_s` is None: then the newest stored one is the end.
+
+        Raises StaleDataError, GapError, UnknownPairError, UnknownTimeframeError.
+        """
+        return self.get_ohlcv_many(
+            [pair],
+            timeframe,
+            limit,
+            since=since,
+            until=until,
+            include_forming=include_forming,
+            strict=strict,
+            max_age_s=max_age_s,
+        )[pair]
+
+    def get_ohlcv_many(
+        self,
+        pairs: Iterable[str],
+        timeframe: str,
+        limit: int | None = None,
+        *,
+        since: Time | None = None,
+        until: Time | None = None,
+        include_forming: bool = False,
+        strict: bool = False,
+        max_age_s: MaxAge = DEFAULT,
+    ) -> dict[str, pd.DataFrame]:
+        """Return `get_ohlcv` of many pairs, pair -> frame in their order, in one query.
+
+        One pair that is unknown, stale or (with `strict`) has a gap makes the call raise; the error
+        names all such pairs.
+        """
+        names = arguments.pair_names(pairs)
+        now_ms = self._now_ms()
+        entries = self._entries(names)
+        groups = ohlcv.sources(entries.values(), timeframe)
+        request = arguments.candle_request(
+            timeframe,
+            limit,
+            since,
+            until,
+            include_forming=include_forming,
+            strict=strict,
+            max_age_s=max_age_s,
+        )
+        found: dict[str, frames.Series] = {}
+        for source, members in groups.items():
+            found.update(ohlcv.read_series(self._store, members, source, request))
+        answer = ohlcv.judge(found, entries, request, self._store.source, now_ms)
+        for pair, frame in answer.items():
+            if frame.attrs["missing"]:
+                self._gap_log.note(pair, timeframe, frame.attrs["missing"])
+        return answer
+
+    def newest(self, timeframe: str) -> dict[str, int]:
+        """Return pair -> open time (ms) of its newest closed candle; cheap enough to ask all the time.
+
+        Pairs without a candle are left out, ended ones are not. In a resampled timeframe it is the
+        newest candle whose last part is stored.
+        """
+        groups = ohlcv.sources_of_any(self._store.catalog(), timeframe)
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        answer: dict[str, int] = {}
+        for source, members in groups.items():
+            newest = self._store.newest(source)
+            source_ms = schema.TIMEFRAMES_MS[source]
+            for pair in members:
+                if pair in newest:
+                    end_ms = schema.floor_to(newest[pair] + source_ms, length_ms)
+                    answer[pair] = end_ms - length_ms
+        return answer
+
+    def wait_closed(self, timeframe: str, open_time: Time, timeout_s: float) -> tuple[str, ...]:
+        """Wait until the candle of `open_time` is stored for every live pair; return the pairs without.
+
+        An empty answer means that all are there; otherwise `timeout_s` (wall seconds) have passed. Of
+        a resampled timeframe the last part is waited for. Pairs that had ended before the candle
+        closed, or were listed after, are not waited for, nor those not collected in that timeframe.
+
+        Raises StaleDataError when there is no live pair at all, UnknownTimeframeError.
+        """
+        deadline_s = time.monotonic() + arguments.seconds("timeout_s", timeout_s)
+        open_ms = arguments.time_ms("open_time", open_time)
+        while True:
+            # Asked before the look, so that what is stored in between is found at the next turn.
+            version = self._store.version()
+            absent = self._without_candle(timeframe, open_ms)
+            if not absent:
+                return ()
+            if not self._changed_since(version, deadline_s):
+                return absent
+
+    def version(self) -> Hashable:
+        """Return a value that differs once anything may have been stored; for `wait_change`."""
+        return self._store.version()
+
+    def wait_change(self, version: Hashable, timeout_s: float) -> bool:
+        """Wait until the store is not at `version` any more; False after `timeout_s` wall seconds.
+
+        Take the version, look, then wait: so nothing that is stored in between is missed.
+        """
+        return self._changed_since(
+            version, time.monotonic() + arguments.seconds("timeout_s", timeout_s)
+        )
+
+    # --- mark prices and funding ------------------------------------------------------------------
+
+    def get_mark_price(self, pair: str, *, max_age_s: MaxAge = DEFAULT) -> MarkPrice:
+        """Return the newest mark price of `pair`.
+
+        Raises StaleDataError when it is older than `max_age_s` (30 s by default), for an ended pair
+        as well, and when none is stored.
+        """
+        limit_s = arguments.max_age(max_age_s, latest.MARK_PRICE_MAX_AGE_S)
+        now_ms = self._now_ms()
+        self._entries([arguments.pair_name(pair)])
+        rows = self._store.mark_prices([pair])
+        latest.refuse_stale("mark price", [pair], rows, limit_s, now_ms, absent_ok=False)
+        return latest.mark_price(rows[pair], now_ms)
+
+    def get_funding_rate(self, pair: str, *, max_age_s: MaxAge = DEFAULT) -> FundingRate:
+        """Return the newest running funding rate of `pair`.
+
+        Raises StaleDataError when it is older than `max_age_s` (150 s by default), for an ended pair
+        as well, and when none is stored.
+        """
+        limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)
+        now_ms = self._now_ms()
+        self._entries([arguments.pair_name(pair)])
+        rows = self._store.funding_rates([pair])
+        latest.refuse_stale("funding rate", [pair], rows, limit_s, now_ms, absent_ok=False)
+        return latest.funding_rate(rows[pair], now_ms)
+
+    def get_all_pairs_funding_rates(self, *, max_age_s: MaxAge = DEFAULT) -> dict[str, FundingRate]:
+        """Return pair -> newest running funding rate of all pairs that have not ended, in one query.
+
+        Raises StaleDataError, naming the pairs, when one is older than `max_age_s` (150 s by default)
+        or absent. With `max_age_s=None` all are returned, and pairs without any rate are left out.
+        """
+        now_ms = self._now_ms()
+        rows = self._live_funding(max_age_s, now_ms)
+        return {pair: latest.funding_rate(row, now_ms) for pair, row in rows.items()}
+
+    def funding_frame(self, *, max_age_s: MaxAge = DEFAULT) -> pd.DataFrame:
+        """Return `get_all_pairs_funding_rates` as a frame indexed by pair.
+
+        Columns rate, settled_rate (NaN where none is known), next_funding_time, time, age_s.
+        """
+        now_ms = self._now_ms()
+        return frames.funding_frame(self._live_funding(max_age_s, now_ms), now_ms)
+
+    def get_funding_history(
+        self, pair: str, since: Time | None = None, until: Time | None = None
+    ) -> pd.DataFrame:
+        """Return the settled funding rates of `pair` with since <= time < until: columns date, rate.
+
+        `date` is the settlement's time, rounded to the minute; oldest first. `attrs`: pair, source.
+        """
+        start_ms = 0 if since is None else arguments.time_ms("since", since)
+        end_ms = arguments.MAX_TIME_MS if until is None else arguments.time_ms("until", until)
+        if start_ms >= end_ms:
+            raise ArgumentError(
+                f"since: must lie before until; found since={since!r}, until={until!r}"
+            )
+        self._entries([arguments.pair_name(pair)])
+        values = self._store.settled_rates(pair, start_ms, end_ms)
+        return frames.settled_frame(values, {"pair": pair, "source": self._store.source})
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    def pairs(self) -> list[PairInfo]:
+        """Return what is collected, ordered by pair, ended pairs included."""
+        return [
+            PairInfo(
+                entry.pair,
+                entry.timeframes,
+                timestamp(entry.since_ms),
+                None if entry.ended_ms is None else timestamp(entry.ended_ms),
+            )
+            for entry in self._store.catalog()
+        ]
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _entries(self, names: Sequence[str]) -> dict[str, CatalogRow]:
+        """Return the catalog's rows in the order of `names`, which are well-formed pairs."""
+        rows = {row.pair: row for row in self._store.catalog(names)}
+        unknown = [name for name in names if name not in rows]
+        if unknown:
+            known = [row.pair for row in self._store.catalog()]
+            close = difflib.get_close_matches(unknown[0], known, 3)
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise UnknownPairError(
+                f"not collected: {listing(unknown)}{hint} ({len(known)} pairs are collected, "
+                "pairs() names them)",
+                unknown[0],
+                close,
+            )
+        return {name: rows[name] for name in names}
+
+    def _changed_since(self, version: Hashable, deadline_s: float) -> bool:
+        while self._store.version() == version:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            time.sleep(min(self._store.poll_s, left_s))
+        return True
+
+    def _without_candle(self, timeframe: str, open_ms: int) -> tuple[str, ...]:
+        now_ms = self._now_ms()
+        entries = [row for row in self._store.catalog() if not row.has_ended(now_ms)]
+        groups = ohlcv.sources_of_any(entries, timeframe)
+        if not groups:
+            raise StaleDataError("nothing is collected yet, or every pair has ended", {})
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        if open_ms % length_ms:
+            raise ArgumentError(
+                f"open_time: a candle of {timeframe} opens on a multiple of {length_ms} ms, "
+                f"found {timestamp(open_ms).isoformat()}"
+            )
+        close_ms = open_ms + length_ms
+        due = {
+            row.pair
+            for row in entries
+            if (row.listed_ms is None or row.listed_ms < close_ms)
+            and (row.ended_ms is None or row.ended_ms >= close_ms)
+        }
+        absent: list[str] = []
+        for source, members in groups.items():
+            last_part_ms = close_ms - schema.TIMEFRAMES_MS[source]
+            there = self._store.with_candle(source, last_part_ms)
+            absent += [pair for pair in members if pair in due and pair not in there]
+        return tuple(sorted(absent))
+
+    def _live_funding(self, max_age_s: MaxAge, now_ms: int) -> Mapping[str, FundingRow]:
+        limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)
+        live = [row.pair for row in self._store.catalog() if not row.has_ended(now_ms)]
+        rows = self._store.funding_rates(live)
+        latest.refuse_stale("funding rate", live, rows, limit_s, now_ms, absent_ok=True)
+        return rows

@@ -1,0 +1,70 @@
+"""What is asked of a store and what it answers: rows as they are stored. Times are exchange time in ms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class CatalogRow(NamedTuple):
+    """What is collected of one pair."""
+
+    pair: str
+    timeframes: tuple[str, ...]
+    since_ms: int
+    listed_ms: int | None
+    ended_ms: int | None
+
+    def has_ended(self, now_ms: int) -> bool:
+        """Whether the exchange has ended the pair by `now_ms`."""
+        return self.ended_ms is not None and self.ended_ms <= now_ms
+
+
+class CandleQuery(NamedTuple):
+    """The newest `limit` (None: all) closed candles of each pair with start <= open time < end.
+
+    `timeframe` is one that is stored. `forming` asks for the forming candle as well.
+    """
+
+    pairs: Sequence[str]
+    timeframe: str
+    start_ms: int
+    end_ms: int
+    limit: int | None
+    forming: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CandleRows:
+    """The answer for one pair.
+
+    `values` has shape (n, 6): open time in ms (exact in a float64 until the year 287396), open, high,
+    low, close, volume. `first_ms` and `newest_ms` are the open times of the first and newest closed
+    candle stored of this series, in the range or not. `forming` is like a row of `values`.
+    """
+
+    values: NDArray[np.float64]
+    first_ms: int | None
+    newest_ms: int | None
+    forming: tuple[float, ...] | None
+
+
+class MarkRow(NamedTuple):
+    """The newest mark price of a pair."""
+
+    pair: str
+    time_ms: int
+    mark_price: float
+    index_price: float
+
+
+class FundingRow(NamedTuple):
+    """The newest running funding rate of a pair, with the last settled rate if one is known."""
+
+    pair: str
+    time_ms: int
+    rate: float
+    settled_rate: float | None
+    next_funding_time_ms: int

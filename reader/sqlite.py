@@ -1,0 +1,370 @@
+"""A journal on this host, read while the collector writes it, and after it stopped.
+
+Two ways to open the file, both read-only:
+
+* With a `-wal` beside it, ordinarily: the collector runs, or was killed.
+* Without one, after a clean stop, as `immutable`: nothing is created next to the file, so this works
+  for another user who may only read. It holds only while nobody writes, so what such a connection
+  answers counts only if neither a `-wal` has appeared nor the file changed meanwhile.
+
+After every question the file and its `-wal` are looked at; where either is another one than was opened
+(set aside as damaged, restored from a backup), it is opened again and the question asked again.
+
+All SQLite calls of this process are made under one lock, and a fork takes that lock and closes the
+connections first: SQLite keeps locks and shared memory per process, and a child that inherited them
+would trust locks that it does not hold. Both sides open the file again with their next question.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
+from weakref import WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marketfeed import schema
+from reader import queries
+from reader.errors import ReaderError, StoreUnavailableError
+from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+
+RETRY_S: Final = 2.0
+"""Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""
+
+_PAUSE_S: Final = 0.01
+_POLL_S: Final = 0.005
+
+_Answer = TypeVar("_Answer")
+
+# Reentrant, so that a signal handler that forks does not wait for the very thread it interrupted.
+_LOCK: Final = threading.RLock()
+_STORES: Final[WeakSet["SqliteStore"]] = WeakSet()
+
+
+class _Opened(NamedTuple):
+    """What tells the files that were opened from others of the same name; `wal` None: immutable."""
+
+    file: tuple[int, ...]
+    wal: tuple[int, int] | None
+
+
+class SqliteStore:
+    """The journal at `path`. Opens it at once, and again whenever that is needed.
+
+    Raises StoreUnavailableError, here and from every question.
+    """
+
+    poll_s = _POLL_S
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path).absolute()
+        self._db: sqlite3.Connection | None = None
+        self._wal_path = self._path
+        self._opened = _Opened((), None)
+        self._opened_pid = 0
+        self._generation = 0
+        self._answered = False
+        self._closed = False
+        with _LOCK:
+            _STORES.add(self)
+        self._ask(lambda db: None)
+
+    @property
+    def source(self) -> str:
+        """The journal's address."""
+        return "sqlite:///" + quote(os.fsencode(self._path))
+
+    def close(self) -> None:
+        """Close the file; every later question raises."""
+        with _LOCK:
+            self._closed = True
+            self._disconnect()
+
+    # --- questions --------------------------------------------------------------------------------
+
+    def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
+        """What is collected, ordered by pair; of `pairs` alone if given."""
+        question = (queries.CATALOG,) if pairs is None else (queries.CATALOG_OF, _json(pairs))
+        rows = self._rows(*question)
+        return [
+            CatalogRow(pair, tuple(filter(None, timeframes.split(","))), since, listed, ended)
+            for pair, timeframes, since, listed, ended in rows
+        ]
+
+    def candles(self, query: CandleQuery) -> list[CandleRows]:
+        """Answer `query` in one transaction, so that a closing candle is in it once."""
+        asked = _json(query.pairs)
+        length_ms = schema.TIMEFRAMES_MS[query.timeframe]
+
+        def question(
+            db: sqlite3.Connection,
+        ) -> tuple[NDArray[np.float64], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+            rows = db.execute(
+                queries.CANDLES, (asked, length_ms, query.start_ms, query.end_ms, query.limit)
+            )
+            values = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 7)
+            extent = db.execute(queries.EXTENT, (asked, length_ms)).fetchall()
+            forming = (
+                db.execute(queries.FORMING, (asked, length_ms)).fetchall() if query.forming else []
+            )
+            return values, extent, forming
+
+        values, extent, forming = self._ask(question)
+        edges = np.searchsorted(values[:, 0], np.arange(len(query.pairs) + 1)).tolist()
+        extents = {slot: (first, newest) for slot, first, newest in extent}
+        formings = {slot: tuple(map(float, row)) for slot, *row in forming}
+        return [
+            CandleRows(
+                values[edges[slot] : edges[slot + 1], 1:],
+                *extents.get(slot, (None, None)),
+                formings.get(slot),
+            )
+            for slot in range(len(query.pairs))
+        ]
+
+    def newest(self, timeframe: str) -> Mapping[str, int]:
+        """Pair -> open time of its newest closed candle: one seek a pair."""
+        return dict(self._rows(queries.NEWEST, schema.TIMEFRAMES_MS[timeframe]))
+
+    def with_candle(self, timeframe: str, open_time_ms: int) -> set[str]:
+        """The pairs whose closed candle of that open time is stored: one seek a pair."""
+        rows = self._rows(queries.WITH_CANDLE, schema.TIMEFRAMES_MS[timeframe], open_time_ms)
+        return {pair for (pair,) in rows}
+
+    def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
+        """The newest mark price of each of `pairs`."""
+        rows = self._rows(queries.MARK_PRICES, _json(pairs))
+        return {row[0]: MarkRow(*row) for row in rows}
+
+    def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
+        """The newest running funding rate of each of `pairs`."""
+        rows = self._rows(queries.FUNDING_RATES, _json(pairs))
+        return {row[0]: FundingRow(*row) for row in rows}
+
+    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
+        rows = self._rows(queries.SETTLED, pair, start_ms, end_ms)
+        return np.array(rows, np.float64).reshape(-1, 2)
+
+    def version(self) -> Hashable:
+        """A value that differs after every commit, and after the file was opened again."""
+        data_version = self._ask(lambda db: db.execute("PRAGMA data_version").fetchone()[0])
+        return self._generation, data_version
+
+    # --- one question -----------------------------------------------------------------------------
+
+    def _rows(self, text: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._ask(lambda db: db.execute(text, parameters).fetchall())
+
+    def _ask(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Run `question` in one transaction on the journal as it stands, opening it if need be."""
+        deadline_s = time.monotonic() + RETRY_S
+        while True:
+            with _LOCK:
+                try:
+                    answer = self._ask_once(question)
+                    self._answered = True
+                    return answer
+                except _Retry as retry:
+                    problem = retry.problem
+                    if time.monotonic() >= deadline_s:
+                        self._answered = False
+                        raise problem from problem.__cause__
+            time.sleep(_PAUSE_S)
+
+    def _ask_once(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        if self._closed:
+            raise ReaderError(f"the reader of {self.source} is closed")
+        try:
+            db = self._connected()
+            db.execute("BEGIN")
+            try:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                if version != schema.SCHEMA_VERSION:
+                    raise self._wrong_version(version)
+                answer = question(db)
+            finally:
+                # A damaged file may have ended the transaction already.
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            # A file that was there a moment ago is perhaps just being replaced.
+            passing = self._answered if isinstance(error, OSError) else _is_passing(error)
+            changed = self._db is not None and self._has_changed()
+            self._disconnect()
+            problem = self._problem(error)
+            problem.__cause__ = error
+            if changed or passing:
+                raise _Retry(problem) from error
+            raise problem from error
+        except BaseException:
+            self._disconnect()
+            raise
+        if self._has_changed():
+            self._disconnect()
+            raise _Retry(self._unavailable("is being replaced again and again; try later"))
+        return answer
+
+    # --- the file ---------------------------------------------------------------------------------
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._db is not None and self._opened_pid != os.getpid():
+            self._disconnect()
+        return self._connect() if self._db is None else self._db
+
+    def _connect(self) -> sqlite3.Connection:
+        # SQLite, too, names the -wal after the file that a link points to.
+        self._wal_path = Path(f"{self._path.resolve()}-wal")
+        opened = _look(self._path, self._wal_path)
+        mode = "mode=ro" if opened.wal else "mode=ro&immutable=1"
+        # The authority is empty, so that a path with two slashes in front stays a path.
+        uri = f"file://{quote(os.fsencode(self._path))}?{mode}"
+        db = sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_PAUSE_S
+        )
+        self._db, self._opened, self._opened_pid = db, opened, os.getpid()
+        self._generation += 1
+        (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if self._has_changed():
+            self._disconnect()
+            raise _Retry(self._unavailable("is being replaced again and again; try later"))
+        if application == schema.APPLICATION_ID and version == schema.SCHEMA_VERSION:
+            return db
+        self._disconnect()
+        if application == schema.APPLICATION_ID:
+            raise self._wrong_version(version)
+        if objects == 0:
+            raise self._unavailable(
+                "is empty: no collector has written to it yet; start one (marketfeed run), or check "
+                "that the path is that of its journal.path"
+            )
+        raise self._unavailable(
+            f"is an SQLite file, but not a journal of marketfeed (application_id {application:#x}, "
+            f"expected {schema.APPLICATION_ID:#x}); check the path"
+        )
+
+    def _disconnect(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+
+    def _has_changed(self) -> bool:
+        """Whether other files lie at the path than those that are open, or an immutable one grew."""
+        try:
+            return _look(self._path, self._wal_path) != self._opened
+        except OSError:
+            return True
+
+    # --- what went wrong --------------------------------------------------------------------------
+
+    def _unavailable(self, text: str) -> StoreUnavailableError:
+        return StoreUnavailableError(f"journal {self._path} {text}")
+
+    def _wrong_version(self, version: int) -> StoreUnavailableError:
+        if version > schema.SCHEMA_VERSION:
+            advice = "it was written by a newer marketfeed; install that version here too"
+        else:
+            advice = (
+                "it was written by an older marketfeed; start a collector of this version on it"
+            )
+        return self._unavailable(
+            f"has schema version {version}, this reader knows {schema.SCHEMA_VERSION}: {advice}"
+        )
+
+    def _problem(self, error: Exception) -> StoreUnavailableError:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return self._unavailable(
+                "is not there; start the collector (marketfeed run), or point MARKETFEED_URL to its "
+                "journal.path"
+            )
+        if isinstance(error, IsADirectoryError):
+            return self._unavailable("is no file; the path of the journal itself is expected")
+        if isinstance(error, OSError):
+            return self._unavailable(f"cannot be read: {error.strerror or error}.{_WHO_MAY}")
+        code = _code(error)
+        if code == sqlite3.SQLITE_NOTADB:
+            return self._unavailable("is not an SQLite file; check the path")
+        if code == sqlite3.SQLITE_CORRUPT:
+            return self._unavailable(
+                f"is damaged ({error}); the collector sets it aside at its next start, a backup can "
+                "be put in its place while the collector is stopped"
+            )
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return self._unavailable(
+                f"or its -wal and -shm files cannot be opened ({error}).{_WHO_MAY}"
+            )
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return self._unavailable(
+                f"stayed locked for {RETRY_S:g} s ({error}); does something else than the collector "
+                "write to it?"
+            )
+        return self._unavailable(f"cannot be read: {error}")
+
+
+class _Retry(Exception):  # noqa: N818 - not an error that leaves this module
+    """The question may succeed in a moment; `problem` is what to raise if it does not."""
+
+    def __init__(self, problem: StoreUnavailableError) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+_WHO_MAY: Final = (
+    " This user needs to read the file, its -wal and -shm, and to enter their directory: add it to"
+    " the collector's group. Where only the -shm lacks, a start of the collector makes it"
+)
+
+
+def _look(path: Path, wal_path: Path) -> _Opened:
+    # Only stat, never open: closing any descriptor of the file would drop SQLite's locks on it.
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise IsADirectoryError(str(path))
+    try:
+        wal = wal_path.stat()
+    except FileNotFoundError:
+        # Nobody writes; from now on any change of the file matters.
+        return _Opened((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns), None)
+    return _Opened((found.st_dev, found.st_ino), (wal.st_dev, wal.st_ino))
+
+
+def _json(pairs: Sequence[str]) -> str:
+    return json.dumps(pairs, ensure_ascii=False)
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the cause may go by itself: a lock, or a collector that is just starting or stopping."""
+    return _code(error) in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_SCHEMA,
+    )
+
+
+def _before_fork() -> None:
+    _LOCK.acquire()
+    for store in list(_STORES):
+        store._disconnect()  # noqa: SLF001 - same module
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+)

@@ -1,0 +1,56 @@
+"""The questions that every store answers.
+
+A store answers with rows as they are stored, oldest first; completeness, age and resampling are
+judged in one place for all stores, outside. Times are exchange time, ms since the epoch.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+
+
+class Store(Protocol):
+    """A place that the collector's data is read from.
+
+    Safe in threads and after a fork. Every method raises StoreUnavailableError or StoreAuthError when
+    the store cannot answer; a pair of which nothing is stored is absent from a mapping.
+    """
+
+    @property
+    def source(self) -> str:
+        """The store's address, without secrets."""
+
+    @property
+    def poll_s(self) -> float:
+        """Wall seconds between two looks at `version` while waiting."""
+
+    def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
+        """What is collected, ordered by pair; of `pairs` alone if given."""
+
+    def candles(self, query: CandleQuery) -> list[CandleRows]:
+        """Answer `query` from one state of the store, in the order of its pairs."""
+
+    def newest(self, timeframe: str) -> Mapping[str, int]:
+        """Pair -> open time of its newest closed candle."""
+
+    def with_candle(self, timeframe: str, open_time_ms: int) -> set[str]:
+        """The pairs whose closed candle of that open time is stored."""
+
+    def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
+        """The newest mark price of each of `pairs`."""
+
+    def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
+        """The newest running funding rate of each of `pairs`."""
+
+    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
+
+    def version(self) -> Hashable:
+        """A value that differs once the store may have changed."""
+
+    def close(self) -> None:
+        """Let go of connections. Safe to call twice."""

@@ -1,0 +1,102 @@
+"""What the reader returns that is no DataFrame. All of it is immutable and can be pickled.
+
+Times are `pandas.Timestamp` in UTC, exchange time; ages are seconds.
+"""
+
+from typing import ClassVar, NamedTuple, NoReturn, Self
+
+import pandas as pd
+
+
+class _Reading(float):
+    """A float that knows where it comes from; arithmetic on it gives plain floats."""
+
+    __slots__ = ("age_s", "pair", "time")
+
+    _parts: ClassVar[tuple[str, ...]]
+
+    pair: str
+    time: pd.Timestamp
+    age_s: float
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (float(self), *(getattr(self, name) for name in self._parts))
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={getattr(self, name)!s}" for name in self._parts)
+        return f"{type(self).__name__}({float.__repr__(self)}, {parts})"
+
+    # Feeders print rates and write them into messages: there it stays the bare number.
+    __str__ = float.__repr__
+
+
+class FundingRate(_Reading):
+    """The running funding rate of a pair, a fraction per interval: an estimate until the settlement.
+
+    `settled_rate` is the last settlement's rate (None until one is known), `next_funding_time` the
+    next settlement. `time` is the grid time of the value, `age_s` counts from there.
+    """
+
+    __slots__ = ("next_funding_time", "settled_rate")
+
+    _parts = ("pair", "settled_rate", "next_funding_time", "time", "age_s")
+
+    settled_rate: float | None
+    next_funding_time: pd.Timestamp
+
+    def __new__(
+        cls,
+        rate: float,
+        pair: str,
+        settled_rate: float | None,
+        next_funding_time: pd.Timestamp,
+        time: pd.Timestamp,
+        age_s: float,
+    ) -> Self:
+        """Make one out of its parts."""
+        self = super().__new__(cls, rate)
+        values = (pair, settled_rate, next_funding_time, time, age_s)
+        for name, value in zip(cls._parts, values, strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+
+class MarkPrice(_Reading):
+    """The mark price of a pair in its quote currency, with `index_price` of the same moment.
+
+    `time` is the event time floored to the second, `age_s` counts from there.
+    """
+
+    __slots__ = ("index_price",)
+
+    _parts = ("pair", "index_price", "time", "age_s")
+
+    index_price: float
+
+    def __new__(
+        cls, mark_price: float, pair: str, index_price: float, time: pd.Timestamp, age_s: float
+    ) -> Self:
+        """Make one out of its parts."""
+        self = super().__new__(cls, mark_price)
+        values = (pair, index_price, time, age_s)
+        for name, value in zip(cls._parts, values, strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+
+class PairInfo(NamedTuple):
+    """What is collected of a pair: its timeframes, since when, and when the exchange ended it.
+
+    `ended` is None while the pair trades. `pandas.DataFrame(reader.pairs())` makes a table of them.
+    """
+
+    pair: str
+    timeframes: tuple[str, ...]
+    since: pd.Timestamp
+    ended: pd.Timestamp | None
