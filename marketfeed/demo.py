@@ -184,7 +184,6 @@ def _compare(
     for item in published:
         truth[item.pair, item.timeframe][item.open_time_ms] = item
     results: list[SeriesResult] = []
-    sample = ""
     with (
         MarketReader.connect(f"sqlite:///{journal_path}", now_ms=clock.now_ms) as reader,
         Journal.open(journal_path) as journal,
@@ -192,8 +191,6 @@ def _compare(
         for (pair, timeframe), expected in sorted(truth.items()):
             since_ms = min(expected)
             frame = reader.get_ohlcv(pair, timeframe, since=since_ms, max_age_s=None)
-            if not sample:
-                sample = f"{pair} {timeframe}\n{frame.tail(5).to_string(index=False)}"
             opens = [int(date.timestamp() * 1000) for date in frame["date"]]
             values = frame[["open", "high", "low", "close", "volume"]].to_numpy().tolist()
             stored = {
@@ -212,9 +209,24 @@ def _compare(
             )
             missing = len(expected.keys() - set(opens))
             results.append(SeriesResult(pair, timeframe, len(expected), len(opens), missing, wrong))
-    return results, sample
+        pair, timeframe = min(truth, key=lambda series: (series[0] != _SAMPLE_PAIR, series))
+        return results, _sample(reader, pair, timeframe)
 
 
+def _sample(reader: MarketReader, pair: str, timeframe: str) -> str:
+    """Answers of the reader as a user would see them. Ages mean nothing: the exchange stands still."""
+    frame = reader.get_ohlcv(pair, timeframe, 5, max_age_s=None)
+    mark = reader.get_mark_price(pair, max_age_s=None)
+    funding = reader.get_funding_rate(pair, max_age_s=None)
+    return (
+        f'>>> reader.get_ohlcv("{pair}", "{timeframe}", 5)\n{frame.to_string(index=False)}\n'
+        f'>>> reader.get_mark_price("{pair}")\n{float(mark)}\n'
+        f'>>> reader.get_funding_rate("{pair}")\n{float(funding)}, next settlement '
+        f"{funding.next_funding_time}"
+    )
+
+
+_SAMPLE_PAIR: Final = schema.PAIR_EXAMPLE
 _IN_FRAMES: Final = ("open", "high", "low", "close", "volume")
 
 

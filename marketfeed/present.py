@@ -61,7 +61,7 @@ def demo_tables(result: DemoResult) -> list[RenderableType]:
         if report.good
         else Text(f"missing {report.missing}, wrong {report.wrong}", style="bold red")
     )
-    return [table, facts, Text(f"\nreader.get_ohlcv: {result.sample}\n"), verdict]
+    return [table, facts, Text(f"\n{result.sample}\n"), verdict]
 
 
 def _add_series_row(table: Table, name: str, series: Sequence[SeriesResult]) -> None:
