@@ -23,12 +23,14 @@ from marketfeed.binance.symbols import Instrument, stream_names
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.influx_write import InfluxWriter
 from marketfeed.instruments import InstrumentSource, Listing, sync_clock
 from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
 from marketfeed.metrics import Counters, Exposition
 from marketfeed.records import CatalogEntry, Gap
 from marketfeed.report import Line, Reporter
+from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
@@ -75,17 +77,25 @@ class Collector:
             source = InstrumentSource(self._settings.exchange, rest, self._clock, self._writer)
             listing = await source.load(stop)
             if listing is not None:
-                await self._collect(listing, rest, stop)
+                await self._collect(listing, rest, session, stop)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
-    async def _collect(self, listing: Listing, rest: BinanceRest, stop: asyncio.Event) -> None:
-        line = self._make_line(listing)
-        intake, feed, supervisor = line.intake, line.feed, line.supervisor
+    async def _collect(
+        self,
+        listing: Listing,
+        rest: BinanceRest,
+        session: aiohttp.ClientSession,
+        stop: asyncio.Event,
+    ) -> None:
+        line = self._make_line(listing, session)
+        intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
         self._reporter.line = line
         self._reporter.stage = "running"
         async with asyncio.TaskGroup() as outer:
             # In a group of its own: when the feed dies, what it has delivered is still committed.
             committing = outer.create_task(intake.run(), name="intake")
+            if shipper is not None:
+                outer.create_task(shipper.run(), name="ship")
             try:
                 async with asyncio.TaskGroup() as group:
                     supervisor.start(await self._writer.call(Journal.newest_candles))
@@ -93,7 +103,7 @@ class Collector:
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
                         group.create_task(self._keep_clock(rest), name="clock"),
-                        group.create_task(self._keep_journal(intake), name="retention"),
+                        group.create_task(self._keep_journal(intake, shipper), name="retention"),
                     ]
                     await stop.wait()
                     self._reporter.stage = "stopping"
@@ -105,8 +115,10 @@ class Collector:
             finally:
                 intake.end()
                 await committing
+                if shipper is not None:
+                    shipper.end()
 
-    def _make_line(self, listing: Listing) -> Line:
+    def _make_line(self, listing: Listing, session: aiohttp.ClientSession) -> Line:
         exchange = self._settings.exchange
         instruments = listing.selection.instruments
         streams = stream_names(instruments, exchange.timeframes, exchange.mark_price_every.ms)
@@ -143,7 +155,14 @@ class Collector:
             len(streams),
             ",".join(exchange.timeframes),
         )
-        return Line(intake, feed, supervisor, listing.selection, len(streams), silent_after_s)
+        shipper = None
+        if self._settings.influxdb.url is not None:
+            influx = InfluxWriter(self._settings.influxdb, session)
+            shipper = Shipper(self._writer, influx)
+            log.info("shipping to target=%r", influx.target)
+        return Line(
+            intake, feed, supervisor, listing.selection, len(streams), silent_after_s, shipper
+        )
 
     def _note_catalog(self, intake: Intake, instruments: Sequence[Instrument]) -> None:
         now_ms = self._clock.now_ms()
@@ -170,8 +189,11 @@ class Collector:
             except ExchangeError as error:
                 log.warning("clock not compared with the exchange's error=%r", str(error))
 
-    async def _keep_journal(self, intake: Intake) -> None:
-        """Delete what is older than the settings keep, and what the disk budget does not hold."""
+    async def _keep_journal(self, intake: Intake, shipper: Shipper | None) -> None:
+        """Delete what is older than the settings keep, and what the disk budget does not hold.
+
+        What has not been shipped stays, whatever its age; only the disk budget goes before that.
+        """
         settings = self._settings.journal
         keep_ms = {
             schema.TABLE_CANDLE: settings.retention.candles.ms,
@@ -180,22 +202,24 @@ class Collector:
         }
         while True:
             try:
-                await self._delete(
-                    await self._writer.call(lambda journal: journal.expired(keep_ms))
-                )
+                expired = await self._writer.call(lambda journal: journal.expired(keep_ms))
+                await self._delete(expired, None if shipper is None else shipper.shipped_below())
                 while cuts := await self._writer.call(
                     lambda journal: journal.over_budget(settings.max_bytes)
                 ):
-                    rows = await self._delete(cuts)
+                    rows = await self._delete(cuts, None)
                     self._note_given_up(intake, cuts[0], rows)
                 await self._writer.take_stock()
             except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
             await asyncio.sleep(RETENTION_EVERY_S)
 
-    async def _delete(self, cuts: Sequence[Cut]) -> int:
+    async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
         # Call by call, so that commits of new data pass in between.
-        return sum([await self._writer.call(partial(Journal.delete, cut=cut)) for cut in cuts])
+        rows = 0
+        for cut in cuts:
+            rows += await self._writer.call(partial(Journal.delete, cut=cut, below_seq=below_seq))
+        return rows
 
     def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
         log.error(

@@ -11,7 +11,7 @@ number is never given twice, not even after retention has deleted the newest row
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, NamedTuple, Self
@@ -19,10 +19,12 @@ from typing import Final, NamedTuple, Self
 from marketfeed import rows, schema, tables
 from marketfeed.batch import Batch
 from marketfeed.database import Database, FileFound, Kind, inspect
-from marketfeed.records import Candle, CatalogEntry
+from marketfeed.ranges import Ranges
+from marketfeed.records import Candle, CatalogEntry, RefusedLine
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
+REFUSED_LINES_KEPT: Final = 10_000
 
 KIND: Final = Kind(
     name="journal",
@@ -209,7 +211,61 @@ class Journal:
             for name in ("page_size", "page_count", "freelist_count")
         )
         (letters,) = self._db.execute("SELECT count(*) FROM dead_letter").fetchone()
-        return {"bytes": page_bytes * (pages - free), "dead_letters": letters}
+        (refused,) = self._db.execute("SELECT count(*) FROM refused_line").fetchone()
+        return {
+            "bytes": page_bytes * (pages - free),
+            "dead_letters": letters,
+            "refused_lines": refused,
+        }
+
+    # --- shipping ------------------------------------------------------------------------------------
+
+    def shipped(self, target: str) -> Ranges:
+        """What `target` (a server and bucket) has acknowledged, as ranges of seq."""
+        return Ranges(
+            self._db.execute("SELECT first, last FROM shipped WHERE target = ?", (target,))
+        )
+
+    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Save ranges that `target` has acknowledged; those within them are replaced."""
+        with self._transaction():
+            for first, last in ranges:
+                self._db.execute(
+                    "DELETE FROM shipped WHERE target = ? AND first >= ? AND first <= ?",
+                    (target, first, last),
+                )
+                self._db.execute("INSERT INTO shipped VALUES (?, ?, ?)", (target, first, last))
+
+    def forget_shipped(self, target: str) -> None:
+        """Forget what `target` has acknowledged: everything will be shipped again."""
+        with self._transaction():
+            self._db.execute("DELETE FROM shipped WHERE target = ?", (target,))
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
+        """Keep lines that `target` refused, each with its answer. The newest REFUSED_LINES_KEPT stay."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO refused_line (refused, target, line, answer) VALUES (?, ?, ?, ?)",
+                [(refused_ms, target, line, answer) for line, answer in refused],
+            )
+            self._db.execute(
+                "DELETE FROM refused_line WHERE id <= (SELECT max(id) FROM refused_line) - ?",
+                (REFUSED_LINES_KEPT,),
+            )
+
+    def refused_lines(self) -> list[RefusedLine]:
+        """Lines put aside, oldest first."""
+        rows = self._db.execute(
+            "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
+        )
+        return [RefusedLine(*row) for row in rows]
+
+    def drop_refused(self, numbers: Iterable[int]) -> None:
+        """Delete lines put aside, by their numbers (they were sent after all)."""
+        with self._transaction():
+            self._db.executemany(
+                "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
+            )
 
     # --- retention ---------------------------------------------------------------------------------
 
@@ -243,17 +299,19 @@ class Journal:
             return [Cut(table, pair_id, before_ms) for pair_id in self._pair_ids.values()]
         return []
 
-    def delete(self, cut: Cut) -> int:
-        """Delete what a cut names, in one transaction. Returns the number of rows."""
-        text = f"DELETE FROM {cut.table} WHERE pair_id = ? AND {_TIME_COLUMN[cut.table]} < ?"
+    def delete(self, cut: Cut, below_seq: int | None = None) -> int:
+        """Delete what a cut names, in one transaction. Returns the number of rows.
+
+        Rows from `below_seq` on stay, whatever their age: they have not been shipped yet.
+        """
+        text = f"DELETE FROM {cut.table} WHERE pair_id = ? AND {_TIME_COLUMN[cut.table]} < ? AND seq < ?"
+        key = (cut.pair_id, cut.before_ms, self._next_seq if below_seq is None else below_seq)
         with self._transaction():
             if cut.table != "candle":
-                return self._db.execute(text, (cut.pair_id, cut.before_ms)).rowcount
+                return self._db.execute(text, key).rowcount
             # By the timeframe too: the key begins with both.
             return sum(
-                self._db.execute(
-                    f"{text} AND timeframe_ms = ?", (cut.pair_id, cut.before_ms, length_ms)
-                ).rowcount
+                self._db.execute(f"{text} AND timeframe_ms = ?", (*key, length_ms)).rowcount
                 for length_ms in schema.TIMEFRAME_NAMES
             )
 

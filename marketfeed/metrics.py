@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 
 from marketfeed import __version__
+from marketfeed.ship import ShipReport
 
 CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
 """Upper bounds for the time from a candle's close to its commit; quiet pairs close after 2,000 ms."""
@@ -86,6 +87,7 @@ class Gauges:
         pending: int,
         journal_bytes: int,
         dead_letters: int,
+        shipping: ShipReport | None,
         clock_offset_ms: float,
         overdue: dict[str, int],
         missing_candles: int,
@@ -98,6 +100,7 @@ class Gauges:
         self.pending = pending
         self.journal_bytes = journal_bytes
         self.dead_letters = dead_letters
+        self.shipping = shipping
         self.clock_offset_ms = clock_offset_ms
         self.overdue = overdue
         self.missing_candles = missing_candles
@@ -194,9 +197,27 @@ class _Exporter:
             for key, value in values.items():
                 family.add_metric([key], value)
             yield family
+        yield from _shipping(g.shipping)
         build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+
+
+def _shipping(report: ShipReport | None) -> Iterable[Metric]:
+    if report is None:
+        return
+    for name, text, value in (
+        ("shipped_lines", "Lines that InfluxDB has acknowledged", report.lines),
+        ("refused_lines", "Lines that InfluxDB refused and were put aside", report.refused),
+        ("ship_requests", "Write requests to InfluxDB", report.batches),
+    ):
+        yield CounterMetricFamily(f"marketfeed_{name}", text, value=value)
+    for name, text, amount in (
+        ("unshipped_rows", "Rows that InfluxDB has not acknowledged", report.unshipped),
+        ("ship_trouble_seconds", "For how long shipping has been failing", report.trouble_for_s),
+        ("ship_parked", "1 while rights, address or settings are wrong", report.state == "parked"),
+    ):
+        yield GaugeMetricFamily(f"marketfeed_{name}", text, value=float(amount))
 
 
 class Exposition:

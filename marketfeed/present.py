@@ -11,6 +11,7 @@ from rich.text import Text
 
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
+from marketfeed.ship import ShipReport
 from marketfeed.status import StatusReport
 
 
@@ -120,6 +121,8 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
         ("given up", _counts(report.journal.records_given_up)),
         ("dead letters", f"{report.journal.dead_letters:,}"),
+        ("shipping", _shipping(report.shipping)),
+        ("refused lines", f"{report.journal.refused_lines:,}"),
         ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
     ):
         facts.add_row(name, value)
@@ -148,6 +151,13 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
             Text(connection.last_error),
         )
     return [headline, facts, candles, connections]
+
+
+def _shipping(report: ShipReport | None) -> str:
+    if report is None:
+        return "no InfluxDB: the journal is the store"
+    trouble = f", {report.trouble} for {report.trouble_for_s:.0f} s" if report.trouble else ""
+    return f"{report.state}, {report.lines:,} lines, {report.unshipped:,} rows to go{trouble}"
 
 
 def _time(time_ms: int) -> str:

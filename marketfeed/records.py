@@ -106,4 +106,14 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     frame: bytes
 
 
+class RefusedLine(msgspec.Struct, frozen=True, gc=False):
+    """A line that InfluxDB would not take, with its words (`refused_ms` is this host's clock)."""
+
+    number: int
+    refused_ms: int
+    target: str
+    line: str
+    answer: str
+
+
 Record = Candle | MarkPrice | FundingRate | FundingSettled | Gap | CatalogEntry | DeadLetter

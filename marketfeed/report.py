@@ -12,12 +12,15 @@ from marketfeed.binance.symbols import Selection
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
+from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3
+SHIPPING_TROUBLE_S: Final = 30.0
+"""A server that restarts is no trouble yet; one that is away for longer is."""
 
 
 class Line:
@@ -31,6 +34,7 @@ class Line:
         selection: Selection,
         streams: int,
         silent_after_s: float,
+        shipper: Shipper | None,
     ) -> None:
         self.intake = intake
         self.feed = feed
@@ -38,6 +42,7 @@ class Line:
         self.selection = selection
         self.streams = streams
         self.silent_after_s = silent_after_s
+        self.shipper = shipper
 
 
 class Reporter:
@@ -89,6 +94,7 @@ class Reporter:
             timeframes=[self._timeframe(name) for name in self._timeframes],
             connections=self._connections(),
             journal=self._journal(),
+            shipping=self._shipping(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
@@ -110,6 +116,7 @@ class Reporter:
             pending=0 if line is None else line.intake.pending,
             journal_bytes=self._writer.bytes_used,
             dead_letters=self._writer.dead_letters,
+            shipping=self._shipping(),
             clock_offset_ms=self._clock.offset_ms(),
             overdue=dict(Counter(item.series.channel for item in self._overdue())),
             missing_candles=0 if line is None else line.supervisor.missing_candles,
@@ -125,6 +132,12 @@ class Reporter:
         failing_s = line.intake.failing_for_s
         if failing_s is not None:
             reasons.append(f"the journal cannot be written for {failing_s:.0f} s")
+        shipping = self._shipping()
+        if shipping is not None and shipping.trouble_for_s > SHIPPING_TROUBLE_S:
+            reasons.append(
+                f"shipping to InfluxDB is {shipping.state} for {shipping.trouble_for_s:.0f} s: "
+                f"{shipping.trouble}"
+            )
         if not line.streams:
             reasons.append("none of the configured pairs is traded")
         now_s = time.monotonic()
@@ -158,8 +171,13 @@ class Reporter:
             commit_failures=counters.commit_failures,
             records_given_up=dict(counters.records_given_up),
             dead_letters=writer.dead_letters,
+            refused_lines=writer.refused_lines,
             set_aside=None if writer.set_aside is None else str(writer.set_aside),
         )
+
+    def _shipping(self) -> ShipReport | None:
+        line = self.line
+        return None if line is None or line.shipper is None else line.shipper.report()
 
     def _rate(self) -> float:
         now_s = time.monotonic()

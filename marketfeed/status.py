@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from marketfeed.metrics import Exposition
+from marketfeed.ship import ShipReport
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class JournalReport(msgspec.Struct, frozen=True):
     commit_failures: int
     records_given_up: dict[str, int]
     dead_letters: int
+    refused_lines: int
     set_aside: str | None
 
 
@@ -80,6 +82,8 @@ class StatusReport(msgspec.Struct, frozen=True):
     timeframes: list[TimeframeReport]
     connections: list[ConnectionReport]
     journal: JournalReport
+    shipping: ShipReport | None
+    """None without InfluxDB: the journal is the store."""
     rss_bytes: int
     cpu_s: float
 

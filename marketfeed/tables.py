@@ -61,6 +61,15 @@ CREATE TABLE gap(
     healed INTEGER NOT NULL, reason TEXT NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY (kind, pair_id, start)
 ) WITHOUT ROWID;
+CREATE INDEX gap_seq ON gap(seq);
+CREATE TABLE shipped(
+    target TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    PRIMARY KEY (target, first)
+) WITHOUT ROWID;
+CREATE TABLE refused_line(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    refused INTEGER NOT NULL, target TEXT NOT NULL, line TEXT NOT NULL, answer TEXT NOT NULL
+);
 CREATE TABLE dead_letter(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL

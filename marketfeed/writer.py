@@ -22,9 +22,12 @@ class JournalWriter:
         self.path = path
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
+        self.generation = 0
+        """Rises by one with every file that is opened: the numbers of a fresh one begin anew."""
         self.next_seq = 0
         self.bytes_used = 0
         self.dead_letters = 0
+        self.refused_lines = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._journal: Journal | None = None
         self._documents: dict[str, tuple[bytes, int]] = {}
@@ -66,6 +69,7 @@ class JournalWriter:
 
     def _open(self) -> None:
         self._journal = journal = Journal.open(self.path)
+        self.generation += 1
         if journal.set_aside is not None:
             self.set_aside = journal.set_aside
         self._note(journal)
@@ -89,7 +93,9 @@ class JournalWriter:
 
     def _note(self, journal: Journal) -> None:
         counts = journal.counts()
-        self.bytes_used, self.dead_letters = counts["bytes"], counts["dead_letters"]
+        self.bytes_used = counts["bytes"]
+        self.dead_letters = counts["dead_letters"]
+        self.refused_lines = counts["refused_lines"]
         self.next_seq = journal.next_seq
 
     def _close(self) -> None:

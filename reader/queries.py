@@ -1,8 +1,8 @@
 """The questions to a journal as SQL text; `sqlite.py` asks them.
 
-Where pairs are asked for, ?1 is a JSON list of them, joined as `asked`; `asked.key` is a pair's place in
-it. CROSS JOIN keeps the loops in the order in which they are written: each pair is a seek, and rows come
-by pair as asked, then by time, without sorting. Times are ms.
+Where pairs are asked for, `:pairs` is a JSON list of them, joined as `asked`; `asked.key` is a pair's
+place in it. CROSS JOIN keeps the loops in the order in which they are written: each pair is a seek, and
+rows come by pair as asked, then by time, without sorting. Times are ms.
 """
 
 from typing import Final
@@ -10,27 +10,28 @@ from typing import Final
 # The lower bound of a limited answer is the open time of its oldest candle, found by a walk over keys.
 CANDLES: Final = """
 SELECT asked.key, c.open_time, c.open, c.high, c.low, c.close, c.volume
-FROM json_each(?1) AS asked
+FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN candle AS c
-    ON c.pair_id = pair.id AND c.timeframe_ms = ?2 AND c.open_time < ?4
-    AND c.open_time >= CASE WHEN ?5 IS NULL THEN ?3 ELSE coalesce((
+    ON c.pair_id = pair.id AND c.timeframe_ms = :timeframe_ms AND c.open_time < :end
+    AND c.open_time >= CASE WHEN :limit IS NULL THEN :start ELSE coalesce((
         SELECT open_time FROM candle
-        WHERE pair_id = pair.id AND timeframe_ms = ?2 AND open_time >= ?3 AND open_time < ?4
-        ORDER BY open_time DESC LIMIT 1 OFFSET ?5 - 1
-    ), ?3) END
+        WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+          AND open_time >= :start AND open_time < :end
+        ORDER BY open_time DESC LIMIT 1 OFFSET :limit - 1
+    ), :start) END
 """
 EXTENT: Final = """
 SELECT asked.key,
-    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = ?2),
-    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = ?2)
-FROM json_each(?1) AS asked CROSS JOIN pair ON pair.pair = asked.value
+    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms),
+    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms)
+FROM json_each(:pairs) AS asked CROSS JOIN pair ON pair.pair = asked.value
 """
 FORMING: Final = """
 SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume
-FROM json_each(?1) AS asked
+FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
-CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = ?2
+CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms
 """
 CATALOG: Final = """
 SELECT pair.pair, c.timeframes, c.since, c.listed, c.ended
@@ -39,24 +40,24 @@ ORDER BY pair.pair
 """
 CATALOG_OF: Final = """
 SELECT pair.pair, c.timeframes, c.since, c.listed, c.ended
-FROM json_each(?1) AS asked
+FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN catalog AS c ON c.pair_id = pair.id
 ORDER BY pair.pair
 """
 NEWEST: Final = """
 SELECT pair, (SELECT max(open_time) FROM candle
-              WHERE pair_id = pair.id AND timeframe_ms = ?1) AS newest
+              WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms) AS newest
 FROM pair WHERE newest IS NOT NULL
 """
 WITH_CANDLE: Final = """
 SELECT pair FROM pair WHERE EXISTS (
     SELECT 1 FROM candle
-    WHERE pair_id = pair.id AND timeframe_ms = ?1 AND open_time = ?2
+    WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms AND open_time = :open_time
 )"""
 MARK_PRICES: Final = """
 SELECT pair.pair, m.time, m.mark_price, m.index_price
-FROM json_each(?1) AS asked
+FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN mark_price AS m ON m.pair_id = pair.id
     AND m.time = (SELECT max(time) FROM mark_price WHERE pair_id = pair.id)
@@ -66,13 +67,13 @@ SELECT pair.pair, f.time, f.rate, coalesce((
         SELECT rate FROM funding_settled WHERE pair_id = pair.id
         ORDER BY time DESC, kind LIMIT 1
     ), f.settled_rate), f.next_funding_time
-FROM json_each(?1) AS asked
+FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN funding_rate AS f ON f.pair_id = pair.id
     AND f.time = (SELECT max(time) FROM funding_rate WHERE pair_id = pair.id)
 """
 SETTLED: Final = """
 SELECT time, rate FROM funding_settled
-WHERE pair_id = (SELECT id FROM pair WHERE pair = ?1) AND time >= ?2 AND time < ?3
+WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND time >= :start AND time < :end
 ORDER BY time, kind
 """

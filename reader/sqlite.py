@@ -16,6 +16,7 @@ would trust locks that it does not hold. Both sides open the file again with the
 """
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -93,8 +94,10 @@ class SqliteStore:
 
     def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given."""
-        question = (queries.CATALOG,) if pairs is None else (queries.CATALOG_OF, _json(pairs))
-        rows = self._rows(*question)
+        if pairs is None:
+            rows = self._rows(queries.CATALOG)
+        else:
+            rows = self._rows(queries.CATALOG_OF, pairs=_json(pairs))
         return [
             CatalogRow(pair, tuple(filter(None, timeframes.split(","))), since, listed, ended)
             for pair, timeframes, since, listed, ended in rows
@@ -102,20 +105,21 @@ class SqliteStore:
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` in one transaction, so that a closing candle is in it once."""
-        asked = _json(query.pairs)
-        length_ms = schema.TIMEFRAMES_MS[query.timeframe]
+        asked = {
+            "pairs": _json(query.pairs),
+            "timeframe_ms": schema.TIMEFRAMES_MS[query.timeframe],
+            "start": query.start_ms,
+            "end": query.end_ms,
+            "limit": query.limit,
+        }
 
         def question(
             db: sqlite3.Connection,
         ) -> tuple[NDArray[np.float64], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-            rows = db.execute(
-                queries.CANDLES, (asked, length_ms, query.start_ms, query.end_ms, query.limit)
-            )
+            rows = db.execute(queries.CANDLES, asked)
             values = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 7)
-            extent = db.execute(queries.EXTENT, (asked, length_ms)).fetchall()
-            forming = (
-                db.execute(queries.FORMING, (asked, length_ms)).fetchall() if query.forming else []
-            )
+            extent = db.execute(queries.EXTENT, asked).fetchall()
+            forming = db.execute(queries.FORMING, asked).fetchall() if query.forming else []
             return values, extent, forming
 
         values, extent, forming = self._ask(question)
@@ -133,36 +137,41 @@ class SqliteStore:
 
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle: one seek a pair."""
-        return dict(self._rows(queries.NEWEST, schema.TIMEFRAMES_MS[timeframe]))
+        return dict(self._rows(queries.NEWEST, timeframe_ms=schema.TIMEFRAMES_MS[timeframe]))
 
     def with_candle(self, timeframe: str, open_time_ms: int) -> set[str]:
         """The pairs whose closed candle of that open time is stored: one seek a pair."""
-        rows = self._rows(queries.WITH_CANDLE, schema.TIMEFRAMES_MS[timeframe], open_time_ms)
+        rows = self._rows(
+            queries.WITH_CANDLE,
+            timeframe_ms=schema.TIMEFRAMES_MS[timeframe],
+            open_time=open_time_ms,
+        )
         return {pair for (pair,) in rows}
 
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""
-        rows = self._rows(queries.MARK_PRICES, _json(pairs))
+        rows = self._rows(queries.MARK_PRICES, pairs=_json(pairs))
         return {row[0]: MarkRow(*row) for row in rows}
 
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
-        rows = self._rows(queries.FUNDING_RATES, _json(pairs))
+        rows = self._rows(queries.FUNDING_RATES, pairs=_json(pairs))
         return {row[0]: FundingRow(*row) for row in rows}
 
     def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
         """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
-        rows = self._rows(queries.SETTLED, pair, start_ms, end_ms)
+        rows = self._rows(queries.SETTLED, pair=pair, start=start_ms, end=end_ms)
         return np.array(rows, np.float64).reshape(-1, 2)
 
     def version(self) -> Hashable:
         """A value that differs after every commit, and after the file was opened again."""
-        data_version = self._ask(lambda db: db.execute("PRAGMA data_version").fetchone()[0])
-        return self._generation, data_version
+        return self._ask(
+            lambda db: (self._generation, db.execute("PRAGMA data_version").fetchone()[0])
+        )
 
     # --- one question -----------------------------------------------------------------------------
 
-    def _rows(self, text: str, *parameters: object) -> list[tuple[Any, ...]]:
+    def _rows(self, text: str, **parameters: str | int) -> list[tuple[Any, ...]]:
         return self._ask(lambda db: db.execute(text, parameters).fetchall())
 
     def _ask(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
@@ -225,6 +234,9 @@ class SqliteStore:
         # SQLite, too, names the -wal after the file that a link points to.
         self._wal_path = Path(f"{self._path.resolve()}-wal")
         opened = _look(self._path, self._wal_path)
+        if not os.access(self._path, os.R_OK):
+            # SQLite's own error would not tell this from a collector that is just starting.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         mode = "mode=ro" if opened.wal else "mode=ro&immutable=1"
         # The authority is empty, so that a path with two slashes in front stays a path.
         uri = f"file://{quote(os.fsencode(self._path))}?{mode}"

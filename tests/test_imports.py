@@ -16,6 +16,7 @@ ONLY_IN = {
     "sqlite3": {
         "marketfeed/database.py",
         "marketfeed/journal.py",
+        "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
         "reader/sqlite.py",
     },
@@ -25,11 +26,13 @@ ONLY_IN = {
 }
 PURE = {
     "marketfeed/__init__.py",
+    "marketfeed/answers.py",
     "marketfeed/batch.py",
     "marketfeed/binance/decode.py",
     "marketfeed/binance/symbols.py",
     "marketfeed/errors.py",
     "marketfeed/lines.py",
+    "marketfeed/ranges.py",
     "marketfeed/records.py",
     "marketfeed/rows.py",
     "marketfeed/schema.py",

@@ -126,8 +126,8 @@ class Child:
             return value
         raise value
 
-    def has_answered(self) -> bool:
-        return self._pipe.poll()
+    def has_answered(self, within_s: float = 0.0) -> bool:
+        return self._pipe.poll(within_s)
 
     def end(self) -> None:
         if self._ended:

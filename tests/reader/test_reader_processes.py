@@ -45,9 +45,11 @@ def test_one_reader_in_many_threads_beside_a_writer(path: Path) -> None:
         done = threading.Event()
 
         def writing() -> None:
-            for number in range(1, 60):
-                write(journal, [candle(START_MS + number * M3, pair) for pair in (PAIR, OTHER)])
-            done.set()
+            try:
+                for number in range(1, 60):
+                    write(journal, [candle(START_MS + number * M3, pair) for pair in (PAIR, OTHER)])
+            finally:
+                done.set()
 
         with connect(path) as reader:
 
@@ -60,10 +62,7 @@ def test_one_reader_in_many_threads_beside_a_writer(path: Path) -> None:
                     seen = len(frames[PAIR])
                     assert reader.newest("3m")[PAIR] >= START_MS + (seen - 1) * M3
 
-            thread = threading.Thread(target=writing)
-            thread.start()
-            in_threads(*[reading] * 4)
-            thread.join()
+            in_threads(writing, *[reading] * 4)
             assert len(reader.get_ohlcv(PAIR, "3m")) == 60
 
 

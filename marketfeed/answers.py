@@ -1,0 +1,96 @@
+"""What an InfluxDB server's answer to a write means, and so what is to be done: the one place that says it.
+
+Pure. Statuses as InfluxDB 1.x (`/write`) and 2.x (`/api/v2/write`) give them; the rules are those of
+Telegraf's InfluxDB outputs, with one more: a refused batch is halved until the bad lines stand alone.
+"""
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Final, Literal
+
+import msgspec
+
+MAX_RETRY_AFTER_S: Final = 600.0
+"""A server may ask for so much patience, not more."""
+_TEXT: Final = 300
+
+_ABOUT_LINES: Final = (
+    "unable to parse",
+    "partial write",
+    "field type conflict",
+    "beyond retention",
+)
+
+Action = Literal["acknowledged", "retry", "split", "park"]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What to do with a batch.
+
+    * `acknowledged`: it is stored.
+    * `retry`: send it again after `after_s` wall seconds, or by the sender's own back-off if that is None.
+    * `split`: some line is at fault; halve the batch. A single line is put aside.
+    * `park`: no line is at fault but the rights, the address or the settings; keep everything, raise an
+      alarm, try again slowly.
+
+    `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
+    `split` will find the bad ones; otherwise it may be the request that is wrong.
+    """
+
+    action: Action
+    text: str
+    after_s: float | None = None
+    blames_lines: bool = False
+
+
+def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) -> Verdict:
+    """Judge an answer. `now_s` is the wall clock (epoch): `Retry-After` may be a date."""
+    text = f"status {status}: {_words(body)}" if body else f"status {status}"
+    if status in (200, 204):
+        return Verdict("acknowledged", text)
+    if status in (400, 413, 422):
+        # 2.x stores nothing of a batch with a line that does not parse (400); 1.x (400 "partial
+        # write") and 2.x (422) store the other lines. Sending those again is harmless in all cases.
+        blames_lines = status != 400 or any(word in text for word in _ABOUT_LINES)
+        return Verdict("split", text, blames_lines=blames_lines)
+    if status in (429, 503):
+        return Verdict("retry", text, _retry_after_s(headers.get("Retry-After"), now_s))
+    if status >= 500:
+        return Verdict("retry", text)
+    return Verdict("park", text)
+
+
+def judge_failure(error: BaseException) -> Verdict:
+    """Judge an exchange without an answer: refused, reset, timed out. It may have been stored or not."""
+    return Verdict(
+        "retry", f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    )
+
+
+class _Body(msgspec.Struct):
+    error: str = ""
+    message: str = ""
+
+
+def _words(body: bytes) -> str:
+    try:
+        answer = msgspec.json.decode(body, type=_Body)
+    except (msgspec.DecodeError, RecursionError):
+        answer = _Body()
+    text = answer.message or answer.error or body.decode("utf-8", "replace")
+    return " ".join(text[:_TEXT].split())
+
+
+def _retry_after_s(header: str | None, now_s: float) -> float | None:
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - now_s
+        except ValueError:
+            return None
+    if seconds != seconds:  # noqa: PLR0124 - NaN
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

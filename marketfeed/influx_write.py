@@ -1,0 +1,107 @@
+"""One POST of lines to InfluxDB: `/api/v2/write` (2.x, 3) or `/write` (1.x). Says what the answer means."""
+
+import asyncio
+import ipaddress
+import logging
+import time
+import zlib
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from marketfeed.answers import Verdict, judge, judge_failure
+from marketfeed.config import InfluxSettings
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S: Final = 30.0
+_ANSWER_BYTES: Final = 64 * 1024
+
+
+class InfluxWriter:
+    """Writes to the bucket of the settings, on a session of the caller's. Never raises for an answer.
+
+    A token from `token_file` is read again whenever the file changes, so that a new one needs no restart.
+    """
+
+    def __init__(self, settings: InfluxSettings, session: aiohttp.ClientSession) -> None:
+        if settings.url is None:
+            raise ValueError("influxdb.url: found null, expected an address")
+        self.target = f"{settings.url} {settings.org or '-'} {settings.bucket}"
+        """Server and bucket, without secrets: what has been shipped is remembered by it."""
+        self._settings = settings
+        self._session = session
+        if settings.api == "v2":
+            self._url = f"{settings.url}/api/v2/write"
+            self._params = {"bucket": settings.bucket, "precision": "ms"}
+            if settings.org:
+                self._params["org"] = settings.org
+        else:
+            self._url = f"{settings.url}/write"
+            self._params = {"db": settings.bucket, "precision": "ms"}
+        self._compress = not _is_loopback(settings.url)
+        self._token = _Token(settings)
+
+    async def write(self, lines: list[str]) -> Verdict:
+        """Send lines in one request; at most `TIMEOUT_S` wall seconds."""
+        body = "\n".join(lines).encode()
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        if self._compress:
+            # A third of the size for a few ms, off the event loop (zlib gives Python's lock up).
+            body = await asyncio.to_thread(_gzip, body)
+            headers["Content-Encoding"] = "gzip"
+        try:
+            token = self._token.read()
+        except OSError as error:
+            return Verdict("park", f"token file cannot be read: {error.strerror}")
+        if token:
+            headers["Authorization"] = f"Token {token}"
+        try:
+            async with self._session.post(
+                self._url,
+                params=self._params,
+                data=body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+                allow_redirects=False,
+            ) as response:
+                answer = await response.content.read(_ANSWER_BYTES)
+                return judge(response.status, answer, response.headers, time.time())
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return judge_failure(error)
+
+
+class _Token:
+    """The token of the settings, or what stands in its file now."""
+
+    def __init__(self, settings: InfluxSettings) -> None:
+        self._given = None if settings.token is None else settings.token.get_secret_value()
+        self._path: Path | None = settings.token_file
+        self._stamp: tuple[int, int] | None = None
+        self._read = ""
+
+    def read(self) -> str | None:
+        if self._path is None:
+            return self._given
+        stat = self._path.stat()
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if stamp != self._stamp:
+            self._read = self._path.read_text(encoding="utf-8").strip()
+            self._stamp = stamp
+            log.info("token read path=%s", self._path)
+        return self._read
+
+
+def _gzip(body: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return packer.compress(body) + packer.flush()
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,201 @@
+"""What of the journal has yet to be shipped, as lines: read on a connection of its own, beside the writer.
+
+Rows are read by their `seq`, newest first, and written out as they stand now. A row that changes
+afterwards has a new `seq` and comes again.
+"""
+
+import contextlib
+import heapq
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import quote as percent
+
+from marketfeed import lines, schema, tables
+from marketfeed.errors import JournalError
+from marketfeed.ranges import Ranges
+
+Row: TypeAlias = tuple[Any, ...]
+_OHLCV: Final = {ms: schema.ohlcv_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
+_FORMING: Final = {ms: schema.forming_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
+
+
+class Consignment(NamedTuple):
+    """Lines to ship, and the ranges of `seq` (first, last) of which they are everything."""
+
+    lines: list[str]
+    covers: list[tuple[int, int]]
+
+
+class Outbox:
+    """Reads a journal for shipping. For one thread at a time; `collector` names this host in gaps.
+
+    Raises JournalError when the file cannot be read.
+    """
+
+    def __init__(self, path: Path, collector: str) -> None:
+        self._collector = collector
+        self._path = path
+        with self._errors_told():
+            self._db = sqlite3.connect(
+                f"file:{percent(str(path))}?mode=ro",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=5.0,
+            )
+        self._tags: dict[int, str] = {tables.NO_PAIR: lines.escape_tag(lines.ALL_PAIRS)}
+        self._sources: tuple[tuple[str, Callable[[Row], str]], ...] = (
+            ("candle", self._candle),
+            ("mark_price", self._mark_price),
+            ("funding_rate", self._funding_rate),
+            ("funding_settled", self._funding_settled),
+            ("gap", self._gap),
+            ("catalog", self._catalog),
+        )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def _next_seq(self) -> int:
+        (number,) = self._db.execute("SELECT next FROM sequence").fetchone()
+        return int(number)
+
+    def newest(self, shipped: Ranges, max_lines: int) -> Consignment:
+        """Take the newest rows that are not in `shipped`, at most `max_lines`, from one state of the file."""
+        consignment = Consignment([], [])
+        with self._one_state():
+            for first, last in shipped.gaps(self._next_seq()):
+                room = max_lines - len(consignment.lines)
+                if room <= 0:
+                    break
+                taken = list(itertools.islice(self._rows(first, last), room))
+                consignment.lines.extend(write(row) for _, row, write in taken)
+                # Everything above the oldest row taken is here; all of it if the range gave out.
+                covered_from = taken[-1][0] if len(taken) == room else first
+                consignment.covers.append((covered_from, last))
+        return consignment
+
+    def forming(self, after_seq: int) -> tuple[list[str], int]:
+        """The forming candles that have changed since `after_seq`; returns the highest seq of them."""
+        with self._one_state():
+            rows = self._db.execute(
+                f"SELECT seq, {_CANDLE_COLUMNS} FROM forming WHERE seq > ?", (after_seq,)
+            ).fetchall()
+            texts = [self._candle_text(_FORMING, row) for row in rows]
+        return texts, max((row[0] for row in rows), default=after_seq)
+
+    def count_unshipped(self, shipped: Ranges) -> int:
+        """How many rows are not in `shipped`."""
+        with self._one_state():
+            return sum(
+                self._db.execute(
+                    f"SELECT count(*) FROM {table} WHERE seq BETWEEN ? AND ?", gap
+                ).fetchone()[0]
+                for gap in shipped.gaps(self._next_seq())
+                for table, _ in self._sources
+            )
+
+    @contextlib.contextmanager
+    def _one_state(self) -> Iterator[None]:
+        with self._errors_told():
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {self._path}: {error}") from error
+
+    def _rows(self, first: int, last: int) -> Iterator[tuple[int, Row, Callable[[Row], str]]]:
+        """Yield the rows of all tables with first <= seq <= last, newest first, as they are asked for."""
+        return heapq.merge(
+            *(self._rows_of(table, write, first, last) for table, write in self._sources),
+            key=itemgetter(0),
+            reverse=True,
+        )
+
+    def _rows_of(
+        self, table: str, write: Callable[[Row], str], first: int, last: int
+    ) -> Iterable[tuple[int, Row, Callable[[Row], str]]]:
+        cursor = self._db.execute(
+            f"SELECT seq, {_COLUMNS[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
+            (first, last),
+        )
+        for row in cursor:
+            yield row[0], row, write
+
+    def _tag(self, pair_id: int) -> str:
+        tag = self._tags.get(pair_id)
+        if tag is None:
+            self._tags |= {
+                number: lines.escape_tag(pair)
+                for number, pair in self._db.execute("SELECT id, pair FROM pair")
+            }
+            tag = self._tags[pair_id]
+        return tag
+
+    # --- rows to lines ----------------------------------------------------------------------------
+
+    def _candle(self, row: Row) -> str:
+        return self._candle_text(_OHLCV, row)
+
+    def _candle_text(self, measurements: dict[int, str], row: Row) -> str:
+        _, pair_id, length_ms, time_ms, o, high, low, c, volume, quote, taker, trades = row
+        return lines.candle_text(
+            measurements[length_ms],
+            self._tag(pair_id),
+            o,
+            high,
+            low,
+            c,
+            volume,
+            quote,
+            taker,
+            trades,
+            time_ms,
+        )
+
+    def _mark_price(self, row: Row) -> str:
+        _, pair_id, time_ms, mark_price, index_price = row
+        return lines.mark_price_text(self._tag(pair_id), time_ms, mark_price, index_price)
+
+    def _funding_rate(self, row: Row) -> str:
+        _, pair_id, time_ms, rate, settled_rate, next_ms = row
+        return lines.funding_rate_text(self._tag(pair_id), time_ms, rate, settled_rate, next_ms)
+
+    def _funding_settled(self, row: Row) -> str:
+        _, pair_id, time_ms, rate, mark_price = row
+        return lines.funding_settled_text(self._tag(pair_id), time_ms, rate, mark_price)
+
+    def _gap(self, row: Row) -> str:
+        _, pair_id, kind, start_ms, end_ms, healed = row
+        tag = self._tag(pair_id)
+        return lines.gap_text(tag, kind, self._collector, start_ms, end_ms, bool(healed))
+
+    def _catalog(self, row: Row) -> str:
+        _, pair_id, timeframes, listed_ms, ended_ms, changed_ms = row
+        return lines.catalog_text(self._tag(pair_id), timeframes, listed_ms, ended_ms, changed_ms)
+
+
+_CANDLE_COLUMNS: Final = (
+    "pair_id, timeframe_ms, open_time, open, high, low, close, volume, quote_volume, "
+    "taker_buy_volume, trades"
+)
+_COLUMNS: Final = {
+    "candle": _CANDLE_COLUMNS,
+    "mark_price": "pair_id, time, mark_price, index_price",
+    "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
+    "funding_settled": "pair_id, time, rate, mark_price",
+    "gap": 'pair_id, kind, start, "end", healed',
+    "catalog": "pair_id, timeframes, listed, ended, changed",
+}

@@ -1,0 +1,318 @@
+"""Ships the journal into InfluxDB, by a cursor: what was acknowledged is remembered, nothing is queued.
+
+Each turn takes the newest rows that have not been acknowledged, as they stand now; so after an outage live
+data is live at once and the backlog takes the rest of each turn. A batch that is sent twice is harmless.
+Memory holds two batches at most, however long the outage.
+"""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import msgspec
+
+from marketfeed.answers import Verdict
+from marketfeed.errors import JournalError
+from marketfeed.influx_write import InfluxWriter
+from marketfeed.lines import LineError
+from marketfeed.outbox import Consignment, Outbox
+from marketfeed.ranges import Ranges
+from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+REFUSED_IN_A_ROW: Final = 50
+"""After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
+COUNT_EVERY_S: Final = 15.0
+LAST_BATCHES: Final = 20
+"""What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How shipping is paced, in wall seconds.
+
+    A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
+    failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
+    when rights or settings are wrong it is `parked_s`.
+    """
+
+    max_lines: int = 5_000
+    turn_s: float = 1.0
+    forming_every_s: float = 5.0
+    backoff_first_s: float = 1.0
+    backoff_cap_s: float = 30.0
+    parked_s: float = 30.0
+
+
+DEFAULT_PACE: Final = Pace()
+
+
+class ShipReport(msgspec.Struct, frozen=True):
+    """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`."""
+
+    target: str
+    state: str
+    trouble: str
+    trouble_for_s: float
+    unshipped: int
+    lines: int
+    refused: int
+    batches: int
+    acknowledged_ago_s: float | None
+
+
+class _NotNowError(Exception):
+    """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.text)
+        self.verdict = verdict
+
+
+class Shipper:
+    """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn."""
+
+    def __init__(
+        self, writer: JournalWriter, influx: InfluxWriter, pace: Pace = DEFAULT_PACE
+    ) -> None:
+        self._writer = writer
+        self._influx = influx
+        self._pace = pace
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
+        self._outbox: Outbox | None = None
+        self._generation = 0
+        self._shipped = Ranges()
+        self._ending = asyncio.Event()
+        self._forming_seq = 0
+        self._forming_s = -pace.forming_every_s
+        self._refused_in_a_row = 0
+        self._failures = 0
+        self._state = "shipping"
+        self._trouble = ""
+        self._trouble_since_s = 0.0
+        self._acknowledged_s: float | None = None
+        self._unshipped = 0
+        self._counted_s = -COUNT_EVERY_S
+        self.lines = 0
+        self.batches = 0
+        self.refused = 0
+
+    def report(self) -> ShipReport:
+        """How shipping goes now."""
+        now_s = time.monotonic()
+        acknowledged_s = self._acknowledged_s
+        return ShipReport(
+            target=self._influx.target,
+            state=self._state,
+            trouble=self._trouble,
+            trouble_for_s=now_s - self._trouble_since_s if self._trouble else 0.0,
+            unshipped=self._unshipped,
+            lines=self.lines,
+            refused=self.refused,
+            batches=self.batches,
+            acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
+        )
+
+    def shipped_below(self) -> int:
+        """All rows with a smaller seq have been acknowledged: retention may delete them."""
+        return self._shipped.first_gap(self._writer.next_seq)
+
+    def end(self) -> None:
+        """Say that the collector stops: one last turn is tried, without waiting for a server that is down."""
+        self._ending.set()
+
+    async def run(self) -> None:
+        """Ship until `end`; no answer of the server and no state of the disk ends it before."""
+        try:
+            while not self._ending.is_set():
+                await self._turns()
+            await self._last_turn()
+        finally:
+            if self._outbox is not None:
+                await self._in_thread(self._outbox.close)
+            self._thread.shutdown(wait=False)
+
+    async def _turns(self) -> None:
+        """Ship turn after turn; returns after a failure, once it has been waited for."""
+        try:
+            await self._begin()
+            ahead = asyncio.create_task(self._take(self._shipped))
+            try:
+                while not self._ending.is_set() and self._generation == self._writer.generation:
+                    started_s = time.monotonic()
+                    consignment = await ahead
+                    full = len(consignment.lines) >= self._pace.max_lines
+                    if full:
+                        # The next batch is read while this one travels.
+                        assumed = Ranges([*self._shipped, *consignment.covers])
+                        ahead = asyncio.create_task(self._take(assumed))
+                    await self._ship_forming()
+                    await self._ship(consignment)
+                    self._well()
+                    if not full:
+                        await self._rest(self._pace.turn_s - (time.monotonic() - started_s))
+                        ahead = asyncio.create_task(self._take(self._shipped))
+            finally:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+        except _NotNowError as error:
+            await self._rest(self._delay_s(error.verdict))
+        except JournalError as error:
+            await self._rest(self._delay_s(Verdict("retry", str(error))))
+
+    async def _begin(self) -> None:
+        """Find out where shipping stands, the first time and when the journal has been replaced."""
+        if self._generation == self._writer.generation:
+            return
+        generation = self._writer.generation
+        if self._outbox is not None:
+            await self._in_thread(self._outbox.close)
+            self._outbox = None
+        self._shipped = await self._writer.call(
+            lambda journal: journal.shipped(self._influx.target)
+        )
+        self._forming_seq = 0
+        self._generation = generation
+
+    async def _last_turn(self) -> None:
+        try:
+            await self._begin()
+            for _ in range(LAST_BATCHES):
+                consignment = await self._take(self._shipped)
+                await self._ship(consignment)
+                if len(consignment.lines) < self._pace.max_lines:
+                    return
+        except (_NotNowError, JournalError) as error:
+            log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
+
+    async def _take(self, shipped: Ranges) -> Consignment:
+        def take() -> Consignment:
+            outbox = self._open_outbox()
+            if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
+                self._unshipped = outbox.count_unshipped(shipped)
+                self._counted_s = time.monotonic()
+            return outbox.newest(shipped, self._pace.max_lines)
+
+        return await self._in_thread(take)
+
+    async def _ship(self, consignment: Consignment) -> None:
+        if consignment.lines:
+            refused: list[tuple[str, str]] = []
+            await self._deliver(consignment.lines, refused)
+            if refused:
+                await self._put_aside(refused)
+            self.lines += len(consignment.lines) - len(refused)
+            self._unshipped = max(0, self._unshipped - len(consignment.lines))
+        if consignment.covers:
+            merged = [self._shipped.add(first, last) for first, last in consignment.covers]
+            await self._writer.call(
+                lambda journal: journal.note_shipped(self._influx.target, merged)
+            )
+
+    async def _ship_forming(self) -> None:
+        # Apart from the cursor: of a forming candle only its last state matters, and not to the second.
+        now_s = time.monotonic()
+        if now_s - self._forming_s < self._pace.forming_every_s:
+            return
+        texts, seq = await self._in_thread(lambda: self._open_outbox().forming(self._forming_seq))
+        if texts:
+            refused: list[tuple[str, str]] = []
+            await self._deliver(texts, refused)
+            if refused:
+                await self._put_aside(refused)
+            self.lines += len(texts) - len(refused)
+        self._forming_seq, self._forming_s = seq, now_s
+
+    async def _deliver(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
+        """Send lines, halving what is refused until the bad ones stand alone in `refused`."""
+        verdict = await self._influx.write(texts)
+        self.batches += 1
+        if verdict.action == "acknowledged":
+            self._acknowledged_s = time.monotonic()
+            self._refused_in_a_row = 0
+        elif verdict.action != "split":
+            raise _NotNowError(verdict)
+        elif len(texts) > 1:
+            middle = len(texts) // 2
+            await self._deliver(texts[:middle], refused)
+            await self._deliver(texts[middle:], refused)
+        else:
+            self._refused_in_a_row += not verdict.blames_lines
+            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+                # Counted anew when it is tried again.
+                self._refused_in_a_row = 0
+                raise _NotNowError(Verdict("park", f"every line is refused: {verdict.text}"))
+            refused.append((texts[0], verdict.text))
+
+    async def _put_aside(self, refused: list[tuple[str, str]]) -> None:
+        log.error(
+            "lines refused and put aside lines=%d first_answer=%r first_line=%r",
+            len(refused),
+            refused[0][1],
+            refused[0][0],
+        )
+        now_ms = time.time_ns() // 1_000_000
+        await self._writer.call(
+            lambda journal: journal.put_aside(self._influx.target, refused, now_ms)
+        )
+        self.refused += len(refused)
+
+    def _well(self) -> None:
+        self._failures = 0
+        if self._trouble:
+            log.warning("shipping again after_s=%.1f", time.monotonic() - self._trouble_since_s)
+        self._state, self._trouble = "shipping", ""
+
+    def _delay_s(self, verdict: Verdict) -> float:
+        parked = verdict.action == "park"
+        if not self._trouble:
+            self._trouble_since_s = time.monotonic()
+        if verdict.text != self._trouble:
+            log.log(
+                logging.ERROR if parked else logging.WARNING,
+                "shipping %s, everything is kept in the journal answer=%r",
+                "parked" if parked else "waits",
+                verdict.text,
+            )
+        self._state, self._trouble = "parked" if parked else "waiting", verdict.text
+        self._failures += 1
+        if parked:
+            return self._pace.parked_s
+        if verdict.after_s is not None:
+            return verdict.after_s
+        # Full jitter, so that two collectors do not knock together.
+        ceiling_s = min(
+            self._pace.backoff_cap_s,
+            self._pace.backoff_first_s * 2.0 ** min(self._failures - 1, 10),
+        )
+        return random.uniform(0.0, ceiling_s)
+
+    async def _rest(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+        except TimeoutError:
+            pass
+
+    def _open_outbox(self) -> Outbox:
+        if self._outbox is None:
+            self._outbox = Outbox(self._writer.path, socket.gethostname())
+        return self._outbox
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except LineError as error:
+            # No row of the journal can hold such a number; if one does, nothing may be skipped silently.
+            raise _NotNowError(
+                Verdict("park", f"a row cannot be written as a line: {error}")
+            ) from error

@@ -1,0 +1,69 @@
+"""Every answer of the table has its verdict."""
+
+import pytest
+
+from marketfeed.answers import MAX_RETRY_AFTER_S, judge, judge_failure
+
+
+@pytest.mark.parametrize(
+    ("status", "action"),
+    [
+        (200, "acknowledged"),
+        (204, "acknowledged"),
+        (400, "split"),
+        (413, "split"),
+        (422, "split"),
+        (429, "retry"),
+        (500, "retry"),
+        (502, "retry"),
+        (503, "retry"),
+        (504, "retry"),
+        (301, "park"),
+        (401, "park"),
+        (403, "park"),
+        (404, "park"),
+        (405, "park"),
+    ],
+)
+def test_what_each_status_means(status: int, action: str) -> None:
+    assert judge(status, b"", {}, 0.0).action == action
+
+
+@pytest.mark.parametrize(
+    ("header", "after_s"),
+    [
+        ("7", 7.0),
+        ("0", 0.0),
+        ("-3", 0.0),
+        ("86400", MAX_RETRY_AFTER_S),
+        ("inf", MAX_RETRY_AFTER_S),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 40.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("nan", None),
+        ("soon", None),
+        (None, None),
+    ],
+)
+def test_retry_after(header: str | None, after_s: float | None) -> None:
+    headers = {} if header is None else {"Retry-After": header}
+    for status in (429, 503):
+        assert judge(status, b"", headers, 60.0).after_s == after_s
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error":"partial write: dropped=1"}', "status 400: partial write: dropped=1"),
+        (b'{"code":"invalid","message":"unable to parse"}', "status 400: unable to parse"),
+        (b"<html>\n<b>no</b>", "status 400: <html> <b>no</b>"),
+        (b"\xff" * 999, "status 400: " + "\ufffd" * 300),
+        (b"", "status 400"),
+    ],
+)
+def test_the_servers_words(body: bytes, text: str) -> None:
+    assert judge(400, body, {}, 0.0).text == text
+
+
+def test_no_answer_is_tried_again() -> None:
+    assert judge_failure(ConnectionRefusedError("refused")).action == "retry"
+    assert judge_failure(TimeoutError()).text == "TimeoutError"

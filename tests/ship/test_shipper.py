@@ -1,0 +1,393 @@
+"""Everything in the journal reaches the server, whatever it answers: once acknowledged, never lost."""
+
+import asyncio
+import contextlib
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+import uvloop
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marketfeed.batch import Batch
+from marketfeed.config import InfluxSettings
+from marketfeed.influx_write import InfluxWriter
+from marketfeed.journal import Journal
+from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
+from marketfeed.ship import Pace, Shipper
+from marketfeed.writer import JournalWriter
+
+T0 = 1_791_360_000_000
+MINUTE = 60_000
+PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安/USDT:USDT")
+
+Answer = Callable[[list[str]], tuple[int, bytes, dict[str, str]]]
+
+
+def stored(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+    return 204, b"", {}
+
+
+class Server:
+    """A write endpoint whose answers are scripted; keeps what it acknowledged, by series and time."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = stored
+        self.points: dict[tuple[str, str], str] = {}
+        self.requests: list[list[str]] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+    async def write(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        if request.headers.get("Content-Encoding") == "gzip" and body[:2] == b"\x1f\x8b":
+            body = gzip.decompress(body)
+        lines = body.decode().split("\n")
+        self.requests.append(lines)
+        self.headers.append({**request.headers, "path": request.path_qs})
+        status, text, headers = self.answer(lines)
+        if status in (200, 204):
+            for line in lines:
+                series, fields, time = line.rsplit(" ", 2)
+                self.points[series, time] = fields
+        if status == 0:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status or 500, body=text, headers=headers)
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[Server]:
+    server = Server()
+    app = web.Application(client_max_size=1 << 26)
+    app.router.add_post("/api/v2/write", server.write)
+    app.router.add_post("/write", server.write)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0]
+    server.url = f"http://{host}:{port}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+def fill(start: int = 0, minutes: int = 10) -> Batch:
+    batch = Batch()
+    for number in range(start, start + minutes):
+        at_ms = T0 + number * MINUTE
+        for pair in PAIRS:
+            batch.add(
+                Candle(
+                    pair, "1m", at_ms, 1.5, 2.5, 1.0, 2.0, 3.0, 4.0, 1.0, 5, True, at_ms + MINUTE
+                )
+            )
+            batch.add(MarkPrice(pair, at_ms + 1_000, 7.0, 8.0))
+            batch.add(FundingRate(pair, at_ms + 1_000, 0.0001, T0 + 8 * 60 * MINUTE))
+    batch.add(FundingSettled(PAIRS[0], T0, 0.0001, None))
+    batch.add(Gap("connection_feed-1", None, T0, T0 + 5, True, "lost"))
+    batch.add(CatalogEntry(PAIRS[0], "BTCUSDT", ("1m",), T0, 5, None, T0))
+    return batch
+
+
+ROWS = 3 * 3 * 10 + 3
+
+QUICK = Pace(turn_s=0.01, forming_every_s=0.05, backoff_first_s=0.01, parked_s=0.02)
+
+Scenario = Callable[[Server, JournalWriter, Shipper], Awaitable[None]]
+
+
+def run(path: Path, scenario: Scenario, pace: Pace = QUICK, **influx: object) -> Server:
+    """Run a shipper beside a scenario; it is ended when the scenario is over."""
+
+    async def main() -> Server:
+        async with serving() as server, aiohttp.ClientSession() as session:
+            options = InfluxSettings.model_validate(
+                {"url": server.url, "org": "fleet", "token": "canary-token"} | influx
+            )
+            async with JournalWriter(path) as writer:
+                shipper = Shipper(writer, InfluxWriter(options, session), pace)
+                task = asyncio.create_task(shipper.run())
+                await scenario(server, writer, shipper)
+                shipper.end()
+                await task
+            return server
+
+    return uvloop.run(main())
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def test_every_table_is_shipped_once_as_the_schema_says(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS)
+        await asyncio.sleep(0.1)
+        assert sum(map(len, server.requests)) == ROWS
+        assert shipper.report().lines == ROWS
+        assert shipper.shipped_below() == writer.next_seq
+
+    server = run(path, scenario)
+    assert server.points["ohlcv_1m,pair=BTC/USDT:USDT", str(T0)] == (
+        "open=1.5,high=2.5,low=1.0,close=2.0,volume=3.0,quote_volume=4.0,taker_buy_volume=1.0,trades=5i"
+    )
+    assert ("mark_price,pair=币安/USDT:USDT", str(T0 + 1_000)) in server.points
+    (measurements,) = [{series.split(",")[0] for series, _ in server.points}]
+    assert measurements == {
+        "ohlcv_1m", "mark_price", "funding_rate", "funding_settled", "feed_gap", "feed_catalog",
+    }  # fmt: skip
+    assert server.headers[0]["path"] == "/api/v2/write?bucket=market_data&precision=ms&org=fleet"
+    assert server.headers[0]["Authorization"] == "Token canary-token"
+
+
+def test_v1_uses_its_own_route(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS)
+
+    server = run(path, scenario, api="v1", org=None, token=None)
+    assert server.headers[0]["path"] == "/write?db=market_data&precision=ms"
+    assert "Authorization" not in server.headers[0]
+
+
+def test_a_restart_ships_only_what_is_new(path: Path) -> None:
+    async def main() -> None:
+        async with serving() as server, aiohttp.ClientSession() as session:
+            options = InfluxSettings.model_validate({"url": server.url, "org": "fleet"})
+            for turn in range(2):
+                async with JournalWriter(path) as writer:
+                    shipper = Shipper(writer, InfluxWriter(options, session), QUICK)
+                    task = asyncio.create_task(shipper.run())
+                    batch = fill(20 * turn)
+                    await writer.call(lambda journal, batch=batch: journal.write(batch))
+                    shipper.end()
+                    await task
+                    assert shipper.shipped_below() == writer.next_seq
+            # The second time: nine new rows a minute; what was settled, lost and listed is the same.
+            assert sum(map(len, server.requests)) == ROWS + 90
+
+    uvloop.run(main())
+
+
+def test_a_changed_candle_is_shipped_again(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        await writer.call(lambda journal: journal.write(fill(0, 1)))
+        await until(lambda: len(server.points) == 9 + 3)
+        better = Batch()
+        better.add(
+            Candle(PAIRS[0], "1m", T0, 1.5, 2.5, 1.0, 2.25, 3.0, 4.0, 1.0, 6, True, T0 + MINUTE)
+        )
+        await writer.call(lambda journal: journal.write(better))
+        key = "ohlcv_1m,pair=BTC/USDT:USDT", str(T0)
+        await until(lambda: "close=2.25" in server.points[key])
+
+    run(path, scenario)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 401, 403, 404, 0])
+def test_nothing_is_lost_while_the_server_refuses(path: Path, status: int) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (status, b"no", {"Retry-After": "0"} if status == 429 else {})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.requests) >= 4)
+        assert server.points == {}
+        report = shipper.report()
+        assert report.state == ("parked" if status in (401, 403, 404) else "waiting")
+        assert report.trouble
+        server.answer = stored
+        await until(lambda: len(server.points) == ROWS)
+        await until(lambda: shipper.report().state == "shipping")
+
+    run(path, scenario)
+
+
+def test_one_bad_line_costs_that_line_only(path: Path) -> None:
+    def v2(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+        if any(str(T0 + 3 * MINUTE) in line and "ohlcv_1m,pair=ETH" in line for line in lines):
+            return 400, b'{"code":"invalid","message":"unable to parse it"}', {}
+        return stored(lines)
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = v2
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS - 1)
+        await until(lambda: shipper.report().refused == 1)
+        (line,) = await writer.call(Journal.refused_lines)
+        assert line.line.startswith("ohlcv_1m,pair=ETH/USDT:USDT ")
+        assert line.answer == "status 400: unable to parse it"
+        assert "canary" not in line.target
+
+    run(path, scenario)
+
+
+def test_a_request_that_is_wrong_puts_no_line_aside(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (400, b'{"message":"please provide an org"}', {})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: shipper.report().state == "parked")
+        assert await writer.call(Journal.refused_lines) == []
+        server.answer = stored
+        await until(lambda: len(server.points) == ROWS)
+
+    run(path, scenario)
+
+
+def test_too_large_requests_are_halved(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: stored(lines) if len(lines) <= 7 else (413, b"", {})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS)
+        assert await writer.call(Journal.refused_lines) == []
+
+    run(path, scenario)
+
+
+def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        def cut(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+            server.answer = stored
+            for line in lines:
+                series, fields, time = line.rsplit(" ", 2)
+                server.points[series, time] = fields
+            return 0, b"", {}
+
+        server.answer = cut
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: sum(map(len, server.requests)) == 2 * ROWS)
+        assert len(server.points) == ROWS
+
+    run(path, scenario)
+
+
+def test_live_rows_go_before_the_backlog(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (503, b"", {"Retry-After": "0"})
+        await writer.call(lambda journal: journal.write(fill(0, 60)))
+        await until(lambda: len(server.requests) >= 2)
+        await writer.call(lambda journal: journal.write(fill(60, 1)))
+        before = len(server.requests)
+        server.answer = stored
+        await until(lambda: len(server.points) == 9 * 61 + 3)
+        stored_requests = [r for r in server.requests[before:] if len(r) == 50]
+        newest = str(T0 + 60 * MINUTE)
+        assert any(line.endswith(newest) for line in stored_requests[0] + stored_requests[1])
+        oldest = f"ohlcv_1m,pair={PAIRS[0]} "
+        assert any(
+            line.startswith(oldest) and line.endswith(f" {T0}") for line in server.requests[-1]
+        )
+
+    run(path, scenario, msgspec.structs.replace(QUICK, max_lines=50))
+
+
+def test_forming_candles_are_shipped_as_they_stand_last(path: Path) -> None:
+    def forming(trades: int) -> Batch:
+        batch = Batch()
+        batch.add(
+            Candle(
+                PAIRS[0], "3m", T0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, trades, False, T0 + trades
+            )
+        )
+        return batch
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        for trades in range(1, 30):
+            await writer.call(lambda journal, n=trades: journal.write(forming(n)))
+        key = "forming_3m,pair=BTC/USDT:USDT", str(T0)
+        await until(lambda: "trades=29i" in server.points.get(key, ""))
+        sent = sum(line.startswith("forming_3m") for lines in server.requests for line in lines)
+        assert sent < 29
+
+    run(path, scenario)
+
+
+def test_a_new_token_in_its_file_needs_no_restart(path: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("revoked\n")
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        def check(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+            if server.headers[-1]["Authorization"] == "Token fresh":
+                return stored(lines)
+            return 401, b'{"message":"unauthorized access"}', {}
+
+        server.answer = check
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: shipper.report().state == "parked")
+        token.write_text("fresh\n")
+        await until(lambda: len(server.points) == ROWS)
+
+    run(path, scenario, token=None, token_file=str(token))
+
+
+def test_a_journal_replaced_while_running_is_shipped_from_its_start(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS)
+        await asyncio.to_thread(path.rename, path.with_name("gone.db"))
+        await writer.replace()
+        await writer.call(lambda journal: journal.write(fill(100, 2)))
+        await until(lambda: len(server.points) == ROWS + 18)
+        assert shipper.shipped_below() == writer.next_seq
+
+    run(path, scenario)
+
+
+def test_unshipped_rows_outlive_their_retention(path: Path) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (503, b"", {"Retry-After": "0"})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.requests) > 0)
+        keep = {"candle": 0, "mark_price": 0}
+
+        def expire(journal: Journal) -> int:
+            return sum(
+                journal.delete(cut, shipper.shipped_below()) for cut in journal.expired(keep)
+            )
+
+        assert await writer.call(expire) == 0
+        server.answer = stored
+        await until(lambda: shipper.shipped_below() == writer.next_seq)
+        assert await writer.call(expire) == 2 * 3 * 9
+
+    run(path, scenario)
+
+
+@given(st.lists(st.sampled_from([204, 204, 204, 400, 413, 429, 500, 503, 0]), max_size=25))
+@settings(max_examples=20, deadline=None)
+def test_no_sequence_of_answers_loses_a_point(
+    tmp_path_factory: pytest.TempPathFactory, statuses: list[int]
+) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        left = list(statuses)
+
+        def script(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+            status = left.pop() if left else 204
+            # A refusal for a reason that is not in a single line would put it aside.
+            if status in (400, 413) and len(lines) == 1:
+                status = 204
+            return status, b"unable to parse", {"Retry-After": "0"} if status in (429, 503) else {}
+
+        server.answer = script
+        for number in range(4):
+            await writer.call(lambda journal, n=number: journal.write(fill(n * 10)))
+            await asyncio.sleep(0.005)
+        await until(lambda: len(server.points) == 4 * 90 + 3)
+        await until(lambda: shipper.shipped_below() == writer.next_seq)
+
+    run(tmp_path_factory.mktemp("answers") / "journal.db", scenario)
