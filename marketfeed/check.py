@@ -43,15 +43,20 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 LiveCheck = Callable[[Listing], Awaitable[list[Finding]]]
+StoreCheck = Callable[[Settings, aiohttp.ClientSession], Awaitable[list[Finding]]]
 
 
-async def check(settings: Settings, live: LiveCheck | None = None) -> list[Finding]:
+async def check(
+    settings: Settings, live: LiveCheck | None = None, store: StoreCheck | None = None
+) -> list[Finding]:
     """Look at everything that a collector with these settings needs; changes nothing.
 
-    `live` looks at all streams; without it one stream is tried.
+    `live` looks at all streams; without it one stream is tried. `store` looks at InfluxDB.
     """
     findings = check_journal(settings)
     async with aiohttp.ClientSession() as session:
+        if store is not None:
+            findings += await store(settings, session)
         rest = BinanceRest(session, settings.exchange.rest_url)
         findings.append(await _check_clock(rest))
         try:

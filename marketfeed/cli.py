@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -16,6 +16,9 @@ from rich.console import Console
 
 from marketfeed import __version__, schema
 from marketfeed.errors import MarketfeedError, SettingsError
+
+if TYPE_CHECKING:
+    from marketfeed.check import Finding
 
 log = logging.getLogger("marketfeed")
 
@@ -129,6 +132,7 @@ def check(
     --live 120 all streams must bring data, kline streams as their pairs trade: an ACK proves nothing.
     """
     from marketfeed.check import check as look
+    from marketfeed.check_influx import check_influx
     from marketfeed.config import load_settings
     from marketfeed.live import prove_streams
     from marketfeed.present import findings_table, stages
@@ -138,12 +142,71 @@ def check(
         proving = None
         if live is not None:
             proving = partial(prove_streams, settings.exchange, seconds=live, progress=progress)
-        findings = uvloop.run(look(settings, proving))
+        store = None if settings.influxdb.url is None else check_influx
+        findings = uvloop.run(look(settings, proving, store))
     if as_json:
         _print_json({"findings": findings})
     else:
         Console().print(findings_table(findings))
     raise typer.Exit(1 if any(finding.verdict == "bad" for finding in findings) else 0)
+
+
+@app.command()
+def setup(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Create the InfluxDB bucket and its InfluxQL mapping where they are missing and the token may."""
+    import aiohttp
+
+    from marketfeed.check_influx import setup_influx
+    from marketfeed.config import load_settings
+    from marketfeed.present import findings_table
+
+    settings = load_settings(config)
+    if settings.influxdb.url is None:
+        raise typer.BadParameter("influxdb.url is null: there is no InfluxDB to set up")
+
+    async def set_up() -> "list[Finding]":
+        async with aiohttp.ClientSession() as session:
+            return await setup_influx(settings, session)
+
+    done = uvloop.run(set_up())
+    if as_json:
+        _print_json({"findings": done})
+    else:
+        Console().print(findings_table(done))
+    raise typer.Exit(1 if any(item.verdict == "bad" for item in done) else 0)
+
+
+@app.command()
+def deadletter(
+    config: ConfigOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write the lines to this file, as line protocol.", show_default=False),
+    ] = None,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send them again; what is taken is forgotten.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the lines that InfluxDB refused, each with its words; export or send them again.
+
+    Exit 1 if there are any (after --resend: any left). The collector may run meanwhile.
+    """
+    from marketfeed.config import load_settings
+    from marketfeed.deadletters import read_refused, resend_refused
+    from marketfeed.present import refused_table
+
+    settings = load_settings(config)
+    if resend:
+        uvloop.run(resend_refused(settings))
+    refused = read_refused(settings.journal.path)
+    if export is not None:
+        export.write_text("".join(f"{item.line}\n" for item in refused), encoding="utf-8")
+    if as_json:
+        _print_json({"refused": refused})
+    else:
+        Console().print(refused_table(refused))
+    raise typer.Exit(1 if refused else 0)
 
 
 @app.command()

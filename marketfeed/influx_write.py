@@ -73,6 +73,12 @@ class InfluxWriter:
             return judge_failure(error)
 
 
+def auth_headers(settings: InfluxSettings) -> dict[str, str]:
+    """The header with the token of the settings as it is now, or none. Raises OSError."""
+    token = _Token(settings).read()
+    return {"Authorization": f"Token {token}"} if token else {}
+
+
 class _Token:
     """The token of the settings, or what stands in its file now."""
 

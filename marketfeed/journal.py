@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Self
 from marketfeed import rows, schema, tables
 from marketfeed.batch import Batch
 from marketfeed.database import Database, FileFound, Kind, inspect
+from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, CatalogEntry, RefusedLine
 
@@ -41,6 +42,43 @@ def inspect_journal(path: Path) -> FileFound | None:
     Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
     """
     return inspect(KIND, path)
+
+
+class RefusedLines:
+    """The lines put aside in a journal, on a connection of its own: a collector may write beside it.
+
+    A context manager. Raises JournalError when there is no journal at `path`, or it cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if inspect_journal(path) is None:
+            raise JournalError(f"journal {path}: there is none")
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._db.close()
+
+    def read(self) -> list[RefusedLine]:
+        """All of them, oldest first."""
+        rows = self._db.execute(
+            "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
+        )
+        return [RefusedLine(*row) for row in rows]
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Delete lines by their numbers: they were taken after all."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {self._path}: {error}") from error
 
 
 class Cut(NamedTuple):
@@ -251,20 +289,6 @@ class Journal:
             self._db.execute(
                 "DELETE FROM refused_line WHERE id <= (SELECT max(id) FROM refused_line) - ?",
                 (REFUSED_LINES_KEPT,),
-            )
-
-    def refused_lines(self) -> list[RefusedLine]:
-        """Lines put aside, oldest first."""
-        rows = self._db.execute(
-            "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
-        )
-        return [RefusedLine(*row) for row in rows]
-
-    def drop_refused(self, numbers: Iterable[int]) -> None:
-        """Delete lines put aside, by their numbers (they were sent after all)."""
-        with self._transaction():
-            self._db.executemany(
-                "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
             )
 
     # --- retention ---------------------------------------------------------------------------------

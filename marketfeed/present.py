@@ -11,6 +11,7 @@ from rich.text import Text
 
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
+from marketfeed.records import RefusedLine
 from marketfeed.ship import ShipReport
 from marketfeed.status import StatusReport
 
@@ -92,6 +93,21 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         verdict = Text(finding.verdict, style=_STYLES[finding.verdict])
         table.add_row(finding.subject, verdict, Text(finding.text))
+    return table
+
+
+REFUSED_SHOWN = 50
+
+
+def refused_table(refused: Sequence[RefusedLine]) -> RenderableType:
+    """Lines that InfluxDB refused, the newest last."""
+    if not refused:
+        return Text("no line was refused", style="green")
+    table = Table(title=f"{len(refused):,} refused lines, the newest {REFUSED_SHOWN} shown")
+    for name in ("refused at", "answer", "line"):
+        table.add_column(name, overflow="fold")
+    for item in refused[-REFUSED_SHOWN:]:
+        table.add_row(_time(item.refused_ms), Text(item.answer), Text(item.line))
     return table
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from marketfeed.batch import Batch
 from marketfeed.config import InfluxSettings
+from marketfeed.deadletters import read_refused
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
@@ -228,7 +229,7 @@ def test_one_bad_line_costs_that_line_only(path: Path) -> None:
         await writer.call(lambda journal: journal.write(fill()))
         await until(lambda: len(server.points) == ROWS - 1)
         await until(lambda: shipper.report().refused == 1)
-        (line,) = await writer.call(Journal.refused_lines)
+        (line,) = await asyncio.to_thread(read_refused, path)
         assert line.line.startswith("ohlcv_1m,pair=ETH/USDT:USDT ")
         assert line.answer == "status 400: unable to parse it"
         assert "canary" not in line.target
@@ -241,7 +242,7 @@ def test_a_request_that_is_wrong_puts_no_line_aside(path: Path) -> None:
         server.answer = lambda lines: (400, b'{"message":"please provide an org"}', {})
         await writer.call(lambda journal: journal.write(fill()))
         await until(lambda: shipper.report().state == "parked")
-        assert await writer.call(Journal.refused_lines) == []
+        assert await asyncio.to_thread(read_refused, path) == []
         server.answer = stored
         await until(lambda: len(server.points) == ROWS)
 
@@ -253,7 +254,7 @@ def test_too_large_requests_are_halved(path: Path) -> None:
         server.answer = lambda lines: stored(lines) if len(lines) <= 7 else (413, b"", {})
         await writer.call(lambda journal: journal.write(fill()))
         await until(lambda: len(server.points) == ROWS)
-        assert await writer.call(Journal.refused_lines) == []
+        assert await asyncio.to_thread(read_refused, path) == []
 
     run(path, scenario)
 

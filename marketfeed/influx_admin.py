@@ -1,0 +1,253 @@
+"""What `check` and `setup` ask an InfluxDB: is it there, may we, does what it holds fit the schema.
+
+Questions about data are InfluxQL over `/query`, which 1.x, 2.x and 3 answer; organisations, buckets and
+mappings of 2.x are influxdb-client's, imported only when needed (its import takes a third of a second).
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from marketfeed import schema
+from marketfeed.answers import Verdict
+from marketfeed.config import InfluxSettings
+from marketfeed.errors import MarketfeedError
+from marketfeed.influx_write import InfluxWriter, auth_headers
+
+if TYPE_CHECKING:
+    from influxdb_client import InfluxDBClient
+
+TIMEOUT_S: Final = 10.0
+_TYPES: Final = {float: "float", int: "integer", str: "string", bool: "boolean"}
+
+
+class InfluxError(MarketfeedError):
+    """InfluxDB did not answer, or with an error. The text says what to do."""
+
+
+class Clash(msgspec.Struct, frozen=True):
+    """Something in the bucket that does not fit what will be written there, and what it leads to."""
+
+    measurement: str
+    text: str
+
+
+class _Series(msgspec.Struct):
+    name: str = ""
+    columns: list[str] = []
+    values: list[list[Any]] = []
+
+
+class _Result(msgspec.Struct):
+    series: list[_Series] = []
+    error: str = ""
+
+
+class _Answer(msgspec.Struct):
+    results: list[_Result] = []
+    error: str = ""
+    message: str = ""
+
+
+def expected_fields(timeframes: Sequence[str]) -> dict[str, Mapping[str, type]]:
+    """Measurement -> fields, of all that a collector of these timeframes writes."""
+    expected: dict[str, Mapping[str, type]] = dict(schema.MEASUREMENT_FIELDS)
+    for timeframe in timeframes:
+        expected[schema.ohlcv_measurement(timeframe)] = schema.CANDLE_FIELDS
+        expected[schema.forming_measurement(timeframe)] = schema.CANDLE_FIELDS
+    return expected
+
+
+class InfluxAdmin:
+    """Asks one InfluxDB, as the settings name it. Raises InfluxError."""
+
+    def __init__(self, settings: InfluxSettings, session: aiohttp.ClientSession) -> None:
+        if settings.url is None:
+            raise ValueError("influxdb.url: found null, expected an address")
+        self._settings = settings
+        self._url = settings.url
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+
+    async def version(self) -> str:
+        """The server's version, by `/ping`."""
+        try:
+            async with self._session.get(self._url + "/ping", timeout=self._timeout) as answer:
+                await answer.read()
+                if answer.status >= 400:
+                    raise InfluxError(
+                        f"{self._url}/ping: status {answer.status}: is it an InfluxDB?"
+                    )
+                return answer.headers.get("X-Influxdb-Version", "unknown")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+
+    async def query(self, text: str, db: str | None = None) -> list[_Series]:
+        """Run one InfluxQL statement of ours (no foreign text in it) and return its series."""
+        params = {"q": text, "epoch": "ms"}
+        if db is not None:
+            params["db"] = db
+        try:
+            async with self._session.get(
+                self._url + "/query",
+                params=params,
+                headers=auth_headers(self._settings),
+                timeout=self._timeout,
+            ) as answer:
+                body = await answer.read()
+                status = answer.status
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+        try:
+            parsed = msgspec.json.decode(body, type=_Answer)
+        except msgspec.DecodeError:
+            parsed = _Answer(error=body[:200].decode("utf-8", "replace"))
+        failure = parsed.error or next((r.error for r in parsed.results if r.error), "")
+        if status != 200 or failure:
+            raise InfluxError(f"{self._url}/query: status {status}: {failure or parsed.message}")
+        return [series for result in parsed.results for series in result.series]
+
+    async def may_write(self) -> Verdict:
+        """Try a write without any line: the rights are looked at before the lines are."""
+        return await InfluxWriter(self._settings, self._session).write([""])
+
+    async def databases(self) -> list[str]:
+        """Names that InfluxQL knows: databases of 1.x, mappings of 2.x."""
+        series = await self.query("SHOW DATABASES")
+        return [str(row[0]) for item in series for row in item.values]
+
+    async def create_database(self) -> None:
+        """Create the bucket's database on 1.x."""
+        name = self._settings.bucket.replace("\\", "\\\\").replace('"', '\\"')
+        try:
+            async with self._session.post(
+                self._url + "/query",
+                params={"q": f'CREATE DATABASE "{name}"'},
+                headers=auth_headers(self._settings),
+                timeout=self._timeout,
+            ) as answer:
+                body = await answer.read()
+                if answer.status != 200 or b'"error"' in body:
+                    words = body[:200].decode("utf-8", "replace")
+                    raise InfluxError(
+                        f"the database was not created: status {answer.status}: {words}"
+                    )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+
+    async def clashes(self, timeframes: Sequence[str]) -> list[Clash]:
+        """Compare field types and tag keys of what the bucket holds with what will be written."""
+        found: list[Clash] = []
+        expected = expected_fields(timeframes)
+        for series in await self.query("SHOW FIELD KEYS", self._settings.bucket):
+            fields = expected.get(series.name, {})
+            for name, held in series.values:
+                wanted = _TYPES[fields[name]] if name in fields else held
+                if held != wanted:
+                    text = (
+                        f'field "{name}" is {held} there and {wanted} here: the server would refuse '
+                        "every new point of it; write to a new bucket (influxdb.bucket), or delete "
+                        "the measurement"
+                    )
+                    found.append(Clash(series.name, text))
+        for series in await self.query("SHOW TAG KEYS", self._settings.bucket):
+            if series.name not in expected:
+                continue
+            allowed = {"pair"} | (
+                {"kind", "collector"} if series.name == schema.FEED_GAP else set()
+            )
+            extra = sorted(str(row[0]) for row in series.values if row[0] not in allowed)
+            if extra:
+                text = (
+                    f"points there have the extra tags {', '.join(extra)}: each series would be split "
+                    "in two, panels and readers would see both; write to a new bucket, or delete the "
+                    "measurement"
+                )
+                found.append(Clash(series.name, text))
+        found += await self._old_predicted_rates()
+        return found
+
+    async def _old_predicted_rates(self) -> list[Clash]:
+        text = 'SELECT max("predicted_rate") FROM "funding_rate"'
+        series = await self.query(text, self._settings.bucket)
+        highest = [row[-1] for item in series for row in item.values]
+        if highest and isinstance(highest[0], int | float) and highest[0] > 1:
+            words = (
+                f'"predicted_rate" reaches {highest[0]}: an older writer stored the estimated settle '
+                "price there; panels over old days show prices instead of rates"
+            )
+            return [Clash(schema.FUNDING_RATE, words)]
+        return []
+
+    # --- 2.x: organisation, bucket, mapping ---------------------------------------------------------
+
+    async def bucket_id(self) -> str | None:
+        """The bucket's id on 2.x, None if there is none that this token sees."""
+        return await asyncio.to_thread(self._bucket_id)
+
+    async def create_bucket(self) -> None:
+        """Create the bucket on 2.x, without an expiry, and its InfluxQL mapping if that is missing."""
+        await asyncio.to_thread(self._create_bucket)
+
+    async def create_mapping(self) -> None:
+        """Create the InfluxQL mapping (DBRP) of the bucket on 2.x."""
+        await asyncio.to_thread(self._create_mapping)
+
+    def _client(self) -> "InfluxDBClient":
+        from influxdb_client import InfluxDBClient  # noqa: PLC0415 - imported only when needed
+
+        header = auth_headers(self._settings).get("Authorization", "")
+        return InfluxDBClient(
+            self._url,
+            token=header.removeprefix("Token "),
+            org=self._settings.org,
+            timeout=int(TIMEOUT_S * 1000),
+        )
+
+    def _bucket_id(self) -> str | None:
+        with _told(self._url), self._client() as client:
+            bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
+            return None if bucket is None else str(bucket.id)
+
+    def _create_bucket(self) -> None:
+        with _told(self._url), self._client() as client:
+            client.buckets_api().create_bucket(
+                bucket_name=self._settings.bucket, org=self._settings.org
+            )
+
+    def _create_mapping(self) -> None:
+        from influxdb_client import DBRPCreate  # noqa: PLC0415 - imported only when needed
+        from influxdb_client.service.dbr_ps_service import DBRPsService  # noqa: PLC0415
+
+        bucket = self._bucket_id()
+        with _told(self._url), self._client() as client:
+            DBRPsService(client.api_client).post_dbrp(
+                dbrp_create=DBRPCreate(
+                    org=self._settings.org,
+                    bucket_id=bucket,
+                    database=self._settings.bucket,
+                    retention_policy="autogen",
+                    default=True,
+                )
+            )
+
+
+class _told:  # noqa: N801 - used as a context manager, like contextlib's
+    """Turn influxdb-client's errors into ours: its own show the whole answer with all headers."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, InfluxError):
+            return
+        status = getattr(error, "status", None)
+        words = getattr(error, "message", None) or type(error).__name__
+        place = f"status {status}: " if status else ""
+        raise InfluxError(f"{self._url}: {place}{' '.join(str(words)[:200].split())}") from None
