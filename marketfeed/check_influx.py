@@ -33,7 +33,10 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
         clashes = await admin.clashes(settings.exchange.timeframes)
     except InfluxError as error:
         return [*findings, Finding("influxdb mapping", "bad", f"may not read: {error}")]
-    findings += [Finding(f"influxdb {c.measurement}", "bad", c.text) for c in clashes]
+    findings += [
+        Finding(f"influxdb {c.measurement}", "bad" if c.refuses else "warning", c.text)
+        for c in clashes
+    ]
     if not clashes:
         text = f"what bucket {influx.bucket!r} holds fits what will be written"
         findings.append(Finding("influxdb schema", "good", text))

@@ -90,6 +90,14 @@ def demo(
         Path | None,
         typer.Option(help="Keep journal and settings in this directory.", show_default=False),
     ] = None,
+    influx: Annotated[
+        str | None,
+        typer.Option(
+            help="Ship into this InfluxDB, too, and compare it; api, org, bucket and token come from "
+            "MARKETFEED_INFLUXDB__… variables. Its bucket should be an empty one.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the whole line at work, with nothing else at hand.
@@ -101,7 +109,7 @@ def demo(
     from marketfeed.demo import DemoOptions, run_demo
     from marketfeed.present import demo_tables, stages
 
-    options = DemoOptions(pairs, _timeframes(timeframes), seconds, speed, keep)
+    options = DemoOptions(pairs, _timeframes(timeframes), seconds, speed, keep, influx)
     with stages(quiet=as_json) as progress:
         result = uvloop.run(run_demo(options, progress))
     if as_json:

@@ -108,6 +108,7 @@ class Collector:
                     await stop.wait()
                     self._reporter.stage = "stopping"
                     log.info("stopping")
+                    supervisor.stopping()
                     await feed.stop()
                     await feeding
                     for task in background:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -25,7 +26,10 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.clock import ExchangeClock
+from marketfeed.config import load_settings
 from marketfeed.errors import MarketfeedError
+from marketfeed.influx_admin import InfluxAdmin
+from marketfeed.influx_compare import compare
 from marketfeed.journal import Journal
 from marketfeed.simulator.published import Published
 from marketfeed.status import StatusReport
@@ -48,6 +52,7 @@ class DemoOptions(msgspec.Struct, frozen=True):
     seconds: float = 30.0
     speed: float = 60.0
     directory: Path | None = None
+    influx_url: str | None = None
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -58,8 +63,26 @@ class Latency(msgspec.Struct, frozen=True):
     max: float
 
 
-class DemoReport(msgspec.Struct, frozen=True):
-    """What came of it. `close_to_reader_ms`: from a closing frame's sending to its being readable."""
+class InfluxResult(msgspec.Struct, frozen=True):
+    """InfluxDB against the journal: rows, those that differ, and whether both readers answer the same."""
+
+    rows: int
+    missing: int
+    extra: int
+    frames: int
+    unequal_frames: int
+
+    @property
+    def good(self) -> bool:
+        """Whether everything is there as the journal has it."""
+        return self.rows > 0 and not (self.missing or self.extra or self.unequal_frames)
+
+
+class DemoReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of it. `close_to_reader_ms`: from a closing frame's sending to its being readable.
+
+    `influxdb` is there only when one was used.
+    """
 
     pairs: int
     timeframes: list[str]
@@ -74,11 +97,13 @@ class DemoReport(msgspec.Struct, frozen=True):
     funding_rates: int
     close_to_reader_ms: Latency
     rss_mb: float
+    influxdb: InfluxResult | None = None
 
     @property
     def good(self) -> bool:
         """Whether something was expected, and every candle is there with its numbers."""
-        return self.candles_expected > 0 and self.missing == 0 and self.wrong == 0
+        there = self.candles_expected > 0 and self.missing == 0 and self.wrong == 0
+        return there and (self.influxdb is None or self.influxdb.good)
 
 
 class SeriesResult(msgspec.Struct, frozen=True):
@@ -133,9 +158,13 @@ async def run_demo(options: DemoOptions, progress: Callable[[str, float], None])
         watch.stop()
         await collector.stop()
         comparison, sample = _compare(journal_path, published, clock)
-        return DemoResult(
-            _report(options, status, published, comparison, watch, journal_path), comparison, sample
-        )
+        report = _report(options, status, published, comparison, watch, journal_path)
+        if options.influx_url is not None:
+            influxdb = await _compare_influx(
+                http, options, journal_path, {(s.pair, s.timeframe) for s in comparison}
+            )
+            report = msgspec.structs.replace(report, influxdb=influxdb)
+        return DemoResult(report, comparison, sample)
 
 
 def _report(
@@ -211,6 +240,37 @@ def _compare(
             results.append(SeriesResult(pair, timeframe, len(expected), len(opens), missing, wrong))
         pair, timeframe = min(truth, key=lambda series: (series[0] != _SAMPLE_PAIR, series))
         return results, _sample(reader, pair, timeframe)
+
+
+async def _compare_influx(
+    http: aiohttp.ClientSession,
+    options: DemoOptions,
+    journal_path: Path,
+    series: set[tuple[str, str]],
+) -> InfluxResult:
+    """Compare InfluxDB with the journal, row by row and as their readers answer."""
+    settings = load_settings(None, _influx_environment(options)).influxdb
+    admin = InfluxAdmin(settings, http)
+    rows = await compare(admin, settings.bucket, journal_path, socket.gethostname())
+    token = None if settings.token is None else settings.token.get_secret_value()
+    unequal = 0
+    with (
+        MarketReader.connect(f"sqlite:///{journal_path}") as one,
+        MarketReader.connect(options.influx_url, token=token, bucket=settings.bucket) as other,
+    ):
+        for pair, timeframe in sorted(series):
+            frames = [r.get_ohlcv(pair, timeframe, 500, max_age_s=None) for r in (one, other)]
+            unequal += not frames[0].equals(frames[1])
+    total = sum(rows.rows.values())
+    return InfluxResult(total, rows.missing, rows.extra, len(series), unequal)
+
+
+def _influx_environment(options: DemoOptions) -> dict[str, str]:
+    """The operator's own variables about InfluxDB (api, org, token …), with the URL of the options."""
+    if options.influx_url is None:
+        return {}
+    given = {k: v for k, v in os.environ.items() if k.upper().startswith("MARKETFEED_INFLUXDB__")}
+    return given | {"MARKETFEED_INFLUXDB__URL": options.influx_url}
 
 
 def _sample(reader: MarketReader, pair: str, timeframe: str) -> str:
@@ -402,7 +462,8 @@ def _collector(
     config = directory / "config.yaml"
     # JSON is YAML.
     config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    return _process("collector", ["run", f"--config={config}"], _clean_environment())
+    environment = _clean_environment() | _influx_environment(options)
+    return _process("collector", ["run", f"--config={config}"], environment)
 
 
 async def _let_run(

@@ -29,10 +29,14 @@ class InfluxError(MarketfeedError):
 
 
 class Clash(msgspec.Struct, frozen=True):
-    """Something in the bucket that does not fit what will be written there, and what it leads to."""
+    """Something in the bucket that does not fit what will be written there, and what it leads to.
+
+    `refuses` says that it hurts what is written from now on, not only what old panels show.
+    """
 
     measurement: str
     text: str
+    refuses: bool = True
 
 
 class _Series(msgspec.Struct):
@@ -179,7 +183,7 @@ class InfluxAdmin:
                 f'"predicted_rate" reaches {highest[0]}: an older writer stored the estimated settle '
                 "price there; panels over old days show prices instead of rates"
             )
-            return [Clash(schema.FUNDING_RATE, words)]
+            return [Clash(schema.FUNDING_RATE, words, refuses=False)]
         return []
 
     # --- 2.x: organisation, bucket, mapping ---------------------------------------------------------

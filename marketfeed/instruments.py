@@ -18,7 +18,7 @@ from marketfeed.binance.symbols import (
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings, TopPairs
-from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ RETRY_FIRST_S: Final = 1.0
 RETRY_CAP_S: Final = 60.0
 EXCHANGE_INFO: Final = "exchange_info"
 CHOSEN_PAIRS: Final = "chosen_pairs"
+MAY_VANISH: Final = 0.1
+"""Share of the known contracts that exchangeInfo may have lost: even delisted ones stay in it for years."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -65,6 +67,8 @@ class InstrumentSource:
         clock: ExchangeClock,
         writer: JournalWriter,
     ) -> None:
+        self.problem = ""
+        """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
@@ -77,13 +81,37 @@ class InstrumentSource:
             try:
                 return await self._load()
             except ExchangeError as error:
-                log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), delay_s)
+                self.problem = f"the exchange does not tell what it trades: {error}"
+                wait_s = self._wait_s(delay_s, error)
+                log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), wait_s)
             try:
-                async with asyncio.timeout(delay_s):
+                async with asyncio.timeout(wait_s):
                     await stop.wait()
             except TimeoutError:
                 delay_s = min(delay_s * 2, RETRY_CAP_S)
         return None
+
+    async def refresh(self) -> None:
+        """After a start with the last known copy: ask until the exchange answers, and keep that.
+
+        It is taken over at the next start; what is collected now stays.
+        """
+        delay_s = RETRY_FIRST_S
+        wait_s = delay_s
+        while self.problem:
+            await asyncio.sleep(wait_s)
+            try:
+                await self._fetch()
+                log.info("exchangeInfo is had again")
+            except ExchangeError as error:
+                self.problem = _using_copy(error)
+                delay_s = min(delay_s * 2, RETRY_CAP_S)
+                wait_s = self._wait_s(delay_s, error)
+
+    def _wait_s(self, delay_s: float, error: ExchangeError) -> float:
+        """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
+        asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
+        return max(delay_s, (asked_s or 0.0) / self._clock.speed)
 
     async def _load(self) -> Listing:
         body = await self._exchange_info()
@@ -97,21 +125,35 @@ class InstrumentSource:
 
     async def _exchange_info(self) -> bytes:
         try:
-            await sync_clock(self._rest, self._clock)
-            body = await self._rest.exchange_info()
-            parse_exchange_info(body)
+            return await self._fetch()
         except ExchangeError as error:
             known = await self._writer.load_document(EXCHANGE_INFO)
             if known is None:
                 raise
             body, saved_ms = known
+            self.problem = _using_copy(error)
             log.warning(
                 "exchangeInfo not to be had, using the last known copy error=%r age_h=%.1f",
                 str(error),
                 (self._clock.now_ms() - saved_ms) / schema.HOUR_MS,
             )
-        else:
-            await self._save(EXCHANGE_INFO, body)
+            return body
+
+    async def _fetch(self) -> bytes:
+        """Take the exchange's time and exchangeInfo, and keep that. Raises ExchangeError."""
+        await sync_clock(self._rest, self._clock)
+        body = await self._rest.exchange_info()
+        listed = parse_exchange_info(body).instruments
+        known = await self._writer.load_document(EXCHANGE_INFO)
+        if known is not None:
+            before = parse_exchange_info(known[0]).instruments
+            gone = before.keys() - listed.keys()
+            if len(gone) > MAY_VANISH * len(before):
+                raise ExchangeError(
+                    f"exchangeInfo: lists {len(gone)} of {len(before)} known contracts no more"
+                )
+        await self._save(EXCHANGE_INFO, body)
+        self.problem = ""
         return body
 
     async def _selection(self, info: ExchangeInfo) -> Selection:
@@ -132,3 +174,7 @@ class InstrumentSource:
             await self._writer.save_document(name, body, self._clock.now_ms())
         except JournalError as error:
             log.warning("document not saved name=%s error=%r", name, str(error))
+
+
+def _using_copy(error: ExchangeError) -> str:
+    return f"exchangeInfo is not to be had, its last known copy is used: {error}"

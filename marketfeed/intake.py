@@ -8,8 +8,8 @@ the batch is kept and tried again; the socket is read on, in bounded memory.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
@@ -53,6 +53,18 @@ class Freshness:
             self.candles[candle.timeframe] = self.candles.get(candle.timeframe, 0) + 1
 
 
+class Seen(NamedTuple):
+    """What has come, stored or not: a full disk is no silence.
+
+    `marks` are pairs with mark prices, `closed` candles as (pair, timeframe, open time in ms), `forming`
+    the open time that each series last had an open frame of, by pair and timeframe.
+    """
+
+    marks: Collection[str]
+    closed: Sequence[tuple[str, str, int]]
+    forming: Mapping[tuple[str, str], int]
+
+
 class Intake:
     """Takes frames in on the event loop and commits their records through `writer`.
 
@@ -82,6 +94,7 @@ class Intake:
         self._pending = Batch(funding_rate_every_ms)
         self._seen_marks: set[str] = set()
         self._seen_closed: list[tuple[str, str, int]] = []
+        self._seen_forming: dict[tuple[str, str], int] = {}
         self._urgent = asyncio.Event()
         self._ended = False
         self._failing_since_s: float | None = None
@@ -111,6 +124,7 @@ class Intake:
                     self._urgent.set()
                 else:
                     counters.records["forming"] += 1
+                    self._seen_forming[item.pair, item.timeframe] = item.open_time_ms
             elif isinstance(item, MarkPrice):
                 pending.add(item)
                 self._seen_marks.add(item.pair)
@@ -123,13 +137,10 @@ class Intake:
             else:
                 self._on_answer(item)
 
-    def take_seen(self) -> tuple[set[str], list[tuple[str, str, int]]]:
-        """What has come since this was asked last: pairs with mark prices; candles that closed.
-
-        Those are told as (pair, timeframe, open time in ms). Stored or not: a full disk is no silence.
-        """
-        seen = self._seen_marks, self._seen_closed
-        self._seen_marks, self._seen_closed = set(), []
+    def take_seen(self) -> Seen:
+        """What has come since this was asked last."""
+        seen = Seen(self._seen_marks, self._seen_closed, self._seen_forming)
+        self._seen_marks, self._seen_closed, self._seen_forming = set(), [], {}
         return seen
 
     def add(self, record: Record) -> None:

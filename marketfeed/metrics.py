@@ -81,6 +81,7 @@ class Gauges:
     def __init__(
         self,
         *,
+        reasons: int,
         connections: dict[str, int],
         streams: int,
         pairs: int,
@@ -94,6 +95,7 @@ class Gauges:
         mark_price_age_s: dict[str, float],
         newest_close_age_s: dict[str, float],
     ) -> None:
+        self.reasons = reasons
         self.connections = connections
         self.streams = streams
         self.pairs = pairs
@@ -172,6 +174,8 @@ class _Exporter:
         g = self._gauges()
         for name, text, value in (
             ("start_time_seconds", "Wall time of the start", self._counters.started_s),
+            ("healthy", "1 if /health answers 200", int(g.reasons == 0)),
+            ("unhealthy_reasons", "Reasons that /health gives", g.reasons),
             ("streams", "Streams subscribed", g.streams),
             ("pairs", "Pairs collected", g.pairs),
             ("pending_records", "Records received and not yet committed", g.pending),

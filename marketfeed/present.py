@@ -58,6 +58,13 @@ def demo_tables(result: DemoResult) -> list[RenderableType]:
         ("collector's memory", f"{report.rss_mb} MB"),
     ):
         facts.add_row(name, value)
+    if report.influxdb is not None:
+        influx = report.influxdb
+        facts.add_row(
+            "InfluxDB",
+            f"{influx.rows:,} rows of the journal, {influx.missing} missing or different, "
+            f"{influx.extra} extra; {influx.unequal_frames} of {influx.frames} frames unequal",
+        )
     verdict = (
         Text("missing 0, wrong 0: every candle is there with its numbers.", style="bold green")
         if report.good

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 from marketfeed import __version__, schema
@@ -10,11 +11,12 @@ from marketfeed.binance.feed import Feed
 from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.symbols import Selection
 from marketfeed.clock import ExchangeClock
+from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
-from marketfeed.supervise import Supervisor
+from marketfeed.supervise import LOSS_SHOWN_S, Supervisor
 from marketfeed.writer import JournalWriter
 
 NAMED_SERIES: Final = 20
@@ -58,6 +60,7 @@ class Reporter:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
         self.line: Line | None = None
+        self.source: InstrumentSource | None = None
         self._timeframes = timeframes
         self._clock = clock
         self._counters = counters
@@ -110,6 +113,7 @@ class Reporter:
             close_ms = open_ms + schema.TIMEFRAMES_MS[timeframe]
             oldest_close_ms[timeframe] = min(close_ms, oldest_close_ms.get(timeframe, close_ms))
         return Gauges(
+            reasons=len(self._reasons()),
             connections=dict(Counter(c.state for c in self._connections())),
             streams=0 if line is None else line.streams,
             pairs=self._pairs(),
@@ -126,6 +130,8 @@ class Reporter:
 
     def _reasons(self) -> list[str]:
         reasons = [] if self.stage == "running" else [f"the collector is {self.stage}"]
+        if self.source is not None and self.source.problem:
+            reasons.append(self.source.problem)
         line = self.line
         if line is None:
             return reasons
@@ -149,9 +155,14 @@ class Reporter:
                 reasons.append(f"{connection.name} is silent for {now_s - heard_s:.0f} s")
         overdue = self._overdue()
         if overdue:
-            named = ", ".join(map(_late, overdue[:NAMED_IN_HEALTH]))
-            more = ", …" if len(overdue) > NAMED_IN_HEALTH else ""
-            reasons.append(f"{len(overdue)} series are silent: {named}{more}")
+            reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")
+        lost = line.supervisor.lost_lately()
+        if lost:
+            series = (f"{item.pair} {item.channel}" for item in lost)
+            reasons.append(
+                f"{lost.total()} closed candles did not come in the last {LOSS_SHOWN_S:.0f} s: "
+                f"{_named(series)}"
+            )
         return reasons
 
     def _pairs(self) -> int:
@@ -222,3 +233,8 @@ class Reporter:
 
 def _late(item: Overdue) -> str:
     return f"{item.series.pair} {item.series.channel} overdue by {item.late_s:.0f} s"
+
+
+def _named(texts: Iterable[str]) -> str:
+    first = list(islice(texts, NAMED_IN_HEALTH + 1))
+    return ", ".join([*first[:NAMED_IN_HEALTH], *("…" for _ in first[NAMED_IN_HEALTH:])])

@@ -7,9 +7,11 @@ status report, in metrics, and as gaps in the journal.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from marketfeed import schema
 from marketfeed.binance.connect import ConnectionStatus
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.liveness import MARK_PRICE, Liveness, Overdue, Series
@@ -26,6 +28,8 @@ LOOK_EVERY_S: Final = 1.0
 _LOOK_AT_LEAST_S: Final = 0.05
 RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
+LOSS_SHOWN_S: Final = 60.0
+"""Exchange seconds for which `/health` tells of a candle that did not come; the gap itself stays."""
 
 
 class Supervisor:
@@ -52,12 +56,23 @@ class Supervisor:
             for channel in (*timeframes, MARK_PRICE)
         }
         self._asked_again_s: dict[Series, float] = {}
-        self._lost_connections: dict[str, int] = {}
+        # Since when (ms), and why.
+        self._lost_connections: dict[str, tuple[int, str]] = {}
+        self._lately: dict[tuple[Series, int], tuple[float, int]] = {}
 
     @property
     def missing_candles(self) -> int:
         """How many candles were due and have not come since."""
         return self._liveness.missing_candles
+
+    def lost_lately(self) -> Counter[Series]:
+        """How many candles of which series went missing in the last `LOSS_SHOWN_S` and have not come."""
+        since_s = self._clock.elapsed_s() - LOSS_SHOWN_S
+        self._lately = {key: found for key, found in self._lately.items() if found[0] >= since_s}
+        lost: Counter[Series] = Counter()
+        for (series, _), (_, candles) in self._lately.items():
+            lost[series] += candles
+        return lost
 
     def start(self, stored_open_ms: Mapping[tuple[str, str], int]) -> None:
         """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series."""
@@ -65,42 +80,64 @@ class Supervisor:
             self._streams, self._clock.elapsed_s(), self._clock.now_ms(), stored_open_ms
         )
         self._note_missing("absent since the collector ran last")
+        # That much was to be expected of a collector that did not run.
+        self._lately.clear()
 
     async def run(self, feed: Feed) -> None:
         """Look around every exchange second."""
-        while True:
-            await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
-            self._look()
-            silent = self._to_ask_again(feed)
-            if silent:
-                self._counters.resubscribed += len(silent)
-                await feed.resubscribe(silent)
+        # Beside the looks: a command waits for its turn, or for a connection that does not take it.
+        asking: asyncio.Task[None] | None = None
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+                self._look()
+                if asking is not None and not asking.done():
+                    continue
+                silent = self._to_ask_again(feed)
+                if silent:
+                    self._counters.resubscribed += len(silent)
+                    asking = group.create_task(feed.resubscribe(silent), name="resubscribe")
+
+    def stopping(self) -> None:
+        """Say that connections close on purpose from now on."""
+        self._stopping = True
 
     def on_connection(self, status: ConnectionStatus) -> None:
         """Take note of a connection's change of state: a lost connection is a gap until it is open again."""
         self._counters.connection_events[status.state] += 1
+        if self._stopping:
+            return
         now_ms = self._clock.now_ms()
         kind = f"connection_{status.name}"
         if status.state == "closed" and status.name not in self._lost_connections:
-            self._lost_connections[status.name] = now_ms
+            self._lost_connections[status.name] = now_ms, status.last_error
             self._intake.add(Gap(kind, None, now_ms, None, False, status.last_error))
         elif status.state == "open" and status.name in self._lost_connections:
-            since_ms = self._lost_connections.pop(status.name)
-            self._intake.add(Gap(kind, None, since_ms, now_ms, True, status.last_error))
+            since_ms, reason = self._lost_connections.pop(status.name)
+            self._intake.add(Gap(kind, None, since_ms, now_ms, True, reason))
 
     def _look(self) -> None:
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
-        pairs, closed = self._intake.take_seen()
-        self._liveness.mark_prices(pairs, now_s)
-        for pair, timeframe, open_ms in closed:
+        seen = self._intake.take_seen()
+        self._liveness.mark_prices(seen.marks, now_s)
+        for pair, timeframe, open_ms in seen.closed:
             self._liveness.closed(pair, timeframe, open_ms)
+        for (pair, timeframe), open_ms in seen.forming.items():
+            self._liveness.formed(pair, timeframe, open_ms)
         before = {item.series for item in self.overdue}
         self.overdue = self._liveness.overdue(now_s, now_ms)
         self._note_missing("did not come")
         self._log_changes(before)
 
     def _note_missing(self, reason: str) -> None:
+        now_s = self._clock.elapsed_s()
         for item in self._liveness.take_news():
+            key = item.series, item.start_ms
+            if item.healed:
+                self._lately.pop(key, None)
+            else:
+                length_ms = schema.TIMEFRAMES_MS[item.series.channel]
+                self._lately[key] = now_s, (item.end_ms - item.start_ms) // length_ms
             self._counters.gaps["healed" if item.healed else "found"] += 1
             self._intake.add(
                 Gap(

@@ -1,0 +1,112 @@
+"""Whether InfluxDB holds what the journal holds, row by row: for the demonstration and the tests."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from marketfeed import lines, schema
+from marketfeed.influx_admin import InfluxAdmin
+from marketfeed.outbox import Outbox
+from marketfeed.ranges import Ranges
+
+Row: TypeAlias = Mapping[str, Any]
+
+_EVERYTHING: Final = 2**40
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Rows by measurement; `missing` of the journal's are not in InfluxDB as they stand, `extra` only there.
+
+    A row with another value counts as both.
+    """
+
+    rows: dict[str, int]
+    missing: int
+    extra: int
+    examples: list[str]
+
+
+async def compare(
+    admin: InfluxAdmin, bucket: str, journal_path: Path, collector: str
+) -> Comparison:
+    """Compare everything but forming candles. Raises InfluxError, JournalError."""
+    outbox = Outbox(journal_path, collector)
+    try:
+        expected = set(outbox.newest(Ranges(), _EVERYTHING).lines)
+    finally:
+        outbox.close()
+    found: set[str] = set()
+    for (name,) in [
+        row for series in await admin.query("SHOW MEASUREMENTS", bucket) for row in series.values
+    ]:
+        write = _writer_of(name)
+        if write is not None:
+            # The name is one of ours, and holds no quote.
+            text = f'SELECT * FROM "{name}"'  # noqa: S608
+            for series in await admin.query(text, bucket):
+                found.update(
+                    write(dict(zip(series.columns, row, strict=True))) for row in series.values
+                )
+    rows: dict[str, int] = {}
+    for line in expected:
+        name = line.partition(",")[0]
+        rows[name] = rows.get(name, 0) + 1
+    missing, extra = expected - found, found - expected
+    return Comparison(rows, len(missing), len(extra), [*sorted(missing)[:5], *sorted(extra)[:5]])
+
+
+def _writer_of(measurement: str) -> Callable[[Row], str] | None:
+    if measurement.startswith(schema.OHLCV_PREFIX):
+        return lambda row: _candle(measurement, row)
+    return _WRITERS.get(measurement)
+
+
+def _tag(row: Row) -> str:
+    return lines.escape_tag(row["pair"])
+
+
+def _candle(measurement: str, row: Row) -> str:
+    *numbers, trades = (row[name] for name in schema.CANDLE_FIELDS)
+    o, high, low, c, volume, quote_volume, taker_buy_volume = map(float, numbers)
+    return lines.candle_text(
+        measurement,
+        _tag(row),
+        o,
+        high,
+        low,
+        c,
+        volume,
+        quote_volume,
+        taker_buy_volume,
+        trades,
+        row["time"],
+    )
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+_WRITERS: Final[Mapping[str, Callable[[Row], str]]] = {
+    schema.MARK_PRICE: lambda row: lines.mark_price_text(
+        _tag(row), row["time"], float(row["mark_price"]), float(row["index_price"])
+    ),
+    schema.FUNDING_RATE: lambda row: lines.funding_rate_text(
+        _tag(row),
+        row["time"],
+        float(row["rate"]),
+        _optional(row.get("settled_rate")),
+        row["next_funding_time"],
+    ),
+    schema.FUNDING_SETTLED: lambda row: lines.funding_settled_text(
+        _tag(row), row["time"], float(row["rate"]), _optional(row.get("mark_price"))
+    ),
+    schema.FEED_GAP: lambda row: lines.gap_text(
+        _tag(row), row["kind"], row["collector"], row["time"], row.get("end"), row["healed"]
+    ),
+    schema.FEED_CATALOG: lambda row: lines.catalog_text(
+        _tag(row), row["timeframes"], row.get("listed"), row.get("ended"), row["time"]
+    ),
+}
