@@ -58,6 +58,7 @@ class Supervisor:
         self._asked_again_s: dict[Series, float] = {}
         # Since when (ms), and why.
         self._lost_connections: dict[str, tuple[int, str]] = {}
+        self._stopping = False
         self._lately: dict[tuple[Series, int], tuple[float, int]] = {}
 
     @property

@@ -56,7 +56,11 @@ class Missing(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Candles:
-    """The state of one candle series: the first open time not yet reported or seen, and the holes."""
+    """The state of one candle series.
+
+    `awaited_ms` is the first open time that is neither seen nor reported; up to `seen_ms` the stream has
+    come by what it last brought, closed candle or not.
+    """
 
     __slots__ = ("awaited_ms", "holes", "in_ranges", "length_ms", "seen_ms")
 
@@ -145,6 +149,15 @@ class Liveness:
         elif open_ms in state.holes:
             del state.holes[open_ms]
             self._news.append(Missing(series, open_ms, open_ms + state.length_ms, healed=True))
+
+    def formed(self, pair: str, timeframe: str, open_ms: int) -> None:
+        """Note a candle that is forming: its stream lives, and has come to it.
+
+        What was awaited before is missing once its deadline has passed, but no silence.
+        """
+        state = self._candles.get(Series(pair, timeframe))
+        if state is not None:
+            state.seen_ms = max(state.seen_ms, open_ms - state.length_ms)
 
     def overdue(self, now_s: float, now_ms: int) -> list[Overdue]:
         """All series that are silent past their deadline, the longest first; notes what is missing."""

@@ -279,4 +279,7 @@ def _describe_end(
     if kind is aiohttp.WSMsgType.CLOSE:
         return f"closed by the exchange: {data} {extra or ''}".rstrip()
     error = data if isinstance(data, BaseException) else socket.exception()
-    return "connection lost" if error is None else _describe(error)
+    # aiohttp's farewell could not be sent either, and hides why.
+    if error is None or isinstance(error, aiohttp.ClientConnectionResetError):
+        return "connection lost"
+    return _describe(error)

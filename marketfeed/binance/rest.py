@@ -2,10 +2,12 @@
 
 Endpoints and weights: Binance USD-M "Market Data Endpoints". Every call has a time-out in wall seconds
 and raises ExchangeError (no answer, or not the documented one) or ExchangeRefusedError (an error status).
+After a 429 or 418 nothing at all is asked until its `Retry-After` has passed: carrying on is a ban.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
@@ -15,6 +17,9 @@ from marketfeed.errors import ExchangeError, ExchangeRefusedError
 
 TIMEOUT_S: Final = 20.0
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+SILENCE_S: Final = 60.0
+"""How long nothing is asked after a 429 or 418 that does not tell: the budget is one of a minute."""
+_LIMITS: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.IM_A_TEAPOT})
 
 
 class ServerTime(msgspec.Struct, frozen=True):
@@ -39,14 +44,25 @@ class _Ticker(msgspec.Struct):
 
 
 class BinanceRest:
-    """A client of one REST address (`https://fapi.binance.com`), on a session of the caller's."""
+    """A client of one REST address (`https://fapi.binance.com`), on a session of the caller's.
+
+    `elapsed_s` are the seconds in which the exchange counts its `Retry-After`: its own.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, rest_url: str, timeout_s: float = TIMEOUT_S
+        self,
+        session: aiohttp.ClientSession,
+        rest_url: str,
+        timeout_s: float = TIMEOUT_S,
+        elapsed_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._base = rest_url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
+        self._elapsed_s = elapsed_s
+        # What ended in a limit, and until when nothing is asked.
+        self._limited: ExchangeRefusedError | None = None
+        self._silent_until_s = 0.0
 
     async def server_time(self) -> ServerTime:
         """Ask the exchange's clock (weight 1)."""
@@ -74,22 +90,40 @@ class BinanceRest:
 
     async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         url = self._base + path
+        self._keep_silence(path)
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:
                 body = await response.content.read(MAX_BODY_BYTES)
                 if not response.content.at_eof():
                     raise ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
                 if response.status != 200:
-                    raise ExchangeRefusedError(
-                        f"{path}: status {response.status}: {_excerpt(body)}",
-                        response.status,
-                        _retry_after_s(response.headers.get("Retry-After")),
-                    )
+                    raise self._refused(path, response, body)
                 return body
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ExchangeError(f"{url}: {error or type(error).__name__}") from error
+
+    def _refused(
+        self, path: str, response: aiohttp.ClientResponse, body: bytes
+    ) -> ExchangeRefusedError:
+        wait_s = _retry_after_s(response.headers.get("Retry-After"))
+        limited = response.status in _LIMITS
+        if limited and wait_s is None:
+            wait_s = SILENCE_S
+        text = f"{path}: status {response.status}: {_excerpt(body)}"
+        error = ExchangeRefusedError(text, response.status, wait_s)
+        if limited and wait_s is not None:
+            self._limited = error
+            self._silent_until_s = self._elapsed_s() + wait_s
+        return error
+
+    def _keep_silence(self, path: str) -> None:
+        left_s = self._silent_until_s - self._elapsed_s()
+        if self._limited is not None and left_s > 0.0:
+            text = f"{path}: not asked for {left_s:.0f} s more, after {self._limited}"
+            raise ExchangeRefusedError(text, self._limited.status, left_s)
+        self._limited = None
 
 
 def _excerpt(body: bytes) -> str:

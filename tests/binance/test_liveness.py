@@ -64,6 +64,22 @@ def test_a_skipped_candle_is_missing_but_the_series_is_alive() -> None:
     assert late(liveness, 250.0) == []
 
 
+def test_a_forming_candle_shows_that_the_stream_lives_though_one_is_missing() -> None:
+    liveness = watching(CANDLES)
+    liveness.formed(PAIR, "1m", T0 + MINUTE)
+    assert late(liveness, 65.1) == []
+    assert lost(liveness.take_news()) == [0]
+    # It is due in its turn; older frames and other series change nothing.
+    liveness.formed(PAIR, "1m", T0)
+    liveness.formed("X/USDT:USDT", "1m", T0 + 9 * MINUTE)
+    assert late(liveness, 125.0) == []
+    assert late(liveness, 125.1) == [CANDLES]
+    assert lost(liveness.take_news()) == [1]
+    liveness.closed(PAIR, "1m", T0 + MINUTE)
+    assert late(liveness, 126.0) == []
+    assert liveness.missing_candles == 1
+
+
 def test_repeats_and_old_candles_change_nothing() -> None:
     liveness = watching(CANDLES)
     for number in (0, 0, 1, 0, 1):
