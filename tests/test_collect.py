@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 def delivering(collector: Collector) -> bool:
     report = collector.report()
     return report.healthy and report.mark_price_age_s is not None
+
+
+@pytest.fixture(autouse=True)
+def no_callback_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The feed logs what its callbacks raise and goes on: here that is a failure."""
+    yield
+    failed = [r.getMessage() for r in caplog.get_records("call") if "failed" in r.getMessage()]
+    assert not [text for text in failed if text.startswith(("on_state", "on_frame"))]
 
 
 @pytest.fixture
