@@ -66,11 +66,15 @@ def delivering(collector: Collector) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def no_callback_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def no_callback_fails(
+    caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> Iterator[None]:
     """The feed logs what its callbacks raise and goes on: here that is a failure."""
     yield
     failed = [r.getMessage() for r in caplog.get_records("call") if "failed" in r.getMessage()]
-    assert not [text for text in failed if text.startswith(("on_state", "on_frame"))]
+    # A clock that is broken on purpose breaks callbacks, too.
+    expected = "a_dead_task" in request.node.name
+    assert expected or not [t for t in failed if t.startswith(("on_state", "on_frame"))]
 
 
 @pytest.fixture
