@@ -7,13 +7,14 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-pythons check bench clean
 
 help:
 	@echo "make demo   the whole line at work: simulated Binance, collector, journal, reader"
 	@echo "make test   the tests"
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
+	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
 	@echo "make clean  remove the virtual environment and caches"
 
 # Installed once; again when the pins or the project's own requirements change.
@@ -42,5 +43,11 @@ check: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.bench
 
+test-pythons:
+	@set -e; for name in python3.12 python3.13; do \
+	    if $$name -c '' 2>/dev/null; then $(MAKE) test PYTHON=$$name VENV=.venv-$$name; \
+	    else echo "$$name: not there"; fi; \
+	done
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
