@@ -41,15 +41,15 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
         return None if self.delivery_ms in (0, NEVER_MS) else self.delivery_ms
 
 
-class _Symbol(msgspec.Struct):
+class _Symbol(msgspec.Struct, rename="camel"):
     symbol: str
-    baseAsset: str  # noqa: N815 - the exchange's own names
-    quoteAsset: str  # noqa: N815
-    marginAsset: str = ""  # noqa: N815
+    base_asset: str
+    quote_asset: str
+    margin_asset: str = ""
     status: str = ""
-    contractType: str = ""  # noqa: N815
-    onboardDate: int = 0  # noqa: N815
-    deliveryDate: int = 0  # noqa: N815
+    contract_type: str = ""
+    onboard_date: int = 0
+    delivery_date: int = 0
 
 
 class _ExchangeInfo(msgspec.Struct):
@@ -80,15 +80,15 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
         except (msgspec.DecodeError, RecursionError):
             not_understood += 1
             continue
-        pair = f"{item.baseAsset}/{item.quoteAsset}:{item.marginAsset or item.quoteAsset}"
+        pair = f"{item.base_asset}/{item.quote_asset}:{item.margin_asset or item.quote_asset}"
         instrument = Instrument(
             symbol=item.symbol,
             pair=pair,
-            quote=item.quoteAsset,
+            quote=item.quote_asset,
             status=item.status,
-            contract_type=item.contractType,
-            listed_ms=item.onboardDate,
-            delivery_ms=item.deliveryDate,
+            contract_type=item.contract_type,
+            listed_ms=item.onboard_date,
+            delivery_ms=item.delivery_date,
         )
         known = instruments.get(pair)
         # A quarterly contract has the same base and quote as the perpetual; that one is the pair.
