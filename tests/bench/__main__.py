@@ -1,0 +1,110 @@
+"""`python -m tests.bench`: measurements beside named peers, as tables of ratios within one run.
+
+Exit 0 when everything was measured, whatever the figures; 1 when something broke.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from tests.bench.child import BenchError
+from tests.bench.close import close
+from tests.bench.ingest import ingest, paced
+from tests.bench.read import read
+from tests.bench.report import Section, as_json, show
+from tests.bench.soak import soak
+
+SECTIONS: Final = ("ingest", "paced", "close", "reader", "soak")
+_LIBRARIES: Final = ("cryptofeed", "aiohttp", "websockets", "uvloop", "msgspec", "pandas", "numpy")
+
+
+class _Progress:
+    """One line on standard error that says what is being measured."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def tell(self, text: str) -> None:
+        """Say what comes next."""
+        line = f"[{time.monotonic() - self._started_s:5.0f} s] {text}"
+        sys.stderr.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Make room for a table."""
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="floods of each kind")
+    parser.add_argument("--soak-seconds", type=int, default=60, metavar="N")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"unknown section {unknown[0]!r}: {', '.join(SECTIONS)} are there")
+    if arguments.repeat < 1 or arguments.soak_seconds < 15:
+        parser.error("--repeat takes 1 or more, --soak-seconds 15 or more")
+    return arguments
+
+
+def _environment() -> dict[str, object]:
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def main() -> int:
+    """Measure and print."""
+    arguments = _arguments()
+    wanted = arguments.sections or SECTIONS
+    progress = _Progress()
+    # Piped, it is as wide as the tables need.
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    environment = _environment()
+    if not arguments.json:
+        facts = ", ".join(f"{name} {value}" for name, value in environment.items())
+        console.print(Text(facts + "\n"))
+    runs: dict[str, Callable[[], Section]] = {
+        "ingest": lambda: ingest(progress.tell, arguments.repeat),
+        "paced": lambda: paced(progress.tell),
+        "close": lambda: close(progress.tell),
+        "reader": lambda: read(progress.tell),
+        "soak": lambda: soak(progress.tell, arguments.soak_seconds),
+    }
+    done: dict[str, Section] = {}
+    try:
+        for name in SECTIONS:
+            if name not in wanted:
+                continue
+            done[name] = section = runs[name]()
+            progress.clear()
+            if not arguments.json:
+                show(console, section)
+    except BenchError as error:
+        progress.clear()
+        sys.stderr.write(f"bench: {error}\n")
+        return 1
+    if arguments.json:
+        sys.stdout.buffer.write(as_json(environment, done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
