@@ -7,6 +7,7 @@ so that nothing that was received is lost.
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -18,13 +19,13 @@ from marketfeed import schema
 from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed
-from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.symbols import Instrument, stream_names
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.instruments import InstrumentSource, Listing, sync_clock
+from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing, sync_clock
 from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
 from marketfeed.metrics import Counters, Exposition
@@ -38,7 +39,11 @@ from marketfeed.writer import JournalWriter
 log = logging.getLogger(__name__)
 
 CLOCK_SYNC_EVERY_S: Final = 300.0
+CLOCK_DOUBT_EVERY_S: Final = 5.0
+"""Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
+LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
+"""Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
 SILENT_AFTER_S: Final = 10.0
 """Exchange seconds without any frame after which a connection is replaced, and `/health` says so."""
 SILENT_AT_LEAST_S: Final = 1.0
@@ -46,10 +51,16 @@ SILENT_AT_LEAST_S: Final = 1.0
 
 
 class Collector:
-    """One run of the collector, from settings to a clean stop."""
+    """One run of the collector, from settings to a clean stop. `rest_timeout_s` are wall seconds."""
 
-    def __init__(self, settings: Settings, clock: ExchangeClock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: ExchangeClock | None = None,
+        rest_timeout_s: float = TIMEOUT_S,
+    ) -> None:
         self._settings = settings
+        self._rest_timeout_s = rest_timeout_s
         self._clock = clock or ExchangeClock()
         self._counters = Counters()
         self._writer = JournalWriter(settings.journal.path)
@@ -73,16 +84,23 @@ class Collector:
             self._writer,
             aiohttp.ClientSession() as session,
         ):
-            rest = BinanceRest(session, self._settings.exchange.rest_url)
+            rest = BinanceRest(
+                session,
+                self._settings.exchange.rest_url,
+                self._rest_timeout_s,
+                self._clock.elapsed_s,
+            )
             source = InstrumentSource(self._settings.exchange, rest, self._clock, self._writer)
+            self._reporter.source = source
             listing = await source.load(stop)
             if listing is not None:
-                await self._collect(listing, rest, session, stop)
+                await self._collect(listing, source, rest, session, stop)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
     async def _collect(
         self,
         listing: Listing,
+        source: InstrumentSource,
         rest: BinanceRest,
         session: aiohttp.ClientSession,
         stop: asyncio.Event,
@@ -102,8 +120,10 @@ class Collector:
                     feeding = group.create_task(feed.run(), name="feed")
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
-                        group.create_task(self._keep_clock(rest), name="clock"),
+                        group.create_task(source.refresh(), name="listing"),
+                        group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
+                        group.create_task(self._watch_journal(intake), name="damage"),
                     ]
                     await stop.wait()
                     self._reporter.stage = "stopping"
@@ -182,13 +202,24 @@ class Collector:
 
     # --- beside the line --------------------------------------------------------------------------
 
-    async def _keep_clock(self, rest: BinanceRest) -> None:
+    async def _keep_clock(self, rest: BinanceRest, supervisor: Supervisor) -> None:
+        asked_s = time.monotonic()
+        wait_s = CLOCK_DOUBT_EVERY_S
         while True:
-            await asyncio.sleep(CLOCK_SYNC_EVERY_S)
+            await asyncio.sleep(wait_s)
+            doubted = supervisor.stamps_off_s or self._reporter.clock_problem
+            if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
+                continue
+            asked_s = time.monotonic()
             try:
-                await sync_clock(rest, self._clock)
+                await sync_clock(rest, self._clock, supervisor.contradicts)
+                self._reporter.clock_problem = ""
+                wait_s = CLOCK_DOUBT_EVERY_S
             except ExchangeError as error:
-                log.warning("clock not compared with the exchange's error=%r", str(error))
+                if not self._reporter.clock_problem:
+                    log.warning("clock not compared with the exchange's error=%r", str(error))
+                self._reporter.clock_problem = str(error)
+                wait_s = min(wait_s * 2, RETRY_CAP_S)
 
     async def _keep_journal(self, intake: Intake, shipper: Shipper | None) -> None:
         """Delete what is older than the settings keep, and what the disk budget does not hold.
@@ -214,6 +245,20 @@ class Collector:
             except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
             await asyncio.sleep(RETENTION_EVERY_S)
+
+    async def _watch_journal(self, intake: Intake) -> None:
+        """Find damage that no commit meets: SQLite writes on from memory while readers fail."""
+        bad_looks = 0
+        while True:
+            await asyncio.sleep(LOOK_AT_JOURNAL_EVERY_S)
+            try:
+                await self._writer.require_whole()
+                bad_looks = 0
+            except JournalError as error:
+                bad_looks += 1
+                if bad_looks == 2:
+                    intake.on_damage(error)
+                    bad_looks = 0
 
     async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
         # Call by call, so that commits of new data pass in between.

@@ -10,7 +10,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -56,25 +56,30 @@ class Database:
         self.set_aside = set_aside
         """Where a damaged predecessor was put when this file was opened."""
         self._lock_fd = lock_fd
+        self._identity = _identity(path)
 
     @classmethod
-    def open(cls, kind: Kind, path: Path, *, wait_lock_s: float = 0.0) -> Self:
+    def open(
+        cls, kind: Kind, path: Path, *, wait_lock_s: float = 0.0, distrusted: bool = False
+    ) -> Self:
         """Open or create the file at `path` and take its lock.
 
-        A file that SQLite finds damaged is renamed to `<name>.corrupt-<UTC time>` and a fresh one
-        started, with an error in the log and the new name in `set_aside`.
+        A file that SQLite finds damaged, or a `distrusted` one, is renamed to
+        `<name>.corrupt-<UTC time>` and a fresh one started, with an error in the log and the new name
+        in `set_aside`.
 
         Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
         JournalForeignError, JournalNewerError, JournalError.
         """
-        path = path.absolute()
+        # The file itself, whatever it is called: by a link, two would have a lock each.
+        path = path.resolve()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_fd = _take_lock(kind, path, wait_lock_s)
         except OSError as error:
             raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
         try:
-            db, set_aside = _open_or_set_aside(kind, path)
+            db, set_aside = _open_or_set_aside(kind, path, distrusted=distrusted)
         except BaseException:
             os.close(lock_fd)
             raise
@@ -93,6 +98,28 @@ class Database:
         finally:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+    def require_whole(self, queries: Iterable[str]) -> None:
+        """Look at the file as a reader meets it, past this connection's cache. From any thread.
+
+        `queries` read what readers read first. Raises JournalWriteError (`damaged`) when the file is
+        gone, another one stands in its place, or SQLite finds it damaged.
+        """
+        found = _identity(self.path)
+        if found != self._identity:
+            what = "the file is gone" if found is None else "another file stands in its place"
+            raise JournalWriteError(f"{self.kind.name} {self.path}: {what}", damaged=True)
+        try:
+            with contextlib.closing(_connect_read_only(self.path)) as db:
+                for query in queries:
+                    db.execute(query).fetchall()
+        except sqlite3.DatabaseError as error:
+            # SQLITE_ERROR: there is no such table, as after the file was emptied.
+            if _is_damage(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                text = f"{self.kind.name} {self.path}: {error}"
+                raise JournalWriteError(text, damaged=True) from error
+            # Busy, or nothing left to open it with: that says nothing of the file.
+            log.debug("%s not looked at error=%r", self.kind.name, str(error))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -131,20 +158,32 @@ def inspect(kind: Kind, path: Path) -> FileFound | None:
 
     Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
     """
+    path = path.resolve()
     if not path.exists():
         return None
     wal = Path(f"{path}-wal")
-    # Without a writer the file is whole by itself; opening it otherwise would create files beside it.
-    immutable = "" if wal.exists() else "&immutable=1"
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro{immutable}", uri=True, timeout=5.0)
-        ) as db:
+        # Without a writer the file is whole by itself; opening it otherwise would create files beside it.
+        with contextlib.closing(_connect_read_only(path, immutable=not wal.exists())) as db:
             version = _recognise(kind, path, db)
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error
     size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
     return FileFound(version, size, _holder(path))
+
+
+def _connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+    options = "mode=ro&immutable=1" if immutable else "mode=ro"
+    return sqlite3.connect(f"file:{quote(str(path))}?{options}", uri=True, timeout=5.0)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _holder(path: Path) -> str:
@@ -182,22 +221,27 @@ def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
     return lock_fd
 
 
-def _open_or_set_aside(kind: Kind, path: Path) -> tuple[sqlite3.Connection, Path | None]:
+def _open_or_set_aside(
+    kind: Kind, path: Path, *, distrusted: bool
+) -> tuple[sqlite3.Connection, Path | None]:
+    found = "damage was seen while it was in use"
     try:
-        try:
-            return _open(kind, path), None
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            set_aside = _put_aside(path)
-            log.error(
-                "%s damaged, set aside, starting a fresh one path=%s error=%r set_aside=%s",
-                kind.name,
-                path,
-                str(error),
-                set_aside,
-            )
-            return _open(kind, path), set_aside
+        if not distrusted:
+            try:
+                return _open(kind, path), None
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                found = str(error)
+        set_aside = _put_aside(path)
+        log.error(
+            "%s damaged, set aside, starting a fresh one path=%s error=%r set_aside=%s",
+            kind.name,
+            path,
+            found,
+            set_aside,
+        )
+        return _open(kind, path), set_aside
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error
     except OSError as error:
@@ -291,8 +335,12 @@ def _check(db: sqlite3.Connection) -> None:
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    code = getattr(error, "sqlite_errorcode", 0)
+    # A short read: the file has been cut off.
+    return (
+        code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        or code == sqlite3.SQLITE_IOERR_SHORT_READ
+    )
 
 
 def _put_aside(path: Path) -> Path:

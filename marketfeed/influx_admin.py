@@ -15,7 +15,7 @@ from marketfeed import schema
 from marketfeed.answers import Verdict
 from marketfeed.config import InfluxSettings
 from marketfeed.errors import MarketfeedError
-from marketfeed.influx_write import InfluxWriter, auth_headers
+from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token
 
 if TYPE_CHECKING:
     from influxdb_client import InfluxDBClient
@@ -95,13 +95,11 @@ class InfluxAdmin:
         if db is not None:
             params["db"] = db
         try:
+            headers = auth_headers(self._settings)
             async with self._session.get(
-                self._url + "/query",
-                params=params,
-                headers=auth_headers(self._settings),
-                timeout=self._timeout,
+                self._url + "/query", params=params, headers=headers, timeout=self._timeout
             ) as answer:
-                body = await answer.read()
+                body = hide_token(await answer.read(), headers)
                 status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
@@ -127,13 +125,14 @@ class InfluxAdmin:
         """Create the bucket's database on 1.x."""
         name = self._settings.bucket.replace("\\", "\\\\").replace('"', '\\"')
         try:
+            headers = auth_headers(self._settings)
             async with self._session.post(
                 self._url + "/query",
                 params={"q": f'CREATE DATABASE "{name}"'},
-                headers=auth_headers(self._settings),
+                headers=headers,
                 timeout=self._timeout,
             ) as answer:
-                body = await answer.read()
+                body = hide_token(await answer.read(), headers)
                 if answer.status != 200 or b'"error"' in body:
                     words = body[:200].decode("utf-8", "replace")
                     raise InfluxError(
@@ -212,12 +211,12 @@ class InfluxAdmin:
         )
 
     def _bucket_id(self) -> str | None:
-        with _told(self._url), self._client() as client:
+        with _told(self._settings), self._client() as client:
             bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
             return None if bucket is None else str(bucket.id)
 
     def _create_bucket(self) -> None:
-        with _told(self._url), self._client() as client:
+        with _told(self._settings), self._client() as client:
             client.buckets_api().create_bucket(
                 bucket_name=self._settings.bucket, org=self._settings.org
             )
@@ -227,7 +226,7 @@ class InfluxAdmin:
         from influxdb_client.service.dbr_ps_service import DBRPsService  # noqa: PLC0415
 
         bucket = self._bucket_id()
-        with _told(self._url), self._client() as client:
+        with _told(self._settings), self._client() as client:
             DBRPsService(client.api_client).post_dbrp(
                 dbrp_create=DBRPCreate(
                     org=self._settings.org,
@@ -242,8 +241,8 @@ class InfluxAdmin:
 class _told:  # noqa: N801 - used as a context manager, like contextlib's
     """Turn influxdb-client's errors into ours: its own show the whole answer with all headers."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, settings: InfluxSettings) -> None:
+        self._settings = settings
 
     def __enter__(self) -> None:
         return None
@@ -252,6 +251,11 @@ class _told:  # noqa: N801 - used as a context manager, like contextlib's
         if error is None or isinstance(error, InfluxError):
             return
         status = getattr(error, "status", None)
-        words = getattr(error, "message", None) or type(error).__name__
+        words = str(getattr(error, "message", None) or type(error).__name__)
+        if isinstance(error, OSError):
+            words = error.strerror or words
+        else:
+            words = hide_token(words.encode(), auth_headers(self._settings)).decode()
         place = f"status {status}: " if status else ""
-        raise InfluxError(f"{self._url}: {place}{' '.join(str(words)[:200].split())}") from None
+        url = self._settings.url
+        raise InfluxError(f"{url}: {place}{' '.join(words[:200].split())}") from None

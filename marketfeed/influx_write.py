@@ -1,15 +1,19 @@
 """One POST of lines to InfluxDB: `/api/v2/write` (2.x, 3) or `/write` (1.x). Says what the answer means."""
 
 import asyncio
+import errno
 import ipaddress
 import logging
+import re
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from marketfeed.answers import Verdict, judge, judge_failure
 from marketfeed.config import InfluxSettings
@@ -67,10 +71,19 @@ class InfluxWriter:
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
                 allow_redirects=False,
             ) as response:
-                answer = await response.content.read(_ANSWER_BYTES)
+                # What has arrived of it says what it is about; no more than that is wanted.
+                answer = hide_token(await response.content.read(_ANSWER_BYTES), headers)
                 return judge(response.status, answer, response.headers, time.time())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return judge_failure(error)
+            verdict = judge_failure(error)
+            words = hide_token(verdict.text.encode(), headers).decode()
+            return msgspec.structs.replace(verdict, text=words)
+
+
+def hide_token(words: bytes, headers: Mapping[str, str]) -> bytes:
+    """What a server said, without the token that it was sent: some errors repeat a request's headers."""
+    token = headers.get("Authorization", "").removeprefix("Token ").encode()
+    return words.replace(token, b"***") if token else words
 
 
 def auth_headers(settings: InfluxSettings) -> dict[str, str]:
@@ -94,7 +107,11 @@ class _Token:
         stat = self._path.stat()
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != self._stamp:
-            self._read = self._path.read_text(encoding="utf-8").strip()
+            content = self._path.read_bytes().strip()
+            if re.fullmatch(rb"[ -~]+", content) is None:
+                # No header can hold it, and errors that show it must not arise.
+                raise OSError(errno.EINVAL, "it holds no token: one line of printable ASCII")
+            self._read = content.decode("ascii")
             self._stamp = stamp
             log.info("token read path=%s", self._path)
         return self._read

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -38,9 +39,16 @@ class Listing(msgspec.Struct, frozen=True):
     exchange_info: bytes
 
 
-async def sync_clock(rest: BinanceRest, clock: ExchangeClock) -> None:
-    """Take over the exchange's time. Raises ExchangeError."""
+async def sync_clock(
+    rest: BinanceRest, clock: ExchangeClock, contradicts: Callable[[int], bool] = lambda _: False
+) -> None:
+    """Take over the exchange's time, unless something `contradicts` it. Raises ExchangeError."""
     answer = await rest.server_time()
+    if contradicts(answer.time_ms):
+        off_s = (answer.time_ms - clock.now_ms()) / 1000
+        raise ExchangeError(
+            f"time: {off_s:+.0f} s from what all frames are stamped with: not taken"
+        )
     clock.set_server_time(answer.time_ms, answer.round_trip_s, answer.speed)
 
 
@@ -75,21 +83,29 @@ class InstrumentSource:
         self._writer = writer
 
     async def load(self, stop: asyncio.Event) -> Listing | None:
-        """Return what to collect, or None when `stop` was set before that could be known."""
+        """Return what to collect, or None as soon as `stop` is set before that is known."""
+        loading = asyncio.create_task(self._keep_loading(), name="loading")
+        stopping = asyncio.create_task(stop.wait(), name="stopping")
+        try:
+            # An exchange, or a name server, that hangs must not hold up a stop.
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return loading.result() if loading.done() else None
+        finally:
+            loading.cancel()
+            stopping.cancel()
+            await asyncio.gather(loading, stopping, return_exceptions=True)
+
+    async def _keep_loading(self) -> Listing:
         delay_s = RETRY_FIRST_S
-        while not stop.is_set():
+        while True:
             try:
                 return await self._load()
             except ExchangeError as error:
                 self.problem = f"the exchange does not tell what it trades: {error}"
                 wait_s = self._wait_s(delay_s, error)
                 log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), wait_s)
-            try:
-                async with asyncio.timeout(wait_s):
-                    await stop.wait()
-            except TimeoutError:
-                delay_s = min(delay_s * 2, RETRY_CAP_S)
-        return None
+            await asyncio.sleep(wait_s)
+            delay_s = min(delay_s * 2, RETRY_CAP_S)
 
     async def refresh(self) -> None:
         """After a start with the last known copy: ask until the exchange answers, and keep that.

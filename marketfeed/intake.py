@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from marketfeed import schema
 from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.errors import JournalError, JournalWriteError
@@ -27,6 +28,8 @@ LAST_TRIES: Final = 3
 """How often a commit is tried again when the collector stops, before its records are given up."""
 MAX_PENDING_RECORDS: Final = 500_000
 """Records held while the disk refuses: about 150 MB. Mark prices give way first, closed candles last."""
+MAX_AHEAD_MS: Final = schema.DAY_MS
+"""How far ahead of the exchange's clock a frame's stamp may be: far more than any host's clock is wrong."""
 DEAD_LETTERS_PER_COMMIT: Final = 200
 """Bad frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
 
@@ -57,12 +60,14 @@ class Seen(NamedTuple):
     """What has come, stored or not: a full disk is no silence.
 
     `marks` are pairs with mark prices, `closed` candles as (pair, timeframe, open time in ms), `forming`
-    the open time that each series last had an open frame of, by pair and timeframe.
+    the open time that each series last had an open frame of, by pair and timeframe. `newest_event_ms` is
+    the exchange's latest stamp on a mark price, 0 without any.
     """
 
     marks: Collection[str]
     closed: Sequence[tuple[str, str, int]]
     forming: Mapping[tuple[str, str], int]
+    newest_event_ms: int
 
 
 class Intake:
@@ -83,6 +88,8 @@ class Intake:
         retry_after_s: float = 1.0,
     ) -> None:
         self.freshness = Freshness()
+        self.before_commit: Callable[[], None] | None = None
+        """Called before each commit: what it adds is stored together with what it was found by."""
         self._writer = writer
         self._decoder = decoder
         self._counters = counters
@@ -95,6 +102,8 @@ class Intake:
         self._seen_marks: set[str] = set()
         self._seen_closed: list[tuple[str, str, int]] = []
         self._seen_forming: dict[tuple[str, str], int] = {}
+        self._newest_event_ms = 0
+        self._not_after_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
         self._failing_since_s: float | None = None
@@ -117,6 +126,8 @@ class Intake:
         pending = self._pending
         for item in self._decoder.decode(frame):
             if isinstance(item, Candle):
+                if self._is_ahead(item.event_time_ms, frame):
+                    continue
                 pending.add(item)
                 if item.closed:
                     counters.records["candle"] += 1
@@ -126,10 +137,15 @@ class Intake:
                     counters.records["forming"] += 1
                     self._seen_forming[item.pair, item.timeframe] = item.open_time_ms
             elif isinstance(item, MarkPrice):
+                if self._is_ahead(item.event_time_ms, frame):
+                    continue
                 pending.add(item)
                 self._seen_marks.add(item.pair)
+                self._newest_event_ms = max(self._newest_event_ms, item.event_time_ms)
                 counters.records["mark_price"] += 1
             elif isinstance(item, FundingRate):
+                if self._is_ahead(item.event_time_ms, frame):
+                    continue
                 pending.add(item)
                 counters.records["funding_rate"] += 1
             elif isinstance(item, Reject):
@@ -139,13 +155,20 @@ class Intake:
 
     def take_seen(self) -> Seen:
         """What has come since this was asked last."""
-        seen = Seen(self._seen_marks, self._seen_closed, self._seen_forming)
+        seen = Seen(self._seen_marks, self._seen_closed, self._seen_forming, self._newest_event_ms)
         self._seen_marks, self._seen_closed, self._seen_forming = set(), [], {}
+        self._newest_event_ms = 0
         return seen
 
     def add(self, record: Record) -> None:
         """Take in a record that comes from elsewhere than a frame (a gap, the catalog)."""
         self._pending.add(record)
+
+    def on_damage(self, error: JournalError) -> None:
+        """Have the journal replaced before the next commit: its file was found damaged on the disk."""
+        log.error("journal cannot be read any more, starting anew error=%r", str(error))
+        self._damaged = True
+        self._urgent.set()
 
     def end(self) -> None:
         """Say that nothing more comes: `run` commits what is there and returns."""
@@ -159,6 +182,8 @@ class Intake:
             await self._until_due()
             ended = self._ended
             if len(self._pending):
+                if self.before_commit is not None:
+                    self.before_commit()
                 batch, self._pending = self._pending, Batch(self._funding_every_ms)
                 if not await self._commit(batch):
                     if ended and last_tries == 0:
@@ -204,6 +229,16 @@ class Intake:
         now_ms = self._now_ms()
         for candle in batch.candles:
             counters.close_lag.add(max(0, now_ms - candle.close_time_ms))
+        return True
+
+    def _is_ahead(self, event_time_ms: int, frame: bytes) -> bool:
+        """Refuse what is stamped far ahead: the newest row is what readers get and retention counts from."""
+        if event_time_ms <= self._not_after_ms:
+            return False
+        self._not_after_ms = self._now_ms() + MAX_AHEAD_MS
+        if event_time_ms <= self._not_after_ms:
+            return False
+        self._on_reject(Reject("bad_time", f"E={event_time_ms} is to come"), frame)
         return True
 
     def _keep(self, batch: Batch, error: JournalError) -> None:

@@ -107,9 +107,9 @@ class Journal:
         self._reload()
 
     @classmethod
-    def open(cls, path: Path, *, wait_lock_s: float = 0.0) -> Self:
+    def open(cls, path: Path, *, wait_lock_s: float = 0.0, distrusted: bool = False) -> Self:
         """Open or create the journal at `path` and take its lock, as `Database.open` says."""
-        database = Database.open(KIND, path, wait_lock_s=wait_lock_s)
+        database = Database.open(KIND, path, wait_lock_s=wait_lock_s, distrusted=distrusted)
         try:
             return cls(database)
         except BaseException:
@@ -130,6 +130,14 @@ class Journal:
     def close(self) -> None:
         """Checkpoint, close the file and give the lock back. Safe to call twice."""
         self._database.close()
+
+    def require_whole(self) -> None:
+        """Look whether readers can still read the newest rows from the disk. From any thread.
+
+        Raises JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no
+        damage to pages that it finds in memory.
+        """
+        self._database.require_whole(_READ_FIRST)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -431,3 +439,16 @@ class Journal:
 
 
 _TIME_COLUMN: Final = {"candle": "open_time", "mark_price": "time", "funding_rate": "time"}
+
+_READ_FIRST: Final = (
+    "SELECT * FROM sequence",
+    "SELECT * FROM catalog",
+    "SELECT * FROM forming",
+    f"""SELECT (SELECT close FROM candle WHERE pair_id = pair.id AND timeframe_ms = t.value
+                ORDER BY open_time DESC LIMIT 1)
+        FROM pair, json_each('{list(schema.TIMEFRAME_NAMES)}') AS t""",
+    """SELECT (SELECT mark_price FROM mark_price WHERE pair_id = pair.id ORDER BY time DESC LIMIT 1),
+              (SELECT rate FROM funding_rate WHERE pair_id = pair.id ORDER BY time DESC LIMIT 1)
+       FROM pair""",
+)
+"""What reads every series' newest row."""

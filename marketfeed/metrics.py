@@ -82,6 +82,7 @@ class Gauges:
         self,
         *,
         reasons: int,
+        tasks: int,
         connections: dict[str, int],
         streams: int,
         pairs: int,
@@ -96,6 +97,7 @@ class Gauges:
         newest_close_age_s: dict[str, float],
     ) -> None:
         self.reasons = reasons
+        self.tasks = tasks
         self.connections = connections
         self.streams = streams
         self.pairs = pairs
@@ -176,6 +178,7 @@ class _Exporter:
             ("start_time_seconds", "Wall time of the start", self._counters.started_s),
             ("healthy", "1 if /health answers 200", int(g.reasons == 0)),
             ("unhealthy_reasons", "Reasons that /health gives", g.reasons),
+            ("tasks", "Tasks of the event loop", g.tasks),
             ("streams", "Streams subscribed", g.streams),
             ("pairs", "Pairs collected", g.pairs),
             ("pending_records", "Records received and not yet committed", g.pending),

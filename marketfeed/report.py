@@ -1,5 +1,6 @@
 """What a running collector tells of itself: the status report, its health, and the gauges of `/metrics`."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,8 @@ class Reporter:
         """`starting`, `running` or `stopping`."""
         self.line: Line | None = None
         self.source: InstrumentSource | None = None
+        self.clock_problem = ""
+        """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
         self._timeframes = timeframes
         self._clock = clock
         self._counters = counters
@@ -114,6 +117,7 @@ class Reporter:
             oldest_close_ms[timeframe] = min(close_ms, oldest_close_ms.get(timeframe, close_ms))
         return Gauges(
             reasons=len(self._reasons()),
+            tasks=len(asyncio.all_tasks()),
             connections=dict(Counter(c.state for c in self._connections())),
             streams=0 if line is None else line.streams,
             pairs=self._pairs(),
@@ -153,6 +157,11 @@ class Reporter:
                 reasons.append(f"{connection.name} is {connection.state}: {connection.last_error}")
             elif now_s - heard_s > line.silent_after_s:
                 reasons.append(f"{connection.name} is silent for {now_s - heard_s:.0f} s")
+        stamps_off_s = line.supervisor.stamps_off_s
+        if stamps_off_s:
+            reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
+        if self.clock_problem:
+            reasons.append(f"the exchange's clock is not to be had: {self.clock_problem}")
         overdue = self._overdue()
         if overdue:
             reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")

@@ -135,8 +135,7 @@ class Shipper:
                 await self._turns()
             await self._last_turn()
         finally:
-            if self._outbox is not None:
-                await self._in_thread(self._outbox.close)
+            await self._in_thread(self._close_outbox)
             self._thread.shutdown(wait=False)
 
     async def _turns(self) -> None:
@@ -172,9 +171,8 @@ class Shipper:
         if self._generation == self._writer.generation:
             return
         generation = self._writer.generation
-        if self._outbox is not None:
-            await self._in_thread(self._outbox.close)
-            self._outbox = None
+        # In the thread, after whatever still reads there: a read must not outlive the file it began with.
+        await self._in_thread(self._open_outbox)
         self._shipped = await self._writer.call(
             lambda journal: journal.shipped(self._influx.target)
         )
@@ -194,7 +192,7 @@ class Shipper:
 
     async def _take(self, shipped: Ranges) -> Consignment:
         def take() -> Consignment:
-            outbox = self._open_outbox()
+            outbox = self._the_outbox()
             if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
@@ -221,7 +219,7 @@ class Shipper:
         now_s = time.monotonic()
         if now_s - self._forming_s < self._pace.forming_every_s:
             return
-        texts, seq = await self._in_thread(lambda: self._open_outbox().forming(self._forming_seq))
+        texts, seq = await self._in_thread(lambda: self._the_outbox().forming(self._forming_seq))
         if texts:
             refused: list[tuple[str, str]] = []
             await self._deliver(texts, refused)
@@ -303,9 +301,18 @@ class Shipper:
         except TimeoutError:
             pass
 
-    def _open_outbox(self) -> Outbox:
+    def _open_outbox(self) -> None:
+        self._close_outbox()
+        self._outbox = Outbox(self._writer.path, socket.gethostname())
+
+    def _close_outbox(self) -> None:
+        if self._outbox is not None:
+            self._outbox.close()
+            self._outbox = None
+
+    def _the_outbox(self) -> Outbox:
         if self._outbox is None:
-            self._outbox = Outbox(self._writer.path, socket.gethostname())
+            raise JournalError(f"journal {self._writer.path}: not open for shipping")
         return self._outbox
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ status report, in metrics, and as gaps in the journal.
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -14,7 +15,13 @@ from typing import Final
 from marketfeed import schema
 from marketfeed.binance.connect import ConnectionStatus
 from marketfeed.binance.feed import Feed
-from marketfeed.binance.liveness import MARK_PRICE, Liveness, Overdue, Series
+from marketfeed.binance.liveness import (
+    MARK_PRICE,
+    MARK_PRICE_DUE_S,
+    Liveness,
+    Overdue,
+    Series,
+)
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
@@ -30,6 +37,8 @@ RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
 LOSS_SHOWN_S: Final = 60.0
 """Exchange seconds for which `/health` tells of a candle that did not come; the gap itself stays."""
+CLOCK_TOLERANCE_S: Final = 30.0
+"""Exchange seconds by which stamps of fresh frames may differ from the clock; a wall second at least."""
 
 
 class Supervisor:
@@ -46,6 +55,8 @@ class Supervisor:
     ) -> None:
         self.overdue: list[Overdue] = []
         """What was silent past its deadline at the last look, the longest first."""
+        self.stamps_off_s = 0.0
+        """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
         self._liveness = Liveness()
         self._intake = intake
         self._clock = clock
@@ -59,6 +70,10 @@ class Supervisor:
         # Since when (ms), and why.
         self._lost_connections: dict[str, tuple[int, str]] = {}
         self._stopping = False
+        self._stamped_s = -math.inf
+        self._looked_s, self._looked_ms = clock.elapsed_s(), clock.now_ms()
+        # A hole is stored with the candle behind it: after a crash nobody would find it any more.
+        intake.before_commit = self._take_in
         self._lately: dict[tuple[Series, int], tuple[float, int]] = {}
 
     @property
@@ -74,6 +89,12 @@ class Supervisor:
         for (series, _), (_, candles) in self._lately.items():
             lost[series] += candles
         return lost
+
+    def contradicts(self, server_time_ms: int) -> bool:
+        """Whether fresh frames agree with the clock as it is, and a time that the server tells does not."""
+        off_s = abs(server_time_ms - self._clock.now_ms()) / 1000
+        fresh = self._clock.elapsed_s() - self._stamped_s <= MARK_PRICE_DUE_S
+        return fresh and not self.stamps_off_s and off_s > self._tolerance_s()
 
     def start(self, stored_open_ms: Mapping[tuple[str, str], int]) -> None:
         """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series."""
@@ -118,17 +139,35 @@ class Supervisor:
             self._intake.add(Gap(kind, None, since_ms, now_ms, True, reason))
 
     def _look(self) -> None:
+        self._take_in()
+        before = {item.series for item in self.overdue}
+        self.overdue = self._liveness.overdue(self._clock.elapsed_s(), self._clock.now_ms())
+        self._note_missing("did not come")
+        self._log_changes(before)
+
+    def _take_in(self) -> None:
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
         seen = self._intake.take_seen()
+        self._check_clock(now_s, now_ms, seen.newest_event_ms)
         self._liveness.mark_prices(seen.marks, now_s)
         for pair, timeframe, open_ms in seen.closed:
             self._liveness.closed(pair, timeframe, open_ms)
         for (pair, timeframe), open_ms in seen.forming.items():
             self._liveness.formed(pair, timeframe, open_ms)
-        before = {item.series for item in self.overdue}
-        self.overdue = self._liveness.overdue(now_s, now_ms)
         self._note_missing("did not come")
-        self._log_changes(before)
+
+    def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
+        moved_s = (now_ms - self._looked_ms) / 1000 - (now_s - self._looked_s)
+        self._looked_s, self._looked_ms = now_s, now_ms
+        if moved_s < -1.0:
+            self._liveness.reanchor(now_ms)
+        if newest_event_ms > 0:
+            self._stamped_s = now_s
+            off_s = (newest_event_ms - now_ms) / 1000
+            self.stamps_off_s = off_s if abs(off_s) > self._tolerance_s() else 0.0
+
+    def _tolerance_s(self) -> float:
+        return max(CLOCK_TOLERANCE_S, self._clock.speed)
 
     def _note_missing(self, reason: str) -> None:
         now_s = self._clock.elapsed_s()

@@ -63,12 +63,24 @@ class JournalWriter:
     async def replace(self) -> None:
         """Start anew after damage: the file is set aside as at a start, documents are kept.
 
+        A file that proves to be whole is gone on with (closing it has mended it, or it is a backup).
+
         Raises JournalError when no fresh file can be made; it may be tried again.
         """
         await self._in_thread(self._replace)
 
-    def _open(self) -> None:
-        self._journal = journal = Journal.open(self.path)
+    async def require_whole(self) -> None:
+        """Raise JournalWriteError (`damaged`) when readers cannot read the file; beside all calls."""
+        journal = self._journal
+        if journal is not None:
+            try:
+                await asyncio.to_thread(journal.require_whole)
+            except JournalError:
+                if journal is self._journal:
+                    raise
+
+    def _open(self, *, distrusted: bool = False) -> None:
+        self._journal = journal = Journal.open(self.path, distrusted=distrusted)
         self.generation += 1
         if journal.set_aside is not None:
             self.set_aside = journal.set_aside
@@ -77,6 +89,12 @@ class JournalWriter:
     def _replace(self) -> None:
         self._close()
         self._open()
+        try:
+            self._run(Journal.require_whole)
+        except JournalError:
+            # The check at opening did not come as far as the damage.
+            self._close()
+            self._open(distrusted=True)
         self._run(self._save_documents)
 
     def _save_documents(self, journal: Journal) -> None:

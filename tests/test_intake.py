@@ -21,6 +21,8 @@ from marketfeed.writer import JournalWriter
 from reader import MarketReader
 
 T = TypeVar("T")
+NOW_MS = 1_800_000_000_000
+"""After everything recorded."""
 DATA = Path(__file__).parent / "data"
 SYMBOLS = ("BTCUSDT", "SUSHIUSDT", "AKROUSDT", "KEEPUSDT", "CTKUSDT")
 PAIRS = {symbol: f"{symbol.removesuffix('USDT')}/USDT:USDT" for symbol in SYMBOLS}
@@ -61,7 +63,7 @@ def take_in_with(
                 writer,
                 FrameDecoder(PAIRS),
                 counters,
-                lambda: 0,
+                lambda: NOW_MS,
                 60_000,
                 note_catalog,
                 retry_after_s=0.01,
@@ -217,3 +219,33 @@ def test_a_file_damaged_while_running_is_set_aside_and_nothing_received_is_lost(
     (kept,) = tmp_path.glob("journal.db.corrupt-*")
     assert kept.read_bytes().startswith(b"damaged")
     assert writer.set_aside == kept
+
+
+def test_what_has_come_is_told_once_stored_or_not(tmp_path: Path) -> None:
+    intake = Intake(
+        JournalWriter(tmp_path / "journal.db"),
+        FrameDecoder(PAIRS),
+        Counters(),
+        lambda: NOW_MS,
+        60_000,
+        lambda: None,
+    )
+    closed: list[tuple[str, str, int]] = []
+    forming: dict[tuple[str, str], int] = {}
+    for frame in RECORDED:
+        intake.on_frame(frame)
+        k = kline(frame)
+        if k is not None and k["s"] in PAIRS:
+            if k["x"]:
+                closed.append((PAIRS[k["s"]], k["i"], k["t"]))
+            else:
+                forming[PAIRS[k["s"]], k["i"]] = k["t"]
+    mark = {"e": "markPriceUpdate", "s": "BTCUSDT", "p": "1", "i": "1", "r": "0", "T": 9_000}
+    for event_ms in (5_000, 8_000, 7_000):
+        intake.on_frame(json.dumps({"stream": "x", "data": {**mark, "E": event_ms}}).encode())
+    seen = intake.take_seen()
+    assert seen.closed == closed
+    assert seen.forming == forming
+    assert forming
+    assert (set(seen.marks), seen.newest_event_ms) == ({PAIRS["BTCUSDT"]}, 8_000)
+    assert intake.take_seen() == (set(), [], {}, 0)

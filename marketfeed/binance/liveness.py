@@ -159,6 +159,23 @@ class Liveness:
         if state is not None:
             state.seen_ms = max(state.seen_ms, open_ms - state.length_ms)
 
+    def reanchor(self, now_ms: int) -> None:
+        """Take in that the clock was ahead until now: what was awaited of the future no longer is.
+
+        A candle of the future that was told missing is told to have come: it is awaited in its turn.
+        """
+        for series, state in self._candles.items():
+            length_ms = state.length_ms
+            forming_ms = schema.floor_to(now_ms, length_ms)
+            # A close may come a little before this clock has reached it.
+            if state.awaited_ms <= forming_ms + length_ms:
+                continue
+            state.awaited_ms = forming_ms
+            state.seen_ms = min(state.seen_ms, forming_ms - length_ms)
+            for open_ms in [at for at in state.holes if at >= forming_ms]:
+                del state.holes[open_ms]
+                self._news.append(Missing(series, open_ms, open_ms + length_ms, healed=True))
+
     def overdue(self, now_s: float, now_ms: int) -> list[Overdue]:
         """All series that are silent past their deadline, the longest first; notes what is missing."""
         found = [

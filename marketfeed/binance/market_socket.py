@@ -197,15 +197,15 @@ class MarketSocket:
         """
         async with self._commanding:
             have, want = self._subscribed, self.streams
-            await self._command("UNSUBSCRIBE", [stream for stream in have if stream not in want])
-            await self._command("SUBSCRIBE", [stream for stream in want if stream not in have])
+            await self._command([stream for stream in have if stream not in want], "UNSUBSCRIBE")
+            await self._command([stream for stream in want if stream not in have], "SUBSCRIBE")
 
     async def resubscribe(self, streams: set[str]) -> None:
         """UNSUBSCRIBE and SUBSCRIBE those of `streams` that are carried here."""
         async with self._commanding:
             mine = [stream for stream in self.streams if stream in streams]
-            await self._command("UNSUBSCRIBE", mine)
-            await self._command("SUBSCRIBE", mine)
+            # Both at once: a candle that closed between them would be lost.
+            await self._command(mine, "UNSUBSCRIBE", "SUBSCRIBE")
 
     def retire(self) -> None:
         """Say that it will not be opened any more."""
@@ -214,26 +214,28 @@ class MarketSocket:
 
     # --- inside ------------------------------------------------------------------------------------
 
-    async def _command(self, method: str, names: Sequence[str]) -> None:
+    async def _command(self, names: Sequence[str], *methods: str) -> None:
+        """Send each of `methods` for `names`, share by share as they fit in a frame, each in its turn."""
         socket, subscribed = self.conn, self._subscribed
         remaining = iter(names)
         while chunk := list(islice(remaining, self._options.names_per_subscribe)):
             await asyncio.sleep(self._next_command_s - time.monotonic())
-            if socket is None or socket is not self.conn or socket.closed:
-                return
-            self._next_command_s = time.monotonic() + 1.0 / self._options.subscribes_per_s
-            self._command_id += 1
-            command = {"method": method, "params": chunk, "id": self._command_id}
-            try:
-                await self.write(msgspec.json.encode(command).decode())
-            except (OSError, aiohttp.ClientError) as error:
-                # The reader meets the same end and reports it.
-                log.debug("command not sent name=%s error=%r", self.name, str(error))
-                return
-            if method == "SUBSCRIBE":
-                subscribed.update(chunk)
-            else:
-                subscribed.difference_update(chunk)
+            self._next_command_s = time.monotonic() + len(methods) / self._options.subscribes_per_s
+            for method in methods:
+                if socket is None or socket is not self.conn or socket.closed:
+                    return
+                self._command_id += 1
+                command = {"method": method, "params": chunk, "id": self._command_id}
+                try:
+                    await self.write(msgspec.json.encode(command).decode())
+                except (OSError, aiohttp.ClientError) as error:
+                    # The reader meets the same end and reports it.
+                    log.debug("command not sent name=%s error=%r", self.name, str(error))
+                    return
+                if method == "SUBSCRIBE":
+                    subscribed.update(chunk)
+                else:
+                    subscribed.difference_update(chunk)
 
     def _attempt_failed(self, error: str) -> None:
         self._backoff.ended(steady=False)

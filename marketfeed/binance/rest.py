@@ -33,14 +33,14 @@ class ServerTime(msgspec.Struct, frozen=True):
     speed: float
 
 
-class _Time(msgspec.Struct):
-    serverTime: int  # noqa: N815 - the exchange's own names
+class _Time(msgspec.Struct, rename="camel"):
+    server_time: int
     speed: float = 1.0
 
 
-class _Ticker(msgspec.Struct):
+class _Ticker(msgspec.Struct, rename="camel"):
     symbol: str
-    quoteVolume: float  # noqa: N815
+    quote_volume: float
 
 
 class BinanceRest:
@@ -73,7 +73,7 @@ class BinanceRest:
             answer = msgspec.json.decode(body, type=_Time)
         except msgspec.DecodeError as error:
             raise ExchangeError(f"time: not the documented answer: {error}") from error
-        return ServerTime(answer.serverTime, round_trip_s, answer.speed)
+        return ServerTime(answer.server_time, round_trip_s, answer.speed)
 
     async def exchange_info(self) -> bytes:
         """Fetch exchangeInfo as it is (weight 1, 1.2 MB, 51 KB on the wire)."""
@@ -86,16 +86,14 @@ class BinanceRest:
             tickers = msgspec.json.decode(body, type=list[_Ticker], strict=False)
         except msgspec.DecodeError as error:
             raise ExchangeError(f"ticker/24hr: not the documented answer: {error}") from error
-        return {ticker.symbol: ticker.quoteVolume for ticker in tickers}
+        return {ticker.symbol: ticker.quote_volume for ticker in tickers}
 
     async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         url = self._base + path
         self._keep_silence(path)
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:
-                body = await response.content.read(MAX_BODY_BYTES)
-                if not response.content.at_eof():
-                    raise ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
+                body = await _whole(path, response)
                 if response.status != 200:
                     raise self._refused(path, response, body)
                 return body
@@ -124,6 +122,16 @@ class BinanceRest:
             text = f"{path}: not asked for {left_s:.0f} s more, after {self._limited}"
             raise ExchangeRefusedError(text, self._limited.status, left_s)
         self._limited = None
+
+
+async def _whole(path: str, response: aiohttp.ClientResponse) -> bytes:
+    # In pieces as they come: a single read gives no more than has arrived.
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
+    return bytes(body)
 
 
 def _excerpt(body: bytes) -> str:

@@ -1,6 +1,7 @@
 """`/simulator/…`: what demos and tests ask of the simulator beside the exchange's own interface.
 
 GET state · GET published?after=N[&limit=M] · POST pause · POST resume
+GET faults · POST faults (one of `fault_kinds` as JSON) · DELETE faults, faults/N
 """
 
 from collections.abc import Callable, Mapping
@@ -8,6 +9,9 @@ from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
+
+from marketfeed.simulator.fault_kinds import Fault
+from marketfeed.simulator.faults import Faults
 
 
 class State(msgspec.Struct, frozen=True):
@@ -42,6 +46,7 @@ class Controls(msgspec.Struct, frozen=True):
     published: Callable[[int, int | None], bytes]
     pause: Callable[[], None]
     resume: Callable[[], None]
+    faults: Faults
 
 
 def control_routes(controls: Controls) -> list[web.RouteDef]:
@@ -68,12 +73,34 @@ def control_routes(controls: Controls) -> list[web.RouteDef]:
         controls.resume()
         return _json(msgspec.json.encode(controls.state()))
 
+    async def faults(_: web.Request) -> web.Response:
+        return _json(msgspec.json.encode(controls.faults.report()))
+
+    async def start_fault(request: web.Request) -> web.Response:
+        try:
+            fault = _decode_fault(await request.read())
+        except msgspec.DecodeError as error:
+            return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
+        return _json(msgspec.json.encode({"number": await controls.faults.start(fault)}))
+
+    async def end_faults(request: web.Request) -> web.Response:
+        number = request.match_info.get("number")
+        await controls.faults.end(None if number is None else int(number))
+        return _json(msgspec.json.encode(controls.faults.report()))
+
     return [
+        web.get("/simulator/faults", faults),
+        web.post("/simulator/faults", start_fault),
+        web.delete("/simulator/faults", end_faults),
+        web.delete(r"/simulator/faults/{number:\d{1,15}}", end_faults),
         web.get("/simulator/state", state),
         web.get("/simulator/published", published),
         web.post("/simulator/pause", pause),
         web.post("/simulator/resume", resume),
     ]
+
+
+_decode_fault = msgspec.json.Decoder(Fault).decode
 
 
 def _json(body: bytes) -> web.Response:

@@ -13,7 +13,8 @@ class Published(msgspec.Struct, frozen=True, gc=False):
 
     `number` rises by one from 1. `sent_monotonic_ns` is `time.monotonic_ns()` of this host right
     before the frame was handed to the sockets, so that a difference to it includes the sending;
-    `receivers` is how many connections it was handed to. The rest is as in `ClosedCandle`.
+    `receivers` is how many connections it was handed to as it is, `withheld` how many listened and did
+    not get it, or not so, or later: a fault's doing. The rest is as in `ClosedCandle`.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Published(msgspec.Struct, frozen=True, gc=False):
     event_time_ms: int
     sent_monotonic_ns: int
     receivers: int
+    withheld: int
 
 
 class PublishedLog:
@@ -42,8 +44,10 @@ class PublishedLog:
         self._entries: deque[Published] = deque(maxlen=kept)
         self.last_number = 0
 
-    def add(self, candle: ClosedCandle, sent_monotonic_ns: int, receivers: int) -> None:
-        """Append a candle that was handed to `receivers` connections."""
+    def add(
+        self, candle: ClosedCandle, sent_monotonic_ns: int, receivers: int, withheld: int
+    ) -> None:
+        """Append a candle that was handed to `receivers` connections, and kept from others."""
         self.last_number += 1
         self._entries.append(
             Published(
@@ -51,7 +55,7 @@ class PublishedLog:
                 candle.open_time_ms, candle.open, candle.high, candle.low, candle.close,
                 candle.volume, candle.quote_volume, candle.taker_buy_volume,
                 candle.taker_buy_quote_volume, candle.trades, candle.event_time_ms,
-                sent_monotonic_ns, receivers,
+                sent_monotonic_ns, receivers, withheld,
             )
         )  # fmt: skip
 

@@ -5,8 +5,9 @@ else is looked at: refused and mistaken requests cost as well.
 """
 
 import gzip
-from collections import Counter
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -31,6 +32,7 @@ _MAX_SETTLEMENTS: Final = 1_000
 _TOO_LARGE_WEIGHT: Final = 10
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
 _JSON: Final = "application/json"
+_ASKED_KEPT: Final = 10_000
 
 
 class _ApiError(Exception):
@@ -60,16 +62,26 @@ class Rest:
         self._catch_up = catch_up
         self._speed = speed
         self._listed = {instrument.symbol: instrument for instrument in venue.listed}
-        self._info = ExchangeInfo(venue.listed)
+        self._info = self._whole_info = ExchangeInfo(venue.listed)
         self._weight = WeightLimit()
         self._funding_requests = CountLimit(FUNDING_REQUESTS, FUNDING_WINDOW_MS)
         self.requests: Counter[str] = Counter()
+        self.asked: deque[tuple[float, str]] = deque(maxlen=_ASKED_KEPT)
+        """The newest requests: when they came (monotonic wall seconds), and to which endpoint."""
+        self.clock_shift_ms = 0
+        """By how much `time` tells a later time than it is: a fault."""
+        self.on_request: Callable[[str], Awaitable[web.Response | None]] | None = None
+        """Called with the endpoint of each request; an answer that it gives is sent instead."""
+
+    def list_only(self, listed: Sequence[Instrument] | None) -> None:
+        """Let exchangeInfo list these contracts only; None lists all again."""
+        self._info = self._whole_info if listed is None else ExchangeInfo(listed)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for an application."""
         return [
             self._weighed("time", self._time, lambda _: 1),
-            web.get(_PREFIX + "exchangeInfo", self._exchange_info),
+            self._route("exchangeInfo", self._exchange_info),
             self._weighed("klines", self._klines, _weight_of_klines),
             self._weighed(
                 "ticker/24hr", self._tickers, lambda query: 1 if "symbol" in query else 40
@@ -81,28 +93,40 @@ class Rest:
             self._counted("fundingInfo", self._funding_info),
         ]
 
+    def _route(
+        self, name: str, handler: Callable[[web.Request], Awaitable[web.Response]]
+    ) -> web.RouteDef:
+        async def answer(request: web.Request) -> web.Response:
+            self.requests[name] += 1
+            self.asked.append((time.monotonic(), name))
+            if self.on_request is not None:
+                instead = await self.on_request(name)
+                if instead is not None:
+                    return instead
+            return await handler(request)
+
+        return web.get(_PREFIX + name, answer)
+
     # --- limits -----------------------------------------------------------------------------------
 
     def _weighed(
         self, name: str, body: _Body, weight: Callable[[Mapping[str, str]], int]
     ) -> web.RouteDef:
         async def answer(request: web.Request) -> web.Response:
-            self.requests[name] += 1
             headers, refused = self._charge(weight(request.query))
             return refused or self._respond(body, request, headers)
 
-        return web.get(_PREFIX + name, answer)
+        return self._route(name, answer)
 
     def _counted(self, name: str, body: _Body) -> web.RouteDef:
         """Funding requests: no weight header; 500 in 5 minutes, then the firewall's 403."""
 
         async def answer(request: web.Request) -> web.Response:
-            self.requests[name] += 1
             if not self._funding_requests.allow(self._now_ms()):
                 return web.Response(status=HTTPStatus.FORBIDDEN, text="403 Forbidden")
             return self._respond(body, request, {})
 
-        return web.get(_PREFIX + name, answer)
+        return self._route(name, answer)
 
     def _charge(self, weight: int) -> tuple[dict[str, str], web.Response | None]:
         used, retry_after_s = self._weight.charge(self._now_ms(), weight)
@@ -129,14 +153,16 @@ class Rest:
     # --- endpoints --------------------------------------------------------------------------------
 
     def _time(self, _: Mapping[str, str]) -> bytes:
-        return msgspec.json.encode({"serverTime": self._now_ms(), "speed": self._speed})
+        return msgspec.json.encode({"serverTime": self._told_ms(), "speed": self._speed})
+
+    def _told_ms(self) -> int:
+        return self._now_ms() + self.clock_shift_ms
 
     async def _exchange_info(self, request: web.Request) -> web.Response:
-        self.requests["exchangeInfo"] += 1
         headers, refused = self._charge(1)
         if refused is not None:
             return refused
-        body = self._info.body(self._now_ms())
+        body = self._info.body(self._told_ms())
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body, compresslevel=1)
             headers["Content-Encoding"] = "gzip"

@@ -20,6 +20,7 @@ from aiohttp import web
 from marketfeed.errors import SettingsError
 from marketfeed.simulator import catalogue, dataset, tls
 from marketfeed.simulator.control import Controls, State, control_routes
+from marketfeed.simulator.faults import Faults
 from marketfeed.simulator.market import Market
 from marketfeed.simulator.published import Published, PublishedLog
 from marketfeed.simulator.recording import read_recording
@@ -95,7 +96,7 @@ class Simulator:
 
     Raises SettingsError for options that make no sense, OSError if the port cannot be had, RuntimeError if
     TLS is asked for and no certificate can be made. `venue` is the market or the recording behind it;
-    `hub` the connections, with the hook for faults (`hub.gate`).
+    `hub` the connections; `faults` what it does wrong when told to.
     """
 
     def __init__(self, options: SimulatorOptions | None = None) -> None:
@@ -108,6 +109,9 @@ class Simulator:
             self.venue.streams, self.published_log, max_buffer_bytes=options.max_buffer_bytes
         )
         self.rest = Rest(self.venue, self.now_ms, self.catch_up, options.speed)
+        self.faults = Faults(
+            self.hub, self.rest, self.venue.listed, self.now_ms, self._set_listening
+        )
         self.certificate: Path | None = None
         """The certificate to trust, with TLS; it is gone when the simulator has stopped."""
         self.port = 0
@@ -118,6 +122,8 @@ class Simulator:
         self._tasks: list[asyncio.Task[None]] = []
         self._start_replay: asyncio.TimerHandle | None = None
         self._resources = contextlib.AsyncExitStack()
+        self._make_site: Callable[[], web.TCPSite] | None = None
+        self._site: web.TCPSite | None = None
         tick_s = 0.25 / options.speed
         self._tick_s = min(max(tick_s, _TICK_S[0]), _TICK_S[1])
 
@@ -149,15 +155,28 @@ class Simulator:
         application.add_routes(self.rest.routes())
         application.add_routes(self._socket_routes())
         application.add_routes(
-            control_routes(Controls(self.state, self._published_body, self.pause, self.resume))
+            control_routes(
+                Controls(self.state, self._published_body, self.pause, self.resume, self.faults)
+            )
         )
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(self.hub.close)
-        site = web.TCPSite(runner, options.host, options.port, ssl_context=context)
-        await site.start()
+        self.port = options.port
+        self._make_site = lambda: web.TCPSite(runner, options.host, self.port, ssl_context=context)
+        await self._set_listening(True)
         self.port = runner.addresses[0][1]
+
+    async def _set_listening(self, listening: bool) -> None:
+        """Open the listening socket, or close it: connections that are open stay so."""
+        if listening and self._site is None and self._make_site is not None:
+            site = self._make_site()
+            await site.start()
+            self._site = site
+        elif not listening and self._site is not None:
+            site, self._site = self._site, None
+            await site.stop()
 
     def _socket_routes(self) -> list[web.RouteDef]:
         def route(path: str, *, combined: bool, routed: bool) -> web.RouteDef:
@@ -185,6 +204,9 @@ class Simulator:
         for task in self._tasks:
             task.cancel()
         ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        # No request may hang, and nobody connect any more.
+        self._make_site = None
+        await self.faults.end()
         await self._resources.aclose()
         for one in ended:
             if isinstance(one, Exception) and error is None:
@@ -196,6 +218,7 @@ class Simulator:
             while True:
                 behind = self._advance(_MAX_STEP_MS)
                 self._wake()
+                await self.faults.tick()
                 await asyncio.sleep(0.0 if behind else self._tick_s)
         except Exception as error:
             log.exception("simulator failed")

@@ -9,8 +9,11 @@ together with all others of the same tick, past aiohttp's own (slower) writer.
 import asyncio
 import contextlib
 import logging
+import socket
+import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -29,6 +32,9 @@ PING_EVERY_S: Final = 180.0
 PONG_WITHIN_S: Final = 600.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 _METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
+_HANDSHAKES_KEPT: Final = 10_000
+# SO_LINGER on, for no time: closing sends RST instead of FIN.
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _TOO_MANY: Final = b'{"error":{"code":4,"msg":"Too many subscriptions"}}'
 
 
@@ -79,19 +85,28 @@ class Connection:
         self.frames_sent = 0
         self.bytes_sent = 0
         self.last_pong_s = time.monotonic()
+        self.cut = False
+        """Nothing comes in or goes out any more: a fault."""
         self._transport = transport
         self._max_buffer_bytes = max_buffer_bytes
         self._outgoing: list[bytes] = []
         self._messages = CountLimit(MESSAGES_PER_SECOND, 1.0)
 
     def send(self, stream: str | None, payload: bytes, frame: bytes) -> bool:
-        """Take a payload, and the same as a WebSocket frame; say whether any of it will be sent."""
+        """Take a payload, and the same as a WebSocket frame; say whether it will be sent as it is."""
+        if self.cut:
+            return False
         if self.gate is None:
             self._outgoing.append(frame)
             return True
         payloads = self.gate(self, stream, payload)
         self._outgoing += [text_frame(changed) for changed in payloads]
-        return bool(payloads)
+        return payload in payloads
+
+    def send_late(self, payload: bytes) -> None:
+        """Take a payload that was held back; it does not pass the gate again."""
+        if not self.cut:
+            self._outgoing.append(text_frame(payload))
 
     def answer(self, payload: bytes) -> None:
         """Send the answer to a request, at once."""
@@ -122,7 +137,7 @@ class Connection:
         if time.monotonic() - self.last_pong_s > PONG_WITHIN_S:
             log.warning("simulator silent_client_closed connection=%d", self.number)
             self.abort()
-        elif not self._transport.is_closing():
+        elif not self.cut and not self._transport.is_closing():
             # Not aiohttp's ping(): it waits for the buffer to drain, for a slow client without end.
             self._transport.write(b"\x89\x00")
 
@@ -133,6 +148,29 @@ class Connection:
     def abort(self) -> None:
         """Cut the connection without a word."""
         self._transport.abort()
+
+    def reset(self) -> None:
+        """Cut the connection by a TCP reset."""
+        tcp = self._transport.get_extra_info("socket")
+        if tcp is not None:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        # Nothing more is handed to it, not even before its end has been noticed.
+        self.cut = True
+        self._transport.abort()
+
+    def cut_cable(self) -> None:
+        """Neither read nor write any more, and keep the socket."""
+        self.cut = True
+        self._outgoing.clear()
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def mend_cable(self) -> None:
+        """Read and write again; if the client has left meanwhile, that is noticed now."""
+        self.cut = False
+        """Nothing comes in or goes out any more: a fault."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
 
 class Hub:
@@ -154,6 +192,12 @@ class Hub:
         self._gate: Gate | None = None
         self._gone_frames = self._gone_bytes = 0
         self.connections_opened = 0
+        self.handshakes_s: deque[float] = deque(maxlen=_HANDSHAKES_KEPT)
+        """When the newest WebSocket requests came, the refused ones too (monotonic wall seconds)."""
+        self.on_handshake: Callable[[], web.Response | None] | None = None
+        """Called before a WebSocket request is accepted; an answer that it gives refuses it."""
+        self.on_open: Callable[[Connection], Awaitable[None]] | None = None
+        """Called with a new connection, before anything is read or sent."""
         self.on_subscribed: Callable[[], None] | None = None
         """Called after a subscription to a stream that carries frames."""
 
@@ -198,7 +242,7 @@ class Hub:
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send each frame to those who subscribed, and note down the closing ones."""
-        closed: list[tuple[ClosedCandle, int]] = []
+        closed: list[tuple[ClosedCandle, int, int]] = []
         for event in events:
             got = 0
             name = event.stream.name
@@ -215,19 +259,22 @@ class Hub:
                         plain_frame = plain_frame or text_frame(event.data)
                         got += connection.send(name, event.data, plain_frame)
             if event.closed is not None:
-                closed.append((event.closed, got))
+                closed.append((event.closed, got, len(listeners or ()) - got))
         sent_ns = time.monotonic_ns()
         for connection in self._connections.values():
             connection.flush()
-        for candle, got in closed:
-            self._published.add(candle, sent_ns, got)
+        for candle, got, withheld in closed:
+            self._published.add(candle, sent_ns, got, withheld)
 
     # --- connections ------------------------------------------------------------------------------
 
     async def serve(
         self, request: web.Request, *, combined: bool, routed: bool, names: Sequence[str]
-    ) -> web.WebSocketResponse:
+    ) -> web.StreamResponse:
         """Answer a WebSocket request until either side closes."""
+        self.handshakes_s.append(time.monotonic())
+        if self.on_handshake is not None and (refused := self.on_handshake()) is not None:
+            return refused
         # Pings and pongs are seen here, so that they count as messages; frames go out uncompressed.
         web_socket = web.WebSocketResponse(
             autoping=False, compress=False, timeout=_CLOSE_TIMEOUT_S, max_msg_size=1 << 20
@@ -244,6 +291,8 @@ class Hub:
         connection.gate = self._gate
         self._connections[connection.number] = connection
         try:
+            if self.on_open is not None:
+                await self.on_open(connection)
             if await self._subscribe(connection, names):
                 await self._listen(connection)
         finally:
@@ -253,6 +302,9 @@ class Hub:
     async def _listen(self, connection: Connection) -> None:
         web_socket = connection.web_socket
         async for message in web_socket:
+            if connection.cut:
+                # It was read before the cable was cut.
+                continue
             if not connection.may_speak():
                 await self._refuse(connection, b"Too many requests")
                 return
@@ -342,7 +394,10 @@ class Hub:
 
 async def _leave(connection: Connection) -> None:
     with contextlib.suppress(ConnectionError):
-        await connection.web_socket.close(code=WSCloseCode.GOING_AWAY, message=b"simulator stops")
+        if not connection.cut:
+            await connection.web_socket.close(
+                code=WSCloseCode.GOING_AWAY, message=b"simulator stops"
+            )
     connection.abort()
 
 

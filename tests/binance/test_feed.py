@@ -226,6 +226,29 @@ def test_a_silent_stream_is_subscribed_again() -> None:
     run(test())
 
 
+def test_what_is_asked_for_again_is_never_without_a_subscription_for_long() -> None:
+    async def test() -> None:
+        async with rig() as r:
+            feed = r.feed(BTC, ETH, names_per_subscribe=1, subscribes_per_s=10.0)
+            async with running(feed):
+                await r.until(lambda: len(r.data) == 2)
+                await feed.resubscribe([BTC, ETH])
+                await r.until(lambda: r.data[BTC] == r.data[ETH] == 2)
+                (session,) = r.exchange.sessions
+                asked = session.commands[2:]
+                assert [command[:2] for command in asked] == [
+                    ("UNSUBSCRIBE", [BTC]),
+                    ("SUBSCRIBE", [BTC]),
+                    ("UNSUBSCRIBE", [ETH]),
+                    ("SUBSCRIBE", [ETH]),
+                ]
+                # Paced all the same: the second pair waits for both of the first.
+                assert asked[2][2] - asked[0][2] >= 0.19
+                assert asked[1][2] - asked[0][2] < asked[2][2] - asked[1][2]
+
+    run(test())
+
+
 def test_what_changed_meanwhile_is_subscribed_on_reopening() -> None:
     async def test() -> None:
         async with rig() as r:

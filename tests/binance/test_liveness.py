@@ -80,6 +80,26 @@ def test_a_forming_candle_shows_that_the_stream_lives_though_one_is_missing() ->
     assert liveness.missing_candles == 1
 
 
+def test_a_clock_that_was_ahead_is_forgiven() -> None:
+    liveness = Liveness()
+    hours = 180 * MINUTE
+    liveness.watch([CANDLES], 0.0, T0 + hours, {})
+    # A minute later it finds one missing, of three hours from now.
+    liveness.overdue(80.0, T0 + hours + 80_000)
+    assert lost(liveness.take_news()) == [180]
+    liveness.reanchor(T0 + 80_000)
+    assert [item.healed for item in liveness.take_news()] == [True]
+    assert liveness.missing_candles == 0
+    assert liveness.overdue(80.0, T0 + MINUTE + 80_000 - MINUTE) == []
+    liveness.overdue(150.0, T0 + 2 * MINUTE + 15_001)
+    assert lost(liveness.take_news()) == [1]
+    # A clock that was right stays as it is, a close that it has not reached yet included.
+    liveness.closed(PAIR, "1m", T0 + 2 * MINUTE)
+    liveness.reanchor(T0 + 3 * MINUTE - 1)
+    liveness.closed(PAIR, "1m", T0 + 2 * MINUTE)
+    assert liveness.take_news() == []
+
+
 def test_repeats_and_old_candles_change_nothing() -> None:
     liveness = watching(CANDLES)
     for number in (0, 0, 1, 0, 1):

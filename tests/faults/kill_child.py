@@ -1,0 +1,141 @@
+"""The collector as its killer runs it: it tells, over a pipe, what its journal has committed.
+
+Nothing of the collector is replaced: the journal is a subclass that speaks after `write` has returned.
+"""
+
+import asyncio
+import os
+import signal
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+import uvloop
+
+from marketfeed.batch import Batch
+from marketfeed.collect import Collector
+from marketfeed.config import Settings
+from marketfeed.database import Database
+from marketfeed.journal import Cut, Journal
+from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
+from marketfeed.writer import JournalWriter
+
+LENGTH: Final = struct.Struct("<I")
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The journal is open; `set_aside` names a file that was found damaged, which none may be."""
+
+    set_aside: str | None
+    next_seq: int
+
+
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """A commit begins: what is written is not known to be committed yet."""
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """A commit has returned: all of this is on the disk. `next_seq` is the number after its rows'."""
+
+    next_seq: int
+    candles: list[Candle]
+    forming: list[Candle]
+    mark_prices: list[MarkPrice]
+    funding_rates: list[FundingRate]
+    gaps: list[Gap]
+    catalog: list[CatalogEntry]
+
+
+class Saved(msgspec.Struct, frozen=True, tag=True):
+    """A document has been saved."""
+
+    name: str
+    body: bytes
+    saved_ms: int
+
+
+class Deleting(msgspec.Struct, frozen=True, tag=True):
+    """Retention is about to delete: these rows need not be there any more."""
+
+    table: str
+    pair: str
+    before_ms: int
+
+
+class Stopped(msgspec.Struct, frozen=True, tag=True):
+    """The collector has stopped by itself, as asked."""
+
+
+Message: TypeAlias = Opened | Begun | Committed | Saved | Deleting | Stopped
+Tell: TypeAlias = Callable[[Message], None]
+
+
+def collect_and_tell(settings: Settings, pipe_fd: int) -> None:
+    """Run a collector until SIGTERM, telling what it commits on `pipe_fd`."""
+    encode = msgspec.msgpack.Encoder().encode
+
+    def tell(message: Message) -> None:
+        body = encode(message)
+        left = memoryview(LENGTH.pack(len(body)) + body)
+        while left:
+            left = left[os.write(pipe_fd, left) :]
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        collector = Collector(settings)
+        writer = _TellingWriter(settings.journal.path, tell)
+        collector._writer = collector._reporter._writer = writer
+        await collector.run(stop)
+
+    uvloop.run(run())
+    tell(Stopped())
+
+
+class _TellingWriter(JournalWriter):
+    def __init__(self, path: Path, tell: Tell) -> None:
+        super().__init__(path)
+        self._tell = tell
+
+    def _open(self, *, distrusted: bool = False) -> None:
+        super()._open(distrusted=distrusted)
+        assert self._journal is not None
+        self._journal = _TellingJournal(self._journal._database, self._tell)
+        set_aside = None if self.set_aside is None else str(self.set_aside)
+        self._tell(Opened(set_aside, self._journal.next_seq))
+
+
+class _TellingJournal(Journal):
+    def __init__(self, database: Database, tell: Tell) -> None:
+        super().__init__(database)
+        self._tell = tell
+
+    def write(self, batch: Batch) -> int:
+        self._tell(Begun())
+        changed = super().write(batch)
+        self._tell(
+            Committed(
+                self.next_seq,
+                batch.candles,
+                list(batch.forming.values()),
+                list(batch.mark_prices.values()),
+                list(batch.funding_rates.values()),
+                batch.gaps,
+                batch.catalog,
+            )
+        )
+        return changed
+
+    def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
+        self._tell(Begun())
+        super().save_document(name, body, saved_ms)
+        self._tell(Saved(name, body, saved_ms))
+
+    def expired(self, keep_ms: Mapping[str, int]) -> list[Cut]:
+        cuts = super().expired(keep_ms)
+        names = {pair_id: pair for pair, pair_id in self._pair_ids.items()}
+        for cut in cuts:
+            self._tell(Deleting(cut.table, names[cut.pair_id], cut.before_ms))
+        return cuts

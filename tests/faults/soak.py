@@ -1,0 +1,353 @@
+"""The collector beside an exchange that has faults all the time: what it loses, and whether it tells.
+
+`python -m tests.faults.soak --exchange-hours 24 --speed 120` starts both as processes of their own and
+strikes by a seeded schedule. At the end every closing candle that was published must be stored with its
+numbers or listed as missing, nothing else may be stored, and the collector's memory, file descriptors and
+tasks must be where they were. Exit 1 if not so.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from marketfeed.schema import MINUTE_MS
+from marketfeed.simulator.control import State
+from marketfeed.simulator.fault_kinds import Fault, FaultReport
+from marketfeed.simulator.published import Published
+from marketfeed.status import StatusReport
+from tests.faults.fault_truth import judge
+from tests.faults.scoreboard import VARIABLE, Scoreboard
+from tests.faults.soak_outcome import Outcome, Sample, complaints, quarters, row, table
+from tests.faults.soak_process import Process, SoakError
+from tests.faults.soak_schedule import Schedule
+
+TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
+SAMPLE_EVERY_S: Final = 1.0
+WHOLE_TIMEOUT_S: Final = 240.0
+"""Wall seconds to come back after the last fault: waits between attempts grow up to a minute."""
+SETTLE_S: Final = 60.0
+"""Exchange seconds after the last candle that counts: all deadlines have passed by then."""
+PAGE: Final = 50_000
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What to do. `every_s` is the mean wall time between two faults."""
+
+    exchange_hours: float
+    speed: float
+    pairs: int
+    seed: int
+    every_s: float
+    directory: Path
+
+
+class Exchange:
+    """The simulated exchange's controls over HTTP; it may be told not to listen for a while."""
+
+    def __init__(self, rest_url: str) -> None:
+        self._url = f"{rest_url}/simulator/"
+
+    def state(self) -> State:
+        """How it stands."""
+        return msgspec.json.decode(_ask("GET", self._url + "state"), type=State)
+
+    def faults(self) -> FaultReport:
+        """The faults at work."""
+        return msgspec.json.decode(_ask("GET", self._url + "faults"), type=FaultReport)
+
+    def start(self, fault: Fault) -> None:
+        """Start a fault."""
+        _ask("POST", self._url + "faults", msgspec.json.encode(fault))
+
+    def end_faults(self) -> None:
+        """End all faults."""
+        _ask("DELETE", self._url + "faults")
+
+    def published(self) -> list[Published]:
+        """Every closing candle that was sent."""
+        found: list[Published] = []
+        while True:
+            after = found[-1].number if found else 0
+            body = _ask("GET", f"{self._url}published?after={after}&limit={PAGE}")
+            page = msgspec.json.decode(body, type=list[Published])
+            if not page:
+                return found
+            found += page
+
+
+def _ask(method: str, url: str, body: bytes | None = None) -> bytes:
+    request = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=20.0) as response:  # noqa: S310 - loopback
+        answer: bytes = response.read()
+    return answer
+
+
+def soak(options: Options, tell: Callable[[str], None]) -> Outcome:
+    """Run, strike, settle, compare. Raises SoakError when a process does what it should not."""
+    directory = options.directory
+    with Process(
+        directory / "simulator.log",
+        "simulate",
+        f"--pairs={options.pairs}",
+        f"--speed={options.speed}",
+        f"--timeframes={','.join(TIMEFRAMES)}",
+        f"--seed={options.seed}",
+        "--port=0",
+    ) as simulator:
+        urls = simulator.urls()
+        config = _configure(options, urls)
+        with Process(directory / "collector.log", "run", f"--config={config}") as collector:
+            exchange = Exchange(urls["rest_url"])
+            run = _Run(options, exchange, simulator, collector, collector.urls()["status_url"])
+            run.until_flowing(tell)
+            run.strike(tell)
+            run.end(tell)
+            return run.outcome()
+
+
+def _configure(options: Options, urls: dict[str, str]) -> Path:
+    settings = {
+        "exchange": {
+            "ws_url": urls["ws_url"],
+            "rest_url": urls["rest_url"],
+            "pairs": {"top": options.pairs},
+            "timeframes": list(TIMEFRAMES),
+        },
+        "journal": {"path": str(options.directory / "journal.db")},
+        "status": {"port": 0},
+    }
+    config = options.directory / "config.yaml"
+    # JSON is YAML.
+    config.write_text(json.dumps(settings), "utf-8")
+    return config
+
+
+class _Run:
+    """One soak under way."""
+
+    def __init__(
+        self,
+        options: Options,
+        exchange: Exchange,
+        simulator: Process,
+        collector: Process,
+        status_url: str,
+    ) -> None:
+        self._options = options
+        self._exchange = exchange
+        self._processes = (simulator, collector)
+        self._collector = collector
+        self._status_url = status_url
+        self._samples: list[Sample] = []
+        self._struck: Counter[str] = Counter()
+        self._since_ms = self._until_ms = 0
+        self._whole_after_s = 0.0
+        self._started_s = time.monotonic()
+        self._report: StatusReport | None = None
+        self._published: list[Published] = []
+        self._exit_code = self._resubscribed = 0
+        self._first_tasks = self._last_tasks = 0
+
+    def until_flowing(self, tell: Callable[[str], None]) -> None:
+        """Wait until all of it comes."""
+        tell("starting")
+        self._wait_flowing()
+        self._first_tasks = self._metric("marketfeed_tasks")
+        self._since_ms = self._exchange.state().exchange_time_ms
+        self._started_s = time.monotonic()
+
+    def strike(self, tell: Callable[[str], None]) -> None:
+        """Start fault after fault until the exchange time is over, and look at the collector."""
+        options = self._options
+        symbols = [f"{pair.partition('/')[0]}USDT" for pair in self._pairs()]
+        schedule = Schedule(options.seed, symbols, TIMEFRAMES, options.speed)
+        lasts_s = options.exchange_hours * 3_600.0 / options.speed
+        next_fault_s = schedule.wait_s(options.every_s)
+        next_sample_s = 0.0
+        while (at_s := time.monotonic() - self._started_s) < lasts_s:
+            for process in self._processes:
+                process.check()
+            if at_s >= next_sample_s:
+                next_sample_s += SAMPLE_EVERY_S
+                self._sample()
+                tell(f"{at_s:.0f} of {lasts_s:.0f} s, {self._struck.total()} faults")
+            if at_s >= next_fault_s:
+                next_fault_s += schedule.wait_s(options.every_s)
+                self._strike_once(schedule)
+            time.sleep(0.05)
+
+    def end(self, tell: Callable[[str], None]) -> None:
+        """End all faults, wait until everything due has come or is told missing, and stop."""
+        tell("settling")
+        _patiently(self._exchange.end_faults)
+        ended_s = time.monotonic()
+        self._wait_flowing()
+        self._whole_after_s = time.monotonic() - ended_s
+        self._last_tasks = self._metric("marketfeed_tasks")
+        self._sample()
+        self._until_ms = self._exchange.state().exchange_time_ms
+        # By the collector's clock, and by a look of its supervisor.
+        time.sleep(SETTLE_S / self._options.speed + 1.0)
+        self._report = self._status()
+        self._resubscribed = self._metric("marketfeed_resubscribed_total")
+        # Not read while the collector still takes candles: they would be invented ones.
+        self._exit_code = self._collector.stop()
+        self._published = self._exchange.published()
+
+    def outcome(self) -> Outcome:
+        """Compare, and say what came of it."""
+        options, report = self._options, self._report
+        if report is None:
+            raise SoakError("not ended")
+        samples = b"".join(msgspec.json.encode(one) + b"\n" for one in self._samples)
+        (options.directory / "samples.jsonl").write_bytes(samples)
+        # The first whole minute; of longer timeframes the first candle that opens after it.
+        since_ms = self._since_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
+        path = options.directory / "journal.db"
+        files = [sample.files for sample in self._samples]
+        tasks = [sample.tasks for sample in self._samples if sample.tasks is not None]
+        return Outcome(
+            exchange_hours=options.exchange_hours,
+            wall_s=time.monotonic() - self._started_s,
+            faults=dict(sorted(self._struck.items())),
+            verdict=judge(path, self._published, since_ms, self._until_ms),
+            connections_opened=sum(one.opened for one in report.connections),
+            resubscribed=self._resubscribed,
+            rejects=sum(report.rejects.values()),
+            healthy_share=statistics.mean(sample.healthy for sample in self._samples),
+            whole_after_s=self._whole_after_s,
+            rss_mb=quarters([sample.rss_bytes / 1e6 for sample in self._samples]),
+            files=(files[0], max(files), files[-1]),
+            tasks=(self._first_tasks, max(tasks), self._last_tasks),
+            exit_code=self._exit_code,
+            errors=[line for line in self._collector.lines() if "level=ERROR" in line],
+        )
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _pairs(self) -> list[str]:
+        return sorted(
+            line.partition('pair="')[2].partition('"')[0]
+            for line in self._metrics()
+            if line.startswith("marketfeed_mark_price_age_seconds{")
+        )
+
+    def _strike_once(self, schedule: Schedule) -> None:
+        try:
+            fault = schedule.fault(self._exchange.faults().connections)
+            self._exchange.start(fault)
+        except urllib.error.URLError:
+            # It does not listen: that is the fault just now.
+            return
+        self._struck[_name(fault)] += 1
+
+    def _sample(self) -> None:
+        try:
+            healthy = self._status().healthy
+            tasks: int | None = self._metric("marketfeed_tasks")
+        except urllib.error.URLError:
+            healthy, tasks = False, None
+        self._samples.append(
+            Sample(self._collector.rss_bytes(), self._collector.open_files(), tasks, healthy)
+        )
+
+    def _wait_flowing(self) -> None:
+        deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
+        while True:
+            for process in self._processes:
+                process.check()
+            report = self._status()
+            if (
+                report.mark_price_age_s is not None
+                and not report.overdue
+                and all(one.state == "open" for one in report.connections)
+            ):
+                return
+            if time.monotonic() > deadline_s:
+                raise SoakError(f"not well again: {'; '.join(report.reasons)}")
+            time.sleep(0.1)
+
+    def _status(self) -> StatusReport:
+        return msgspec.json.decode(_ask("GET", self._status_url + "/status"), type=StatusReport)
+
+    def _metrics(self) -> list[str]:
+        return _ask("GET", self._status_url + "/metrics").decode().splitlines()
+
+    def _metric(self, name: str) -> int:
+        for line in self._metrics():
+            if line.startswith(f"{name} "):
+                return int(float(line.rpartition(" ")[2]))
+        raise SoakError(f"no metric {name}")
+
+
+def _patiently(call: Callable[[], None]) -> None:
+    deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
+    while True:
+        try:
+            call()
+        except urllib.error.URLError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _name(fault: Fault) -> str:
+    tag = str(fault.__struct_config__.tag)
+    how = getattr(fault, "how", "") or ("closing" if getattr(fault, "closing_only", False) else "")
+    return f"{tag} {how}".rstrip()
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("--exchange-hours", type=float, default=24.0)
+    parser.add_argument("--speed", type=float, default=120.0)
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every", type=float, default=4.0, help="wall seconds between faults")
+    parser.add_argument("--keep", type=Path, help="keep journal and logs in this directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="marketfeed-soak-") as name:
+        directory = given.keep or Path(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        options = Options(
+            given.exchange_hours, given.speed, given.pairs, given.seed, given.every, directory
+        )
+        quiet = given.json or not sys.stderr.isatty()
+        tell = (lambda _: None) if quiet else _tell
+        outcome = soak(options, tell)
+    if given.json:
+        sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
+    else:
+        sys.stdout.write("\n".join(table(outcome)) + "\n")
+    wrong = complaints(outcome)
+    for complaint in wrong:
+        sys.stderr.write(f"not good: {complaint}\n")
+    named = os.environ.get(VARIABLE)
+    if named:
+        Scoreboard(Path(named)).add(row(outcome))
+    return 1 if wrong else 0
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"\r\033[K{text}")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

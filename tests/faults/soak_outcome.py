@@ -1,0 +1,123 @@
+"""What came of a soak: whether it is good, as a table, and as a row of the scoreboard."""
+
+import statistics
+from typing import Final
+
+import msgspec
+
+from tests.faults.fault_truth import Verdict
+from tests.faults.scoreboard import Row
+
+RSS_GROWTH: Final = 0.10
+"""Memory may be that much more in the last quarter than in the second: what noise comes to."""
+FILES_MORE: Final = 3
+TASKS_MORE: Final = 2
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """The collector at one instant. `tasks` is None when its status port did not answer."""
+
+    rss_bytes: int
+    files: int
+    tasks: int | None
+    healthy: bool
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a soak.
+
+    `whole_after_s` are wall seconds from the last fault's end until all flowed; `rss_mb` the median of
+    each quarter of the time; `files` and `tasks` their number at first, at most and at the end. `errors`
+    are the lines of that level in the collector's log.
+    """
+
+    exchange_hours: float
+    wall_s: float
+    faults: dict[str, int]
+    verdict: Verdict
+    connections_opened: int
+    resubscribed: int
+    rejects: int
+    healthy_share: float
+    whole_after_s: float
+    rss_mb: list[float]
+    files: tuple[int, int, int]
+    tasks: tuple[int, int, int]
+    exit_code: int
+    errors: list[str]
+
+
+def quarters(values: list[float]) -> list[float]:
+    """The median of each quarter of a series."""
+    size = max(1, len(values) // 4)
+    return [
+        round(statistics.median(values[at * size : (at + 1) * size] or values), 1)
+        for at in range(4)
+    ]
+
+
+def complaints(outcome: Outcome) -> list[str]:
+    """What is not good about it; nothing if all is."""
+    verdict = outcome.verdict
+    found = [
+        f"{len(names)} candles are {what}: {', '.join(names[:5])}"
+        for what, names in (
+            ("wrong", verdict.wrong),
+            ("neither stored nor listed", verdict.unlisted),
+            ("stored but never published", verdict.invented),
+        )
+        if names
+    ]
+    if not verdict.published:
+        found.append("nothing was published")
+    _, second_mb, _, last_mb = outcome.rss_mb
+    if last_mb > second_mb * (1.0 + RSS_GROWTH):
+        found.append(f"memory grew from {second_mb:.1f} to {last_mb:.1f} MB")
+    for what, (first, _, last), more in (
+        ("open files", outcome.files, FILES_MORE),
+        ("tasks", outcome.tasks, TASKS_MORE),
+    ):
+        if last > first + more:
+            found.append(f"{what} grew from {first} to {last}")
+    if outcome.exit_code != 0:
+        found.append(f"the collector ended with {outcome.exit_code}")
+    if outcome.errors:
+        found.append(f"the collector logged {len(outcome.errors)} errors: {outcome.errors[0]}")
+    return found
+
+
+def table(outcome: Outcome) -> list[str]:
+    """The lines of a table of it."""
+    verdict = outcome.verdict
+    rows: list[tuple[str, object]] = [
+        ("exchange hours", f"{outcome.exchange_hours:g} in {outcome.wall_s:.0f} s"),
+        ("faults", sum(outcome.faults.values())),
+        *((f"  {name}", count) for name, count in outcome.faults.items()),
+        ("candles published", verdict.published),
+        ("  stored, identical", verdict.identical),
+        ("  listed as missing", verdict.listed),
+        ("  neither", len(verdict.unlisted)),
+        ("  stored, wrong", len(verdict.wrong)),
+        ("  stored, never published", len(verdict.invented)),
+        ("  listed though stored", verdict.stale),
+        ("connections opened", outcome.connections_opened),
+        ("streams asked for again", outcome.resubscribed),
+        ("frames refused", outcome.rejects),
+        ("healthy", f"{outcome.healthy_share:.0%} of the time"),
+        ("whole after the last fault", f"{outcome.whole_after_s:.1f} wall s"),
+        ("RSS MB in each quarter", " ".join(map(str, outcome.rss_mb))),
+        ("open files first, most, end", " ".join(map(str, outcome.files))),
+        ("tasks first, most, end", " ".join(map(str, outcome.tasks))),
+    ]
+    return [f"{name:28} {value}" for name, value in rows]
+
+
+def row(outcome: Outcome) -> Row:
+    """A row of the scoreboard; its times are the exchange's."""
+    speed = outcome.exchange_hours * 3_600.0 / outcome.wall_s
+    return Row(
+        fault=f"{sum(outcome.faults.values())} random faults in {outcome.exchange_hours:g} h",
+        lost=outcome.verdict.text(),
+        whole_after_s=outcome.whole_after_s * speed,
+        others_disturbed="all were struck",
+    )

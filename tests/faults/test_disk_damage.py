@@ -1,0 +1,193 @@
+"""A journal whose file is damaged, before the start or while the collector runs: set aside, told, gone on."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from proc_commands import (
+    Collecting,
+    Exchange,
+    exchange,
+    run_command,
+    unlike,
+    until,
+    write_config,
+)
+from scoreboard import Row, Scoreboard
+
+from marketfeed.errors import JournalWriteError
+from marketfeed.journal import Journal
+from reader import MarketReader, StoreUnavailableError
+
+
+@pytest.fixture(scope="module")
+def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
+    with exchange(tmp_path_factory.mktemp("exchange")) as running:
+        yield running
+
+
+@pytest.fixture
+def used(tmp_path: Path, venue: Exchange) -> Path:
+    """The settings of a collector that has collected a little, and has been stopped."""
+    config = write_config(tmp_path, venue.ws_url, venue.rest_url)
+    with Collecting(run_command(config), tmp_path / "before.log") as collector:
+        until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
+        assert collector.stop() == 0
+    return config
+
+
+def overwrite(path: Path, start: int, end: int | None = None) -> None:
+    """Put random bytes in place of some, as a failing disk might."""
+    end = path.stat().st_size if end is None else end
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(os.urandom(end - start))
+
+
+@pytest.mark.parametrize("start", [0, 4_096], ids=["all", "all but the first page"])
+def test_a_file_damaged_before_the_start(
+    used: Path, tmp_path: Path, scoreboard: Scoreboard, start: int
+) -> None:
+    path = tmp_path / "journal.db"
+    overwrite(path, start)
+    content = path.read_bytes()
+    with Collecting(run_command(used), tmp_path / "run.log") as collector:
+        until(collector.is_delivering)
+        kept = Path(collector.status()["journal"]["set_aside"])
+        assert collector.stop() == 0
+    assert "journal damaged, set aside, starting a fresh one" in collector.log
+    assert kept.parent == tmp_path
+    assert kept.name.startswith("journal.db.corrupt-")
+    assert kept.read_bytes() == content
+    with Journal.open(path) as journal:
+        assert journal.row_counts()["mark_price"] > 0
+        assert len(journal.catalog()) == 6
+    scoreboard.add(
+        Row(
+            fault="a journal overwritten before the start",
+            lost="the file: set aside, told; a fresh one",
+        )
+    )
+
+
+def remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink()
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "set_aside"),
+    [(lambda path: overwrite(path, 0), True), (cut_off, True), (remove, False)],
+    ids=["overwritten", "cut off", "removed"],
+)
+def test_a_file_damaged_while_running(
+    used: Path,
+    tmp_path: Path,
+    venue: Exchange,
+    scoreboard: Scoreboard,
+    request: pytest.FixtureRequest,
+    damage: Callable[[Path], None],
+    *,
+    set_aside: bool,
+) -> None:
+    path = tmp_path / "journal.db"
+    with Collecting(run_command(used), tmp_path / "run.log") as collector:
+        until(collector.is_delivering)
+        damage(path)
+        with (
+            pytest.raises(StoreUnavailableError),
+            MarketReader.connect(f"sqlite:///{path}") as reader,
+        ):
+            reader.pairs()
+        started_s = time.monotonic()
+        collector.line("journal cannot be read any more, starting anew")
+        noticed_s = time.monotonic() - started_s
+        generation = venue.published_number()
+        venue.wait_for_candles(12)
+        last = venue.published_number()
+        until(lambda: collector.health().status == 200)
+        # The feed was not disturbed.
+        report = collector.status()
+        assert [c["opened"] for c in report["connections"]] == [1]
+        assert (report["journal"]["set_aside"] is not None) == set_aside
+        with MarketReader.connect(f"sqlite:///{path}") as reader:
+            assert len(reader.pairs()) == 6
+        assert collector.stop() == 0, collector.log
+    published = [item for item in venue.published(generation) if item.number <= last]
+    assert unlike(path, published) == []
+    assert len(list(tmp_path.glob("journal.db.corrupt-????????T??????.??????Z"))) == set_aside
+    scoreboard.add(
+        Row(
+            fault=f"the journal {request.node.callspec.id} while running (wall seconds)",
+            lost="the file, told" + (", set aside" if set_aside else "") + "; a fresh one",
+            noticed_after_s=noticed_s,
+            whole_after_s=noticed_s,
+        )
+    )
+
+
+def test_damage_is_seen_past_the_writers_memory(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    Journal.open(path).close()
+    with Journal.open(path) as journal:
+        journal.require_whole()
+        journal.save_document("a", b"x", 1)
+        journal.require_whole()
+        overwrite(path, 0)
+        # What it has in memory hides the damage from the writer, not from a look.
+        journal.save_document("b", b"x", 1)
+        with pytest.raises(JournalWriteError, match=r"not a database|malformed") as caught:
+            journal.require_whole()
+        assert caught.value.damaged
+        remove(path)
+        with pytest.raises(JournalWriteError, match="the file is gone"):
+            journal.require_whole()
+        path.touch()
+        with pytest.raises(JournalWriteError, match="another file stands in its place"):
+            journal.require_whole()
+
+
+def test_a_distrusted_file_is_set_aside_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Journal.open(path) as journal:
+        journal.save_document("a", b"x", 1)
+    with Journal.open(path, distrusted=True) as journal:
+        assert journal.set_aside is not None
+        assert journal.load_document("a") is None
+    with Journal.open(journal.set_aside) as old:
+        assert old.load_document("a") == (b"x", 1)
+
+
+def test_a_torn_tail_after_a_kill(used: Path, tmp_path: Path, scoreboard: Scoreboard) -> None:
+    path, wal = tmp_path / "journal.db", tmp_path / "journal.db-wal"
+    with Collecting(run_command(used), tmp_path / "killed.log") as collector:
+        until(lambda: collector.status()["journal"]["commits"] >= 10)
+        collector.process.kill()
+        collector.wait()
+    # As after a crash that lost the end of the last write: half a page is missing, then noise.
+    os.truncate(wal, wal.stat().st_size - 6_000)
+    with wal.open("ab") as file:
+        file.write(os.urandom(3_000))
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        kept = set(db.execute("SELECT pair_id, timeframe_ms, open_time, close, seq FROM candle"))
+        (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
+    assert len(kept) >= 6
+    with Collecting(run_command(used), tmp_path / "run.log") as collector:
+        until(collector.is_delivering)
+        report = collector.status()
+        assert report["journal"]["set_aside"] is None
+        assert collector.stop() == 0
+    with closing(sqlite3.connect(path)) as db:
+        found = set(db.execute("SELECT pair_id, timeframe_ms, open_time, close, seq FROM candle"))
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert kept <= found
+    assert all(row[-1] >= next_seq for row in found - kept)
+    scoreboard.add(Row(fault="a torn WAL after a kill", lost="nothing of what was whole"))

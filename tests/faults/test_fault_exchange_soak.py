@@ -1,0 +1,35 @@
+"""An hour of the exchange with faults all the time, the long run of `soak.py` in short."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from scoreboard import VARIABLE, Scoreboard, read_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_hour_of_faults(tmp_path: Path, scoreboard: Scoreboard) -> None:
+    board = tmp_path / "row.jsonl"
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "tests.faults.soak", "--exchange-hours", "1", "--speed", "240"),
+            *("--pairs", "20", "--seed", "11", "--every", "0.7", "--json", "--keep", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, VARIABLE: str(board)},
+        capture_output=True,
+        text=True,
+        timeout=300.0,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    verdict = outcome["verdict"]
+    assert verdict["published"] == verdict["identical"] + verdict["listed"]
+    assert sum(outcome["faults"].values()) >= 5
+    for row in read_rows(board):
+        scoreboard.add(row)

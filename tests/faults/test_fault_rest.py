@@ -1,0 +1,281 @@
+"""REST is down, hangs, refuses or lies: the collector says so, asks with patience, collects what it can."""
+
+import asyncio
+from itertools import pairwise
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fault_line import START_MS, Line, run_line
+from scoreboard import Row, Scoreboard
+
+from marketfeed.binance.rest import SILENCE_S, BinanceRest
+from marketfeed.collect import CLOCK_DOUBT_EVERY_S
+from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.instruments import sync_clock
+from marketfeed.schema import HOUR_MS, MINUTE_MS
+from marketfeed.simulator.fault_kinds import (
+    Fault,
+    HangRest,
+    RefuseRest,
+    ShiftClock,
+    ShrinkExchangeInfo,
+)
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+
+SPEED = 20.0
+REST_TIMEOUT_S = 0.4
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def started_once(path: Path) -> None:
+    """Let a collector know what the exchange trades, and end."""
+
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.delivering)
+
+    run_line(path, check, speed=SPEED)
+
+
+async def assert_unhealthy(line: Line, *words: str) -> None:
+    await line.assert_shown(*words)
+    assert await line.metric("marketfeed_healthy") == 0.0
+    assert await line.metric("marketfeed_unhealthy_reasons") != 0.0
+
+
+DOWN = [
+    pytest.param(RefuseRest(status=503), "status 503", id="down"),
+    pytest.param(RefuseRest("exchangeInfo", 503), "exchangeInfo: status 503", id="info-down"),
+    pytest.param(HangRest("exchangeInfo"), "no answer in", id="info-hangs"),
+    pytest.param(HangRest(), "no answer in", id="all-hangs"),
+]
+
+
+@pytest.mark.parametrize(("fault", "words"), DOWN)
+def test_down_at_the_very_first_start(
+    path: Path, scoreboard: Scoreboard, fault: Fault, words: str
+) -> None:
+    async def check(line: Line) -> None:
+        fault_ms = line.sim.state().start_ms
+        found_ms = await line.until(lambda: line.says("does not tell what it trades", words))
+        await assert_unhealthy(line, "does not tell what it trades", words)
+        assert line.report.pairs == 0
+        await line.sim.faults.end()
+        whole_ms = await line.until(lambda: line.delivering)
+        assert line.report.pairs == 8
+        name = fault.endpoint or "all of REST" if isinstance(fault, RefuseRest | HangRest) else ""
+        how = "hangs" if isinstance(fault, HangRest) else "answers 503"
+        scoreboard.add(
+            Row(
+                fault=f"{name} {how} at the very first start",
+                lost="everything meanwhile",
+                noticed_after_s=(found_ms - fault_ms) / 1000,
+                whole_after_s=(whole_ms - fault_ms) / 1000,
+            )
+        )
+
+    run_line(path, check, before=[fault], speed=SPEED, rest_timeout_s=REST_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "text"),
+    [
+        (RefuseRest("exchangeInfo", 503), "status 503", "answers 503"),
+        (HangRest("exchangeInfo"), "no answer in", "hangs"),
+        (ShrinkExchangeInfo(0.5), "known contracts no more", "has lost half of its contracts"),
+    ],
+    ids=["down", "hangs", "shrinks"],
+)
+def test_the_last_known_list_is_used(
+    path: Path, scoreboard: Scoreboard, fault: Fault, words: str, text: str
+) -> None:
+    started_once(path)
+
+    async def check(line: Line) -> None:
+        fault_ms = line.sim.state().start_ms
+        found_ms = await line.until(lambda: line.says("its last known copy is used", words))
+        await line.until(lambda: line.flowing)
+        assert line.report.pairs == 8
+        assert line.report.refused_pairs == {}
+        # All else goes on, and this stays said until the exchange has answered.
+        await assert_unhealthy(line, "its last known copy is used", words)
+        asked = line.sim.rest.requests["exchangeInfo"]
+        await line.until(lambda: line.sim.rest.requests["exchangeInfo"] > asked)
+        await line.sim.faults.end()
+        whole_ms = await line.until(lambda: line.delivering)
+        close_ms = START_MS + MINUTE_MS
+        await line.settled(close_ms)
+        verdict = line.judge(START_MS, close_ms)
+        assert (verdict.good, verdict.listed, verdict.published) == (True, 0, 8), verdict
+        scoreboard.add(
+            Row(
+                fault=f"exchangeInfo {text} at a later start",
+                lost=verdict.text(),
+                noticed_after_s=(found_ms - fault_ms) / 1000,
+                whole_after_s=(whole_ms - fault_ms) / 1000,
+            )
+        )
+
+    run_line(path, check, before=[fault], speed=SPEED, rest_timeout_s=REST_TIMEOUT_S)
+
+
+def test_what_a_shrunken_list_lacks_at_the_very_first_start_is_named(
+    path: Path, scoreboard: Scoreboard
+) -> None:
+    async def check(line: Line) -> None:
+        fault_ms = line.sim.state().start_ms
+        found_ms = await line.until(lambda: bool(line.report.refused_pairs))
+        await line.until(lambda: line.delivering)
+        report = line.report
+        assert 0 < report.pairs < 8
+        assert len(report.refused_pairs) == 8 - report.pairs
+        assert set(report.refused_pairs.values()) == {"the exchange lists no such contract"}
+        assert await line.metric("marketfeed_pairs") == report.pairs
+        scoreboard.add(
+            Row(
+                fault="exchangeInfo has lost half of its contracts at the very first start",
+                lost=f"{8 - report.pairs} of 8 pairs are not collected, and named",
+                noticed_after_s=(found_ms - fault_ms) / 1000,
+            )
+        )
+
+    run_line(path, check, before=[ShrinkExchangeInfo(0.5)], speed=SPEED)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after_s", "pause_s"),
+    [(429, 2, 2.0), (418, 3, 3.0), (403, None, 1.0)],
+    ids=["429", "418", "403"],
+)
+def test_refused_at_the_start_it_keeps_trying_without_hammering(
+    path: Path,
+    scoreboard: Scoreboard,
+    status: int,
+    retry_after_s: int | None,
+    pause_s: float,
+) -> None:
+    async def check(line: Line) -> None:
+        fault_ms = line.sim.state().start_ms
+        found_ms = await line.until(lambda: line.says(f"status {status}"))
+        await assert_unhealthy(line, f"status {status}")
+        whole_ms = await line.until(lambda: line.delivering)
+        refused_s = [at_s for at_s, _ in list(line.sim.rest.asked)[:3]]
+        # What was asked for, no request in between, and the third one goes through.
+        assert all(
+            later - one >= pause_s - 2 * line.stall_s - 0.01 for one, later in pairwise(refused_s)
+        )
+        scoreboard.add(
+            Row(
+                fault=f"REST answers {status} at the start"
+                + (f", Retry-After {retry_after_s}" if retry_after_s else ""),
+                lost="everything meanwhile; asked again no sooner than told",
+                noticed_after_s=(found_ms - fault_ms) / 1000,
+                whole_after_s=(whole_ms - fault_ms) / 1000,
+            )
+        )
+
+    run_line(path, check, before=[RefuseRest(None, status, retry_after_s, count=2)], speed=SPEED)
+
+
+@pytest.mark.parametrize("hours", [3, -3])
+def test_an_exchange_whose_clock_is_hours_off_this_hosts(
+    path: Path, scoreboard: Scoreboard, hours: int
+) -> None:
+    # START_MS is no more this host's time than what is hours from it: all of the exchange is off.
+    start_ms = START_MS + hours * HOUR_MS + 45_000
+
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.delivering)
+        first_ms = start_ms // MINUTE_MS * MINUTE_MS
+        await line.settled(first_ms + 2 * MINUTE_MS)
+        await line.until(lambda: line.delivering)
+        assert abs(line.report.exchange_time_ms - line.sim.now_ms()) < 1_000
+        offset_s = await line.metric("marketfeed_clock_offset_seconds")
+        assert offset_s is not None
+        assert abs(offset_s) > HOUR_MS / 1000
+        verdict = line.judge(first_ms, first_ms + 2 * MINUTE_MS)
+        assert (verdict.good, verdict.listed, verdict.published) == (True, 0, 16), verdict
+        scoreboard.add(
+            Row(fault=f"this host's clock off the exchange's, {hours:+d} h", lost=verdict.text())
+        )
+
+    run_line(path, check, speed=40.0, start_ms=start_ms)
+
+
+@pytest.mark.parametrize("hours", [3, -3])
+def test_a_server_time_that_the_frames_contradict(
+    path: Path, scoreboard: Scoreboard, hours: int
+) -> None:
+    async def check(line: Line) -> None:
+        fault_ms = line.sim.state().start_ms
+        told = f"frames are stamped {'-' if hours > 0 else '+'}10"
+        found_ms = await line.until(lambda: line.says(told))
+        await assert_unhealthy(line, told)
+        await line.sim.faults.end()
+        # It is asked again soon, not in minutes.
+        whole_ms = await line.until(lambda: line.delivering)
+        assert (whole_ms - fault_ms) / 1000 < 3 * CLOCK_DOUBT_EVERY_S * SPEED + line.margin_s()
+        assert abs(line.report.exchange_time_ms - line.sim.now_ms()) < 1_000
+        # Candles are due by the right clock again: one that does not come is found.
+        first_ms = whole_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
+        await line.settled(first_ms + MINUTE_MS)
+        verdict = line.judge(first_ms, first_ms + MINUTE_MS)
+        assert (verdict.good, verdict.listed, verdict.published) == (True, 0, 8), verdict
+        scoreboard.add(
+            Row(
+                fault=f"the server tells a time {hours:+d} h off its frames'",
+                lost=verdict.text(),
+                noticed_after_s=(found_ms - fault_ms) / 1000,
+                whole_after_s=(whole_ms - fault_ms) / 1000,
+            )
+        )
+
+    run_line(path, check, before=[ShiftClock(offset_ms=hours * HOUR_MS)], speed=SPEED)
+
+
+def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken(
+    path: Path,
+) -> None:
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.delivering)
+        assert line.collector._reporter.line is not None
+        supervisor, clock = line.collector._reporter.line.supervisor, line.collector._clock
+        async with aiohttp.ClientSession() as session:
+            rest = BinanceRest(session, line.sim.rest_url)
+            await sync_clock(rest, clock, supervisor.contradicts)
+            await line.sim.faults.start(ShiftClock(offset_ms=3 * HOUR_MS))
+            with pytest.raises(ExchangeError, match=r"\+10800 s from what all frames"):
+                await sync_clock(rest, clock, supervisor.contradicts)
+        assert abs(clock.now_ms() - line.sim.now_ms()) < 1_000
+
+    run_line(path, check, speed=SPEED)
+
+
+def test_after_a_limit_nothing_at_all_is_asked() -> None:
+    async def run() -> None:
+        now_s = [0.0]
+        async with Simulator(SimulatorOptions(pairs=1)) as sim, aiohttp.ClientSession() as session:
+            rest = BinanceRest(session, sim.rest_url, elapsed_s=lambda: now_s[0])
+            for status, retry_after_s, silence_s in ((429, 30, 30.0), (418, None, SILENCE_S)):
+                await sim.faults.start(RefuseRest("time", status, retry_after_s, count=1))
+                with pytest.raises(ExchangeRefusedError, match=f"status {status}"):
+                    await rest.server_time()
+                asked = len(sim.rest.asked)
+                now_s[0] += silence_s - 1.0
+                with pytest.raises(ExchangeRefusedError, match="not asked for 1 s more") as caught:
+                    await rest.exchange_info()
+                assert (caught.value.status, caught.value.retry_after_s) == (status, 1.0)
+                assert len(sim.rest.asked) == asked
+                now_s[0] += 1.0
+                await rest.exchange_info()
+            # The firewall's 403 is no limit that tells its end.
+            await sim.faults.start(RefuseRest("time", 403, count=1))
+            with pytest.raises(ExchangeRefusedError):
+                await rest.server_time()
+            await rest.server_time()
+
+    asyncio.run(run())
