@@ -39,7 +39,7 @@ from marketfeed.writer import JournalWriter
 log = logging.getLogger(__name__)
 
 CLOCK_SYNC_EVERY_S: Final = 300.0
-CLOCK_DOUBT_EVERY_S: Final = 5.0
+CLOCK_DOUBT_EVERY_S: Final = 3.0
 """Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
 LOOK_AT_JOURNAL_EVERY_S: Final = 3.0

@@ -1,27 +1,33 @@
-"""The choice of a store by its address."""
+"""The choice of a store by its address, and what the environment says of it."""
 
+import os
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from reader.errors import ArgumentError
 from reader.store import Store
 
 URL_VARIABLE: Final = "MARKETFEED_URL"
-URL_FORMS: Final = "sqlite:////absolute/path/journal.db or sqlite:///relative/path/journal.db"
+TOKEN_VARIABLE: Final = "MARKETFEED_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE_VARIABLE: Final = "MARKETFEED_TOKEN_FILE"  # noqa: S105
+BUCKET_VARIABLE: Final = "MARKETFEED_BUCKET"
+BUCKET: Final = "market_data"
+URL_FORMS: Final = (
+    "sqlite:////absolute/path/journal.db, sqlite:///relative/path/journal.db or http(s)://host:8086"
+)
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, token: str | None = None, bucket: str | None = None) -> Store:
     """Open the store at `url`.
 
-    Raises ArgumentError for an address that cannot be used, StoreUnavailableError.
+    `token` and `bucket`, by default those of the environment, are for a database over HTTP.
+
+    Raises ArgumentError for an address that cannot be used, StoreUnavailableError, StoreAuthError.
     """
     parts = urlsplit(url)
     if parts.scheme in ("http", "https"):
-        raise ArgumentError(
-            f"{URL_VARIABLE}: this version reads journals only ({URL_FORMS}), not a database over "
-            f"{parts.scheme}"
-        )
+        return _open_influx(parts, token, bucket)
     if parts.scheme != "sqlite":
         # Not echoed: an address may hold a password.
         raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected; another address was found")
@@ -37,3 +43,51 @@ def open_store(url: str) -> Store:
     from reader.sqlite import SqliteStore  # noqa: PLC0415 - a store's modules load when it is used
 
     return SqliteStore(Path(path))
+
+
+def _open_influx(url: SplitResult, token: str | None, bucket: str | None) -> Store:
+    if "@" in url.netloc:
+        raise ArgumentError(
+            f"{URL_VARIABLE}: {URL_FORMS} is expected, without a user or password in it; "
+            f"credentials are a token ({TOKEN_VARIABLE}; for InfluxDB 1.x user:password)"
+        )
+    try:
+        usable = url.hostname and url.port != 0 and not url.query and not url.fragment
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected, not {url.geturl()!r}")
+    database = os.environ.get(BUCKET_VARIABLE) or BUCKET if bucket is None else bucket
+    if not database:
+        raise ArgumentError(f"bucket: the name of a bucket is expected, found {database!r}")
+
+    from reader.influx import InfluxStore  # noqa: PLC0415 - a store's modules load when it is used
+    from reader.influx_http import InfluxHttp  # noqa: PLC0415
+
+    def current_token() -> str | None:
+        return _token() if token is None else _checked("token", token)
+
+    return InfluxStore(InfluxHttp(url, database, current_token))
+
+
+def _token() -> str | None:
+    """The token that the environment gives or names a file of, None if there is none."""
+    value, file = (os.environ.get(name) for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE))
+    if value and file:
+        raise ArgumentError(f"{TOKEN_VARIABLE} and {TOKEN_FILE_VARIABLE} are both set: one of them")
+    if not file:
+        return _checked(TOKEN_VARIABLE, value) if value else None
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ArgumentError(f"{TOKEN_FILE_VARIABLE}: {file} cannot be read: {reason}") from error
+    return _checked(TOKEN_FILE_VARIABLE, text)
+
+
+def _checked(name: str, token: str) -> str:
+    token = token.strip()
+    # It goes into a header; and it is not echoed.
+    if not token or not token.isascii() or not token.isprintable():
+        raise ArgumentError(f"{name}: a token is expected, one line of plain ASCII characters")
+    return token

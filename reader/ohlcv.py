@@ -82,7 +82,9 @@ def read_series(
     found: dict[str, frames.Series] = {}
     left = list(pairs)
     while left:
-        query = CandleQuery(left, source, start_ms, end_ms, asked_rows, request.include_forming)
+        query = CandleQuery(
+            left, source, start_ms, end_ms, asked_rows, request.include_forming, length_ms
+        )
         short: list[str] = []
         for pair, rows in zip(left, store.candles(query), strict=True):
             series = frames.series(rows, source_ms, request)

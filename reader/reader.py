@@ -59,19 +59,21 @@ class MarketReader:
     ) -> Self:
         """Open the store at `url`, by default `MARKETFEED_URL` of the environment.
 
-        `sqlite:////abs/journal.db` or `sqlite:///rel.db`; other characters than those of a plain path
-        are percent-encoded. `token` and `bucket` (`MARKETFEED_TOKEN`, `MARKETFEED_TOKEN_FILE`,
-        `MARKETFEED_BUCKET`) belong to a database over HTTP and mean nothing to a journal. `now_ms`
-        gives exchange time in ms, for readers of a simulated exchange.
+        `sqlite:////abs/journal.db` or `sqlite:///rel.db` for a journal on this host; other characters
+        than those of a plain path are percent-encoded. `http(s)://host:8086` for an InfluxDB that a
+        collector ships to: `bucket` of it (`MARKETFEED_BUCKET`, market_data), with `token`
+        (`MARKETFEED_TOKEN` or `MARKETFEED_TOKEN_FILE`; the file is read again when the server refuses
+        its token). `now_ms` gives exchange time in ms, for readers of a simulated exchange.
 
-        Raises ArgumentError for a missing or wrong address, StoreUnavailableError.
+        Raises ArgumentError for a missing or wrong address, StoreUnavailableError, StoreAuthError.
         """
         address = os.environ.get(URL_VARIABLE, "") if url is None else url
         if not address:
             raise ArgumentError(
                 f"no store to read from: set {URL_VARIABLE}, or pass url; {URL_FORMS} is expected"
             )
-        return cls(open_store(address), _wall_ms if now_ms is None else now_ms)
+        store = open_store(address, token=token, bucket=bucket)
+        return cls(store, _wall_ms if now_ms is None else now_ms)
 
     def __enter__(self) -> Self:
         return self

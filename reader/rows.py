@@ -25,7 +25,8 @@ class CatalogRow(NamedTuple):
 class CandleQuery(NamedTuple):
     """The newest `limit` (None: all) closed candles of each pair with start <= open time < end.
 
-    `timeframe` is one that is stored. `forming` asks for the forming candle as well.
+    `timeframe` is one that is stored. `forming` asks for the forming candle as well. `whole_ms` is the
+    length of the candles that the answer is put together to, where that is another.
     """
 
     pairs: Sequence[str]
@@ -34,6 +35,7 @@ class CandleQuery(NamedTuple):
     end_ms: int
     limit: int | None
     forming: bool
+    whole_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class CandleRows:
 
     `values` has shape (n, 6): open time in ms (exact in a float64 until the year 287396), open, high,
     low, close, volume. `first_ms` and `newest_ms` are the open times of the first and newest closed
-    candle stored of this series, in the range or not. `forming` is like a row of `values`.
+    candle stored of this series, in the range or not; where `values` reach an end of the range or the
+    limit, they may speak for what lies beyond it. `forming` is like a row of `values`.
     """
 
     values: NDArray[np.float64]

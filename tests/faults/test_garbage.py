@@ -149,13 +149,13 @@ def candle_frame(changes: dict[str, Any], event_changes: dict[str, Any]) -> byte
 
 
 @given(st.binary(max_size=300) | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_any_bytes(frame: bytes) -> None:
     look(frame)
 
 
 @given(JSON.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_json(frame: bytes) -> None:
     look(frame)
 
@@ -164,7 +164,7 @@ def test_any_json(frame: bytes) -> None:
     st.dictionaries(st.sampled_from("tTsiochlvnxqV"), JSON, max_size=3),
     st.dictionaries(st.sampled_from("eEsk"), JSON, max_size=1),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_values_in_a_candle(changes: dict[str, Any], event_changes: dict[str, Any]) -> None:
     look(candle_frame(changes, event_changes))
 

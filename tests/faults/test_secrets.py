@@ -27,9 +27,7 @@ from marketfeed.config import load_settings
 from marketfeed.errors import SettingsError
 
 CANARY = "cAnArY-9f86d081884c7d65"
-COMMANDS = (
-    ["check"], ["check", "--json"], ["setup", "--json"], ["status"], ["status", "--json"], ["deadletter"],
-)  # fmt: skip
+COMMANDS = (["check"], ["setup", "--json"], ["status", "--json"], ["deadletter"])
 DEBUG_RUN = Path(__file__).with_name("secrets_debug_run.py")
 
 

@@ -1,0 +1,230 @@
+"""What collectors have shipped to an InfluxDB (1.x or 2.x), read over InfluxQL.
+
+The answers are those of a journal that holds the same rows. What differs lies in what is shipped:
+
+* It is there a second or so after it is in the journal, forming candles every 5 s.
+* `since` of a pair is the time of its first point in `feed_catalog`, which is when its collection began
+  or, in a bucket that was begun later, what was noted of it last before that.
+* Of two settlements of a pair at one instant there is one point.
+
+Every question names a range of time: an unbounded one is 10 times slower over a year of data. Its lower
+end comes from the newest time seen in that measurement so far (at first, the host's clock). That is a
+belief that can only cost time: where rows or pairs are lacking it is widened, at last to everything.
+"""
+
+import time
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marketfeed import schema
+from reader import influx_candles
+from reader import influx_queries as queries
+from reader.influx_answers import RowType, Statement, StatementAnswer
+from reader.influx_http import InfluxHttp
+from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+
+POLL_S: Final = 0.25
+CATALOG_S: Final = 5.0
+"""Wall seconds for which the catalog is believed; a pair that is not in it is looked up at once."""
+
+_NAMED: Final = 16
+"""Up to so many pairs are named in a question for latest values; of more, those of all are fetched."""
+_POINTS: Final = 2
+"""So many points a pair are fetched then: collectors are not in step to the second."""
+
+
+class _Latest(NamedTuple):
+    """A question for the newest point of each pair.
+
+    The first `needed` of `columns` are always there. `back_ms` is how far before the newest time seen it
+    is looked for at first. `points` are rows of the columns, `points_of` with the pair behind them.
+    """
+
+    measurement: str
+    columns: tuple[str, ...]
+    needed: int
+    back_ms: int
+    points: RowType[Any]
+    points_of: RowType[Any]
+
+
+_MARK_PRICE: Final = _Latest(
+    schema.MARK_PRICE,
+    ("mark_price", "index_price"),
+    2,
+    2 * schema.MINUTE_MS,
+    RowType(tuple[int, float, float]),
+    RowType(tuple[int, float | None, float | None, str | None]),
+)
+_FUNDING_RATE: Final = _Latest(
+    schema.FUNDING_RATE,
+    ("rate", "next_funding_time", "settled_rate"),
+    2,
+    10 * schema.MINUTE_MS,
+    RowType(tuple[int, float, int, float | None]),
+    RowType(tuple[int, float | None, int | None, float | None, str | None]),
+)
+_SETTLED_RATE: Final = _Latest(
+    schema.FUNDING_SETTLED, ("rate",), 1, schema.DAY_MS, queries.OPENS, queries.OPENS_OF
+)
+
+
+class _Catalog(NamedTuple):
+    asked_s: float
+    rows: Mapping[str, CatalogRow]
+
+
+class InfluxStore:
+    """The bucket that `http` asks. Looks into it at once.
+
+    Raises StoreUnavailableError and StoreAuthError, here and from every question.
+    """
+
+    poll_s = POLL_S
+
+    def __init__(self, http: InfluxHttp) -> None:
+        self._http = http
+        self._newest_ms: dict[str, int] = {}
+        self._catalog = self._ask_catalog()
+
+    @property
+    def source(self) -> str:
+        """The address that is asked, without secrets."""
+        return self._http.source
+
+    def close(self) -> None:
+        """Close the connections; every later question raises."""
+        self._http.close()
+
+    # --- questions --------------------------------------------------------------------------------
+
+    def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
+        """What is collected, ordered by pair; of `pairs` alone if given. Up to CATALOG_S old."""
+        asked_s, rows = self._catalog
+        lacking = not rows if pairs is None else any(pair not in rows for pair in pairs)
+        if lacking or time.monotonic() - asked_s >= CATALOG_S:
+            self._catalog = self._ask_catalog()
+            rows = self._catalog.rows
+        if pairs is None:
+            return list(rows.values())
+        return [rows[pair] for pair in sorted(pairs) if pair in rows]
+
+    def candles(self, query: CandleQuery) -> list[CandleRows]:
+        """Answer `query`, in the order of its pairs."""
+        measurement = schema.ohlcv_measurement(query.timeframe)
+        answer = influx_candles.read(self._http, query, self._believed_ms(measurement))
+        self._note(measurement, (rows.newest_ms for rows in answer if rows.newest_ms is not None))
+        return answer
+
+    def newest(self, timeframe: str) -> Mapping[str, int]:
+        """Pair -> open time of its newest closed candle."""
+        pairs = [row.pair for row in self.catalog() if timeframe in row.timeframes]
+        (rows,) = self._latest(
+            pairs,
+            _Latest(
+                schema.ohlcv_measurement(timeframe),
+                ("open",),
+                1,
+                3 * schema.TIMEFRAMES_MS[timeframe],
+                queries.OPENS,
+                queries.OPENS_OF,
+            ),
+        )
+        return {pair: row[0] for pair, row in rows.items()}
+
+    def with_candle(self, timeframe: str, open_time_ms: int) -> set[str]:
+        """The pairs whose closed candle of that open time is stored."""
+        (answer,) = self._http.ask([queries.at(timeframe, open_time_ms)], {})
+        return {pair for _, _, pair in answer.rows(queries.OPENS_OF) if pair is not None}
+
+    def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
+        """The newest mark price of each of `pairs`."""
+        (rows,) = self._latest(pairs, _MARK_PRICE)
+        return {pair: MarkRow(pair, *row) for pair, row in rows.items()}
+
+    def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
+        """The newest running funding rate of each of `pairs`, with the newest settled one."""
+        running, settled = self._latest(pairs, _FUNDING_RATE, _SETTLED_RATE)
+        return {
+            pair: FundingRow(
+                pair, time_ms, rate, settled[pair][1] if pair in settled else noted, next_ms
+            )
+            for pair, (time_ms, rate, next_ms, noted) in running.items()
+        }
+
+    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
+        condition, bound = queries.among([pair])
+        (answer,) = self._http.ask([queries.settled(condition, start_ms, end_ms)], bound)
+        return np.array(answer.rows(queries.SETTLED_RATES), np.float64).reshape(-1, 2)
+
+    def version(self) -> Hashable:
+        """A value that differs after POLL_S: an InfluxDB does not tell that something was written."""
+        return int(time.monotonic() / POLL_S)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _ask_catalog(self) -> _Catalog:
+        asked_s = time.monotonic()
+        (answer,) = self._http.ask([queries.catalog()], {})
+        rows: dict[str, CatalogRow] = {}
+        for time_ms, timeframes, listed_ms, ended_ms, pair in answer.rows(queries.CATALOG_POINTS):
+            if pair is not None:
+                since_ms = rows[pair].since_ms if pair in rows else time_ms
+                names = tuple(filter(None, timeframes.split(",")))
+                rows[pair] = CatalogRow(pair, names, since_ms, listed_ms, ended_ms)
+        return _Catalog(asked_s, dict(sorted(rows.items())))
+
+    def _latest(self, pairs: Sequence[str], *wanted: _Latest) -> list[dict[str, Any]]:
+        """Return pair -> newest point of each question, in the order of `pairs`."""
+        if not pairs:
+            return [{} for _ in wanted]
+        by_name = len(pairs) <= _NAMED
+        condition, bound = queries.among(pairs) if by_name else ("", {})
+        statements: list[Statement] = []
+        for question in wanted:
+            name, columns = question.measurement, question.columns
+            start_ms = self._believed_ms(name) - question.back_ms
+            if by_name:
+                statements.append(queries.last_of_each(name, columns, condition, start_ms))
+            else:
+                limit = _POINTS * max(len(pairs), len(self._catalog.rows))
+                statements.append(queries.newest_points(name, columns, start_ms, limit))
+        take = _last_of_each if by_name else _newest_points
+        found: list[dict[str, Any]] = []
+        for question, answer in zip(wanted, self._http.ask(statements, bound), strict=True):
+            rows = take(question, answer)
+            older = [pair for pair in pairs if pair not in rows]
+            if older:
+                condition, bound = queries.among(older)
+                statement = queries.last_of_each(
+                    question.measurement, question.columns, condition, 0
+                )
+                rows |= _last_of_each(question, *self._http.ask([statement], bound))
+            self._note(question.measurement, (row[0] for row in rows.values()))
+            found.append({pair: rows[pair] for pair in pairs if pair in rows})
+        return found
+
+    def _believed_ms(self, measurement: str) -> int:
+        return self._newest_ms.get(measurement) or time.time_ns() // 1_000_000
+
+    def _note(self, measurement: str, times_ms: Iterable[int]) -> None:
+        newest_ms = max(times_ms, default=0)
+        if newest_ms > self._newest_ms.get(measurement, 0):
+            self._newest_ms[measurement] = newest_ms
+
+
+def _last_of_each(question: _Latest, answer: StatementAnswer) -> dict[str, Any]:
+    return {pair: points[-1] for pair, points in answer.by_pair(question.points).items()}
+
+
+def _newest_points(question: _Latest, answer: StatementAnswer) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for *point, pair in answer.rows(question.points_of):
+        # What is no whole point of a pair is left for the question by name, which says so.
+        if pair is not None and pair not in rows and None not in point[: question.needed + 1]:
+            rows[pair] = tuple(point)
+    return rows

@@ -1,0 +1,168 @@
+"""Candles out of an InfluxDB: as few rows as the question needs, from as few shards as hold them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marketfeed import schema
+from reader import influx_queries as queries
+from reader.influx_answers import StatementAnswer
+from reader.influx_http import InfluxHttp
+from reader.rows import CandleQuery, CandleRows
+
+_Floats = NDArray[np.float64]
+
+_WIDER: Final = 4
+"""A second look goes so many times as far back as the first; a third one has no lower end."""
+_FORMING_CANDLES: Final = 3
+"""How far back forming candles are looked for at first."""
+_NO_ROWS: Final = np.empty((0, 6))
+
+
+def read(http: InfluxHttp, query: CandleQuery, newest_ms: int) -> list[CandleRows]:
+    """Answer `query`, in the order of its pairs.
+
+    `newest_ms` is where the newest candles are believed to open; a wrong belief costs time only. Where
+    the rows reach an end of the range, what lies beyond that end is not asked for.
+    """
+    length_ms = schema.TIMEFRAMES_MS[query.timeframe]
+    forming_start_ms = newest_ms - _FORMING_CANDLES * length_ms
+    forming: dict[str, queries.CandlePoint] = {}
+    found = dict.fromkeys(query.pairs, _NO_ROWS)
+    short: Sequence[str] = query.pairs
+    for number, (start_ms, end_ms) in enumerate(_windows(query, newest_ms, length_ms)):
+        lacking = [_lacking(query, found[pair]) for pair in short]
+        limit = None if query.limit is None else max(lacking, key=lambda count: count or 0)
+        condition, bound = queries.among(short)
+        statements = [
+            queries.candles(query.timeframe, condition, start_ms, end_ms, limit, len(short))
+        ]
+        if query.forming and number == 0:
+            # Read before the closed ones: a candle that closes in between is in the answer once, and
+            # none is there without its predecessor.
+            statements.insert(0, queries.forming(query.timeframe, condition, forming_start_ms))
+        *before, answer = http.ask(statements, bound)
+        for each in before:
+            forming = _newest(each)
+        older = answer.numbers(queries.CANDLE_POINTS, 6)
+        for pair, count in zip(short, lacking, strict=True):
+            # Newest first, and perhaps more than this pair lacks.
+            rows = older.get(pair, _NO_ROWS)[:count][::-1]
+            _check_rising(rows, pair, answer)
+            found[pair] = np.vstack([rows, found[pair]]) if len(found[pair]) else rows
+        short = [pair for pair in short if _lacking(query, found[pair])]
+        if not short:
+            break
+    edges = _edges(http, query, found, length_ms)
+    if query.forming:
+        forming |= _older_forming(http, query, forming, edges, forming_start_ms)
+    return [_rows(found[pair], edges[pair], forming.get(pair)) for pair in query.pairs]
+
+
+def _windows(query: CandleQuery, newest_ms: int, length_ms: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges to look into, (start, end) in ms, the later before the earlier."""
+    start_ms, end_ms = query.start_ms, query.end_ms
+    if start_ms >= end_ms:
+        return
+    if query.limit is None:
+        yield start_ms, end_ms
+        return
+    reach_ms = query.limit * length_ms
+    # As many as asked for if none is missing.
+    top_ms = min(newest_ms + length_ms, end_ms)
+    for first_ms in (top_ms - reach_ms, top_ms - (1 + _WIDER) * reach_ms, start_ms):
+        if end_ms > start_ms:
+            yield max(first_ms, start_ms), end_ms
+            end_ms = max(first_ms, start_ms)
+
+
+def _lacking(query: CandleQuery, rows: _Floats) -> int | None:
+    """How many more rows are wanted; None: there is no end to it."""
+    return None if query.limit is None else query.limit - len(rows)
+
+
+def _check_rising(rows: _Floats, pair: str, answer: StatementAnswer) -> None:
+    if not (rows[1:, 0] > rows[:-1, 0]).all():
+        raise answer.foreign(
+            f"{pair} has several candles at one time: points with a further tag are among them"
+        )
+
+
+def _newest(answer: StatementAnswer) -> dict[str, queries.CandlePoint]:
+    return {pair: points[-1] for pair, points in answer.by_pair(queries.CANDLE_POINTS).items()}
+
+
+# --- what lies beyond the rows ----------------------------------------------------------------------
+
+_Edges = tuple[int | None, int | None]
+
+
+def _edges(
+    http: InfluxHttp, query: CandleQuery, found: Mapping[str, _Floats], length_ms: int
+) -> dict[str, _Edges]:
+    """Open times of the first and newest closed candle of each pair, asked for where rows do not tell."""
+    edges: dict[str, _Edges] = {}
+    for pair, rows in found.items():
+        if _tells(query, rows, length_ms):
+            edges[pair] = (int(rows[0, 0]), int(rows[-1, 0])) if len(rows) else (None, None)
+    unsure = [pair for pair in found if pair not in edges]
+    if unsure:
+        condition, bound = queries.among(unsure)
+        statements = [
+            queries.edge(which, query.timeframe, condition) for which in ("first", "last")
+        ]
+        first, last = (
+            {pair: points[0][0] for pair, points in answer.by_pair(queries.OPENS).items()}
+            for answer in http.ask(statements, bound)
+        )
+        edges |= {pair: (first.get(pair), last.get(pair)) for pair in unsure}
+    return edges
+
+
+def _tells(query: CandleQuery, rows: _Floats, length_ms: int) -> bool:
+    """Whether nothing outside the range could change what the rows say of its ends."""
+    from_start, to_end = query.start_ms <= 0, query.end_ms >= queries.OPEN_END_MS
+    if from_start and to_end:
+        return True
+    cut = _lacking(query, rows) == 0
+    if len(rows) == 0 or (query.whole_ms not in (None, length_ms) and not cut):
+        # Of parts that make no whole candle, the age goes by what lies outside.
+        return False
+    first_slot_ms = -(-query.start_ms // length_ms) * length_ms
+    last_slot_ms = (-(-query.end_ms // length_ms) - 1) * length_ms
+    return bool(
+        (from_start or cut or rows[0, 0] <= first_slot_ms)
+        and (to_end or rows[-1, 0] >= last_slot_ms)
+    )
+
+
+def _older_forming(
+    http: InfluxHttp,
+    query: CandleQuery,
+    forming: Mapping[str, queries.CandlePoint],
+    edges: Mapping[str, _Edges],
+    looked_from_ms: int,
+) -> dict[str, queries.CandlePoint]:
+    """Forming candles from before `looked_from_ms`, of pairs that may have such a one."""
+    length_ms = schema.TIMEFRAMES_MS[query.timeframe]
+    late = [
+        pair
+        for pair in query.pairs
+        if pair not in forming
+        and ((newest_ms := edges[pair][1]) is None or newest_ms + length_ms < looked_from_ms)
+    ]
+    if not late:
+        return {}
+    condition, bound = queries.among(late)
+    (answer,) = http.ask([queries.forming(query.timeframe, condition, 0)], bound)
+    return _newest(answer)
+
+
+def _rows(values: _Floats, edges: _Edges, forming: queries.CandlePoint | None) -> CandleRows:
+    first_ms, newest_ms = edges
+    # The points of forming candles stay after these have closed.
+    if forming is not None and newest_ms is not None and forming[0] <= newest_ms:
+        forming = None
+    return CandleRows(values, first_ms, newest_ms, forming)

@@ -1,0 +1,258 @@
+"""One InfluxDB database asked over HTTP: `POST /query`, the errors, and the bytes of the answers.
+
+Connections are kept alive in a deque without locks: a thread takes one or makes one, and gives it back.
+After a fork the child drops those it inherited, whose other end belongs to the parent.
+
+Nothing is tried again, with one exception: a kept connection that the server has closed meanwhile is
+replaced. A query changes nothing, so asking twice is harmless.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
+from typing import Final, NamedTuple
+from urllib.parse import SplitResult, urlencode
+
+import msgspec
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
+
+from reader.errors import ArgumentError, ReaderError, StoreAuthError, StoreUnavailableError
+from reader.influx_answers import (
+    LAST,
+    MSGPACK,
+    WHOLE_ROWS,
+    Statement,
+    StatementAnswer,
+    decode,
+    words,
+)
+
+CONNECT_S: Final = 5.0
+READ_S: Final = 30.0
+"""Wall seconds for a connection, and for the server's next bytes."""
+
+_KEPT: Final = 8
+_PORTS: Final = {"http": 80, "https": 443}
+_NOT_FOUND: Final = (
+    "database not found",
+    "retention policy not found",
+    "default retention policy not set",
+    "database name required",
+)
+
+
+class _Answer(NamedTuple):
+    status: int
+    content_type: str
+    body: bytes
+
+
+class InfluxHttp:
+    """Asks `database` (a bucket of 2.x) of the server at `url`.
+
+    `url` has a scheme and a host. `token` gives the token as it is now, None where none is needed; it is
+    asked again when the server refuses one. `read_s` is how long the server may keep silent. Safe in
+    threads and after a fork.
+    """
+
+    def __init__(
+        self,
+        url: SplitResult,
+        database: str,
+        token: Callable[[], str | None] = lambda: None,
+        *,
+        read_s: float = READ_S,
+    ) -> None:
+        self._secure = url.scheme == "https"
+        self._host = url.hostname or ""
+        self._port = url.port or _PORTS[url.scheme]
+        self._path = url.path.rstrip("/") + "/query"
+        self._address = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
+        self._database = database
+        self._read_token = token
+        self._token = token()
+        self._read_s = read_s
+        self._idle: deque[HTTPConnection] = deque()
+        self._pid = os.getpid()
+        self._closed = False
+
+    @property
+    def source(self) -> str:
+        """The address that is asked, without secrets."""
+        return f"{self._address}/query?{urlencode({'db': self._database})}"
+
+    def close(self) -> None:
+        """Close the connections; every later question raises."""
+        self._closed = True
+        self._drop_idle()
+
+    def ask(
+        self, statements: Sequence[Statement], parameters: Mapping[str, str | int]
+    ) -> list[StatementAnswer]:
+        """Ask in one request; an answer for each statement.
+
+        `parameters` are bound by the server (`$name` in a text). Times are ms.
+
+        Raises StoreUnavailableError, also when any statement failed, and StoreAuthError.
+        """
+        if self._closed:
+            raise ReaderError(f"the reader of {self.source} is closed")
+        asked = [*statements]
+        if any(each.max_rows is None or each.max_rows > WHOLE_ROWS for each in statements):
+            asked.append(LAST)
+        body = urlencode(
+            {
+                "db": self._database,
+                "q": ";".join(statement.text for statement in asked),
+                "epoch": "ms",
+                "params": msgspec.json.encode(parameters),
+            }
+        ).encode()
+        answer = self._post(body)
+        if answer.status == 401 and self._has_other_token():
+            answer = self._post(body)
+        self._judge_status(answer)
+        try:
+            found = decode(answer.content_type, answer.body, asked, self._foreign)
+        except msgspec.DecodeError as error:
+            raise self._unavailable(
+                f"answered with something else than InfluxQL results ({error}); is it an InfluxDB?"
+            ) from error
+        if found.error is not None:
+            raise self._failed(found.error)
+        if found.cut:
+            raise self._unavailable(
+                "cuts its answers short: set max-row-limit of its [http] section to 0"
+            )
+        return found.statements[: len(statements)]
+
+    def _has_other_token(self) -> bool:
+        try:
+            token = self._read_token()
+        except ArgumentError:
+            return False
+        changed = token != self._token
+        self._token = token
+        return changed
+
+    # --- what went wrong --------------------------------------------------------------------------
+
+    def _judge_status(self, answer: _Answer) -> None:
+        if answer.status == 200:
+            return
+        said = words(answer.content_type, answer.body)
+        text = f"status {answer.status}" + (f": {said}" if said else "")
+        if answer.status in (401, 403):
+            raise StoreAuthError(
+                f"InfluxDB {self._address} refused the credentials ({text}); set MARKETFEED_TOKEN or "
+                f"MARKETFEED_TOKEN_FILE to a token that may read bucket {self._database!r}"
+            )
+        if any(sign in said for sign in _NOT_FOUND):
+            raise self._failed(said)
+        if answer.status in (400, 404):
+            raise self._unavailable(f"answered {text}; is it an InfluxDB, and the address right?")
+        if 300 <= answer.status < 400:
+            raise self._unavailable(f"answered {text}: it redirects; use the address it leads to")
+        raise self._unavailable(f"answered {text}; try again later")
+
+    def _failed(self, error: str) -> StoreUnavailableError:
+        if any(sign in error for sign in _NOT_FOUND):
+            return self._unavailable(
+                f"has no bucket or database {self._database!r} that InfluxQL and this token can see "
+                f"({error}); check MARKETFEED_BUCKET and the token's rights, or let `marketfeed "
+                "setup` create the bucket and its mapping"
+            )
+        return self._unavailable(f"could not answer: {error}")
+
+    def _foreign(self, what: object) -> StoreUnavailableError:
+        return self._unavailable(
+            f"holds points that no marketfeed wrote ({what}); `marketfeed check` says what clashes"
+        )
+
+    def _unavailable(self, text: str) -> StoreUnavailableError:
+        return StoreUnavailableError(f"InfluxDB {self._address} {text}")
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def _post(self, body: bytes) -> _Answer:
+        connection = self._kept()
+        if connection is not None:
+            try:
+                return self._exchange(connection, body)
+            except (ConnectionError, HTTPException):
+                # The server closed it while it was idle, and so the others, too.
+                self._drop_idle()
+            except (HTTPError, OSError) as error:
+                raise self._unreachable(error) from error
+        try:
+            return self._exchange(self._connect(), body)
+        except (HTTPError, HTTPException, OSError) as error:
+            raise self._unreachable(error) from error
+
+    def _exchange(self, connection: HTTPConnection, body: bytes) -> _Answer:
+        headers = {
+            "Accept": MSGPACK,
+            "Content-Type": "application/x-www-form-urlencoded",
+            "User-Agent": "marketfeed-reader",
+        }
+        if self._token is not None:
+            headers["Authorization"] = f"Token {self._token}"
+        try:
+            connection.request("POST", self._path, body, headers, preload_content=False)
+            response = connection.getresponse()
+            data = response.read()
+        except BaseException:
+            connection.close()
+            raise
+        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        if self._closed or len(self._idle) >= _KEPT:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        return _Answer(response.status, content_type, data)
+
+    def _kept(self) -> HTTPConnection | None:
+        if self._pid != os.getpid():
+            # First the deque, then the number: another thread that sees the number sees an empty one.
+            self._drop_idle()
+            self._pid = os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _connect(self) -> HTTPConnection:
+        kind = HTTPSConnection if self._secure else HTTPConnection
+        connection = kind(self._host, self._port, timeout=CONNECT_S)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        connection.timeout = self._read_s
+        return connection
+
+    def _drop_idle(self) -> None:
+        dropped, self._idle = self._idle, deque()
+        for connection in dropped:
+            connection.close()
+
+    def _unreachable(self, error: Exception) -> StoreUnavailableError:
+        return self._unavailable(
+            f"cannot be reached ({self._reason(error)}); does it run, and is MARKETFEED_URL right?"
+        )
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError | ReadTimeoutError):
+            return f"no answer within {self._read_s:g} s"
+        if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
+            return f"no connection within {CONNECT_S:g} s"
+        cause = error.__cause__ if isinstance(error, NewConnectionError) else None
+        return getattr(cause, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,116 @@
+"""The questions to an InfluxDB as InfluxQL text; `influx.py` asks them.
+
+Pure. A text is made of constants, measurement names of the schema and whole numbers; pairs are bound by
+the server (`$p0`, `$p1` …) and never become part of it. Every range has both ends: start <= time < end.
+
+`GROUP BY pair` gives a series for each pair. Of a selector like `last(open)` the other columns come from
+the same point; two selectors in one statement would be mixed from two.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from marketfeed import schema
+from reader.influx_answers import WHOLE_ROWS, RowType, Statement
+
+OPEN_END_MS: Final = 9_223_372_036_854
+"""The last millisecond that InfluxDB can date: later ends of a range are open."""
+
+CandlePoint = tuple[float, float, float, float, float, float]
+CANDLE_POINTS: Final = RowType(tuple[float, float, float, float, float, float])
+OPENS: Final = RowType(tuple[int, float])
+OPENS_OF: Final = RowType(tuple[int, float, str | None])
+SETTLED_RATES: Final = RowType(tuple[int, float])
+CATALOG_POINTS: Final = RowType(tuple[int, str, int | None, int | None, str | None])
+
+_OHLCV: Final = ("open", "high", "low", "close", "volume")
+
+
+def among(pairs: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The condition that a point is of one of `pairs`, and its parameters."""
+    bound = {f"p{number}": pair for number, pair in enumerate(pairs)}
+    return "(" + " OR ".join(f"pair = ${name}" for name in bound) + ") AND ", bound
+
+
+def candles(
+    timeframe: str, condition: str, start_ms: int, end_ms: int, limit: int | None, pairs: int
+) -> Statement:
+    """The newest `limit` closed candles of each of `pairs` pairs, newest first."""
+    return Statement(
+        f"SELECT {', '.join(_OHLCV)} FROM {_closed(timeframe)} "
+        f"WHERE {condition}{_between(start_ms, end_ms)} GROUP BY pair ORDER BY time DESC"
+        + ("" if limit is None else f" LIMIT {limit:d}"),
+        None if limit is None else limit * pairs,
+    )
+
+
+def forming(timeframe: str, condition: str, start_ms: int) -> Statement:
+    """The newest forming candle of each pair."""
+    measurement = schema.forming_measurement(_known(timeframe))
+    return last_of_each(measurement, _OHLCV, condition, start_ms)
+
+
+def edge(which: str, timeframe: str, condition: str) -> Statement:
+    """The `first` or `last` closed candle of each pair."""
+    return Statement(
+        f"SELECT {which}(open) FROM {_closed(timeframe)} "
+        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair",
+        WHOLE_ROWS,
+    )
+
+
+def at(timeframe: str, open_time_ms: int) -> Statement:
+    """The closed candles that open at one time, with their pairs."""
+    text = f"SELECT open, pair FROM {_closed(timeframe)} WHERE time = {open_time_ms:d}ms"
+    return Statement(text, WHOLE_ROWS)
+
+
+def last_of_each(
+    measurement: str, columns: Sequence[str], condition: str, start_ms: int
+) -> Statement:
+    """The newest point of each pair that has the first of `columns`, with the others of that point."""
+    chosen = ", ".join([f"last({columns[0]})", *columns[1:]])
+    text = (
+        f'SELECT {chosen} FROM "{measurement}" '
+        f"WHERE {condition}{_between(start_ms, OPEN_END_MS)} GROUP BY pair"
+    )
+    return Statement(text, WHOLE_ROWS)
+
+
+def newest_points(measurement: str, columns: Sequence[str], start_ms: int, limit: int) -> Statement:
+    """The newest points of all pairs, newest first, each with its pair behind the columns."""
+    return Statement(
+        f'SELECT {", ".join(columns)}, pair FROM "{measurement}" '
+        f"WHERE {_between(start_ms, OPEN_END_MS)} ORDER BY time DESC LIMIT {limit:d}",
+        limit,
+    )
+
+
+def settled(condition: str, start_ms: int, end_ms: int) -> Statement:
+    """Settled funding rates, oldest first."""
+    return Statement(
+        f"SELECT rate FROM {schema.FUNDING_SETTLED} WHERE {condition}{_between(start_ms, end_ms)}"
+    )
+
+
+def catalog() -> Statement:
+    """Everything that was ever noted of what is collected, oldest first, with its pair."""
+    return Statement(
+        f"SELECT timeframes, listed, ended, pair FROM {schema.FEED_CATALOG} "
+        f"WHERE {_between(0, OPEN_END_MS)}"
+    )
+
+
+def _between(start_ms: int, end_ms: int) -> str:
+    first, end = (min(max(ms, 0), OPEN_END_MS) for ms in (start_ms, end_ms))
+    return f"time >= {first:d}ms AND time < {end:d}ms"
+
+
+def _closed(timeframe: str) -> str:
+    return f'"{schema.ohlcv_measurement(_known(timeframe))}"'
+
+
+def _known(timeframe: str) -> str:
+    if timeframe not in schema.TIMEFRAMES_MS:
+        raise ValueError(f"found timeframe {timeframe!r}, expected one of the schema's")
+    return timeframe
