@@ -27,7 +27,7 @@ CLOSED_COMMIT_AFTER_S: Final = 0.008
 LAST_TRIES: Final = 3
 """How often a commit is tried again when the collector stops, before its records are given up."""
 MAX_PENDING_RECORDS: Final = 500_000
-"""Records held while the disk refuses: about 150 MB. Mark prices give way first, closed candles last."""
+"""Records held while the disk refuses: up to 300 MB. Mark prices give way first, closed candles last."""
 MAX_AHEAD_MS: Final = schema.DAY_MS
 """How far ahead of the exchange's clock a frame's stamp may be: far more than any host's clock is wrong."""
 DEAD_LETTERS_PER_COMMIT: Final = 200

@@ -25,7 +25,10 @@ def open_store(url: str, *, token: str | None = None, bucket: str | None = None)
 
     Raises ArgumentError for an address that cannot be used, StoreUnavailableError, StoreAuthError.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected: {error}") from None
     if parts.scheme in ("http", "https"):
         return _open_influx(parts, token, bucket)
     if parts.scheme != "sqlite":

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader import influx_candles
 from reader import influx_queries as queries
-from reader.influx_answers import RowType, Statement, StatementAnswer
+from reader.influx_answers import RowType, StatementAnswer
 from reader.influx_http import InfluxHttp
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
 
@@ -88,7 +88,11 @@ class InfluxStore:
     def __init__(self, http: InfluxHttp) -> None:
         self._http = http
         self._newest_ms: dict[str, int] = {}
-        self._catalog = self._ask_catalog()
+        try:
+            self._catalog = self._ask_catalog()
+        except BaseException:
+            http.close()
+            raise
 
     @property
     def source(self) -> str:
@@ -184,7 +188,7 @@ class InfluxStore:
             return [{} for _ in wanted]
         by_name = len(pairs) <= _NAMED
         condition, bound = queries.among(pairs) if by_name else ("", {})
-        statements: list[Statement] = []
+        statements: list[str] = []
         for question in wanted:
             name, columns = question.measurement, question.columns
             start_ms = self._believed_ms(name) - question.back_ms
@@ -222,9 +226,11 @@ def _last_of_each(question: _Latest, answer: StatementAnswer) -> dict[str, Any]:
 
 
 def _newest_points(question: _Latest, answer: StatementAnswer) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
+    newest: dict[str, tuple[Any, ...]] = {}
     for *point, pair in answer.rows(question.points_of):
-        # What is no whole point of a pair is left for the question by name, which says so.
-        if pair is not None and pair not in rows and None not in point[: question.needed + 1]:
-            rows[pair] = tuple(point)
-    return rows
+        if pair is not None and pair not in newest and point[1] is not None:
+            newest[pair] = tuple(point)
+    # What is no whole point is left to the question by name, which fails with it.
+    return {
+        pair: point for pair, point in newest.items() if None not in point[: question.needed + 1]
+    }

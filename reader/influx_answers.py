@@ -5,7 +5,7 @@ the server needs half the time to write them. A server that does not speak it (I
 JSON, which is read as well. CSV is never asked for: an error in it looks like an empty answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 MSGPACK: Final = "application/x-msgpack"
 
-WHOLE_ROWS: Final = 10_000
-"""An answer of more rows is put together of pieces, each of which the server calls partial."""
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What bytes that are no answer raise when they are decoded."""
 
-_NOT_EXECUTED: Final = "not executed"
+NOT_EXECUTED: Final = "not executed"
+"""The error of statements after a failed one; 1.x may give it in place of the failed one's own."""
+
 _TEXT: Final = 300
 
 T = TypeVar("T")
@@ -27,25 +29,19 @@ _Numbers = TypeVar("_Numbers", bound=tuple[float, ...])
 _Floats = NDArray[np.float64]
 
 
-class Statement(NamedTuple):
-    """One InfluxQL statement, and how many rows it may answer with (None: any number)."""
+LAST: Final = "SELECT timeframes FROM feed_catalog WHERE time = 0"
+"""A statement that answers with nothing, and costs nothing: where it was answered, those before it were
+answered in full.
 
-    text: str
-    max_rows: int | None = None
-
-
-LAST: Final = Statement("SELECT timeframes FROM feed_catalog WHERE time = 0", 1)
-"""Answers with nothing. Where it is answered, the statements before it were answered in full.
-
-A server with a `max-row-limit` stops there, in the middle of a series, and leaves out what follows. The
-only other sign of it is `partial`, which long answers carry as well.
+A server with a `max-row-limit` stops at that many rows and leaves out what follows, series and statements.
+Its only other sign of that, `partial`, is set in long answers that are whole, and lacks where a series
+happens to end there.
 """
 
 
 class _Series(msgspec.Struct):
     values: msgspec.Raw = msgspec.Raw()
     tags: dict[str, str] = {}
-    partial: bool = False
 
 
 class _Result(msgspec.Struct):
@@ -73,7 +69,7 @@ class RowType(Generic[T]):
         )
 
     def decode(self, values: msgspec.Raw, *, packed: bool) -> list[T]:
-        """Raises msgspec.DecodeError for rows of another type."""
+        """Raises one of UNREADABLE for rows of another type."""
         return self._decoders[packed].decode(values)
 
 
@@ -114,7 +110,7 @@ class StatementAnswer:
     def _decode(self, kind: RowType[T], values: msgspec.Raw) -> list[T]:
         try:
             return kind.decode(values, packed=self._packed)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise self.foreign(error) from error
 
 
@@ -157,38 +153,26 @@ def _fixed_rows(values: msgspec.Raw, width: int) -> _Floats | None:
 
 
 class Answers(NamedTuple):
-    """What came: answers, or the first error. `cut`: the server left rows out."""
+    """What came: answers to as many statements as were answered, or the first error."""
 
     statements: list[StatementAnswer]
     error: str | None
-    cut: bool
 
 
 _BODY_JSON: Final = msgspec.json.Decoder(_Body)
 _BODY_MSGPACK: Final = msgspec.msgpack.Decoder(_Body)
 
 
-def decode(
-    content_type: str,
-    body: bytes,
-    statements: Sequence[Statement],
-    foreign: Callable[[object], Exception],
-) -> Answers:
-    """Read the body of an answer with status 200. Raises msgspec.DecodeError when it is none."""
+def decode(content_type: str, body: bytes, foreign: Callable[[object], Exception]) -> Answers:
+    """Read the body of an answer with status 200. Raises one of UNREADABLE when it is none."""
     packed = content_type == MSGPACK
     found = (_BODY_MSGPACK if packed else _BODY_JSON).decode(body)
     errors = [found.error, *(result.error for result in found.results)]
     told = [error for error in errors if error is not None]
     if told:
         # A failed statement makes "not executed" of those after it.
-        return Answers([], next((e for e in told if e != _NOT_EXECUTED), told[0]), cut=False)
-    cut = len(found.results) != len(statements) or any(
-        series.partial
-        for statement, result in zip(statements, found.results, strict=False)
-        if statement.max_rows is not None and statement.max_rows <= WHOLE_ROWS
-        for series in result.series
-    )
-    return Answers([StatementAnswer(r.series, packed, foreign) for r in found.results], None, cut)
+        return Answers([], next((e for e in told if e != NOT_EXECUTED), told[0]))
+    return Answers([StatementAnswer(r.series, packed, foreign) for r in found.results], None)
 
 
 def words(content_type: str, body: bytes) -> str:
@@ -196,7 +180,7 @@ def words(content_type: str, body: bytes) -> str:
     decoder = msgspec.msgpack.decode if content_type == MSGPACK else msgspec.json.decode
     try:
         said = decoder(body, type=_Words)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         said = _Words()
     text = said.message or said.error or body.decode("utf-8", "replace")
     return " ".join(text[:_TEXT].split())

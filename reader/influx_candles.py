@@ -36,9 +36,7 @@ def read(http: InfluxHttp, query: CandleQuery, newest_ms: int) -> list[CandleRow
         lacking = [_lacking(query, found[pair]) for pair in short]
         limit = None if query.limit is None else max(lacking, key=lambda count: count or 0)
         condition, bound = queries.among(short)
-        statements = [
-            queries.candles(query.timeframe, condition, start_ms, end_ms, limit, len(short))
-        ]
+        statements = [queries.candles(query.timeframe, condition, start_ms, end_ms, limit)]
         if query.forming and number == 0:
             # Read before the closed ones: a candle that closes in between is in the answer once, and
             # none is there without its predecessor.

@@ -27,8 +27,9 @@ from reader.errors import ArgumentError, ReaderError, StoreAuthError, StoreUnava
 from reader.influx_answers import (
     LAST,
     MSGPACK,
-    WHOLE_ROWS,
-    Statement,
+    NOT_EXECUTED,
+    UNREADABLE,
+    Answers,
     StatementAnswer,
     decode,
     words,
@@ -51,6 +52,7 @@ _NOT_FOUND: Final = (
 class _Answer(NamedTuple):
     status: int
     content_type: str
+    location: str
     body: bytes
 
 
@@ -94,23 +96,34 @@ class InfluxHttp:
         self._drop_idle()
 
     def ask(
-        self, statements: Sequence[Statement], parameters: Mapping[str, str | int]
+        self, statements: Sequence[str], parameters: Mapping[str, str]
     ) -> list[StatementAnswer]:
-        """Ask in one request; an answer for each statement.
+        """Ask InfluxQL statements in one request; an answer for each.
 
-        `parameters` are bound by the server (`$name` in a text). Times are ms.
+        `parameters` are bound by the server (`$name` in a statement). Times are ms.
 
         Raises StoreUnavailableError, also when any statement failed, and StoreAuthError.
         """
+        found = self._query([*statements, LAST], parameters)
+        if found.error == NOT_EXECUTED:
+            # 1.x says of the failed statement what it says of those after it; alone it says why.
+            alone = (self._query([statement], parameters).error for statement in statements)
+            found = found._replace(error=next(filter(None, alone), NOT_EXECUTED))
+        if found.error is not None:
+            raise self._failed(found.error)
+        if len(found.statements) != len(statements) + 1:
+            raise self._unavailable(
+                "cuts its answers short: set max-row-limit of its [http] section to 0"
+            )
+        return found.statements[:-1]
+
+    def _query(self, statements: Sequence[str], parameters: Mapping[str, str]) -> Answers:
         if self._closed:
             raise ReaderError(f"the reader of {self.source} is closed")
-        asked = [*statements]
-        if any(each.max_rows is None or each.max_rows > WHOLE_ROWS for each in statements):
-            asked.append(LAST)
         body = urlencode(
             {
                 "db": self._database,
-                "q": ";".join(statement.text for statement in asked),
+                "q": ";".join(statements),
                 "epoch": "ms",
                 "params": msgspec.json.encode(parameters),
             }
@@ -120,18 +133,11 @@ class InfluxHttp:
             answer = self._post(body)
         self._judge_status(answer)
         try:
-            found = decode(answer.content_type, answer.body, asked, self._foreign)
-        except msgspec.DecodeError as error:
+            return decode(answer.content_type, answer.body, self._foreign)
+        except UNREADABLE as error:
             raise self._unavailable(
                 f"answered with something else than InfluxQL results ({error}); is it an InfluxDB?"
             ) from error
-        if found.error is not None:
-            raise self._failed(found.error)
-        if found.cut:
-            raise self._unavailable(
-                "cuts its answers short: set max-row-limit of its [http] section to 0"
-            )
-        return found.statements[: len(statements)]
 
     def _has_other_token(self) -> bool:
         try:
@@ -159,7 +165,7 @@ class InfluxHttp:
         if answer.status in (400, 404):
             raise self._unavailable(f"answered {text}; is it an InfluxDB, and the address right?")
         if 300 <= answer.status < 400:
-            raise self._unavailable(f"answered {text}: it redirects; use the address it leads to")
+            raise self._unavailable(f"redirects to {answer.location}; use that address")
         raise self._unavailable(f"answered {text}; try again later")
 
     def _failed(self, error: str) -> StoreUnavailableError:
@@ -216,7 +222,8 @@ class InfluxHttp:
             connection.close()
         else:
             self._idle.append(connection)
-        return _Answer(response.status, content_type, data)
+        location = response.headers.get("Location", "nowhere")
+        return _Answer(response.status, content_type, location, data)
 
     def _kept(self) -> HTTPConnection | None:
         if self._pid != os.getpid():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from marketfeed import schema
-from reader.influx_answers import WHOLE_ROWS, RowType, Statement
+from reader.influx_answers import RowType
 
 OPEN_END_MS: Final = 9_223_372_036_854
 """The last millisecond that InfluxDB can date: later ends of a range are open."""
@@ -32,70 +32,61 @@ def among(pairs: Sequence[str]) -> tuple[str, dict[str, str]]:
     return "(" + " OR ".join(f"pair = ${name}" for name in bound) + ") AND ", bound
 
 
-def candles(
-    timeframe: str, condition: str, start_ms: int, end_ms: int, limit: int | None, pairs: int
-) -> Statement:
-    """The newest `limit` closed candles of each of `pairs` pairs, newest first."""
-    return Statement(
+def candles(timeframe: str, condition: str, start_ms: int, end_ms: int, limit: int | None) -> str:
+    """The newest `limit` closed candles of each pair, newest first."""
+    newest = "" if limit is None else f" LIMIT {limit:d}"
+    return (
         f"SELECT {', '.join(_OHLCV)} FROM {_closed(timeframe)} "
-        f"WHERE {condition}{_between(start_ms, end_ms)} GROUP BY pair ORDER BY time DESC"
-        + ("" if limit is None else f" LIMIT {limit:d}"),
-        None if limit is None else limit * pairs,
+        f"WHERE {condition}{_between(start_ms, end_ms)} "
+        f"GROUP BY pair ORDER BY time DESC{newest}"
     )
 
 
-def forming(timeframe: str, condition: str, start_ms: int) -> Statement:
+def forming(timeframe: str, condition: str, start_ms: int) -> str:
     """The newest forming candle of each pair."""
     measurement = schema.forming_measurement(_known(timeframe))
     return last_of_each(measurement, _OHLCV, condition, start_ms)
 
 
-def edge(which: str, timeframe: str, condition: str) -> Statement:
+def edge(which: str, timeframe: str, condition: str) -> str:
     """The `first` or `last` closed candle of each pair."""
-    return Statement(
+    return (
         f"SELECT {which}(open) FROM {_closed(timeframe)} "
-        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair",
-        WHOLE_ROWS,
+        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair"
     )
 
 
-def at(timeframe: str, open_time_ms: int) -> Statement:
+def at(timeframe: str, open_time_ms: int) -> str:
     """The closed candles that open at one time, with their pairs."""
-    text = f"SELECT open, pair FROM {_closed(timeframe)} WHERE time = {open_time_ms:d}ms"
-    return Statement(text, WHOLE_ROWS)
+    return f"SELECT open, pair FROM {_closed(timeframe)} WHERE time = {open_time_ms:d}ms"
 
 
-def last_of_each(
-    measurement: str, columns: Sequence[str], condition: str, start_ms: int
-) -> Statement:
+def last_of_each(measurement: str, columns: Sequence[str], condition: str, start_ms: int) -> str:
     """The newest point of each pair that has the first of `columns`, with the others of that point."""
     chosen = ", ".join([f"last({columns[0]})", *columns[1:]])
-    text = (
+    return (
         f'SELECT {chosen} FROM "{measurement}" '
         f"WHERE {condition}{_between(start_ms, OPEN_END_MS)} GROUP BY pair"
     )
-    return Statement(text, WHOLE_ROWS)
 
 
-def newest_points(measurement: str, columns: Sequence[str], start_ms: int, limit: int) -> Statement:
+def newest_points(measurement: str, columns: Sequence[str], start_ms: int, limit: int) -> str:
     """The newest points of all pairs, newest first, each with its pair behind the columns."""
-    return Statement(
+    return (
         f'SELECT {", ".join(columns)}, pair FROM "{measurement}" '
-        f"WHERE {_between(start_ms, OPEN_END_MS)} ORDER BY time DESC LIMIT {limit:d}",
-        limit,
+        f"WHERE {_between(start_ms, OPEN_END_MS)} ORDER BY time DESC LIMIT {limit:d}"
     )
 
 
-def settled(condition: str, start_ms: int, end_ms: int) -> Statement:
+def settled(condition: str, start_ms: int, end_ms: int) -> str:
     """Settled funding rates, oldest first."""
-    return Statement(
-        f"SELECT rate FROM {schema.FUNDING_SETTLED} WHERE {condition}{_between(start_ms, end_ms)}"
-    )
+    between = _between(start_ms, end_ms)
+    return f"SELECT rate FROM {schema.FUNDING_SETTLED} WHERE {condition}{between}"
 
 
-def catalog() -> Statement:
+def catalog() -> str:
     """Everything that was ever noted of what is collected, oldest first, with its pair."""
-    return Statement(
+    return (
         f"SELECT timeframes, listed, ended, pair FROM {schema.FEED_CATALOG} "
         f"WHERE {_between(0, OPEN_END_MS)}"
     )

@@ -43,9 +43,14 @@ def corpus() -> tuple[bytes, ...]:
     return (*recorded(), *simulated(SPOILT, 4)[::3])
 
 
-def look(frame: bytes) -> tuple[Any, ...]:
-    """Decode a frame, and compare what comes out with a second reading. Raises WrongRowError."""
+def look(frame: bytes, *, at_refused: bool = True) -> tuple[Any, ...]:
+    """Decode a frame, and compare what comes out with a second reading. Raises WrongRowError.
+
+    Whether one of which nothing came was refused rightly is looked into unless `at_refused` is false.
+    """
     items = DECODER.decode(frame)
+    if not at_refused and all(isinstance(item, Reject) for item in items):
+        return items
     document = read(frame)
     for item in items:
         if not isinstance(item, Reject | Control):
@@ -60,10 +65,10 @@ def look(frame: bytes) -> tuple[Any, ...]:
 def test_no_spoilt_frame_raises_or_gives_a_wrong_row(scoreboard: Scoreboard) -> None:
     mutator = Mutator(corpus(), SEED)
     seen: Counter[str] = Counter()
-    for _ in range(FRAMES):
+    for number in range(FRAMES):
         frame = mutator.spoil()
         try:
-            items = look(frame)
+            items = look(frame, at_refused=number % 4 == 0)
         except Exception as error:
             raise AssertionError(f"seed {SEED}: {frame!r}") from error
         for item in items:

@@ -246,14 +246,23 @@ class Influxd:
         return answer.status, answer.data
 
     def query(
-        self, text: str, database: str | None = None, **parameters: str | int
+        self,
+        text: str,
+        database: str | None = None,
+        *,
+        user: str | None = None,
+        **parameters: str | int,
     ) -> list[dict[str, Any]]:
-        """All series that InfluxQL statements answer with, times in ms. Raises InfluxdError."""
+        """All series that InfluxQL statements answer with, times in ms. Raises InfluxdError.
+
+        `user` is `name:password`.
+        """
         fields = {"q": text, "epoch": "ms", "params": json.dumps(parameters)}
         if database is not None:
             fields["db"] = database
+        headers = None if user is None else {"Authorization": f"Token {user}"}
         answer = self._http.request(
-            "POST", f"{self.url}/query", fields=fields, encode_multipart=False
+            "POST", f"{self.url}/query", fields=fields, encode_multipart=False, headers=headers
         )
         body = json.loads(answer.data)
         errors = [body, *body.get("results", ())]

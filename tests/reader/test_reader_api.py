@@ -132,6 +132,7 @@ def test_a_link_leads_to_the_journal_and_its_wal(tmp_path: Path) -> None:
     ("address", "text"),
     [
         ("http://:8086", "is expected, not"),
+        ("http://[::1", "is expected: Invalid IPv6 URL"),
         ("https://user:hunter2@influxdb.example", "without a user or password in it"),
         ("journal.db", "another address was found"),
         ("/var/lib/journal.db", "another address was found"),
