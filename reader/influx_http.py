@@ -8,6 +8,7 @@ replaced. A query changes nothing, so asking twice is harmless.
 """
 
 import os
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
@@ -59,9 +60,9 @@ class _Answer(NamedTuple):
 class InfluxHttp:
     """Asks `database` (a bucket of 2.x) of the server at `url`.
 
-    `url` has a scheme and a host. `token` gives the token as it is now, None where none is needed; it is
-    asked again when the server refuses one. `read_s` is how long the server may keep silent. Safe in
-    threads and after a fork.
+    `url` has a scheme and a host. `token` gives the token as it is now (`user:password` for 1.x), None
+    where none is needed; it is asked again when the server refuses one. `read_s` is how long the server
+    may keep silent. Safe in threads and after a fork.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class InfluxHttp:
             "User-Agent": "marketfeed-reader",
         }
         if self._token is not None:
-            headers["Authorization"] = f"Token {self._token}"
+            headers["Authorization"] = _authorization(self._token)
         try:
             connection.request("POST", self._path, body, headers, preload_content=False)
             response = connection.getresponse()
@@ -263,3 +264,11 @@ class InfluxHttp:
             return f"no connection within {CONNECT_S:g} s"
         cause = error.__cause__ if isinstance(error, NewConnectionError) else None
         return getattr(cause, "strerror", None) or str(error) or type(error).__name__
+
+
+def _authorization(token: str) -> str:
+    # Tokens of 2.x hold no colon. What does is a user and password of 1.x, which before 1.8 knows no
+    # `Token`.
+    if ":" in token:
+        return f"Basic {b64encode(token.encode('ascii')).decode('ascii')}"
+    return f"Token {token}"

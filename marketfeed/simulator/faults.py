@@ -135,7 +135,7 @@ class _Spoiling(_Active):
             case "garble":
                 return [_garbled(payload, draw) for payload in payloads]
             case "truncate":
-                return [payload[: draw.randrange(len(payload))] for payload in payloads]
+                return [payload[: int(draw.random() * len(payload))] for payload in payloads]
             case "oversize":
                 return [payload[:-1] + b" " * OVERSIZE_BYTES + payload[-1:] for payload in payloads]
 
@@ -155,7 +155,8 @@ class _Spoiling(_Active):
 
 
 def _garbled(payload: bytes, draw: random.Random) -> bytes:
-    start = draw.randrange(len(payload))
+    # Nothing is left of it if another fault has cut it off.
+    start = int(draw.random() * len(payload))
     end = min(start + draw.randint(1, _GARBLED_BYTES), len(payload))
     return payload[:start] + bytes(draw.choices(_NO_JSON, k=end - start)) + payload[end:]
 

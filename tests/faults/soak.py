@@ -164,7 +164,7 @@ class _Run:
         """Wait until all of it comes."""
         tell("starting")
         self._wait_flowing()
-        self._first_tasks = self._metric("marketfeed_tasks")
+        self._first_tasks = self._quiet_tasks()
         self._since_ms = self._exchange.state().exchange_time_ms
         self._started_s = time.monotonic()
 
@@ -195,7 +195,7 @@ class _Run:
         ended_s = time.monotonic()
         self._wait_flowing()
         self._whole_after_s = time.monotonic() - ended_s
-        self._last_tasks = self._metric("marketfeed_tasks")
+        self._last_tasks = self._quiet_tasks()
         self._sample()
         self._until_ms = self._exchange.state().exchange_time_ms
         # By the collector's clock, and by a look of its supervisor.
@@ -268,6 +268,8 @@ class _Run:
         while True:
             for process in self._processes:
                 process.check()
+            if any("simulator failed" in line for line in self._processes[0].lines()):
+                raise SoakError("the simulator failed: see its log (--keep)")
             report = self._status()
             if (
                 report.mark_price_age_s is not None
@@ -284,6 +286,14 @@ class _Run:
 
     def _metrics(self) -> list[str]:
         return _ask("GET", self._status_url + "/metrics").decode().splitlines()
+
+    def _quiet_tasks(self) -> int:
+        """The fewest tasks at a few looks: some come and go, for a request or a command."""
+        found = []
+        for _ in range(10):
+            found.append(self._metric("marketfeed_tasks"))
+            time.sleep(0.05)
+        return min(found)
 
     def _metric(self, name: str) -> int:
         for line in self._metrics():

@@ -13,7 +13,6 @@ import itertools
 import json
 import re
 import threading
-import zlib
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ _NAME = r"(?:[^\s,=\\\"#]|\\[,= ])+"
 _NUMBER = r"-?\d{1,40}(?:\.\d{1,40})?(?:e[+-]?\d{1,2})?"
 _FIELD = rf'{_NAME}=(?:{_NUMBER}|-?\d{{1,18}}i|true|false|"(?:[^"\\\n]|\\["\\])*")'
 _PLAIN = re.compile(
-    rf"{_NAME}(?:,pair={_NAME})?(?:,kind={_NAME},collector={_NAME})? "
+    rf"{_NAME}(?:,collector={_NAME},kind={_NAME})?(?:,pair={_NAME})? "
     rf"{_FIELD}(?:,{_FIELD})* (?:\d{{1,12}}|[1-8]\d{{12}})"
 )
 
@@ -204,8 +203,8 @@ class Front:
     # --- writing ----------------------------------------------------------------------------------
 
     async def _write(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        self.counts.body_bytes += len(body)
+        body = await request.read()  # unpacked already
+        self.counts.body_bytes += request.content_length or len(body)
         self.counts.gzipped += request.headers.get("Content-Encoding") == "gzip"
         fault = self._faults.popleft() if self._faults else self._always
         if isinstance(fault, Answer):
@@ -245,12 +244,6 @@ class Front:
             return _error(404, "not found", f'bucket "{name}" not found')
         if not rights.may(rights.write, bucket.name):
             return _error(403, "forbidden", "insufficient permissions for write")
-        if request.headers.get("Content-Encoding") == "gzip":
-            try:
-                body = zlib.decompress(body, wbits=31)
-            except zlib.error:
-                text = "gzipped HTTP body contains an invalid header"
-                return _error(400, "invalid", text)
         if len(body) > self.max_body_bytes:
             return _error(TOO_LARGE.status, TOO_LARGE.code, TOO_LARGE.message)
         lines = [line for line in body.split(b"\n") if line.strip()]

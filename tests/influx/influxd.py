@@ -260,7 +260,7 @@ class Influxd:
         fields = {"q": text, "epoch": "ms", "params": json.dumps(parameters)}
         if database is not None:
             fields["db"] = database
-        headers = None if user is None else {"Authorization": f"Token {user}"}
+        headers = None if user is None else urllib3.make_headers(basic_auth=user)
         answer = self._http.request(
             "POST", f"{self.url}/query", fields=fields, encode_multipart=False, headers=headers
         )

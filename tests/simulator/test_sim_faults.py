@@ -156,6 +156,27 @@ def test_spoilt_frames_are_no_json_and_count_as_withheld(how: Any) -> None:
     with_sockets(check, speed=600.0, paused=True)
 
 
+def test_faults_of_frames_strike_together() -> None:
+    async def check(simulator: Simulator, connect: Connect) -> None:
+        for seed in (1, 2):
+            for how in ("truncate", "garble", "duplicate", "reorder"):
+                await simulator.faults.start(Spoil(STREAM, how=how, seed=seed))
+        # A frame that was cut to nothing passes all of them, too.
+        await simulator.faults.start(Mute("nosuch@kline_1m"))
+        client = await connect(decode_text=False)
+        await client.socket.send_str(subscribe_text(STREAM, OTHER).decode())
+        simulator.resume()
+        await simulator.wait_published(40)
+        bitcoin = [one for one in simulator.published() if one.symbol == "BTCUSDT"]
+        assert {(one.receivers, one.withheld) for one in bitcoin if one.timeframe == "1m"} == {
+            (0, 1)
+        }
+        while b"ethusdt" not in (await client.socket.receive(WAIT_S)).data:
+            pass
+
+    with_sockets(check, speed=600.0, paused=True)
+
+
 def test_an_oversize_frame_ends_a_client_that_has_a_limit() -> None:
     async def check(simulator: Simulator, connect: Connect) -> None:
         await simulator.faults.start(Spoil(STREAM, how="oversize", count=1))

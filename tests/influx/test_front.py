@@ -1,0 +1,196 @@
+"""The front answers writes by the rules of 2.x, and fails as it is told; influxd is the judge of lines."""
+
+import gzip
+import time
+from urllib.parse import urlencode
+
+import pytest
+import urllib3
+from front import Front, Rights, surely_parses
+from front_faults import (
+    FORBIDDEN,
+    NOT_FOUND,
+    SERVER_ERROR,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    Answer,
+    Cut,
+    Partial,
+    Slow,
+    too_many,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from influxd import Influxd
+
+from marketfeed import lines
+
+T = 1_767_225_600_000
+GOOD = [f"m,pair=BTC/USDT:USDT open={n}.5,trades={n}i {1_700_000_000_000 + n}" for n in range(5)]
+
+
+def post(front: Front, *lines: str, **more: str) -> urllib3.BaseHTTPResponse:
+    return post_body(front, "\n".join(lines).encode(), **more)
+
+
+def post_body(front: Front, body: bytes, **more: str) -> urllib3.BaseHTTPResponse:
+    headers = {"Authorization": f"Token {more.pop('token', front.token)}"}
+    if body[:2] == b"\x1f\x8b":
+        headers["Content-Encoding"] = "gzip"
+    query = urlencode({"org": front.org, "bucket": "market_data", "precision": "ms"} | more)
+    url = f"{front.url}/api/v2/write?{query}"
+    return urllib3.request("POST", url, body=body, headers=headers, retries=False)
+
+
+def stored(front: Front) -> list[float]:
+    bucket = front.buckets["market_data"]
+    series = front._influxd.query("SELECT open FROM m", bucket.database)
+    return [value for each in series for _, value in each["values"]]
+
+
+def test_good_lines_are_stored(front: Front) -> None:
+    assert post(front, *GOOD).status == 204
+    assert post_body(front, gzip.compress("\n".join(GOOD).encode())).status == 204
+    assert stored(front) == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert (front.counts.writes[204], front.counts.gzipped, front.counts.lines) == (2, 1, 10)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "m,pair=A open=nan 1",
+        "m,pair=A",
+        "m open=1 x",
+        "m,pair= open=1 1",
+        "m open=1e400 1",
+        "m open= 1",
+    ],
+)
+def test_one_line_that_does_not_parse_costs_all(front: Front, bad: str) -> None:
+    answer = post(front, *GOOD[:2], bad, *GOOD[2:])
+    assert answer.status == 400
+    assert answer.json()["code"] == "invalid"
+    assert answer.json()["message"].startswith("unable to parse '")
+    assert stored(front) == []
+
+
+def test_one_line_of_another_type_costs_itself(front: Front) -> None:
+    assert post(front, GOOD[0]).status == 204
+    answer = post(front, *GOOD[1:3], 'm,pair=A open="text" 1700000000009', *GOOD[3:])
+    assert answer.status == 422
+    assert answer.json()["code"] == "unprocessable entity"
+    assert "partial write: field type conflict" in answer.json()["message"]
+    assert stored(front) == [0.5, 1.5, 2.5, 3.5, 4.5]
+
+
+def test_what_is_wrong_with_a_request(front: Front) -> None:
+    front.tokens["reader"] = Rights(write=frozenset())
+    for more, status in (
+        ({"token": "wrong"}, 401),
+        ({"token": "reader"}, 403),
+        ({"org": "other"}, 404),
+        ({"bucket": "other"}, 404),
+        ({"precision": "hours"}, 400),
+    ):
+        assert post(front, *GOOD, **more).status == status
+    assert post(front, "").status == 400
+    front.max_body_bytes = 100
+    assert post(front, *GOOD).status == 413
+    assert stored(front) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_LARGE, SERVER_ERROR, UNAVAILABLE, too_many("7")],
+)
+def test_it_fails_as_it_is_told_and_then_no_more(front: Front, fault: Answer) -> None:
+    front.fail(fault)
+    answer = post(front, *GOOD)
+    assert (answer.status, answer.json()["code"]) == (fault.status, fault.code)
+    assert answer.headers.get("Retry-After") == fault.retry_after
+    assert stored(front) == []
+    assert post(front, *GOOD).status == 204
+    front.fail_always(fault)
+    assert [post(front, *GOOD).status for _ in range(3)] == [fault.status] * 3
+    front.fail_always(None)
+    assert post(front, *GOOD).status == 204
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_lost_answer(front: Front, kept: bool) -> None:
+    front.fail(Cut(stored=kept))
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        post(front, *GOOD)
+    assert len(stored(front)) == (5 if kept else 0)
+
+
+def test_a_partial_write_and_a_slow_one(front: Front) -> None:
+    front.fail(Partial())
+    assert post(front, *GOOD).status == 422
+    assert len(stored(front)) == 4
+    front.fail(Slow(0.05))
+    started_s = time.monotonic()
+    assert post(front, *GOOD).status == 204
+    assert time.monotonic() - started_s >= 0.05
+
+
+def test_it_refuses_connections_until_it_accepts_them(front: Front) -> None:
+    url = front.url
+    for _ in range(2):
+        front.refuse()
+        with pytest.raises(urllib3.exceptions.NewConnectionError):
+            post(front, *GOOD)
+        front.accept()
+        assert front.url == url
+        assert post(front, *GOOD).status == 204
+
+
+@pytest.mark.parametrize("name", ["a/b", "back\\slash", "quo'te\"s", "币安", "x, y = z"])
+def test_any_bucket_name(front: Front, name: str) -> None:
+    bucket = front.add_bucket(name)
+    assert post(front, *GOOD, bucket=name).status == 204
+    assert len(front._influxd.query("SELECT open FROM m", bucket.database)[0]["values"]) == 5
+
+
+# --- the lines that influxd is not asked about ------------------------------------------------------
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
+values = (
+    st.floats(allow_nan=False, allow_infinity=False).map(repr)
+    | st.integers(-(2**63), 2**63 - 1).map(lambda n: f"{n}i")
+    | names.map(lambda text: f'"{text}"')
+    | st.sampled_from(["true", "false", "T", "nan", "1e5", "-", "0x1", "1.", ".5", '"', "1e999"])
+)
+raw_lines = st.builds(
+    lambda name, tag, fields, time_ms: f"{name},pair={tag} {fields} {time_ms}",
+    names,
+    names,
+    st.lists(st.builds(lambda n, v: f"{n}={v}", names, values), min_size=1, max_size=3).map(
+        ",".join
+    ),
+    st.integers(-(10**13), 10**13) | st.integers(0, 2 * 10**12),
+)
+
+
+@given(st.lists(raw_lines, min_size=1, max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_lines_that_surely_parse_do(influxd: Influxd, found: list[str]) -> None:
+    with influxd.database("judged") as database:
+        for line in found:
+            if surely_parses(line.encode()):
+                _, body = influxd.post_lines(database, line.encode())
+                assert b"unable to parse" not in body, line
+
+
+def test_what_is_shipped_surely_parses() -> None:
+    """Otherwise every line would be shown to influxd twice."""
+    found = [
+        lines.candle_text("ohlcv_3m", "BTC/USDT:USDT", 1.5, 1e16, 1e-05, 0.0, 1.0, 1.0, 1.0, 7, T),
+        lines.mark_price_text("1000PEPE/USDT:USDT", T, 1e-12, 123456.789),
+        lines.funding_rate_text("币安人生/USDT:USDT", T, -0.0001, 0.0002, T),
+        lines.funding_settled_text("A/B:B", T, 1e-7, None),
+        lines.gap_text("*", "candle_3m", "host-1.example", T, T, healed=True),
+        lines.catalog_text("A/B:B", "1m,3m", T, None, T),
+    ]
+    assert [line for line in found if not surely_parses(line.encode())] == []
