@@ -36,6 +36,7 @@ PURE = {
     "marketfeed/records.py",
     "marketfeed/rows.py",
     "marketfeed/schema.py",
+    "marketfeed/stretches.py",
     "marketfeed/binance/connect.py",
     "marketfeed/binance/liveness.py",
     *(
