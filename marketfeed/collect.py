@@ -276,4 +276,6 @@ class Collector:
         )
         reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
         now_ms = self._clock.now_ms()
-        intake.add(Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, False, reason))
+        intake.add(
+            Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, "unresolvable", reason)
+        )

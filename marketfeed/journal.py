@@ -32,7 +32,7 @@ KIND: Final = Kind(
     application_id=schema.APPLICATION_ID,
     version=schema.SCHEMA_VERSION,
     create=tables.CREATE,
-    migrations=MappingProxyType({}),
+    migrations=MappingProxyType({1: tables.FROM_1_TO_2}),
 )
 
 
@@ -386,7 +386,7 @@ class Journal:
         named.update(pair for pair, _ in batch.mark_prices)
         named.update(pair for pair, _ in batch.funding_rates)
         named.update(settled.pair for settled in batch.settled)
-        named.update(gap.pair for gap in batch.gaps if gap.pair is not None)
+        named.update(gap.pair for gap in batch.gaps.values() if gap.pair is not None)
         named.update(entry.pair for entry in batch.catalog)
         for pair in sorted(named.difference(ids)):
             ids[pair] = self._db.execute(

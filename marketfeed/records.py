@@ -4,6 +4,8 @@ All times are exchange time in ms since the epoch; `event_time_ms` is the exchan
 message (`E`), never the time of receipt. Prices are quote per base, volumes base unless named.
 """
 
+from typing import Literal, TypeAlias
+
 import msgspec
 
 from marketfeed import schema
@@ -71,6 +73,11 @@ class FundingSettled(msgspec.Struct, frozen=True, gc=False):
     kind: str = "Regular"
 
 
+GapState: TypeAlias = Literal["found", "healing", "healed", "unresolvable"]
+"""`found` and `healing` are open: nobody, or somebody, asks for what is missing. The others are final,
+but for a candle that comes after all."""
+
+
 class Gap(msgspec.Struct, frozen=True, gc=False):
     """A stretch of exchange time for which something is, or was, missing.
 
@@ -82,8 +89,13 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     pair: str | None
     start_ms: int
     end_ms: int | None
-    healed: bool
+    state: GapState
     reason: str
+
+    @property
+    def healed(self) -> bool:
+        """Whether all of it has come after all."""
+        return self.state == "healed"
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, gc=False):

@@ -133,10 +133,10 @@ class Supervisor:
         kind = f"connection_{status.name}"
         if status.state == "closed" and status.name not in self._lost_connections:
             self._lost_connections[status.name] = now_ms, status.last_error
-            self._intake.add(Gap(kind, None, now_ms, None, False, status.last_error))
+            self._intake.add(Gap(kind, None, now_ms, None, "found", status.last_error))
         elif status.state == "open" and status.name in self._lost_connections:
             since_ms, reason = self._lost_connections.pop(status.name)
-            self._intake.add(Gap(kind, None, since_ms, now_ms, True, reason))
+            self._intake.add(Gap(kind, None, since_ms, now_ms, "healed", reason))
 
     def _look(self) -> None:
         self._take_in()
@@ -185,7 +185,7 @@ class Supervisor:
                     item.series.pair,
                     item.start_ms,
                     item.end_ms,
-                    item.healed,
+                    "healed" if item.healed else "found",
                     "came late" if item.healed else reason,
                 )
             )
