@@ -115,6 +115,13 @@ class Line:
         commits = self.report.journal.commits
         await self.until(lambda: self.report.journal.commits >= commits + 2)
 
+    async def healed(self, until_ms: int) -> None:
+        """Wait until every candle that closes by `until_ms` is stored."""
+        await self.settled(until_ms)
+        await self.until(lambda: self.report.missing_candles == 0)
+        commits = self.report.journal.commits
+        await self.until(lambda: self.report.journal.commits >= commits + 2)
+
     async def health(self) -> tuple[int, list[str]]:
         """What `/health` answers: status and reasons."""
         async with self._session.get(self._status.url + "/health") as response:
