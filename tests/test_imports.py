@@ -16,6 +16,7 @@ ONLY_IN = {
     "sqlite3": {
         "marketfeed/database.py",
         "marketfeed/journal.py",
+        "marketfeed/journal_view.py",
         "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
         "reader/sqlite.py",
@@ -36,6 +37,10 @@ PURE = {
     "marketfeed/records.py",
     "marketfeed/rows.py",
     "marketfeed/schema.py",
+    "marketfeed/stretches.py",
+    "marketfeed/backfill_plan.py",
+    "marketfeed/comparison.py",
+    "marketfeed/binance/archive_rows.py",
     "marketfeed/binance/connect.py",
     "marketfeed/binance/liveness.py",
     *(
