@@ -11,6 +11,7 @@ from marketfeed import __version__, schema
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.symbols import Selection
+from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
@@ -57,6 +58,7 @@ class Reporter:
         clock: ExchangeClock,
         counters: Counters,
         writer: JournalWriter,
+        turns: Turns,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
@@ -68,6 +70,7 @@ class Reporter:
         self._clock = clock
         self._counters = counters
         self._writer = writer
+        self._turns = turns
         self._started_s = time.monotonic()
         self._rate_frames = 0
         self._rate_s = self._started_s
@@ -101,6 +104,7 @@ class Reporter:
             connections=self._connections(),
             journal=self._journal(),
             shipping=self._shipping(),
+            rest=self._turns.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
@@ -125,6 +129,7 @@ class Reporter:
             journal_bytes=self._writer.bytes_used,
             dead_letters=self._writer.dead_letters,
             shipping=self._shipping(),
+            rest=self._turns.report(),
             clock_offset_ms=self._clock.offset_ms(),
             overdue=dict(Counter(item.series.channel for item in self._overdue())),
             missing_candles=0 if line is None else line.supervisor.missing_candles,
@@ -162,6 +167,9 @@ class Reporter:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
         if self.clock_problem:
             reasons.append(f"the exchange's clock is not to be had: {self.clock_problem}")
+        rest = self._turns.report()
+        if rest.stopped_s:
+            reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
         overdue = self._overdue()
         if overdue:
             reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")

@@ -29,6 +29,7 @@ PURE = {
     "marketfeed/__init__.py",
     "marketfeed/answers.py",
     "marketfeed/batch.py",
+    "marketfeed/binance/budget.py",
     "marketfeed/binance/decode.py",
     "marketfeed/binance/symbols.py",
     "marketfeed/errors.py",
