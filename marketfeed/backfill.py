@@ -138,6 +138,8 @@ class Backfill:
         self._storing = asyncio.Lock()
         self._stores = 0
         self._state = "waiting"
+        self.first_pass = asyncio.Event()
+        """Set when a pass has ended, whatever it has left."""
         self._begin_pass()
 
     def _begin_pass(self) -> None:
@@ -202,6 +204,7 @@ class Backfill:
             self._give_up(str(error))
         left = self._left.total()
         self._state = "incomplete" if left or self._given_up else "complete"
+        self.first_pass.set()
         if self._stored or self._found_absent or self._given_up:
             log.info(
                 "history %s stored=%d absent=%d left=%d files=%d files_refused=%d trouble=%r",
@@ -335,7 +338,7 @@ class Backfill:
         if key in self._refused:
             return
         if tile.stretch.end_ms <= self._begins_ms.get(key, 0):
-            self._settle(pair, tile.candles, absent=True)
+            self._left[pair] -= tile.candles
             return
         holes = await self._holes(series, tile.stretch)
         for stretch, _ in covering(holes, series.length_ms):
@@ -351,7 +354,7 @@ class Backfill:
                 return
             await self._store(candles, holes)
             await self._note_absent(series, stretch, candles)
-        self._settle(pair, tile.candles)
+        self._left[pair] -= tile.candles
 
     async def _note_absent(
         self, series: Series, stretch: Stretch, candles: Sequence[Candle]
@@ -403,7 +406,7 @@ class Backfill:
                 log.warning("archive not to be had, REST instead error=%r", str(error))
             return
         self._files["read"] += 1
-        self._settle(series.instrument.pair, await self._store(candles, holes))
+        self._left[series.instrument.pair] -= await self._store(candles, holes)
 
     def _days_instead(
         self, series: Series, file: ArchiveFile, holes: Sequence[Stretch]
@@ -415,10 +418,6 @@ class Backfill:
             for day_ms, missing_ms in sorted(days.items(), reverse=True)
             if missing_ms // series.length_ms >= worth
         ]
-
-    def _settle(self, pair: str, candles: int, *, absent: bool = False) -> None:
-        self._left[pair] -= candles
-        del absent
 
     async def _store(self, candles: Sequence[Candle], holes: Sequence[Stretch]) -> int:
         """Commit those candles that lie in holes. Returns how many. Raises JournalError."""
@@ -433,10 +432,12 @@ class Backfill:
         # One at a time, so that a live commit waits for one of these at most.
         async with self._storing:
             if self._writer.generation != self._generation:
-                raise JournalError("the journal was replaced meanwhile")
-            if self._writer.bytes_used > ROOM_KEPT * self._max_bytes:
-                self._give_up(f"the journal has {self._writer.bytes_used:,} of {self._max_bytes:,} bytes")
-                raise JournalError("no room for more history (journal.max_bytes)")
+                self._give_up("the journal was replaced meanwhile")
+            elif self._writer.bytes_used > ROOM_KEPT * self._max_bytes:
+                used, most = self._writer.bytes_used, self._max_bytes
+                self._give_up(f"no room for more: {used:,} of journal.max_bytes {most:,} are used")
+            if self._given_up:
+                raise JournalError(self._given_up)
             self._stored += await self._writer.call(lambda journal: journal.write(batch))
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:

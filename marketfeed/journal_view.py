@@ -60,7 +60,9 @@ class JournalView:
         return self._ask(
             lambda db: [
                 Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms)
-                for at_ms, o, h, lo, c, v, q, b, n in db.execute(_CANDLES, (pair, length_ms, *stretch))
+                for at_ms, o, h, lo, c, v, q, b, n in db.execute(
+                    _CANDLES, (pair, length_ms, *stretch)
+                )
             ]
         )
 
@@ -107,8 +109,8 @@ _OF_SERIES: Final = """FROM candle
     WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?
       AND open_time >= ? AND open_time < ?"""
 _CANDLES: Final = f"""SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
-    trades {_OF_SERIES} ORDER BY open_time"""  # noqa: S608 - no value is pasted in
-_EXTENT: Final = f"SELECT count(*), min(open_time) {_OF_SERIES}"  # noqa: S608
+    trades {_OF_SERIES} ORDER BY open_time"""
+_EXTENT: Final = f"SELECT count(*), min(open_time) {_OF_SERIES}"
 _HOLES: Final = f"""SELECT open_time + ?, next FROM (
         SELECT open_time, lead(open_time, 1, ?) OVER (ORDER BY open_time) AS next {_OF_SERIES}
     ) WHERE next > open_time + ? ORDER BY open_time"""  # noqa: S608

@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from marketfeed.binance.turns import RestReport
+from marketfeed.history import HistoryState
 from marketfeed.metrics import Exposition
 from marketfeed.ship import ShipReport
 
@@ -86,6 +87,8 @@ class StatusReport(msgspec.Struct, frozen=True):
     shipping: ShipReport | None
     """None without InfluxDB: the journal is the store."""
     rest: RestReport
+    history: HistoryState | None
+    """None until the collector has begun to collect."""
     rss_bytes: int
     cpu_s: float
 

@@ -23,7 +23,7 @@ ONLY_IN = {
     },
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
-    "rich": {"marketfeed/cli.py", "marketfeed/present.py"},
+    "rich": {"marketfeed/cli.py", "marketfeed/present.py", "marketfeed/present_history.py"},
 }
 PURE = {
     "marketfeed/__init__.py",

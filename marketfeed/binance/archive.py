@@ -51,7 +51,9 @@ class ArchiveFile(NamedTuple):
 def day_file(symbol: str, timeframe: str, time_ms: int) -> ArchiveFile:
     """The file of the UTC day in which `time_ms` lies."""
     start_ms = schema.floor_to(time_ms, schema.DAY_MS)
-    return _file(symbol, timeframe, Stretch(start_ms, start_ms + schema.DAY_MS), "daily", "%Y-%m-%d")
+    return _file(
+        symbol, timeframe, Stretch(start_ms, start_ms + schema.DAY_MS), "daily", "%Y-%m-%d"
+    )
 
 
 def month_file(symbol: str, timeframe: str, time_ms: int) -> ArchiveFile:
