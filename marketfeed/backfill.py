@@ -61,6 +61,8 @@ AT_ONCE: Final = 8
 ROWS_PER_COMMIT: Final = 2_000
 LEAVE_NEWEST_MS: Final = schema.MINUTE_MS
 """What closed less than this ago is left to the feed and to healing."""
+MAY_BE_LATE_MS: Final = schema.HOUR_MS
+"""For so long after its close a candle that the exchange does not have may still come."""
 FEW_DAYS: Final = 3
 """The archive is asked when more days than these are missing of a series …"""
 FILE_WORTH: Final = 200
@@ -123,6 +125,7 @@ class Backfill:
         keep_ms: int,
         max_bytes: int,
         source: Source = "auto",
+        leave_newest_ms: int = LEAVE_NEWEST_MS,
     ) -> None:
         self._writer = writer
         self._view = JournalView(writer.path)
@@ -133,6 +136,7 @@ class Backfill:
         self._keep_ms = keep_ms
         self._max_bytes = max_bytes
         self._source = source
+        self._leave_newest_ms = leave_newest_ms
         self._absent = Absent()
         self._woken = asyncio.Event()
         self._storing = asyncio.Lock()
@@ -254,7 +258,7 @@ class Backfill:
             self._pairs.add(instrument.pair)
             for timeframe in timeframes:
                 series = Series(instrument, timeframe)
-                within = range_of(series, now_ms - self._keep_ms, now_ms - LEAVE_NEWEST_MS)
+                within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
                 holes = await self._holes(series, within)
                 if holes:
                     found.append(Holes(series, within, holes))
@@ -309,7 +313,7 @@ class Backfill:
     async def _work(self, queue: Iterator[T], take: Callable[[T], Awaitable[None]]) -> None:
         for item in queue:
             for attempt in range(ATTEMPTS):
-                if self._given_up:
+                if self._is_over():
                     return
                 try:
                     await take(item)
@@ -320,11 +324,16 @@ class Backfill:
                     if not self._trouble:
                         log.warning("history waits, trying again error=%r", str(error))
                     self._trouble = str(error)
+                if self._is_over():
+                    return
                 await asyncio.sleep(RETRY_FIRST_S * 2**attempt)
             else:
                 self._skipped_in_a_row += 1
                 if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
                     self._give_up(self._trouble)
+
+    def _is_over(self) -> bool:
+        return bool(self._given_up)
 
     def _give_up(self, why: str) -> None:
         if not self._given_up:
@@ -339,8 +348,10 @@ class Backfill:
             return
         if tile.stretch.end_ms <= self._begins_ms.get(key, 0):
             self._left[pair] -= tile.candles
+            self._found_absent += tile.candles
             return
         holes = await self._holes(series, tile.stretch)
+        self._left[pair] -= tile.candles - _candles(holes, series)
         for stretch, _ in covering(holes, series.length_ms):
             try:
                 candles = await self._rest.klines(
@@ -349,23 +360,32 @@ class Backfill:
             except ExchangeRefusedError as error:
                 if error.status != 400:
                     raise
+                if key not in self._refused:
+                    log.error("history is refused series=%r error=%r", key, str(error))
                 self._refused.add(key)
-                log.error("history is refused series=%r error=%r", key, str(error))
                 return
-            await self._store(candles, holes)
-            await self._note_absent(series, stretch, candles)
-        self._left[pair] -= tile.candles
+            stored = await self._store(candles, holes)
+            absent = await self._note_absent(series, stretch, candles)
+            self._left[pair] -= stored + absent
 
     async def _note_absent(
         self, series: Series, stretch: Stretch, candles: Sequence[Candle]
-    ) -> None:
-        """Remember what the exchange does not have: it has a row for every interval of a listed pair."""
-        opens = [candle.open_time_ms for candle in candles]
-        absent = missing(opens, stretch, series.length_ms)
-        if not absent:
-            return
+    ) -> int:
+        """Remember what the exchange does not have; returns how many candles of the stretch that are.
+
+        It has a row for every interval of a listed pair; what is new may only be late.
+        """
         now_ms = self._clock.now_ms()
-        if not candles:
+        opens = [candle.open_time_ms for candle in candles]
+        absent = [
+            part
+            for part in missing(opens, stretch, series.length_ms)
+            if part.end_ms <= now_ms - MAY_BE_LATE_MS
+        ]
+        if not absent:
+            return 0
+        count = _candles(absent, series)
+        if not candles and stretch.end_ms > self._begins_ms.get(series.key, 0):
             within = range_of(series, now_ms - self._keep_ms, stretch.start_ms)
             older = await self._holes(series, within)
             if older == (within,):
@@ -373,7 +393,8 @@ class Backfill:
                 self._begins_ms[series.key] = stretch.end_ms
                 absent = [Stretch(within.start_ms, stretch.end_ms)]
         self._absent.note(series, absent, now_ms)
-        self._found_absent += sum(candles_in(part, series.length_ms) for part in absent)
+        self._found_absent += count
+        return count
 
     async def _take_file(self, item: tuple[Series, ArchiveFile]) -> None:
         """Fill from one file what it holds of the holes. A bad or absent file is left to REST."""
@@ -383,7 +404,7 @@ class Backfill:
             return
         # Only so much of it as is wanted.
         now_ms = self._clock.now_ms()
-        within = range_of(series, now_ms - self._keep_ms, now_ms - LEAVE_NEWEST_MS)
+        within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
         holes = await self._holes(series, next(overlap([within], file.stretch), Stretch(0, 0)))
         if not holes:
             return
@@ -442,6 +463,10 @@ class Backfill:
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:
                 await self._writer.take_stock()
+
+
+def _candles(stretches: Iterable[Stretch], series: Series) -> int:
+    return sum(candles_in(stretch, series.length_ms) for stretch in stretches)
 
 
 def _within(candles: Sequence[Candle], holes: Sequence[Stretch]) -> Iterator[Candle]:

@@ -9,15 +9,16 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.auditor import AuditingReport, Auditor
-from marketfeed.backfill import Backfill, HistoryReport, Source
+from marketfeed.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
 from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import Archive
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import Settings
+from marketfeed.config import ExchangeSettings, Settings
 from marketfeed.writer import JournalWriter
 
+_BINANCE: Final = ExchangeSettings()
 AUDIT_SHARE: Final = 20
 """The audit takes at most this fraction of the weight that may be used."""
 
@@ -35,6 +36,19 @@ def kept_ms(settings: Settings, days: int | None = None) -> int:
     return min(wanted_ms, settings.journal.retention.candles.ms)
 
 
+def archive_of(settings: Settings, session: aiohttp.ClientSession) -> Archive | None:
+    """The archive of the exchange that is collected; None if it is another one's.
+
+    A `rest_url` of another place (a simulator) beside the archive's own default would fill a journal
+    with candles of two worlds.
+    """
+    exchange = settings.exchange
+    elsewhere = exchange.rest_url != _BINANCE.rest_url
+    if elsewhere and exchange.archive_url == _BINANCE.archive_url:
+        return None
+    return Archive(session, exchange.archive_url)
+
+
 def make_backfill(
     settings: Settings,
     writer: JournalWriter,
@@ -44,17 +58,19 @@ def make_backfill(
     instruments: Callable[[], Sequence[Instrument]],
     days: int | None = None,
     source: Source = "auto",
+    leave_newest_ms: int = LEAVE_NEWEST_MS,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings."""
     return Backfill(
         writer,
         rest,
-        Archive(session, settings.exchange.archive_url),
+        archive_of(settings, session),
         clock,
         lambda: [(one, settings.exchange.timeframes) for one in instruments()],
         kept_ms(settings, days),
         settings.journal.max_bytes,
         source,
+        leave_newest_ms,
     )
 
 
