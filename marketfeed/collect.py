@@ -27,6 +27,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.heal import Healer
+from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing, sync_clock
 from marketfeed.intake import Intake
@@ -118,6 +119,15 @@ class Collector:
         line = self._make_line(listing, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
         self._reporter.line = line
+        history = History(
+            self._settings,
+            self._writer,
+            rest,
+            session,
+            self._clock,
+            lambda: listing.selection.instruments,
+        )
+        self._reporter.history = history
         self._reporter.stage = "running"
         async with asyncio.TaskGroup() as outer:
             # In a group of its own: when the feed dies, what it has delivered is still committed.
@@ -134,6 +144,7 @@ class Collector:
                         group.create_task(line.healer.run(), name="heal"),
                         group.create_task(line.settling.run(), name="settle"),
                         group.create_task(source.refresh(), name="listing"),
+                        group.create_task(history.run(), name="history"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
                         group.create_task(self._watch_journal(intake), name="damage"),

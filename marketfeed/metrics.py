@@ -20,6 +20,7 @@ from prometheus_client.core import (
 
 from marketfeed import __version__
 from marketfeed.binance.turns import RestReport
+from marketfeed.history import HistoryState
 from marketfeed.ship import ShipReport
 
 CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
@@ -109,6 +110,7 @@ class Gauges:
         dead_letters: int,
         shipping: ShipReport | None,
         rest: RestReport,
+        history: HistoryState | None,
         clock_offset_ms: float,
         overdue: dict[str, int],
         missing_candles: int,
@@ -127,6 +129,7 @@ class Gauges:
         self.dead_letters = dead_letters
         self.shipping = shipping
         self.rest = rest
+        self.history = history
         self.clock_offset_ms = clock_offset_ms
         self.overdue = overdue
         self.missing_candles = missing_candles
@@ -232,6 +235,7 @@ class _Exporter:
             yield family
         yield from _shipping(g.shipping)
         yield from _rest(g.rest)
+        yield from _history(g.history)
         build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
@@ -277,6 +281,32 @@ def _rest(report: RestReport) -> Iterable[Metric]:
         ("rest_stopped_seconds", "For how long nothing may be asked any more", report.stopped_s),
     ):
         yield GaugeMetricFamily(f"marketfeed_{name}", text, value=float(value))
+
+
+def _history(state: HistoryState | None) -> Iterable[Metric]:
+    if state is None:
+        return
+    history, audit = state.history, state.audit
+    for name, text, count in (
+        ("audited_candles", "Stored candles compared with the exchange's", audit.audited),
+        ("audit_missing", "Candles that the audit found missing", audit.missing),
+        ("audit_different", "Candles that the audit found different", audit.different),
+        ("audit_mended", "Candles that the audit has stored or replaced", audit.mended),
+        ("audit_errors", "Looks of the audit that could not be had", audit.errors),
+    ):
+        yield CounterMetricFamily(f"marketfeed_{name}", text, value=count)
+    gauges: list[tuple[str, str, float]] = [
+        ("audit_mismatch_rate", "Share of audited candles that were wrong", audit.mismatch_rate),
+        ("audit_unmended", "Stored candles known to differ", len(audit.unmended)),
+    ]
+    if history is not None:
+        gauges += [
+            ("history_candles_left", "Candles of history still to fill", history.candles_left),
+            ("history_pairs_done", "Pairs whose history is filled", history.pairs_done),
+            ("history_complete", "1 when the last pass left nothing", float(history.complete)),
+        ]
+    for name, text, value in gauges:
+        yield GaugeMetricFamily(f"marketfeed_{name}", text, value=value)
 
 
 class Exposition:

@@ -13,6 +13,7 @@ from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
 from marketfeed.heal import HealReport
+from marketfeed.history import HistoryState
 from marketfeed.records import RefusedLine
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
@@ -151,6 +152,8 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("dead letters", f"{report.journal.dead_letters:,}"),
         ("shipping", _shipping(report.shipping)),
         ("REST", _rest(report.rest)),
+        ("history", _history(report.history)),
+        ("audit", _audit(report.history)),
         ("refused lines", f"{report.journal.refused_lines:,}"),
         ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
     ):
@@ -187,6 +190,30 @@ def _shipping(report: ShipReport | None) -> str:
         return "no InfluxDB: the journal is the store"
     trouble = f", {report.trouble} for {report.trouble_for_s:.0f} s" if report.trouble else ""
     return f"{report.state}, {report.lines:,} lines, {report.unshipped:,} rows to go{trouble}"
+
+
+def _history(state: HistoryState | None) -> str:
+    if state is None:
+        return "not begun"
+    history = state.history
+    if history is None:
+        return "not kept (history.days: 0)"
+    trouble = f", {history.trouble}" if history.trouble else ""
+    left = "" if history.left_s is None else f", about {history.left_s:,.0f} s to go"
+    return (
+        f"{history.state}, {history.days} days, pairs {history.pairs_done} of {history.pairs}, "
+        f"{history.candles_left:,} candles left{left}{trouble}"
+    )
+
+
+def _audit(state: HistoryState | None) -> str:
+    if state is None:
+        return "not begun"
+    audit = state.audit
+    return (
+        f"{audit.audited:,} candles compared, {audit.missing:,} missing, "
+        f"{audit.different:,} different, {audit.mended:,} mended"
+    )
 
 
 def _rest(report: RestReport) -> str:

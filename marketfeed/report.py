@@ -14,6 +14,7 @@ from marketfeed.binance.symbols import Selection
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.heal import Healer
+from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
@@ -70,6 +71,7 @@ class Reporter:
         """`starting`, `running` or `stopping`."""
         self.line: Line | None = None
         self.source: InstrumentSource | None = None
+        self.history: History | None = None
         self.clock_problem = ""
         """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
         self._timeframes = timeframes
@@ -113,6 +115,7 @@ class Reporter:
             journal=self._journal(),
             shipping=self._shipping(),
             rest=self._turns.report(),
+            history=self._history(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
@@ -138,6 +141,7 @@ class Reporter:
             dead_letters=self._writer.dead_letters,
             shipping=self._shipping(),
             rest=self._turns.report(),
+            history=self._history(),
             clock_offset_ms=self._clock.offset_ms(),
             overdue=dict(Counter(item.series.channel for item in self._overdue())),
             missing_candles=0 if line is None else line.supervisor.missing_candles,
@@ -191,7 +195,15 @@ class Reporter:
                 f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
                 f"{_named(series)}{trouble}"
             )
+        state = self._history()
+        if state is not None and (unmended := state.audit.unmended):
+            reasons.append(
+                f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"
+            )
         return reasons
+
+    def _history(self) -> HistoryState | None:
+        return None if self.history is None else self.history.report()
 
     def _pairs(self) -> int:
         return 0 if self.line is None else len(self.line.selection.instruments)

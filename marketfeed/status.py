@@ -13,6 +13,7 @@ from aiohttp import web
 
 from marketfeed.binance.turns import RestReport
 from marketfeed.heal import HealReport
+from marketfeed.history import HistoryState
 from marketfeed.metrics import Exposition
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
@@ -91,6 +92,8 @@ class StatusReport(msgspec.Struct, frozen=True):
     shipping: ShipReport | None
     """None without InfluxDB: the journal is the store."""
     rest: RestReport
+    history: HistoryState | None
+    """None until the collector has begun to collect."""
     rss_bytes: int
     cpu_s: float
 

@@ -147,6 +147,22 @@ CANDLE: Final = Upsert(
         candle.quote_volume, candle.taker_buy_volume, candle.trades
     )""",
 )
+CANDLE_REPAIR: Final = Upsert(
+    12,
+    "INSERT INTO candle SELECT * FROM",
+    # On the operator's word: what the exchange has now, however many trades it counts.
+    """WHERE true ON CONFLICT DO UPDATE SET
+        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+        volume = excluded.volume, quote_volume = excluded.quote_volume,
+        taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq
+    WHERE (
+        excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
+        excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
+    ) <> (
+        candle.open, candle.high, candle.low, candle.close, candle.volume,
+        candle.quote_volume, candle.taker_buy_volume, candle.trades
+    )""",
+)
 FORMING: Final = Upsert(
     13,
     "INSERT INTO forming SELECT * FROM",

@@ -53,7 +53,8 @@ class Market:
 
     `timeframes` are those of the kline streams; REST answers for every timeframe of the schema.
     `bystanders` are contracts that are listed and have prices, but neither streams nor candles.
-    `day` gives one contract the path of a real day. With `empty_closes` an interval without any trade
+    `day` gives one contract the path of a real day, with `every_trade` all of its trades. With
+    `empty_closes` an interval without any trade
     gets a closing frame too; without, only REST has its row. Implements `venue.Venue`. Raises
     SettingsError for timeframes that are unknown, doubled or none.
     """
@@ -68,6 +69,7 @@ class Market:
         bystanders: Sequence[Instrument] = (),
         day: RecordedDay | None = None,
         empty_closes: bool = True,
+        every_trade: bool = False,
     ) -> None:
         unknown = [name for name in timeframes if name not in schema.TIMEFRAMES_MS]
         if unknown or not timeframes or len(set(timeframes)) != len(timeframes):
@@ -87,7 +89,12 @@ class Market:
             for instrument in (*instruments, *bystanders)
         }
         for instrument in instruments:
-            self._open(instrument, timeframes, seed, day, empty_closes=empty_closes)
+            source: MinuteSource = (
+                RecordedSource(instrument, day, every_trade=every_trade)
+                if day is not None and day.symbol == instrument.symbol
+                else GeneratedSource(instrument, seed)
+            )
+            self._open(instrument, source, timeframes, seed, empty_closes=empty_closes)
         self._coin_m = Funding(_coin_margined(instruments[0]), seed)
         self._slow_array = self._stream(MARK_SLOW)
         self._fast_array = self._stream(MARK_FAST)
@@ -111,18 +118,13 @@ class Market:
     def _open(
         self,
         instrument: Instrument,
+        source: MinuteSource,
         timeframes: Sequence[str],
         seed: int,
-        day: RecordedDay | None,
         *,
         empty_closes: bool,
     ) -> None:
         symbol = instrument.symbol
-        source: MinuteSource = (
-            RecordedSource(instrument, day)
-            if day is not None and day.symbol == symbol
-            else GeneratedSource(instrument, seed)
-        )
         klines = {name: self._stream(kline_stream(symbol, name)) for name in timeframes}
         pair = PairMarket(
             instrument, source, klines, self.start_ms, seed, empty_closes=empty_closes

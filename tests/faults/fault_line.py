@@ -42,6 +42,7 @@ def settings_for(path: Path, sim: Simulator, **exchange: Any) -> Settings:
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
+            "history": {"days": 0},
         }
     )
 

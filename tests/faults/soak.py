@@ -138,6 +138,7 @@ def _configure(options: Options, urls: dict[str, str]) -> Path:
         },
         "journal": {"path": str(options.directory / "journal.db")},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     config = options.directory / "config.yaml"
     # JSON is YAML.
