@@ -51,6 +51,7 @@ class Counters:
         self.answers = 0
         self.refused_requests = 0
         self.connection_events: Counter[str] = Counter()
+        self.rollovers: Counter[str] = Counter()
         self.resubscribed = 0
         self.gaps: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
@@ -145,6 +146,7 @@ class _Exporter:
                 "Times a connection entered a state",
                 c.connection_events,
             ),
+            ("rollovers", "outcome", "Generations of connections that were to follow", c.rollovers),
             ("records", "kind", "Records decoded", c.records),
             ("gaps", "state", "Missing candles found, and those that came late", c.gaps),
             ("rejects", "reason", "Frames or rows that gave no record", c.rejects),

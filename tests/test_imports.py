@@ -38,6 +38,8 @@ PURE = {
     "marketfeed/schema.py",
     "marketfeed/binance/connect.py",
     "marketfeed/binance/liveness.py",
+    "marketfeed/binance/rollover.py",
+    "marketfeed/roster.py",
     *(
         f"marketfeed/simulator/{name}.py"
         for name in (

@@ -18,6 +18,7 @@ CANDLE_DUE_MS: Final = 15_000
 MARK_PRICE: Final = schema.MARK_PRICE
 SINGLY: Final = 100
 """Up to so many candles in a row are reported one by one, so that each can come late; more as one range."""
+NEVER_MS: Final = 1 << 62
 HOLES_KEPT: Final = 10_000
 """Holes remembered of one series; the journal has recorded them all."""
 
@@ -59,10 +60,10 @@ class _Candles:
     """The state of one candle series.
 
     `awaited_ms` is the first open time that is neither seen nor reported; up to `seen_ms` the stream has
-    come by what it last brought, closed candle or not.
+    come by what it last brought, closed candle or not. From `until_ms` on nothing is expected any more.
     """
 
-    __slots__ = ("awaited_ms", "holes", "in_ranges", "length_ms", "seen_ms")
+    __slots__ = ("awaited_ms", "holes", "in_ranges", "length_ms", "seen_ms", "until_ms")
 
     def __init__(self, awaited_ms: int, length_ms: int) -> None:
         self.awaited_ms = awaited_ms
@@ -70,6 +71,7 @@ class _Candles:
         self.seen_ms = awaited_ms - length_ms
         self.holes: dict[int, None] = {}
         self.in_ranges = 0
+        self.until_ms = NEVER_MS
 
 
 class Liveness:
@@ -81,6 +83,7 @@ class Liveness:
 
     def __init__(self) -> None:
         self._mark_due_s: dict[str, float] = {}
+        self._ended_ms: dict[str, int] = {}
         self._candles: dict[Series, _Candles] = {}
         self._news: list[Missing] = []
 
@@ -121,11 +124,23 @@ class Liveness:
                 elif newest_ms is not None:
                     self._lost(item, state, newest_ms + length_ms, forming_ms)
 
+    def expect_until(self, pair: str, ended_ms: int | None) -> None:
+        """Expect nothing of a pair from its end on, nor a candle that its end cuts; None takes it back."""
+        if ended_ms is None:
+            self._ended_ms.pop(pair, None)
+        else:
+            self._ended_ms[pair] = ended_ms
+        for series, state in self._candles.items():
+            if series.pair == pair:
+                end_ms = NEVER_MS if ended_ms is None else ended_ms
+                state.until_ms = schema.floor_to(end_ms, state.length_ms)
+
     def unwatch(self, series: Iterable[Series]) -> None:
         """Forget series that have ended or are not subscribed any more."""
         for item in series:
             if item.channel == MARK_PRICE:
                 self._mark_due_s.pop(item.pair, None)
+                self._ended_ms.pop(item.pair, None)
             else:
                 self._candles.pop(item, None)
 
@@ -181,12 +196,12 @@ class Liveness:
         found = [
             Overdue(Series(pair, MARK_PRICE), now_s - due_s, None)
             for pair, due_s in self._mark_due_s.items()
-            if now_s > due_s
+            if now_s > due_s and now_ms < self._ended_ms.get(pair, NEVER_MS)
         ]
         for series, state in self._candles.items():
             length_ms = state.length_ms
             # The candles whose deadline has passed end here.
-            end_ms = schema.floor_to(now_ms - CANDLE_DUE_MS - 1, length_ms)
+            end_ms = min(schema.floor_to(now_ms - CANDLE_DUE_MS - 1, length_ms), state.until_ms)
             if state.awaited_ms < end_ms:
                 self._lost(series, state, state.awaited_ms, end_ms)
                 state.awaited_ms = end_ms
