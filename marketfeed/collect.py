@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from marketfeed import schema
+from marketfeed.binance.budget import Budget
 from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed, OnFrame
@@ -24,6 +25,7 @@ from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.rollover import Ages
 from marketfeed.binance.symbols import stream_names
+from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
@@ -47,6 +49,8 @@ CLOCK_SYNC_EVERY_S: Final = 300.0
 CLOCK_DOUBT_EVERY_S: Final = 3.0
 """Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
+REST_BUDGET: Final = "rest_budget"
+KEEP_BUDGET_EVERY_S: Final = 1.0
 LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
 """Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
 SILENT_AFTER_S: Final = 10.0
@@ -74,8 +78,9 @@ class Collector:
         self._clock = clock or ExchangeClock()
         self._counters = Counters()
         self._writer = JournalWriter(settings.journal.path)
+        self._turns = Turns(Budget(settings.history.weight_per_minute), self._clock)
         self._reporter = Reporter(
-            settings.exchange.timeframes, self._clock, self._counters, self._writer
+            settings.exchange.timeframes, self._clock, self._counters, self._writer, self._turns
         )
 
     def report(self) -> StatusReport:
@@ -94,17 +99,20 @@ class Collector:
             self._writer,
             aiohttp.ClientSession() as session,
         ):
+            await self._restore_budget()
             rest = BinanceRest(
-                session,
-                self._settings.exchange.rest_url,
-                self._rest_timeout_s,
-                self._clock.elapsed_s,
+                session, self._settings.exchange.rest_url, self._rest_timeout_s, self._turns
             )
             source = InstrumentSource(self._settings.exchange, rest, self._clock, self._writer)
             self._reporter.source = source
-            listing = await source.load(stop)
-            if listing is not None:
-                await self._collect(listing, source, rest, session, stop)
+            keeping = asyncio.create_task(self._keep_budget(), name="budget")
+            try:
+                listing = await source.load(stop)
+                if listing is not None:
+                    await self._collect(listing, source, rest, session, stop)
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
     async def _collect(
@@ -240,6 +248,29 @@ class Collector:
                     log.warning("clock not compared with the exchange's error=%r", str(error))
                 self._reporter.clock_problem = str(error)
                 wait_s = min(wait_s * 2, RETRY_CAP_S)
+
+    async def _restore_budget(self) -> None:
+        known = await self._writer.load_document(REST_BUDGET)
+        if known is not None:
+            self._turns.budget.restore(self._turns.now(), known[0])
+
+    async def _keep_budget(self) -> None:
+        """Save what was asked of the exchange: a restart must not begin a ban."""
+        saved = self._turns.changes
+        while True:
+            await asyncio.sleep(KEEP_BUDGET_EVERY_S)
+            changes = self._turns.changes
+            if changes == saved:
+                continue
+            at = self._turns.now()
+            try:
+                await self._writer.save_document(
+                    REST_BUDGET, self._turns.budget.state(at), at.now_ms
+                )
+                saved = changes
+            except JournalError:
+                # The intake has said so; what counts here is the next attempt.
+                continue
 
     async def _keep_journal(self, intake: Intake, shipper: Shipper | None) -> None:
         """Delete what is older than the settings keep, and what the disk budget does not hold.

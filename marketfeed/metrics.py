@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 
 from marketfeed import __version__
+from marketfeed.binance.turns import RestReport
 from marketfeed.ship import ShipReport
 
 CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
@@ -91,6 +92,7 @@ class Gauges:
         journal_bytes: int,
         dead_letters: int,
         shipping: ShipReport | None,
+        rest: RestReport,
         clock_offset_ms: float,
         overdue: dict[str, int],
         missing_candles: int,
@@ -106,6 +108,7 @@ class Gauges:
         self.journal_bytes = journal_bytes
         self.dead_letters = dead_letters
         self.shipping = shipping
+        self.rest = rest
         self.clock_offset_ms = clock_offset_ms
         self.overdue = overdue
         self.missing_candles = missing_candles
@@ -207,6 +210,7 @@ class _Exporter:
                 family.add_metric([key], value)
             yield family
         yield from _shipping(g.shipping)
+        yield from _rest(g.rest)
         build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
@@ -227,6 +231,25 @@ def _shipping(report: ShipReport | None) -> Iterable[Metric]:
         ("ship_parked", "1 while rights, address or settings are wrong", report.state == "parked"),
     ):
         yield GaugeMetricFamily(f"marketfeed_{name}", text, value=float(amount))
+
+
+def _rest(report: RestReport) -> Iterable[Metric]:
+    for name, label, text, counts in (
+        ("rest_requests", "endpoint", "REST requests sent", report.requests),
+        ("rest_refusals", "status", "REST answers with an error status", report.refused),
+    ):
+        family = CounterMetricFamily(f"marketfeed_{name}", text, labels=[label])
+        for key, count in counts.items():
+            family.add_metric([key], count)
+        yield family
+    for name, text, value in (
+        ("rest_weight_used", "REST weight used in this minute", report.weight_used),
+        ("rest_weight_limit", "REST weight that may be used a minute", report.weight_limit),
+        ("rest_funding_used", "Funding requests of the last 5 minutes", report.funding_used),
+        ("rest_waiting", "REST requests that wait for their turn", report.waiting),
+        ("rest_stopped_seconds", "For how long nothing may be asked any more", report.stopped_s),
+    ):
+        yield GaugeMetricFamily(f"marketfeed_{name}", text, value=float(value))
 
 
 class Exposition:

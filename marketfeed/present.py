@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
 from marketfeed.records import RefusedLine
@@ -145,6 +146,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("given up", _counts(report.journal.records_given_up)),
         ("dead letters", f"{report.journal.dead_letters:,}"),
         ("shipping", _shipping(report.shipping)),
+        ("REST", _rest(report.rest)),
         ("refused lines", f"{report.journal.refused_lines:,}"),
         ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
     ):
@@ -181,6 +183,14 @@ def _shipping(report: ShipReport | None) -> str:
         return "no InfluxDB: the journal is the store"
     trouble = f", {report.trouble} for {report.trouble_for_s:.0f} s" if report.trouble else ""
     return f"{report.state}, {report.lines:,} lines, {report.unshipped:,} rows to go{trouble}"
+
+
+def _rest(report: RestReport) -> str:
+    stopped = f", STOPPED for {report.stopped_s:.0f} s more" if report.stopped_s else ""
+    return (
+        f"weight {report.weight_used:,} of {report.weight_limit:,} this minute, "
+        f"{report.waiting:,} waiting{stopped}"
+    )
 
 
 def _time(time_ms: int) -> str:

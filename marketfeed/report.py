@@ -10,6 +10,7 @@ from typing import Final
 from marketfeed import __version__, schema
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import Overdue
+from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
@@ -70,6 +71,7 @@ class Reporter:
         clock: ExchangeClock,
         counters: Counters,
         writer: JournalWriter,
+        turns: Turns,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
@@ -81,6 +83,7 @@ class Reporter:
         self._clock = clock
         self._counters = counters
         self._writer = writer
+        self._turns = turns
         self._started_s = time.monotonic()
         self._rate_frames = 0
         self._rate_s = self._started_s
@@ -114,6 +117,7 @@ class Reporter:
             connections=self._connections(),
             journal=self._journal(),
             shipping=self._shipping(),
+            rest=self._turns.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
@@ -138,6 +142,7 @@ class Reporter:
             journal_bytes=self._writer.bytes_used,
             dead_letters=self._writer.dead_letters,
             shipping=self._shipping(),
+            rest=self._turns.report(),
             clock_offset_ms=self._clock.offset_ms(),
             overdue=dict(Counter(item.series.channel for item in self._overdue())),
             missing_candles=0 if line is None else line.supervisor.missing_candles,
@@ -177,6 +182,9 @@ class Reporter:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
         if self.clock_problem:
             reasons.append(f"the exchange's clock is not to be had: {self.clock_problem}")
+        rest = self._turns.report()
+        if rest.stopped_s:
+            reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
         overdue = self._overdue()
         if overdue:
             reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")

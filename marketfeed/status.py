@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 from aiohttp import web
 
+from marketfeed.binance.turns import RestReport
 from marketfeed.metrics import Exposition
 from marketfeed.ship import ShipReport
 
@@ -84,6 +85,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     journal: JournalReport
     shipping: ShipReport | None
     """None without InfluxDB: the journal is the store."""
+    rest: RestReport
     rss_bytes: int
     cpu_s: float
 

@@ -218,6 +218,22 @@ class FrameDecoder:
         return (Reject("bad_shape", str(error)[:200]),)
 
 
+def candle_problem(candle: Candle) -> str:
+    """Why a closed candle from elsewhere than a frame makes no sense; empty when it does."""
+    length_ms = schema.TIMEFRAMES_MS[candle.timeframe]
+    if not 0 < candle.open_time_ms < MAX_TIME_MS or candle.open_time_ms % length_ms:
+        return f"open time {candle.open_time_ms} is none of {candle.timeframe}"
+    if not (
+        0.0 < candle.low <= candle.open <= candle.high < _INF
+        and candle.low <= candle.close <= candle.high
+    ):
+        return f"prices o={candle.open} h={candle.high} l={candle.low} c={candle.close}"
+    numbers = (candle.volume, candle.quote_volume, candle.taker_buy_volume)
+    if not all(0.0 <= number < _INF for number in numbers) or not 0 <= candle.trades < _MAX_TRADES:
+        return f"volumes {numbers} trades {candle.trades}"
+    return ""
+
+
 def _why_no_candle(event: _KlineEvent) -> Reject:
     k = event.k
     length_ms = schema.TIMEFRAMES_MS.get(k.i)

@@ -1,25 +1,51 @@
-"""Binance's REST API, as far as the collector asks it: server time, exchangeInfo, 24 h volumes.
+"""Binance's REST API: server time, exchangeInfo, volumes, candles, funding. Every call waits for its turn.
 
 Endpoints and weights: Binance USD-M "Market Data Endpoints". Every call has a time-out in wall seconds
-and raises ExchangeError (no answer, or not the documented one) or ExchangeRefusedError (an error status).
-After a 429 or 418 nothing at all is asked until its `Retry-After` has passed: carrying on is a ban.
+(its waiting not counted) and raises ExchangeError (no answer, or not the documented one) or
+ExchangeRefusedError (an error status). After a 429, 418 or 403 nothing at all is asked until the
+exchange's `Retry-After` has passed: carrying on is a ban.
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Final
+from itertools import pairwise
+from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
 
+from marketfeed import schema
+from marketfeed.binance.budget import Budget, Cost, Priority, klines_weight
+from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
+from marketfeed.binance.symbols import Instrument
+from marketfeed.binance.turns import Turns
+from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.records import Candle
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TIMEOUT_S: Final = 20.0
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-SILENCE_S: Final = 60.0
-"""How long nothing is asked after a 429 or 418 that does not tell: the budget is one of a minute."""
-_LIMITS: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.IM_A_TEAPOT})
+MAX_KLINES: Final = 499
+"""The most candles that are asked at a time: of all limits this one costs the least weight a row."""
+MAX_SETTLEMENTS: Final = 1_000
+WEIGHT_PER_MINUTE: Final = 1_200
+SILENCE_S: Final[Mapping[int, float]] = {
+    HTTPStatus.TOO_MANY_REQUESTS: 60.0,
+    HTTPStatus.IM_A_TEAPOT: 120.0,
+    HTTPStatus.FORBIDDEN: 300.0,
+}
+"""How long nothing is asked after such an answer that does not tell: the budget is one of a minute, the
+shortest ban lasts two, the firewall (403) looks at five."""
+CLOSED_AFTER_MS: Final = 1_000
+"""How long past its close a REST row must be to count as closed: two clocks are compared."""
+_USED: Final = "X-MBX-USED-WEIGHT-1M"
+_FREE: Final = Cost(1)
 
 
 class ServerTime(msgspec.Struct, frozen=True):
@@ -33,6 +59,19 @@ class ServerTime(msgspec.Struct, frozen=True):
     speed: float
 
 
+class Settlement(msgspec.Struct, frozen=True, gc=False):
+    """One settled funding rate of `symbol`, at `time_ms` rounded to the minute (Binance jitters).
+
+    `mark_price` is None where the exchange gives none (old rows); `kind` is its `rateType`.
+    """
+
+    symbol: str
+    time_ms: int
+    rate: float
+    mark_price: float | None
+    kind: str
+
+
 class _Time(msgspec.Struct, rename="camel"):
     server_time: int
     speed: float = 1.0
@@ -43,10 +82,36 @@ class _Ticker(msgspec.Struct, rename="camel"):
     quote_volume: float
 
 
+class _Kline(msgspec.Struct, array_like=True, gc=False):
+    open_ms: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    last_ms: int
+    quote_volume: float
+    trades: int
+    taker_buy_volume: float
+
+
+class _Settlement(msgspec.Struct, rename="camel", gc=False):
+    symbol: str
+    funding_time: int
+    funding_rate: float
+    mark_price: str = ""
+    rate_type: str = "Regular"
+
+
+class _FundingInfo(msgspec.Struct, rename="camel"):
+    symbol: str
+    funding_interval_hours: int
+
+
 class BinanceRest:
     """A client of one REST address (`https://fapi.binance.com`), on a session of the caller's.
 
-    `elapsed_s` are the seconds in which the exchange counts its `Retry-After`: its own.
+    `turns` says who may ask when; without it the client has a budget of its own, of half the exchange's.
     """
 
     def __init__(
@@ -54,74 +119,202 @@ class BinanceRest:
         session: aiohttp.ClientSession,
         rest_url: str,
         timeout_s: float = TIMEOUT_S,
-        elapsed_s: Callable[[], float] = time.monotonic,
+        turns: Turns | None = None,
     ) -> None:
+        self.turns = turns or Turns(Budget(WEIGHT_PER_MINUTE), ExchangeClock())
         self._session = session
         self._base = rest_url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
-        self._elapsed_s = elapsed_s
-        # What ended in a limit, and until when nothing is asked.
-        self._limited: ExchangeRefusedError | None = None
-        self._silent_until_s = 0.0
 
     async def server_time(self) -> ServerTime:
         """Ask the exchange's clock (weight 1)."""
-        started_s = time.monotonic()
-        body = await self._get("/fapi/v1/time")
-        round_trip_s = time.monotonic() - started_s
-        try:
-            answer = msgspec.json.decode(body, type=_Time)
-        except msgspec.DecodeError as error:
-            raise ExchangeError(f"time: not the documented answer: {error}") from error
+        body, round_trip_s = await self._get("time", {}, _FREE, Priority.LIVE)
+        answer = _decoded("time", body, _Time)
         return ServerTime(answer.server_time, round_trip_s, answer.speed)
 
     async def exchange_info(self) -> bytes:
         """Fetch exchangeInfo as it is (weight 1, 1.2 MB, 51 KB on the wire)."""
-        return await self._get("/fapi/v1/exchangeInfo")
+        return (await self._get("exchangeInfo", {}, _FREE, Priority.LIVE))[0]
 
     async def quote_volumes(self) -> Mapping[str, float]:
         """Fetch the 24 h quote volume of every symbol (weight 40)."""
-        body = await self._get("/fapi/v1/ticker/24hr")
-        try:
-            tickers = msgspec.json.decode(body, type=list[_Ticker], strict=False)
-        except msgspec.DecodeError as error:
-            raise ExchangeError(f"ticker/24hr: not the documented answer: {error}") from error
+        body, _ = await self._get("ticker/24hr", {}, Cost(40), Priority.LIVE)
+        tickers = _decoded("ticker/24hr", body, list[_Ticker])
         return {ticker.symbol: ticker.quote_volume for ticker in tickers}
 
-    async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+    async def klines(
+        self,
+        instrument: Instrument,
+        timeframe: str,
+        start_ms: int,
+        end_ms: int,
+        priority: Priority,
+    ) -> list[Candle]:
+        """Fetch the closed candles with start_ms <= open time < end_ms, oldest first (weight 1 or 2).
+
+        At most `MAX_KLINES` of them lie in that range. One whose close time is not past on the
+        exchange's clock is left out: REST has no other mark of being closed.
+        """
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        limit = -(-(end_ms - start_ms) // length_ms)
+        if not 1 <= limit <= MAX_KLINES:
+            raise ValueError(f"{limit} candles asked at a time, expected 1 to {MAX_KLINES}")
+        params = {
+            "symbol": instrument.symbol,
+            "interval": timeframe,
+            "startTime": str(start_ms),
+            "endTime": str(end_ms - 1),
+            "limit": str(limit),
+        }
+        # Read before it is asked: the row is older than the answer.
+        body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
+        rows = _decoded("klines", body, list[_Kline])
+        closed_ms = asked_ms - CLOSED_AFTER_MS
+        candles = [
+            candle
+            for row in rows
+            if row.open_ms + length_ms <= closed_ms
+            and (candle := _candle(instrument, timeframe, row)) is not None
+        ]
+        _require_order("klines", [candle.open_time_ms for candle in candles], start_ms, end_ms)
+        return candles
+
+    async def settlements(
+        self,
+        start_ms: int,
+        end_ms: int,
+        priority: Priority,
+        symbol: str | None = None,
+        limit: int = MAX_SETTLEMENTS,
+    ) -> list[Settlement]:
+        """Fetch the first `limit` settled rates with start_ms <= time <= end_ms, oldest first.
+
+        Of all symbols unless one is named (one of the 500 funding requests in 5 minutes).
+        """
+        params = {"startTime": str(start_ms), "endTime": str(end_ms), "limit": str(limit)}
+        if symbol is not None:
+            params["symbol"] = symbol
+        body, _ = await self._get("fundingRate", params, Cost(0, funding=True), priority)
+        return [_settlement(row) for row in _decoded("fundingRate", body, list[_Settlement])]
+
+    async def funding_info(self, priority: Priority) -> Mapping[str, int]:
+        """Fetch the funding interval, in hours, of every symbol that differs from the usual 8.
+
+        It is one of the 500 funding requests in 5 minutes.
+        """
+        body, _ = await self._get("fundingInfo", {}, Cost(0, funding=True), priority)
+        rows = _decoded("fundingInfo", body, list[_FundingInfo])
+        return {row.symbol: row.funding_interval_hours for row in rows}
+
+    async def _get(
+        self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority
+    ) -> tuple[bytes, float]:
+        body, round_trip_s, _ = await self._ask(endpoint, params, cost, priority)
+        return body, round_trip_s
+
+    async def _ask(
+        self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority
+    ) -> tuple[bytes, float, int]:
+        """Returns the body, the wall seconds it took, and the exchange time at which it was asked."""
+        path = f"/fapi/v1/{endpoint}"
+        try:
+            taken = await self.turns.wait(cost, priority)
+        except ExchangeRefusedError as error:
+            raise ExchangeRefusedError(
+                f"{path}: {error}", error.status, error.retry_after_s
+            ) from None
+        self.turns.requests[endpoint] += 1
+        used: int | None = None
+        asked_ms, started_s = self.turns.now().now_ms, time.monotonic()
         url = self._base + path
-        self._keep_silence(path)
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:
+                used = _number(response.headers.get(_USED))
                 body = await _whole(path, response)
-                if response.status != 200:
+                round_trip_s = time.monotonic() - started_s
+                if response.status != HTTPStatus.OK:
                     raise self._refused(path, response, body)
-                return body
+                return body, round_trip_s, asked_ms
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ExchangeError(f"{url}: {error or type(error).__name__}") from error
+        finally:
+            self.turns.answered(taken, used)
 
     def _refused(
         self, path: str, response: aiohttp.ClientResponse, body: bytes
     ) -> ExchangeRefusedError:
         wait_s = _retry_after_s(response.headers.get("Retry-After"))
-        limited = response.status in _LIMITS
-        if limited and wait_s is None:
-            wait_s = SILENCE_S
+        silence_s = SILENCE_S.get(response.status)
+        if silence_s is not None and wait_s is None:
+            wait_s = silence_s
         text = f"{path}: status {response.status}: {_excerpt(body)}"
-        error = ExchangeRefusedError(text, response.status, wait_s)
-        if limited and wait_s is not None:
-            self._limited = error
-            self._silent_until_s = self._elapsed_s() + wait_s
-        return error
+        self.turns.refused[response.status] += 1
+        if silence_s is not None and wait_s is not None:
+            self.turns.stop(wait_s, response.status, text)
+        return ExchangeRefusedError(text, response.status, wait_s)
 
-    def _keep_silence(self, path: str) -> None:
-        left_s = self._silent_until_s - self._elapsed_s()
-        if self._limited is not None and left_s > 0.0:
-            text = f"{path}: not asked for {left_s:.0f} s more, after {self._limited}"
-            raise ExchangeRefusedError(text, self._limited.status, left_s)
-        self._limited = None
+
+def _decoded(endpoint: str, body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ExchangeError(f"{endpoint}: not the documented answer: {error}") from error
+
+
+def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle | None:
+    candle = Candle(
+        instrument.pair,
+        timeframe,
+        row.open_ms,
+        row.open,
+        row.high,
+        row.low,
+        row.close,
+        row.volume,
+        row.quote_volume,
+        row.taker_buy_volume,
+        row.trades,
+        True,
+        row.last_ms + 1,
+    )
+    problem = candle_problem(candle)
+    if not problem and row.last_ms + 1 != candle.close_time_ms:
+        problem = f"close time {row.last_ms}"
+    if problem:
+        # It costs itself only, and stays missing.
+        log.warning(
+            "klines: row left out symbol=%s timeframe=%s open_ms=%d problem=%r",
+            instrument.symbol,
+            timeframe,
+            row.open_ms,
+            problem,
+        )
+        return None
+    return candle
+
+
+def _settlement(row: _Settlement) -> Settlement:
+    try:
+        mark_price = float(row.mark_price) if row.mark_price else None
+    except ValueError:
+        mark_price = -1.0
+    if (
+        not -1.0 < row.funding_rate < 1.0
+        or not 0 < row.funding_time < MAX_TIME_MS
+        or (mark_price is not None and not 0.0 <= mark_price < float("inf"))
+    ):
+        raise ExchangeError(f"fundingRate: makes no sense: {row}")
+    minute_ms = schema.MINUTE_MS
+    time_ms = schema.floor_to(row.funding_time + minute_ms // 2, minute_ms)
+    return Settlement(row.symbol, time_ms, row.funding_rate, mark_price or None, row.rate_type)
+
+
+def _require_order(endpoint: str, times_ms: Sequence[int], start_ms: int, end_ms: int) -> None:
+    bounds = (start_ms - 1, *times_ms, end_ms)
+    if any(later <= earlier for earlier, later in pairwise(bounds)):
+        raise ExchangeError(f"{endpoint}: rows out of order, or not of [{start_ms}, {end_ms})")
 
 
 async def _whole(path: str, response: aiohttp.ClientResponse) -> bytes:
@@ -143,3 +336,7 @@ def _retry_after_s(header: str | None) -> float | None:
         return None if header is None else max(0.0, float(header))
     except ValueError:
         return None
+
+
+def _number(header: str | None) -> int | None:
+    return int(header) if header is not None and header.isascii() and header.isdigit() else None

@@ -1,15 +1,26 @@
 """REST answers arrive in pieces, late, wrong or not at all: each is read whole or is a typed error."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.budget import Budget, Priority
+from marketfeed.binance.rest import BinanceRest, Settlement
+from marketfeed.binance.symbols import NEVER_MS, Instrument
+from marketfeed.binance.turns import Turns
+from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.records import Candle
+from marketfeed.schema import MINUTE_MS
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+
+START_MS = 1_790_000_040_000
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -106,3 +117,108 @@ def test_a_cut_answer_is_an_error() -> None:
 
     with pytest.raises(ExchangeError, match="exchangeInfo"):
         ask(cut, BinanceRest.exchange_info)
+
+
+# --- candles and settlements ------------------------------------------------------------------------
+
+BITCOIN = Instrument("BTCUSDT", "BTC/USDT:USDT", "USDT", "TRADING", "PERPETUAL", 1, NEVER_MS)
+
+
+def recorded(name: str) -> bytes:
+    return (Path(__file__).parents[1] / "data" / f"mainnet_2026-10-07_{name}.json").read_bytes()
+
+
+def answering(body: bytes, asked: list[dict[str, str]]) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(dict(request.query))
+        return web.Response(body=body, headers={"X-MBX-USED-WEIGHT-1M": "77"})
+
+    return answer
+
+
+def test_recorded_klines_are_candles() -> None:
+    body = recorded("klines_1m_limit2")
+    row = json.loads(body)[0]
+    open_ms = row[0]
+    asked: list[dict[str, str]] = []
+
+    async def question(rest: BinanceRest) -> list[Candle]:
+        end_ms = open_ms + 2 * MINUTE_MS
+        found = await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)
+        assert rest.turns.report().weight_used >= 77
+        return found
+
+    candles = ask(answering(body, asked), question)
+    assert len(candles) == 2
+    assert candles[0] == Candle(
+        "BTC/USDT:USDT", "1m", open_ms, *map(float, row[1:6]), float(row[7]), float(row[9]), row[8],
+        True, open_ms + MINUTE_MS,
+    )  # fmt: skip
+    assert asked == [
+        {
+            "symbol": "BTCUSDT",
+            "interval": "1m",
+            "startTime": str(open_ms),
+            "endTime": str(open_ms + 2 * MINUTE_MS - 1),
+            "limit": "2",
+        }
+    ]
+
+
+def test_a_candle_that_still_forms_is_none() -> None:
+    async def run() -> None:
+        options = SimulatorOptions(pairs=4, timeframes=("1m",), start_ms=START_MS, paused=True)
+        async with Simulator(options) as sim, aiohttp.ClientSession() as session:
+            clock = ExchangeClock(speed=1e-9)
+            clock.set_server_time(START_MS, 0.0, 1e-9)
+            rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(1_200), clock))
+            since_ms = START_MS - 3 * MINUTE_MS
+            until_ms = START_MS + MINUTE_MS
+            # The clock stands at the close of the third candle: a second must have passed.
+            found = await rest.klines(BITCOIN, "1m", since_ms, until_ms, Priority.HEAL)
+            assert [one.open_time_ms for one in found] == [since_ms, since_ms + MINUTE_MS]
+            clock.set_server_time(START_MS + 1_001, 0.0, 1e-9)
+            found = await rest.klines(BITCOIN, "1m", since_ms, until_ms, Priority.HEAL)
+            assert len(found) == 3
+
+    asyncio.run(run())
+
+
+def test_a_bad_row_costs_itself_only_and_rows_in_disorder_the_answer() -> None:
+    row = json.loads(recorded("klines_1m_limit2"))[0]
+    open_ms = row[0]
+    bad = [open_ms + MINUTE_MS, "NaN", *row[2:6], row[6] + MINUTE_MS, *row[7:]]
+
+    def klines(rest: BinanceRest) -> Awaitable[list[Candle]]:
+        return rest.klines(BITCOIN, "1m", open_ms, open_ms + 2 * MINUTE_MS, Priority.HEAL)
+
+    found = ask(answering(json.dumps([row, bad]).encode(), []), klines)
+    assert [one.open_time_ms for one in found] == [open_ms]
+    with pytest.raises(ExchangeError, match="out of order"):
+        ask(answering(json.dumps([row, row]).encode(), []), klines)
+
+
+def test_recorded_settlements() -> None:
+    body = recorded("fundingRate")
+    rows = json.loads(body)
+    asked: list[dict[str, str]] = []
+    found = ask(
+        answering(body, asked), lambda rest: rest.settlements(1, 2, Priority.SETTLED, "BTCUSDT")
+    )
+    assert len(found) == len(rows)
+    for settlement, row in zip(found, rows, strict=True):
+        assert settlement.rate == float(row["fundingRate"])
+        assert settlement.time_ms % MINUTE_MS == 0
+        assert abs(settlement.time_ms - row["fundingTime"]) < 1_000
+    assert asked == [{"startTime": "1", "endTime": "2", "limit": "1000", "symbol": "BTCUSDT"}]
+    old = (
+        b'[{"symbol":"BTCUSDT","fundingTime":1568102400005,"fundingRate":"0.0001","markPrice":""}]'
+    )
+    (settlement,) = ask(answering(old, []), lambda rest: rest.settlements(1, 2, Priority.SETTLED))
+    assert settlement == Settlement("BTCUSDT", 1568102400000, 0.0001, None, "Regular")
+
+
+def test_recorded_funding_info() -> None:
+    body = recorded("fundingInfo")
+    found = ask(answering(body, []), lambda rest: rest.funding_info(Priority.SETTLED))
+    assert found == {row["symbol"]: row["fundingIntervalHours"] for row in json.loads(body)}

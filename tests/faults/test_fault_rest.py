@@ -9,7 +9,9 @@ import pytest
 from fault_line import START_MS, Line, run_line
 from scoreboard import Row, Scoreboard
 
+from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
+from marketfeed.binance.turns import Turns
 from marketfeed.collect import CLOCK_DOUBT_EVERY_S
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
 from marketfeed.instruments import sync_clock
@@ -148,7 +150,7 @@ def test_what_a_shrunken_list_lacks_at_the_very_first_start_is_named(
 
 @pytest.mark.parametrize(
     ("status", "retry_after_s", "pause_s"),
-    [(429, 2, 2.0), (418, 2, 2.0), (403, None, 1.0)],
+    [(429, 2, 2.0), (418, 2, 2.0), (403, 1, 1.0)],
     ids=["429", "418", "403"],
 )
 def test_refused_at_the_start_it_keeps_trying_without_hammering(
@@ -255,27 +257,41 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
     run_line(path, check, speed=SPEED)
 
 
+class _Clock:
+    """A clock that stands still until it is told what has passed."""
+
+    speed = 1.0
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def now_ms(self) -> int:
+        return HOUR_MS + int(self.passed_s * 1000)
+
+    def elapsed_s(self) -> float:
+        return self.passed_s
+
+
 def test_after_a_limit_nothing_at_all_is_asked() -> None:
     async def run() -> None:
-        now_s = [0.0]
+        clock = _Clock()
         async with Simulator(SimulatorOptions(pairs=1)) as sim, aiohttp.ClientSession() as session:
-            rest = BinanceRest(session, sim.rest_url, elapsed_s=lambda: now_s[0])
-            for status, retry_after_s, silence_s in ((429, 30, 30.0), (418, None, SILENCE_S)):
+            rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(1_200), clock))
+            for status, retry_after_s, silence_s in (
+                (429, 30, 30.0),
+                (418, None, SILENCE_S[418]),
+                (403, None, SILENCE_S[403]),
+            ):
                 await sim.faults.start(RefuseRest("time", status, retry_after_s, count=1))
                 with pytest.raises(ExchangeRefusedError, match=f"status {status}"):
                     await rest.server_time()
                 asked = len(sim.rest.asked)
-                now_s[0] += silence_s - 1.0
+                clock.passed_s += silence_s - 1.0
                 with pytest.raises(ExchangeRefusedError, match="not asked for 1 s more") as caught:
                     await rest.exchange_info()
                 assert (caught.value.status, caught.value.retry_after_s) == (status, 1.0)
                 assert len(sim.rest.asked) == asked
-                now_s[0] += 1.0
+                clock.passed_s += 1.0
                 await rest.exchange_info()
-            # The firewall's 403 is no limit that tells its end.
-            await sim.faults.start(RefuseRest("time", 403, count=1))
-            with pytest.raises(ExchangeRefusedError):
-                await rest.server_time()
-            await rest.server_time()
 
     asyncio.run(run())

@@ -14,6 +14,7 @@ from influxd import Influxd
 from stored import M3, OTHER, PAIR, START_MS, candle, entry
 
 from marketfeed import schema
+from marketfeed.binance.turns import RestReport
 from marketfeed.metrics import Counters, Exposition, Gauges
 from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.ship import ShipReport
@@ -163,9 +164,10 @@ def exported() -> dict[str, set[str]]:
         **{
             name: {"something": 1} if "dict" in str(kind) else 1
             for name, kind in Gauges.__init__.__annotations__.items()
-            if name not in ("shipping", "return")
+            if name not in ("shipping", "rest", "return")
         },
         shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0),
+        rest=RestReport(1, 1, 1, 1, 1, 1.0, "", {"klines": 1}, {"429": 1}),
     )
     metrics: dict[str, set[str]] = {}
     for line in Exposition(counters, lambda: gauges).text().decode().splitlines():

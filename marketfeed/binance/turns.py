@@ -1,0 +1,150 @@
+"""Lets REST requests go as the budget allows, the most urgent first."""
+
+import asyncio
+import heapq
+import logging
+from collections import Counter
+from itertools import count
+from typing import Final, Protocol
+
+import msgspec
+
+from marketfeed.binance.budget import Budget, Cost, Instant, Priority, Taken
+from marketfeed.errors import ExchangeRefusedError
+
+log = logging.getLogger(__name__)
+
+_AT_LEAST_S: Final = 0.001
+_AT_MOST_S: Final = 1.0
+"""Wall seconds between two looks at the budget: its clock may be set meanwhile."""
+
+
+class Clock(Protocol):
+    """As much of `ExchangeClock` as is needed here."""
+
+    @property
+    def speed(self) -> float:
+        """Exchange seconds per wall second."""
+
+    def now_ms(self) -> int:
+        """Exchange time."""
+
+    def elapsed_s(self) -> float:
+        """Monotonic exchange seconds."""
+
+
+class RestReport(msgspec.Struct, frozen=True):
+    """What was asked of the exchange's REST API, and what may be. Seconds are exchange seconds."""
+
+    weight_used: int
+    weight_limit: int
+    funding_used: int
+    funding_limit: int
+    waiting: int
+    stopped_s: float
+    stopped_why: str
+    requests: dict[str, int]
+    refused: dict[str, int]
+
+
+class Turns:
+    """The queue before one exchange's REST API. On one event loop."""
+
+    def __init__(self, budget: Budget, clock: Clock) -> None:
+        self.budget = budget
+        self.requests: Counter[str] = Counter()
+        """Requests sent, by endpoint."""
+        self.refused: Counter[int] = Counter()
+        """Error answers, by status."""
+        self.changes = 0
+        """Rises with everything that `Budget.state` tells."""
+        self._clock = clock
+        self._number = count()
+        self._queues = _Queue(), _Queue()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def now(self) -> Instant:
+        """Read the clock."""
+        return Instant(self._clock.now_ms(), self._clock.elapsed_s())
+
+    async def wait(self, cost: Cost, priority: Priority) -> Taken:
+        """Return when a request may go out; it is counted then. End it with `answered`.
+
+        While everything is stopped LIVE requests are refused at once (ExchangeRefusedError), and all
+        others wait.
+        """
+        turn: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._queues[cost.funding], (priority, next(self._number), cost, turn))
+        self._let_go()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.answered(turn.result(), None)
+            raise
+
+    def answered(self, taken: Taken, told: int | None) -> None:
+        """Note that a request is over; `told` is the weight that the answer says was used."""
+        self.budget.answered(self.now(), taken, told)
+        self.changes += 1
+
+    def stop(self, for_s: float, status: int, why: str) -> None:
+        """Send nothing more for `for_s` exchange seconds: the exchange has said so."""
+        self.budget.stop(self.now(), for_s, status, why)
+        self.changes += 1
+        log.error("REST stopped for_s=%.0f status=%d why=%r", for_s, status, why)
+        self._let_go()
+
+    def report(self) -> RestReport:
+        """What was asked, and what may be."""
+        at = self.now()
+        budget = self.budget
+        return RestReport(
+            weight_used=budget.used(at),
+            weight_limit=budget.limit,
+            funding_used=budget.funding_used(at),
+            funding_limit=budget.funding_limit,
+            waiting=sum(not item[3].done() for queue in self._queues for item in queue),
+            stopped_s=budget.stopped_s(at),
+            stopped_why=budget.stopped_why,
+            requests=dict(self.requests),
+            refused={str(status): number for status, number in self.refused.items()},
+        )
+
+    def _let_go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self.now()
+        waits = [self._let_go_of(queue, at) for queue in self._queues if queue]
+        if any(self._queues):
+            pause_s = min(waits) / 1000 / self._clock.speed
+            self._timer = asyncio.get_running_loop().call_later(
+                min(max(pause_s, _AT_LEAST_S), _AT_MOST_S), self._let_go
+            )
+
+    def _let_go_of(self, queue: "_Queue", at: Instant) -> float:
+        """Let go what may; returns in how many exchange ms the next one may."""
+        budget = self.budget
+        while queue:
+            priority, _, cost, turn = queue[0]
+            if turn.done():
+                heapq.heappop(queue)
+                continue
+            stopped_s = budget.stopped_s(at)
+            if stopped_s > 0.0 and priority is Priority.LIVE:
+                heapq.heappop(queue)
+                text = f"not asked for {stopped_s:.0f} s more, after {budget.stopped_why}"
+                turn.set_exception(ExchangeRefusedError(text, budget.stopped_status, stopped_s))
+                continue
+            wait_ms = budget.wait_ms(at, cost, priority)
+            if wait_ms > 0.0:
+                return wait_ms
+            heapq.heappop(queue)
+            turn.set_result(budget.take(at, cost))
+            self.changes += 1
+        return float("inf")
+
+
+class _Queue(list[tuple[Priority, int, Cost, "asyncio.Future[Taken]"]]):
+    """A heap of who waits."""
