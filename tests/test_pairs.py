@@ -171,11 +171,15 @@ def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
         assert following.undisturbed() == before
         assert following.pairs == 7
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            holes = db.execute(
-                "SELECT min(start) FROM gap JOIN pair ON pair.id = pair_id WHERE pair = ?", (NEW,)
+            known = db.execute(
+                """SELECT min(at) FROM (
+                       SELECT pair_id, start AS at FROM gap
+                       UNION ALL SELECT pair_id, open_time FROM candle
+                   ) JOIN pair ON pair.id = pair_id WHERE pair = ?""",
+                (NEW,),
             ).fetchone()
-        # From its first candle on: what came before it joined is known to be missing, to be fetched.
-        assert holes == (at_ms,)
+        # From its first candle on: what closed before it joined is known to be missing, to be fetched.
+        assert known == (at_ms,)
 
     run_following(path, check)
     from_ms, joined_ms, until_ms = stretch
