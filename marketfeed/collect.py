@@ -176,13 +176,18 @@ class Collector:
         roster = Roster(listing.selection)
         instruments = roster.instruments
         streams = stream_names(instruments, exchange.timeframes, exchange.mark_price_every.ms)
+
+        def on_replaced() -> None:
+            catalog.note_all()
+            source.on_journal_replaced()
+
         intake = Intake(
             self._writer,
             FrameDecoder(roster.pairs),
             self._counters,
             self._clock.now_ms,
             exchange.funding_rate_every.ms,
-            lambda: catalog.note_all(),  # noqa: PLW0108 - it is made below
+            on_replaced,
         )
         catalog = Catalog(exchange.timeframes, intake, self._clock)
         supervisor = Supervisor(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -96,6 +96,11 @@ class InstrumentSource:
         self._writer = writer
         self._known: Mapping[str, Instrument] | None = None
         self._saved_s = -math.inf
+        self._chosen: Sequence[str] | None = None
+
+    def on_journal_replaced(self) -> None:
+        """Have what a journal keeps for the next start written again, with the next answer."""
+        self._saved_s = -math.inf
 
     async def load(self, stop: asyncio.Event) -> Listing | None:
         """Return what to collect, or None as soon as `stop` is set before that is known."""
@@ -137,7 +142,7 @@ class InstrumentSource:
             try:
                 body = await self._fetch()
                 listing = Listing(await self._selection(parse_exchange_info(body)), body)
-            except ExchangeError as error:
+            except (ExchangeError, JournalError) as error:
                 failures += 1
                 if had_problem or failures >= FAILURES_ALLOWED:
                     self.problem = _using_copy(error)
@@ -157,7 +162,7 @@ class InstrumentSource:
         every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
         return max(every_s / self._clock.speed, LISTING_AT_LEAST_S)
 
-    def _wait_s(self, delay_s: float, error: ExchangeError) -> float:
+    def _wait_s(self, delay_s: float, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
         return max(delay_s, (asked_s or 0.0) / self._clock.speed)
@@ -207,6 +212,9 @@ class InstrumentSource:
         # It is 1.2 MB: written when it says something new, and once in a while.
         if before != listed or now_s - self._saved_s >= SAVE_EVERY_S:
             await self._save(EXCHANGE_INFO, body)
+            wanted = self._settings.pairs
+            if isinstance(wanted, TopPairs) and self._chosen is not None:
+                await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
             self._saved_s = now_s
         self._known = listed
         self.problem = ""
@@ -217,13 +225,19 @@ class InstrumentSource:
         if not isinstance(wanted, TopPairs):
             return await select(self._settings, self._rest, info)
         # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
-        name = f"{CHOSEN_PAIRS}:{self._settings.quote}:{wanted.count}"
-        known = await self._writer.load_document(name)
+        if self._chosen is not None:
+            return select_named(info, self._chosen)
+        known = await self._writer.load_document(self._chosen_name(wanted))
         if known is not None:
-            return select_named(info, msgspec.json.decode(known[0], type=list[str]))
+            self._chosen = msgspec.json.decode(known[0], type=list[str])
+            return select_named(info, self._chosen)
         selection = await select(self._settings, self._rest, info)
-        await self._save(name, msgspec.json.encode([i.pair for i in selection.instruments]))
+        self._chosen = [instrument.pair for instrument in selection.instruments]
+        await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
         return selection
+
+    def _chosen_name(self, wanted: TopPairs) -> str:
+        return f"{CHOSEN_PAIRS}:{self._settings.quote}:{wanted.count}"
 
     async def _save(self, name: str, body: bytes) -> None:
         try:
@@ -232,5 +246,5 @@ class InstrumentSource:
             log.warning("document not saved name=%s error=%r", name, str(error))
 
 
-def _using_copy(error: ExchangeError) -> str:
+def _using_copy(error: Exception) -> str:
     return f"exchangeInfo is not to be had, its last known copy is used: {error}"
