@@ -42,10 +42,13 @@ class Server:
         self.points: dict[tuple[str, str], str] = {}
         self.requests: list[list[str]] = []
         self.headers: list[dict[str, str]] = []
+        self.before: Callable[[web.Request], Awaitable[None]] | None = None
         self.url = ""
 
     async def write(self, request: web.Request) -> web.Response:
         body = await request.read()
+        if self.before is not None:
+            await self.before(request)
         if request.headers.get("Content-Encoding") == "gzip" and body[:2] == b"\x1f\x8b":
             body = gzip.decompress(body)
         lines = body.decode().split("\n")
@@ -68,7 +71,7 @@ async def serving() -> AsyncIterator[Server]:
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/api/v2/write", server.write)
     app.router.add_post("/write", server.write)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -345,6 +348,73 @@ def test_a_journal_replaced_while_running_is_shipped_from_its_start(path: Path) 
         await writer.call(lambda journal: journal.write(fill(100, 2)))
         await until(lambda: len(server.points) == ROWS + 18)
         assert shipper.shipped_below() == writer.next_seq
+
+    run(path, scenario)
+
+
+def test_a_journal_replaced_while_lines_travel_loses_none_of_its_rows(path: Path) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request) -> None:
+        arrived.set()
+        await go_on.wait()
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.before = hold
+        await writer.call(lambda journal: journal.write(fill()))
+        await arrived.wait()
+        await asyncio.to_thread(path.rename, path.with_name("gone.db"))
+        await writer.replace()
+        # These rows get the numbers that are travelling.
+        await writer.call(lambda journal: journal.write(fill(100, 2)))
+        go_on.set()
+        await until(lambda: len(server.points) == ROWS + 18)
+
+    run(path, scenario)
+
+
+def test_a_stop_does_not_wait_for_a_server_that_hangs(path: Path) -> None:
+    held = asyncio.Event()
+
+    async def hang(request: web.Request) -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.before = hang
+        await writer.call(lambda journal: journal.write(fill()))
+        await held.wait()
+
+    server = run(path, scenario, msgspec.structs.replace(QUICK, last_s=0.2))
+    assert server.points == {}
+    with Journal.open(path) as journal:
+        assert list(journal.shipped(f"{server.url} fleet market_data")) == []
+
+
+def test_refused_forming_candles_push_no_line_out(path: Path) -> None:
+    def forming(trades: int) -> Batch:
+        batch = Batch()
+        batch.add(
+            Candle(
+                PAIRS[0], "3m", T0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, trades, False, T0 + trades
+            )
+        )
+        return batch
+
+    def clash(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+        if any(line.startswith("forming_3m") for line in lines):
+            return 422, b'{"message":"partial write: field type conflict dropped=1"}', {}
+        return stored(lines)
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = clash
+        await writer.call(lambda journal: journal.write(fill()))
+        for trades in range(1, 4):
+            await writer.call(lambda journal, n=trades: journal.write(forming(n)))
+            await until(lambda n=trades: shipper.report().refused == n)
+        await until(lambda: len(server.points) == ROWS)
+        assert shipper.report().state == "shipping"
+        assert await asyncio.to_thread(read_refused, path) == []
 
     run(path, scenario)
 
