@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 REFUSED_IN_A_ROW: Final = 50
 """After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
+FEWEST_LINES: Final = 100
+"""A request that fails is tried again with half its lines, down to so many."""
 COUNT_EVERY_S: Final = 15.0
 LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
@@ -48,7 +50,7 @@ class Pace(msgspec.Struct, frozen=True):
     turn_s: float = 1.0
     forming_every_s: float = 5.0
     backoff_first_s: float = 1.0
-    backoff_cap_s: float = 30.0
+    backoff_cap_s: float = 10.0
     parked_s: float = 30.0
     last_s: float = 10.0
 
@@ -98,6 +100,7 @@ class Shipper:
         self._forming_s = -pace.forming_every_s
         self._refused_in_a_row = 0
         self._failures = 0
+        self._room = pace.max_lines
         self._state = "shipping"
         self._trouble = ""
         self._trouble_since_s = 0.0
@@ -158,8 +161,7 @@ class Shipper:
             try:
                 while not self._ending.is_set() and self._generation == self._writer.generation:
                     started_s = time.monotonic()
-                    consignment = await ahead
-                    full = len(consignment.lines) >= self._pace.max_lines
+                    consignment, full = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
@@ -195,20 +197,24 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                consignment = await self._take(self._shipped)
+                consignment, full = await self._take(self._shipped)
                 await self._ship(consignment)
-                if len(consignment.lines) < self._pace.max_lines:
+                if not full:
                     return
         except (_NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Ranges) -> Consignment:
-        def take() -> Consignment:
+    async def _take(self, shipped: Ranges) -> tuple[Consignment, bool]:
+        """Read what is to be shipped next, and whether there may be more of it."""
+        room = self._room
+
+        def take() -> tuple[Consignment, bool]:
             outbox = self._the_outbox()
             if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
-            return outbox.newest(shipped, self._pace.max_lines)
+            consignment = outbox.newest(shipped, room)
+            return consignment, len(consignment.lines) >= room
 
         return await self._in_thread(take)
 
@@ -297,6 +303,7 @@ class Shipper:
 
     def _well(self) -> None:
         self._failures = 0
+        self._room = min(2 * self._room, self._pace.max_lines)
         if self._trouble:
             log.warning("shipping again after_s=%.1f", time.monotonic() - self._trouble_since_s)
         self._state, self._trouble = "shipping", ""
@@ -318,6 +325,8 @@ class Shipper:
             return self._pace.parked_s
         if verdict.after_s is not None:
             return verdict.after_s
+        # It may be the size: some servers hang up on large requests, or need too long for them.
+        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
         # Full jitter, so that two collectors do not knock together.
         ceiling_s = min(
             self._pace.backoff_cap_s,

@@ -2,7 +2,11 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +33,15 @@ class Target:
     influxd: Influxd
     database: str
     front: Front | None
+
+    def configure(self, path: Path, **more: Any) -> dict[str, str]:
+        """Write settings with this InfluxDB to `path`; returns the environment of a command for them."""
+        influx = dict(self.settings)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
+        if "token" in influx:
+            kept["MARKETFEED_INFLUXDB__TOKEN"] = influx.pop("token")
+        path.write_text(json.dumps({"influxdb": influx, **more}))
+        return kept | {"COLUMNS": "250", "NO_COLOR": "1", "MARKETFEED_CONFIG": str(path)}
 
     def write(self, *lines: str) -> None:
         """Put something there, past all rules."""
@@ -70,3 +83,17 @@ async def compared(path: Path, settings: Mapping[str, Any]) -> Comparison:
     async with aiohttp.ClientSession() as session:
         admin = InfluxAdmin(influx, session)
         return await compare(admin, influx.bucket, path, socket.gethostname())
+
+
+def marketfeed(
+    environment: Mapping[str, str], *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "marketfeed", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=dict(environment),
+    )

@@ -231,6 +231,18 @@ def test_too_large_requests_are_halved(path: Path) -> None:
     run(path, scenario)
 
 
+def test_requests_that_fail_without_an_answer_become_smaller(path: Path) -> None:
+    """A proxy may hang up on a large request, a server may need longer for it than anyone waits."""
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: stored(lines) if len(lines) <= 200 else (0, b"", {})
+        await writer.call(lambda journal: journal.write(fill(minutes=100)))
+        await until(lambda: len(server.points) == 903)
+        await until(lambda: shipper.shipped_below() == writer.next_seq)
+
+    run(path, scenario)
+
+
 def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         def cut(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
