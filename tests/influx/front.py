@@ -346,7 +346,7 @@ class Front:
         ]
         if name is not None and "orgID" in request.query and not found:
             return _error(404, "not found", f'bucket "{name}" not found')
-        return web.json_response({"links": {}, "buckets": found})
+        return web.json_response({"links": {"self": "/api/v2/buckets"}, "buckets": found})
 
     async def _post_bucket(self, request: web.Request) -> web.Response:
         if (refusal := self._unmanageable(request, "buckets")) is not None:

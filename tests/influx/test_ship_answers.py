@@ -327,20 +327,20 @@ def test_too_large_a_request_is_halved_on_v1(path: Path, tmp_path: Path, limit: 
 
 
 def test_dead_letters_are_shown_exported_and_sent_again(
-    path: Path, target: Target, tmp_path: Path
+    path: Path, v2: Target, tmp_path: Path
 ) -> None:
-    target.write(f"feed_gap,collector=other,{GAP_TAGS} end=1.5 {T0}")
+    v2.write(f"feed_gap,collector=other,{GAP_TAGS} end=1.5 {T0}")
 
     async def refuse() -> None:
         batch = fill()
         batch.add(MarkPrice("", T0, 1.0, 2.0))
         batch.add(Gap("connection_feed-2", None, T0, T0 + 7, True, "lost"))
-        async with shipping(path, target.settings) as (writer, shipper):
+        async with shipping(path, v2.settings) as (writer, shipper):
             await written(batch)(writer)
             await until(lambda: all_shipped(writer, shipper))
 
     uvloop.run(refuse())
-    commanded = target.configure(tmp_path / "config.yaml", journal={"path": str(path)})
+    commanded = v2.configure(tmp_path / "config.yaml", journal={"path": str(path)})
     shown = marketfeed(commanded, "deadletter")
     assert shown.returncode == 1, shown.stderr
     assert "field type conflict" in shown.stdout
@@ -354,11 +354,11 @@ def test_dead_letters_are_shown_exported_and_sent_again(
     # As long as the bucket is as it is, they are refused again, and kept.
     assert marketfeed(commanded, "deadletter", "--resend").returncode == 1
     assert len(read_refused(path)) == 3
-    target.influxd.query("DROP MEASUREMENT feed_gap", target.database)
+    v2.influxd.query("DROP MEASUREMENT feed_gap", v2.database)
     assert marketfeed(commanded, "deadletter", "--resend").returncode == 1
     (left,) = read_refused(path)
     assert left.line.startswith("mark_price,pair= ")
-    asyncio.run(equal(path, target, but_for=1))
+    asyncio.run(equal(path, v2, but_for=1))
 
 
 def test_dead_letters_stay_when_the_server_is_away(path: Path, v2: Target, tmp_path: Path) -> None:
