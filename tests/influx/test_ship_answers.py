@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -17,9 +18,12 @@ from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.batch import Batch
-from marketfeed.deadletters import read_refused
+from marketfeed.config import Settings
+from marketfeed.deadletters import read_refused, resend_refused
 from marketfeed.journal import Journal
-from marketfeed.records import Gap, MarkPrice
+from marketfeed.outbox import Outbox
+from marketfeed.ranges import Ranges
+from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.ship import Shipper
 from marketfeed.writer import JournalWriter
 
@@ -359,6 +363,41 @@ def test_dead_letters_are_shown_exported_and_sent_again(
     (left,) = read_refused(path)
     assert left.line.startswith("mark_price,pair= ")
     asyncio.run(equal(path, v2, but_for=1))
+
+
+def test_a_row_that_has_changed_is_sent_again_as_it_stands(path: Path, v2: Target) -> None:
+    """Its old line, put aside, would undo what was taken later."""
+    names = [*PAIRS, "A,pair=B C\\"]
+
+    def closed(pair: str, close: float, trades: int) -> Candle:
+        return Candle(pair, "1m", T0, 1.5, 9.5, 1.0, close, 3.0, 4.0, 1.0, trades, True, T0)
+
+    async def main() -> None:
+        batch = Batch()
+        batch.extend([closed(pair, 2.0, 5) for pair in names])
+        batch.add(Gap("connection_feed-1", None, T0, None, False, "lost"))
+        with Journal.open(path) as journal:
+            journal.write(batch)
+            outbox = Outbox(path, socket.gethostname())
+            old = outbox.newest(Ranges(), 100).lines
+            outbox.close()
+            gone = f"mark_price,pair={PAIRS[0]} mark_price=1.0,index_price=2.0 {T0 - 1_000}"
+            journal.put_aside("x", [(line, "status 422") for line in [*old, gone]], T0)
+            better = Batch()
+            better.extend([closed(pair, 3.0, 6) for pair in names])
+            better.add(Gap("connection_feed-1", None, T0, T0 + 5, True, "lost"))
+            journal.write(better)
+        async with shipping(path, v2.settings) as (writer, shipper):
+            await until(lambda: all_shipped(writer, shipper))
+        await equal(path, v2)
+        settings = Settings.model_validate(
+            {"journal": {"path": str(path)}, "influxdb": dict(v2.settings)}
+        )
+        assert await resend_refused(settings) == 6
+        rows = await compared(path, v2.settings)
+        assert (rows.missing, rows.examples) == (0, [gone]), "retention has deleted it here"
+
+    uvloop.run(main())
 
 
 def test_dead_letters_stay_when_the_server_is_away(path: Path, v2: Target, tmp_path: Path) -> None:
