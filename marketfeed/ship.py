@@ -19,6 +19,7 @@ import msgspec
 from marketfeed.answers import Verdict
 from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
+from marketfeed.journal import Journal
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
 from marketfeed.ranges import Ranges
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 REFUSED_IN_A_ROW: Final = 50
 """After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
+FEWEST_LINES: Final = 100
+"""A request that fails is tried again with half its lines, down to so many."""
 COUNT_EVERY_S: Final = 15.0
 LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
@@ -40,15 +43,16 @@ class Pace(msgspec.Struct, frozen=True):
 
     A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
     failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
-    when rights or settings are wrong it is `parked_s`.
+    when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
     """
 
     max_lines: int = 5_000
     turn_s: float = 1.0
     forming_every_s: float = 5.0
     backoff_first_s: float = 1.0
-    backoff_cap_s: float = 30.0
+    backoff_cap_s: float = 10.0
     parked_s: float = 30.0
+    last_s: float = 10.0
 
 
 DEFAULT_PACE: Final = Pace()
@@ -90,10 +94,13 @@ class Shipper:
         self._generation = 0
         self._shipped = Ranges()
         self._ending = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+        self._forming_refusal = ""
         self._forming_seq = 0
         self._forming_s = -pace.forming_every_s
         self._refused_in_a_row = 0
         self._failures = 0
+        self._room = pace.max_lines
         self._state = "shipping"
         self._trouble = ""
         self._trouble_since_s = 0.0
@@ -125,16 +132,26 @@ class Shipper:
         return self._shipped.first_gap(self._writer.next_seq)
 
     def end(self) -> None:
-        """Say that the collector stops: one last turn is tried, without waiting for a server that is down."""
+        """Say that the collector stops: one last turn is tried, within the pace's `last_s`."""
         self._ending.set()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._pace.last_s)
 
     async def run(self) -> None:
         """Ship until `end`; no answer of the server and no state of the disk ends it before."""
         try:
-            while not self._ending.is_set():
-                await self._turns()
-            await self._last_turn()
+            async with asyncio.timeout(None) as self._limit:
+                if self._ending.is_set():
+                    self.end()
+                while not self._ending.is_set():
+                    await self._turns()
+                await self._last_turn()
+        except TimeoutError:
+            if not self._ending.is_set():
+                raise
+            log.info("stopping with rows unshipped: they are in the journal error='no answer'")
         finally:
+            self._limit = None
             await self._in_thread(self._close_outbox)
             self._thread.shutdown(wait=False)
 
@@ -146,8 +163,7 @@ class Shipper:
             try:
                 while not self._ending.is_set() and self._generation == self._writer.generation:
                     started_s = time.monotonic()
-                    consignment = await ahead
-                    full = len(consignment.lines) >= self._pace.max_lines
+                    consignment, full = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
@@ -183,20 +199,24 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                consignment = await self._take(self._shipped)
+                consignment, full = await self._take(self._shipped)
                 await self._ship(consignment)
-                if len(consignment.lines) < self._pace.max_lines:
+                if not full:
                     return
         except (_NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Ranges) -> Consignment:
-        def take() -> Consignment:
+    async def _take(self, shipped: Ranges) -> tuple[Consignment, bool]:
+        """Read what is to be shipped next, and whether there may be more of it."""
+        room = self._room
+
+        def take() -> tuple[Consignment, bool]:
             outbox = self._the_outbox()
             if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
-            return outbox.newest(shipped, self._pace.max_lines)
+            consignment = outbox.newest(shipped, room)
+            return consignment, len(consignment.lines) >= room
 
         return await self._in_thread(take)
 
@@ -209,10 +229,20 @@ class Shipper:
             self.lines += len(consignment.lines) - len(refused)
             self._unshipped = max(0, self._unshipped - len(consignment.lines))
         if consignment.covers:
-            merged = [self._shipped.add(first, last) for first, last in consignment.covers]
-            await self._writer.call(
-                lambda journal: journal.note_shipped(self._influx.target, merged)
-            )
+            await self._note(consignment.covers)
+
+    async def _note(self, covers: list[tuple[int, int]]) -> None:
+        """Save what has been acknowledged, in the journal whose numbers these are."""
+        generation = self._generation
+        merged = [self._shipped.add(first, last) for first, last in covers]
+
+        def note(journal: Journal) -> None:
+            # Replaced while the lines travelled: a fresh journal gives the same numbers to other rows,
+            # which would never be shipped. Files are replaced in this thread alone.
+            if self._writer.generation == generation:
+                journal.note_shipped(self._influx.target, merged)
+
+        await self._writer.call(note)
 
     async def _ship_forming(self) -> None:
         # Apart from the cursor: of a forming candle only its last state matters, and not to the second.
@@ -224,9 +254,17 @@ class Shipper:
             refused: list[tuple[str, str]] = []
             await self._deliver(texts, refused)
             if refused:
-                await self._put_aside(refused)
+                self._forming_refused(*refused[0], len(refused))
             self.lines += len(texts) - len(refused)
         self._forming_seq, self._forming_s = seq, now_s
+
+    def _forming_refused(self, line: str, answer: str, count: int) -> None:
+        # Counted, not put aside: the next state comes in seconds, they would push out all other lines,
+        # and sent again one day they would undo a later state.
+        self.refused += count
+        if answer != self._forming_refusal:
+            log.error("forming candles refused lines=%d answer=%r line=%r", count, answer, line)
+        self._forming_refusal = answer
 
     async def _deliver(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
         """Send lines, halving what is refused until the bad ones stand alone in `refused`."""
@@ -237,6 +275,9 @@ class Shipper:
             self._refused_in_a_row = 0
         elif verdict.action != "split":
             raise _NotNowError(verdict)
+        elif verdict.beyond_retention >= len(texts):
+            # All of them: halving a long history that the bucket does not keep would take for ever.
+            refused.extend((text, verdict.text) for text in texts)
         elif len(texts) > 1:
             middle = len(texts) // 2
             await self._deliver(texts[:middle], refused)
@@ -264,6 +305,7 @@ class Shipper:
 
     def _well(self) -> None:
         self._failures = 0
+        self._room = min(2 * self._room, self._pace.max_lines)
         if self._trouble:
             log.warning("shipping again after_s=%.1f", time.monotonic() - self._trouble_since_s)
         self._state, self._trouble = "shipping", ""
@@ -285,6 +327,8 @@ class Shipper:
             return self._pace.parked_s
         if verdict.after_s is not None:
             return verdict.after_s
+        # It may be the size: some servers hang up on large requests, or need too long for them.
+        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
         # Full jitter, so that two collectors do not knock together.
         ceiling_s = min(
             self._pace.backoff_cap_s,
