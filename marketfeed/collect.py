@@ -21,11 +21,12 @@ from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
-from marketfeed.binance.symbols import Instrument, stream_names
+from marketfeed.binance.symbols import Instrument, parse_exchange_info, stream_names
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.heal import Healer
 from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing, sync_clock
@@ -34,6 +35,7 @@ from marketfeed.journal import Cut, Journal
 from marketfeed.metrics import Counters, Exposition
 from marketfeed.records import CatalogEntry, Gap
 from marketfeed.report import Line, Reporter
+from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
@@ -114,7 +116,7 @@ class Collector:
         session: aiohttp.ClientSession,
         stop: asyncio.Event,
     ) -> None:
-        line = self._make_line(listing, session)
+        line = self._make_line(listing, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
         self._reporter.line = line
         history = History(
@@ -134,10 +136,13 @@ class Collector:
                 outer.create_task(shipper.run(), name="ship")
             try:
                 async with asyncio.TaskGroup() as group:
-                    supervisor.start(await self._writer.call(Journal.newest_candles))
+                    stored = await self._writer.call(Journal.newest_candles)
+                    supervisor.start(stored, self._fill_ms())
                     feeding = group.create_task(feed.run(), name="feed")
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
+                        group.create_task(line.healer.run(), name="heal"),
+                        group.create_task(line.settling.run(), name="settle"),
                         group.create_task(source.refresh(), name="listing"),
                         group.create_task(history.run(), name="history"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
@@ -158,7 +163,14 @@ class Collector:
                 if shipper is not None:
                     shipper.end()
 
-    def _make_line(self, listing: Listing, session: aiohttp.ClientSession) -> Line:
+    def _fill_ms(self) -> int:
+        """How far back what is absent since the last run is filled; a day at least (exchange time)."""
+        days = max(1, self._settings.history.days)
+        return min(days * schema.DAY_MS, self._settings.journal.retention.candles.ms)
+
+    def _make_line(
+        self, listing: Listing, rest: BinanceRest, session: aiohttp.ClientSession
+    ) -> Line:
         exchange = self._settings.exchange
         instruments = listing.selection.instruments
         streams = stream_names(instruments, exchange.timeframes, exchange.mark_price_every.ms)
@@ -178,6 +190,20 @@ class Collector:
             instruments,
             exchange.timeframes,
             exchange.mark_price_every.ms,
+        )
+        by_pair = {instrument.pair: instrument for instrument in instruments}
+        healer = Healer(
+            supervisor, rest, intake, self._writer, self._clock, self._counters, by_pair.get
+        )
+        settling = Settling(
+            rest,
+            intake,
+            self._writer,
+            self._clock,
+            self._counters,
+            parse_exchange_info(listing.exchange_info),
+            instruments,
+            self._fill_ms() if self._settings.history.days else 0,
         )
         # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
         silent_after_s = max(SILENT_AFTER_S / self._clock.speed, SILENT_AT_LEAST_S)
@@ -201,7 +227,15 @@ class Collector:
             shipper = Shipper(self._writer, influx)
             log.info("shipping to target=%r", influx.target)
         return Line(
-            intake, feed, supervisor, listing.selection, len(streams), silent_after_s, shipper
+            intake,
+            feed,
+            supervisor,
+            healer,
+            settling,
+            listing.selection,
+            len(streams),
+            silent_after_s,
+            shipper,
         )
 
     def _note_catalog(self, intake: Intake, instruments: Sequence[Instrument]) -> None:
@@ -318,4 +352,6 @@ class Collector:
         )
         reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
         now_ms = self._clock.now_ms()
-        intake.add(Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, False, reason))
+        intake.add(
+            Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, "unresolvable", reason)
+        )

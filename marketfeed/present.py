@@ -12,8 +12,10 @@ from rich.text import Text
 from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
+from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
 from marketfeed.records import RefusedLine
+from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
 from marketfeed.status import StatusReport
 
@@ -140,6 +142,8 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("rejected", _counts(report.rejects)),
         ("silent series", _counts(report.overdue)),
         ("missing candles", f"{report.missing_candles:,}"),
+        ("gaps", _healing(report.healing)),
+        ("settled funding", _settled(report.settled)),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
         ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
         ("waiting for a commit", f"{report.journal.pending:,}"),
@@ -218,6 +222,22 @@ def _rest(report: RestReport) -> str:
         f"weight {report.weight_used:,} of {report.weight_limit:,} this minute, "
         f"{report.waiting:,} waiting{stopped}"
     )
+
+
+def _healing(report: HealReport | None) -> str:
+    if report is None:
+        return "not started"
+    rechecks = f", {report.rechecks:,} series to be compared" if report.rechecks else ""
+    trouble = f"; REST: {report.trouble}" if report.trouble else ""
+    return f"{_counts(report.open_gaps | report.ended)}{rechecks}{trouble}"
+
+
+def _settled(report: SettleReport | None) -> str:
+    if report is None:
+        return "not started"
+    history = f", history of {report.history_pairs:,} pairs to go" if report.history_pairs else ""
+    trouble = f"; {report.trouble}" if report.trouble else ""
+    return f"{report.rates:,} had, {report.awaited:,} awaited{history}{trouble}"
 
 
 def _time(time_ms: int) -> str:
