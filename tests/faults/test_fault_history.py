@@ -139,7 +139,7 @@ def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -
 
 
 def test_what_cannot_be_filled_or_audited_is_said(tmp_path: Path) -> None:
-    with exchange(tmp_path, pairs=1, speed=1.0, timeframes="1m") as sim:
+    with exchange(tmp_path, pairs=1, speed=10.0, timeframes="1m") as sim:
         config = configured(tmp_path, sim, 0, days=1, weight=2_400)
         absent = run_marketfeed("audit", "--config", config)
         assert absent.returncode == 1
