@@ -19,9 +19,12 @@ from marketfeed import schema
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.binance.feed import Feed
+from marketfeed.binance.feed import Feed, OnFrame
+from marketfeed.binance.generations import Generations
+from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
-from marketfeed.binance.symbols import Instrument, parse_exchange_info, stream_names
+from marketfeed.binance.rollover import Ages
+from marketfeed.binance.symbols import parse_exchange_info, stream_names
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
@@ -32,9 +35,11 @@ from marketfeed.influx_write import InfluxWriter
 from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing, sync_clock
 from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
+from marketfeed.lifecycle import Catalog, Keeper
 from marketfeed.metrics import Counters, Exposition
-from marketfeed.records import CatalogEntry, Gap
+from marketfeed.records import Gap
 from marketfeed.report import Line, Reporter
+from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
@@ -58,16 +63,21 @@ SILENT_AT_LEAST_S: Final = 1.0
 
 
 class Collector:
-    """One run of the collector, from settings to a clean stop. `rest_timeout_s` are wall seconds."""
+    """One run of the collector, from settings to a clean stop. `rest_timeout_s` are wall seconds.
+
+    `ages` says how old connections may become.
+    """
 
     def __init__(
         self,
         settings: Settings,
         clock: ExchangeClock | None = None,
         rest_timeout_s: float = TIMEOUT_S,
+        ages: Ages | None = None,
     ) -> None:
         self._settings = settings
         self._rest_timeout_s = rest_timeout_s
+        self._ages = ages
         self._clock = clock or ExchangeClock()
         self._counters = Counters()
         self._writer = JournalWriter(settings.journal.path)
@@ -116,8 +126,21 @@ class Collector:
         session: aiohttp.ClientSession,
         stop: asyncio.Event,
     ) -> None:
-        line = self._make_line(listing, rest, session)
+        line, catalog = self._make_line(listing, source, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
+        keeper = Keeper(
+            self._settings.exchange,
+            source,
+            line.roster,
+            feed,
+            supervisor,
+            intake,
+            catalog,
+            self._clock,
+            self._writer,
+            lambda: line.settling.set_instruments(line.roster.instruments),
+        )
+        await keeper.start(listing)
         self._reporter.line = line
         history = History(
             self._settings,
@@ -125,7 +148,7 @@ class Collector:
             rest,
             session,
             self._clock,
-            lambda: listing.selection.instruments,
+            lambda: line.roster.instruments,
         )
         self._reporter.history = history
         self._reporter.stage = "running"
@@ -143,8 +166,8 @@ class Collector:
                         group.create_task(supervisor.run(feed), name="supervisor"),
                         group.create_task(line.healer.run(), name="heal"),
                         group.create_task(line.settling.run(), name="settle"),
-                        group.create_task(source.refresh(), name="listing"),
                         group.create_task(history.run(), name="history"),
+                        group.create_task(keeper.run(), name="pairs"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
                         group.create_task(self._watch_journal(intake), name="damage"),
@@ -169,20 +192,30 @@ class Collector:
         return min(days * schema.DAY_MS, self._settings.journal.retention.candles.ms)
 
     def _make_line(
-        self, listing: Listing, rest: BinanceRest, session: aiohttp.ClientSession
-    ) -> Line:
+        self,
+        listing: Listing,
+        source: InstrumentSource,
+        rest: BinanceRest,
+        session: aiohttp.ClientSession,
+    ) -> tuple[Line, Catalog]:
         exchange = self._settings.exchange
-        instruments = listing.selection.instruments
+        roster = Roster(listing.selection)
+        instruments = roster.instruments
         streams = stream_names(instruments, exchange.timeframes, exchange.mark_price_every.ms)
+
+        def on_replaced() -> None:
+            catalog.note_all()
+            source.on_journal_replaced()
+
         intake = Intake(
             self._writer,
-            FrameDecoder({i.symbol: i.pair for i in instruments}),
+            FrameDecoder(roster.pairs),
             self._counters,
             self._clock.now_ms,
             exchange.funding_rate_every.ms,
-            lambda: self._note_catalog(intake, instruments),
+            on_replaced,
         )
-        self._note_catalog(intake, instruments)
+        catalog = Catalog(exchange.timeframes, intake, self._clock)
         supervisor = Supervisor(
             intake,
             self._clock,
@@ -191,9 +224,8 @@ class Collector:
             exchange.timeframes,
             exchange.mark_price_every.ms,
         )
-        by_pair = {instrument.pair: instrument for instrument in instruments}
         healer = Healer(
-            supervisor, rest, intake, self._writer, self._clock, self._counters, by_pair.get
+            supervisor, rest, intake, self._writer, self._clock, self._counters, roster.known
         )
         settling = Settling(
             rest,
@@ -207,13 +239,25 @@ class Collector:
         )
         # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
         silent_after_s = max(SILENT_AFTER_S / self._clock.speed, SILENT_AT_LEAST_S)
-        feed = Feed(
-            FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=silent_after_s),
-            msgspec.json.decode(listing.exchange_info),
+        options = FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=silent_after_s)
+        limiter = ConnectLimiter()
+
+        def make_feed(
+            name: str, names: Sequence[str], on_frame: OnFrame, on_state: OnState
+        ) -> Feed:
+            newest = msgspec.json.decode((source.newest or listing).exchange_info)
+            return Feed(options, newest, names, on_frame, on_state, limiter, name)
+
+        feed = Generations(
+            make_feed,
             streams,
             on_frame=lambda frame, _: intake.on_frame(frame),
-            on_state=supervisor.on_connection,
-            limiter=ConnectLimiter(),
+            on_connection=supervisor.on_connection,
+            on_replaced=supervisor.on_replaced,
+            clock=self._clock,
+            timeframes=exchange.timeframes,
+            counters=self._counters,
+            ages=self._ages,
         )
         log.info(
             "collecting pairs=%d streams=%d timeframes=%s",
@@ -226,32 +270,8 @@ class Collector:
             influx = InfluxWriter(self._settings.influxdb, session)
             shipper = Shipper(self._writer, influx)
             log.info("shipping to target=%r", influx.target)
-        return Line(
-            intake,
-            feed,
-            supervisor,
-            healer,
-            settling,
-            listing.selection,
-            len(streams),
-            silent_after_s,
-            shipper,
-        )
-
-    def _note_catalog(self, intake: Intake, instruments: Sequence[Instrument]) -> None:
-        now_ms = self._clock.now_ms()
-        for instrument in instruments:
-            intake.add(
-                CatalogEntry(
-                    pair=instrument.pair,
-                    symbol=instrument.symbol,
-                    timeframes=tuple(self._settings.exchange.timeframes),
-                    since_ms=now_ms,
-                    listed_ms=instrument.listed_ms or None,
-                    ended_ms=instrument.ended_ms,
-                    changed_ms=now_ms,
-                )
-            )
+        line = Line(intake, feed, supervisor, healer, settling, roster, silent_after_s, shipper)
+        return line, catalog
 
     # --- beside the line --------------------------------------------------------------------------
 

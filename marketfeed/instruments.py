@@ -1,8 +1,10 @@
-"""Which instruments to collect: exchangeInfo or its last known copy, and the choice that was made of it."""
+"""Which instruments are to be collected: exchangeInfo or its last known copy, and the choice made of it."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -11,6 +13,7 @@ from marketfeed import schema
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
     ExchangeInfo,
+    Instrument,
     Selection,
     parse_exchange_info,
     select_all,
@@ -26,10 +29,18 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST_S: Final = 1.0
 RETRY_CAP_S: Final = 60.0
+FAILURES_ALLOWED: Final = 3
+"""So many failures in a row to tell what is traded are a problem: listings are hours ahead, not seconds."""
+LISTING_EVERY_S: Final = 180.0
+"""Exchange seconds between two questions what is traded, more or less; never below the next (wall s)."""
+LISTING_AT_LEAST_S: Final = 0.25
 EXCHANGE_INFO: Final = "exchange_info"
 CHOSEN_PAIRS: Final = "chosen_pairs"
 MAY_VANISH: Final = 0.1
 """Share of the known contracts that exchangeInfo may have lost: even delisted ones stay in it for years."""
+
+
+SAVE_EVERY_S: Final = 86_400.0
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -66,7 +77,7 @@ async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeIn
 
 
 class InstrumentSource:
-    """Finds out at the start what to collect. The exchange being down is waited for, not an error."""
+    """Finds out what to collect, at the start and ever after. The exchange being down is waited for."""
 
     def __init__(
         self,
@@ -77,10 +88,19 @@ class InstrumentSource:
     ) -> None:
         self.problem = ""
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
+        self.newest: Listing | None = None
+        """The last list that was had and believed."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
         self._writer = writer
+        self._known: Mapping[str, Instrument] | None = None
+        self._saved_s = -math.inf
+        self._chosen: Sequence[str] | None = None
+
+    def on_journal_replaced(self) -> None:
+        """Have what a journal keeps for the next start written again, with the next answer."""
+        self._saved_s = -math.inf
 
     async def load(self, stop: asyncio.Event) -> Listing | None:
         """Return what to collect, or None as soon as `stop` is set before that is known."""
@@ -111,24 +131,42 @@ class InstrumentSource:
             await asyncio.sleep(wait_s)
             delay_s = min(delay_s * 2, RETRY_CAP_S)
 
-    async def refresh(self) -> None:
-        """After a start with the last known copy: ask until the exchange answers, and keep that.
+    async def follow(self, on_listing: Callable[[Listing], Awaitable[None]]) -> None:
+        """Ask every few minutes what is traded, and hand each answer on; lasts until it is cancelled.
 
-        It is taken over at the next start; what is collected now stays.
+        An answer that could not be had, or was not believed, changes nothing; it becomes a `problem`
+        when it is not the first in a row.
         """
+        failures = 0
         delay_s = RETRY_FIRST_S
-        wait_s = delay_s
-        while self.problem:
+        wait_s = delay_s if self.problem else self._until_next_s()
+        while True:
             await asyncio.sleep(wait_s)
+            had_problem = bool(self.problem)
             try:
-                await self._fetch()
-                log.info("exchangeInfo is had again")
-            except ExchangeError as error:
-                self.problem = _using_copy(error)
-                delay_s = min(delay_s * 2, RETRY_CAP_S)
+                body = await self._fetch()
+                listing = Listing(await self._selection(parse_exchange_info(body)), body)
+            except (ExchangeError, JournalError) as error:
+                failures += 1
+                if had_problem or failures >= FAILURES_ALLOWED:
+                    self.problem = _using_copy(error)
+                if failures == 1:
+                    log.warning("exchangeInfo not to be had, trying on error=%r", str(error))
                 wait_s = self._wait_s(delay_s, error)
+                delay_s = min(delay_s * 2, RETRY_CAP_S)
+                continue
+            if had_problem or failures:
+                log.info("exchangeInfo is had again")
+            failures, delay_s = 0, RETRY_FIRST_S
+            self.newest = listing
+            wait_s = self._until_next_s()
+            await on_listing(listing)
 
-    def _wait_s(self, delay_s: float, error: ExchangeError) -> float:
+    def _until_next_s(self) -> float:
+        every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
+        return max(every_s / self._clock.speed, LISTING_AT_LEAST_S)
+
+    def _wait_s(self, delay_s: float, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
         return max(delay_s, (asked_s or 0.0) / self._clock.speed)
@@ -141,7 +179,8 @@ class InstrumentSource:
             log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
         if not selection.instruments:
             log.error("none of the configured pairs is traded: nothing to collect")
-        return Listing(selection, body)
+        self.newest = Listing(selection, body)
+        return self.newest
 
     async def _exchange_info(self) -> bytes:
         try:
@@ -164,15 +203,24 @@ class InstrumentSource:
         await sync_clock(self._rest, self._clock)
         body = await self._rest.exchange_info()
         listed = parse_exchange_info(body).instruments
-        known = await self._writer.load_document(EXCHANGE_INFO)
-        if known is not None:
-            before = parse_exchange_info(known[0]).instruments
+        if self._known is None:
+            known = await self._writer.load_document(EXCHANGE_INFO)
+            self._known = {} if known is None else parse_exchange_info(known[0]).instruments
+        before, now_s = self._known, self._clock.elapsed_s()
+        if before:
             gone = before.keys() - listed.keys()
             if len(gone) > MAY_VANISH * len(before):
                 raise ExchangeError(
                     f"exchangeInfo: lists {len(gone)} of {len(before)} known contracts no more"
                 )
-        await self._save(EXCHANGE_INFO, body)
+        # It is 1.2 MB: written when it says something new, and once in a while.
+        if before != listed or now_s - self._saved_s >= SAVE_EVERY_S:
+            await self._save(EXCHANGE_INFO, body)
+            wanted = self._settings.pairs
+            if isinstance(wanted, TopPairs) and self._chosen is not None:
+                await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
+            self._saved_s = now_s
+        self._known = listed
         self.problem = ""
         return body
 
@@ -181,13 +229,19 @@ class InstrumentSource:
         if not isinstance(wanted, TopPairs):
             return await select(self._settings, self._rest, info)
         # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
-        name = f"{CHOSEN_PAIRS}:{self._settings.quote}:{wanted.count}"
-        known = await self._writer.load_document(name)
+        if self._chosen is not None:
+            return select_named(info, self._chosen)
+        known = await self._writer.load_document(self._chosen_name(wanted))
         if known is not None:
-            return select_named(info, msgspec.json.decode(known[0], type=list[str]))
+            self._chosen = msgspec.json.decode(known[0], type=list[str])
+            return select_named(info, self._chosen)
         selection = await select(self._settings, self._rest, info)
-        await self._save(name, msgspec.json.encode([i.pair for i in selection.instruments]))
+        self._chosen = [instrument.pair for instrument in selection.instruments]
+        await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
         return selection
+
+    def _chosen_name(self, wanted: TopPairs) -> str:
+        return f"{CHOSEN_PAIRS}:{self._settings.quote}:{wanted.count}"
 
     async def _save(self, name: str, body: bytes) -> None:
         try:
@@ -196,5 +250,5 @@ class InstrumentSource:
             log.warning("document not saved name=%s error=%r", name, str(error))
 
 
-def _using_copy(error: ExchangeError) -> str:
+def _using_copy(error: Exception) -> str:
     return f"exchangeInfo is not to be had, its last known copy is used: {error}"

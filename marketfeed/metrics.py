@@ -67,6 +67,7 @@ class Counters:
         self.answers = 0
         self.refused_requests = 0
         self.connection_events: Counter[str] = Counter()
+        self.rollovers: Counter[str] = Counter()
         self.resubscribed = 0
         self.gaps: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
@@ -174,6 +175,7 @@ class _Exporter:
                 "Times a connection entered a state",
                 c.connection_events,
             ),
+            ("rollovers", "outcome", "Generations of connections that were to follow", c.rollovers),
             ("records", "kind", "Records decoded", c.records),
             ("gaps", "state", "Gaps of candles that entered a state", c.gaps),
             ("rejects", "reason", "Frames or rows that gave no record", c.rejects),

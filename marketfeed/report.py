@@ -8,9 +8,8 @@ from itertools import islice
 from typing import Final
 
 from marketfeed import __version__, schema
-from marketfeed.binance.feed import Feed
+from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import Overdue
-from marketfeed.binance.symbols import Selection
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.heal import Healer
@@ -18,6 +17,7 @@ from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
+from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
@@ -36,12 +36,11 @@ class Line:
     def __init__(
         self,
         intake: Intake,
-        feed: Feed,
+        feed: Generations,
         supervisor: Supervisor,
         healer: Healer,
         settling: Settling,
-        selection: Selection,
-        streams: int,
+        roster: Roster,
         silent_after_s: float,
         shipper: Shipper | None,
     ) -> None:
@@ -50,10 +49,24 @@ class Line:
         self.supervisor = supervisor
         self.healer = healer
         self.settling = settling
-        self.selection = selection
-        self.streams = streams
+        self.roster = roster
         self.silent_after_s = silent_after_s
         self.shipper = shipper
+
+    @property
+    def streams(self) -> int:
+        """How many streams are subscribed."""
+        return len(self.feed.streams)
+
+    def mark_event_ms(self) -> dict[str, int]:
+        """The newest stored mark price of each pair that is collected: event time by pair."""
+        marks = self.intake.freshness.mark_event_ms
+        return {pair: at_ms for pair, at_ms in marks.items() if pair in self.roster}
+
+    def newest_open_ms(self) -> dict[tuple[str, str], int]:
+        """The newest stored candle of each series that is collected: open time by pair and timeframe."""
+        newest = self.intake.freshness.newest_open_ms
+        return {key: at_ms for key, at_ms in newest.items() if key[0] in self.roster}
 
 
 class Reporter:
@@ -98,7 +111,7 @@ class Reporter:
             clock_offset_ms=self._clock.offset_ms(),
             speed=self._clock.speed,
             pairs=self._pairs(),
-            refused_pairs={} if line is None else dict(line.selection.refused),
+            refused_pairs={} if line is None else dict(line.roster.refused),
             streams=0 if line is None else line.streams,
             frames=counters.frames,
             frames_per_s=self._rate(),
@@ -124,8 +137,8 @@ class Reporter:
         """What a scrape of the metrics reads."""
         now_ms = self._clock.now_ms()
         line = self.line
-        marks = {} if line is None else line.intake.freshness.mark_event_ms
-        newest = {} if line is None else line.intake.freshness.newest_open_ms
+        marks = {} if line is None else line.mark_event_ms()
+        newest = {} if line is None else line.newest_open_ms()
         oldest_close_ms: dict[str, int] = {}
         for (_, timeframe), open_ms in newest.items():
             close_ms = open_ms + schema.TIMEFRAMES_MS[timeframe]
@@ -170,7 +183,9 @@ class Reporter:
         if not line.streams:
             reasons.append("none of the configured pairs is traded")
         now_s = time.monotonic()
-        for connection in line.feed.connections():
+        for connection in line.feed.current_connections():
+            if not connection.streams:
+                continue  # its streams have ended: it waits for others
             heard_s = max(connection.last_frame_s or 0.0, connection.since_s)
             if connection.state != "open":
                 reasons.append(f"{connection.name} is {connection.state}: {connection.last_error}")
@@ -206,7 +221,7 @@ class Reporter:
         return None if self.history is None else self.history.report()
 
     def _pairs(self) -> int:
-        return 0 if self.line is None else len(self.line.selection.instruments)
+        return 0 if self.line is None else len(self.line.roster)
 
     def _overdue(self) -> list[Overdue]:
         return [] if self.line is None else self.line.supervisor.overdue
@@ -239,7 +254,7 @@ class Reporter:
         return self._frames_per_s
 
     def _oldest_mark_age_s(self) -> float | None:
-        marks = {} if self.line is None else self.line.intake.freshness.mark_event_ms
+        marks = {} if self.line is None else self.line.mark_event_ms()
         if not marks or len(marks) < self._pairs():
             return None
         return max(0.0, (self._clock.now_ms() - min(marks.values())) / 1000)
@@ -247,11 +262,11 @@ class Reporter:
     def _timeframe(self, name: str) -> TimeframeReport:
         if self.line is None:
             return TimeframeReport(name, None, 0, 0, 0)
-        fresh = self.line.intake.freshness
-        opens = [at_ms for (_, frame), at_ms in fresh.newest_open_ms.items() if frame == name]
+        stored = self.line.intake.freshness.candles.get(name, 0)
+        opens = [ms for (_, frame), ms in self.line.newest_open_ms().items() if frame == name]
         newest = max(opens, default=None)
         there = sum(at_ms == newest for at_ms in opens)
-        return TimeframeReport(name, newest, there, self._pairs(), fresh.candles.get(name, 0))
+        return TimeframeReport(name, newest, there, self._pairs(), stored)
 
     def _connections(self) -> list[ConnectionReport]:
         if self.line is None:

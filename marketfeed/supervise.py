@@ -9,11 +9,11 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from marketfeed.binance.connect import ConnectionStatus
-from marketfeed.binance.feed import Feed
+from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import (
     CANDLE_DUE_MS,
     MARK_PRICE,
@@ -86,11 +86,10 @@ class Supervisor:
         self._intake = intake
         self._clock = clock
         self._counters = counters
-        self._streams = {
-            Series(instrument.pair, channel): stream_name(instrument, channel, mark_price_every_ms)
-            for instrument in instruments
-            for channel in (*timeframes, MARK_PRICE)
-        }
+        self._channels = (*timeframes, MARK_PRICE)
+        self._mark_price_every_ms = mark_price_every_ms
+        self._ends_ms: dict[str, int | None] = {i.pair: i.ended_ms for i in instruments}
+        self._streams = self._streams_of(instruments)
         self._asked_again_s: dict[Series, float] = {}
         # Since when (ms), and why.
         self._lost_connections: dict[str, tuple[int, str]] = {}
@@ -135,6 +134,8 @@ class Supervisor:
         self._liveness.watch(
             self._streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - keep_ms
         )
+        for pair, ended_ms in self._ends_ms.items():
+            self._liveness.expect_until(pair, ended_ms)
         self._note_missing("absent since the collector ran last")
 
     # --- gaps, for who closes them ----------------------------------------------------------------
@@ -190,7 +191,34 @@ class Supervisor:
 
     # --- running ----------------------------------------------------------------------------------
 
-    async def run(self, feed: Feed) -> None:
+    def join(
+        self, instruments: Sequence[Instrument], stored_open_ms: Mapping[tuple[str, str], int]
+    ) -> None:
+        """Watch instruments from now on; `stored_open_ms` as in `start`."""
+        streams = self._streams_of(instruments)
+        self._streams.update(streams)
+        self._liveness.watch(streams, self._clock.elapsed_s(), self._clock.now_ms(), stored_open_ms)
+        for instrument in instruments:
+            self.expect_until(instrument.pair, instrument.ended_ms)
+        self._note_missing("before the pair was collected")
+
+    def expect_until(self, pair: str, ended_ms: int | None) -> None:
+        """Expect nothing of a pair from its announced end on; None takes that back."""
+        self._liveness.expect_until(pair, ended_ms)
+
+    def leave(self, pairs: Collection[str]) -> None:
+        """Watch these pairs no more."""
+        # What has come of them until now still counts.
+        self._take_in()
+        gone = [series for series in self._streams if series.pair in pairs]
+        self._liveness.unwatch(gone, self._clock.now_ms())
+        self._note_missing("did not come before the pair's end")
+        for series in gone:
+            del self._streams[series]
+            self._asked_again_s.pop(series, None)
+        self.overdue = [item for item in self.overdue if item.series.pair not in pairs]
+
+    async def run(self, feed: Generations) -> None:
         """Look around every exchange second."""
         # Beside the looks: a command waits for its turn, or for a connection that does not take it.
         asking: asyncio.Task[None] | None = None
@@ -209,10 +237,13 @@ class Supervisor:
         """Say that connections close on purpose from now on."""
         self._stopping = True
 
-    def on_connection(self, status: ConnectionStatus) -> None:
-        """Take note of a connection's change of state: a lost connection is a gap until it is open again."""
+    def on_connection(self, status: ConnectionStatus, counts: bool) -> None:
+        """Take note of a connection's change of state: a lost connection is a gap until it is open again.
+
+        One that does not count (`counts`) is beside others that carry the same streams: no gap.
+        """
         self._counters.connection_events[status.state] += 1
-        if self._stopping:
+        if self._stopping or not counts:
             return
         now_ms = self._clock.now_ms()
         kind = f"connection_{status.name}"
@@ -225,6 +256,22 @@ class Supervisor:
             if self.on_reconnected is not None:
                 carried = frozenset(status.streams)
                 self.on_reconnected([s for s, stream in self._streams.items() if stream in carried])
+
+    def on_replaced(self) -> None:
+        """Take note that other connections carry all streams now: what was lost with old ones is back."""
+        now_ms = self._clock.now_ms()
+        for name, (since_ms, reason) in self._lost_connections.items():
+            self._intake.add(Gap(f"connection_{name}", None, since_ms, now_ms, "healed", reason))
+        if self._lost_connections and self.on_reconnected is not None:
+            self.on_reconnected(list(self._streams))
+        self._lost_connections.clear()
+
+    def _streams_of(self, instruments: Iterable[Instrument]) -> dict[Series, str]:
+        return {
+            Series(i.pair, channel): stream_name(i, channel, self._mark_price_every_ms)
+            for i in instruments
+            for channel in self._channels
+        }
 
     def _look(self) -> None:
         self._take_in()
@@ -308,7 +355,7 @@ class Supervisor:
                     len(silent),
                 )
 
-    def _to_ask_again(self, feed: Feed) -> list[str]:
+    def _to_ask_again(self, feed: Generations) -> list[str]:
         """Streams of silent series whose connection lives: it may be that only they have died."""
         now_s = self._clock.elapsed_s()
         due = {
@@ -319,7 +366,7 @@ class Supervisor:
         }
         living = {
             stream
-            for connection in feed.connections()
+            for connection in feed.current_connections()
             if connection.state == "open" and connection.last_frame_s is not None
             for stream in connection.streams
         }

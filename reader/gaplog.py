@@ -18,6 +18,15 @@ class GapLog:
 
     def __init__(self) -> None:
         self._logged: dict[tuple[str, str], set[pd.Timestamp]] = {}
+        self._young: set[tuple[str, str]] = set()
+
+    def note_young(self, pair: str, timeframe: str) -> None:
+        """Log that a pair is too young for a candle, once."""
+        if (pair, timeframe) not in self._young:
+            self._young.add((pair, timeframe))
+            log.warning(
+                "no candle yet, just listed: empty frame pair=%s timeframe=%s", pair, timeframe
+            )
 
     def note(self, pair: str, timeframe: str, missing: Sequence[pd.Timestamp]) -> None:
         """Log, in one line, the open times that were not logged before."""

@@ -104,8 +104,12 @@ def judge(
     request: CandleRequest,
     source: str,
     now_ms: int,
+    *,
+    young_ok: bool,
 ) -> dict[str, pd.DataFrame]:
     """Return the frames of `found`, in the order of `entries`, with their age and what is missing.
+
+    With `young_ok` a pair that is too young for a candle gives an empty frame (age_s is infinite).
 
     Raises StaleDataError (naming every stale pair) and, where the request is strict, GapError.
     """
@@ -113,7 +117,9 @@ def judge(
     stale = {
         pair: age_s
         for pair, age_s in ages.items()
-        if not entries[pair].has_ended(now_ms) and _is_stale(age_s, request, now_ms)
+        if not entries[pair].has_ended(now_ms)
+        and _is_stale(age_s, request, now_ms)
+        and not (young_ok and age_s == math.inf and _is_young(entries[pair], request, now_ms))
     }
     if stale:
         raise _stale(stale, request)
@@ -154,6 +160,19 @@ def _is_stale(age_s: float, request: CandleRequest, now_ms: int) -> bool:
         return True  # not one candle: there is nothing that could be returned in good faith
     reaches_now = request.until_ms is None or request.until_ms > now_ms
     return reaches_now and age_s > request.max_age_s
+
+
+def _is_young(entry: CatalogRow, request: CandleRequest, now_ms: int) -> bool:
+    """Whether a pair was listed so lately that no candle of it can be there yet."""
+    if entry.listed_ms is None:
+        return False
+    length_ms = request.length_ms
+    if request.timeframe in entry.timeframes:
+        first_ms = schema.floor_to(entry.listed_ms, length_ms)
+    else:
+        # The first one that is whole when it is put together from parts.
+        first_ms = frames.ceil_to(entry.listed_ms, length_ms)
+    return now_ms < first_ms + length_ms + frames.GRACE_MS
 
 
 def _stale(ages: Mapping[str, float], request: CandleRequest) -> StaleDataError:

@@ -4,6 +4,7 @@ Nothing here ever answers an error with an empty frame: what cannot be answered 
 """
 
 import difflib
+import math
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -128,15 +129,16 @@ class MarketReader:
 
         Raises StaleDataError, GapError, UnknownPairError, UnknownTimeframeError.
         """
-        return self.get_ohlcv_many(
+        return self._frames(
             [pair],
             timeframe,
             limit,
-            since=since,
-            until=until,
+            since,
+            until,
             include_forming=include_forming,
             strict=strict,
             max_age_s=max_age_s,
+            young_ok=False,
         )[pair]
 
     def get_ohlcv_many(
@@ -154,8 +156,35 @@ class MarketReader:
         """Return `get_ohlcv` of many pairs, pair -> frame in their order, in one query.
 
         One pair that is unknown, stale or (with `strict`) has a gap makes the call raise; the error
-        names all such pairs.
+        names all such pairs. A pair that was listed so lately that its first candle has not closed is
+        none of these: its frame is empty, its age_s infinite, and that is logged once; with `strict`
+        it raises StaleDataError, as it does in `get_ohlcv`.
         """
+        return self._frames(
+            pairs,
+            timeframe,
+            limit,
+            since,
+            until,
+            include_forming=include_forming,
+            strict=strict,
+            max_age_s=max_age_s,
+            young_ok=not strict,
+        )
+
+    def _frames(
+        self,
+        pairs: Iterable[str],
+        timeframe: str,
+        limit: int | None,
+        since: Time | None,
+        until: Time | None,
+        *,
+        include_forming: bool,
+        strict: bool,
+        max_age_s: MaxAge,
+        young_ok: bool,
+    ) -> dict[str, pd.DataFrame]:
         names = arguments.pair_names(pairs)
         now_ms = self._now_ms()
         entries = self._entries(names)
@@ -172,8 +201,11 @@ class MarketReader:
         found: dict[str, frames.Series] = {}
         for source, members in groups.items():
             found.update(ohlcv.read_series(self._store, members, source, request))
-        answer = ohlcv.judge(found, entries, request, self._store.source, now_ms)
+        answer = ohlcv.judge(found, entries, request, self._store.source, now_ms, young_ok=young_ok)
         for pair, frame in answer.items():
+            empty = frame.attrs["age_s"] == math.inf and not entries[pair].has_ended(now_ms)
+            if empty and request.max_age_s is not None:
+                self._gap_log.note_young(pair, timeframe)
             if frame.attrs["missing"]:
                 self._gap_log.note(pair, timeframe, frame.attrs["missing"])
         return answer

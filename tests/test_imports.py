@@ -44,6 +44,8 @@ PURE = {
     "marketfeed/binance/archive_rows.py",
     "marketfeed/binance/connect.py",
     "marketfeed/binance/liveness.py",
+    "marketfeed/binance/rollover.py",
+    "marketfeed/roster.py",
     *(
         f"marketfeed/simulator/{name}.py"
         for name in (
@@ -53,6 +55,7 @@ PURE = {
             "history",
             "instrument",
             "limits",
+            "listings",
             "market",
             "pair",
             "published",

@@ -115,7 +115,7 @@ _BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class FrameDecoder:
-    """Decodes frames of the symbols it knows; `pairs` maps `BTCUSDT` to `BTC/USDT:USDT`.
+    """Decodes frames of the symbols it knows; `pairs` maps `BTCUSDT` to `BTC/USDT:USDT`, as it stands.
 
     It holds no state and never raises, whatever the bytes.
     """
@@ -123,7 +123,7 @@ class FrameDecoder:
     __slots__ = ("_pairs",)
 
     def __init__(self, pairs: Mapping[str, str]) -> None:
-        self._pairs = dict(pairs)
+        self._pairs = pairs
 
     def decode(self, frame: bytes | str) -> tuple[Decoded, ...]:
         """Return what one frame says: usually one candle, or a mark price with its funding rate."""

@@ -20,6 +20,7 @@ come by then is missing."""
 CANDLE_SILENT_MS: Final = 15_000
 """A series that has brought nothing this long after a candle's close is silent."""
 MARK_PRICE: Final = schema.MARK_PRICE
+NEVER_MS: Final = 1 << 62
 SINGLY: Final = 10
 """Up to so many candles in a row are reported one by one, more as one range."""
 HOLES_KEPT: Final = 2_000
@@ -76,7 +77,8 @@ class _Candles:
 
     `awaited_ms` is the first open time that is neither seen nor reported; up to `seen_ms` the stream has
     come by what it last brought, closed candle or not. `fetched` are candles from `awaited_ms` on that
-    were had otherwise, and `forgotten` is how many holes were too many to be remembered.
+    were had otherwise, and `forgotten` is how many holes were too many to be remembered. From `until_ms`
+    on nothing is expected any more.
     """
 
     __slots__ = (
@@ -88,6 +90,7 @@ class _Candles:
         "length_ms",
         "ranges",
         "seen_ms",
+        "until_ms",
     )
 
     def __init__(self, awaited_ms: int, length_ms: int) -> None:
@@ -99,6 +102,7 @@ class _Candles:
         self.fetched: set[int] = set()
         self.forgotten = 0
         self.ended = False
+        self.until_ms = NEVER_MS
 
 
 class Liveness:
@@ -110,6 +114,7 @@ class Liveness:
 
     def __init__(self) -> None:
         self._mark_due_s: dict[str, float] = {}
+        self._ended_ms: dict[str, int] = {}
         self._candles: dict[Series, _Candles] = {}
         self._news: list[Missing] = []
 
@@ -168,13 +173,32 @@ class Liveness:
                     first_ms = max(newest_ms + length_ms, -(-since_ms // length_ms) * length_ms)
                     self._lost(item, state, first_ms, forming_ms)
 
-    def unwatch(self, series: Iterable[Series]) -> None:
-        """Expect no more of series that have ended or are not subscribed any more; holes stay holes."""
+    def expect_until(self, pair: str, ended_ms: int | None) -> None:
+        """Expect nothing of a pair from its end on, nor a candle that its end cuts; None takes it back."""
+        if ended_ms is None:
+            self._ended_ms.pop(pair, None)
+        else:
+            self._ended_ms[pair] = ended_ms
+        for series, state in self._candles.items():
+            if series.pair == pair:
+                end_ms = NEVER_MS if ended_ms is None else ended_ms
+                state.until_ms = schema.floor_to(end_ms, state.length_ms)
+
+    def unwatch(self, series: Iterable[Series], now_ms: int) -> None:
+        """Expect no more of series that have ended or are not subscribed any more; holes stay holes.
+
+        What was awaited until now, or until their end, and has not come is missing.
+        """
         for item in series:
             if item.channel == MARK_PRICE:
                 self._mark_due_s.pop(item.pair, None)
+                self._ended_ms.pop(item.pair, None)
             elif item in self._candles:
                 state = self._candles[item]
+                end_ms = min(schema.floor_to(now_ms, state.length_ms), state.until_ms)
+                if state.awaited_ms < end_ms:
+                    self._lost(item, state, state.awaited_ms, end_ms)
+                    state.awaited_ms = end_ms
                 state.ended = True
                 if not state.holes and not state.ranges:
                     del self._candles[item]
@@ -289,20 +313,20 @@ class Liveness:
         found = [
             Overdue(Series(pair, MARK_PRICE), now_s - due_s, None)
             for pair, due_s in self._mark_due_s.items()
-            if now_s > due_s
+            if now_s > due_s and now_ms < self._ended_ms.get(pair, NEVER_MS)
         ]
         for series, state in self._candles.items():
             if state.ended:
                 continue
             length_ms = state.length_ms
             # The candles whose deadline has passed end here.
-            end_ms = schema.floor_to(now_ms - due_ms - 1, length_ms)
+            end_ms = min(schema.floor_to(now_ms - due_ms - 1, length_ms), state.until_ms)
             if state.awaited_ms < end_ms:
                 self._lost(series, state, state.awaited_ms, end_ms)
                 state.awaited_ms = end_ms
             first_ms = state.seen_ms + length_ms
             late_ms = now_ms - (first_ms + length_ms + silent_ms)
-            if late_ms > 0:
+            if late_ms > 0 and first_ms < state.until_ms:
                 found.append(Overdue(series, late_ms / 1000, first_ms))
         found.sort(key=lambda item: (-item.late_s, item.series))
         return found

@@ -1,6 +1,7 @@
 """`/simulator/…`: what demos and tests ask of the simulator beside the exchange's own interface.
 
 GET state · GET published?after=N[&limit=M] · POST pause · POST resume
+POST listings (one of `listings` as JSON)
 GET faults · POST faults (one of `fault_kinds` as JSON) · DELETE faults, faults/N
 """
 
@@ -10,8 +11,10 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
+from marketfeed.errors import SettingsError
 from marketfeed.simulator.fault_kinds import Fault
 from marketfeed.simulator.faults import Faults
+from marketfeed.simulator.listings import ListingChange
 
 
 class State(msgspec.Struct, frozen=True):
@@ -47,6 +50,7 @@ class Controls(msgspec.Struct, frozen=True):
     pause: Callable[[], None]
     resume: Callable[[], None]
     faults: Faults
+    change: Callable[[ListingChange], int]
 
 
 def control_routes(controls: Controls) -> list[web.RouteDef]:
@@ -88,7 +92,15 @@ def control_routes(controls: Controls) -> list[web.RouteDef]:
         await controls.faults.end(None if number is None else int(number))
         return _json(msgspec.json.encode(controls.faults.report()))
 
+    async def change_listings(request: web.Request) -> web.Response:
+        try:
+            at_ms = controls.change(_decode_change(await request.read()))
+        except (msgspec.DecodeError, SettingsError) as error:
+            return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
+        return _json(msgspec.json.encode({"at_ms": at_ms}))
+
     return [
+        web.post("/simulator/listings", change_listings),
         web.get("/simulator/faults", faults),
         web.post("/simulator/faults", start_fault),
         web.delete("/simulator/faults", end_faults),
@@ -100,6 +112,7 @@ def control_routes(controls: Controls) -> list[web.RouteDef]:
     ]
 
 
+_decode_change = msgspec.json.Decoder(ListingChange).decode
 _decode_fault = msgspec.json.Decoder(Fault).decode
 
 

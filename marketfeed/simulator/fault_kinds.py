@@ -45,10 +45,12 @@ class _OfStream(_Timed, frozen=True, kw_only=False):
 class Mute(_OfStream, frozen=True, tag_field="fault", tag="mute"):
     """Frames are lost; requests are answered as ever. `count` is of frames, whoever listens to them.
 
-    With `closing_only` it is the closing frames of candles alone.
+    With `closing_only` it is the closing frames of candles alone; with `new_connections` those to
+    connections alone that open from now on.
     """
 
     closing_only: bool = False
+    new_connections: bool = False
 
 
 class Spoil(_OfStream, frozen=True, tag_field="fault", tag="spoil"):

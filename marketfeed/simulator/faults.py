@@ -76,8 +76,9 @@ class _Active:
 
 
 class _Muting(_Active):
-    def __init__(self, number: int, fault: Mute, now_ms: int) -> None:
+    def __init__(self, number: int, fault: Mute, now_ms: int, opened: int) -> None:
         super().__init__(number, fault, now_ms)
+        self._above = opened if fault.new_connections else 0
         self._mute = fault
         self._frame: bytes | None = None
         self._lost = False
@@ -85,7 +86,7 @@ class _Muting(_Active):
     def pass_on(
         self, connection: Connection, stream: str | None, payloads: Sequence[bytes]
     ) -> Sequence[bytes]:
-        if not payloads or not self._mute.concerns(stream):
+        if not payloads or connection.number <= self._above or not self._mute.concerns(stream):
             return payloads
         # One object serves all connections that listen: a frame is lost to all of them, or to none.
         if payloads[0] is not self._frame:
@@ -164,7 +165,7 @@ def _garbled(payload: bytes, draw: random.Random) -> bytes:
 class Faults:
     """The faults of one simulated exchange.
 
-    `listed` are the contracts of exchangeInfo, `now_ms` gives exchange time, `listen` opens and closes the
+    `listed` gives the contracts of exchangeInfo, `now_ms` gives exchange time, `listen` opens and closes the
     listening socket.
     """
 
@@ -172,7 +173,7 @@ class Faults:
         self,
         hub: Hub,
         rest: Rest,
-        listed: Sequence[Instrument],
+        listed: Callable[[], Sequence[Instrument]],
         now_ms: Callable[[], int],
         listen: Callable[[bool], Awaitable[None]],
     ) -> None:
@@ -200,7 +201,7 @@ class Faults:
     async def start(self, fault: Fault) -> int:
         """Start a fault and return its number."""
         self._last_number += 1
-        active = _make(self._last_number, fault, self._now_ms())
+        active = _make(self._last_number, fault, self._now_ms(), self._hub.connections_opened)
         self._active[active.number] = active
         match fault:
             case MuteConnection() | HalfOpen() | Drop() | Close():
@@ -258,7 +259,7 @@ class Faults:
         rest.on_request = self._rest_fault if _any(faults, RefuseRest, HangRest) else None
         rest.clock_shift_ms = sum(f.offset_ms for f in faults if isinstance(f, ShiftClock))
         shrinking = [f for f in faults if isinstance(f, ShrinkExchangeInfo)]
-        rest.list_only(_shrunk(self._listed, shrinking[-1]) if shrinking else None)
+        rest.list_only(_shrunk(self._listed(), shrinking[-1]) if shrinking else None)
 
     def _gate(self, connection: Connection, stream: str | None, payload: bytes) -> Sequence[bytes]:
         payloads: Sequence[bytes] = (payload,)
@@ -319,10 +320,10 @@ class Faults:
         return None
 
 
-def _make(number: int, fault: Fault, now_ms: int) -> _Active:
+def _make(number: int, fault: Fault, now_ms: int, opened: int) -> _Active:
     match fault:
         case Mute():
-            return _Muting(number, fault, now_ms)
+            return _Muting(number, fault, now_ms, opened)
         case Spoil():
             return _Spoiling(number, fault, now_ms)
     return _Active(number, fault, now_ms)

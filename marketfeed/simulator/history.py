@@ -210,6 +210,37 @@ def _units(text: str, precision: int) -> int:
     return int(whole + part[:precision].ljust(precision, "0"))
 
 
+class Lifespan:
+    """Candles of a contract that trades from one minute to another (exclusive); around that, empty ones."""
+
+    def __init__(self, source: MinuteSource) -> None:
+        self.from_minute: int | None = None
+        self.to_minute: int | None = None
+        self._source = source
+
+    def minutes(self, first_minute: int, count: int) -> Ints:
+        """Return `count` one-minute candles: an array of 9 rows, in the order of `Bar`."""
+        table = self._source.minutes(first_minute, count)
+        if self.from_minute is not None and first_minute < self.from_minute:
+            opening = self._source.minutes(self.from_minute, 1)[0, 0]
+            table = _emptied(table, slice(0, self.from_minute - first_minute), opening)
+        if self.to_minute is not None and first_minute + count > self.to_minute:
+            closing = self._source.minutes(self.to_minute - 1, 1)[3, 0]
+            table = _emptied(table, slice(max(0, self.to_minute - first_minute), count), closing)
+        return table
+
+    def closes(self, minutes: Ints) -> Ints:
+        """Return about what the price was at the end of each of these minutes (price units)."""
+        return self._source.closes(minutes)
+
+
+def _emptied(table: Ints, columns: slice, price: np.int64) -> Ints:
+    emptied = table.copy()
+    emptied[:4, columns] = price
+    emptied[4:, columns] = 0
+    return emptied
+
+
 def aggregate(minutes: Ints, per_candle: int) -> list[Bar]:
     """Return candles of `per_candle` minutes each from one-minute candles (9 rows, in the order of `Bar`).
 

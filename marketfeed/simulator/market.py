@@ -8,16 +8,33 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from marketfeed import schema
 from marketfeed.errors import SettingsError
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator import frames
+from marketfeed.simulator.catalogue import make_instrument
 from marketfeed.simulator.frames import Bar
 from marketfeed.simulator.funding import Funding
-from marketfeed.simulator.history import GeneratedSource, MinuteSource, RecordedDay, RecordedSource
+from marketfeed.simulator.history import (
+    GeneratedSource,
+    Lifespan,
+    MinuteSource,
+    RecordedDay,
+    RecordedSource,
+)
 from marketfeed.simulator.instrument import Instrument, decimal
+from marketfeed.simulator.listings import (
+    Delist,
+    Enlist,
+    ListingChange,
+    Listings,
+    Rename,
+    SetStatus,
+    minute_from,
+)
 from marketfeed.simulator.pair import PairMarket
 from marketfeed.simulator.venue import (
     Event,
@@ -80,7 +97,13 @@ class Market:
         self.bystanders = tuple(bystanders)
         self.timeframes = tuple(schema.TIMEFRAMES_MS)
         self._streams: dict[str, Stream] = {}
-        self._sources: dict[str, MinuteSource] = {}
+        self._sources: dict[str, Lifespan] = {}
+        self._listings = Listings((*instruments, *bystanders))
+        self._kline_timeframes = tuple(timeframes)
+        self._seed = seed
+        self._empty_closes = empty_closes
+        # Listed, and not trading yet.
+        self._coming: list[Instrument] = []
         self._pairs: dict[str, PairMarket] = {}
         # Mark price streams of each pair: slow, fast.
         self._marks: list[tuple[PairMarket, Funding, Stream, Stream]] = []
@@ -89,12 +112,7 @@ class Market:
             for instrument in (*instruments, *bystanders)
         }
         for instrument in instruments:
-            source: MinuteSource = (
-                RecordedSource(instrument, day, every_trade=every_trade)
-                if day is not None and day.symbol == instrument.symbol
-                else GeneratedSource(instrument, seed)
-            )
-            self._open(instrument, source, timeframes, seed, empty_closes=empty_closes)
+            self._open(instrument, start_ms, day, every_trade=every_trade)
         self._coin_m = Funding(_coin_margined(instruments[0]), seed)
         self._slow_array = self._stream(MARK_SLOW)
         self._fast_array = self._stream(MARK_FAST)
@@ -105,7 +123,7 @@ class Market:
     @property
     def listed(self) -> Sequence[Instrument]:
         """Every contract in exchangeInfo, in its order."""
-        return (*self.instruments, *self.bystanders)
+        return self._listings.listed(self.now_ms)
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -118,22 +136,77 @@ class Market:
     def _open(
         self,
         instrument: Instrument,
-        source: MinuteSource,
-        timeframes: Sequence[str],
-        seed: int,
+        start_ms: int,
+        day: RecordedDay | None,
         *,
-        empty_closes: bool,
+        every_trade: bool = False,
     ) -> None:
-        symbol = instrument.symbol
-        klines = {name: self._stream(kline_stream(symbol, name)) for name in timeframes}
-        pair = PairMarket(
-            instrument, source, klines, self.start_ms, seed, empty_closes=empty_closes
+        symbol, seed = instrument.symbol, self._seed
+        source: MinuteSource = (
+            RecordedSource(instrument, day, every_trade=every_trade)
+            if day is not None and day.symbol == symbol
+            else GeneratedSource(instrument, seed)
         )
-        self._sources[symbol] = source
+        klines = {name: self._stream(kline_stream(symbol, name)) for name in self._kline_timeframes}
+        self._sources[symbol] = lifespan = Lifespan(source)
+        if start_ms > self.start_ms:
+            lifespan.from_minute = start_ms // MINUTE_MS
+        pair = PairMarket(
+            instrument, lifespan, klines, start_ms, seed, empty_closes=self._empty_closes
+        )
         self._pairs[symbol] = pair
         slow = self._stream(mark_stream(symbol, fast=False))
         fast = self._stream(mark_stream(symbol, fast=True))
         self._marks.append((pair, self.funding[symbol], slow, fast))
+
+    # --- listing and delisting --------------------------------------------------------------------
+
+    def change(self, change: ListingChange) -> int:
+        """Carry out a change; return the exchange time (ms) at which it takes effect.
+
+        Raises SettingsError for a pair that is not there, or is there already.
+        """
+        match change:
+            case Enlist(pair=pair, in_s=in_s, trades_per_s=trades_per_s):
+                at_ms = minute_from(self.now_ms, in_s)
+                self._enlist(pair, trades_per_s, at_ms)
+            case Delist(pair=pair, in_s=in_s):
+                at_ms = minute_from(self.now_ms, in_s)
+                self._delist(self._listings.symbol_of(pair), at_ms)
+            case Rename(pair=pair, new=new, in_s=in_s):
+                at_ms = minute_from(self.now_ms, in_s)
+                symbol = self._listings.symbol_of(pair)
+                self._enlist(new, self._pair(symbol).instrument.trades_per_s, at_ms)
+                self._delist(symbol, at_ms)
+            case SetStatus(pair=pair, status=status):
+                at_ms = self.now_ms
+                self._listings.set_status(self._listings.symbol_of(pair), status)
+        return at_ms
+
+    def _pair(self, symbol: str) -> PairMarket:
+        pair = self._pairs.get(symbol)
+        if pair is None:
+            raise SettingsError(f"pair: {symbol} has no market")
+        return pair
+
+    def _enlist(self, pair: str, trades_per_s: float, at_ms: int) -> None:
+        if not schema.is_pair(pair) or not pair.endswith("/USDT:USDT"):
+            raise SettingsError(f"pair: {schema.PAIR_EXAMPLE} is expected, not {pair!r}")
+        instrument = msgspec.structs.replace(make_instrument(pair, trades_per_s), onboard_ms=at_ms)
+        self._listings.add(instrument)
+        self.funding[instrument.symbol] = Funding(instrument, self._seed)
+        self._coming.append(instrument)
+
+    def _delist(self, symbol: str, at_ms: int) -> None:
+        pair = self._pair(symbol)
+        self._sources[symbol].to_minute = at_ms // MINUTE_MS
+        pair.reread()
+        self._listings.deliver(symbol, at_ms)
+
+    def _open_coming(self, now_ms: int) -> None:
+        for instrument in [one for one in self._coming if one.onboard_ms <= now_ms]:
+            self._coming.remove(instrument)
+            self._open(instrument, instrument.onboard_ms, None)
 
     # --- going on ---------------------------------------------------------------------------------
 
@@ -145,6 +218,8 @@ class Market:
         """Let everything up to and including `now_ms` happen; return the frames in order of time."""
         if now_ms < self.now_ms:
             return []
+        if self._coming:
+            self._open_coming(now_ms)
         events: list[Event] = []
         while self._next_mark_ms <= now_ms:
             # Trades first, so that a mark price does not depend on the size of the steps.
@@ -160,9 +235,23 @@ class Market:
         events: list[Event] = []
         for pair in self._pairs.values():
             if pair.due_ms <= now_ms:
-                pair.advance(now_ms, events)
+                symbol = pair.instrument.symbol
+                if not self._listings.changes(symbol):
+                    pair.advance(now_ms, events)
+                else:
+                    happened: list[Event] = []
+                    pair.advance(now_ms, happened)
+                    events += [event for event in happened if self._comes(symbol, event)]
         events.sort(key=_by_time)
         return events
+
+    def _comes(self, symbol: str, event: Event) -> bool:
+        """Whether a frame is sent: not any more after the end, but for candles that closed by then."""
+        closed = event.closed
+        if closed is None:
+            return self._listings.is_live(symbol, event.time_ms)
+        close_ms = closed.open_time_ms + schema.TIMEFRAMES_MS[closed.timeframe]
+        return self._listings.is_live(symbol, close_ms - 1)
 
     def _mark_prices(self, time_ms: int, events: list[Event]) -> None:
         slow_turn = time_ms % _SLOW_MS == 0
@@ -173,6 +262,8 @@ class Market:
         for pair, funding, slow, fast in self._marks:
             wanted_slow = slow_turn and slow.wanted
             if not (arrays or wanted_slow or fast.wanted):
+                continue
+            if not self._listings.is_live(pair.instrument.symbol, time_ms):
                 continue
             data = funding.frame(pair.last_price / pair.instrument.price_scale, time_ms)
             rows.append(data)
@@ -232,10 +323,13 @@ class Market:
     ) -> tuple[int, int]:
         """First open time and number of the candles that a request asks for."""
         step_ms = schema.TIMEFRAMES_MS[timeframe]
-        last_ms = schema.floor_to(
-            min(self.now_ms, self.now_ms if end_ms is None else end_ms), step_ms
+        newest_ms = min(self.now_ms, self._listings.end_ms(instrument.symbol) - 1)
+        last_ms = schema.floor_to(min(newest_ms, newest_ms if end_ms is None else end_ms), step_ms)
+        is_new = self._sources[instrument.symbol].from_minute is not None
+        onboard_ms = instrument.onboard_ms
+        listed_ms = schema.floor_to(
+            onboard_ms if is_new else min(onboard_ms, self.start_ms), step_ms
         )
-        listed_ms = schema.floor_to(min(instrument.onboard_ms, self.start_ms), step_ms)
         limit = min(limit, _MAX_CANDLES)
         if start_ms is None:
             first_ms = max(last_ms - (limit - 1) * step_ms, listed_ms)

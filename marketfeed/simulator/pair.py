@@ -158,6 +158,10 @@ class PairMarket:
             at = 0
         return self._fetched[at]
 
+    def reread(self) -> None:
+        """Forget what was fetched ahead: the source has changed from the minute after the next one on."""
+        self._fetched = []
+
     def _make_plan(self, open_ms: int) -> list[Trade]:
         target = self._target(open_ms // MINUTE_MS)
         plan = trades_of(open_ms, target, self.instrument.tick_units, self._rng)

@@ -61,8 +61,11 @@ class Rest:
         self._now_ms = now_ms
         self._catch_up = catch_up
         self._speed = speed
-        self._listed = {instrument.symbol: instrument for instrument in venue.listed}
-        self._info = self._whole_info = ExchangeInfo(venue.listed)
+        self._listed: dict[str, Instrument] = {}
+        self._told: Sequence[Instrument] = ()
+        self._whole_info = ExchangeInfo(())
+        self._shrunk_info: ExchangeInfo | None = None
+        self._take_listed()
         self.weight = WeightLimit()
         """What was used of the weight, this minute and at most."""
         self._funding_requests = CountLimit(FUNDING_REQUESTS, FUNDING_WINDOW_MS)
@@ -76,7 +79,15 @@ class Rest:
 
     def list_only(self, listed: Sequence[Instrument] | None) -> None:
         """Let exchangeInfo list these contracts only; None lists all again."""
-        self._info = self._whole_info if listed is None else ExchangeInfo(listed)
+        self._shrunk_info = None if listed is None else ExchangeInfo(listed)
+
+    def _take_listed(self) -> None:
+        """Take in what the venue lists now. What was listed once can still be asked for."""
+        listed = self._venue.listed
+        if listed is not self._told:
+            self._told = listed
+            self._listed |= {instrument.symbol: instrument for instrument in listed}
+            self._whole_info = ExchangeInfo(listed)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for an application."""
@@ -163,7 +174,9 @@ class Rest:
         headers, refused = self._charge(1)
         if refused is not None:
             return refused
-        body = self._info.body(self._told_ms())
+        self._catch_up()
+        self._take_listed()
+        body = (self._shrunk_info or self._whole_info).body(self._told_ms())
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body, compresslevel=1)
             headers["Content-Encoding"] = "gzip"
@@ -175,6 +188,7 @@ class Rest:
             raise _ApiError(
                 -1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed."
             )
+        self._take_listed()
         instrument = self._listed.get(symbol)
         if instrument is None:
             raise _ApiError(-1121, "Invalid symbol.")

@@ -22,6 +22,7 @@ from marketfeed.simulator import catalogue, dataset, tls
 from marketfeed.simulator.archive import Archive
 from marketfeed.simulator.control import Controls, State, control_routes
 from marketfeed.simulator.faults import Faults
+from marketfeed.simulator.listings import ListingChange
 from marketfeed.simulator.market import Market
 from marketfeed.simulator.published import Published, PublishedLog
 from marketfeed.simulator.recording import read_recording
@@ -117,7 +118,7 @@ class Simulator:
         if isinstance(self.venue, Market):
             self.archive = Archive(self.venue, self.now_ms, self.catch_up)
         self.faults = Faults(
-            self.hub, self.rest, self.venue.listed, self.now_ms, self._set_listening
+            self.hub, self.rest, lambda: self.venue.listed, self.now_ms, self._set_listening
         )
         self.certificate: Path | None = None
         """The certificate to trust, with TLS; it is gone when the simulator has stopped."""
@@ -165,7 +166,14 @@ class Simulator:
         application.add_routes(self._socket_routes())
         application.add_routes(
             control_routes(
-                Controls(self.state, self._published_body, self.pause, self.resume, self.faults)
+                Controls(
+                    self.state,
+                    self._published_body,
+                    self.pause,
+                    self.resume,
+                    self.faults,
+                    self.change,
+                )
             )
         )
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
@@ -278,6 +286,16 @@ class Simulator:
         if not self.options.paused:
             loop = asyncio.get_running_loop()
             self._start_replay = loop.call_later(_REPLAY_GRACE_S, self.resume)
+
+    def change(self, change: ListingChange) -> int:
+        """List, delist or change a contract; return the exchange time (ms) at which it takes effect.
+
+        Raises SettingsError for a pair that does not fit, and while a recording is replayed.
+        """
+        if not isinstance(self.venue, Market):
+            raise SettingsError("a recording is replayed: there is no market to list in")
+        self.catch_up()
+        return self.venue.change(change)
 
     # --- what can be seen -------------------------------------------------------------------------
 

@@ -173,6 +173,14 @@ class Connection:
             self._transport.resume_reading()
 
 
+class _Heads(dict[str, bytes]):
+    """What stands before a stream's data in a combined frame; streams may come later."""
+
+    def __missing__(self, name: str) -> bytes:
+        head = self[name] = combined_head(name)
+        return head
+
+
 class Hub:
     """All connections, and who listens to what. `streams` are the names that carry frames."""
 
@@ -184,7 +192,7 @@ class Hub:
         max_buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> None:
         self._streams = streams
-        self._heads = {name: combined_head(name) for name in streams}
+        self._heads = _Heads()
         self._published = published
         self._max_buffer_bytes = max_buffer_bytes
         self._listeners: dict[str, list[Connection]] = {}

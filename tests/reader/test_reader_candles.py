@@ -244,6 +244,41 @@ def test_a_pair_without_any_candle_raises(connect, clock) -> None:
     assert reader.get_ohlcv(PAIR, "15m", max_age_s=None).empty
 
 
+def test_a_pair_just_listed_does_not_spoil_the_answer_for_all(connect, clock, caplog) -> None:
+    listed_ms = START_MS + H1 + 10 * M3
+    new = "NEW/USDT:USDT"
+    frames = ("3m", "1h")
+    reader = connect(
+        entry(PAIR, frames),
+        entry(new, frames, listed_ms=listed_ms),
+        candle(START_MS, timeframe="1h"),
+        candle(listed_ms, new),
+    )
+    first_close_ms = START_MS + 2 * H1
+    clock.ms = first_close_ms - M3
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            answer = reader.get_ohlcv_many([PAIR, new], "1h")
+    assert (len(answer[PAIR]), len(answer[new])) == (1, 0)
+    assert list(answer[new].columns) == COLUMNS
+    assert (answer[new].attrs["age_s"], answer[new].attrs["missing"]) == (math.inf, [])
+    assert caplog.text.count("just listed") == 1
+    # Asked for alone, or strictly, there is nothing that could be returned.
+    with pytest.raises(StaleDataError, match="no candle yet") as caught:
+        reader.get_ohlcv_many([PAIR, new], "1h", strict=True)
+    assert caught.value.pairs == (new,)
+    with pytest.raises(StaleDataError, match="no candle yet"):
+        reader.get_ohlcv(new, "1h")
+    # Put together from parts, the hour of the listing is never whole: 2h has its first one later.
+    assert reader.get_ohlcv_many([new], "2h")[new].empty
+    clock.ms = first_close_ms + 15_000 - 1
+    assert reader.get_ohlcv_many([PAIR, new], "1h")[new].empty
+    clock.ms += 1
+    with pytest.raises(StaleDataError, match="no candle yet") as caught:
+        reader.get_ohlcv_many([PAIR, new], "1h")
+    assert caught.value.pairs == (new,)
+
+
 def test_a_range_without_candles_of_a_living_pair_is_empty(connect, clock) -> None:
     reader = connect(entry(), [candle(ms) for ms in grid(5, 6)])
     clock.ms = START_MS + 7 * M3 + 2_000

@@ -415,7 +415,8 @@ def test_faults_over_http() -> None:
             report = await told("GET", path)
             assert report["connections"] == [1]
             assert [fault["number"] for fault in report["faults"]] == [one["number"], two["number"]]
-            assert report["faults"][0]["fault"] == {**mute, "count": None, "closing_only": False}
+            kept = {"count": None, "closing_only": False, "new_connections": False}
+            assert report["faults"][0]["fault"] == {**mute, **kept}
             assert report["faults"][0]["until_ms"] == simulator.now_ms() + 30_000
             left = await told("DELETE", f"{path}/{one['number']}")
             assert [fault["number"] for fault in left["faults"]] == [two["number"]]

@@ -1,0 +1,232 @@
+"""Pairs come and go: what exchangeInfo tells is carried out here, while everything else runs on.
+
+`Roster` knows what is collected; the `Keeper` has subscriptions, deadlines and the catalog follow it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from marketfeed import schema
+from marketfeed.binance.generations import Generations
+from marketfeed.binance.symbols import Instrument, parse_exchange_info, stream_names
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import ExchangeSettings
+from marketfeed.errors import JournalError
+from marketfeed.instruments import InstrumentSource, Listing
+from marketfeed.intake import Intake
+from marketfeed.journal import Journal
+from marketfeed.records import CatalogEntry
+from marketfeed.roster import Changes, Ended, Roster
+from marketfeed.supervise import Supervisor
+from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 1.0
+"""Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
+_LOOK_AT_LEAST_S: Final = 0.05
+NEW_FOR_MS: Final = schema.DAY_MS
+"""A contract listed within this is collected from its first candle on, not from the one that forms now."""
+
+
+class Catalog:
+    """The catalog's rows for what a roster holds, and for what has ended since the start."""
+
+    def __init__(self, timeframes: Sequence[str], intake: Intake, clock: ExchangeClock) -> None:
+        self._timeframes = tuple(timeframes)
+        self._intake = intake
+        self._clock = clock
+        self._entries: dict[str, CatalogEntry] = {}
+        self._before: dict[str, CatalogEntry] = {}
+
+    def remember(self, entries: Iterable[CatalogEntry]) -> None:
+        """Take in the rows of earlier runs, for those that are found to have ended meanwhile."""
+        self._before.update((entry.pair, entry) for entry in entries)
+
+    def note(self, instrument: Instrument, ended_ms: int | None) -> None:
+        """Store what is collected of an instrument, and when it ends or ended."""
+        now_ms = self._clock.now_ms()
+        known = self._entries.get(instrument.pair)
+        before = known or self._before.get(instrument.pair)
+        collected = before is None or ended_ms is None or ended_ms > now_ms
+        self._entries[instrument.pair] = entry = CatalogEntry(
+            pair=instrument.pair,
+            symbol=instrument.symbol,
+            timeframes=self._timeframes if before is None or collected else before.timeframes,
+            since_ms=now_ms if before is None else before.since_ms,
+            listed_ms=instrument.listed_ms or None,
+            ended_ms=ended_ms,
+            changed_ms=now_ms,
+        )
+        self._intake.add(entry)
+
+    def note_all(self) -> None:
+        """Store everything again, in a journal that was begun anew."""
+        for entry in self._entries.values():
+            self._intake.add(entry)
+
+
+class Keeper:
+    """Keeps one collector's pairs in step with the exchange; `run` lasts until it is cancelled.
+
+    `on_change` is called when the roster has changed, for who else has to follow.
+    """
+
+    def __init__(
+        self,
+        settings: ExchangeSettings,
+        source: InstrumentSource,
+        roster: Roster,
+        feed: Generations,
+        supervisor: Supervisor,
+        intake: Intake,
+        catalog: Catalog,
+        clock: ExchangeClock,
+        writer: JournalWriter,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._source = source
+        self._roster = roster
+        self._feed = feed
+        self._supervisor = supervisor
+        self._intake = intake
+        self._catalog = catalog
+        self._clock = clock
+        self._writer = writer
+        self._on_change = on_change
+        # Since when (ms): joined, and no data yet.
+        self._joining: dict[str, int] = {}
+
+    async def start(self, listing: Listing) -> None:
+        """Store the catalog, and take in what ended while nobody looked. Raises JournalError."""
+        stored = await self._writer.call(Journal.catalog)
+        now_ms = self._clock.now_ms()
+        self._catalog.remember(stored)
+        for instrument in self._roster.instruments:
+            self._catalog.note(instrument, instrument.ended_ms)
+        self._roster.remember(
+            _as_instrument(entry)
+            for entry in stored
+            if entry.ended_ms is None or entry.ended_ms > now_ms
+        )
+        changes = self._roster.update(
+            parse_exchange_info(listing.exchange_info), listing.selection, now_ms
+        )
+        self._report(changes)
+        for one in changes.ended:
+            self._catalog.note(one.instrument, one.ended_ms)
+
+    async def run(self) -> None:
+        """Follow the exchange's list, and the announced ends that come in between."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._source.follow(self._on_listing), name="exchangeInfo")
+            while True:
+                await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+                self._note_joined()
+                ended = self._roster.expire(self._clock.now_ms())
+                if ended:
+                    await self._leave(ended)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    async def _on_listing(self, listing: Listing) -> None:
+        info = parse_exchange_info(listing.exchange_info)
+        changes = self._roster.update(info, listing.selection, self._clock.now_ms())
+        self._report(changes)
+        for instrument in changes.dated:
+            self._supervisor.expect_until(instrument.pair, instrument.ended_ms)
+            self._catalog.note(instrument, instrument.ended_ms)
+        if changes.ended:
+            await self._leave(changes.ended)
+        if changes.joined:
+            await self._join(changes.joined, changes.returned)
+
+    async def _join(self, joined: Sequence[Instrument], returned: Mapping[str, Ended]) -> None:
+        now_ms = self._clock.now_ms()
+        self._joining.update((instrument.pair, now_ms) for instrument in joined)
+        stored = await self._stored(joined, returned, now_ms)
+        self._supervisor.join(joined, stored)
+        self._on_change()
+        await self._feed.subscribe(self._streams(joined))
+        log.info(
+            "pairs joined count=%d first=%s now=%d", len(joined), joined[0].pair, len(self._roster)
+        )
+
+    async def _leave(self, ended: Sequence[Ended]) -> None:
+        instruments = [one.instrument for one in ended]
+        self._on_change()
+        self._supervisor.leave({instrument.pair for instrument in instruments})
+        for one in ended:
+            self._joining.pop(one.instrument.pair, None)
+            self._catalog.note(one.instrument, one.ended_ms)
+            log.warning(
+                "pair ended pair=%s ended_ms=%d reason=%r",
+                one.instrument.pair,
+                one.ended_ms,
+                one.reason,
+            )
+        await self._feed.unsubscribe(self._streams(instruments))
+
+    def _note_joined(self) -> None:
+        """Show a pair to readers once it has brought data: an ACK proves nothing, nor does a listing."""
+        marks = self._intake.freshness.mark_event_ms
+        for instrument in self._roster.instruments if self._joining else ():
+            since_ms = self._joining.get(instrument.pair)
+            if since_ms is not None and marks.get(instrument.pair, 0) >= since_ms:
+                del self._joining[instrument.pair]
+                self._catalog.note(instrument, instrument.ended_ms)
+
+    async def _stored(
+        self, joined: Sequence[Instrument], returned: Mapping[str, Ended], now_ms: int
+    ) -> Mapping[tuple[str, str], int]:
+        """After which candle each series is to go on: what follows it and is not there is missing."""
+        try:
+            newest = await self._writer.call(Journal.newest_candles)
+        except JournalError as error:
+            log.warning("stored candles not to be had error=%r", str(error))
+            newest = {}
+        stored: dict[tuple[str, str], int] = {}
+        for instrument in joined:
+            before = returned.get(instrument.pair)
+            is_new = now_ms - instrument.listed_ms <= NEW_FOR_MS
+            for timeframe in self._settings.timeframes:
+                key = instrument.pair, timeframe
+                length_ms = schema.TIMEFRAMES_MS[timeframe]
+                if is_new:
+                    first_ms = schema.floor_to(instrument.listed_ms, length_ms)
+                    stored[key] = max(newest.get(key, 0), first_ms - length_ms)
+                elif key in newest and (before is None or not before.announced):
+                    # Perhaps it traded all the while. After an announced end it did not.
+                    stored[key] = newest[key]
+        return stored
+
+    def _streams(self, instruments: Sequence[Instrument]) -> list[str]:
+        settings = self._settings
+        return stream_names(instruments, settings.timeframes, settings.mark_price_every.ms)
+
+    def _report(self, changes: Changes) -> None:
+        if changes.refused:
+            log.error("exchangeInfo not believed: %s", changes.refused)
+        for pair, problem in changes.doubted.items():
+            log.warning("pair may have ended, asking again pair=%s problem=%r", pair, problem)
+        for instrument in changes.dated:
+            log.warning(
+                "pair ends at another time than known pair=%s ends_ms=%s",
+                instrument.pair,
+                instrument.ended_ms,
+            )
+        for pair, one in changes.returned.items():
+            log.warning("pair is back pair=%s ended_ms=%d", pair, one.ended_ms)
+        for old, new in changes.renamed:
+            log.warning("pair may have been renamed, nothing is stitched old=%s new=%s", old, new)
+
+
+def _as_instrument(entry: CatalogEntry) -> Instrument:
+    """What the journal knows of a contract that was collected before."""
+    quote = entry.pair.partition("/")[2].partition(":")[0]
+    return Instrument(
+        entry.symbol, entry.pair, quote, "", "", entry.listed_ms or 0, entry.ended_ms or 0
+    )

@@ -1,0 +1,151 @@
+"""Contracts that come, go and change on demand while the simulated exchange runs.
+
+As JSON, `change` names the kind and the fields are those of the record:
+`{"change": "delist", "pair": "BTC/USDT:USDT", "in_s": 300}`. Times are exchange seconds from now, rounded
+up to a whole minute, the second one that begins from now on at the earliest: trades are planned that far.
+"""
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from marketfeed.errors import SettingsError
+from marketfeed.schema import MINUTE_MS
+from marketfeed.simulator.instrument import NEVER_DELIVERED_MS, Instrument
+
+
+class _Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pair: str
+
+
+class Enlist(_Change, frozen=True, tag_field="change", tag="list"):
+    """A new contract is listed now (PENDING_TRADING), and trades `in_s` from now on."""
+
+    in_s: float = 0.0
+    trades_per_s: float = 1.0
+
+
+class Delist(_Change, frozen=True, tag_field="change", tag="delist"):
+    """Its end is announced now (`deliveryDate`); `in_s` from now it is SETTLING and all frames end."""
+
+    in_s: float = 0.0
+
+
+class Rename(_Change, frozen=True, tag_field="change", tag="rename"):
+    """It is delisted, and `new` is listed to the same minute: another contract, as on the exchange."""
+
+    new: str
+    in_s: float = 0.0
+
+
+class SetStatus(_Change, frozen=True, tag_field="change", tag="status"):
+    """exchangeInfo tells this status from now on; frames come while it is TRADING.
+
+    None takes it out of exchangeInfo altogether. REST's candles go on as if nothing were.
+    """
+
+    status: str | None = "TRADING"
+
+
+ListingChange: TypeAlias = Enlist | Delist | Rename | SetStatus
+
+
+class Listings:
+    """The contracts of one exchange, in the order of exchangeInfo."""
+
+    def __init__(self, listed: Sequence[Instrument]) -> None:
+        self._instruments = {instrument.symbol: instrument for instrument in listed}
+        self._told: tuple[Instrument, ...] | None = tuple(listed)
+        self._told_until_ms: float = NEVER_DELIVERED_MS
+        self._status: dict[str, str | None] = {}
+        # Those that were delisted or listed since the start.
+        self._moved: set[str] = set()
+
+    def listed(self, now_ms: int) -> tuple[Instrument, ...]:
+        """What exchangeInfo lists at `now_ms`: the same object until something changes."""
+        if self._told is None or now_ms >= self._told_until_ms:
+            self._told = tuple(
+                told
+                for instrument in self._instruments.values()
+                if (told := self._as_of(instrument, now_ms)) is not None
+            )
+            times = [
+                time_ms
+                for symbol in self._moved
+                for time_ms in (
+                    self._instruments[symbol].onboard_ms,
+                    self._instruments[symbol].delivery_ms,
+                )
+                if time_ms > now_ms
+            ]
+            self._told_until_ms = min(times, default=NEVER_DELIVERED_MS)
+        return self._told
+
+    def symbol_of(self, pair: str) -> str:
+        """The symbol of a perpetual. Raises SettingsError if there is none."""
+        for instrument in self._instruments.values():
+            if instrument.pair == pair and not instrument.underlying:
+                return instrument.symbol
+        raise SettingsError(f"pair: no contract of {pair!r} is listed")
+
+    def add(self, instrument: Instrument) -> None:
+        """List a contract. Raises SettingsError if its symbol is listed."""
+        if instrument.symbol in self._instruments:
+            raise SettingsError(f"pair: {instrument.symbol} is listed already")
+        self._instruments[instrument.symbol] = instrument
+        self._moved.add(instrument.symbol)
+        self._told = None
+
+    def deliver(self, symbol: str, delivery_ms: int) -> None:
+        """Announce the end of a contract."""
+        self._instruments[symbol] = msgspec.structs.replace(
+            self._instruments[symbol], delivery_ms=delivery_ms
+        )
+        self._moved.add(symbol)
+        self._told = None
+
+    def set_status(self, symbol: str, status: str | None) -> None:
+        """Tell another status, or with None nothing any more."""
+        self._status[symbol] = status
+        self._told = None
+
+    def is_live(self, symbol: str, time_ms: int) -> bool:
+        """Whether frames of a contract come at `time_ms`."""
+        if self._status.get(symbol, "TRADING") != "TRADING":
+            return False
+        if symbol not in self._moved:
+            return True
+        instrument = self._instruments[symbol]
+        return instrument.onboard_ms <= time_ms < instrument.delivery_ms
+
+    def end_ms(self, symbol: str) -> int:
+        """When a contract ends; the year 2100 if that is not announced."""
+        return self._instruments[symbol].delivery_ms
+
+    def changes(self, symbol: str) -> bool:
+        """Whether anything was changed of a contract since the start."""
+        return symbol in self._moved or symbol in self._status
+
+    def _as_of(self, instrument: Instrument, now_ms: int) -> Instrument | None:
+        symbol = instrument.symbol
+        status, kind = instrument.status, instrument.contract_type
+        if symbol in self._moved and now_ms < instrument.onboard_ms:
+            status, kind = "PENDING_TRADING", ""
+        elif symbol in self._moved and now_ms >= instrument.delivery_ms:
+            status = "SETTLING"
+        told = self._status.get(symbol, status)
+        if told is None:
+            return None
+        if (told, kind) == (instrument.status, instrument.contract_type):
+            return instrument
+        return msgspec.structs.replace(instrument, status=told, contract_type=kind)
+
+
+_PLANNED_MINUTES: Final = 2
+
+
+def minute_from(now_ms: int, in_s: float) -> int:
+    """The minute (ms) at which a change that is wanted `in_s` from now happens."""
+    wanted_ms = -int(-(now_ms + in_s * 1_000) // MINUTE_MS) * MINUTE_MS
+    return max(wanted_ms, (now_ms // MINUTE_MS + _PLANNED_MINUTES) * MINUTE_MS)

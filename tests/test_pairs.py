@@ -1,0 +1,322 @@
+"""Pairs come and go while the collector runs: listing, delisting, renames, odd statuses, odd answers."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from marketfeed.collect import Collector
+from marketfeed.config import Settings
+from marketfeed.journal import Journal
+from marketfeed.records import CatalogEntry
+from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS, floor_to
+from marketfeed.simulator.fault_kinds import ShrinkExchangeInfo
+from marketfeed.simulator.listings import Delist, Enlist, Rename, SetStatus
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+from reader import MarketReader
+
+NEW = "NEWCOIN/USDT:USDT"
+
+
+class Following:
+    """A collector that follows its exchange's list."""
+
+    def __init__(self, sim: Simulator, collector: Collector, path: Path) -> None:
+        self.sim = sim
+        self.collector = collector
+        self.path = path
+
+    @property
+    def delivering(self) -> bool:
+        report = self.collector.report()
+        return report.healthy and report.mark_price_age_s is not None
+
+    @property
+    def pairs(self) -> int:
+        return self.collector.report().pairs
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def until_ms(self, time_ms: int) -> None:
+        await self.until(lambda: self.sim.now_ms() >= time_ms)
+
+    async def settle(self) -> None:
+        """Wait until what has closed is stored."""
+        await self.until_ms(self.sim.now_ms() + 10_000)
+        commits = self.collector.report().journal.commits
+        await self.until(lambda: self.collector.report().journal.commits >= commits + 2)
+
+    def catalog(self) -> dict[str, CatalogEntry]:
+        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
+            rows = db.execute(
+                """SELECT pair, symbol, timeframes, since, listed, ended, changed
+                   FROM catalog JOIN pair ON pair.id = pair_id"""
+            )
+            return {
+                row[0]: CatalogEntry(row[0], row[1], tuple(row[2].split(",")), *row[3:])
+                for row in rows
+            }
+
+    def reader(self) -> MarketReader:
+        return MarketReader.connect(f"sqlite:///{self.path}", now_ms=self.sim.now_ms)
+
+    def undisturbed(self) -> set[int]:
+        """The numbers of the connections that are open, as the exchange counts them."""
+        return {one.number for one in self.sim.hub.connections}
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    path: Path, sim: Simulator, exchange: dict[str, Any]
+) -> AsyncIterator[Following]:
+    settings = Settings.model_validate(
+        {
+            "exchange": {
+                "ws_url": sim.ws_url,
+                "rest_url": sim.rest_url,
+                "pairs": "all",
+                "timeframes": list(sim.options.timeframes),
+                **exchange,
+            },
+            "journal": {"path": str(path)},
+            "status": {"port": 0},
+        }
+    )
+    collector = Collector(settings)
+    stop = asyncio.Event()
+    task = asyncio.create_task(collector.run(stop))
+    try:
+        yield Following(sim, collector, path)
+    finally:
+        stop.set()
+        await task
+
+
+def run_following(
+    path: Path,
+    check: Callable[[Following], Awaitable[None]],
+    exchange: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    async def run() -> None:
+        chosen = {"pairs": 6, "timeframes": ("1m", "3m"), "speed": 240.0, **options}
+        async with (
+            Simulator(SimulatorOptions(**chosen)) as sim,
+            _running(path, sim, exchange or {}) as following,
+        ):
+            await following.until(
+                lambda: following.delivering or bool(following.collector.report().refused_pairs)
+            )
+            await check(following)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    uvloop.run(run())
+
+
+def assert_published_is_stored(
+    following: Following, from_ms: int, until_ms: int, pairs: set[str]
+) -> None:
+    """What was published of each of `pairs` in a stretch of time was heard, and is stored."""
+    found = set()
+    with Journal.open(following.path) as journal:
+        for one in following.sim.published():
+            close_ms = one.open_time_ms + TIMEFRAMES_MS[one.timeframe]
+            if one.pair not in pairs or not from_ms <= one.open_time_ms < close_ms <= until_ms:
+                continue
+            assert one.receivers > 0, one
+            (candle,) = journal.candles(
+                one.pair, one.timeframe, one.open_time_ms, one.open_time_ms + 1
+            )
+            assert all(getattr(candle, name) == getattr(one, name) for name in CANDLE_FIELDS)
+            found.add(one.pair)
+    assert found == pairs
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
+    stretch: list[int] = []
+    held: list[Following] = []
+
+    async def check(following: Following) -> None:
+        held.append(following)
+        stretch.append(following.sim.now_ms())
+        before = following.undisturbed()
+        at_ms = following.sim.change(Enlist(NEW, in_s=60.0))
+        await following.until(lambda: NEW in following.catalog())
+        # What a reader is shown can be read: no call for all pairs fails because of a newcomer.
+        with following.reader() as reader:
+            assert NEW in reader.get_all_pairs_funding_rates()
+            assert reader.get_mark_price(NEW) > 0
+        entry = following.catalog()[NEW]
+        assert (entry.symbol, entry.listed_ms, entry.ended_ms) == ("NEWCOINUSDT", at_ms, None)
+        assert entry.timeframes == ("1m", "3m")
+        joined_ms = following.sim.now_ms()
+        stretch.append(joined_ms)
+        await following.until_ms(joined_ms + 7 * MINUTE_MS)
+        stretch.append(following.sim.now_ms())
+        await following.settle()
+        assert following.undisturbed() == before
+        assert following.pairs == 7
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            known = db.execute(
+                """SELECT min(at) FROM (
+                       SELECT pair_id, start AS at FROM gap
+                       UNION ALL SELECT pair_id, open_time FROM candle
+                   ) JOIN pair ON pair.id = pair_id WHERE pair = ?""",
+                (NEW,),
+            ).fetchone()
+        # From its first candle on: what closed before it joined is known to be missing, to be fetched.
+        assert known == (floor_to(at_ms, TIMEFRAMES_MS["3m"]),)
+
+    run_following(path, check)
+    from_ms, joined_ms, until_ms = stretch
+    # Nothing of the others is missing from before it came until long after.
+    names = {one.pair for one in held[0].sim.market.instruments}
+    assert_published_is_stored(held[0], from_ms, until_ms, names)
+    assert_published_is_stored(held[0], joined_ms, until_ms, {*names, NEW})
+
+
+def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> None:
+    async def check(following: Following) -> None:
+        pair = following.sim.market.instruments[0].pair
+        before = following.undisturbed()
+        end_ms = following.sim.change(Delist(pair, in_s=600.0))
+        await following.until(lambda: following.catalog()[pair].ended_ms == end_ms)
+        assert following.sim.now_ms() < end_ms
+        assert following.pairs == 6
+        await following.until(lambda: following.pairs == 5)
+        assert following.sim.now_ms() >= end_ms
+        await following.until_ms(end_ms + 3 * MINUTE_MS)
+        await following.until(lambda: following.delivering)
+        await following.until(lambda: not following.collector.report().missing_candles)
+        await following.settle()
+        assert following.collector.report().streams == 5 * 3
+        assert following.undisturbed() == before
+        assert "btcusdt@kline_1m" not in {
+            name for one in following.sim.hub.connections for name in one.names
+        }
+        with following.reader() as reader:
+            assert pair not in reader.get_all_pairs_funding_rates()
+            (info,) = [one for one in reader.pairs() if one.pair == pair]
+            assert info.ended is not None
+            assert info.ended.timestamp() * 1000 == end_ms
+            # Its last candle is there, and nothing after it is missing.
+            frame = reader.get_ohlcv(pair, "1m", 5)
+            assert frame["date"].iloc[-1].timestamp() * 1000 == end_ms - MINUTE_MS
+            assert frame.attrs["missing"] == []
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            assert db.execute("SELECT * FROM gap WHERE NOT healed").fetchall() == []
+
+    run_following(path, check)
+
+
+@pytest.mark.parametrize("status", ["SETTLING", "NEVER_SEEN_BEFORE", None])
+def test_a_pair_that_stops_without_notice_ends_after_two_answers_and_may_come_back(
+    path: Path, status: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(following: Following) -> None:
+        pair = following.sim.market.instruments[1].pair
+        stopped_ms = following.sim.change(SetStatus(pair, status))
+        await following.until(lambda: following.pairs == 5)
+        await following.until(lambda: following.catalog()[pair].ended_ms is not None)
+        ended_ms = following.catalog()[pair].ended_ms
+        assert ended_ms is not None
+        assert stopped_ms <= ended_ms <= following.sim.now_ms() - MINUTE_MS
+        await following.until(lambda: following.delivering)
+        following.sim.change(SetStatus(pair, "TRADING"))
+        await following.until(lambda: following.pairs == 6)
+        await following.until(lambda: following.catalog()[pair].ended_ms is None)
+        with following.reader() as reader:
+            assert pair in reader.get_all_pairs_funding_rates(max_age_s=None)
+        await following.until(lambda: following.collector.report().mark_price_age_s is not None)
+
+    run_following(path, check)
+    assert "pair may have ended, asking again" in caplog.text
+    assert "pair is back" in caplog.text
+
+
+def test_a_rename_is_told_and_not_stitched(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(following: Following) -> None:
+        pair = following.sim.market.instruments[2].pair
+        at_ms = following.sim.change(Rename(pair, NEW, in_s=300.0))
+        await following.until(lambda: following.sim.now_ms() > at_ms + 2 * MINUTE_MS)
+        await following.until(lambda: following.pairs == 6 and NEW in following.catalog())
+        await following.settle()
+        with following.reader() as reader:
+            assert reader.get_ohlcv(pair, "1m", 3, max_age_s=None)["date"].iloc[
+                -1
+            ].timestamp() * 1000 == (at_ms - MINUTE_MS)
+        words = f"nothing is stitched old={pair} new={NEW}"
+        await following.until(lambda: words in caplog.text)
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            first = db.execute(
+                """SELECT min(open_time) FROM candle JOIN pair ON pair.id = pair_id
+                   WHERE pair = ?""",
+                (NEW,),
+            ).fetchone()[0]
+        assert first is None or first >= floor_to(at_ms, TIMEFRAMES_MS["3m"])
+
+    run_following(path, check)
+
+
+def test_an_answer_with_far_fewer_contracts_changes_nothing(path: Path) -> None:
+    async def check(following: Following) -> None:
+        before = following.catalog()
+        await following.sim.faults.start(ShrinkExchangeInfo(share=0.5))
+        asked = following.sim.rest.requests["exchangeInfo"]
+        await following.until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
+        assert following.pairs == 6
+        assert following.catalog() == before
+        # Said after some of them; gone with the first good answer.
+        problem = "its last known copy is used"
+        await following.until(
+            lambda: any(problem in reason for reason in following.collector.report().reasons)
+        )
+        await following.sim.faults.end()
+        await following.until(
+            lambda: not any(problem in one for one in following.collector.report().reasons)
+        )
+
+    run_following(path, check)
+
+
+@pytest.mark.parametrize("names", [[NEW], ["BTC/USDT:USDT", NEW]])
+def test_a_configured_pair_joins_once_it_trades(path: Path, names: list[str]) -> None:
+    async def check(following: Following) -> None:
+        assert list(following.collector.report().refused_pairs) == [NEW]
+        following.sim.change(Enlist(NEW))
+        await following.until(lambda: following.pairs == len(names))
+        await following.until(lambda: following.delivering)
+        assert following.collector.report().refused_pairs == {}
+
+    run_following(path, check, {"pairs": names})
+
+
+def test_an_end_while_the_collector_does_not_run_is_found_at_its_start(path: Path) -> None:
+    async def run() -> None:
+        options = SimulatorOptions(pairs=6, timeframes=("1m",), speed=240.0)
+        async with Simulator(options) as sim:
+            pair = sim.market.instruments[0].pair
+            async with _running(path, sim, {"pairs": {"top": 6}}) as following:
+                await following.until(lambda: following.delivering)
+            end_ms = sim.change(Delist(pair))
+            await following.until_ms(end_ms + MINUTE_MS)
+            async with _running(path, sim, {"pairs": {"top": 6}}) as following:
+                await following.until(lambda: following.catalog()[pair].ended_ms == end_ms)
+                await following.until(lambda: following.delivering)
+                assert following.pairs == 5
+
+    uvloop.run(run())

@@ -1,0 +1,156 @@
+"""What is collected follows what the exchange lists, and nothing is believed that is not said twice."""
+
+from msgspec.structs import replace
+
+from marketfeed.binance.symbols import (
+    NEVER_MS,
+    ExchangeInfo,
+    Instrument,
+    Selection,
+    select_all,
+    select_named,
+)
+from marketfeed.roster import ENDED_AFTER_MS, Roster
+from marketfeed.schema import DAY_MS, MINUTE_MS
+
+T0 = 1_791_360_000_000
+
+
+def contract(base: str, listed_ms: int = T0 - 400 * DAY_MS) -> Instrument:
+    pair = f"{base}/USDT:USDT"
+    return Instrument(f"{base}USDT", pair, "USDT", "TRADING", "PERPETUAL", listed_ms, NEVER_MS)
+
+
+BTC, ETH, TON = contract("BTC"), contract("ETH"), contract("TON")
+
+
+def info(*instruments: Instrument) -> ExchangeInfo:
+    return ExchangeInfo({instrument.pair: instrument for instrument in instruments}, 0)
+
+
+def roster(*instruments: Instrument) -> Roster:
+    return Roster(Selection(instruments, {}))
+
+
+def test_a_new_listing_joins_and_its_symbol_is_known_at_once() -> None:
+    held = roster(BTC)
+    symbols = held.pairs
+    new = info(BTC, ETH)
+    assert held.update(new, select_all(new, "USDT"), T0).joined == (ETH,)
+    assert symbols == {"BTCUSDT": BTC.pair, "ETHUSDT": ETH.pair}
+    assert held.update(new, select_all(new, "USDT"), T0).joined == ()
+
+
+def test_an_announced_end_is_waited_for_and_then_comes_with_its_date() -> None:
+    held = roster(BTC, TON)
+    end_ms = T0 + 10 * MINUTE_MS
+    ending = replace(TON, delivery_ms=end_ms)
+    listed = info(BTC, ending)
+    changes = held.update(listed, select_all(listed, "USDT"), T0)
+    assert changes.dated == (ending,)
+    # Whatever its status becomes before: until its date it is collected.
+    for minutes in (1, 2, 3):
+        listed = info(BTC, replace(ending, status="PRE_SETTLE"))
+        changes = held.update(listed, select_all(listed, "USDT"), T0 + minutes * MINUTE_MS)
+        assert (changes.ended, changes.doubted, changes.dated) == ((), {}, ())
+    assert held.expire(end_ms + ENDED_AFTER_MS - 1) == ()
+    (ended,) = held.expire(end_ms + ENDED_AFTER_MS)
+    assert (ended.instrument.pair, ended.ended_ms, ended.announced) == (TON.pair, end_ms, True)
+    assert TON.pair not in held
+    assert "TONUSDT" not in held.pairs
+    # Its row stays for years: it does not come back by that.
+    for status in ("SETTLING", "CLOSE", "TRADING", "NEVER_SEEN"):
+        listed = info(BTC, replace(ending, status=status))
+        assert held.update(listed, select_all(listed, "USDT"), end_ms + DAY_MS).joined == ()
+
+
+def test_an_end_that_is_taken_back_is_none() -> None:
+    held = roster(TON)
+    listed = info(replace(TON, delivery_ms=T0 + MINUTE_MS))
+    held.update(listed, select_all(listed, "USDT"), T0)
+    assert held.update(info(TON), select_all(info(TON), "USDT"), T0 + 1).dated == (TON,)
+    assert held.expire(T0 + DAY_MS) == ()
+
+
+def test_a_stop_without_notice_counts_when_it_was_said_twice_and_from_when_it_was_seen() -> None:
+    for halted in (
+        info(BTC),
+        info(BTC, replace(TON, status="HALT")),
+        info(BTC, replace(TON, contract_type="NEW")),
+    ):
+        held = roster(BTC, TON)
+        wanted = select_all(halted, "USDT")
+        first = held.update(halted, wanted, T0)
+        assert (list(first.doubted), first.ended) == ([TON.pair], ())
+        assert TON.pair in held
+        second = held.update(halted, wanted, T0 + 3 * MINUTE_MS)
+        assert [(e.instrument.pair, e.ended_ms, e.announced) for e in second.ended] == [
+            (TON.pair, T0, False)
+        ]
+        whole = info(BTC, TON)
+        back = held.update(whole, select_all(whole, "USDT"), T0 + 6 * MINUTE_MS)
+        assert back.joined == (TON,)
+        assert back.returned[TON.pair].ended_ms == T0
+
+
+def test_one_odd_answer_changes_nothing() -> None:
+    held = roster(BTC, TON)
+    odd, whole = info(BTC), info(BTC, TON)
+    for turn in range(6):
+        listed = odd if turn % 2 else whole
+        assert held.update(listed, select_all(listed, "USDT"), T0 + turn).ended == ()
+
+
+def test_when_everything_stops_it_is_the_exchange_and_not_the_pairs() -> None:
+    many = [contract(f"C{n}") for n in range(40)]
+    held = roster(*many)
+    stopped = info(*(replace(one, status="BREAK") for one in many[:10]), *many[10:])
+    for turn in range(4):
+        changes = held.update(stopped, select_all(stopped, "USDT"), T0 + turn)
+        assert changes.ended == ()
+        assert "10 of 40" in changes.refused
+    assert len(held) == 40
+
+
+def test_a_configured_pair_joins_once_it_trades() -> None:
+    coming = replace(ETH, status="PENDING_TRADING", contract_type="")
+    names = [BTC.pair, ETH.pair]
+    held = Roster(select_named(info(BTC, coming), names))
+    assert list(held.refused) == [ETH.pair]
+    listed = info(BTC, ETH)
+    assert held.update(listed, select_named(listed, names), T0).joined == (ETH,)
+    assert held.refused == {}
+
+
+def test_what_ended_while_nobody_looked_is_found_and_what_is_not_configured_is_left_alone() -> None:
+    held = roster(BTC)
+    gone = replace(contract("OLD"), delivery_ms=T0 - DAY_MS, status="SETTLING")
+    held.remember([ETH, contract("OLD"), TON])
+    listed = info(BTC, ETH, gone)
+    wanted = Selection((BTC,), {})
+    held.update(listed, wanted, T0)
+    assert [(e.instrument.pair, e.ended_ms) for e in held.expire(T0)] == [(gone.pair, T0 - DAY_MS)]
+    (ended,) = held.update(listed, wanted, T0 + MINUTE_MS).ended
+    assert (ended.instrument.pair, ended.ended_ms) == (TON.pair, T0)
+    assert held.update(listed, wanted, T0 + 2 * MINUTE_MS).ended == ()
+
+
+def test_a_rename_is_guessed_once_and_nothing_is_stitched() -> None:
+    held = roster(BTC, TON)
+    end_ms = T0 + MINUTE_MS
+    gram = contract("GRAM", listed_ms=end_ms + 3_600_000)
+    listed = info(BTC, replace(TON, delivery_ms=end_ms), gram)
+    changes = held.update(listed, Selection((BTC,), {}), T0)
+    assert changes.renamed == ((TON.pair, gram.pair),)
+    held.expire(end_ms + DAY_MS)
+    assert held.update(listed, Selection((BTC,), {}), end_ms + DAY_MS).renamed == ()
+
+
+def test_the_same_name_for_another_contract_is_refused() -> None:
+    held = roster(BTC, TON)
+    other = replace(TON, symbol="TON2USDT")
+    listed = info(BTC, other)
+    for turn in range(3):
+        changes = held.update(listed, select_all(listed, "USDT"), T0 + turn)
+        assert changes.joined == ()
+    assert held.refused == {TON.pair: "was TONUSDT, is TON2USDT"}
