@@ -399,7 +399,7 @@ def simulate(
 ) -> None:
     """Run a Binance USD-M futures exchange on loopback until Ctrl-C.
 
-    Point a collector at it: exchange.ws_url and exchange.rest_url as printed.
+    Point a collector at it: exchange.ws_url, exchange.rest_url and exchange.archive_url as printed.
     """
     from marketfeed.simulator.server import Simulator, SimulatorOptions
 

@@ -14,7 +14,10 @@ from influxd import Influxd
 from stored import M3, OTHER, PAIR, START_MS, candle, entry
 
 from marketfeed import schema
+from marketfeed.auditor import AuditingReport
+from marketfeed.backfill import HistoryReport
 from marketfeed.binance.turns import RestReport
+from marketfeed.history import HistoryState
 from marketfeed.metrics import Counters, Exposition, Gauges
 from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.ship import ShipReport
@@ -164,9 +167,13 @@ def exported() -> dict[str, set[str]]:
         **{
             name: {"something": 1} if "dict" in str(kind) else 1
             for name, kind in Gauges.__init__.__annotations__.items()
-            if name not in ("shipping", "rest", "return")
+            if name not in ("shipping", "rest", "history", "return")
         },
         shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0),
+        history=HistoryState(
+            HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),
+            AuditingReport(1, 1, 1, 1, 1, []),
+        ),
         rest=RestReport(1, 1, 1, 1, 1, 1.0, "", {"klines": 1}, {"429": 1}),
     )
     metrics: dict[str, set[str]] = {}
