@@ -5,11 +5,8 @@ afterwards has a new `seq` and comes again.
 """
 
 import contextlib
-import heapq
-import itertools
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
@@ -47,15 +44,15 @@ class Outbox:
                 check_same_thread=False,
                 timeout=5.0,
             )
-        self._tags: dict[int, str] = {tables.NO_PAIR: lines.escape_tag(lines.ALL_PAIRS)}
-        self._sources: tuple[tuple[str, Callable[[Row], str]], ...] = (
-            ("candle", self._candle),
-            ("mark_price", self._mark_price),
-            ("funding_rate", self._funding_rate),
-            ("funding_settled", self._funding_settled),
-            ("gap", self._gap),
-            ("catalog", self._catalog),
-        )
+        self._tags = _Tags(self._db)
+        self._sources: Mapping[str, Callable[[list[Row]], list[str]]] = {
+            "candle": lambda rows: self._candles(_OHLCV, rows),
+            "mark_price": self._mark_prices,
+            "funding_rate": self._funding_rates,
+            "funding_settled": self._funding_settled,
+            "gap": self._gaps,
+            "catalog": self._catalog,
+        }
 
     def close(self) -> None:
         """Let go of the file."""
@@ -73,10 +70,13 @@ class Outbox:
                 room = max_lines - len(consignment.lines)
                 if room <= 0:
                     break
-                taken = list(itertools.islice(self._rows(first, last), room))
-                consignment.lines.extend(write(row) for _, row, write in taken)
+                oldest, count = self._db.execute(_OLDEST_OF, (first, last, room)).fetchone()
                 # Everything above the oldest row taken is here; all of it if the range gave out.
-                covered_from = taken[-1][0] if len(taken) == room else first
+                covered_from = oldest if count == room else first
+                if count:
+                    for table, write in self._sources.items():
+                        rows = self._db.execute(_ROWS[table], (covered_from, last)).fetchall()
+                        consignment.lines.extend(write(rows))
                 consignment.covers.append((covered_from, last))
         return consignment
 
@@ -84,10 +84,11 @@ class Outbox:
         """The forming candles that have changed since `after_seq`; returns the highest seq of them."""
         with self._one_state():
             rows = self._db.execute(
-                f"SELECT seq, {_CANDLE_COLUMNS} FROM forming WHERE seq > ?", (after_seq,)
+                f"SELECT {_COLUMNS['candle']} FROM forming WHERE seq > ?", (after_seq,)
             ).fetchall()
-            texts = [self._candle_text(_FORMING, row) for row in rows]
-        return texts, max((row[0] for row in rows), default=after_seq)
+            (highest,) = self._db.execute("SELECT max(seq) FROM forming").fetchone()
+            texts = self._candles(_FORMING, rows)
+        return texts, highest if rows else after_seq
 
     def count_unshipped(self, shipped: Ranges) -> int:
         """How many rows are not in `shipped`."""
@@ -97,7 +98,7 @@ class Outbox:
                     f"SELECT count(*) FROM {table} WHERE seq BETWEEN ? AND ?", gap
                 ).fetchone()[0]
                 for gap in shipped.gaps(self._next_seq())
-                for table, _ in self._sources
+                for table in self._sources
             )
 
     @contextlib.contextmanager
@@ -116,86 +117,70 @@ class Outbox:
         except sqlite3.Error as error:
             raise JournalError(f"journal {self._path}: {error}") from error
 
-    def _rows(self, first: int, last: int) -> Iterator[tuple[int, Row, Callable[[Row], str]]]:
-        """Yield the rows of all tables with first <= seq <= last, newest first, as they are asked for."""
-        return heapq.merge(
-            *(self._rows_of(table, write, first, last) for table, write in self._sources),
-            key=itemgetter(0),
-            reverse=True,
-        )
-
-    def _rows_of(
-        self, table: str, write: Callable[[Row], str], first: int, last: int
-    ) -> Iterable[tuple[int, Row, Callable[[Row], str]]]:
-        cursor = self._db.execute(
-            f"SELECT seq, {_COLUMNS[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
-            (first, last),
-        )
-        for row in cursor:
-            yield row[0], row, write
-
-    def _tag(self, pair_id: int) -> str:
-        tag = self._tags.get(pair_id)
-        if tag is None:
-            self._tags |= {
-                number: lines.escape_tag(pair)
-                for number, pair in self._db.execute("SELECT id, pair FROM pair")
-            }
-            tag = self._tags[pair_id]
-        return tag
-
     # --- rows to lines ----------------------------------------------------------------------------
 
-    def _candle(self, row: Row) -> str:
-        return self._candle_text(_OHLCV, row)
+    def _candles(self, measurements: Mapping[int, str], rows: list[Row]) -> list[str]:
+        tags, write = self._tags, lines.candle_text
+        return [
+            write(measurements[length_ms], tags[pair], o, high, low, c, v, quote, taker, trades, at)
+            for pair, length_ms, at, o, high, low, c, v, quote, taker, trades in rows
+        ]
 
-    def _candle_text(self, measurements: dict[int, str], row: Row) -> str:
-        _, pair_id, length_ms, time_ms, o, high, low, c, volume, quote, taker, trades = row
-        return lines.candle_text(
-            measurements[length_ms],
-            self._tag(pair_id),
-            o,
-            high,
-            low,
-            c,
-            volume,
-            quote,
-            taker,
-            trades,
-            time_ms,
-        )
+    def _mark_prices(self, rows: list[Row]) -> list[str]:
+        tags, write = self._tags, lines.mark_price_text
+        return [write(tags[pair], at, mark, index) for pair, at, mark, index in rows]
 
-    def _mark_price(self, row: Row) -> str:
-        _, pair_id, time_ms, mark_price, index_price = row
-        return lines.mark_price_text(self._tag(pair_id), time_ms, mark_price, index_price)
+    def _funding_rates(self, rows: list[Row]) -> list[str]:
+        tags, write = self._tags, lines.funding_rate_text
+        return [write(tags[pair], at, rate, last, due) for pair, at, rate, last, due in rows]
 
-    def _funding_rate(self, row: Row) -> str:
-        _, pair_id, time_ms, rate, settled_rate, next_ms = row
-        return lines.funding_rate_text(self._tag(pair_id), time_ms, rate, settled_rate, next_ms)
+    def _funding_settled(self, rows: list[Row]) -> list[str]:
+        tags, write = self._tags, lines.funding_settled_text
+        return [write(tags[pair], at, rate, mark) for pair, at, rate, mark in rows]
 
-    def _funding_settled(self, row: Row) -> str:
-        _, pair_id, time_ms, rate, mark_price = row
-        return lines.funding_settled_text(self._tag(pair_id), time_ms, rate, mark_price)
+    def _gaps(self, rows: list[Row]) -> list[str]:
+        return [
+            lines.gap_text(self._tags[pair], kind, self._collector, start, end, bool(healed))
+            for pair, kind, start, end, healed in rows
+        ]
 
-    def _gap(self, row: Row) -> str:
-        _, pair_id, kind, start_ms, end_ms, healed = row
-        tag = self._tag(pair_id)
-        return lines.gap_text(tag, kind, self._collector, start_ms, end_ms, bool(healed))
-
-    def _catalog(self, row: Row) -> str:
-        _, pair_id, timeframes, listed_ms, ended_ms, changed_ms = row
-        return lines.catalog_text(self._tag(pair_id), timeframes, listed_ms, ended_ms, changed_ms)
+    def _catalog(self, rows: list[Row]) -> list[str]:
+        tags, write = self._tags, lines.catalog_text
+        return [write(tags[pair], names, first, end, at) for pair, names, first, end, at in rows]
 
 
-_CANDLE_COLUMNS: Final = (
-    "pair_id, timeframe_ms, open_time, open, high, low, close, volume, quote_volume, "
-    "taker_buy_volume, trades"
-)
+class _Tags(dict[int, str]):
+    """Number of a pair -> its tag, escaped; read when one is met for the first time."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        super().__init__({tables.NO_PAIR: lines.escape_tag(lines.ALL_PAIRS)})
+        self._db = db
+
+    def __missing__(self, pair_id: int) -> str:
+        for number, pair in self._db.execute("SELECT id, pair FROM pair"):
+            self[number] = lines.escape_tag(pair)
+        if pair_id not in self:
+            raise JournalError(f"a row is of pair {pair_id}, which the journal does not name")
+        return self[pair_id]
+
+
 _COLUMNS: Final = {
-    "candle": _CANDLE_COLUMNS,
+    "candle": (
+        "pair_id, timeframe_ms, open_time, open, high, low, close, volume, quote_volume, "
+        "taker_buy_volume, trades"
+    ),
     "mark_price": "pair_id, time, mark_price, index_price",
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
     "funding_settled": "pair_id, time, rate, mark_price",
     "gap": 'pair_id, kind, start, "end", healed',
     "catalog": "pair_id, timeframes, listed, ended, changed",
 }
+_ROWS: Final = {
+    table: f"SELECT {columns} FROM {table} WHERE seq BETWEEN ? AND ?"
+    for table, columns in _COLUMNS.items()
+}
+_EACH_SEQ: Final = " UNION ALL ".join(
+    f"SELECT seq FROM {table} WHERE seq BETWEEN ?1 AND ?2" for table in _COLUMNS
+)
+_OLDEST_OF: Final = f"SELECT min(seq), count(*) FROM ({_EACH_SEQ} ORDER BY seq DESC LIMIT ?3)"
+"""The number of the oldest of the newest ?3 rows. SQLite merges the indexes and reads no further."""

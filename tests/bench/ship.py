@@ -109,29 +109,24 @@ def _fill(path: Path) -> dict[str, int]:
         batch = Batch()
         for pair in pairs:
             batch.add(CatalogEntry(pair, pair, TIMEFRAMES, start_ms, None, None, start_ms))
-            batch.add(FundingSettled(pair, start_ms, 1e-4 / 3, 100.5))
+            batch.add(FundingSettled(pair, start_ms, 0.0001, 100.5))
         for minute in range(MINUTES):
             at_ms = start_ms + minute * schema.MINUTE_MS
             for number, pair in enumerate(pairs):
-                price = 100.0 + number + minute / 7
+                # As many digits as the exchange gives.
+                price = round(100.0 + number + minute / 7, 2)
                 for late_ms in range(0, schema.MINUTE_MS, MARK_PRICE_EVERY_MS):
-                    now = price + late_ms / 3e7
-                    batch.add(MarkPrice(pair, at_ms + late_ms, now, now * 0.9999))
-                batch.add(FundingRate(pair, at_ms, minute / 7e5, start_ms + 8 * schema.HOUR_MS))
+                    mark = round(price + late_ms / 3e7, 8)
+                    batch.add(MarkPrice(pair, at_ms + late_ms, mark, round(mark * 0.9999, 8)))
+                rate = round(minute / 7e5, 8)
+                batch.add(FundingRate(pair, at_ms, rate, start_ms + 8 * schema.HOUR_MS))
                 for name in TIMEFRAMES:
                     length_ms = schema.TIMEFRAMES_MS[name]
                     if at_ms % length_ms == 0:
-                        values = (
-                            price,
-                            price * 1.01,
-                            price * 0.99,
-                            price + 0.1,
-                            1e4 / 3,
-                            1e6 / 3,
-                            5e3 / 3,
-                        )
+                        prices = (price, price + 1.25, price - 1.5, price + 0.1)
+                        volumes = (1_000.125 + minute, round(price * 1_000.125, 5), 500.0625)
                         open_ms = at_ms - length_ms
-                        batch.add(Candle(pair, name, open_ms, *values, 40, True, at_ms))
+                        batch.add(Candle(pair, name, open_ms, *prices, *volumes, 40, True, at_ms))
             journal.write(batch)
             batch = Batch()
         counts = journal.row_counts()
@@ -181,7 +176,7 @@ async def _ours(path: Path, url: str, database: str) -> float:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 while shipper.shipped_below() < writer.next_seq and not task.done():
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.01)
         except TimeoutError:
             raise BenchError(f"not shipped in {TIMEOUT_S:g} s: {shipper.report()}") from None
         finally:
