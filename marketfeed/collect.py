@@ -30,7 +30,7 @@ from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
 from marketfeed.metrics import Counters, Exposition
 from marketfeed.records import CatalogEntry, Gap
-from marketfeed.report import Line, Reporter
+from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
@@ -51,13 +51,17 @@ SILENT_AT_LEAST_S: Final = 1.0
 
 
 class Collector:
-    """One run of the collector, from settings to a clean stop. `rest_timeout_s` are wall seconds."""
+    """One run of the collector, from settings to a clean stop.
+
+    `rest_timeout_s` are wall seconds, and `shipping_trouble_s` after which `/health` speaks of InfluxDB.
+    """
 
     def __init__(
         self,
         settings: Settings,
         clock: ExchangeClock | None = None,
         rest_timeout_s: float = TIMEOUT_S,
+        shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self._settings = settings
         self._rest_timeout_s = rest_timeout_s
@@ -65,7 +69,11 @@ class Collector:
         self._counters = Counters()
         self._writer = JournalWriter(settings.journal.path)
         self._reporter = Reporter(
-            settings.exchange.timeframes, self._clock, self._counters, self._writer
+            settings.exchange.timeframes,
+            self._clock,
+            self._counters,
+            self._writer,
+            shipping_trouble_s,
         )
 
     def report(self) -> StatusReport:
