@@ -38,7 +38,7 @@ from marketfeed.journal import Cut, Journal
 from marketfeed.lifecycle import Catalog, Keeper
 from marketfeed.metrics import Counters, Exposition
 from marketfeed.records import Gap
-from marketfeed.report import Line, Reporter
+from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
@@ -63,8 +63,9 @@ SILENT_AT_LEAST_S: Final = 1.0
 
 
 class Collector:
-    """One run of the collector, from settings to a clean stop. `rest_timeout_s` are wall seconds.
+    """One run of the collector, from settings to a clean stop.
 
+    `rest_timeout_s` are wall seconds, and `shipping_trouble_s` after which `/health` speaks of InfluxDB;
     `ages` says how old connections may become.
     """
 
@@ -74,6 +75,7 @@ class Collector:
         clock: ExchangeClock | None = None,
         rest_timeout_s: float = TIMEOUT_S,
         ages: Ages | None = None,
+        shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self._settings = settings
         self._rest_timeout_s = rest_timeout_s
@@ -83,7 +85,12 @@ class Collector:
         self._writer = JournalWriter(settings.journal.path)
         self._turns = Turns(Budget(settings.history.weight_per_minute), self._clock)
         self._reporter = Reporter(
-            settings.exchange.timeframes, self._clock, self._counters, self._writer, self._turns
+            settings.exchange.timeframes,
+            self._clock,
+            self._counters,
+            self._writer,
+            self._turns,
+            shipping_trouble_s,
         )
 
     def report(self) -> StatusReport:

@@ -75,7 +75,8 @@ def candle_text(
 
 def mark_price_text(pair_tag: str, time_ms: int, mark_price: float, index_price: float) -> str:
     """The line of one mark price at a whole second."""
-    _check(mark_price=mark_price, index_price=index_price)
+    if not math.isfinite(mark_price + index_price):
+        _check(mark_price=mark_price, index_price=index_price)
     return (
         f"{schema.MARK_PRICE},pair={pair_tag} mark_price={mark_price!r},"
         f"index_price={index_price!r} {time_ms}"

@@ -79,6 +79,7 @@ class Reporter:
         counters: Counters,
         writer: JournalWriter,
         turns: Turns,
+        shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
@@ -92,6 +93,7 @@ class Reporter:
         self._counters = counters
         self._writer = writer
         self._turns = turns
+        self._shipping_trouble_s = shipping_trouble_s
         self._started_s = time.monotonic()
         self._rate_frames = 0
         self._rate_s = self._started_s
@@ -175,7 +177,7 @@ class Reporter:
         if failing_s is not None:
             reasons.append(f"the journal cannot be written for {failing_s:.0f} s")
         shipping = self._shipping()
-        if shipping is not None and shipping.trouble_for_s > SHIPPING_TROUBLE_S:
+        if shipping is not None and shipping.trouble_for_s > self._shipping_trouble_s:
             reasons.append(
                 f"shipping to InfluxDB is {shipping.state} for {shipping.trouble_for_s:.0f} s: "
                 f"{shipping.trouble}"

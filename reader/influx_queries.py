@@ -32,6 +32,11 @@ def among(pairs: Sequence[str]) -> tuple[str, dict[str, str]]:
     return "(" + " OR ".join(f"pair = ${name}" for name in bound) + ") AND ", bound
 
 
+def each_of(pairs: Sequence[str]) -> list[str]:
+    """The condition that a point is of the pair, for each of `pairs`; the parameters are those of `among`."""
+    return [f"pair = $p{number} AND " for number in range(len(pairs))]
+
+
 def candles(timeframe: str, condition: str, start_ms: int, end_ms: int, limit: int | None) -> str:
     """The newest `limit` closed candles of each pair, newest first."""
     newest = "" if limit is None else f" LIMIT {limit:d}"
