@@ -200,7 +200,9 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
         await following.until(lambda: following.pairs == 5)
         assert following.sim.now_ms() >= end_ms
         await following.until_ms(end_ms + 3 * MINUTE_MS)
-        assert following.delivering, following.collector.report().reasons
+        await following.until(lambda: following.delivering)
+        await following.until(lambda: not following.collector.report().missing_candles)
+        await following.settle()
         assert following.collector.report().streams == 5 * 3
         assert following.undisturbed() == before
         assert "btcusdt@kline_1m" not in {
@@ -265,7 +267,7 @@ def test_a_rename_is_told_and_not_stitched(path: Path, caplog: pytest.LogCapture
                    WHERE pair = ?""",
                 (NEW,),
             ).fetchone()[0]
-        assert first is None or first >= at_ms
+        assert first is None or first >= floor_to(at_ms, TIMEFRAMES_MS["3m"])
 
     run_following(path, check)
 

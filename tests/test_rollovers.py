@@ -188,7 +188,7 @@ def test_refused_connects_leave_the_old_ones_alone(path: Path) -> None:
         given_up = rolling.outcomes("given_up")
         await rolling.until(lambda: rolling.outcomes("given_up") > given_up)
         # Nothing that counts is wrong.
-        assert rolling.delivering, rolling.collector.report().reasons
+        await rolling.until(lambda: rolling.delivering)
         await rolling.sim.faults.end()
         done = rolling.outcomes("proven")
         await rolling.until(lambda: rolling.outcomes("proven") > done)
