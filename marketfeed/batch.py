@@ -48,7 +48,7 @@ class Batch:
         self.mark_prices: dict[tuple[str, int], MarkPrice] = {}
         self.funding_rates: dict[tuple[str, int], FundingRate] = {}
         self.settled: list[FundingSettled] = []
-        self.gaps: list[Gap] = []
+        self.gaps: dict[tuple[str, str | None, int], Gap] = {}
         self.catalog: list[CatalogEntry] = []
         self.dead_letters: list[DeadLetter] = []
 
@@ -84,7 +84,8 @@ class Batch:
         elif isinstance(record, DeadLetter):
             self.dead_letters.append(record)
         elif isinstance(record, Gap):
-            self.gaps.append(record)
+            # The newest state of a gap counts.
+            self.gaps[record.kind, record.pair, record.start_ms] = record
         elif isinstance(record, CatalogEntry):
             self.catalog.append(record)
         else:
@@ -103,7 +104,7 @@ class Batch:
         self.extend(newer.mark_prices.values())
         self.extend(newer.funding_rates.values())
         self.settled += newer.settled
-        self.gaps += newer.gaps
+        self.gaps |= newer.gaps
         self.catalog += newer.catalog
         self.dead_letters += newer.dead_letters
 

@@ -5,6 +5,8 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -46,6 +48,13 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+
+
+class _Source(StrEnum):
+    """Where candles come from."""
+
+    archive = "archive"
+    rest = "rest"
 
 
 def _version(show: bool) -> None:
@@ -245,6 +254,134 @@ def status(
 
 
 @app.command()
+def backfill(
+    config: ConfigOption = None,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=3650, help="How far back; history.days without.", show_default=False
+        ),
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated.", show_default=False)
+    ] = None,
+    source: Annotated[
+        _Source | None,
+        typer.Option(
+            "--from",
+            help="archive: the public archive first; rest: REST alone. Without: the archive for more "
+            "than a few days.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill the journal's history: every candle that is missing, the newest first. Exit 1 if any is left.
+
+    It may be stopped at any point and started again. A running collector does this by itself: then its
+    progress is shown until it is done.
+
+    Example: marketfeed backfill --days 90 --pairs BTC/USDT:USDT,ETH/USDT:USDT
+    """
+    from marketfeed.config import load_settings
+    from marketfeed.history_commands import run_backfill
+    from marketfeed.present_history import filling, history_table
+
+    settings = load_settings(config)
+    wanted = settings.history.days if days is None else days
+    if not wanted:
+        raise typer.BadParameter("history.days is 0: say how many --days")
+    with filling(quiet=as_json) as tell:
+        outcome = uvloop.run(
+            run_backfill(
+                settings, wanted, _names(pairs), "auto" if source is None else source.value, tell
+            )
+        )
+    if as_json:
+        _print_json(outcome)
+    else:
+        Console().print(history_table(outcome.history, outcome.by))
+    raise typer.Exit(0 if outcome.good else 1)
+
+
+@app.command()
+def audit(
+    config: ConfigOption = None,
+    days: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="How far back; history.days without.", show_default=False),
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Instead of --days (UTC).", show_default=False)
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="Now without (UTC).", show_default=False)
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated.", show_default=False)
+    ] = None,
+    timeframes: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated.", show_default=False)
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all/--sample", help="Compare all candles, or as many as --weight buys."),
+    ] = False,
+    weight: Annotated[
+        int,
+        typer.Option(
+            min=1, max=2400, help="REST weight: of the sample, and at most used a minute."
+        ),
+    ] = 600,
+    source: Annotated[
+        _Source, typer.Option("--from", help="Whom to compare with: whole days from the archive.")
+    ] = _Source.rest,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Put the exchange's candles in place of wrong and missing ones."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare stored candles with the exchange's, value by value; exit 1 if any is missing or different.
+
+    What is missing is counted over the whole range, values are compared of a random sample, or of --all.
+    The collector may run meanwhile, but for --repair.
+    """
+    from marketfeed.config import load_settings
+    from marketfeed.history_commands import run_audit
+    from marketfeed.present_history import audit_tables, auditing
+
+    if days is not None and since is not None:
+        raise typer.BadParameter("--days or --since, not both")
+    settings = load_settings(config)
+    with auditing(quiet=as_json) as tell:
+        report = uvloop.run(
+            run_audit(
+                settings,
+                days,
+                _utc_ms(since),
+                _utc_ms(until),
+                _names(pairs),
+                None if timeframes is None else _timeframes(timeframes),
+                None if everything or source is _Source.archive else weight,
+                weight,
+                source.value,
+                repair,
+                tell,
+            )
+        )
+    if as_json:
+        _print_json(report)
+    else:
+        console = Console()
+        for part in audit_tables(report):
+            console.print(part)
+    raise typer.Exit(0 if report.good else 1)
+
+
+@app.command()
 def simulate(
     pairs: Annotated[int, typer.Option(min=1, max=600, help="How many pairs.")] = 164,
     speed: Annotated[
@@ -281,7 +418,10 @@ def simulate(
     async def serve(stop: asyncio.Event) -> None:
         async with Simulator(options) as simulator:
             log.info(
-                "simulator listening ws_url=%s rest_url=%s", simulator.ws_url, simulator.rest_url
+                "simulator listening ws_url=%s rest_url=%s archive_url=%s",
+                simulator.ws_url,
+                simulator.rest_url,
+                simulator.rest_url,
             )
             await stop.wait()
 
@@ -309,6 +449,14 @@ def _timeframes(text: str) -> tuple[str, ...]:
                 f"timeframes: found {name!r}, expected some of {', '.join(schema.TIMEFRAMES_MS)}"
             )
     return tuple(sorted(set(names), key=schema.TIMEFRAMES_MS.__getitem__))
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _utc_ms(time: datetime | None) -> int | None:
+    return None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1000)
 
 
 def _print_json(value: object) -> None:

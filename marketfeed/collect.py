@@ -24,11 +24,13 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.rollover import Ages
-from marketfeed.binance.symbols import stream_names
+from marketfeed.binance.symbols import parse_exchange_info, stream_names
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.heal import Healer
+from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing, sync_clock
 from marketfeed.intake import Intake
@@ -38,6 +40,7 @@ from marketfeed.metrics import Counters, Exposition
 from marketfeed.records import Gap
 from marketfeed.report import Line, Reporter
 from marketfeed.roster import Roster
+from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
@@ -123,7 +126,7 @@ class Collector:
         session: aiohttp.ClientSession,
         stop: asyncio.Event,
     ) -> None:
-        line, catalog = self._make_line(listing, source, session)
+        line, catalog = self._make_line(listing, source, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
         keeper = Keeper(
             self._settings.exchange,
@@ -135,9 +138,19 @@ class Collector:
             catalog,
             self._clock,
             self._writer,
+            lambda: line.settling.set_instruments(line.roster.instruments),
         )
         await keeper.start(listing)
         self._reporter.line = line
+        history = History(
+            self._settings,
+            self._writer,
+            rest,
+            session,
+            self._clock,
+            lambda: line.roster.instruments,
+        )
+        self._reporter.history = history
         self._reporter.stage = "running"
         async with asyncio.TaskGroup() as outer:
             # In a group of its own: when the feed dies, what it has delivered is still committed.
@@ -146,11 +159,15 @@ class Collector:
                 outer.create_task(shipper.run(), name="ship")
             try:
                 async with asyncio.TaskGroup() as group:
-                    supervisor.start(await self._writer.call(Journal.newest_candles))
+                    stored = await self._writer.call(Journal.newest_candles)
+                    supervisor.start(stored, self._fill_ms())
                     feeding = group.create_task(feed.run(), name="feed")
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
                         group.create_task(keeper.run(), name="pairs"),
+                        group.create_task(line.healer.run(), name="heal"),
+                        group.create_task(line.settling.run(), name="settle"),
+                        group.create_task(history.run(), name="history"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
                         group.create_task(self._watch_journal(intake), name="damage"),
@@ -169,8 +186,17 @@ class Collector:
                 if shipper is not None:
                     shipper.end()
 
+    def _fill_ms(self) -> int:
+        """How far back what is absent since the last run is filled; a day at least (exchange time)."""
+        days = max(1, self._settings.history.days)
+        return min(days * schema.DAY_MS, self._settings.journal.retention.candles.ms)
+
     def _make_line(
-        self, listing: Listing, source: InstrumentSource, session: aiohttp.ClientSession
+        self,
+        listing: Listing,
+        source: InstrumentSource,
+        rest: BinanceRest,
+        session: aiohttp.ClientSession,
     ) -> tuple[Line, Catalog]:
         exchange = self._settings.exchange
         roster = Roster(listing.selection)
@@ -197,6 +223,19 @@ class Collector:
             instruments,
             exchange.timeframes,
             exchange.mark_price_every.ms,
+        )
+        healer = Healer(
+            supervisor, rest, intake, self._writer, self._clock, self._counters, roster.contract
+        )
+        settling = Settling(
+            rest,
+            intake,
+            self._writer,
+            self._clock,
+            self._counters,
+            parse_exchange_info(listing.exchange_info),
+            instruments,
+            self._fill_ms() if self._settings.history.days else 0,
         )
         # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
         silent_after_s = max(SILENT_AFTER_S / self._clock.speed, SILENT_AT_LEAST_S)
@@ -231,7 +270,8 @@ class Collector:
             influx = InfluxWriter(self._settings.influxdb, session)
             shipper = Shipper(self._writer, influx)
             log.info("shipping to target=%r", influx.target)
-        return Line(intake, feed, supervisor, roster, silent_after_s, shipper), catalog
+        line = Line(intake, feed, supervisor, healer, settling, roster, silent_after_s, shipper)
+        return line, catalog
 
     # --- beside the line --------------------------------------------------------------------------
 
@@ -332,4 +372,6 @@ class Collector:
         )
         reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
         now_ms = self._clock.now_ms()
-        intake.add(Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, False, reason))
+        intake.add(
+            Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, "unresolvable", reason)
+        )

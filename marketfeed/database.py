@@ -10,7 +10,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -34,14 +34,15 @@ _NO_HOLDER: Final = ""
 class Kind(NamedTuple):
     """What sort of file it is: its name for people, marks in the header, tables and migrations.
 
-    `migrations[n]` takes a file of version n to n + 1; it runs inside one transaction.
+    `migrations[n]` takes a file of version n to n + 1, as statements or a function; it runs inside one
+    transaction.
     """
 
     name: str
     application_id: int
     version: int
     create: str
-    migrations: Mapping[int, Callable[[sqlite3.Connection], None]]
+    migrations: Mapping[int, Sequence[str] | Callable[[sqlite3.Connection], None]]
 
 
 class Database:
@@ -298,8 +299,18 @@ def _create(kind: Kind, db: sqlite3.Connection) -> None:
 
 def _migrate(kind: Kind, path: Path, db: sqlite3.Connection, version: int) -> None:
     for step in range(version, kind.version):
+        migration = kind.migrations.get(step)
+        if migration is None:
+            raise JournalError(
+                f"{kind.name} {path}: schema version {version} is too old: this marketfeed knows no "
+                f"way from {step} to {kind.version}; use a version in between, or another file"
+            )
         with _schema_change(db):
-            kind.migrations[step](db)
+            if callable(migration):
+                migration(db)
+            else:
+                for statement in migration:
+                    db.execute(statement)
             db.execute(f"PRAGMA user_version = {step + 1}")
         log.info("%s migrated path=%s from=%d to=%d", kind.name, path, step, step + 1)
 

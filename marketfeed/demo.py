@@ -458,6 +458,7 @@ def _collector(
         },
         "journal": {"path": str(journal_path)},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     config = directory / "config.yaml"
     # JSON is YAML.

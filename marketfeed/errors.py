@@ -9,6 +9,8 @@
         * JournalWriteError   a batch could not be committed (`damaged`: the file is corrupt)
     * ExchangeError           the exchange did not answer, or not as documented
         * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
+        * ArchiveError        a file of the archive is not to be trusted
+            * ArchiveAbsentError  there is no such file
 """
 
 
@@ -61,3 +63,11 @@ class ExchangeRefusedError(ExchangeError):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+class ArchiveError(ExchangeError):
+    """A file of the public archive is broken, or not as documented: nothing of it is taken."""
+
+
+class ArchiveAbsentError(ArchiveError):
+    """The archive has no such file (yet)."""

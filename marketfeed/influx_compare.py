@@ -104,7 +104,13 @@ _WRITERS: Final[Mapping[str, Callable[[Row], str]]] = {
         _tag(row), row["time"], float(row["rate"]), _optional(row.get("mark_price"))
     ),
     schema.FEED_GAP: lambda row: lines.gap_text(
-        _tag(row), row["kind"], row["collector"], row["time"], row.get("end"), row["healed"]
+        _tag(row),
+        row["kind"],
+        row["collector"],
+        row["time"],
+        row.get("end"),
+        row["healed"],
+        row["state"],
     ),
     schema.FEED_CATALOG: lambda row: lines.catalog_text(
         _tag(row), row["timeframes"], row.get("listed"), row.get("ended"), row["time"]

@@ -115,6 +115,10 @@ class InstrumentSource:
             stopping.cancel()
             await asyncio.gather(loading, stopping, return_exceptions=True)
 
+    async def load_once(self) -> Listing:
+        """Return what to collect, for a command: nothing is waited for. Raises ExchangeError."""
+        return await self._load()
+
     async def _keep_loading(self) -> Listing:
         delay_s = RETRY_FIRST_S
         while True:

@@ -16,7 +16,7 @@ from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.metrics import Counters
-from marketfeed.records import Candle, DeadLetter, FundingRate, MarkPrice, Record
+from marketfeed.records import Candle, DeadLetter, FundingRate, FundingSettled, MarkPrice, Record
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -61,13 +61,15 @@ class Seen(NamedTuple):
 
     `marks` are pairs with mark prices, `closed` candles as (pair, timeframe, open time in ms), `forming`
     the open time that each series last had an open frame of, by pair and timeframe. `newest_event_ms` is
-    the exchange's latest stamp on a mark price, 0 without any.
+    the exchange's latest stamp on a mark price, 0 without any. `fetched` are closed candles that came
+    otherwise than by frames.
     """
 
     marks: Collection[str]
     closed: Sequence[tuple[str, str, int]]
     forming: Mapping[tuple[str, str], int]
     newest_event_ms: int
+    fetched: Sequence[Candle]
 
 
 class Intake:
@@ -90,6 +92,8 @@ class Intake:
         self.freshness = Freshness()
         self.before_commit: Callable[[], None] | None = None
         """Called before each commit: what it adds is stored together with what it was found by."""
+        self.next_funding_ms: dict[str, int] = {}
+        """The next settlement of each pair as its frames last told it; 0 if none is scheduled."""
         self._writer = writer
         self._decoder = decoder
         self._counters = counters
@@ -102,6 +106,8 @@ class Intake:
         self._seen_marks: set[str] = set()
         self._seen_closed: list[tuple[str, str, int]] = []
         self._seen_forming: dict[tuple[str, str], int] = {}
+        self._seen_fetched: list[Candle] = []
+        self._not_live: set[tuple[str, str, int]] = set()
         self._newest_event_ms = 0
         self._not_after_ms = 0
         self._urgent = asyncio.Event()
@@ -147,6 +153,7 @@ class Intake:
                 if self._is_ahead(item.event_time_ms, frame):
                     continue
                 pending.add(item)
+                self.next_funding_ms[item.pair] = item.next_funding_time_ms
                 counters.records["funding_rate"] += 1
             elif isinstance(item, Reject):
                 self._on_reject(item, frame)
@@ -155,14 +162,28 @@ class Intake:
 
     def take_seen(self) -> Seen:
         """What has come since this was asked last."""
-        seen = Seen(self._seen_marks, self._seen_closed, self._seen_forming, self._newest_event_ms)
+        seen = Seen(
+            self._seen_marks,
+            self._seen_closed,
+            self._seen_forming,
+            self._newest_event_ms,
+            self._seen_fetched,
+        )
         self._seen_marks, self._seen_closed, self._seen_forming = set(), [], {}
+        self._seen_fetched = []
         self._newest_event_ms = 0
         return seen
 
     def add(self, record: Record) -> None:
-        """Take in a record that comes from elsewhere than a frame (a gap, the catalog)."""
+        """Take in a record that comes from elsewhere than a frame (a gap, a candle had by REST)."""
         self._pending.add(record)
+        if isinstance(record, Candle) and record.closed:
+            self._counters.records["candle_fetched"] += 1
+            self._seen_fetched.append(record)
+            self._not_live.add((record.pair, record.timeframe, record.open_time_ms))
+            self._urgent.set()
+        elif isinstance(record, FundingSettled):
+            self._counters.records["funding_settled"] += 1
 
     def on_damage(self, error: JournalError) -> None:
         """Have the journal replaced before the next commit: its file was found damaged on the disk."""
@@ -227,8 +248,13 @@ class Intake:
             self._failing_since_s = None
         self.freshness.note(batch)
         now_ms = self._now_ms()
+        not_live = self._not_live
         for candle in batch.candles:
-            counters.close_lag.add(max(0, now_ms - candle.close_time_ms))
+            key = (candle.pair, candle.timeframe, candle.open_time_ms)
+            if key in not_live:
+                not_live.discard(key)
+            else:
+                counters.close_lag.add(max(0, now_ms - candle.close_time_ms))
         return True
 
     def _is_ahead(self, event_time_ms: int, frame: bytes) -> bool:

@@ -11,7 +11,7 @@ number is never given twice, not even after retention has deleted the newest row
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, NamedTuple, Self
@@ -21,7 +21,15 @@ from marketfeed.batch import Batch
 from marketfeed.database import Database, FileFound, Kind, inspect
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
-from marketfeed.records import Candle, CatalogEntry, RefusedLine
+from marketfeed.records import (
+    CANDLE_GAP,
+    REGULAR,
+    Candle,
+    CatalogEntry,
+    FundingSettled,
+    RefusedLine,
+)
+from marketfeed.stretches import Stretch, missing
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
@@ -32,7 +40,7 @@ KIND: Final = Kind(
     application_id=schema.APPLICATION_ID,
     version=schema.SCHEMA_VERSION,
     create=tables.CREATE,
-    migrations=MappingProxyType({}),
+    migrations=MappingProxyType({1: tables.FROM_1_TO_2}),
 )
 
 
@@ -104,6 +112,7 @@ class Journal:
         self._pair_ids: dict[str, int] = {}
         self._next_seq = 1
         self._funding_written: dict[str, tuple[int, int]] = {}
+        self._settled: dict[str, tuple[int, float]] = {}
         self._reload()
 
     @classmethod
@@ -173,6 +182,24 @@ class Journal:
                 self._db.execute("UPDATE sequence SET next = ?", (seq,))
         self._next_seq = seq
         self._funding_written.update(written)
+        self._note_settled(batch.settled)
+        return changed
+
+    def repair(self, candles: Sequence[Candle]) -> int:
+        """Put these closed candles in place of those that are stored, whatever they count.
+
+        On an operator's word only: everything else goes by `write`. Returns how many were new or changed.
+        """
+        batch = Batch()
+        batch.candles = list(candles)
+        with self._transaction():
+            ids = self._ids_of(batch)
+            before = self._db.total_changes
+            numbered = rows.candle_rows(batch.candles, ids, self._next_seq)
+            seq = self._run(tables.CANDLE_REPAIR, numbered, self._next_seq)
+            changed = self._db.total_changes - before
+            self._db.execute("UPDATE sequence SET next = ?", (seq,))
+        self._next_seq = seq
         return changed
 
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
@@ -204,6 +231,43 @@ class Journal:
                    ) AS newest
                    FROM pair, json_each(?) AS t WHERE newest IS NOT NULL""",
                 (str(list(names)),),
+            )
+        }
+
+    def open_gaps(self) -> list[tuple[str, str, Stretch]]:
+        """The gaps of candles that are neither healed nor given up: pair, timeframe and where."""
+        lengths = schema.TIMEFRAMES_MS
+        return [
+            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
+            for pair, kind, start_ms, end_ms in self._db.execute(
+                """SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
+                   WHERE state IN ('found', 'healing') AND "end" IS NOT NULL
+                   ORDER BY start DESC"""
+            )
+            if kind.removeprefix(CANDLE_GAP) in lengths
+        ]
+
+    def missing(self, pair: str, timeframe: str, gap: Stretch) -> list[Stretch]:
+        """What of a stretch on the timeframe's grid is not stored, oldest first."""
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        opens = self._db.execute(
+            """SELECT open_time FROM candle JOIN pair ON pair.id = pair_id
+               WHERE pair.pair = ? AND timeframe_ms = ? AND open_time >= ? AND open_time < ?
+               ORDER BY open_time""",
+            (pair, length_ms, *gap),
+        )
+        return missing((open_ms for (open_ms,) in opens), gap, length_ms)
+
+    def newest_settled(self) -> dict[str, tuple[int, float]]:
+        """Time (ms) and rate of each pair's newest settled funding rate."""
+        return {
+            pair: (time_ms, rate)
+            for pair, time_ms, rate in self._db.execute(
+                """SELECT pair.pair, s.time, s.rate FROM pair CROSS JOIN funding_settled AS s
+                   ON s.pair_id = pair.id AND (s.time, s.kind) = (
+                       SELECT time, kind FROM funding_settled WHERE pair_id = pair.id
+                       ORDER BY time DESC, kind LIMIT 1
+                   )"""
             )
         }
 
@@ -378,6 +442,7 @@ class Journal:
         self._pair_ids = dict(self._db.execute("SELECT pair, id FROM pair"))
         (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()
         self._funding_written.clear()
+        self._settled = self.newest_settled()
 
     def _ids_of(self, batch: Batch) -> dict[str, int]:
         ids = self._pair_ids
@@ -386,7 +451,7 @@ class Journal:
         named.update(pair for pair, _ in batch.mark_prices)
         named.update(pair for pair, _ in batch.funding_rates)
         named.update(settled.pair for settled in batch.settled)
-        named.update(gap.pair for gap in batch.gaps if gap.pair is not None)
+        named.update(gap.pair for gap in batch.gaps.values() if gap.pair is not None)
         named.update(entry.pair for entry in batch.catalog)
         for pair in sorted(named.difference(ids)):
             ids[pair] = self._db.execute(
@@ -411,18 +476,31 @@ class Journal:
                 continue
             written[pair] = (time_ms, rate.event_time_ms)
             offset_ms = rate.event_time_ms - time_ms
+            settled = self._settled.get(pair)
             numbered.append(
                 (
                     ids[pair],
                     time_ms,
                     offset_ms,
                     rate.rate,
-                    None,
+                    # A row that came late must not hold what was settled after it.
+                    settled[1] if settled is not None and settled[0] <= time_ms else None,
                     rate.next_funding_time_ms,
                     seq + len(numbered),
                 )
             )
         return numbered, written
+
+    def _note_settled(self, settled: Iterable[FundingSettled]) -> None:
+        for item in settled:
+            known = self._settled.get(item.pair)
+            # Of two at a time the reader shows the regular one, too.
+            if (
+                known is None
+                or item.time_ms > known[0]
+                or (item.time_ms == known[0] and item.kind == REGULAR)
+            ):
+                self._settled[item.pair] = item.time_ms, item.rate
 
     def _write_dead_letters(self, batch: Batch) -> None:
         letters = batch.dead_letters[-DEAD_LETTERS_KEPT:]

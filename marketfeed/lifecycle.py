@@ -5,7 +5,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from marketfeed import schema
@@ -69,7 +69,10 @@ class Catalog:
 
 
 class Keeper:
-    """Keeps one collector's pairs in step with the exchange; `run` lasts until it is cancelled."""
+    """Keeps one collector's pairs in step with the exchange; `run` lasts until it is cancelled.
+
+    `on_changed` is called when other pairs are collected than before.
+    """
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Keeper:
         catalog: Catalog,
         clock: ExchangeClock,
         writer: JournalWriter,
+        on_changed: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._source = source
@@ -92,6 +96,7 @@ class Keeper:
         self._catalog = catalog
         self._clock = clock
         self._writer = writer
+        self._on_changed = on_changed
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
 
@@ -143,6 +148,7 @@ class Keeper:
         now_ms = self._clock.now_ms()
         self._joining.update((instrument.pair, now_ms) for instrument in joined)
         stored = await self._stored(joined, returned, now_ms)
+        self._on_changed()
         self._supervisor.join(joined, stored)
         await self._feed.subscribe(self._streams(joined))
         log.info(
@@ -151,6 +157,7 @@ class Keeper:
 
     async def _leave(self, ended: Sequence[Ended]) -> None:
         instruments = [one.instrument for one in ended]
+        self._on_changed()
         self._supervisor.leave({instrument.pair for instrument in instruments})
         for one in ended:
             self._joining.pop(one.instrument.pair, None)

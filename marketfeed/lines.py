@@ -112,13 +112,19 @@ def funding_settled_text(pair_tag: str, time_ms: int, rate: float, mark_price: f
 
 
 def gap_text(
-    pair_tag: str, kind: str, collector: str, start_ms: int, end_ms: int | None, healed: bool
+    pair_tag: str,
+    kind: str,
+    collector: str,
+    start_ms: int,
+    end_ms: int | None,
+    healed: bool,
+    state: str,
 ) -> str:
     """The line of one gap as `collector` (a host's name) saw it."""
     end = "" if end_ms is None else f"end={end_ms}i,"
     return (
         f"{schema.FEED_GAP},collector={escape_tag(collector)},kind={escape_tag(kind)},"
-        f"pair={pair_tag} {end}healed={'true' if healed else 'false'} {start_ms}"
+        f"pair={pair_tag} {end}healed={'true' if healed else 'false'},{_string('state', state)} {start_ms}"
     )
 
 
@@ -178,7 +184,7 @@ def funding_settled_line(settled: FundingSettled) -> str:
 def gap_line(gap: Gap, collector: str) -> str:
     """One gap. A gap of all pairs has the tag `pair=*`."""
     tag = escape_tag(gap.pair or ALL_PAIRS)
-    return gap_text(tag, gap.kind, collector, gap.start_ms, gap.end_ms, gap.healed)
+    return gap_text(tag, gap.kind, collector, gap.start_ms, gap.end_ms, gap.healed, gap.state)
 
 
 def catalog_line(entry: CatalogEntry) -> str:

@@ -7,6 +7,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,10 +20,24 @@ from prometheus_client.core import (
 
 from marketfeed import __version__
 from marketfeed.binance.turns import RestReport
+from marketfeed.history import HistoryState
 from marketfeed.ship import ShipReport
 
 CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
 """Upper bounds for the time from a candle's close to its commit; quiet pairs close after 2,000 ms."""
+HEALED_LAG_BUCKETS_MS: Final = (
+    4_250,
+    4_500,
+    5_000,
+    6_000,
+    8_000,
+    12_000,
+    30_000,
+    60_000,
+    600_000,
+    3_600_000,
+)
+"""Upper bounds for the time from a missing candle's close until it was had: it is due after 4,000 ms."""
 
 
 class Tally:
@@ -63,6 +78,9 @@ class Counters:
         self.rows_changed = 0
         self.records_given_up: Counter[str] = Counter()
         self.close_lag = Tally(CLOSE_LAG_BUCKETS_MS)
+        self.healed_lag = Tally(HEALED_LAG_BUCKETS_MS)
+        self.rechecked = 0
+        self.rechecked_different = 0
 
 
 def rss_bytes() -> int:
@@ -93,9 +111,12 @@ class Gauges:
         dead_letters: int,
         shipping: ShipReport | None,
         rest: RestReport,
+        history: HistoryState | None,
         clock_offset_ms: float,
         overdue: dict[str, int],
         missing_candles: int,
+        open_gaps: dict[str, int],
+        settling: int,
         mark_price_age_s: dict[str, float],
         newest_close_age_s: dict[str, float],
     ) -> None:
@@ -109,9 +130,12 @@ class Gauges:
         self.dead_letters = dead_letters
         self.shipping = shipping
         self.rest = rest
+        self.history = history
         self.clock_offset_ms = clock_offset_ms
         self.overdue = overdue
         self.missing_candles = missing_candles
+        self.open_gaps = open_gaps
+        self.settling = settling
         self.mark_price_age_s = mark_price_age_s
         self.newest_close_age_s = newest_close_age_s
 
@@ -138,6 +162,8 @@ class _Exporter:
             ("commits", "Journal commits", c.commits),
             ("commit_failures", "Journal commits that failed", c.commit_failures),
             ("commit_seconds", "Time spent in journal commits", c.commit_s),
+            ("rechecked_candles", "Candles compared with REST after a reconnect", c.rechecked),
+            ("rechecked_different", "Those of them that differed", c.rechecked_different),
             ("rows_changed", "Journal rows new or changed", c.rows_changed),
             ("cpu_seconds", "CPU time, user and system", cpu_s()),
         ):
@@ -151,7 +177,7 @@ class _Exporter:
             ),
             ("rollovers", "outcome", "Generations of connections that were to follow", c.rollovers),
             ("records", "kind", "Records decoded", c.records),
-            ("gaps", "state", "Missing candles found, and those that came late", c.gaps),
+            ("gaps", "state", "Gaps of candles that entered a state", c.gaps),
             ("rejects", "reason", "Frames or rows that gave no record", c.rejects),
             (
                 "records_given_up",
@@ -164,17 +190,15 @@ class _Exporter:
             for key, count in counts.items():
                 family.add_metric([key], count)
             yield family
-        running = 0
-        buckets: list[tuple[str, float]] = []
-        bounds = [*(str(bound / 1000) for bound in c.close_lag.bounds), "+Inf"]
-        for bound, seen in zip(bounds, c.close_lag.counts, strict=True):
-            running += seen
-            buckets.append((bound, running))
-        yield HistogramMetricFamily(
+        yield _histogram(
             "marketfeed_close_to_commit_seconds",
-            "Exchange seconds from a candle's close to its commit",
-            buckets=buckets,
-            sum_value=c.close_lag.sum_ms / 1000,
+            "Exchange seconds from a candle's close to its commit, as its stream brought it",
+            c.close_lag,
+        )
+        yield _histogram(
+            "marketfeed_close_to_healed_seconds",
+            "Exchange seconds from a missing candle's close until it was fetched",
+            c.healed_lag,
         )
 
     def _collect_gauges(self) -> Iterable[Metric]:
@@ -190,6 +214,7 @@ class _Exporter:
             ("journal_bytes", "Bytes of the journal in use", g.journal_bytes),
             ("dead_letters", "Frames kept aside", g.dead_letters),
             ("missing_candles", "Candles due that have not come", g.missing_candles),
+            ("awaited_settlements", "Funding rates settled and not had yet", g.settling),
             ("clock_offset_seconds", "Exchange clock ahead of this host", g.clock_offset_ms / 1000),
             ("resident_memory_bytes", "Resident memory", rss_bytes()),
         ):
@@ -197,6 +222,7 @@ class _Exporter:
         for name, label, text, values in (
             ("connections", "state", "Connections by state", g.connections),
             ("overdue_series", "channel", "Series silent past their deadline", g.overdue),
+            ("open_gaps", "state", "Gaps of candles that are open", g.open_gaps),
             ("mark_price_age_seconds", "pair", "Age of the newest mark price", g.mark_price_age_s),
             (
                 "newest_close_age_seconds",
@@ -211,9 +237,16 @@ class _Exporter:
             yield family
         yield from _shipping(g.shipping)
         yield from _rest(g.rest)
+        yield from _history(g.history)
         build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+
+
+def _histogram(name: str, text: str, tally: Tally) -> HistogramMetricFamily:
+    bounds = [*(str(bound / 1000) for bound in tally.bounds), "+Inf"]
+    buckets = list(zip(bounds, map(float, accumulate(tally.counts)), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=tally.sum_ms / 1000)
 
 
 def _shipping(report: ShipReport | None) -> Iterable[Metric]:
@@ -250,6 +283,32 @@ def _rest(report: RestReport) -> Iterable[Metric]:
         ("rest_stopped_seconds", "For how long nothing may be asked any more", report.stopped_s),
     ):
         yield GaugeMetricFamily(f"marketfeed_{name}", text, value=float(value))
+
+
+def _history(state: HistoryState | None) -> Iterable[Metric]:
+    if state is None:
+        return
+    history, audit = state.history, state.audit
+    for name, text, count in (
+        ("audited_candles", "Stored candles compared with the exchange's", audit.audited),
+        ("audit_missing", "Candles that the audit found missing", audit.missing),
+        ("audit_different", "Candles that the audit found different", audit.different),
+        ("audit_mended", "Candles that the audit has stored or replaced", audit.mended),
+        ("audit_errors", "Looks of the audit that could not be had", audit.errors),
+    ):
+        yield CounterMetricFamily(f"marketfeed_{name}", text, value=count)
+    gauges: list[tuple[str, str, float]] = [
+        ("audit_mismatch_rate", "Share of audited candles that were wrong", audit.mismatch_rate),
+        ("audit_unmended", "Stored candles known to differ", len(audit.unmended)),
+    ]
+    if history is not None:
+        gauges += [
+            ("history_candles_left", "Candles of history still to fill", history.candles_left),
+            ("history_pairs_done", "Pairs whose history is filled", history.pairs_done),
+            ("history_complete", "1 when the last pass left nothing", float(history.complete)),
+        ]
+    for name, text, value in gauges:
+        yield GaugeMetricFamily(f"marketfeed_{name}", text, value=value)
 
 
 class Exposition:

@@ -178,9 +178,9 @@ class Outbox:
         return lines.funding_settled_text(self._tag(pair_id), time_ms, rate, mark_price)
 
     def _gap(self, row: Row) -> str:
-        _, pair_id, kind, start_ms, end_ms, healed = row
+        _, pair_id, kind, start_ms, end_ms, healed, state = row
         tag = self._tag(pair_id)
-        return lines.gap_text(tag, kind, self._collector, start_ms, end_ms, bool(healed))
+        return lines.gap_text(tag, kind, self._collector, start_ms, end_ms, bool(healed), state)
 
     def _catalog(self, row: Row) -> str:
         _, pair_id, timeframes, listed_ms, ended_ms, changed_ms = row
@@ -196,6 +196,6 @@ _COLUMNS: Final = {
     "mark_price": "pair_id, time, mark_price, index_price",
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
     "funding_settled": "pair_id, time, rate, mark_price",
-    "gap": 'pair_id, kind, start, "end", healed',
+    "gap": 'pair_id, kind, start, "end", healed, state',
     "catalog": "pair_id, timeframes, listed, ended, changed",
 }

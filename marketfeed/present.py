@@ -12,7 +12,10 @@ from rich.text import Text
 from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
+from marketfeed.heal import HealReport
+from marketfeed.history import HistoryState
 from marketfeed.records import RefusedLine
+from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
 from marketfeed.status import StatusReport
 
@@ -139,6 +142,8 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("rejected", _counts(report.rejects)),
         ("silent series", _counts(report.overdue)),
         ("missing candles", f"{report.missing_candles:,}"),
+        ("gaps", _healing(report.healing)),
+        ("settled funding", _settled(report.settled)),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
         ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
         ("waiting for a commit", f"{report.journal.pending:,}"),
@@ -147,6 +152,8 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("dead letters", f"{report.journal.dead_letters:,}"),
         ("shipping", _shipping(report.shipping)),
         ("REST", _rest(report.rest)),
+        ("history", _history(report.history)),
+        ("audit", _audit(report.history)),
         ("refused lines", f"{report.journal.refused_lines:,}"),
         ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
     ):
@@ -185,12 +192,52 @@ def _shipping(report: ShipReport | None) -> str:
     return f"{report.state}, {report.lines:,} lines, {report.unshipped:,} rows to go{trouble}"
 
 
+def _history(state: HistoryState | None) -> str:
+    if state is None:
+        return "not begun"
+    history = state.history
+    if history is None:
+        return "not kept (history.days: 0)"
+    trouble = f", {history.trouble}" if history.trouble else ""
+    left = "" if history.left_s is None else f", about {history.left_s:,.0f} s to go"
+    return (
+        f"{history.state}, {history.days} days, pairs {history.pairs_done} of {history.pairs}, "
+        f"{history.candles_left:,} candles left{left}{trouble}"
+    )
+
+
+def _audit(state: HistoryState | None) -> str:
+    if state is None:
+        return "not begun"
+    audit = state.audit
+    return (
+        f"{audit.audited:,} candles compared, {audit.missing:,} missing, "
+        f"{audit.different:,} different, {audit.mended:,} mended"
+    )
+
+
 def _rest(report: RestReport) -> str:
     stopped = f", STOPPED for {report.stopped_s:.0f} s more" if report.stopped_s else ""
     return (
         f"weight {report.weight_used:,} of {report.weight_limit:,} this minute, "
         f"{report.waiting:,} waiting{stopped}"
     )
+
+
+def _healing(report: HealReport | None) -> str:
+    if report is None:
+        return "not started"
+    rechecks = f", {report.rechecks:,} series to be compared" if report.rechecks else ""
+    trouble = f"; REST: {report.trouble}" if report.trouble else ""
+    return f"{_counts(report.open_gaps | report.ended)}{rechecks}{trouble}"
+
+
+def _settled(report: SettleReport | None) -> str:
+    if report is None:
+        return "not started"
+    history = f", history of {report.history_pairs:,} pairs to go" if report.history_pairs else ""
+    trouble = f"; {report.trouble}" if report.trouble else ""
+    return f"{report.rates:,} had, {report.awaited:,} awaited{history}{trouble}"
 
 
 def _time(time_ms: int) -> str:

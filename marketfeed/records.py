@@ -4,6 +4,8 @@ All times are exchange time in ms since the epoch; `event_time_ms` is the exchan
 message (`E`), never the time of receipt. Prices are quote per base, volumes base unless named.
 """
 
+from typing import Final, Literal, TypeAlias
+
 import msgspec
 
 from marketfeed import schema
@@ -57,6 +59,10 @@ class FundingRate(msgspec.Struct, frozen=True, gc=False):
     next_funding_time_ms: int
 
 
+REGULAR: Final = "Regular"
+"""The usual kind of settlement (Binance's `rateType`)."""
+
+
 class FundingSettled(msgspec.Struct, frozen=True, gc=False):
     """A funding rate that was settled at `time_ms` (rounded to the minute: Binance jitters by some ms).
 
@@ -68,7 +74,14 @@ class FundingSettled(msgspec.Struct, frozen=True, gc=False):
     time_ms: int
     rate: float
     mark_price: float | None
-    kind: str = "Regular"
+    kind: str = REGULAR
+
+
+GapState: TypeAlias = Literal["found", "healing", "healed", "unresolvable"]
+"""`found` and `healing` are open: nobody, or somebody, asks for what is missing. The others are final,
+but for a candle that comes after all."""
+CANDLE_GAP: Final = "candle_"
+"""A gap of candles is of this kind, followed by the timeframe."""
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):
@@ -82,8 +95,13 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     pair: str | None
     start_ms: int
     end_ms: int | None
-    healed: bool
+    state: GapState
     reason: str
+
+    @property
+    def healed(self) -> bool:
+        """Whether all of it has come after all."""
+        return self.state == "healed"
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, gc=False):

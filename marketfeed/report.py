@@ -12,13 +12,16 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
+from marketfeed.heal import Healer
+from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
 from marketfeed.roster import Roster
+from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
-from marketfeed.supervise import LOSS_SHOWN_S, Supervisor
+from marketfeed.supervise import HOLE_SHOWN_S, Supervisor
 from marketfeed.writer import JournalWriter
 
 NAMED_SERIES: Final = 20
@@ -35,6 +38,8 @@ class Line:
         intake: Intake,
         feed: Generations,
         supervisor: Supervisor,
+        healer: Healer,
+        settling: Settling,
         roster: Roster,
         silent_after_s: float,
         shipper: Shipper | None,
@@ -42,6 +47,8 @@ class Line:
         self.intake = intake
         self.feed = feed
         self.supervisor = supervisor
+        self.healer = healer
+        self.settling = settling
         self.roster = roster
         self.silent_after_s = silent_after_s
         self.shipper = shipper
@@ -77,6 +84,7 @@ class Reporter:
         """`starting`, `running` or `stopping`."""
         self.line: Line | None = None
         self.source: InstrumentSource | None = None
+        self.history: History | None = None
         self.clock_problem = ""
         """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
         self._timeframes = timeframes
@@ -112,12 +120,15 @@ class Reporter:
             overdue=dict(Counter(item.series.channel for item in overdue)),
             overdue_series=[_late(item) for item in overdue[:NAMED_SERIES]],
             missing_candles=0 if line is None else line.supervisor.missing_candles,
+            healing=None if line is None else line.healer.report(),
+            settled=None if line is None else line.settling.report(),
             mark_price_age_s=self._oldest_mark_age_s(),
             timeframes=[self._timeframe(name) for name in self._timeframes],
             connections=self._connections(),
             journal=self._journal(),
             shipping=self._shipping(),
             rest=self._turns.report(),
+            history=self._history(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
@@ -143,9 +154,12 @@ class Reporter:
             dead_letters=self._writer.dead_letters,
             shipping=self._shipping(),
             rest=self._turns.report(),
+            history=self._history(),
             clock_offset_ms=self._clock.offset_ms(),
             overdue=dict(Counter(item.series.channel for item in self._overdue())),
             missing_candles=0 if line is None else line.supervisor.missing_candles,
+            open_gaps={} if line is None else dict(line.supervisor.open_gaps),
+            settling=0 if line is None else line.settling.report().awaited,
             mark_price_age_s={pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()},
             newest_close_age_s={name: (now_ms - ms) / 1000 for name, ms in oldest_close_ms.items()},
         )
@@ -188,14 +202,23 @@ class Reporter:
         overdue = self._overdue()
         if overdue:
             reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")
-        lost = line.supervisor.lost_lately()
-        if lost:
-            series = (f"{item.pair} {item.channel}" for item in lost)
+        old = line.supervisor.old_holes()
+        if old:
+            series = (f"{item.pair} {item.channel}" for item in old)
+            trouble = f"; REST: {line.healer.trouble}" if line.healer.trouble else ""
             reasons.append(
-                f"{lost.total()} closed candles did not come in the last {LOSS_SHOWN_S:.0f} s: "
-                f"{_named(series)}"
+                f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
+                f"{_named(series)}{trouble}"
+            )
+        state = self._history()
+        if state is not None and (unmended := state.audit.unmended):
+            reasons.append(
+                f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"
             )
         return reasons
+
+    def _history(self) -> HistoryState | None:
+        return None if self.history is None else self.history.report()
 
     def _pairs(self) -> int:
         return 0 if self.line is None else len(self.line.roster)

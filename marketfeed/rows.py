@@ -70,9 +70,10 @@ def gap_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
             g.end_ms,
             g.healed,
             g.reason,
+            g.state,
             number,
         )
-        for number, g in enumerate(batch.gaps, seq)
+        for number, g in enumerate(batch.gaps.values(), seq)
     ]
 
 

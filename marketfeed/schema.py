@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Version of the journal's tables (`PRAGMA user_version`)."""
 
 APPLICATION_ID: Final = 0x4D4B5446
@@ -117,7 +117,7 @@ MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
             "next_funding_time": int,
         },
         FUNDING_SETTLED: {"rate": float, "mark_price": float},
-        FEED_GAP: {"end": int, "healed": bool},
+        FEED_GAP: {"end": int, "healed": bool, "state": str},
         FEED_CATALOG: {"timeframes": str, "listed": int, "ended": int},
     }
 )

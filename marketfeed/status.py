@@ -12,7 +12,10 @@ import msgspec
 from aiohttp import web
 
 from marketfeed.binance.turns import RestReport
+from marketfeed.heal import HealReport
+from marketfeed.history import HistoryState
 from marketfeed.metrics import Exposition
+from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,10 @@ class StatusReport(msgspec.Struct, frozen=True):
     overdue_series: list[str]
     """The longest silent of them, as text."""
     missing_candles: int
-    """Candles that were due since the start, and have not come."""
+    """Candles that are due and have not come, since the start or of an earlier run."""
+    healing: HealReport | None
+    """None before it has started to collect."""
+    settled: SettleReport | None
     mark_price_age_s: float | None
     """Age of the oldest of all pairs' newest mark prices; None until every pair has one."""
     timeframes: list[TimeframeReport]
@@ -86,6 +92,8 @@ class StatusReport(msgspec.Struct, frozen=True):
     shipping: ShipReport | None
     """None without InfluxDB: the journal is the store."""
     rest: RestReport
+    history: HistoryState | None
+    """None until the collector has begun to collect."""
     rss_bytes: int
     cpu_s: float
 

@@ -2,23 +2,24 @@
 
 A connection that is silent as a whole is replaced by the feed itself (`FeedOptions.idle_timeout_s`); here
 single series are watched, the quietest among living ones too. What is found shows in `/health`, in the
-status report, in metrics, and as gaps in the journal.
+status report, in metrics, and as gaps in the journal; `heal.py` closes them.
 """
 
 import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from marketfeed import schema
 from marketfeed.binance.connect import ConnectionStatus
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import (
+    CANDLE_DUE_MS,
     MARK_PRICE,
     MARK_PRICE_DUE_S,
     Liveness,
+    Missing,
     Overdue,
     Series,
 )
@@ -26,19 +27,39 @@ from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters
-from marketfeed.records import Gap
+from marketfeed.records import CANDLE_GAP, Gap, GapState
+from marketfeed.schema import TIMEFRAMES_MS
+from marketfeed.stretches import Stretch, candles_in
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 1.0
+LOOK_EVERY_S: Final = 0.5
 """Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
 _LOOK_AT_LEAST_S: Final = 0.05
 RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
-LOSS_SHOWN_S: Final = 60.0
-"""Exchange seconds for which `/health` tells of a candle that did not come; the gap itself stays."""
+HOLE_SHOWN_S: Final = 60.0
+"""Exchange seconds that a hole may be open before `/health` tells of it."""
+DUE_AT_LEAST_S: Final = 0.25
+"""Wall seconds that a closing frame may need at least: against a fast simulator 4 s are over in a moment."""
 CLOCK_TOLERANCE_S: Final = 30.0
 """Exchange seconds by which stamps of fresh frames may differ from the clock; a wall second at least."""
+
+
+def candle_due_ms(speed: float) -> int:
+    """Exchange ms from a candle's close until it is missing, at so many exchange seconds a wall second."""
+    return max(CANDLE_DUE_MS, int(DUE_AT_LEAST_S * 1000 * speed))
+
+
+class _OpenGap:
+    """A gap that is neither healed nor given up. `since_s` is when it was found (exchange s)."""
+
+    __slots__ = ("end_ms", "since_s", "state")
+
+    def __init__(self, end_ms: int, since_s: float) -> None:
+        self.end_ms = end_ms
+        self.since_s = since_s
+        self.state: GapState = "found"
 
 
 class Supervisor:
@@ -57,11 +78,16 @@ class Supervisor:
         """What was silent past its deadline at the last look, the longest first."""
         self.stamps_off_s = 0.0
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
+        self.on_missing: Callable[[Missing], None] | None = None
+        """Called with every gap that is found, and at its end."""
+        self.on_reconnected: Callable[[Sequence[Series]], None] | None = None
+        """Called with the series of a connection that was lost and is open again."""
         self._liveness = Liveness()
         self._intake = intake
         self._clock = clock
         self._counters = counters
         self._channels = (*timeframes, MARK_PRICE)
+        self._keep_ms = 0
         self._mark_price_every_ms = mark_price_every_ms
         self._ends_ms: dict[str, int | None] = {i.pair: i.ended_ms for i in instruments}
         self._streams = self._streams_of(instruments)
@@ -73,21 +99,26 @@ class Supervisor:
         self._looked_s, self._looked_ms = clock.elapsed_s(), clock.now_ms()
         # A hole is stored with the candle behind it: after a crash nobody would find it any more.
         intake.before_commit = self._take_in
-        self._lately: dict[tuple[Series, int], tuple[float, int]] = {}
+        self._open: dict[tuple[Series, int], _OpenGap] = {}
 
     @property
     def missing_candles(self) -> int:
         """How many candles were due and have not come since."""
         return self._liveness.missing_candles
 
-    def lost_lately(self) -> Counter[Series]:
-        """How many candles of which series went missing in the last `LOSS_SHOWN_S` and have not come."""
-        since_s = self._clock.elapsed_s() - LOSS_SHOWN_S
-        self._lately = {key: found for key, found in self._lately.items() if found[0] >= since_s}
-        lost: Counter[Series] = Counter()
-        for (series, _), (_, candles) in self._lately.items():
-            lost[series] += candles
-        return lost
+    @property
+    def open_gaps(self) -> Counter[str]:
+        """How many gaps of candles are open, by state."""
+        return Counter[str](gap.state for gap in self._open.values())
+
+    def old_holes(self) -> Counter[Series]:
+        """How many candles of which series have been missing for longer than `HOLE_SHOWN_S`."""
+        before_s = self._clock.elapsed_s() - HOLE_SHOWN_S
+        old: Counter[Series] = Counter()
+        for (series, start_ms), gap in self._open.items():
+            if gap.since_s < before_s:
+                old[series] += self._candles(series, self._liveness.left(series, start_ms))
+        return old
 
     def contradicts(self, server_time_ms: int) -> bool:
         """Whether fresh frames agree with the clock as it is, and a time that the server tells does not."""
@@ -95,16 +126,72 @@ class Supervisor:
         fresh = self._clock.elapsed_s() - self._stamped_s <= MARK_PRICE_DUE_S
         return fresh and not self.stamps_off_s and off_s > self._tolerance_s()
 
-    def start(self, stored_open_ms: Mapping[tuple[str, str], int]) -> None:
-        """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series."""
+    def start(self, stored_open_ms: Mapping[tuple[str, str], int], keep_ms: int) -> None:
+        """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series.
+
+        What is absent since then is missing, if it is not older than `keep_ms`.
+        """
+        now_ms = self._clock.now_ms()
+        self._keep_ms = keep_ms
         self._liveness.watch(
-            self._streams, self._clock.elapsed_s(), self._clock.now_ms(), stored_open_ms
+            self._streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - keep_ms
         )
         for pair, ended_ms in self._ends_ms.items():
             self._liveness.expect_until(pair, ended_ms)
         self._note_missing("absent since the collector ran last")
-        # That much was to be expected of a collector that did not run.
-        self._lately.clear()
+
+    # --- gaps, for who closes them ----------------------------------------------------------------
+
+    def take_in(self) -> None:
+        """Take in what the intake has seen: candles that have come are no longer missing."""
+        self._take_in()
+
+    def left(self, series: Series, start_ms: int) -> list[Stretch]:
+        """What of the gap that begins at `start_ms` has not come yet, oldest first."""
+        return self._liveness.left(series, start_ms)
+
+    def forgotten(self) -> int:
+        """How many holes of the journal were too many to be remembered since this was asked last."""
+        return self._liveness.take_forgotten()
+
+    def resume(self, series: Series, gap: Stretch, left: list[Stretch]) -> None:
+        """Take up a gap that the journal knows to be open; `left` is what of it is not stored."""
+        if (series, gap.start_ms) in self._open:
+            return
+        if not left:
+            self._note_gap(series, gap, "healed", "was stored meanwhile")
+        elif self._liveness.resume(series, gap, left):
+            self._open[series, gap.start_ms] = _OpenGap(gap.end_ms, self._clock.elapsed_s())
+            if self.on_missing is not None:
+                self.on_missing(Missing(series, *gap, healed=False))
+        elif series not in self._streams:
+            self._note_gap(series, gap, "unresolvable", "the pair is not collected any more")
+
+    def healing(self, series: Series, start_ms: int) -> None:
+        """Note that a gap is being asked for."""
+        gap = self._open.get((series, start_ms))
+        if gap is not None and gap.state == "found":
+            gap.state = "healing"
+            self._note_gap(series, Stretch(start_ms, gap.end_ms), "healing", "asked for by REST")
+
+    def give_up(self, series: Series, start_ms: int, reason: str) -> None:
+        """Note that what is left of a gap is not to be had; should it come after all, that is told."""
+        left = self._liveness.split(series, start_ms)
+        self._open.pop((series, start_ms), None)
+        # That the rest of the range has come.
+        self._note_missing("did not come")
+        for part in left:
+            self._note_gap(series, part, "unresolvable", reason)
+            log.warning(
+                "candles not to be had pair=%s timeframe=%s count=%d first_ms=%d reason=%r",
+                series.pair,
+                series.channel,
+                self._candles(series, [part]),
+                part.start_ms,
+                reason,
+            )
+
+    # --- running ----------------------------------------------------------------------------------
 
     def join(
         self, instruments: Sequence[Instrument], stored_open_ms: Mapping[tuple[str, str], int]
@@ -112,7 +199,10 @@ class Supervisor:
         """Watch instruments from now on; `stored_open_ms` as in `start`."""
         streams = self._streams_of(instruments)
         self._streams.update(streams)
-        self._liveness.watch(streams, self._clock.elapsed_s(), self._clock.now_ms(), stored_open_ms)
+        now_ms = self._clock.now_ms()
+        self._liveness.watch(
+            streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - self._keep_ms
+        )
         for instrument in instruments:
             self.expect_until(instrument.pair, instrument.ended_ms)
         self._note_missing("before the pair was collected")
@@ -163,16 +253,21 @@ class Supervisor:
         kind = f"connection_{status.name}"
         if status.state == "closed" and status.name not in self._lost_connections:
             self._lost_connections[status.name] = now_ms, status.last_error
-            self._intake.add(Gap(kind, None, now_ms, None, False, status.last_error))
+            self._intake.add(Gap(kind, None, now_ms, None, "found", status.last_error))
         elif status.state == "open" and status.name in self._lost_connections:
             since_ms, reason = self._lost_connections.pop(status.name)
-            self._intake.add(Gap(kind, None, since_ms, now_ms, True, reason))
+            self._intake.add(Gap(kind, None, since_ms, now_ms, "healed", reason))
+            if self.on_reconnected is not None:
+                carried = frozenset(status.streams)
+                self.on_reconnected([s for s, stream in self._streams.items() if stream in carried])
 
     def on_replaced(self) -> None:
         """Take note that other connections carry all streams now: what was lost with old ones is back."""
         now_ms = self._clock.now_ms()
         for name, (since_ms, reason) in self._lost_connections.items():
-            self._intake.add(Gap(f"connection_{name}", None, since_ms, now_ms, True, reason))
+            self._intake.add(Gap(f"connection_{name}", None, since_ms, now_ms, "healed", reason))
+        if self._lost_connections and self.on_reconnected is not None:
+            self.on_reconnected(list(self._streams))
         self._lost_connections.clear()
 
     def _streams_of(self, instruments: Iterable[Instrument]) -> dict[Series, str]:
@@ -185,7 +280,10 @@ class Supervisor:
     def _look(self) -> None:
         self._take_in()
         before = {item.series for item in self.overdue}
-        self.overdue = self._liveness.overdue(self._clock.elapsed_s(), self._clock.now_ms())
+        clock = self._clock
+        self.overdue = self._liveness.overdue(
+            clock.elapsed_s(), clock.now_ms(), candle_due_ms(clock.speed)
+        )
         self._note_missing("did not come")
         self._log_changes(before)
 
@@ -198,6 +296,11 @@ class Supervisor:
             self._liveness.closed(pair, timeframe, open_ms)
         for (pair, timeframe), open_ms in seen.forming.items():
             self._liveness.formed(pair, timeframe, open_ms)
+        for candle in seen.fetched:
+            if self._liveness.fetched(
+                candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
+            ):
+                self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
         self._note_missing("did not come")
 
     def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
@@ -217,22 +320,26 @@ class Supervisor:
         now_s = self._clock.elapsed_s()
         for item in self._liveness.take_news():
             key = item.series, item.start_ms
+            where = Stretch(item.start_ms, item.end_ms)
             if item.healed:
-                self._lately.pop(key, None)
+                known = self._open.pop(key, None)
+                fetched = known is None or known.state == "healing"
+                self._note_gap(item.series, where, "healed", "fetched" if fetched else "came late")
             else:
-                length_ms = schema.TIMEFRAMES_MS[item.series.channel]
-                self._lately[key] = now_s, (item.end_ms - item.start_ms) // length_ms
-            self._counters.gaps["healed" if item.healed else "found"] += 1
-            self._intake.add(
-                Gap(
-                    f"candle_{item.series.channel}",
-                    item.series.pair,
-                    item.start_ms,
-                    item.end_ms,
-                    item.healed,
-                    "came late" if item.healed else reason,
-                )
-            )
+                self._note_gap(item.series, where, "found", reason)
+                if item.kept:
+                    self._open[key] = _OpenGap(item.end_ms, now_s)
+            if self.on_missing is not None and item.kept:
+                self.on_missing(item)
+
+    def _note_gap(self, series: Series, where: Stretch, state: GapState, reason: str) -> None:
+        self._counters.gaps[state] += 1
+        self._intake.add(Gap(CANDLE_GAP + series.channel, series.pair, *where, state, reason))
+
+    @staticmethod
+    def _candles(series: Series, parts: Sequence[Stretch]) -> int:
+        length_ms = TIMEFRAMES_MS[series.channel]
+        return sum(candles_in(part, length_ms) for part in parts)
 
     def _log_changes(self, before: set[Series]) -> None:
         silent = {item.series for item in self.overdue}

@@ -58,10 +58,11 @@ CREATE TABLE catalog(
 );
 CREATE TABLE gap(
     kind TEXT NOT NULL, pair_id INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER,
-    healed INTEGER NOT NULL, reason TEXT NOT NULL, seq INTEGER NOT NULL,
+    healed INTEGER NOT NULL, reason TEXT NOT NULL, state TEXT NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY (kind, pair_id, start)
 ) WITHOUT ROWID;
 CREATE INDEX gap_seq ON gap(seq);
+CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing');
 CREATE TABLE shipped(
     target TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     PRIMARY KEY (target, first)
@@ -78,6 +79,26 @@ CREATE TABLE document(
     name TEXT PRIMARY KEY, saved INTEGER NOT NULL, body BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+
+FROM_1_TO_2: Final = (
+    # A gap has a state. What the disk budget took is gone; a candle that did not come may be had yet.
+    "ALTER TABLE gap RENAME TO gap_1",
+    "DROP INDEX gap_seq",
+    """CREATE TABLE gap(
+        kind TEXT NOT NULL, pair_id INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER,
+        healed INTEGER NOT NULL, reason TEXT NOT NULL, state TEXT NOT NULL, seq INTEGER NOT NULL,
+        PRIMARY KEY (kind, pair_id, start)
+    ) WITHOUT ROWID""",
+    """INSERT INTO gap SELECT kind, pair_id, start, "end", healed, reason,
+        CASE WHEN healed THEN 'healed'
+             WHEN substr(kind, 1, 11) = 'disk_budget' THEN 'unresolvable'
+             ELSE 'found' END, seq
+       FROM gap_1""",
+    "DROP TABLE gap_1",
+    "CREATE INDEX gap_seq ON gap(seq)",
+    "CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing')",
+)
+"""From version 1 of the journal to 2, statement by statement."""
 
 NO_PAIR: Final = 0
 """`pair_id` of a gap that concerns all pairs."""
@@ -119,6 +140,22 @@ CANDLE: Final = Upsert(
         volume = excluded.volume, quote_volume = excluded.quote_volume,
         taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq
     WHERE excluded.trades >= candle.trades AND (
+        excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
+        excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
+    ) <> (
+        candle.open, candle.high, candle.low, candle.close, candle.volume,
+        candle.quote_volume, candle.taker_buy_volume, candle.trades
+    )""",
+)
+CANDLE_REPAIR: Final = Upsert(
+    12,
+    "INSERT INTO candle SELECT * FROM",
+    # On the operator's word: what the exchange has now, however many trades it counts.
+    """WHERE true ON CONFLICT DO UPDATE SET
+        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+        volume = excluded.volume, quote_volume = excluded.quote_volume,
+        taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq
+    WHERE (
         excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
         excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
     ) <> (
@@ -173,11 +210,12 @@ FUNDING_SETTLED: Final = Upsert(
     )""",
 )
 GAP: Final = Upsert(
-    7,
+    8,
     "INSERT INTO gap SELECT * FROM",
     """WHERE true ON CONFLICT DO UPDATE SET
-        "end" = excluded."end", healed = excluded.healed, reason = excluded.reason, seq = excluded.seq
-    WHERE excluded."end" IS NOT gap."end" OR excluded.healed <> gap.healed
+        "end" = excluded."end", healed = excluded.healed, reason = excluded.reason,
+        state = excluded.state, seq = excluded.seq
+    WHERE excluded."end" IS NOT gap."end" OR excluded.state <> gap.state
        OR excluded.reason <> gap.reason""",
 )
 CATALOG: Final = Upsert(

@@ -78,6 +78,7 @@ def config(tmp_path: Path, simulator: dict[str, str]) -> Path:
         | {"pairs": ["BTC/USDT:USDT", "NOSUCH/USDT:USDT"], "timeframes": ["1m"]},
         "journal": {"path": str(tmp_path / "journal.db"), "max_bytes": "64MB"},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     path.write_text(json.dumps(settings))
     return path

@@ -36,6 +36,7 @@ def settings_for(path: Path, ws_url: str, rest_url: str, **exchange: Any) -> Set
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
+            "history": {"days": 0},
         }
     )
 

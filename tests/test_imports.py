@@ -16,13 +16,14 @@ ONLY_IN = {
     "sqlite3": {
         "marketfeed/database.py",
         "marketfeed/journal.py",
+        "marketfeed/journal_view.py",
         "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
         "reader/sqlite.py",
     },
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
-    "rich": {"marketfeed/cli.py", "marketfeed/present.py"},
+    "rich": {"marketfeed/cli.py", "marketfeed/present.py", "marketfeed/present_history.py"},
 }
 PURE = {
     "marketfeed/__init__.py",
@@ -37,6 +38,10 @@ PURE = {
     "marketfeed/records.py",
     "marketfeed/rows.py",
     "marketfeed/schema.py",
+    "marketfeed/stretches.py",
+    "marketfeed/backfill_plan.py",
+    "marketfeed/comparison.py",
+    "marketfeed/binance/archive_rows.py",
     "marketfeed/binance/connect.py",
     "marketfeed/binance/liveness.py",
     "marketfeed/binance/rollover.py",

@@ -248,4 +248,4 @@ def test_what_has_come_is_told_once_stored_or_not(tmp_path: Path) -> None:
     assert seen.forming == forming
     assert forming
     assert (set(seen.marks), seen.newest_event_ms) == ({PAIRS["BTCUSDT"]}, 8_000)
-    assert intake.take_seen() == (set(), [], {}, 0)
+    assert intake.take_seen() == (set(), [], {}, 0, [])

@@ -94,7 +94,7 @@ def test_every_kind_of_record_is_stored_and_a_repeat_changes_nothing(
         MarkPrice(PAIR, T0 + 1_234, 100.5, 100.25),
         FundingRate(PAIR, T0 + 1_234, -0.0001, T0 + 8 * schema.HOUR_MS),
         FundingSettled(PAIR, T0, 0.0002, None),
-        Gap("connection", None, T0, T0 + 5, False, "lost"),
+        Gap("connection", None, T0, T0 + 5, "found", "lost"),
         CatalogEntry(PAIR, "BTCUSDT", ("1m", "3m"), T0, 5, None, T0),
     )
     assert journal.write(batch) == 7

@@ -39,11 +39,12 @@ def test_lines_as_the_schema_says() -> None:
     assert lines.funding_settled_line(FundingSettled(PAIR, T0, 0.0002, 5.0)).endswith(
         f"rate=0.0002,mark_price=5.0 {T0}"
     )
-    assert lines.gap_line(Gap("candle_3m", None, T0, T0 + 9, True, "x"), "host a") == (
-        f"feed_gap,collector=host\\ a,kind=candle_3m,pair=* end={T0 + 9}i,healed=true {T0}"
+    assert lines.gap_line(Gap("candle_3m", None, T0, T0 + 9, "healed", "x"), "host a") == (
+        "feed_gap,collector=host\\ a,kind=candle_3m,pair=* "
+        f'end={T0 + 9}i,healed=true,state="healed" {T0}'
     )
-    assert lines.gap_line(Gap("mark_price", PAIR, T0, None, False, "x"), "h").endswith(
-        f"pair=BTC/USDT:USDT healed=false {T0}"
+    assert lines.gap_line(Gap("mark_price", PAIR, T0, None, "found", "x"), "h").endswith(
+        f'pair=BTC/USDT:USDT healed=false,state="found" {T0}'
     )
     entry = CatalogEntry(PAIR, "BTCUSDT", ("1m", "3m"), T0, 5, None, T0 + 7)
     assert lines.catalog_line(entry) == (

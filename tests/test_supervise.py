@@ -12,7 +12,7 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters
-from marketfeed.schema import MINUTE_MS
+from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
 
@@ -42,7 +42,7 @@ def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
             decoder = FrameDecoder({"BTCUSDT": PAIR})
             intake = Intake(writer, decoder, counters, clock.now_ms, MINUTE_MS, lambda: None)
             supervisor = Supervisor(intake, clock, counters, [BITCOIN], ["1m"], 3_000)
-            supervisor.start({})
+            supervisor.start({}, DAY_MS)
             committing = asyncio.create_task(intake.run())
             # Nobody looks around: there are commits only, as before a crash.
             for number in (0, 2):
@@ -55,7 +55,7 @@ def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
 
     asyncio.run(run())
     with closing(sqlite3.connect(path)) as db:
-        assert db.execute('SELECT kind, start, "end", healed FROM gap').fetchall() == [
-            ("candle_1m", START_MS + MINUTE_MS, START_MS + 2 * MINUTE_MS, 0)
+        assert db.execute('SELECT kind, start, "end", healed, state FROM gap').fetchall() == [
+            ("candle_1m", START_MS + MINUTE_MS, START_MS + 2 * MINUTE_MS, 0, "found")
         ]
         assert db.execute("SELECT count(*) FROM candle").fetchone() == (2,)

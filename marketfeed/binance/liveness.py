@@ -10,17 +10,21 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
+from marketfeed.stretches import Stretch, candles_in, cut, missing
 
 MARK_PRICE_DUE_S: Final = 10.0
 """A mark price is due this long after the last one: the stream's cadence is 1 or 3 s."""
-CANDLE_DUE_MS: Final = 15_000
-"""A closed candle is due this long after its close. Quiet pairs close by the 2 s timer, too."""
+CANDLE_DUE_MS: Final = 4_000
+"""A closed candle is due this long after its close: quiet pairs close by a timer of 2 s. One that has not
+come by then is missing."""
+CANDLE_SILENT_MS: Final = 15_000
+"""A series that has brought nothing this long after a candle's close is silent."""
 MARK_PRICE: Final = schema.MARK_PRICE
-SINGLY: Final = 100
-"""Up to so many candles in a row are reported one by one, so that each can come late; more as one range."""
 NEVER_MS: Final = 1 << 62
-HOLES_KEPT: Final = 10_000
-"""Holes remembered of one series; the journal has recorded them all."""
+SINGLY: Final = 10
+"""Up to so many candles in a row are reported one by one, more as one range."""
+HOLES_KEPT: Final = 2_000
+"""Holes remembered of one series; the journal has recorded them all, and `resume` takes them up."""
 
 
 class Series(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -47,30 +51,57 @@ class Overdue(msgspec.Struct, frozen=True, gc=False):
 class Missing(msgspec.Struct, frozen=True, gc=False):
     """A candle that is due and has not come, or has come after all (`healed`); or a range of them.
 
-    From the first one's open time to the end of the last one (ms).
+    From the first one's open time to the end of the last one (ms). `kept` is False for one too many to
+    be remembered: what comes of it will not be told.
     """
 
     series: Series
     start_ms: int
     end_ms: int
     healed: bool
+    kept: bool = True
+
+
+class _Range:
+    """A range of missing candles: its end, and what of it has not come yet."""
+
+    __slots__ = ("end_ms", "left")
+
+    def __init__(self, end_ms: int, left: list[Stretch]) -> None:
+        self.end_ms = end_ms
+        self.left = left
 
 
 class _Candles:
     """The state of one candle series.
 
     `awaited_ms` is the first open time that is neither seen nor reported; up to `seen_ms` the stream has
-    come by what it last brought, closed candle or not. From `until_ms` on nothing is expected any more.
+    come by what it last brought, closed candle or not. `fetched` are candles from `awaited_ms` on that
+    were had otherwise, and `forgotten` is how many holes were too many to be remembered. From `until_ms`
+    on nothing is expected any more.
     """
 
-    __slots__ = ("awaited_ms", "holes", "in_ranges", "length_ms", "seen_ms", "until_ms")
+    __slots__ = (
+        "awaited_ms",
+        "ended",
+        "fetched",
+        "forgotten",
+        "holes",
+        "length_ms",
+        "ranges",
+        "seen_ms",
+        "until_ms",
+    )
 
     def __init__(self, awaited_ms: int, length_ms: int) -> None:
         self.awaited_ms = awaited_ms
         self.length_ms = length_ms
         self.seen_ms = awaited_ms - length_ms
         self.holes: dict[int, None] = {}
-        self.in_ranges = 0
+        self.ranges: dict[int, _Range] = {}
+        self.fetched: set[int] = set()
+        self.forgotten = 0
+        self.ended = False
         self.until_ms = NEVER_MS
 
 
@@ -90,12 +121,28 @@ class Liveness:
     @property
     def series(self) -> int:
         """How many series are watched."""
-        return len(self._mark_due_s) + len(self._candles)
+        return len(self._mark_due_s) + sum(not state.ended for state in self._candles.values())
 
     @property
     def missing_candles(self) -> int:
         """How many candles were due and have not come since."""
-        return sum(len(state.holes) + state.in_ranges for state in self._candles.values())
+        return sum(
+            len(state.holes)
+            + sum(
+                candles_in(part, state.length_ms)
+                for gap in state.ranges.values()
+                for part in gap.left
+            )
+            + state.forgotten
+            for state in self._candles.values()
+        )
+
+    def take_forgotten(self) -> int:
+        """How many holes were too many to be remembered since this was asked last; they are forgotten."""
+        forgotten = sum(state.forgotten for state in self._candles.values())
+        for state in self._candles.values():
+            state.forgotten = 0
+        return forgotten
 
     def watch(
         self,
@@ -103,17 +150,18 @@ class Liveness:
         now_s: float,
         now_ms: int,
         stored_open_ms: Mapping[tuple[str, str], int],
+        since_ms: int = 0,
     ) -> None:
         """Start the deadlines of series that are subscribed from now on; known ones keep theirs.
 
         The candle that is forming now is the first one that can come: its closing frame holds all of
         it. What lies between the newest stored one (`stored_open_ms`, by pair and timeframe) and that
-        is missing from the start.
+        is missing from the start, back to `since_ms`.
         """
         for item in series:
             if item.channel == MARK_PRICE:
                 self._mark_due_s.setdefault(item.pair, now_s + MARK_PRICE_DUE_S)
-            elif item not in self._candles:
+            elif item not in self._candles or self._candles[item].ended:
                 length_ms = schema.TIMEFRAMES_MS[item.channel]
                 forming_ms = schema.floor_to(now_ms, length_ms)
                 self._candles[item] = state = _Candles(forming_ms, length_ms)
@@ -122,7 +170,8 @@ class Liveness:
                     state.awaited_ms = newest_ms + length_ms
                     state.seen_ms = newest_ms
                 elif newest_ms is not None:
-                    self._lost(item, state, newest_ms + length_ms, forming_ms)
+                    first_ms = max(newest_ms + length_ms, -(-since_ms // length_ms) * length_ms)
+                    self._lost(item, state, first_ms, forming_ms)
 
     def expect_until(self, pair: str, ended_ms: int | None) -> None:
         """Expect nothing of a pair from its end on, nor a candle that its end cuts; None takes it back."""
@@ -136,13 +185,16 @@ class Liveness:
                 state.until_ms = schema.floor_to(end_ms, state.length_ms)
 
     def unwatch(self, series: Iterable[Series]) -> None:
-        """Forget series that have ended or are not subscribed any more."""
+        """Expect no more of series that have ended or are not subscribed any more; holes stay holes."""
         for item in series:
             if item.channel == MARK_PRICE:
                 self._mark_due_s.pop(item.pair, None)
                 self._ended_ms.pop(item.pair, None)
-            else:
-                self._candles.pop(item, None)
+            elif item in self._candles:
+                state = self._candles[item]
+                state.ended = True
+                if not state.holes and not state.ranges:
+                    del self._candles[item]
 
     def mark_prices(self, pairs: Iterable[str], now_s: float) -> None:
         """Note that these pairs' mark prices have come."""
@@ -158,12 +210,63 @@ class Liveness:
         if state is None:
             return
         state.seen_ms = max(state.seen_ms, open_ms)
-        if open_ms >= state.awaited_ms:
+        if open_ms < state.awaited_ms:
+            self._came(series, state, open_ms)
+        elif not state.ended:
             self._lost(series, state, state.awaited_ms, open_ms)
             state.awaited_ms = open_ms + state.length_ms
-        elif open_ms in state.holes:
-            del state.holes[open_ms]
-            self._news.append(Missing(series, open_ms, open_ms + state.length_ms, healed=True))
+
+    def fetched(self, pair: str, timeframe: str, open_ms: int, trades: int) -> bool:
+        """Note a closed candle that was had otherwise than by its stream; whether it was missing.
+
+        That says nothing of the stream, unless there were no trades to tell of.
+        """
+        series = Series(pair, timeframe)
+        state = self._candles.get(series)
+        if state is None:
+            return False
+        if not trades and open_ms == state.seen_ms + state.length_ms:
+            state.seen_ms = open_ms
+        if open_ms < state.awaited_ms:
+            return self._came(series, state, open_ms)
+        state.fetched.add(open_ms)
+        return False
+
+    def left(self, series: Series, start_ms: int) -> list[Stretch]:
+        """What of the gap that begins at `start_ms` has not come yet, oldest first; nothing of none."""
+        state = self._candles.get(series)
+        if state is None:
+            return []
+        if start_ms in state.holes:
+            return [Stretch(start_ms, start_ms + state.length_ms)]
+        gap = state.ranges.get(start_ms)
+        return [] if gap is None else list(gap.left)
+
+    def split(self, series: Series, start_ms: int) -> list[Stretch]:
+        """Make gaps of their own of what is left of the gap that begins at `start_ms`; returns them.
+
+        They stay missing, and one that comes after all is told. A first part that has come is told as the
+        whole gap's healing.
+        """
+        left = self.left(series, start_ms)
+        state = self._candles.get(series)
+        if left and state is not None and start_ms in state.ranges:
+            end_ms = state.ranges.pop(start_ms).end_ms
+            if left[0].start_ms != start_ms:
+                self._news.append(Missing(series, start_ms, end_ms, healed=True))
+            state.ranges.update((part.start_ms, _Range(part.end_ms, [part])) for part in left)
+        return left
+
+    def resume(self, series: Series, gap: Stretch, left: list[Stretch]) -> bool:
+        """Take up a gap that an earlier run has found; whether the series is watched and it is news."""
+        state = self._candles.get(series)
+        if state is None or gap.start_ms in state.holes or gap.start_ms in state.ranges:
+            return False
+        if candles_in(gap, state.length_ms) > 1:
+            state.ranges[gap.start_ms] = _Range(gap.end_ms, left)
+        else:
+            state.holes[gap.start_ms] = None
+        return True
 
     def formed(self, pair: str, timeframe: str, open_ms: int) -> None:
         """Note a candle that is forming: its stream lives, and has come to it.
@@ -187,28 +290,37 @@ class Liveness:
                 continue
             state.awaited_ms = forming_ms
             state.seen_ms = min(state.seen_ms, forming_ms - length_ms)
+            state.fetched.clear()
             for open_ms in [at for at in state.holes if at >= forming_ms]:
                 del state.holes[open_ms]
                 self._news.append(Missing(series, open_ms, open_ms + length_ms, healed=True))
+            for start_ms, gap in list(state.ranges.items()):
+                self._take_out(series, state, start_ms, Stretch(forming_ms, gap.end_ms))
 
-    def overdue(self, now_s: float, now_ms: int) -> list[Overdue]:
-        """All series that are silent past their deadline, the longest first; notes what is missing."""
+    def overdue(self, now_s: float, now_ms: int, due_ms: int = CANDLE_DUE_MS) -> list[Overdue]:
+        """All series that are silent past their deadline, the longest first; notes what is missing.
+
+        `due_ms` is how long after its close a candle is missing, exchange time.
+        """
+        silent_ms = max(CANDLE_SILENT_MS, due_ms)
         found = [
             Overdue(Series(pair, MARK_PRICE), now_s - due_s, None)
             for pair, due_s in self._mark_due_s.items()
             if now_s > due_s and now_ms < self._ended_ms.get(pair, NEVER_MS)
         ]
         for series, state in self._candles.items():
+            if state.ended:
+                continue
             length_ms = state.length_ms
             # The candles whose deadline has passed end here.
-            end_ms = min(schema.floor_to(now_ms - CANDLE_DUE_MS - 1, length_ms), state.until_ms)
+            end_ms = min(schema.floor_to(now_ms - due_ms - 1, length_ms), state.until_ms)
             if state.awaited_ms < end_ms:
                 self._lost(series, state, state.awaited_ms, end_ms)
                 state.awaited_ms = end_ms
             first_ms = state.seen_ms + length_ms
-            if first_ms < end_ms:
-                due_ms = first_ms + length_ms + CANDLE_DUE_MS
-                found.append(Overdue(series, (now_ms - due_ms) / 1000, first_ms))
+            late_ms = now_ms - (first_ms + length_ms + silent_ms)
+            if late_ms > 0 and first_ms < state.until_ms:
+                found.append(Overdue(series, late_ms / 1000, first_ms))
         found.sort(key=lambda item: (-item.late_s, item.series))
         return found
 
@@ -219,14 +331,45 @@ class Liveness:
 
     def _lost(self, series: Series, state: _Candles, start_ms: int, end_ms: int) -> None:
         length_ms = state.length_ms
-        opens = range(start_ms, end_ms, length_ms)
-        if len(opens) > SINGLY:
-            self._news.append(Missing(series, start_ms, end_ms, healed=False))
-            state.in_ranges += len(opens)
-            return
-        for open_ms in opens:
-            self._news.append(Missing(series, open_ms, open_ms + length_ms, healed=False))
-            state.holes[open_ms] = None
-        while len(state.holes) > HOLES_KEPT:
-            del state.holes[next(iter(state.holes))]
-            state.in_ranges += 1
+        lost = Stretch(start_ms, end_ms)
+        for part in missing(sorted(state.fetched), lost, length_ms):
+            if candles_in(part, length_ms) > SINGLY:
+                self._news.append(Missing(series, *part, healed=False))
+                state.ranges[part.start_ms] = _Range(part.end_ms, [part])
+                continue
+            for open_ms in range(*part, length_ms):
+                kept = len(state.holes) < HOLES_KEPT
+                self._news.append(
+                    Missing(series, open_ms, open_ms + length_ms, healed=False, kept=kept)
+                )
+                if kept:
+                    state.holes[open_ms] = None
+                else:
+                    state.forgotten += 1
+        if state.fetched:
+            state.fetched = {open_ms for open_ms in state.fetched if open_ms >= end_ms}
+
+    def _came(self, series: Series, state: _Candles, open_ms: int) -> bool:
+        """A candle before the awaited one has come: that may be the end of gaps."""
+        end_ms = open_ms + state.length_ms
+        was_missing = open_ms in state.holes
+        if was_missing:
+            del state.holes[open_ms]
+            self._news.append(Missing(series, open_ms, end_ms, healed=True))
+        for start_ms, gap in list(state.ranges.items()):
+            if start_ms <= open_ms < gap.end_ms:
+                was_missing |= self._take_out(series, state, start_ms, Stretch(open_ms, end_ms))
+        if state.ended and not state.holes and not state.ranges:
+            del self._candles[series]
+        return was_missing
+
+    def _take_out(self, series: Series, state: _Candles, start_ms: int, part: Stretch) -> bool:
+        """Take a part out of a range; the range's end is news. Whether anything of it was left."""
+        gap = state.ranges[start_ms]
+        left = [rest for stretch in gap.left for rest in cut(stretch, [part])]
+        changed = left != gap.left
+        gap.left = left
+        if not left:
+            del state.ranges[start_ms]
+            self._news.append(Missing(series, start_ms, gap.end_ms, healed=True))
+        return changed

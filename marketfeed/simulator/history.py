@@ -162,10 +162,12 @@ class RecordedSource:
     """Candles of one real day, again and again, by the minute of the day.
 
     Prices and volumes are the real ones; of the trades, half are left out and never more than 30 a
-    second remain, so that a test can afford them.
+    second remain, so that a test can afford them, unless `every_trade` is wanted.
     """
 
-    def __init__(self, instrument: Instrument, day: RecordedDay) -> None:
+    def __init__(
+        self, instrument: Instrument, day: RecordedDay, *, every_trade: bool = False
+    ) -> None:
         if len(day.rows) != MINUTES_PER_DAY:
             raise ValueError(f"{day.symbol}: a day of {len(day.rows)} minutes")
         price, lots = instrument.price_precision, instrument.quantity_precision
@@ -178,7 +180,7 @@ class RecordedSource:
                     low=_units(row[3], price),
                     close=_units(row[4], price),
                     volume=_units(row[5], lots),
-                    trades=min(1_800, max(4, int(row[8]) // 2)),
+                    trades=int(row[8]) if every_trade else min(1_800, max(4, int(row[8]) // 2)),
                     quote=_units(row[7], quote),
                     taker_buy=_units(row[9], lots),
                     taker_buy_quote=_units(row[10], quote),

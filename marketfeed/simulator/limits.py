@@ -26,6 +26,9 @@ class WeightLimit:
 
     def __init__(self, limit: int = WEIGHT_PER_MINUTE) -> None:
         self.limit = limit
+        self.most_used = 0
+        """The most that was used in any minute."""
+        self.total = 0
         self._minute = -1
         self._used = 0
 
@@ -35,6 +38,8 @@ class WeightLimit:
         if minute != self._minute:
             self._minute, self._used = minute, 0
         self._used += weight
+        self.total += weight
+        self.most_used = max(self.most_used, self._used)
         if self._used <= self.limit:
             return Charge(self._used, None)
         return Charge(self._used, -(-(schema.MINUTE_MS - in_minute_ms) // schema.SECOND_MS))

@@ -70,7 +70,8 @@ class Market:
 
     `timeframes` are those of the kline streams; REST answers for every timeframe of the schema.
     `bystanders` are contracts that are listed and have prices, but neither streams nor candles.
-    `day` gives one contract the path of a real day. With `empty_closes` an interval without any trade
+    `day` gives one contract the path of a real day, with `every_trade` all of its trades. With
+    `empty_closes` an interval without any trade
     gets a closing frame too; without, only REST has its row. Implements `venue.Venue`. Raises
     SettingsError for timeframes that are unknown, doubled or none.
     """
@@ -85,6 +86,7 @@ class Market:
         bystanders: Sequence[Instrument] = (),
         day: RecordedDay | None = None,
         empty_closes: bool = True,
+        every_trade: bool = False,
     ) -> None:
         unknown = [name for name in timeframes if name not in schema.TIMEFRAMES_MS]
         if unknown or not timeframes or len(set(timeframes)) != len(timeframes):
@@ -100,6 +102,7 @@ class Market:
         self._kline_timeframes = tuple(timeframes)
         self._seed = seed
         self._empty_closes = empty_closes
+        self._every_trade = every_trade
         # Listed, and not trading yet.
         self._coming: list[Instrument] = []
         self._pairs: dict[str, PairMarket] = {}
@@ -134,7 +137,7 @@ class Market:
     def _open(self, instrument: Instrument, start_ms: int, day: RecordedDay | None) -> None:
         symbol, seed = instrument.symbol, self._seed
         source: MinuteSource = (
-            RecordedSource(instrument, day)
+            RecordedSource(instrument, day, every_trade=self._every_trade)
             if day is not None and day.symbol == symbol
             else GeneratedSource(instrument, seed)
         )

@@ -66,7 +66,8 @@ class Rest:
         self._whole_info = ExchangeInfo(())
         self._shrunk_info: ExchangeInfo | None = None
         self._take_listed()
-        self._weight = WeightLimit()
+        self.weight = WeightLimit()
+        """What was used of the weight, this minute and at most."""
         self._funding_requests = CountLimit(FUNDING_REQUESTS, FUNDING_WINDOW_MS)
         self.requests: Counter[str] = Counter()
         self.asked: deque[tuple[float, str]] = deque(maxlen=_ASKED_KEPT)
@@ -140,12 +141,12 @@ class Rest:
         return self._route(name, answer)
 
     def _charge(self, weight: int) -> tuple[dict[str, str], web.Response | None]:
-        used, retry_after_s = self._weight.charge(self._now_ms(), weight)
+        used, retry_after_s = self.weight.charge(self._now_ms(), weight)
         headers = {_USED: str(used)}
         if retry_after_s is None:
             return headers, None
         message = (
-            f"Too many requests; current limit is {self._weight.limit} request weight per 1 MINUTE. "
+            f"Too many requests; current limit is {self.weight.limit} request weight per 1 MINUTE. "
             "Please use the websocket for live updates to avoid polling the API."
         )
         headers["Retry-After"] = str(retry_after_s)

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from marketfeed.errors import SettingsError
 from marketfeed.simulator import catalogue, dataset, tls
+from marketfeed.simulator.archive import Archive
 from marketfeed.simulator.control import Controls, State, control_routes
 from marketfeed.simulator.faults import Faults
 from marketfeed.simulator.listings import ListingChange
@@ -48,7 +49,8 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     kline streams. `speed` is exchange seconds per wall second. `start_ms` is the exchange time to start
     from, None now. `replay` names a recording to play instead of a simulated market: `pairs`,
     `timeframes`, `seed`, `start_ms` and `empty_closes` then mean nothing, and time begins a second after
-    the first subscription. `paused` starts with time standing still, until `resume`.
+    the first subscription. `paused` starts with time standing still, until `resume`. `every_trade` gives
+    the real day that BTC follows all of its trades (up to 200 a second) instead of some of them.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +64,7 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     tls: bool = False
     replay: Path | None = None
     paused: bool = False
+    every_trade: bool = False
     published_kept: int = 500_000
     max_buffer_bytes: int = MAX_BUFFER_BYTES
 
@@ -110,6 +113,10 @@ class Simulator:
             self.venue.streams, self.published_log, max_buffer_bytes=options.max_buffer_bytes
         )
         self.rest = Rest(self.venue, self.now_ms, self.catch_up, options.speed)
+        self.archive: Archive | None = None
+        """The files of past candles, at `rest_url`; a recording has none."""
+        if isinstance(self.venue, Market):
+            self.archive = Archive(self.venue, self.now_ms, self.catch_up)
         self.faults = Faults(
             self.hub, self.rest, lambda: self.venue.listed, self.now_ms, self._set_listening
         )
@@ -154,6 +161,8 @@ class Simulator:
             context = tls.server_context(self.certificate, key)
         application = web.Application()
         application.add_routes(self.rest.routes())
+        if self.archive is not None:
+            application.add_routes(self.archive.routes())
         application.add_routes(self._socket_routes())
         application.add_routes(
             control_routes(
@@ -387,4 +396,5 @@ def _make_venue(options: SimulatorOptions) -> Venue:
         bystanders=catalogue.bystanders(start_ms),
         day=dataset.recorded_day(),
         empty_closes=options.empty_closes,
+        every_trade=options.every_trade,
     )

@@ -75,6 +75,7 @@ def _configure(job: jobs.ReceiveJob, rest_url: str) -> Path:
         },
         "journal": {"path": job.journal},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     # JSON is YAML.
     path.write_text(json.dumps(settings), encoding="utf-8")

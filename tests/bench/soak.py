@@ -55,6 +55,7 @@ def _configure(directory: Path, urls: dict[str, str]) -> Path:
         },
         "journal": {"path": str(directory / "journal.db")},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     config = directory / "config.yaml"
     # JSON is YAML.

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.binance.liveness import SINGLY, Liveness, Missing, Series
+from marketfeed.binance.liveness import HOLES_KEPT, SINGLY, Liveness, Missing, Series
+from marketfeed.stretches import Stretch
 
 PAIR = "BTC/USDT:USDT"
 MARK = Series(PAIR, "mark_price")
@@ -30,6 +31,10 @@ def lost(news: Iterable[Missing]) -> list[int]:
     return [(item.start_ms - T0) // MINUTE for item in news if not item.healed]
 
 
+def opens(item: Missing) -> range:
+    return range(item.start_ms, item.end_ms, MINUTE)
+
+
 def test_a_mark_price_is_due_10_s_after_the_last_or_the_subscription() -> None:
     liveness = watching(MARK)
     assert late(liveness, 10.0) == []
@@ -39,7 +44,7 @@ def test_a_mark_price_is_due_10_s_after_the_last_or_the_subscription() -> None:
     assert late(liveness, 21.1) == [MARK]
 
 
-def test_a_candle_is_due_15_s_after_its_close_quiet_pairs_included() -> None:
+def test_a_series_is_silent_15_s_after_a_close_quiet_pairs_included() -> None:
     liveness = watching(CANDLES)
     # It forms when watching begins, at 0:10, and closes at 1:00.
     assert late(liveness, 65.0) == []
@@ -136,27 +141,140 @@ def test_watching_again_keeps_deadlines_and_forgetting_ends_them() -> None:
     assert liveness.series == 0
 
 
-@given(
-    st.lists(st.integers(0, 40), max_size=60),
-    st.lists(st.integers(0, 60), max_size=4),
-)
-def test_every_candle_is_either_seen_or_told_missing(arrivals: list[int], looks: list[int]) -> None:
+def test_a_candle_is_missing_4_s_after_its_close_and_a_slower_machine_may_wait_longer() -> None:
     liveness = watching(CANDLES)
-    news: list[Missing] = []
-    for turn, number in enumerate(arrivals):
-        liveness.closed(PAIR, "1m", T0 + number * MINUTE)
+    late(liveness, 54.0)
+    assert lost(liveness.take_news()) == []
+    # Missing, but its series is not silent before 15 s.
+    assert late(liveness, 54.1) == []
+    assert lost(liveness.take_news()) == [0]
+    slower = watching(CANDLES)
+    slower.overdue(0.0, T0 + MINUTE + 30_000, due_ms=30_000)
+    assert slower.take_news() == []
+    assert slower.overdue(0.0, T0 + MINUTE + 30_001, due_ms=30_000) != []
+    assert lost(slower.take_news()) == [0]
+
+
+def test_a_fetched_candle_heals_but_does_not_speak_for_its_stream() -> None:
+    liveness = watching(CANDLES)
+    late(liveness, 54.1)
+    liveness.take_news()
+    assert liveness.fetched(PAIR, "1m", T0, trades=7)
+    assert liveness.take_news() == [Missing(CANDLES, T0, T0 + MINUTE, healed=True)]
+    assert late(liveness, 65.1) == [CANDLES]
+    # An interval without trades is a reason to be silent, but only the next one.
+    assert not liveness.fetched(PAIR, "1m", T0 + 5 * MINUTE, trades=0)
+    assert late(liveness, 65.1) == [CANDLES]
+    quiet = watching(CANDLES)
+    late(quiet, 54.1)
+    assert quiet.fetched(PAIR, "1m", T0, trades=0)
+    assert late(quiet, 65.1) == []
+
+
+def test_a_candle_that_was_fetched_before_it_is_due_is_not_missing() -> None:
+    liveness = watching(CANDLES)
+    assert not liveness.fetched(PAIR, "1m", T0, trades=7)
+    late(liveness, 54.1)
+    assert lost(liveness.take_news()) == []
+    liveness.closed(PAIR, "1m", T0 + 2 * MINUTE)
+    assert lost(liveness.take_news()) == [1]
+
+
+def test_what_is_left_of_a_range_becomes_gaps_of_their_own() -> None:
+    liveness = watching(CANDLES, stored={(PAIR, "1m"): T0 - 31 * MINUTE})
+    (found,) = liveness.take_news()
+    assert found == Missing(CANDLES, T0 - 30 * MINUTE, T0, healed=False)
+    for number in (*range(-30, -20), *range(-15, -1)):
+        assert liveness.fetched(PAIR, "1m", T0 + number * MINUTE, trades=1)
+    assert liveness.take_news() == []
+    parts = [(T0 - 20 * MINUTE, T0 - 15 * MINUTE), (T0 - MINUTE, T0)]
+    assert liveness.left(CANDLES, found.start_ms) == parts
+    assert liveness.split(CANDLES, found.start_ms) == parts
+    # Its first part has come; the others are told when they come after all.
+    assert liveness.take_news() == [Missing(CANDLES, found.start_ms, T0, healed=True)]
+    assert liveness.missing_candles == 6
+    assert liveness.fetched(PAIR, "1m", T0 - MINUTE, trades=1)
+    assert liveness.take_news() == [Missing(CANDLES, T0 - MINUTE, T0, healed=True)]
+    assert liveness.left(CANDLES, found.start_ms) == []
+    # One that lacks its first candle keeps its name.
+    assert liveness.split(CANDLES, T0 - 20 * MINUTE) == parts[:1]
+    assert liveness.take_news() == []
+
+
+def test_a_gap_of_an_earlier_run_is_taken_up() -> None:
+    liveness = watching(CANDLES)
+    gap = Stretch(T0 - 20 * MINUTE, T0 - 10 * MINUTE)
+    left = [Stretch(T0 - 12 * MINUTE, T0 - 10 * MINUTE)]
+    assert liveness.resume(CANDLES, gap, left)
+    assert not liveness.resume(CANDLES, gap, left)
+    assert not liveness.resume(MARK, gap, left)
+    assert liveness.missing_candles == 2
+    for number in (-11, -12):
+        assert liveness.fetched(PAIR, "1m", T0 + number * MINUTE, trades=1)
+    assert liveness.take_news() == [Missing(CANDLES, *gap, healed=True)]
+
+
+def test_an_ended_series_is_awaited_no_more_and_its_holes_can_heal() -> None:
+    liveness = watching(CANDLES)
+    liveness.closed(PAIR, "1m", T0 + MINUTE)
+    assert lost(liveness.take_news()) == [0]
+    liveness.unwatch([CANDLES])
+    assert late(liveness, 1_000.0) == []
+    liveness.closed(PAIR, "1m", T0 + 9 * MINUTE)
+    assert liveness.take_news() == []
+    assert liveness.fetched(PAIR, "1m", T0, trades=1)
+    assert [item.healed for item in liveness.take_news()] == [True]
+    assert not liveness.fetched(PAIR, "1m", T0, trades=1)
+
+
+def test_holes_beyond_memory_are_told_and_counted() -> None:
+    liveness = watching(CANDLES)
+    for number in range(HOLES_KEPT + 5):
+        liveness.overdue(0.0, T0 + (number + 1) * MINUTE + 4_001)
+    news = liveness.take_news()
+    assert [item.kept for item in news].count(False) == 5
+    assert liveness.missing_candles == len(news) == HOLES_KEPT + 5
+    assert liveness.take_forgotten() == 5
+
+
+@given(
+    st.lists(st.tuples(st.integers(-20, 40), st.booleans()), max_size=60),
+    st.lists(st.integers(0, 60), max_size=4),
+    st.integers(0, 20),
+)
+def test_every_candle_is_either_seen_or_told_missing(
+    arrivals: list[tuple[int, bool]], looks: list[int], absent: int
+) -> None:
+    liveness = watching(CANDLES, stored={(PAIR, "1m"): T0 - (absent + 1) * MINUTE})
+    news = liveness.take_news()
+    for turn, (number, fetched) in enumerate(arrivals):
+        if fetched:
+            liveness.fetched(PAIR, "1m", T0 + number * MINUTE, trades=1)
+        else:
+            liveness.closed(PAIR, "1m", T0 + number * MINUTE)
         if turn in looks:
-            liveness.overdue(0.0, T0 + (number + 1) * MINUTE + 15_001)
+            liveness.overdue(0.0, T0 + (number + 1) * MINUTE + 4_001)
         news += liveness.take_news()
     end = 45
-    liveness.overdue(0.0, T0 + end * MINUTE + 15_001)
+    liveness.overdue(0.0, T0 + end * MINUTE + 4_001)
     news += liveness.take_news()
-    told = [item.start_ms for item in news if not item.healed]
+    told = [open_ms for item in news if not item.healed for open_ms in opens(item)]
     assert len(told) == len(set(told))
-    healed = {item.start_ms for item in news if item.healed}
-    missing = {T0 + n * MINUTE for n in range(end)} - {T0 + n * MINUTE for n in arrivals}
-    assert set(told) - healed == missing
+    ended = [item.start_ms for item in news if item.healed]
+    assert len(ended) == len(set(ended))
+    missing = {T0 + n * MINUTE for n in range(-absent, end)}
+    missing -= {T0 + number * MINUTE for number, _ in arrivals}
+    left = {
+        open_ms
+        for item in news
+        if not item.healed
+        for part in liveness.left(CANDLES, item.start_ms)
+        for open_ms in range(*part, MINUTE)
+    }
+    assert left == missing <= set(told)
     assert liveness.missing_candles == len(missing)
+    healed = {open_ms for item in news if item.healed for open_ms in opens(item)}
+    assert not healed & missing
 
 
 def test_nothing_is_expected_of_a_pair_after_its_end() -> None:
@@ -183,7 +301,7 @@ def test_an_end_that_is_taken_back_is_none() -> None:
     liveness = watching(MARK, CANDLES)
     liveness.expect_until(PAIR, T0 + MINUTE)
     liveness.expect_until(PAIR, None)
-    assert late(liveness, 180.0) == [MARK, CANDLES]
+    assert late(liveness, 170.0) == [MARK, CANDLES]
     assert lost(liveness.take_news()) == [0, 1]
     # A pair that comes again under the same name starts without an end.
     liveness.expect_until(PAIR, T0)

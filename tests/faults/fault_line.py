@@ -14,7 +14,6 @@ import uvloop
 from fault_truth import Gap, Verdict, judge, read_gaps
 from prometheus_client.parser import text_string_to_metric_families
 
-from marketfeed.binance.liveness import CANDLE_DUE_MS
 from marketfeed.binance.rest import TIMEOUT_S
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
@@ -22,6 +21,7 @@ from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import Fault
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.status import StatusReport
+from marketfeed.supervise import candle_due_ms
 
 START_MS: Final = 1_790_000_160_000
 """A full minute, at whose end nothing but 1m candles close: 3m a minute later, 5m three."""
@@ -42,6 +42,7 @@ def settings_for(path: Path, sim: Simulator, **exchange: Any) -> Settings:
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
+            "history": {"days": 0},
         }
     )
 
@@ -109,9 +110,16 @@ class Line:
 
     async def settled(self, until_ms: int) -> None:
         """Wait until every candle that closes by `until_ms` is stored, or stored as missing."""
-        due_ms = until_ms + CANDLE_DUE_MS
+        due_ms = until_ms + candle_due_ms(self.sim.options.speed)
         await self.until(lambda: self.sim.now_ms() >= due_ms + 1_000 * self.margin_s())
         # A commit may be under way: what was found meanwhile is in the next one.
+        commits = self.report.journal.commits
+        await self.until(lambda: self.report.journal.commits >= commits + 2)
+
+    async def healed(self, until_ms: int) -> None:
+        """Wait until every candle that closes by `until_ms` is stored."""
+        await self.settled(until_ms)
+        await self.until(lambda: self.report.missing_candles == 0)
         commits = self.report.journal.commits
         await self.until(lambda: self.report.journal.commits >= commits + 2)
 

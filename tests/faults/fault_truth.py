@@ -22,6 +22,7 @@ class Gap(msgspec.Struct, frozen=True):
     end_ms: int | None
     healed: bool
     reason: str
+    state: str
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -60,9 +61,9 @@ def read_gaps(path: Path) -> list[Gap]:
     """Read all gaps of a journal."""
     with _reading(path) as db:
         return [
-            Gap(kind, pair, start, end, bool(healed), reason)
-            for kind, pair, start, end, healed, reason in db.execute(
-                """SELECT kind, pair.pair, start, "end", healed, reason
+            Gap(kind, pair, start, end, bool(healed), reason, state)
+            for kind, pair, start, end, healed, reason, state in db.execute(
+                """SELECT kind, pair.pair, start, "end", healed, reason, state
                    FROM gap LEFT JOIN pair ON pair.id = gap.pair_id ORDER BY start, kind"""
             )
         ]

@@ -122,7 +122,7 @@ class _TellingJournal(Journal):
                 list(batch.forming.values()),
                 list(batch.mark_prices.values()),
                 list(batch.funding_rates.values()),
-                batch.gaps,
+                list(batch.gaps.values()),
                 batch.catalog,
             )
         )

@@ -220,8 +220,8 @@ class Known:
             row = tables["gap"].get(stretch)
             # It may have healed since, in a commit that was not told.
             if row is None or row["seq"] < next_seq:
-                told = (gap.end_ms, gap.healed, gap.reason)
-                _compare("gap", stretch, told, row, ("end", "healed", "reason"))
+                told = (gap.end_ms, gap.healed, gap.reason, gap.state)
+                _compare("gap", stretch, told, row, ("end", "healed", "reason", "state"))
         for pair, entry in self._catalog.items():
             _compare("catalog", pair, (entry.symbol,), tables["catalog"].get((pair,)), ("symbol",))
 

@@ -219,6 +219,7 @@ def settings_for(port: int, path: Path) -> Settings:
                 "retention": {"candles": "1h", "mark_price": "1h", "funding_rate": "1h"},
             },
             "status": {"port": 0},
+            "history": {"days": 0},
         }
     )
 

@@ -204,6 +204,7 @@ def write_config(
         },
         "journal": {"path": str(journal_path or directory / "journal.db"), "max_bytes": "1GB"},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     for name, section in sections.items():
         plain[name] = plain.get(name, {}) | section

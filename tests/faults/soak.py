@@ -2,8 +2,11 @@
 
 `python -m tests.faults.soak --exchange-hours 24 --speed 120` starts both as processes of their own and
 strikes by a seeded schedule. At the end every closing candle that was published must be stored with its
-numbers or listed as missing, nothing else may be stored, and the collector's memory, file descriptors and
-tasks must be where they were. Exit 1 if not so.
+numbers, nothing else may be stored, the exchange's REST must tell the same, and the collector's memory,
+file descriptors and tasks must be where they were. Exit 1 if not so.
+
+The proof of healing, some hours long: `--exchange-hours 48 --speed 60 --disconnects 1000 --kills 10
+--outage-hours 1`.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +27,11 @@ import msgspec
 
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.control import State
-from marketfeed.simulator.fault_kinds import Fault, FaultReport
+from marketfeed.simulator.fault_kinds import Fault, FaultReport, StopListening
 from marketfeed.simulator.published import Published
 from marketfeed.status import StatusReport
-from tests.faults.fault_truth import judge
+from tests.faults.fault_audit import Audit, audit
+from tests.faults.fault_truth import judge, read_gaps
 from tests.faults.scoreboard import VARIABLE, Scoreboard
 from tests.faults.soak_outcome import Outcome, Sample, complaints, quarters, row, table
 from tests.faults.soak_process import Process, SoakError
@@ -43,7 +47,11 @@ PAGE: Final = 50_000
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What to do. `every_s` is the mean wall time between two faults."""
+    """What to do. `every_s` is the mean wall time between two random faults.
+
+    Besides, `disconnects` cut connections and `kills` the collector at random moments, and for
+    `outage_hours` in the middle (exchange time) the exchange does not listen at all.
+    """
 
     exchange_hours: float
     speed: float
@@ -51,6 +59,9 @@ class Options(msgspec.Struct, frozen=True):
     seed: int
     every_s: float
     directory: Path
+    disconnects: int = 0
+    kills: int = 0
+    outage_hours: float = 0.0
 
 
 class Exchange:
@@ -107,14 +118,14 @@ def soak(options: Options, tell: Callable[[str], None]) -> Outcome:
         "--port=0",
     ) as simulator:
         urls = simulator.urls()
-        config = _configure(options, urls)
-        with Process(directory / "collector.log", "run", f"--config={config}") as collector:
-            exchange = Exchange(urls["rest_url"])
-            run = _Run(options, exchange, simulator, collector, collector.urls()["status_url"])
+        run = _Run(options, simulator, urls)
+        try:
             run.until_flowing(tell)
             run.strike(tell)
             run.end(tell)
             return run.outcome()
+        finally:
+            run.close()
 
 
 def _configure(options: Options, urls: dict[str, str]) -> Path:
@@ -127,6 +138,7 @@ def _configure(options: Options, urls: dict[str, str]) -> Path:
         },
         "journal": {"path": str(options.directory / "journal.db")},
         "status": {"port": 0},
+        "history": {"days": 0},
     }
     config = options.directory / "config.yaml"
     # JSON is YAML.
@@ -140,16 +152,17 @@ class _Run:
     def __init__(
         self,
         options: Options,
-        exchange: Exchange,
         simulator: Process,
-        collector: Process,
-        status_url: str,
+        urls: dict[str, str],
     ) -> None:
         self._options = options
-        self._exchange = exchange
-        self._processes = (simulator, collector)
-        self._collector = collector
-        self._status_url = status_url
+        self._rest_url = urls["rest_url"]
+        self._exchange = Exchange(self._rest_url)
+        self._simulator = simulator
+        self._config = _configure(options, urls)
+        self._collectors: list[Process] = []
+        self._status_url = ""
+        self._start_collector()
         self._samples: list[Sample] = []
         self._struck: Counter[str] = Counter()
         self._since_ms = self._until_ms = 0
@@ -157,7 +170,9 @@ class _Run:
         self._started_s = time.monotonic()
         self._report: StatusReport | None = None
         self._published: list[Published] = []
-        self._exit_code = self._resubscribed = 0
+        self._exit_code = self._resubscribed = self._kills = 0
+        self._healed_after_s = 0.0
+        self._audit: Audit | None = None
         self._first_tasks = self._last_tasks = 0
 
     def until_flowing(self, tell: Callable[[str], None]) -> None:
@@ -176,17 +191,28 @@ class _Run:
         lasts_s = options.exchange_hours * 3_600.0 / options.speed
         next_fault_s = schedule.wait_s(options.every_s)
         next_sample_s = 0.0
+        disconnects = schedule.moments(options.disconnects, lasts_s)
+        kills = schedule.moments(options.kills, lasts_s)
+        outages = [lasts_s / 2] if options.outage_hours else []
         while (at_s := time.monotonic() - self._started_s) < lasts_s:
-            for process in self._processes:
-                process.check()
+            self._check()
+            if outages and at_s >= outages[0]:
+                outages.pop()
+                self._strike_once(lambda _: StopListening(for_s=options.outage_hours * 3_600.0))
+            # Behind time, for nobody could be told, they come one by one later on.
+            if disconnects and at_s >= disconnects[0] and self._strike_once(schedule.disconnect):
+                disconnects.pop(0)
+            if kills and at_s >= kills[0]:
+                kills.pop(0)
+                self._kill()
             if at_s >= next_sample_s:
                 next_sample_s += SAMPLE_EVERY_S
                 self._sample()
                 tell(f"{at_s:.0f} of {lasts_s:.0f} s, {self._struck.total()} faults")
             if at_s >= next_fault_s:
                 next_fault_s += schedule.wait_s(options.every_s)
-                self._strike_once(schedule)
-            time.sleep(0.05)
+                self._strike_once(schedule.fault)
+            time.sleep(0.05 if not disconnects else 0.01)
 
     def end(self, tell: Callable[[str], None]) -> None:
         """End all faults, wait until everything due has come or is told missing, and stop."""
@@ -195,26 +221,38 @@ class _Run:
         ended_s = time.monotonic()
         self._wait_flowing()
         self._whole_after_s = time.monotonic() - ended_s
+        self._wait_healed()
+        self._healed_after_s = (time.monotonic() - ended_s) * self._options.speed
         self._last_tasks = self._quiet_tasks()
         self._sample()
         self._until_ms = self._exchange.state().exchange_time_ms
         # By the collector's clock, and by a look of its supervisor.
         time.sleep(SETTLE_S / self._options.speed + 1.0)
+        self._wait_healed()
         self._report = self._status()
         self._resubscribed = self._metric("marketfeed_resubscribed_total")
         # Not read while the collector still takes candles: they would be invented ones.
         self._exit_code = self._collector.stop()
         self._published = self._exchange.published()
+        tell("auditing")
+        self._audit = audit(
+            self._options.directory / "journal.db",
+            self._rest_url,
+            {one.pair: one.symbol for one in self._published},
+            TIMEFRAMES,
+            _full_minute(self._since_ms),
+            self._until_ms,
+        )
 
     def outcome(self) -> Outcome:
         """Compare, and say what came of it."""
         options, report = self._options, self._report
-        if report is None:
+        if report is None or self._audit is None:
             raise SoakError("not ended")
         samples = b"".join(msgspec.json.encode(one) + b"\n" for one in self._samples)
         (options.directory / "samples.jsonl").write_bytes(samples)
         # The first whole minute; of longer timeframes the first candle that opens after it.
-        since_ms = self._since_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
+        since_ms = _full_minute(self._since_ms)
         path = options.directory / "journal.db"
         files = [sample.files for sample in self._samples]
         tasks = [sample.tasks for sample in self._samples if sample.tasks is not None]
@@ -232,7 +270,17 @@ class _Run:
             files=(files[0], max(files), files[-1]),
             tasks=(self._first_tasks, max(tasks), self._last_tasks),
             exit_code=self._exit_code,
-            errors=[line for line in self._collector.lines() if "level=ERROR" in line],
+            errors=[
+                line
+                for collector in self._collectors
+                for line in collector.lines()
+                # It is told once when the exchange forbids more requests: a fault here.
+                if "level=ERROR" in line and "REST stopped" not in line
+            ],
+            kills=self._kills,
+            healed_after_s=self._healed_after_s,
+            gaps=dict(Counter(g.state for g in read_gaps(path) if g.kind.startswith("candle"))),
+            audit=self._audit,
         )
 
     # --- inside -----------------------------------------------------------------------------------
@@ -244,14 +292,50 @@ class _Run:
             if line.startswith("marketfeed_mark_price_age_seconds{")
         )
 
-    def _strike_once(self, schedule: Schedule) -> None:
+    @property
+    def _collector(self) -> Process:
+        return self._collectors[-1]
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        for collector in self._collectors:
+            collector.__exit__()
+
+    def _check(self) -> None:
+        for process in (self._simulator, self._collector):
+            process.check()
+
+    def _start_collector(self) -> None:
+        log = self._options.directory / f"collector-{len(self._collectors) + 1}.log"
+        collector = Process(log, "run", f"--config={self._config}")
+        self._collectors.append(collector)
+        self._status_url = collector.urls()["status_url"]
+
+    def _kill(self) -> None:
+        self._collector.kill()
+        self._kills += 1
+        self._start_collector()
+
+    def _strike_once(self, draw: Callable[[Sequence[int]], Fault]) -> bool:
         try:
-            fault = schedule.fault(self._exchange.faults().connections)
+            fault = draw(self._exchange.faults().connections)
             self._exchange.start(fault)
         except urllib.error.URLError:
             # It does not listen: that is the fault just now.
-            return
+            return False
         self._struck[_name(fault)] += 1
+        return True
+
+    def _wait_healed(self) -> None:
+        deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
+        while True:
+            self._check()
+            report = self._status()
+            if report.missing_candles == 0:
+                return
+            if time.monotonic() > deadline_s:
+                raise SoakError(f"not healed: {report.missing_candles}, {report.healing}")
+            time.sleep(0.05)
 
     def _sample(self) -> None:
         try:
@@ -266,9 +350,8 @@ class _Run:
     def _wait_flowing(self) -> None:
         deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
         while True:
-            for process in self._processes:
-                process.check()
-            if any("simulator failed" in line for line in self._processes[0].lines()):
+            self._check()
+            if any("simulator failed" in line for line in self._simulator.lines()):
                 raise SoakError("the simulator failed: see its log (--keep)")
             report = self._status()
             if (
@@ -315,6 +398,10 @@ def _patiently(call: Callable[[], None]) -> None:
             return
 
 
+def _full_minute(time_ms: int) -> int:
+    return time_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
+
+
 def _name(fault: Fault) -> str:
     tag = str(fault.__struct_config__.tag)
     how = getattr(fault, "how", "") or ("closing" if getattr(fault, "closing_only", False) else "")
@@ -329,6 +416,11 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=float, default=4.0, help="wall seconds between faults")
+    parser.add_argument("--disconnects", type=int, default=0, help="so many more cut connections")
+    parser.add_argument("--kills", type=int, default=0, help="so many times kill the collector")
+    parser.add_argument(
+        "--outage-hours", type=float, default=0.0, help="exchange away, at half time"
+    )
     parser.add_argument("--keep", type=Path, help="keep journal and logs in this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
@@ -336,7 +428,15 @@ def main() -> int:
         directory = given.keep or Path(name)
         directory.mkdir(parents=True, exist_ok=True)
         options = Options(
-            given.exchange_hours, given.speed, given.pairs, given.seed, given.every, directory
+            given.exchange_hours,
+            given.speed,
+            given.pairs,
+            given.seed,
+            given.every,
+            directory,
+            given.disconnects,
+            given.kills,
+            given.outage_hours,
         )
         quiet = given.json or not sys.stderr.isatty()
         tell = (lambda _: None) if quiet else _tell

@@ -5,12 +5,15 @@ from typing import Final
 
 import msgspec
 
+from marketfeed.heal import RECHECKS, REQUESTS
+from tests.faults.fault_audit import Audit
 from tests.faults.fault_truth import Verdict
 from tests.faults.scoreboard import Row
 
 RSS_GROWTH: Final = 0.10
 """Memory may be that much more in the last quarter than in the second: what noise comes to."""
-FILES_MORE: Final = 3
+FILES_MORE: Final = 3 + REQUESTS + RECHECKS
+"""Connections to REST are kept for a while."""
 TASKS_MORE: Final = 2
 
 
@@ -28,7 +31,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `whole_after_s` are wall seconds from the last fault's end until all flowed; `rss_mb` the median of
     each quarter of the time; `files` and `tasks` their number at first, at most and at the end. `errors`
-    are the lines of that level in the collector's log.
+    are the lines of that level in the collector's logs. `healed_after_s` are exchange seconds from the
+    last fault's end until no candle was missing; `gaps` counts those of candles by state, `audit` is what
+    the exchange's REST says of the journal in the end.
     """
 
     exchange_hours: float
@@ -45,6 +50,10 @@ class Outcome(msgspec.Struct, frozen=True):
     tasks: tuple[int, int, int]
     exit_code: int
     errors: list[str]
+    kills: int
+    healed_after_s: float
+    gaps: dict[str, int]
+    audit: Audit
 
 
 def quarters(values: list[float]) -> list[float]:
@@ -65,13 +74,23 @@ def complaints(outcome: Outcome) -> list[str]:
             ("wrong", verdict.wrong),
             ("neither stored nor listed", verdict.unlisted),
             ("stored but never published", verdict.invented),
+            ("missing by the exchange's REST", outcome.audit.missing),
+            ("different by the exchange's REST", outcome.audit.different),
+            ("stored and unknown to the exchange's REST", outcome.audit.extra),
         )
         if names
     ]
     if not verdict.published:
         found.append("nothing was published")
+    for what, count in (
+        ("were never healed", verdict.listed),
+        ("are listed as missing though stored", verdict.stale),
+    ):
+        if count:
+            found.append(f"{count} candles {what}")
     _, second_mb, _, last_mb = outcome.rss_mb
-    if last_mb > second_mb * (1.0 + RSS_GROWTH):
+    # A fresh process fills its caches first.
+    if not outcome.kills and last_mb > second_mb * (1.0 + RSS_GROWTH):
         found.append(f"memory grew from {second_mb:.1f} to {last_mb:.1f} MB")
     for what, (first, _, last), more in (
         ("open files", outcome.files, FILES_MORE),
@@ -100,6 +119,12 @@ def table(outcome: Outcome) -> list[str]:
         ("  stored, wrong", len(verdict.wrong)),
         ("  stored, never published", len(verdict.invented)),
         ("  listed though stored", verdict.stale),
+        ("kills", outcome.kills),
+        ("gaps of candles", " ".join(f"{k} {v}" for k, v in sorted(outcome.gaps.items()))),
+        ("healed after the last fault", f"{outcome.healed_after_s:.0f} exchange s"),
+        ("candles by REST", f"{outcome.audit.expected}, {outcome.audit.empty} without trades"),
+        ("  missing", len(outcome.audit.missing)),
+        ("  different", len(outcome.audit.different)),
         ("connections opened", outcome.connections_opened),
         ("streams asked for again", outcome.resubscribed),
         ("frames refused", outcome.rejects),

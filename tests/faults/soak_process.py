@@ -54,6 +54,11 @@ class Process:
             time.sleep(0.02)
         raise SoakError(f"{self._name} did not start")
 
+    def kill(self) -> None:
+        """End it at once, as a crash of the host would (SIGKILL)."""
+        self._process.kill()
+        self._process.wait()
+
     def check(self) -> None:
         """Raise SoakError if it has ended."""
         code = self._process.poll()

@@ -44,6 +44,16 @@ class Schedule:
         """Wall seconds until the next fault."""
         return min(self._random.expovariate(1.0 / mean_s), 4.0 * mean_s)
 
+    def moments(self, count: int, lasts_s: float) -> list[float]:
+        """So many moments of a time of `lasts_s`, in order; none in its last tenth."""
+        return sorted(self._random.uniform(0.05, 0.9) * lasts_s for _ in range(count))
+
+    def disconnect(self, connections: Sequence[int]) -> Fault:
+        """Draw a connection, or all of them, that is cut."""
+        draw = self._random
+        which: Which = draw.choice(connections) if connections and draw.random() < 0.7 else "open"
+        return draw.choice((Drop(which, count=1), Close(which, 1000, count=1), Drop(which)))
+
     def fault(self, connections: Sequence[int]) -> Fault:
         """Draw a fault; `connections` are the numbers of those that are open."""
         draw = self._random

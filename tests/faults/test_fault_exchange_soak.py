@@ -18,6 +18,7 @@ def test_an_hour_of_faults(tmp_path: Path, scoreboard: Scoreboard) -> None:
             sys.executable,
             *("-m", "tests.faults.soak", "--exchange-hours", "1", "--speed", "240"),
             *("--pairs", "20", "--seed", "11", "--every", "0.7", "--json", "--keep", str(tmp_path)),
+            *("--disconnects", "5", "--kills", "1", "--outage-hours", "0.05"),
         ],
         cwd=ROOT,
         env={**os.environ, VARIABLE: str(board)},
@@ -29,7 +30,10 @@ def test_an_hour_of_faults(tmp_path: Path, scoreboard: Scoreboard) -> None:
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     verdict = outcome["verdict"]
-    assert verdict["published"] == verdict["identical"] + verdict["listed"]
+    assert verdict["published"] == verdict["identical"] > 0
+    assert outcome["kills"] == 1
+    assert outcome["gaps"]["healed"] > 0
+    assert outcome["audit"]["expected"] >= verdict["published"]
     assert sum(outcome["faults"].values()) >= 5
     for row in read_rows(board):
         scoreboard.add(row)

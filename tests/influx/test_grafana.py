@@ -88,8 +88,8 @@ def shipped(influxd: Influxd, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 for p in pairs
             ],
             FundingSettled(PAIR, START_MS, 0.0001, 100.0),
-            Gap("candle_3m", PAIR, START_MS, START_MS + M3, healed=True, reason="silence"),
-            Gap("connection", None, START_MS, None, healed=False, reason="reset"),
+            Gap("candle_3m", PAIR, START_MS, START_MS + M3, state="healed", reason="silence"),
+            Gap("connection", None, START_MS, None, state="found", reason="reset"),
         )
         yield both
 

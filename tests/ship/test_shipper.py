@@ -93,7 +93,7 @@ def fill(start: int = 0, minutes: int = 10) -> Batch:
             batch.add(MarkPrice(pair, at_ms + 1_000, 7.0, 8.0))
             batch.add(FundingRate(pair, at_ms + 1_000, 0.0001, T0 + 8 * 60 * MINUTE))
     batch.add(FundingSettled(PAIRS[0], T0, 0.0001, None))
-    batch.add(Gap("connection_feed-1", None, T0, T0 + 5, True, "lost"))
+    batch.add(Gap("connection_feed-1", None, T0, T0 + 5, "healed", "lost"))
     batch.add(CatalogEntry(PAIRS[0], "BTCUSDT", ("1m",), T0, 5, None, T0))
     return batch
 

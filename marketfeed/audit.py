@@ -1,0 +1,309 @@
+"""Compares what is stored with what the exchange has: its REST API, or its public archive.
+
+The journal is read beside its writer. Completeness (what the grid of a timeframe asks for, and what is
+there) is counted in the journal alone; values are compared with the exchange's, a random sample or all.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.backfill import ABSENT
+from marketfeed.backfill_plan import Absent, Series, range_of, without
+from marketfeed.binance.archive import Archive, day_file
+from marketfeed.binance.budget import Priority
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import Instrument
+from marketfeed.comparison import Comparison, compare
+from marketfeed.errors import ExchangeError
+from marketfeed.journal_view import JournalView
+from marketfeed.records import Candle, CatalogEntry
+from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, tiles
+
+log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 8
+CLOSED_FOR_MS: Final = 10 * schema.SECOND_MS
+"""What closed less than this ago may still be on its way, or being healed."""
+NAMED: Final = 200
+"""Differences that are told with their values; all are counted."""
+_ASK_LEAST_CANDLES: Final = 100
+_ASK_LEAST_WEIGHT: Final = 1
+_WEIGHT: Final = 2
+
+
+class AuditOptions(msgspec.Struct, frozen=True):
+    """What to compare: candles with since_ms <= open time < until_ms of these series.
+
+    `sample_weight` None compares all; a number as many random stretches as that weight buys.
+    """
+
+    since_ms: int
+    until_ms: int
+    sample_weight: int | None = None
+
+
+class SeriesAudit(msgspec.Struct, frozen=True):
+    """One pair and timeframe: candles asked for, there, not there; compared with the exchange, different."""
+
+    pair: str
+    timeframe: str
+    expected: int
+    stored: int
+    missing: int
+    compared: int
+    different: int
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is missing or different."""
+        return not self.missing and not self.different
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """What came of an audit. `percent` is the share of expected candles that are there and not different.
+
+    `differences` and `errors` are texts; of each the first are kept. What could not be asked is an
+    error: the audit is not good then.
+    """
+
+    source: str
+    since_ms: int
+    until_ms: int
+    sampled: bool
+    expected: int
+    stored: int
+    missing: int
+    compared: int
+    different: int
+    repaired: int
+    percent: float
+    differences: list[str]
+    errors: list[str]
+    series: list[SeriesAudit]
+
+    @property
+    def good(self) -> bool:
+        """Whether something was expected, all of it is there (by now), and nothing differs."""
+        left = self.missing + self.different - self.repaired
+        return self.expected > 0 and left == 0 and not self.errors
+
+
+class AuditProgress(msgspec.Struct, frozen=True):
+    """How far an audit is."""
+
+    pieces: int
+    pieces_done: int
+    compared: int
+    wrong: int
+
+
+class _Piece(NamedTuple):
+    series: Series
+    stretch: Stretch
+
+
+class _Sums(NamedTuple):
+    expected: int = 0
+    stored: int = 0
+    missing: int = 0
+    compared: int = 0
+    different: int = 0
+
+
+def audited_series(
+    catalog: Sequence[CatalogEntry],
+    pairs: Sequence[str] | None = None,
+    timeframes: Sequence[str] | None = None,
+) -> list[Series]:
+    """The series that a journal's catalog says it holds; of these pairs and timeframes if given."""
+    return [
+        Series(
+            Instrument(
+                symbol=entry.symbol,
+                pair=entry.pair,
+                quote="",
+                status="",
+                contract_type="",
+                listed_ms=entry.listed_ms or 0,
+                delivery_ms=entry.ended_ms or 0,
+            ),
+            timeframe,
+        )
+        for entry in catalog
+        if pairs is None or entry.pair in pairs
+        for timeframe in entry.timeframes
+        if timeframes is None or timeframe in timeframes
+    ]
+
+
+class Audit:
+    """One audit of the journal behind `view`. `now_ms` is exchange time."""
+
+    def __init__(
+        self,
+        view: JournalView,
+        series: Sequence[Series],
+        options: AuditOptions,
+        rest: BinanceRest,
+        archive: Archive | None,
+        now_ms: Callable[[], int],
+        chance: random.Random | None = None,
+    ) -> None:
+        self.mending: list[Candle] = []
+        """The exchange's candles in place of those that are missing or different."""
+        self._view = view
+        self._series = series
+        self._options = options
+        self._rest = rest
+        self._archive = archive
+        self._now_ms = now_ms
+        self._random = chance or random.Random()
+        # The last candle that must be there is the last one that had closed by then.
+        self._until_ms = min(options.until_ms, now_ms() - CLOSED_FOR_MS)
+        self._absent = Absent()
+        self._sums: dict[Series, _Sums] = {}
+        self._differences: list[str] = []
+        self._errors: list[str] = []
+        self._pieces = 0
+        self._done = 0
+
+    def progress(self) -> AuditProgress:
+        """How far it is now."""
+        return AuditProgress(
+            self._pieces,
+            self._done,
+            sum(one.compared for one in self._sums.values()),
+            sum(one.missing + one.different for one in self._sums.values()),
+        )
+
+    async def run(self) -> AuditReport:
+        """Compare. Raises JournalError."""
+        self._absent = Absent(await asyncio.to_thread(self._view.document, ABSENT))
+        pieces = self._chosen(
+            [piece for one in self._series for piece in self._pieces_of(one, self._range(one))]
+        )
+        self._pieces = len(pieces)
+        chosen: dict[Series, list[Stretch]] = {}
+        for piece in pieces:
+            chosen.setdefault(piece.series, []).append(piece.stretch)
+        for series in self._series:
+            # What is not compared is counted in the journal.
+            for part in cut(self._range(series), chosen.get(series, ())):
+                self._add(series, await asyncio.to_thread(self._completeness, series, part))
+        queue = iter(pieces)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE if self._archive is None else AT_ONCE // 2):
+                group.create_task(self._work(queue), name="audit")
+        return self._report()
+
+    def _range(self, series: Series) -> Stretch:
+        return range_of(series, self._options.since_ms, self._until_ms)
+
+    def _completeness(self, series: Series, part: Stretch) -> _Sums:
+        pair, timeframe, length_ms = series.instrument.pair, series.timeframe, series.length_ms
+        believed = self._absent.of(series.key, self._now_ms())
+        wanted = sum(candles_in(one, length_ms) for one in without([part], believed))
+        holes = without(self._view.holes(pair, timeframe, part), believed)
+        missing = sum(candles_in(hole, length_ms) for hole in holes)
+        return _Sums(wanted, wanted - missing, missing)
+
+    def _add(self, series: Series, sums: _Sums) -> None:
+        known = self._sums.get(series, _Sums())
+        self._sums[series] = _Sums(*(a + b for a, b in zip(known, sums, strict=True)))
+
+    def _pieces_of(self, series: Series, within: Stretch) -> Iterator[_Piece]:
+        if self._archive is None:
+            for tile in tiles(within, series.length_ms, TILE_CANDLES):
+                yield _Piece(series, tile)
+            return
+        first_ms = -(-within.start_ms // schema.DAY_MS) * schema.DAY_MS
+        for day_ms in range(first_ms, within.end_ms - schema.DAY_MS + 1, schema.DAY_MS):
+            yield _Piece(series, Stretch(day_ms, day_ms + schema.DAY_MS))
+
+    def _chosen(self, pieces: list[_Piece]) -> list[_Piece]:
+        """All, or as many at random as the weight buys."""
+        weight = self._options.sample_weight
+        if weight is None:
+            return pieces
+        self._random.shuffle(pieces)
+        chosen: list[_Piece] = []
+        for piece in pieces:
+            few = candles_in(piece.stretch, piece.series.length_ms) <= _ASK_LEAST_CANDLES
+            weight -= _ASK_LEAST_WEIGHT if few else _WEIGHT
+            if weight < 0:
+                break
+            chosen.append(piece)
+        return chosen
+
+    async def _work(self, queue: Iterator[_Piece]) -> None:
+        for piece in queue:
+            await self._compare(piece)
+            self._done += 1
+
+    async def _compare(self, piece: _Piece) -> None:
+        series, stretch = piece
+        try:
+            truth = await self._truth(series, stretch)
+        except ExchangeError as error:
+            if len(self._errors) < NAMED:
+                self._errors.append(f"{series.key}: {error}")
+            self._add(series, await asyncio.to_thread(self._completeness, series, stretch))
+            return
+        found = await compare_stored(self._view, series, stretch, truth)
+        missing, different = len(found.missing), len(found.different)
+        self._add(
+            series,
+            _Sums(found.stored + missing, found.stored, missing, found.stored, different),
+        )
+        self.mending += found.mending
+        room = NAMED - len(self._differences)
+        self._differences += [str(one) for one in found.different[: max(0, room)]]
+
+    async def _truth(self, series: Series, stretch: Stretch) -> list[Candle]:
+        if self._archive is None:
+            return await self._rest.klines(
+                series.instrument, series.timeframe, *stretch, Priority.AUDIT
+            )
+        file = day_file(series.instrument.symbol, series.timeframe, stretch.start_ms)
+        return await self._archive.candles(series.instrument, file)
+
+    def _report(self) -> AuditReport:
+        total = _Sums()
+        rows: list[SeriesAudit] = []
+        for series in self._series:
+            sums = self._sums.get(series, _Sums())
+            rows.append(SeriesAudit(series.instrument.pair, series.timeframe, *sums))
+            total = _Sums(*(a + b for a, b in zip(total, sums, strict=True)))
+        bad = total.missing + total.different
+        return AuditReport(
+            source="rest" if self._archive is None else "archive",
+            since_ms=self._options.since_ms,
+            until_ms=self._until_ms,
+            sampled=self._options.sample_weight is not None,
+            expected=total.expected,
+            stored=total.stored,
+            missing=total.missing,
+            compared=total.compared,
+            different=total.different,
+            repaired=0,
+            percent=100.0 * (1 - bad / total.expected) if total.expected else 0.0,
+            differences=self._differences,
+            errors=self._errors,
+            series=rows,
+        )
+
+
+async def compare_stored(
+    view: JournalView, series: Series, stretch: Stretch, truth: Sequence[Candle]
+) -> Comparison:
+    """Compare what is stored of a stretch, read now, with what the exchange has. Raises JournalError."""
+    stored = await asyncio.to_thread(
+        view.candles, series.instrument.pair, series.timeframe, stretch
+    )
+    return compare(stored, truth)

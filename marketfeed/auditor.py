@@ -1,0 +1,192 @@
+"""The service's own audit: a random stretch of a random series against REST, over and over, at little weight.
+
+What is missing is stored, and what differs gives way, under the journal's own rule (a closed candle gives
+way only to one with as many trades); what is left different shows in `/health` until it agrees.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from marketfeed.audit import CLOSED_FOR_MS, compare_stored
+from marketfeed.backfill_plan import Series, range_of
+from marketfeed.batch import Batch
+from marketfeed.binance.budget import Priority
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.clock import ExchangeClock
+from marketfeed.comparison import Different
+from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.journal_view import JournalView
+from marketfeed.records import Candle
+from marketfeed.stretches import Stretch
+from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+WEIGHT_PER_MINUTE: Final = 30
+CANDLES: Final = 99
+"""As many as a weight of 1 buys."""
+AT_LEAST_S: Final = 0.25
+"""Wall seconds between two requests, however fast a simulator's minutes are."""
+CLOSED_FOR: Final = 6 * CLOSED_FOR_MS
+"""Healing has had its time: what is missing after that is found here first."""
+NEWEST_SHARE: Final = 0.5
+"""How often the newest candles are looked at, and not any of the whole history."""
+KEPT: Final = 100
+
+
+class AuditingReport(msgspec.Struct, frozen=True):
+    """What the continuous audit has seen since the start: candles compared, missing, different, mended.
+
+    `unmended` are those differences that the journal's rule keeps, the newest `KEPT` of them as text.
+    """
+
+    audited: int
+    missing: int
+    different: int
+    mended: int
+    errors: int
+    unmended: list[str]
+
+    @property
+    def mismatch_rate(self) -> float:
+        """Share of the audited candles that were missing or different."""
+        return (self.missing + self.different) / self.audited if self.audited else 0.0
+
+
+class Auditor:
+    """Audits `series()` in the journal of `writer`; `run` goes on until cancelled.
+
+    `complete` says whether history has been filled: before that nothing counts as missing.
+    """
+
+    def __init__(
+        self,
+        writer: JournalWriter,
+        rest: BinanceRest,
+        clock: ExchangeClock,
+        series: Callable[[], Sequence[Series]],
+        keep_ms: int,
+        complete: Callable[[], bool],
+        weight_per_minute: int = WEIGHT_PER_MINUTE,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._writer = writer
+        self._view = JournalView(writer.path)
+        self._rest = rest
+        self._clock = clock
+        self._series = series
+        self._keep_ms = keep_ms
+        self._complete = complete
+        self._pause_s = 60.0 / max(1, min(weight_per_minute, WEIGHT_PER_MINUTE))
+        self._random = chance or random.Random()
+        self._audited = self._missing = self._different = self._mended = self._errors = 0
+        # By what it is, so that one candle is told once however often it is met.
+        self._unmended: dict[tuple[str, str, int], str] = {}
+        self._failing = False
+
+    def report(self) -> AuditingReport:
+        """What it has seen."""
+        return AuditingReport(
+            self._audited,
+            self._missing,
+            self._different,
+            self._mended,
+            self._errors,
+            list(self._unmended.values()),
+        )
+
+    async def run(self) -> None:
+        """Audit at a steady pace."""
+        while True:
+            await asyncio.sleep(max(self._pause_s / self._clock.speed, AT_LEAST_S))
+            try:
+                await self.look()
+                self._failing = False
+            except (ExchangeError, JournalError) as error:
+                self._errors += 1
+                if not self._failing:
+                    log.warning("audit waits, trying again error=%r", str(error))
+                self._failing = True
+
+    async def look(self) -> None:
+        """Compare one stretch. Raises ExchangeError, JournalError."""
+        chosen = self._choose()
+        if chosen is None:
+            return
+        series, stretch = chosen
+        generation = self._writer.generation
+        complete = self._complete()
+        stored = await asyncio.to_thread(
+            self._view.holes, series.instrument.pair, series.timeframe, stretch
+        )
+        if stored == [stretch]:
+            # Nothing of it is there (yet): that is for backfill to fill, and to tell.
+            return
+        truth = await self._rest.klines(
+            series.instrument, series.timeframe, *stretch, Priority.AUDIT
+        )
+        found = await compare_stored(self._view, series, stretch, truth)
+        if generation != self._writer.generation:
+            return
+        missing = found.missing if complete else []
+        self._audited += found.stored + len(missing)
+        self._missing += len(missing)
+        self._different += self._news(found.different)
+        for candle in missing:
+            log.error("audit: a candle was missing, storing it candle=%r", _name(candle))
+        mending = [*missing, *(d.truth for d in found.different if d.truth is not None)]
+        if mending:
+            batch = Batch()
+            batch.candles = mending
+            self._mended += await self._writer.call(lambda journal: journal.write(batch))
+        await self._settle(series, stretch, truth)
+
+    def _choose(self) -> tuple[Series, Stretch] | None:
+        """A stretch of at most `CANDLES`: the newest half of the time, else any one of the history."""
+        every = self._series()
+        if not every:
+            return None
+        series = self._random.choice(every)
+        now_ms = self._clock.now_ms()
+        within = range_of(series, now_ms - self._keep_ms, now_ms - CLOSED_FOR)
+        size_ms = CANDLES * series.length_ms
+        end_ms = within.end_ms
+        if self._random.random() >= NEWEST_SHARE and end_ms - within.start_ms > size_ms:
+            end_ms = self._random.randrange(
+                within.start_ms + size_ms, end_ms + series.length_ms, series.length_ms
+            )
+        stretch = Stretch(max(within.start_ms, end_ms - size_ms), end_ms)
+        return None if stretch.start_ms >= stretch.end_ms else (series, stretch)
+
+    def _news(self, different: Sequence[Different]) -> int:
+        """Log those differences that were not known, and count them."""
+        fresh = [item for item in different if _key(item.stored) not in self._unmended]
+        for item in fresh:
+            log.error("audit: a candle differs %s", item)
+        return len(fresh)
+
+    async def _settle(self, series: Series, stretch: Stretch, truth: Sequence[Candle]) -> None:
+        """Look again: what still differs is kept until it agrees."""
+        found = await compare_stored(self._view, series, stretch, truth)
+        still = {_key(item.stored): str(item) for item in found.different}
+        pair, timeframe = series.instrument.pair, series.timeframe
+        for key in list(self._unmended):
+            within = stretch.start_ms <= key[2] < stretch.end_ms
+            if key[:2] == (pair, timeframe) and within and key not in still:
+                del self._unmended[key]
+        self._unmended.update(still)
+        for key in list(self._unmended)[:-KEPT]:
+            del self._unmended[key]
+
+
+def _key(candle: Candle) -> tuple[str, str, int]:
+    return candle.pair, candle.timeframe, candle.open_time_ms
+
+
+def _name(candle: Candle) -> str:
+    return f"{candle.pair} {candle.timeframe} {candle.open_time_ms}"

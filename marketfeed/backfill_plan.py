@@ -1,0 +1,165 @@
+"""What to ask for, and in which order, to fill holes: the newest of every series first.
+
+Times are ms of exchange time; stretches are half open and on their timeframe's grid.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.binance.symbols import Instrument
+from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, joined
+
+BELIEVED_FOR_MS: Final = 7 * schema.DAY_MS
+"""For how long the exchange's word that it has no candles for a stretch is taken: it may have erred."""
+
+
+class Series(NamedTuple):
+    """One pair and timeframe of the exchange."""
+
+    instrument: Instrument
+    timeframe: str
+
+    @property
+    def key(self) -> str:
+        """Its name in documents and logs, for example `BTC/USDT:USDT 3m`."""
+        return f"{self.instrument.pair} {self.timeframe}"
+
+    @property
+    def length_ms(self) -> int:
+        """The length of its candles."""
+        return schema.TIMEFRAMES_MS[self.timeframe]
+
+
+class Holes(NamedTuple):
+    """What a series lacks of its range, oldest first."""
+
+    series: Series
+    within: Stretch
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def candles(self) -> int:
+        """How many candles are missing."""
+        return sum(candles_in(stretch, self.series.length_ms) for stretch in self.stretches)
+
+
+class Tile(NamedTuple):
+    """One request for a series: at most 499 candles, the first and the last of which are missing."""
+
+    wave: int
+    series: Series
+    stretch: Stretch
+    candles: int
+
+
+def range_of(series: Series, since_ms: int, until_ms: int) -> Stretch:
+    """The series' stretch of [since, until): on its grid, after its listing and before its end."""
+    length_ms = series.length_ms
+    first_ms = max(since_ms, series.instrument.listed_ms)
+    last_ms = until_ms
+    if series.instrument.ended_ms is not None:
+        last_ms = min(last_ms, series.instrument.ended_ms)
+    start_ms = -(-first_ms // length_ms) * length_ms
+    return Stretch(start_ms, max(start_ms, schema.floor_to(last_ms, length_ms)))
+
+
+def covering(
+    holes: Sequence[Stretch], length_ms: int, most: int = TILE_CANDLES
+) -> list[tuple[Stretch, int]]:
+    """Cover holes (oldest first) with as few requests as can be, newest first.
+
+    Each is a stretch of at most `most` candles that begins and ends with a missing one, and how many
+    of its candles are missing; what lies between holes is asked along.
+    """
+    left = list(holes)
+    found: list[tuple[Stretch, int]] = []
+    while left:
+        end_ms = left[-1].end_ms
+        floor_ms = end_ms - most * length_ms
+        start_ms, count = end_ms, 0
+        while left and left[-1].end_ms > floor_ms:
+            hole = left.pop()
+            start_ms = max(hole.start_ms, floor_ms)
+            count += (hole.end_ms - start_ms) // length_ms
+            if hole.start_ms < floor_ms:
+                left.append(Stretch(hole.start_ms, floor_ms))
+                break
+        found.append((Stretch(start_ms, end_ms), count))
+    return found
+
+
+def in_order(lacking: Iterable[Holes]) -> list[Tile]:
+    """All requests: the newest one of every series, then the next of every series, and so on."""
+    return sorted(
+        (
+            Tile(wave, holes.series, stretch, candles)
+            for holes in lacking
+            for wave, (stretch, candles) in enumerate(
+                covering(holes.stretches, holes.series.length_ms)
+            )
+        ),
+        key=lambda tile: tile.wave,
+    )
+
+
+class Absent:
+    """Stretches for which the exchange has no candles (before a pair's first trade), by series.
+
+    Each is believed for a week and then asked for anew.
+    """
+
+    def __init__(self, known: bytes | None = None) -> None:
+        self._known: dict[str, list[tuple[int, int, int]]] = {}
+        if known is not None:
+            self._known = msgspec.json.decode(known, type=dict[str, list[tuple[int, int, int]]])
+
+    def note(self, series: Series, stretches: Iterable[Stretch], now_ms: int) -> None:
+        """Take down what the exchange has just said it does not have."""
+        rows = self._known.setdefault(series.key, [])
+        rows += [(*stretch, now_ms) for stretch in stretches]
+
+    def of(self, key: str, now_ms: int) -> list[Stretch]:
+        """What is believed to be absent of a series."""
+        return [
+            Stretch(start_ms, end_ms)
+            for start_ms, end_ms, noted_ms in self._known.get(key, ())
+            if noted_ms > now_ms - BELIEVED_FOR_MS
+        ]
+
+    def document(self, now_ms: int) -> bytes:
+        """For the journal: what is believed, neighbours made one."""
+        kept: dict[str, list[tuple[int, int, int]]] = {}
+        for key, rows in self._known.items():
+            # One time for a whole stretch: the oldest of its parts, so that none is believed too long.
+            length_ms = schema.TIMEFRAMES_MS[key.rpartition(" ")[2]]
+            for stretch in joined(self.of(key, now_ms), length_ms, within=0):
+                noted = [n for s, e, n in rows if s < stretch.end_ms and e > stretch.start_ms]
+                believed = [n for n in noted if n > now_ms - BELIEVED_FOR_MS]
+                kept.setdefault(key, []).append((*stretch, min(believed)))
+        self._known = kept
+        return msgspec.json.encode(kept)
+
+
+def without(stretches: Iterable[Stretch], absent: Sequence[Stretch]) -> tuple[Stretch, ...]:
+    """Holes without those parts of them that the exchange does not have, oldest first."""
+    return tuple(part for stretch in stretches for part in cut(stretch, absent))
+
+
+def missing_days(stretches: Iterable[Stretch]) -> Mapping[int, int]:
+    """How many ms of each UTC day (by its start) are missing."""
+    days: dict[int, int] = {}
+    for start_ms, end_ms in stretches:
+        for day_ms in range(schema.floor_to(start_ms, schema.DAY_MS), end_ms, schema.DAY_MS):
+            part_ms = min(end_ms, day_ms + schema.DAY_MS) - max(start_ms, day_ms)
+            days[day_ms] = days.get(day_ms, 0) + part_ms
+    return days
+
+
+def overlap(stretches: Iterable[Stretch], part: Stretch) -> Iterator[Stretch]:
+    """What of `stretches` lies within `part`."""
+    for start_ms, end_ms in stretches:
+        if start_ms < part.end_ms and end_ms > part.start_ms:
+            yield Stretch(max(start_ms, part.start_ms), min(end_ms, part.end_ms))

@@ -1,0 +1,74 @@
+"""Compares stored candles with the exchange's own, number by number: what was parsed is equal or not."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.records import Candle
+
+
+class Different(msgspec.Struct, frozen=True, gc=False):
+    """A candle that is stored with other numbers than the exchange has; `truth` None: it has none."""
+
+    stored: Candle
+    truth: Candle | None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that differ."""
+        truth = self.truth
+        if truth is None:
+            return ()
+        return tuple(
+            name
+            for name in schema.CANDLE_FIELDS
+            if getattr(self.stored, name) != getattr(truth, name)
+        )
+
+    def __str__(self) -> str:
+        candle = self.stored
+        head = f"{candle.pair} {candle.timeframe} {candle.open_time_ms}"
+        if self.truth is None:
+            return f"{head}: the exchange has no such candle"
+        values = (
+            f"{name} stored {getattr(candle, name)!r}, exchange {getattr(self.truth, name)!r}"
+            for name in self.fields
+        )
+        return f"{head}: {'; '.join(values)}"
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What came of it: how many are stored, and what is wrong."""
+
+    stored: int
+    missing: list[Candle]
+    """Candles that the exchange has and the journal does not."""
+    different: list[Different]
+
+    @property
+    def good(self) -> bool:
+        """Whether everything is there, and equal."""
+        return not self.missing and not self.different
+
+    @property
+    def mending(self) -> list[Candle]:
+        """The exchange's candles that would put it right."""
+        return [*self.missing, *(d.truth for d in self.different if d.truth is not None)]
+
+
+def compare(stored: Sequence[Candle], truth: Sequence[Candle]) -> Comparison:
+    """Compare the candles of one series and stretch; all numbers count, the trades too."""
+    ours = {candle.open_time_ms: candle for candle in stored}
+    theirs = {candle.open_time_ms: candle for candle in truth}
+    missing = [candle for open_ms, candle in theirs.items() if open_ms not in ours]
+    different = [
+        Different(candle, other)
+        for open_ms, candle in ours.items()
+        if (other := theirs.get(open_ms)) is None or _values(candle) != _values(other)
+    ]
+    return Comparison(len(ours), missing, different)
+
+
+def _values(candle: Candle) -> tuple[float, ...]:
+    return tuple(getattr(candle, name) for name in schema.CANDLE_FIELDS)

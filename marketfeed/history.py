@@ -1,0 +1,127 @@
+"""History in the service: fills it in the background, and audits what is stored once that is done."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from marketfeed import schema
+from marketfeed.auditor import AuditingReport, Auditor
+from marketfeed.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
+from marketfeed.backfill_plan import Series
+from marketfeed.binance.archive import Archive
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import Instrument
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import ExchangeSettings, Settings
+from marketfeed.writer import JournalWriter
+
+_BINANCE: Final = ExchangeSettings()
+AUDIT_SHARE: Final = 20
+"""The audit takes at most this fraction of the weight that may be used."""
+
+
+class HistoryState(msgspec.Struct, frozen=True):
+    """How history stands in a running collector; `history` None: `history.days` is 0."""
+
+    history: HistoryReport | None
+    audit: AuditingReport
+
+
+def kept_ms(settings: Settings, days: int | None = None) -> int:
+    """How far back history is filled: what the settings ask for, or `days`, and retention keeps."""
+    wanted_ms = (settings.history.days if days is None else days) * schema.DAY_MS
+    return min(wanted_ms, settings.journal.retention.candles.ms)
+
+
+def archive_of(settings: Settings, session: aiohttp.ClientSession) -> Archive | None:
+    """The archive of the exchange that is collected; None if it is another one's.
+
+    A `rest_url` of another place (a simulator) beside the archive's own default would fill a journal
+    with candles of two worlds.
+    """
+    exchange = settings.exchange
+    elsewhere = exchange.rest_url != _BINANCE.rest_url
+    if elsewhere and exchange.archive_url == _BINANCE.archive_url:
+        return None
+    return Archive(session, exchange.archive_url)
+
+
+def make_backfill(
+    settings: Settings,
+    writer: JournalWriter,
+    rest: BinanceRest,
+    session: aiohttp.ClientSession,
+    clock: ExchangeClock,
+    instruments: Callable[[], Sequence[Instrument]],
+    days: int | None = None,
+    source: Source = "auto",
+    leave_newest_ms: int = LEAVE_NEWEST_MS,
+) -> Backfill:
+    """A backfill of these instruments in all timeframes of the settings."""
+    return Backfill(
+        writer,
+        rest,
+        archive_of(settings, session),
+        clock,
+        lambda: [(one, settings.exchange.timeframes) for one in instruments()],
+        kept_ms(settings, days),
+        settings.journal.max_bytes,
+        source,
+        leave_newest_ms,
+    )
+
+
+class History:
+    """Fills and audits the history of `instruments()` in the journal of `writer`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        writer: JournalWriter,
+        rest: BinanceRest,
+        session: aiohttp.ClientSession,
+        clock: ExchangeClock,
+        instruments: Callable[[], Sequence[Instrument]],
+    ) -> None:
+        self.backfill: Backfill | None = None
+        if settings.history.days:
+            self.backfill = make_backfill(settings, writer, rest, session, clock, instruments)
+        timeframes = settings.exchange.timeframes
+        self._auditor = Auditor(
+            writer,
+            rest,
+            clock,
+            lambda: [Series(one, timeframe) for one in instruments() for timeframe in timeframes],
+            kept_ms(settings) or schema.DAY_MS,
+            self._is_complete,
+            settings.history.weight_per_minute // AUDIT_SHARE,
+        )
+
+    def report(self) -> HistoryState:
+        """How it stands."""
+        backfill = self.backfill
+        return HistoryState(None if backfill is None else backfill.report(), self._auditor.report())
+
+    def wake(self) -> None:
+        """Look for holes at once: the pairs have changed."""
+        if self.backfill is not None:
+            self.backfill.wake()
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            if self.backfill is not None:
+                group.create_task(self.backfill.run(), name="backfill")
+            group.create_task(self._audit(), name="audit")
+
+    async def _audit(self) -> None:
+        # Its weight is for history while there is any to fill.
+        if self.backfill is not None:
+            await self.backfill.first_pass.wait()
+        await self._auditor.run()
+
+    def _is_complete(self) -> bool:
+        return self.backfill is not None and self.backfill.report().complete

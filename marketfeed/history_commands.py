@@ -1,0 +1,285 @@
+"""What `marketfeed backfill` and `marketfeed audit` do, beside a running collector or without one.
+
+A journal has one writer. A collector that runs on it fills its history by itself: `backfill` then shows its
+progress until it is done, instead of failing on the lock. `audit` reads beside it; only to repair does it
+need the journal for itself.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Final, Literal
+
+import aiohttp
+import msgspec
+
+from marketfeed import schema
+from marketfeed.audit import Audit, AuditOptions, AuditProgress, AuditReport, audited_series
+from marketfeed.backfill import HistoryReport, Source
+from marketfeed.batch import Batch
+from marketfeed.binance.archive import Archive
+from marketfeed.binance.budget import Budget
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import Instrument
+from marketfeed.binance.turns import RestReport, Turns
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import Settings
+from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
+from marketfeed.history import make_backfill
+from marketfeed.instruments import InstrumentSource, sync_clock
+from marketfeed.journal import Journal
+from marketfeed.journal_view import JournalView
+from marketfeed.records import CatalogEntry
+from marketfeed.status import StatusReport
+from marketfeed.status_client import NoCollectorError, fetch_status, status_url
+from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 0.5
+NOW_CLOSED_MS: Final = 5 * schema.SECOND_MS
+REST_BUDGET: Final = "rest_budget"
+"""The document in which a collector keeps what it has asked."""
+
+FillProgress = Callable[[HistoryReport, RestReport], None]
+
+
+class CollectorRunsError(MarketfeedError):
+    """A collector holds the journal, and does not do what was asked for."""
+
+
+class BackfillOutcome(msgspec.Struct, frozen=True):
+    """What came of a backfill; `by` says who has filled."""
+
+    by: Literal["this command", "the running collector"]
+    history: HistoryReport
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is left to fill."""
+        return self.history.complete
+
+
+# --- backfill ---------------------------------------------------------------------------------------
+
+
+async def run_backfill(
+    settings: Settings,
+    days: int,
+    pairs: Sequence[str] | None,
+    source: Source,
+    tell: FillProgress,
+) -> BackfillOutcome:
+    """Fill `days` of history, of these pairs alone if given; `tell` hears of the progress.
+
+    Raises CollectorRunsError when a collector holds the journal and will not fill that, ExchangeError,
+    JournalError, SettingsError.
+    """
+    writer = JournalWriter(settings.journal.path)
+    try:
+        await writer.__aenter__()
+    except JournalLockedError as error:
+        return await _follow(settings, days, pairs, error, tell)
+    try:
+        return await _fill(settings, writer, days, pairs, source, tell)
+    finally:
+        await writer.__aexit__(None, None, None)
+
+
+async def _fill(
+    settings: Settings,
+    writer: JournalWriter,
+    days: int,
+    pairs: Sequence[str] | None,
+    source: Source,
+    tell: FillProgress,
+) -> BackfillOutcome:
+    async with _rest(settings, settings.history.weight_per_minute) as (rest, clock, session):
+        known = await writer.load_document(REST_BUDGET)
+        if known is not None:
+            rest.turns.budget.restore(rest.turns.now(), known[0])
+        listing = await InstrumentSource(settings.exchange, rest, clock, writer).load_once()
+        instruments = _named(listing.selection.instruments, pairs)
+        await _note_catalog(writer, instruments, settings.exchange.timeframes, clock.now_ms())
+        backfill = make_backfill(
+            settings,
+            writer,
+            rest,
+            session,
+            clock,
+            lambda: instruments,
+            days,
+            source,
+            # Nobody else brings the newest ones.
+            NOW_CLOSED_MS,
+        )
+        filling = asyncio.create_task(backfill.fill(), name="backfill")
+        try:
+            while not filling.done():
+                tell(backfill.report(), rest.turns.report())
+                await asyncio.wait((filling,), timeout=LOOK_EVERY_S)
+            await filling
+        finally:
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)
+            at = rest.turns.now()
+            with contextlib.suppress(JournalError):
+                await writer.save_document(REST_BUDGET, rest.turns.budget.state(at), at.now_ms)
+        tell(backfill.report(), rest.turns.report())
+        return BackfillOutcome("this command", backfill.report())
+
+
+def _named(instruments: Sequence[Instrument], pairs: Sequence[str] | None) -> list[Instrument]:
+    if pairs is None:
+        return list(instruments)
+    unknown = set(pairs) - {instrument.pair for instrument in instruments}
+    if unknown:
+        raise SettingsError(
+            f"--pairs: not collected by these settings: {', '.join(sorted(unknown))}"
+        )
+    return [instrument for instrument in instruments if instrument.pair in pairs]
+
+
+async def _note_catalog(
+    writer: JournalWriter, instruments: Sequence[Instrument], timeframes: Sequence[str], now_ms: int
+) -> None:
+    """Let readers know of these pairs, as a collector does at its start."""
+    batch = Batch()
+    batch.catalog = [
+        CatalogEntry(
+            pair=one.pair,
+            symbol=one.symbol,
+            timeframes=tuple(timeframes),
+            since_ms=now_ms,
+            listed_ms=one.listed_ms or None,
+            ended_ms=one.ended_ms,
+            changed_ms=now_ms,
+        )
+        for one in instruments
+    ]
+    await writer.call(lambda journal: journal.write(batch))
+
+
+async def _follow(
+    settings: Settings,
+    days: int,
+    pairs: Sequence[str] | None,
+    locked: JournalLockedError,
+    tell: FillProgress,
+) -> BackfillOutcome:
+    """Show how the collector that holds the journal fills it, until it is done."""
+    url = status_url(settings.status.host, settings.status.port)
+    report = await _status_of(settings, url, locked)
+    filled_days = (
+        0
+        if report.history is None or report.history.history is None
+        else (report.history.history.days)
+    )
+    if report.history is not None and filled_days < days:
+        raise CollectorRunsError(
+            f"the collector that runs on this journal fills {filled_days} days of history by itself; "
+            f"for {days} days set history.days and start it again, or stop it for this command"
+        )
+    log.info("the collector fills the history by itself url=%s", url)
+    while True:
+        state = report.history
+        if state is not None and state.history is not None:
+            tell(state.history, report.rest)
+            if state.history.state in ("complete", "incomplete"):
+                return BackfillOutcome("the running collector", state.history)
+        await asyncio.sleep(LOOK_EVERY_S)
+        report = await _status_of(settings, url, locked)
+
+
+async def _status_of(settings: Settings, url: str, locked: JournalLockedError) -> StatusReport:
+    try:
+        report = await fetch_status(url)
+    except NoCollectorError as error:
+        raise CollectorRunsError(f"{locked}; {error}") from error
+    if report.journal.path != str(settings.journal.path):
+        raise CollectorRunsError(f"{locked}; the collector at {url} has another one")
+    return report
+
+
+# --- audit ------------------------------------------------------------------------------------------
+
+
+async def run_audit(
+    settings: Settings,
+    days: float | None,
+    since_ms: int | None,
+    until_ms: int | None,
+    pairs: Sequence[str] | None,
+    timeframes: Sequence[str] | None,
+    sample_weight: int | None,
+    weight_per_minute: int,
+    source: Literal["rest", "archive"],
+    repair: bool,
+    tell: Callable[[AuditProgress], None],
+) -> AuditReport:
+    """Audit the journal of these settings; `sample_weight` None compares everything.
+
+    Without `days` and `since_ms`: as far back as the settings fill history. Raises ExchangeError,
+    JournalError, SettingsError.
+    """
+    view = JournalView(settings.journal.path)
+    view.require()
+    catalog = view.catalog()
+    series = audited_series(catalog, pairs, timeframes)
+    unknown = set(pairs or ()) - {entry.pair for entry in catalog}
+    if unknown or not series:
+        names = ", ".join(sorted(unknown)) or "nothing of that"
+        raise SettingsError(f"the journal does not collect {names}")
+    async with _rest(settings, weight_per_minute) as (rest, clock, session):
+        now_ms = clock.now_ms()
+        if since_ms is None:
+            wanted_days = settings.history.days if days is None else days
+            since_ms = now_ms - int(wanted_days * schema.DAY_MS)
+            if days is None and not settings.history.days:
+                # No history is kept: what was collected since the start has to be there.
+                since_ms = min(entry.since_ms for entry in catalog)
+            since_ms = max(since_ms, now_ms - settings.journal.retention.candles.ms)
+        options = AuditOptions(since_ms, now_ms if until_ms is None else until_ms, sample_weight)
+        archive = Archive(session, settings.exchange.archive_url) if source == "archive" else None
+        audit = Audit(view, series, options, rest, archive, clock.now_ms)
+        running = asyncio.create_task(audit.run(), name="audit")
+        try:
+            while not running.done():
+                tell(audit.progress())
+                await asyncio.wait((running,), timeout=LOOK_EVERY_S / 2)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        report = running.result()
+    if repair and audit.mending:
+        return await _repair(settings, audit, report)
+    return report
+
+
+async def _repair(settings: Settings, audit: Audit, report: AuditReport) -> AuditReport:
+    """Put the exchange's candles into the journal, on the operator's word: whatever they count."""
+    candles = audit.mending
+    try:
+        async with JournalWriter(settings.journal.path) as writer:
+            for start in range(0, len(candles), 2_000):
+                part = candles[start : start + 2_000]
+                await writer.call(partial(Journal.repair, candles=part))
+    except JournalLockedError as error:
+        text = f"not repaired: {error}. It mends by its own audit what counts as many trades"
+        return msgspec.structs.replace(report, errors=[*report.errors, text])
+    return msgspec.structs.replace(report, repaired=len(candles))
+
+
+@contextlib.asynccontextmanager
+async def _rest(
+    settings: Settings, weight_per_minute: int
+) -> AsyncIterator[tuple[BinanceRest, ExchangeClock, aiohttp.ClientSession]]:
+    """A client with a budget of its own, its clock set to the exchange's."""
+    clock = ExchangeClock()
+    async with aiohttp.ClientSession() as session:
+        turns = Turns(Budget(weight_per_minute), clock)
+        rest = BinanceRest(session, settings.exchange.rest_url, turns=turns)
+        await sync_clock(rest, clock)
+        yield rest, clock, session

@@ -1,0 +1,372 @@
+"""Settled funding rates: fetched after each settlement, and their history, within the pool for funding.
+
+A settlement is noticed by the running rates: their next one becomes another. One request tells the rates of
+all contracts of a time; history is asked that way too, or contract by contract, whichever needs fewer
+requests. What is complete is kept as a document in the journal, so that a restart goes on from there.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.batch import Batch
+from marketfeed.binance.budget import Priority
+from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest, Settlement
+from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
+from marketfeed.clock import ExchangeClock
+from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.intake import Intake
+from marketfeed.journal import Journal
+from marketfeed.metrics import Counters
+from marketfeed.records import FundingSettled
+from marketfeed.stretches import Stretch, cut, joined, tiles
+from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 1.0
+"""Exchange seconds between two looks for settlements; never closer than `_AT_LEAST_S` wall seconds."""
+_AT_LEAST_S: Final = 0.05
+SETTLED_AFTER_S: Final = 3.0
+"""Exchange seconds after which a settled rate is asked for."""
+PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
+"""Exchange seconds until rates that were not told yet are asked for again; ten minutes in all."""
+FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""The same when the exchange does not answer."""
+USUAL_HOURS: Final = 8
+COVERED: Final = "settled_funding"
+SAVE_EVERY: Final = 20
+"""Answers of history between two times that what is complete is saved."""
+ROWS_AIMED_AT: Final = 800
+"""Rows that a request for all contracts should bring: settlements come in heaps, at most 1,000 are told."""
+_STEP_MS: Final = schema.MINUTE_MS
+"""The grid of settlements."""
+
+
+class SettleReport(msgspec.Struct, frozen=True):
+    """Settled rates had since the start, settlements awaited, pairs whose history is not complete yet.
+
+    `given_up` were settled by the clock and never told; `trouble` is why none can be had, or empty.
+    """
+
+    rates: int
+    awaited: int
+    history_pairs: int
+    given_up: int
+    trouble: str
+
+
+class Plan(NamedTuple):
+    """How history is asked: symbol by symbol, or all at once in `parts`, the newest first."""
+
+    singly: bool
+    parts: list[Stretch]
+    requests: int
+
+
+def plan(
+    wanted: Mapping[str, Sequence[Stretch]], hours: Mapping[str, int], listed: Iterable[str]
+) -> Plan:
+    """Choose what needs the fewest requests for `wanted`: stretches that are missing, by symbol.
+
+    `hours` are funding intervals, 8 where none is given; `listed` are all symbols of the exchange that
+    trade, which one request for all of them tells.
+    """
+    singly = sum(
+        math.ceil(_rows(part, hours.get(symbol, USUAL_HOURS)) / MAX_SETTLEMENTS)
+        for symbol, parts in wanted.items()
+        for part in parts
+    )
+    union = joined((part for parts in wanted.values() for part in parts), _STEP_MS, 0)
+    per_ms = sum(1 / (hours.get(symbol, USUAL_HOURS) * schema.HOUR_MS) for symbol in listed)
+    step_hours = max(1, int(ROWS_AIMED_AT / max(per_ms, 1e-12) / schema.HOUR_MS))
+    together = [
+        tile
+        for part in reversed(union)
+        for tile in tiles(part, _STEP_MS, step_hours * (schema.HOUR_MS // _STEP_MS))
+    ]
+    if len(together) <= singly:
+        return Plan(False, together, len(together))
+    return Plan(True, [], singly)
+
+
+def _rows(part: Stretch, hours: int) -> int:
+    return (part.end_ms - part.start_ms) // (hours * schema.HOUR_MS) + 1
+
+
+class _Awaited:
+    """A settlement that has passed and was not told yet."""
+
+    __slots__ = ("due_s", "pauses")
+
+    def __init__(self, due_s: float) -> None:
+        self.due_s = due_s
+        self.pauses = 0
+
+
+class Settling:
+    """Fetches settled rates of `instruments`; `run` goes on until it is cancelled.
+
+    `history_ms` is how far back they are had (exchange time; 0: from the start on).
+    """
+
+    def __init__(
+        self,
+        rest: BinanceRest,
+        intake: Intake,
+        writer: JournalWriter,
+        clock: ExchangeClock,
+        counters: Counters,
+        info: ExchangeInfo,
+        instruments: Iterable[Instrument],
+        history_ms: int,
+    ) -> None:
+        self._rest = rest
+        self._intake = intake
+        self._writer = writer
+        self._clock = clock
+        self._counters = counters
+        self._listed = [i.symbol for i in info.instruments.values() if i.status == TRADING]
+        self._history_ms = history_ms
+        self._since_ms = _minute(clock.now_ms())
+        self._pairs: dict[str, str] = {}
+        self._next_ms: dict[str, int] = {}
+        self._last_ms: dict[str, int] = {}
+        self._awaited: dict[tuple[str, int], _Awaited] = {}
+        # Up to when the rates that were settled while this runs are stored.
+        self._live_to_ms: dict[str, int] = {}
+        self._covered: dict[str, list[Stretch]] = {}
+        self._generation = -1
+        self._look_back = asyncio.Event()
+        self._incomplete = 0
+        self._given_up = 0
+        self._failures = 0
+        self._troubles = {"live": "", "history": ""}
+        self.set_instruments(instruments)
+
+    def report(self) -> SettleReport:
+        """What was had, and what is awaited."""
+        return SettleReport(
+            rates=self._counters.records["funding_settled"],
+            awaited=len(self._awaited),
+            history_pairs=self._incomplete,
+            given_up=self._given_up,
+            trouble=self._troubles["live"] or self._troubles["history"],
+        )
+
+    def set_instruments(self, instruments: Iterable[Instrument]) -> None:
+        """Fetch the rates of these from now on; of new ones the history, too."""
+        self._pairs = {instrument.symbol: instrument.pair for instrument in instruments}
+        self._look_back.set()
+
+    async def run(self) -> None:
+        """Fetch until cancelled. Raises nothing that REST or the journal is the cause of."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_history(), name="settle-history")
+            while True:
+                self._notice()
+                try:
+                    await self._fetch_awaited()
+                    self._failures, self._troubles["live"] = 0, ""
+                    pause_s = LOOK_EVERY_S
+                except (ExchangeError, JournalError) as error:
+                    pause_s = self._failed("live", error, self._failures)
+                    self._failures += 1
+                await self._sleep(pause_s)
+
+    # --- after each settlement --------------------------------------------------------------------
+
+    def _notice(self) -> None:
+        """Await the settlements that have passed since the last look."""
+        now_ms, now_s = self._clock.now_ms(), self._clock.elapsed_s()
+        followed = set(self._pairs.values())
+        for pair, next_ms in self._intake.next_funding_ms.items():
+            if pair not in followed:
+                continue
+            before_ms = self._next_ms.get(pair, next_ms)
+            self._next_ms[pair] = next_ms
+            self._live_to_ms.setdefault(pair, self._since_ms)
+            for time_ms in (before_ms, next_ms):
+                # The frames may be a little ahead of the clock.
+                passed = time_ms <= now_ms or (time_ms < next_ms and time_ms <= now_ms + 5_000)
+                if passed and time_ms > self._last_ms.get(pair, 0):
+                    self._last_ms[pair] = time_ms
+                    self._awaited[pair, _minute(time_ms)] = _Awaited(now_s + SETTLED_AFTER_S)
+
+    async def _fetch_awaited(self) -> None:
+        """Ask for what is awaited and due; what is not told yet is asked for again."""
+        now_s = self._clock.elapsed_s()
+        due = [key for key, item in self._awaited.items() if item.due_s <= now_s]
+        if not due:
+            return
+        start_ms = min(
+            min(self._live_to_ms.setdefault(pair, self._since_ms), time_ms) for pair, time_ms in due
+        )
+        # What settles in these moments may not be told yet.
+        where = Stretch(start_ms, _minute(self._clock.now_ms()) + _STEP_MS)
+        had = await self._fetch(None, where, Priority.SETTLED)
+        now_s = self._clock.elapsed_s()
+        for key in due:
+            item = self._awaited[key]
+            if key in had:
+                del self._awaited[key]
+            elif item.pauses < len(PAUSES_S):
+                item.due_s = now_s + PAUSES_S[item.pauses]
+                item.pauses += 1
+            else:
+                del self._awaited[key]
+                self._given_up += 1
+                log.warning("no settled rate was told pair=%s time_ms=%d", *key)
+        waiting = {pair for pair, _ in self._awaited}
+        end_ms = where.end_ms - 2 * _STEP_MS
+        for pair, to_ms in self._live_to_ms.items():
+            if pair not in waiting and where.start_ms <= to_ms < end_ms:
+                self._cover(pair, Stretch(to_ms, end_ms))
+                self._live_to_ms[pair] = end_ms
+        await self._save()
+
+    # --- history ----------------------------------------------------------------------------------
+
+    async def _keep_history(self) -> None:
+        """Fill what is missing: at the start, of new pairs, and when the journal had to be replaced."""
+        failures = 0
+        while True:
+            self._look_back.clear()
+            try:
+                await self._load()
+                await self._fill()
+                failures, self._troubles["history"] = 0, ""
+            except (ExchangeError, JournalError) as error:
+                await self._sleep(self._failed("history", error, failures))
+                failures += 1
+                continue
+            while not self._look_back.is_set() and self._writer.generation == self._generation:
+                await self._sleep(LOOK_EVERY_S)
+
+    async def _load(self) -> None:
+        if self._writer.generation == self._generation:
+            return
+        generation = self._writer.generation
+        # Not by the writer's own way: what it remembers is carried into a fresh journal, and there that
+        # would be wrong.
+        known = await self._writer.call(lambda journal: journal.load_document(COVERED))
+        self._covered = {}
+        if known is not None:
+            with contextlib.suppress(msgspec.DecodeError):
+                self._covered = msgspec.json.decode(known[0], type=dict[str, list[Stretch]])
+        if self._generation >= 0:
+            # A fresh file: what was had while this runs is gone, too.
+            self._since_ms = _minute(self._clock.now_ms())
+            self._live_to_ms.clear()
+        self._generation = generation
+
+    async def _fill(self) -> None:
+        if not self._history_ms:
+            return
+        want = Stretch(_minute(self._clock.now_ms() - self._history_ms), self._since_ms)
+        wanted = {
+            symbol: parts
+            for symbol, pair in self._pairs.items()
+            if (parts := cut(want, self._covered.get(pair, ())))
+        }
+        self._incomplete = len(wanted)
+        if not wanted:
+            return
+        hours = await self._rest.funding_info(Priority.HISTORY)
+        chosen = plan(wanted, hours, self._listed)
+        log.info(
+            "settled rates missing pairs=%d requests=%d by=%s",
+            len(wanted),
+            chosen.requests,
+            "symbol" if chosen.singly else "time",
+        )
+        steps = (
+            [((symbol,), part) for symbol, parts in wanted.items() for part in parts]
+            if chosen.singly
+            else [(tuple(wanted), part) for part in chosen.parts]
+        )
+        for number, (symbols, part) in enumerate(steps, 1):
+            await self._fetch(symbols[0] if chosen.singly else None, part, Priority.HISTORY)
+            for symbol in symbols:
+                if symbol in self._pairs:
+                    self._cover(self._pairs[symbol], part)
+            if number % SAVE_EVERY == 0 or number == len(steps):
+                await self._save()
+            self._incomplete = sum(
+                bool(cut(want, self._covered.get(pair, ()))) for pair in self._pairs.values()
+            )
+
+    # --- both -------------------------------------------------------------------------------------
+
+    async def _fetch(
+        self, symbol: str | None, where: Stretch, priority: Priority
+    ) -> set[tuple[str, int]]:
+        """Fetch and store what was settled in a stretch; returns whose rates of which times were told."""
+        told: set[tuple[str, int]] = set()
+        start_ms = where.start_ms
+        while True:
+            # A settlement's time is off by some ms, here rounded to the minute.
+            rows = await self._rest.settlements(
+                start_ms - _STEP_MS // 2, where.end_ms - _STEP_MS // 2 - 1, priority, symbol
+            )
+            told |= await self._store(rows)
+            if len(rows) < MAX_SETTLEMENTS:
+                return told
+            if rows[-1].time_ms > start_ms:
+                start_ms = rows[-1].time_ms
+                continue
+            # More at one time than a request tells: one by one.
+            if symbol is None:
+                only = Stretch(start_ms, start_ms + _STEP_MS)
+                for one in list(self._pairs):
+                    told |= await self._fetch(one, only, priority)
+            start_ms += _STEP_MS
+            if start_ms >= where.end_ms:
+                return told
+
+    async def _store(self, rows: Sequence[Settlement]) -> set[tuple[str, int]]:
+        batch = Batch()
+        batch.extend(
+            FundingSettled(pair, row.time_ms, row.rate, row.mark_price, row.kind)
+            for row in rows
+            if (pair := self._pairs.get(row.symbol)) is not None
+        )
+        if len(batch):
+            # Not by the intake: that it is stored must be known before it counts as complete.
+            changed = await self._writer.call(lambda journal: journal.write(batch))
+            self._counters.records["funding_settled"] += len(batch)
+            self._counters.rows_changed += changed
+        return {(item.pair, item.time_ms) for item in batch.settled}
+
+    def _cover(self, pair: str, part: Stretch) -> None:
+        self._covered[pair] = joined([*self._covered.get(pair, ()), part], _STEP_MS, 0)
+
+    async def _save(self) -> None:
+        body, now_ms = msgspec.json.encode(self._covered), self._clock.now_ms()
+        generation = self._generation
+
+        def save(journal: Journal) -> None:
+            # What an earlier file held is not in this one.
+            if self._writer.generation == generation:
+                journal.save_document(COVERED, body, now_ms)
+
+        await self._writer.call(save)
+
+    def _failed(self, what: str, error: Exception, failures: int) -> float:
+        if not self._troubles[what]:
+            log.warning("settled rates not had, trying again what=%s error=%r", what, str(error))
+        self._troubles[what] = str(error)
+        return FAILURE_PAUSES_S[min(failures, len(FAILURE_PAUSES_S) - 1)]
+
+    async def _sleep(self, exchange_s: float) -> None:
+        await asyncio.sleep(max(exchange_s / self._clock.speed, _AT_LEAST_S))
+
+
+def _minute(time_ms: int) -> int:
+    return schema.floor_to(time_ms + _STEP_MS // 2, _STEP_MS)

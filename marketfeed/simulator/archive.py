@@ -1,0 +1,118 @@
+"""The public archive of the simulated exchange: its own past candles as zip files, each with a checksum.
+
+Laid out like data.binance.vision: a day's file is there six hours after its end, a month's two days after.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from aiohttp import web
+
+from marketfeed import schema
+from marketfeed.simulator.instrument import Instrument, decimal
+from marketfeed.simulator.market import Market
+
+DAY_AFTER_MS: Final = 6 * schema.HOUR_MS
+MONTH_AFTER_MS: Final = 2 * schema.DAY_MS
+_NAMES: Final = (
+    "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,"
+    "taker_buy_quote_volume,ignore"
+)
+_ROUTE: Final = "/data/futures/um/{folder:daily|monthly}/klines/{symbol}/{timeframe}/{name}"
+_ABSENT: Final = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
+    "<Message>The specified key does not exist.</Message></Error>"
+)
+
+
+class Archive:
+    """Serves the files of a market; `now_ms` gives exchange time, `catch_up` brings the market to it.
+
+    `corrupt` holds names of files to break: the zip is served with a byte changed.
+    """
+
+    def __init__(
+        self, market: Market, now_ms: Callable[[], int], catch_up: Callable[[], None]
+    ) -> None:
+        self.corrupt: set[str] = set()
+        self.served = 0
+        self._market = market
+        self._now_ms = now_ms
+        self._catch_up = catch_up
+        self._listed = {instrument.symbol: instrument for instrument in market.instruments}
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes for an application."""
+        return [web.get(_ROUTE, self._answer)]
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        match = request.match_info
+        name = match["name"].removesuffix(".CHECKSUM")
+        self._catch_up()
+        body = self._zip(match["folder"], match["symbol"], match["timeframe"], name)
+        if body is None:
+            return web.Response(status=404, text=_ABSENT, content_type="application/xml")
+        if match["name"].endswith(".CHECKSUM"):
+            return web.Response(text=f"{hashlib.sha256(body).hexdigest()}  {name}\n")
+        self.served += 1
+        if name in self.corrupt:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        return web.Response(body=body, content_type="application/zip")
+
+    def _zip(self, folder: str, symbol: str, timeframe: str, name: str) -> bytes | None:
+        instrument = self._listed.get(symbol)
+        if instrument is None or timeframe not in self._market.timeframes:
+            return None
+        monthly = folder == "monthly"
+        date_text = name.removeprefix(f"{symbol}-{timeframe}-").removesuffix(".zip")
+        try:
+            start = datetime.fromisoformat(f"{date_text}-01" if monthly else date_text)
+        except ValueError:
+            return None
+        start = start.replace(tzinfo=UTC)
+        start_ms = int(start.timestamp()) * 1_000
+        end_ms = start_ms + schema.DAY_MS
+        if monthly:
+            following = start.replace(
+                year=start.year + start.month // 12, month=start.month % 12 + 1
+            )
+            end_ms = int(following.timestamp()) * 1_000
+        if self._now_ms() < end_ms + (MONTH_AFTER_MS if monthly else DAY_AFTER_MS):
+            return None
+        text = self._rows(instrument, timeframe, start_ms, end_ms)
+        return None if text is None else pack(name.replace(".zip", ".csv"), text)
+
+    def _rows(
+        self, instrument: Instrument, timeframe: str, start_ms: int, end_ms: int
+    ) -> str | None:
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        first_ms = max(start_ms, -(-instrument.onboard_ms // length_ms) * length_ms)
+        if first_ms >= end_ms:
+            return None
+        bars = self._market.candles(
+            instrument.symbol, timeframe, first_ms, (end_ms - first_ms) // length_ms
+        )
+        price, quantity = instrument.price_precision, instrument.quantity_precision
+        quote = instrument.quote_precision
+        lines = [_NAMES]
+        lines += [
+            f"{open_ms},{decimal(bar.open, price)},{decimal(bar.high, price)},"
+            f"{decimal(bar.low, price)},{decimal(bar.close, price)},{decimal(bar.volume, quantity)},"
+            f"{open_ms + length_ms - 1},{decimal(bar.quote, quote)},{bar.trades},"
+            f"{decimal(bar.taker_buy, quantity)},{decimal(bar.taker_buy_quote, quote)},0"
+            for open_ms, bar in zip(range(first_ms, end_ms, length_ms), bars, strict=True)
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def pack(name: str, text: str) -> bytes:
+    """Return a zip of one file; the same text gives the same bytes."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as files:
+        info = zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0))
+        files.writestr(info, text, zipfile.ZIP_DEFLATED, compresslevel=1)
+    return body.getvalue()

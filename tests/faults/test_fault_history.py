@@ -1,0 +1,161 @@
+"""History as an operator meets it: killed at any point, beside a running collector, and what it says."""
+
+import json
+import random
+import signal
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from proc_commands import (
+    MARKETFEED,
+    Collecting,
+    Exchange,
+    Process,
+    exchange,
+    get,
+    run_command,
+    run_marketfeed,
+    until,
+    write_config,
+)
+
+from marketfeed.journal import Journal
+
+KILLS = 4
+
+
+def configured(directory: Path, sim: Exchange, port: int, days: int, weight: int) -> Path:
+    return write_config(
+        directory,
+        sim.ws_url,
+        sim.rest_url,
+        exchange={"pairs": "all", "timeframes": ["3m", "5m"], "archive_url": sim.rest_url},
+        history={"days": days, "weight_per_minute": weight},
+        status={"port": port},
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def candles(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with Journal.open(path, wait_lock_s=5.0) as journal:
+        return journal.row_counts()["candle"]
+
+
+def klines(sim: Exchange) -> int:
+    requests: dict[str, int] = get(sim.rest_url + "/simulator/state").json["requests"]
+    return requests.get("klines", 0)
+
+
+def audit(config: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = run_marketfeed(
+        "audit", "--config", config, "--all", "--weight=2400", "--json", *arguments
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_backfill_that_is_killed_at_any_point_goes_on_where_it_was(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    with exchange(tmp_path, pairs=4, speed=60.0, timeframes="1m") as sim:
+        config = configured(tmp_path, sim, 0, days=10, weight=100)
+        command = [*MARKETFEED, "backfill", "--config", str(config), "--from=rest", "--json"]
+        path = tmp_path / "journal.db"
+        stored = 0
+        for number in range(KILLS):
+            with Process(command, tmp_path / f"backfill-{number}.log") as process:
+                # Some kills come before anything was stored, some in the midst of a commit.
+                asked = klines(sim)
+                until(lambda: klines(sim) > asked or process.process.poll() is not None)  # noqa: B023
+                time.sleep(chance.uniform(0.0, 0.4))
+                process.process.send_signal(signal.SIGKILL)
+                process.wait()
+            now = candles(path)
+            # What was stored stays stored.
+            assert now >= stored
+            stored = now
+        done = run_marketfeed(*command[3:])
+        assert done.returncode == 0, done.stdout + done.stderr
+        outcome = json.loads(done.stdout)
+        assert outcome["by"] == "this command"
+        assert outcome["history"]["state"] == "complete"
+        assert outcome["history"]["candles_left"] == 0
+        # 10 + 6 requests a pair, and with each kill those under way, and the tiles' new edges.
+        assert klines(sim) <= 4 * (10 + 6) + KILLS * (8 + 4 * 2)
+        code, report = audit(config, "--days=9.5", f"--until={minutes_ago(sim, 10)}")
+        assert code == 0, report
+        assert report["missing"] == report["different"] == 0
+        assert report["compared"] == report["expected"] > 4 * 9 * (480 + 288)
+
+
+def minutes_ago(sim: Exchange, minutes: int) -> str:
+    now_ms = get(sim.rest_url + "/simulator/state").json["exchange_time_ms"]
+    return f"{datetime.fromtimestamp(now_ms / 1000 - minutes * 60, UTC):%Y-%m-%dT%H:%M:%S}"
+
+
+def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -> None:
+    with exchange(tmp_path, pairs=3, speed=10.0, timeframes="1m,3m,5m") as sim:
+        config = configured(tmp_path, sim, free_port(), days=3, weight=2_400)
+        with Collecting(run_command(config), tmp_path / "run.log") as collecting:
+            until(lambda: collecting.status()["pairs"] == 3)
+            # Beside it: no lock error, but its progress until it is done.
+            followed = run_marketfeed("backfill", "--config", config, "--json")
+            assert followed.returncode == 0, followed.stderr
+            outcome = json.loads(followed.stdout)
+            assert outcome["by"] == "the running collector"
+            assert outcome["history"]["days"] == 3
+            assert outcome["history"]["pairs_done"] == 3
+            state = collecting.status()["history"]
+            assert state["history"]["state"] == "complete"
+            assert b"marketfeed_history_complete 1.0" in get(collecting.url + "/metrics").body
+            # It reads beside the collector.
+            code, report = audit(config, "--days=2.9", f"--until={minutes_ago(sim, 10)}")
+            assert code == 0, report
+            assert report["compared"] == report["expected"] > 3 * 2 * (480 + 288)
+            shown = run_marketfeed(
+                "audit", "--config", config, "--days=1", f"--until={minutes_ago(sim, 10)}"
+            )
+            assert shown.returncode == 0, shown.stdout
+            assert "100.000 %: 0 missing, 0 different" in shown.stdout
+            # What it does not do by itself is told in one sentence.
+            more = run_marketfeed("backfill", "--config", config, "--days=5")
+            assert more.returncode == 1
+            assert "fills 3 days of history by itself; for 5 days set history.days" in more.stderr
+            assert "Traceback" not in more.stderr
+            # Its own audit has begun.
+            until(lambda: collecting.status()["history"]["audit"]["audited"] > 0)
+            table = run_marketfeed("status", "--config", config)
+            assert "complete, 3 days, pairs 3 of 3, 0 candles left" in table.stdout
+            assert collecting.stop() == 0
+
+
+def test_wrong_use_of_backfill_and_audit(tmp_path: Path) -> None:
+    with exchange(tmp_path, pairs=1, speed=1.0, timeframes="1m") as sim:
+        config = configured(tmp_path, sim, 0, days=1, weight=2_400)
+        assert run_marketfeed("audit", "--config", config).returncode == 1
+        none = run_marketfeed("backfill", "--config", config, "--pairs=NOSUCH/USDT:USDT")
+        assert none.returncode == 2
+        assert "not collected by these settings: NOSUCH/USDT:USDT" in none.stderr
+        assert run_marketfeed("backfill", "--config", config, "--from=else").returncode == 2
+        assert run_marketfeed("backfill", "--config", config, "--days=0").returncode == 2
+        assert run_marketfeed("backfill", "--config", config).returncode == 0
+        both = run_marketfeed("audit", "--config", config, "--days=1", "--since=2026-01-01")
+        assert both.returncode == 2
+        unknown = run_marketfeed("audit", "--config", config, "--pairs=NOSUCH/USDT:USDT")
+        assert unknown.returncode == 2
+        nothing = run_marketfeed("audit", "--config", config, "--since=2036-01-01", "--json")
+        # Nothing was expected: that proves nothing.
+        assert nothing.returncode == 1
+        assert json.loads(nothing.stdout)["expected"] == 0
+        code, report = audit(config, "--days=0.5")
+        assert (code, report["missing"], report["different"]) == (0, 0, 0)

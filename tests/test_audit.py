@@ -1,0 +1,303 @@
+"""Auditing: what is stored against the exchange's REST and archive, number by number."""
+
+import asyncio
+import contextlib
+import importlib.resources
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import msgspec
+import pytest
+import uvloop
+from archive_server import archive_server
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketfeed import schema
+from marketfeed.audit import AuditReport
+from marketfeed.auditor import Auditor
+from marketfeed.backfill_plan import Series
+from marketfeed.binance.archive import day_file
+from marketfeed.binance.budget import Budget
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import NEVER_MS, Instrument
+from marketfeed.binance.turns import Turns
+from marketfeed.clock import ExchangeClock
+from marketfeed.comparison import compare
+from marketfeed.config import Settings
+from marketfeed.history_commands import run_audit, run_backfill
+from marketfeed.instruments import sync_clock
+from marketfeed.journal_view import JournalView
+from marketfeed.records import Candle
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+from marketfeed.stretches import Stretch
+from marketfeed.writer import JournalWriter
+
+PAIR = "BTC/USDT:USDT"
+DAY_MS = 1_735_776_000_000  # 2025-01-02
+DAY = Stretch(DAY_MS, DAY_MS + schema.DAY_MS)
+
+
+def candle(open_ms: int, **other: Any) -> Candle:
+    length_ms = 3 * schema.MINUTE_MS
+    plain = Candle(
+        PAIR, "3m", open_ms, 2.0, 4.0, 1.0, 3.0, 5.0, 12.5, 2.5, 7, True, open_ms + length_ms
+    )
+    return msgspec.structs.replace(plain, **other)
+
+
+# --- the comparison ---------------------------------------------------------------------------------
+
+
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
+def test_everything_wrong_is_found_and_nothing_else(
+    ours: set[int], theirs: set[int], changed: set[int]
+) -> None:
+    names = list(schema.CANDLE_FIELDS)
+    stored = [
+        candle(at, **({names[at % len(names)]: 99} if at in changed else {})) for at in sorted(ours)
+    ]
+    found = compare(stored, [candle(at) for at in sorted(theirs)])
+    assert {c.open_time_ms for c in found.missing} == theirs - ours
+    assert {d.stored.open_time_ms for d in found.different} == (ours - theirs) | (ours & changed)
+    assert found.stored == len(ours)
+    assert found.good == (ours == theirs and not ours & changed)
+    assert {c.open_time_ms for c in found.mending} == (theirs - ours) | (ours & theirs & changed)
+
+
+@pytest.mark.parametrize("name", list(schema.CANDLE_FIELDS))
+def test_every_number_counts_to_its_last_bit(name: str) -> None:
+    value = getattr(candle(0), name)
+    other = value + 1 if name == "trades" else value * (1 + 2**-52)
+    (different,) = compare([candle(0, **{name: other})], [candle(0)]).different
+    assert different.fields == (name,)
+    assert f"{name} stored {other!r}, exchange {value!r}" in str(different)
+
+
+# --- an audit ---------------------------------------------------------------------------------------
+
+
+def settings_for(path: Path, sim: Simulator, **exchange: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "exchange": {
+                "ws_url": sim.ws_url,
+                "rest_url": sim.rest_url,
+                "archive_url": sim.rest_url,
+                "pairs": "all",
+                "timeframes": ["3m", "1h"],
+                **exchange,
+            },
+            "journal": {"path": str(path)},
+            "status": {"port": 0},
+            "history": {"days": 3, "weight_per_minute": 2_400},
+        }
+    )
+
+
+async def audited(
+    settings: Settings,
+    source: Literal["rest", "archive"] = "rest",
+    sample: int | None = None,
+    *,
+    repair: bool = False,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+) -> AuditReport:
+    return await run_audit(
+        settings,
+        None,
+        since_ms,
+        until_ms,
+        None,
+        None,
+        sample,
+        2_400,
+        source,
+        repair,
+        lambda _: None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def filled(path: Path, pairs: int = 2) -> AsyncIterator[tuple[Simulator, Settings]]:
+    """A simulated exchange, and a journal with three days of it."""
+    options = SimulatorOptions(pairs=pairs, timeframes=("1m",), speed=1.0)
+    async with Simulator(options) as sim:
+        settings = settings_for(path, sim)
+        outcome = await run_backfill(settings, 3, None, "rest", lambda *_: None)
+        assert outcome.good
+        yield sim, settings
+
+
+def spoil(path: Path) -> tuple[int, int]:
+    """Take 5 candles away and change two, one of them so that it counts more trades."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        rows = db.execute(
+            """SELECT open_time FROM candle WHERE timeframe_ms = 180000
+               AND pair_id = (SELECT id FROM pair WHERE pair = ?) ORDER BY open_time""",
+            (PAIR,),
+        ).fetchall()
+        opens = [ms for (ms,) in rows]
+        more, close = opens[700], opens[900]
+        db.execute(
+            """DELETE FROM candle WHERE open_time BETWEEN ? AND ? AND timeframe_ms = 180000
+               AND pair_id = (SELECT id FROM pair WHERE pair = ?)""",
+            (opens[600], opens[604], PAIR),
+        )
+        db.execute(
+            """UPDATE candle SET trades = trades + 5 * (open_time = :more),
+                   close = CASE WHEN open_time = :more THEN close ELSE low END
+               WHERE open_time IN (:more, :close) AND timeframe_ms = 180000
+               AND pair_id = (SELECT id FROM pair WHERE pair = :pair)""",
+            {"more": more, "close": close, "pair": PAIR},
+        )
+        db.commit()
+    return more, close
+
+
+def test_a_whole_journal_is_told_to_be_whole_and_every_fault_is_found_and_mended(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.db"
+
+    async def run() -> None:
+        async with filled(path) as (_, settings):
+            whole = await audited(settings)
+            assert whole.good
+            assert whole.percent == 100.0
+            assert whole.compared == whole.expected == whole.stored
+            assert len(whole.series) == 4
+            more, close = spoil(path)
+            found = await audited(settings)
+            assert not found.good
+            assert (found.missing, found.different) == (5, 2)
+            assert found.percent < 100.0
+            bad = [row for row in found.series if not row.good]
+            assert [(row.pair, row.timeframe) for row in bad] == [(PAIR, "3m")]
+            assert any(f"{more}: trades stored" in text for text in found.differences)
+            assert any(f"{close}: close stored" in text for text in found.differences)
+            # A sample of nothing finds the missing ones all the same, and no more.
+            counted = await audited(settings, sample=0)
+            assert (counted.missing, counted.different, counted.compared) == (5, 0, 0)
+            sampled = await audited(settings, sample=4)
+            assert sampled.missing == 5
+            assert 0 < sampled.compared < found.compared
+            # Repairing takes the exchange's word, whatever is counted.
+            repaired = await audited(settings, repair=True)
+            assert repaired.repaired == 7
+            assert repaired.good
+            again = await audited(settings)
+            assert again.good
+            assert again.repaired == 0
+
+    uvloop.run(run())
+
+
+def test_the_recorded_day_from_an_archive_equals_the_exchange_that_serves_the_same_day(
+    tmp_path: Path,
+) -> None:
+    """Imported from a local archive that serves the real file, audited against REST and archive."""
+    recorded = importlib.resources.files("marketfeed.simulator") / "data/BTCUSDT-1m-2025-01-02.zip"
+
+    async def run(path: Path, body: bytes, checksum: str | None, *, refused: int) -> None:
+        options = SimulatorOptions(
+            pairs=(PAIR,),
+            timeframes=("1m",),
+            speed=1.0,
+            start_ms=DAY.end_ms + 7 * schema.HOUR_MS,
+            every_trade=True,
+        )
+        async with Simulator(options) as sim, archive_server() as server:
+            file = day_file("BTCUSDT", "1m", DAY_MS)
+            server.put(file.path, body, checksum)
+            settings = settings_for(path, sim, archive_url=server.url, timeframes=["1m"])
+            outcome = await run_backfill(settings, 2, None, "archive", lambda *_: None)
+            history = outcome.history
+            assert outcome.good
+            assert (history.files, history.files_refused) == (1 - refused, refused)
+            report = await audited(settings, since_ms=DAY.start_ms, until_ms=DAY.end_ms)
+            assert report.good
+            assert report.compared == report.expected == 1_440
+            server.put(file.path, recorded.read_bytes())
+            report = await audited(settings, "archive", since_ms=DAY.start_ms, until_ms=DAY.end_ms)
+            assert report.good
+            assert report.compared == 1_440
+            first = JournalView(path).candles(PAIR, "1m", DAY)[0]
+            assert (first.close, first.volume, first.trades) == (94600.60, 51.415, 1343)
+
+    good = recorded.read_bytes()
+    uvloop.run(run(tmp_path / "good.db", good, None, refused=0))
+    uvloop.run(run(tmp_path / "sum.db", good, "0" * 64, refused=1))
+    broken = good[:30_000] + b"x" + good[30_001:]
+    uvloop.run(run(tmp_path / "zip.db", broken, None, refused=1))
+
+
+def test_an_exchange_that_does_not_answer_is_no_good_audit(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def run() -> None:
+        async with filled(path, 1) as (sim, _):
+            async with archive_server() as empty:
+                other = settings_for(path, sim, archive_url=empty.url)
+                report = await audited(other, "archive")
+            assert not report.good
+            assert "there is none" in report.errors[0]
+            # Counted all the same.
+            assert report.expected == report.stored > 0
+
+    uvloop.run(run())
+
+
+# --- the continuous one -----------------------------------------------------------------------------
+
+
+def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_keeps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.db"
+
+    async def run() -> None:
+        async with filled(path, 1) as (sim, _):
+            more, close = spoil(path)
+            clock = ExchangeClock()
+            async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
+                await sync_clock(rest, clock)
+                one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
+                auditor = Auditor(
+                    writer, rest, clock, lambda: [Series(one, "3m")], 3 * schema.DAY_MS,
+                    lambda: True, chance=random.Random(1),
+                )  # fmt: skip
+                for _ in range(400):
+                    await auditor.look()
+                    report = auditor.report()
+                    if report.missing == 5 and report.different == 2:
+                        break
+                assert (report.missing, report.different, report.mended) == (5, 2, 6)
+                assert report.audited > 1_000
+                assert 0 < report.mismatch_rate < 1
+                # The exchange counts fewer trades there: what is stored stays, and is told.
+                (text,) = report.unmended
+                assert str(more) in text
+                assert f"audit: a candle differs {PAIR} 3m {close}: close stored" in caplog.text
+                # Told once, however often it is met.
+                for _ in range(60):
+                    await auditor.look()
+                assert auditor.report().different == 2
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("UPDATE candle SET trades = trades - 5 WHERE open_time = ?", (more,))
+                db.commit()
+            async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                auditor._writer, auditor._rest = writer, BinanceRest(session, sim.rest_url)
+                for _ in range(100):
+                    await auditor.look()
+                    if not auditor.report().unmended:
+                        break
+                assert auditor.report().unmended == []
+
+    asyncio.run(run())

@@ -1,0 +1,446 @@
+"""Filling history against the simulated exchange and archives: all of it, once, within the limits."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import uvloop
+from aiohttp import web
+
+from marketfeed import schema
+from marketfeed.backfill import ABSENT, Backfill, HistoryReport, Source
+from marketfeed.batch import Batch
+from marketfeed.binance.budget import Budget
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import NEVER_MS, Instrument
+from marketfeed.binance.turns import Turns
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import Settings
+from marketfeed.errors import JournalError
+from marketfeed.history_commands import run_audit, run_backfill
+from marketfeed.instruments import sync_clock
+from marketfeed.journal import Journal
+from marketfeed.journal_view import JournalView
+from marketfeed.records import Candle
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+from marketfeed.stretches import Stretch, missing
+from marketfeed.writer import JournalWriter
+from reader import MarketReader
+
+log = logging.getLogger(__name__)
+
+LENGTH_MS = 3 * schema.MINUTE_MS
+SPEED = 60.0
+
+
+def settings_for(path: Path, sim: Simulator, **sections: dict[str, Any]) -> Settings:
+    plain: dict[str, dict[str, Any]] = {
+        "exchange": {
+            "ws_url": sim.ws_url,
+            "rest_url": sim.rest_url,
+            "archive_url": sim.rest_url,
+            "pairs": "all",
+            "timeframes": ["3m"],
+        },
+        "journal": {"path": str(path)},
+        "status": {"port": 0},
+    }
+    for name, section in sections.items():
+        plain[name] = plain.get(name, {}) | section
+    return Settings.model_validate(plain)
+
+
+async def fill(settings: Settings, days: int, source: Source = "rest") -> HistoryReport:
+    outcome = await run_backfill(settings, days, None, source, lambda *_: None)
+    return outcome.history
+
+
+async def require_whole(settings: Settings, days: float) -> None:
+    """Compare everything with the exchange's REST."""
+    report = await run_audit(
+        settings, days, None, None, None, None, None, 2_400, "rest", False, lambda _: None
+    )
+    assert report.errors == []
+    assert (report.missing, report.different) == (0, 0)
+    assert report.compared == report.expected > 0
+
+
+@contextlib.asynccontextmanager
+async def simulated(pairs: int = 3, **options: Any) -> AsyncIterator[Simulator]:
+    chosen = {"pairs": pairs, "timeframes": ("1m",), "speed": SPEED, **options}
+    async with Simulator(SimulatorOptions(**chosen)) as sim:
+        yield sim
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def test_a_cold_start_costs_what_it_must_and_stays_within_the_set_weight(path: Path) -> None:
+    """MARKETFEED_COLD_START=164x30 shows the whole of it (minutes): 58 of weight a pair."""
+    size = os.environ.get("MARKETFEED_COLD_START", "6x5")
+    pairs, _, days = size.partition("x")
+    weight = 1_200 if size != "6x5" else 60
+    speed = float(os.environ.get("MARKETFEED_COLD_START_SPEED", "60"))
+
+    async def run() -> None:
+        async with simulated(int(pairs), speed=speed) as sim:
+            settings = settings_for(path, sim, history={"weight_per_minute": weight})
+            before_ms = sim.now_ms()
+            report = await fill(settings, int(days))
+            took_s = (sim.now_ms() - before_ms) / 1_000
+            assert report.complete
+            assert report.pairs_done == int(pairs)
+            assert sim.rest.weight.most_used <= weight
+            # 480 candles a day, 499 of them for a weight of 2; what is left over may cost 1.
+            requests = -(-int(days) * 480 // 499)
+            klines = sim.rest.requests["klines"]
+            assert klines == int(pairs) * requests
+            assert sim.rest.weight.total <= klines * 2 + 10
+            log.warning(
+                "pairs=%s days=%s candles=%d requests=%d weight=%d most_in_a_minute=%d exchange_s=%.0f",
+                pairs,
+                days,
+                report.stored,
+                klines,
+                sim.rest.weight.total,
+                sim.rest.weight.most_used,
+                took_s,
+            )
+            if weight == 1_200:
+                assert took_s <= 600
+                return
+            # Nothing is left to ask for a second time, but what has closed since.
+            again = await fill(settings, int(days))
+            assert again.complete
+            assert again.candles <= int(pairs) * 10
+            await require_whole(settings, int(days))
+
+    uvloop.run(run())
+
+
+def test_readers_see_the_newest_candles_of_all_series_first(path: Path) -> None:
+    async def run() -> None:
+        async with simulated(3, speed=1.0) as sim:
+            settings = settings_for(
+                path,
+                sim,
+                exchange={"timeframes": ["1m", "3m"]},
+                history={"weight_per_minute": 2_400},
+            )
+            assert (await fill(settings, 4)).complete
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                rows = db.execute(
+                    "SELECT pair_id, timeframe_ms, open_time, seq FROM candle"
+                ).fetchall()
+            newest: dict[tuple[int, int], int] = {}
+            for pair_id, length_ms, open_ms, _ in rows:
+                key = pair_id, length_ms
+                newest[key] = max(newest.get(key, 0), open_ms)
+            assert len(newest) == 6
+            # The third request of a series is stored after the first one of each: eight are under way.
+            third = min(seq for p, n, ms, seq in rows if ms < newest[p, n] - 2 * 499 * n)
+            first = max(seq for p, n, ms, seq in rows if ms > newest[p, n] - 499 * n)
+            assert first < third
+            with MarketReader.connect(f"sqlite:///{path}", now_ms=sim.now_ms) as reader:
+                frame = reader.get_ohlcv("BTC/USDT:USDT", "3m", 500)
+                assert len(frame) == 500
+                assert frame.attrs["missing"] == []
+
+    uvloop.run(run())
+
+
+def test_only_what_is_missing_is_asked_and_nothing_stored_is_touched(path: Path) -> None:
+    async def run() -> None:
+        async with simulated(2, speed=1.0) as sim:
+            settings = settings_for(path, sim, history={"weight_per_minute": 2_400})
+            assert (await fill(settings, 3)).complete
+            # A worse candle and a better one than the exchange has, and three holes.
+            pair = "BTC/USDT:USDT"
+            with Journal.open(path) as journal:
+                stored = journal.candles(pair, "3m", 0, 2**62)
+                batch = Batch()
+                batch.candles = [
+                    msgspec.structs.replace(stored[700], close=stored[700].high, trades=10**6)
+                ]
+                journal.write(batch)
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                for first, last in ((0, 9), (800, 801), (1_100, 1_105)):
+                    db.execute(
+                        """DELETE FROM candle WHERE open_time BETWEEN ? AND ?
+                           AND pair_id = (SELECT id FROM pair WHERE pair = ?)""",
+                        (stored[first].open_time_ms, stored[last].open_time_ms, pair),
+                    )
+                db.commit()
+            asked = sim.rest.requests["klines"]
+            report = await fill(settings, 3)
+            assert report.complete
+            assert report.candles == report.stored == 10 + 2 + 6
+            # The two holes near each other are one request.
+            assert sim.rest.requests["klines"] == asked + 2
+            now = JournalView(path).candles(pair, "3m", Stretch(0, 2**62))
+            assert now[:700] == stored[:700]
+            assert now[700].trades == 10**6
+            assert now[701:] == stored[701:]
+
+    uvloop.run(run())
+
+
+def test_months_and_days_of_the_archive_with_holes_in_it(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    start_ms = 1_792_800_000_000  # 2026-10-24
+
+    async def run() -> None:
+        async with simulated(1, start_ms=start_ms, speed=1.0) as sim:
+            settings = settings_for(path, sim, exchange={"timeframes": ["3m", "1h"]})
+            assert sim.archive is not None
+            # One is broken on the way, the newest days are not there yet: REST has both.
+            sim.archive.corrupt.add("BTCUSDT-3m-2026-10-12.zip")
+            report = await fill(settings, 40, "auto")
+            assert report.complete
+            assert report.files_refused == 1
+            assert report.files == sim.archive.served - 1
+            # Of 3m September as a month, and October's days but the newest two and the broken one.
+            # Of 1h September; a day of it is had from REST for less.
+            assert 20 <= report.files <= 24
+            # The newest of both series, the broken day, the newest days, and October of 1h.
+            assert sim.rest.requests["klines"] <= 2 + 2 + 2 + 2
+            assert 40 * (480 + 24) - 4 <= report.stored <= 40 * (480 + 24)
+            await require_whole(settings, 40)
+
+    uvloop.run(run())
+    refused = [r.getMessage() for r in caplog.records if "refused, REST instead" in r.getMessage()]
+    assert len(refused) == 1
+    assert "BTCUSDT-3m-2026-10-12.zip: sha256" in refused[0]
+
+
+def test_an_archive_that_is_not_to_be_had_costs_nothing_but_time(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with simulated(1, speed=1.0) as sim:
+            settings = settings_for(
+                path,
+                sim,
+                exchange={"archive_url": "http://127.0.0.1:1"},
+                history={"weight_per_minute": 2_400},
+            )
+            report = await fill(settings, 14, "archive")
+            assert report.complete
+            assert report.files == 0
+            await require_whole(settings, 14)
+
+    uvloop.run(run())
+    assert caplog.text.count("archive not to be had, REST instead") == 1
+
+
+def test_another_exchange_than_the_archives_is_filled_from_rest_alone(path: Path) -> None:
+    async def run() -> None:
+        async with simulated(1, speed=1.0) as sim:
+            settings = settings_for(
+                path,
+                sim,
+                exchange={"archive_url": "https://data.binance.vision"},
+                history={"weight_per_minute": 2_400},
+            )
+            report = await fill(settings, 5, "archive")
+            assert report.complete
+            assert report.files == report.files_absent == 0
+
+    uvloop.run(run())
+
+
+# --- an exchange that a test makes ----------------------------------------------------------------
+
+
+class Scripted:
+    """Klines of one pair from `begins_ms` on, but for `holes`; `status` other than 200 refuses."""
+
+    def __init__(self, begins_ms: int, holes: tuple[Stretch, ...] = ()) -> None:
+        self.begins_ms = begins_ms
+        self.holes = holes
+        self.asked: list[Stretch] = []
+        self.fail_next = 0
+        self.status = 200
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer /fapi/v1/klines and time."""
+        if request.path.endswith("/time"):
+            return web.json_response({"serverTime": NOW_MS})
+        start_ms, end_ms = int(request.query["startTime"]), int(request.query["endTime"]) + 1
+        self.asked.append(Stretch(start_ms, end_ms))
+        if self.fail_next:
+            self.fail_next -= 1
+            return web.Response(status=500)
+        if self.status != 200:
+            return web.json_response({"code": -1121, "msg": "Invalid symbol."}, status=self.status)
+        rows = [
+            [ms, "1", "2", "0.5", "1.5", "10", ms + LENGTH_MS - 1, "15", 3, "5", "7", "0"]
+            for ms in range(start_ms, end_ms, LENGTH_MS)
+            if ms >= self.begins_ms and not any(s <= ms < e for s, e in self.holes)
+        ]
+        return web.json_response(rows)
+
+
+NOW_MS = schema.floor_to(1_792_800_000_000, LENGTH_MS) + 90_000
+ONE = Instrument("XUSDT", "X/USDT:USDT", "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
+
+
+def scripted(path: Path, exchange: Scripted, check: Callable[[Backfill], Awaitable[None]]) -> None:
+    """Run `check` with a backfill of 30 days of that exchange."""
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", exchange.answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = "http://{}:{}".format(*runner.addresses[0][:2])
+        clock = ExchangeClock()
+        try:
+            async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                rest = BinanceRest(session, url, turns=Turns(Budget(100_000), clock))
+                await sync_clock(rest, clock)
+                one = [(ONE, ("3m",))]
+                await check(
+                    Backfill(writer, rest, None, clock, lambda: one, 30 * schema.DAY_MS, 10**9)
+                )
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
+    exchange = Scripted(NOW_MS - 90_000 - 1_000 * LENGTH_MS)
+
+    async def first(backfill: Backfill) -> None:
+        await backfill.fill()
+        report = backfill.report()
+        assert report.complete
+        assert report.stored == 1_000
+        assert report.absent == report.candles - 1_000 > 13_000
+        # Three that hold something, and those under way until the first empty one was answered.
+        assert 4 <= len(exchange.asked) <= 3 + 8 + 1
+        exchange.asked.clear()
+        await backfill.fill()
+        assert backfill.report().complete
+
+    async def after_a_restart(backfill: Backfill) -> None:
+        await backfill.fill()
+        assert backfill.report().complete
+
+    scripted(path, exchange, first)
+    scripted(path, exchange, after_a_restart)
+    assert exchange.asked == []
+    # An exchange that says so by mistake is not believed for ever.
+    with Journal.open(path) as journal:
+        known = journal.load_document(ABSENT)
+        assert known is not None
+        aged = {
+            key: [[start, end, noted - 8 * schema.DAY_MS] for start, end, noted in rows]
+            for key, rows in json.loads(known[0]).items()
+        }
+        journal.save_document(ABSENT, json.dumps(aged).encode(), NOW_MS)
+    exchange.begins_ms = 0
+    scripted(path, exchange, after_a_restart)
+    with Journal.open(path) as journal:
+        assert len(journal.candles(ONE.pair, "3m", 0, 2**62)) == 14_399
+
+
+def test_what_the_exchange_lacks_in_between_is_remembered_and_the_newest_is_not(path: Path) -> None:
+    end_ms = NOW_MS - 90_000
+    old = Stretch(end_ms - 700 * LENGTH_MS, end_ms - 690 * LENGTH_MS)
+    late = Stretch(end_ms - 5 * LENGTH_MS, end_ms - 4 * LENGTH_MS)
+    exchange = Scripted(0, (old, late))
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        report = backfill.report()
+        assert (report.absent, report.candles_left, report.state) == (10, 1, "incomplete")
+        exchange.asked.clear()
+        exchange.holes = ()
+        await backfill.fill()
+        assert backfill.report().complete
+        assert exchange.asked == [late]
+
+    scripted(path, exchange, check)
+
+
+def test_an_error_is_tried_again_and_a_refused_symbol_is_left_out(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = Scripted(NOW_MS - 90_000 - 100 * LENGTH_MS)
+    exchange.fail_next = 2
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        assert backfill.report().complete
+        assert backfill.report().trouble == ""
+
+    scripted(path, exchange, check)
+    exchange.status = 400
+
+    async def refused(backfill: Backfill) -> None:
+        await backfill.fill()
+        report = backfill.report()
+        assert report.state == "incomplete"
+        assert report.candles_left > 0
+
+    scripted(path.with_name("other.db"), exchange, refused)
+    assert caplog.text.count("history is refused") == 1
+
+
+def test_it_stops_before_the_disk_budget_would_delete_it_again(path: Path) -> None:
+    exchange = Scripted(0)
+
+    async def check(backfill: Backfill) -> None:
+        backfill._max_bytes = 1
+        await backfill.fill()
+        assert backfill.report().state == "incomplete"
+        assert "journal.max_bytes" in backfill.report().trouble
+
+    scripted(path, exchange, check)
+    with Journal.open(path) as journal:
+        assert journal.row_counts()["candle"] == 0
+
+
+def test_holes_are_found_as_a_plain_search_finds_them(path: Path) -> None:
+    chance = random.Random(5)
+    with Journal.open(path) as journal:
+        opens = sorted(chance.sample(range(500), 300))
+        batch = Batch()
+        batch.candles = [
+            Candle(
+                ONE.pair, "3m", at * LENGTH_MS, 1.0, 2.0, 0.5, 1.5, 1.0, 1.5, 0.5, 1, True,
+                (at + 1) * LENGTH_MS,
+            )
+            for at in opens
+        ]  # fmt: skip
+        journal.write(batch)
+        view = JournalView(path)
+        for _ in range(200):
+            start, end = sorted((chance.randrange(520), chance.randrange(520)))
+            stretch = Stretch(start * LENGTH_MS, end * LENGTH_MS)
+            expected = missing([at * LENGTH_MS for at in opens], stretch, LENGTH_MS)
+            assert view.holes(ONE.pair, "3m", stretch) == (expected if start < end else [])
+        assert view.holes("Y/USDT:USDT", "3m", Stretch(0, LENGTH_MS)) == [Stretch(0, LENGTH_MS)]
+    # After a clean stop: read as it is, nothing is created beside it.
+    assert view.holes(ONE.pair, "3m", Stretch(600 * LENGTH_MS, 600 * LENGTH_MS)) == []
+    assert len(view.candles(ONE.pair, "3m", Stretch(0, 2**62))) == 300
+    assert not Path(f"{path}-wal").exists()
+    with pytest.raises(JournalError, match="there is none"):
+        JournalView(path.with_name("none.db")).require()

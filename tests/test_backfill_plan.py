@@ -1,0 +1,122 @@
+"""What is asked for: every missing candle once, in as few requests as can be, the newest first."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketfeed import schema
+from marketfeed.backfill_plan import (
+    BELIEVED_FOR_MS,
+    Absent,
+    Holes,
+    Series,
+    covering,
+    in_order,
+    missing_days,
+    overlap,
+    range_of,
+    without,
+)
+from marketfeed.binance.symbols import NEVER_MS, Instrument
+from marketfeed.stretches import Stretch, joined
+
+LENGTHS = st.sampled_from([schema.MINUTE_MS, 3 * schema.MINUTE_MS, schema.HOUR_MS, schema.DAY_MS])
+
+
+def series(timeframe: str = "3m", listed_ms: int = 0, delivery_ms: int = NEVER_MS) -> Series:
+    one = Instrument(
+        "BTCUSDT", "BTC/USDT:USDT", "USDT", "TRADING", "PERPETUAL", listed_ms, delivery_ms
+    )
+    return Series(one, timeframe)
+
+
+@st.composite
+def holes_of(draw: st.DrawFn, length_ms: int) -> list[Stretch]:
+    """Holes that do not touch, oldest first."""
+    at = draw(st.integers(0, 50))
+    found = []
+    for _ in range(draw(st.integers(0, 12))):
+        at += draw(st.integers(1, 700))
+        size = draw(st.integers(1, 1_600))
+        found.append(Stretch(at * length_ms, (at + size) * length_ms))
+        at += size
+    return found
+
+
+@given(st.data(), LENGTHS, st.integers(1, 499))
+def test_every_missing_candle_is_asked_for_once(
+    data: st.DataObject, length_ms: int, most: int
+) -> None:
+    holes = data.draw(holes_of(length_ms))
+    tiles = covering(holes, length_ms, most)
+    lacking = {ms for hole in holes for ms in range(*hole, length_ms)}
+    asked: list[int] = []
+    for stretch, count in tiles:
+        opens = range(*stretch, length_ms)
+        assert 1 <= len(opens) <= most
+        assert opens[0] in lacking
+        assert opens[-1] in lacking
+        assert count == len(lacking.intersection(opens))
+        asked += opens
+    assert len(asked) == len(set(asked))
+    assert lacking <= set(asked)
+    assert [tile for tile, _ in tiles] == sorted((tile for tile, _ in tiles), reverse=True)
+    # Greedy from one end is the fewest there can be: no two neighbours would fit into one.
+    for (newer, _), (older, _) in itertools.pairwise(tiles):
+        assert (newer.end_ms - older.start_ms) // length_ms > most
+
+
+def test_thirty_days_of_3m_are_29_requests() -> None:
+    day = Stretch(0, 30 * schema.DAY_MS)
+    assert len(covering([day], 3 * schema.MINUTE_MS)) == 29
+
+
+def test_the_newest_of_every_series_come_first() -> None:
+    within = Stretch(0, 30 * schema.DAY_MS)
+    plan = in_order([Holes(series(name), within, (within,)) for name in ("1m", "3m", "1h")])
+    newest = {tile.series.timeframe for tile in plan[:3]}
+    assert newest == {"1m", "3m", "1h"}
+    assert all(tile.stretch.end_ms == within.end_ms for tile in plan[:3])
+    assert [tile.wave for tile in plan] == sorted(tile.wave for tile in plan)
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_a_range_lies_on_the_grid_within_what_was_asked_and_listed(
+    since_ms: int, until_ms: int, listed_ms: int, delivery_ms: int
+) -> None:
+    one = series("3m", listed_ms, delivery_ms)
+    found = range_of(one, since_ms, until_ms)
+    wanted = {
+        ms
+        for ms in range(0, 10**7 + 180_000, 180_000)
+        if ms >= max(since_ms, listed_ms)
+        and ms + 180_000 <= until_ms
+        and (not delivery_ms or ms + 180_000 <= delivery_ms)
+    }
+    assert set(range(*found, 180_000)) == wanted
+
+
+def test_what_the_exchange_does_not_have_is_believed_for_a_week() -> None:
+    one, length_ms = series(), 3 * schema.MINUTE_MS
+    absent = Absent()
+    absent.note(one, [Stretch(0, 10 * length_ms)], 1_000)
+    absent.note(one, [Stretch(10 * length_ms, 12 * length_ms)], 2_000)
+    kept = Absent(absent.document(3_000))
+    assert joined(kept.of(one.key, 3_000), length_ms, 0) == [Stretch(0, 12 * length_ms)]
+    assert kept.of(one.key, 1_000 + BELIEVED_FOR_MS) == []
+    assert kept.of("ETH/USDT:USDT 3m", 3_000) == []
+    assert Absent(kept.document(1_000 + BELIEVED_FOR_MS)).of(one.key, 3_000) == []
+
+
+def test_holes_without_what_is_absent() -> None:
+    holes = [Stretch(0, 100), Stretch(200, 300)]
+    assert without(holes, [Stretch(50, 250)]) == (Stretch(0, 50), Stretch(250, 300))
+    assert without(holes, []) == tuple(holes)
+    assert list(overlap(holes, Stretch(90, 210))) == [Stretch(90, 100), Stretch(200, 210)]
+    day = schema.DAY_MS
+    assert missing_days([Stretch(day // 2, 2 * day), Stretch(2 * day, 2 * day + 5)]) == {
+        0: day // 2,
+        day: day,
+        2 * day: 5,
+    }

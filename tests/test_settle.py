@@ -1,0 +1,430 @@
+"""Settled rates after each settlement, their history with the fewest requests, and where that goes on."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketfeed.batch import Batch
+from marketfeed.binance.budget import Budget, Priority
+from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
+from marketfeed.binance.turns import Turns
+from marketfeed.clock import ExchangeClock
+from marketfeed.collect import Collector
+from marketfeed.config import Settings
+from marketfeed.intake import Intake
+from marketfeed.journal import Journal
+from marketfeed.metrics import Counters
+from marketfeed.records import FundingRate, FundingSettled
+from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
+from marketfeed.settle import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+from marketfeed.stretches import Stretch
+from marketfeed.writer import JournalWriter
+from reader import MarketReader
+
+T0: Final = 1_790_006_400_000
+"""A full 8 hours."""
+WAIT_S: Final = 30.0
+assert T0 % (8 * HOUR_MS) == 0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def settled(path: Path) -> list[tuple[str, int, float, float | None]]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(
+            """SELECT pair.pair, time, rate, mark_price FROM funding_settled
+               JOIN pair ON pair.id = pair_id ORDER BY 1, 2"""
+        ).fetchall()
+
+
+# --- which way needs the fewest requests -----------------------------------------------------------
+
+MONTH = Stretch(T0 - 30 * DAY_MS, T0)
+
+
+def test_few_pairs_are_asked_one_by_one_and_many_together() -> None:
+    listed = [f"S{n}USDT" for n in range(530)]
+    few = plan({name: [MONTH] for name in listed[:10]}, {}, listed)
+    assert (few.singly, few.requests) == (True, 10)
+    most = plan({name: [MONTH] for name in listed[:164]}, {}, listed)
+    assert not most.singly
+    assert most.requests < 164
+    # An hour that is missing of all is one request, of one pair as well.
+    hour = [Stretch(T0 - HOUR_MS, T0)]
+    assert plan(dict.fromkeys(listed[:164], hour), {}, listed).requests == 1
+    assert plan({listed[0]: hour}, {}, listed).requests == 1
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"S{n}" for n in range(40)]),
+        st.lists(st.tuples(st.integers(0, 2_000), st.integers(1, 900)), min_size=1, max_size=4),
+        max_size=40,
+    ),
+    st.sampled_from([1, 4, 8]),
+)
+def test_what_is_asked_together_holds_every_missing_time_once(
+    holes: Mapping[str, list[tuple[int, int]]], hours: int
+) -> None:
+    wanted = {
+        name: [Stretch(T0 + a * MINUTE_MS, T0 + (a + b) * MINUTE_MS) for a, b in parts]
+        for name, parts in holes.items()
+    }
+    names = [f"S{n}" for n in range(400)]
+    found = plan(wanted, dict.fromkeys(names, hours), names)
+    if found.singly:
+        assert found.parts == []
+        return
+    asked = [at for part in found.parts for at in range(*part, MINUTE_MS)]
+    assert len(asked) == len(set(asked))
+    needed = {at for parts in wanted.values() for part in parts for at in range(*part, MINUTE_MS)}
+    assert set(asked) == needed
+    assert found.parts == sorted(found.parts, reverse=True)
+
+
+# --- against a server that has many rates at one time ------------------------------------------------
+
+
+class Rates:
+    """Answers fundingRate as the exchange does, for as many symbols as it is given."""
+
+    def __init__(self, symbols: list[str]) -> None:
+        self.symbols = symbols
+        self.hours = 8
+        self.asked: list[str | None] = []
+        self.told_from_ms: dict[str, int] = {}
+        self.failing = False
+        self.url = ""
+
+    async def rates(self, request: web.Request) -> web.Response:
+        query = request.query
+        symbol = query.get("symbol")
+        self.asked.append(symbol)
+        if self.failing:
+            return web.json_response({"code": -1}, status=500)
+        start_ms, end_ms = int(query["startTime"]), int(query["endTime"])
+        step_ms = self.hours * HOUR_MS
+        first_ms = -(-start_ms // step_ms) * step_ms
+        rows = [
+            {
+                "symbol": name,
+                "fundingTime": time_ms + number % 7,
+                "fundingRate": f"0.000{number % 9 + 1}",
+                "markPrice": "" if number % 2 else "100.5",
+            }
+            for time_ms in range(first_ms, end_ms + 1, step_ms)
+            for number, name in enumerate(self.symbols)
+            if symbol in (None, name) and time_ms >= self.told_from_ms.get(name, 0)
+        ]
+        rows.sort(key=lambda row: row["fundingTime"])
+        return web.json_response(rows[: int(query["limit"])])
+
+    async def info(self, _: web.Request) -> web.Response:
+        self.asked.append("info")
+        return web.json_response([])
+
+
+def instrument(number: int) -> Instrument:
+    name = f"S{number}"
+    return Instrument(f"{name}USDT", f"{name}/USDT:USDT", "USDT", "TRADING", "PERPETUAL", 0, 0)
+
+
+class Line:
+    """Settling over a journal, without a feed; `tell` lets a running rate come."""
+
+    def __init__(self, intake: Intake, settling: Settling, clock: ExchangeClock, rates: Rates):
+        self.intake = intake
+        self.settling = settling
+        self.clock = clock
+        self.rates = rates
+
+    def tell(self, next_ms: int, *instruments: Instrument) -> None:
+        self.intake.next_funding_ms.update((i.pair, next_ms) for i in instruments)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def run(
+    path: Path,
+    check: Callable[[Line], Awaitable[None]],
+    *,
+    collected: int,
+    listed: int,
+    days: int,
+    now_ms: int = T0 + 2 * HOUR_MS,
+    speed: float = 20.0,
+) -> Rates:
+    async def main() -> Rates:
+        instruments = [instrument(n) for n in range(listed)]
+        rates = Rates([i.symbol for i in instruments])
+        app = web.Application()
+        app.router.add_get("/fapi/v1/fundingRate", rates.rates)
+        app.router.add_get("/fapi/v1/fundingInfo", rates.info)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        clock = ExchangeClock()
+        clock.set_server_time(now_ms, 0.0, speed)
+        counters = Counters()
+        async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+            turns = Turns(Budget(1_000, funding_requests=10_000), clock)
+            intake = Intake(
+                writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
+            )
+            settling = Settling(
+                BinanceRest(session, f"http://{host}:{port}", turns=turns),
+                intake,
+                writer,
+                clock,
+                counters,
+                ExchangeInfo({i.pair: i for i in instruments}, 0),
+                instruments[:collected],
+                days * DAY_MS,
+            )
+            task = asyncio.create_task(settling.run())
+            try:
+                await check(Line(intake, settling, clock, rates))
+            finally:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        await runner.cleanup()
+        return rates
+
+    return asyncio.run(main())
+
+
+async def complete(line: Line) -> None:
+    await line.until(
+        lambda: line.settling.report().rates > 0 and not line.settling.report().history_pairs
+    )
+
+
+@pytest.mark.parametrize(
+    ("collected", "listed", "most"),
+    # 1,400 rates at one time are more than one answer holds.
+    [(3, 530, 4), (300, 530, 40), (5, 1_400, 6)],
+    ids=["few", "many", "crowded"],
+)
+def test_history_is_complete_and_a_restart_asks_for_nothing_again(
+    path: Path, collected: int, listed: int, most: int
+) -> None:
+    rates = run(path, complete, collected=collected, listed=listed, days=3)
+    assert len(rates.asked) <= most
+    rows = settled(path)
+    # From three days before now on: nine settlements of each.
+    assert len(rows) == collected * 9
+    times = sorted({time_ms for _, time_ms, _, _ in rows})
+    assert times == [T0 - n * 8 * HOUR_MS for n in reversed(range(9))]
+    assert {rate for _, _, rate, _ in rows} <= {n / 10_000 for n in range(1, 10)}
+    assert {mark for _, _, _, mark in rows} == {None, 100.5}
+
+    async def nothing(line: Line) -> None:
+        await line.until(lambda: line.settling._generation > 0)
+        await asyncio.sleep(0.2)
+
+    again = run(path, nothing, collected=collected, listed=listed, days=3)
+    assert again.asked == []
+    # New pairs are had; the others are not asked for again, or in passing.
+    more = run(path, complete, collected=collected + 1, listed=listed, days=3)
+    assert len(settled(path)) == (collected + 1) * 9
+    assert 0 < len(more.asked) <= most
+
+
+def test_more_rates_at_one_time_than_an_answer_holds(path: Path) -> None:
+    async def check(line: Line) -> None:
+        told = await line.settling._fetch(
+            None, Stretch(T0 - HOUR_MS, T0 + MINUTE_MS), Priority.SETTLED
+        )
+        assert len(told) == 5
+
+    rates = run(path, check, collected=5, listed=MAX_SETTLEMENTS + 400, days=0)
+    assert [symbol for symbol in rates.asked if symbol] == [f"S{n}USDT" for n in range(5)]
+    assert len(settled(path)) == 5
+
+
+def test_history_goes_on_after_a_failure_and_after_a_kill(path: Path) -> None:
+    async def failing(line: Line) -> None:
+        line.rates.failing = True
+        await line.until(lambda: len(line.rates.asked) >= 3)
+        assert "status 500" in line.settling.report().trouble
+        assert line.settling.report().history_pairs == 4
+        line.rates.failing = False
+        await line.until(lambda: line.settling.report().rates > 0)
+        # Ended in the middle, perhaps.
+
+    run(path, failing, collected=4, listed=530, days=20)
+    if len(settled(path)) < 4 * 60:
+        run(path, complete, collected=4, listed=530, days=20)
+    assert len(settled(path)) == 4 * 60
+
+
+def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_told(path: Path) -> None:
+    ours = [instrument(n) for n in range(3)]
+
+    async def check(line: Line) -> None:
+        line.tell(T0, *ours)
+        await line.until(lambda: line.settling.report().awaited == 3)
+        await line.until(lambda: len(line.rates.asked) >= 1)
+        # Two of them are told at once, the third only later; meanwhile its next one is known.
+        line.tell(T0 + 8 * HOUR_MS, *ours)
+        await line.until(lambda: line.settling.report().awaited == 1)
+        asked = len(line.rates.asked)
+        await line.until(lambda: len(line.rates.asked) >= asked + 2)
+        line.rates.told_from_ms.clear()
+        await line.until(lambda: line.settling.report().awaited == 0)
+        assert line.clock.now_ms() >= T0 + SETTLED_AFTER_S * 1000
+
+    async def main(line: Line) -> None:
+        line.rates.told_from_ms[ours[2].symbol] = T0 + 1
+        await check(line)
+
+    rates = run(path, main, collected=3, listed=530, days=0, now_ms=T0 - 1_000)
+    assert set(rates.asked) == {None}
+    assert [(pair, time_ms) for pair, time_ms, _, _ in settled(path)] == [
+        (one.pair, T0) for one in ours
+    ]
+
+
+def test_a_rate_that_is_never_told_is_given_up(path: Path) -> None:
+    async def check(line: Line) -> None:
+        line.rates.told_from_ms[instrument(0).symbol] = T0 + 1
+        line.tell(T0, instrument(0))
+        await line.until(lambda: line.settling.report().given_up == 1)
+        assert line.settling.report().awaited == 0
+
+    run(path, check, collected=1, listed=1, days=0, now_ms=T0 + 1_000, speed=3_000.0)
+    assert settled(path) == []
+
+
+# --- the collector against the simulated exchange ------------------------------------------------------
+
+
+def test_the_collector_has_settlements_and_their_history(path: Path) -> None:
+    async def rates_of(sim: Simulator, since_ms: int, until_ms: int) -> dict[tuple[str, int], Any]:
+        found: dict[tuple[str, int], Any] = {}
+        async with aiohttp.ClientSession() as session:
+            rest = BinanceRest(session, sim.rest_url)
+            info = parse_exchange_info(await rest.exchange_info())
+            for one in sim.market.instruments:
+                symbol = info.instruments[one.pair].symbol
+                for row in await rest.settlements(
+                    since_ms, until_ms, Priority.HISTORY, symbol=symbol
+                ):
+                    found[one.pair, row.time_ms] = row.rate
+        return found
+
+    async def main() -> tuple[dict[tuple[str, int], Any], int]:
+        options = SimulatorOptions(
+            pairs=8, timeframes=("1m",), speed=120.0, start_ms=T0 - 2 * MINUTE_MS
+        )
+        async with Simulator(options) as sim:
+            settings = Settings.model_validate(
+                {
+                    "exchange": {
+                        "ws_url": sim.ws_url,
+                        "rest_url": sim.rest_url,
+                        "pairs": [one.pair for one in sim.market.instruments],
+                        "timeframes": ["1m"],
+                    },
+                    "history": {"days": 4},
+                    "journal": {"path": str(path)},
+                    "status": {"port": 0},
+                }
+            )
+            collector = Collector(settings)
+            stop = asyncio.Event()
+            running = asyncio.create_task(collector.run(stop))
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    while True:
+                        report = collector.report().settled
+                        if (
+                            sim.now_ms() > T0 + 60_000
+                            and report is not None
+                            and not report.history_pairs
+                            and not report.awaited
+                            and report.rates
+                        ):
+                            break
+                        await asyncio.sleep(0.02)
+                    # A running rate after it.
+                    after_ms = sim.now_ms() + 2 * MINUTE_MS
+                    while sim.now_ms() < after_ms:
+                        await asyncio.sleep(0.02)
+            finally:
+                stop.set()
+                await running
+            return await rates_of(sim, after_ms - 3 * DAY_MS, after_ms), after_ms
+
+    truth, now_ms = asyncio.run(main())
+    rows = {(pair, time_ms): rate for pair, time_ms, rate, _ in settled(path)}
+    assert len(truth) >= 8 * 9
+    assert {key: rows.get(key) for key in truth} == truth
+    newest = {pair: max(t for p, t in truth if p == pair) for pair, _ in truth}
+    assert T0 in newest.values()
+    with closing(sqlite3.connect(path)) as db:
+        noted = dict(
+            db.execute(
+                """SELECT pair.pair, (SELECT settled_rate FROM funding_rate
+                       WHERE pair_id = pair.id ORDER BY time DESC LIMIT 1) FROM pair"""
+            ).fetchall()
+        )
+    with MarketReader.connect(f"sqlite:///{path}", now_ms=lambda: now_ms) as reader:
+        for pair, time_ms in newest.items():
+            assert noted[pair] == truth[pair, time_ms]
+            assert reader.get_funding_rate(pair, max_age_s=None).settled_rate == noted[pair]
+
+
+def test_running_rates_hold_what_was_settled_before_them(path: Path) -> None:
+    pair = "BTC/USDT:USDT"
+
+    def write(journal: Journal, *records: FundingRate | FundingSettled) -> None:
+        batch = Batch()
+        batch.extend(records)
+        journal.write(batch)
+
+    with Journal.open(path) as journal:
+        write(journal, FundingRate(pair, T0 - MINUTE_MS, 0.1, T0))
+        write(
+            journal,
+            FundingSettled(pair, T0, 0.2, None),
+            FundingSettled(pair, T0, 0.9, None, "Special"),
+        )
+        write(journal, FundingSettled(pair, T0 - 8 * HOUR_MS, 0.3, None))
+        write(journal, FundingRate(pair, T0 + MINUTE_MS, 0.4, T0 + 8 * HOUR_MS))
+        # One that comes late does not hold what was known after it.
+        write(journal, FundingRate(pair, T0 - 3 * MINUTE_MS, 0.5, T0))
+    with Journal.open(path) as journal:
+        # Known again after a restart.
+        write(journal, FundingRate(pair, T0 + 2 * MINUTE_MS, 0.6, T0 + 8 * HOUR_MS))
+        assert journal.newest_settled() == {pair: (T0, 0.2)}
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute(
+            "SELECT time, settled_rate FROM funding_rate ORDER BY time"
+        ).fetchall() == [
+            (T0 - 3 * MINUTE_MS, None),
+            (T0 - MINUTE_MS, None),
+            (T0 + MINUTE_MS, 0.2),
+            (T0 + 2 * MINUTE_MS, 0.2),
+        ]
