@@ -164,10 +164,10 @@ class Collector:
                     feeding = group.create_task(feed.run(), name="feed")
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
-                        group.create_task(keeper.run(), name="pairs"),
                         group.create_task(line.healer.run(), name="heal"),
                         group.create_task(line.settling.run(), name="settle"),
                         group.create_task(history.run(), name="history"),
+                        group.create_task(keeper.run(), name="pairs"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
                         group.create_task(self._watch_journal(intake), name="damage"),
@@ -225,7 +225,7 @@ class Collector:
             exchange.mark_price_every.ms,
         )
         healer = Healer(
-            supervisor, rest, intake, self._writer, self._clock, self._counters, roster.contract
+            supervisor, rest, intake, self._writer, self._clock, self._counters, roster.known
         )
         settling = Settling(
             rest,

@@ -71,7 +71,7 @@ class Catalog:
 class Keeper:
     """Keeps one collector's pairs in step with the exchange; `run` lasts until it is cancelled.
 
-    `on_changed` is called when other pairs are collected than before.
+    `on_change` is called when the roster has changed, for who else has to follow.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Keeper:
         catalog: Catalog,
         clock: ExchangeClock,
         writer: JournalWriter,
-        on_changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._source = source
@@ -96,7 +96,7 @@ class Keeper:
         self._catalog = catalog
         self._clock = clock
         self._writer = writer
-        self._on_changed = on_changed
+        self._on_change = on_change
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
 
@@ -148,8 +148,8 @@ class Keeper:
         now_ms = self._clock.now_ms()
         self._joining.update((instrument.pair, now_ms) for instrument in joined)
         stored = await self._stored(joined, returned, now_ms)
-        self._on_changed()
         self._supervisor.join(joined, stored)
+        self._on_change()
         await self._feed.subscribe(self._streams(joined))
         log.info(
             "pairs joined count=%d first=%s now=%d", len(joined), joined[0].pair, len(self._roster)
@@ -157,7 +157,7 @@ class Keeper:
 
     async def _leave(self, ended: Sequence[Ended]) -> None:
         instruments = [one.instrument for one in ended]
-        self._on_changed()
+        self._on_change()
         self._supervisor.leave({instrument.pair for instrument in instruments})
         for one in ended:
             self._joining.pop(one.instrument.pair, None)

@@ -76,17 +76,17 @@ class Roster:
         """What is collected now."""
         return tuple(self._collected.values())
 
-    def contract(self, pair: str) -> Instrument | None:
-        """The contract of a pair that is collected, or was until it ended; None of any other."""
-        ended = self._ended.get(pair)
-        return self._collected.get(pair) or (None if ended is None else ended.instrument)
-
     def __contains__(self, pair: str) -> bool:
         """Whether a pair is collected now."""
         return pair in self._collected
 
     def __len__(self) -> int:
         return len(self._collected)
+
+    def known(self, pair: str) -> Instrument | None:
+        """The contract of a pair that is collected, or was until its end: its candles can still be had."""
+        ended = self._ended.get(pair)
+        return self._collected.get(pair) or (None if ended is None else ended.instrument)
 
     def remember(self, instruments: Iterable[Instrument]) -> None:
         """Take in what was collected before and is not now: it may have ended while nobody looked."""

@@ -216,7 +216,8 @@ class Supervisor:
         # What has come of them until now still counts.
         self._take_in()
         gone = [series for series in self._streams if series.pair in pairs]
-        self._liveness.unwatch(gone)
+        self._liveness.unwatch(gone, self._clock.now_ms())
+        self._note_missing("did not come before the pair's end")
         for series in gone:
             del self._streams[series]
             self._asked_again_s.pop(series, None)

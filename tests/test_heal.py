@@ -254,7 +254,8 @@ def test_after_a_reconnect_the_last_candles_are_compared_and_no_worse_one_is_tak
         def reconnect() -> None:
             for state in ("closed", "open"):
                 line.supervisor.on_connection(
-                    ConnectionStatus("feed-1", ("btcusdt@kline_1m",), state, 0.0, 2, 1, 0.0, "")  # type: ignore[arg-type]
+                    ConnectionStatus("feed-1", ("btcusdt@kline_1m",), state, 0.0, 2, 1, 0.0, ""),  # type: ignore[arg-type]
+                    counts=True,
                 )
 
         reconnect()

@@ -218,7 +218,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
             assert frame["date"].iloc[-1].timestamp() * 1000 == end_ms - MINUTE_MS
             assert frame.attrs["missing"] == []
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            assert db.execute("SELECT * FROM gap WHERE state <> 'healed'").fetchall() == []
+            assert db.execute("SELECT * FROM gap WHERE NOT healed").fetchall() == []
 
     run_following(path, check)
 

@@ -184,14 +184,21 @@ class Liveness:
                 end_ms = NEVER_MS if ended_ms is None else ended_ms
                 state.until_ms = schema.floor_to(end_ms, state.length_ms)
 
-    def unwatch(self, series: Iterable[Series]) -> None:
-        """Expect no more of series that have ended or are not subscribed any more; holes stay holes."""
+    def unwatch(self, series: Iterable[Series], now_ms: int) -> None:
+        """Expect no more of series that have ended or are not subscribed any more; holes stay holes.
+
+        What was awaited until now, or until their end, and has not come is missing.
+        """
         for item in series:
             if item.channel == MARK_PRICE:
                 self._mark_due_s.pop(item.pair, None)
                 self._ended_ms.pop(item.pair, None)
             elif item in self._candles:
                 state = self._candles[item]
+                end_ms = min(schema.floor_to(now_ms, state.length_ms), state.until_ms)
+                if state.awaited_ms < end_ms:
+                    self._lost(item, state, state.awaited_ms, end_ms)
+                    state.awaited_ms = end_ms
                 state.ended = True
                 if not state.holes and not state.ranges:
                     del self._candles[item]

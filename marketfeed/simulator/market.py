@@ -102,7 +102,6 @@ class Market:
         self._kline_timeframes = tuple(timeframes)
         self._seed = seed
         self._empty_closes = empty_closes
-        self._every_trade = every_trade
         # Listed, and not trading yet.
         self._coming: list[Instrument] = []
         self._pairs: dict[str, PairMarket] = {}
@@ -113,7 +112,7 @@ class Market:
             for instrument in (*instruments, *bystanders)
         }
         for instrument in instruments:
-            self._open(instrument, start_ms, day)
+            self._open(instrument, start_ms, day, every_trade=every_trade)
         self._coin_m = Funding(_coin_margined(instruments[0]), seed)
         self._slow_array = self._stream(MARK_SLOW)
         self._fast_array = self._stream(MARK_FAST)
@@ -134,10 +133,17 @@ class Market:
     def _stream(self, name: str) -> Stream:
         return self._streams.setdefault(name, Stream(name))
 
-    def _open(self, instrument: Instrument, start_ms: int, day: RecordedDay | None) -> None:
+    def _open(
+        self,
+        instrument: Instrument,
+        start_ms: int,
+        day: RecordedDay | None,
+        *,
+        every_trade: bool = False,
+    ) -> None:
         symbol, seed = instrument.symbol, self._seed
         source: MinuteSource = (
-            RecordedSource(instrument, day, every_trade=self._every_trade)
+            RecordedSource(instrument, day, every_trade=every_trade)
             if day is not None and day.symbol == symbol
             else GeneratedSource(instrument, seed)
         )

@@ -136,7 +136,10 @@ def test_watching_again_keeps_deadlines_and_forgetting_ends_them() -> None:
     liveness.watch([MARK, CANDLES], 150.0, T0 + 50_000, {})
     assert late(liveness, 70.0) == [MARK, CANDLES]
     assert liveness.series == 2
-    liveness.unwatch([MARK, CANDLES])
+    liveness.take_news()
+    liveness.unwatch([MARK, CANDLES], T0 + 4 * MINUTE)
+    # The last one that was awaited counts, however soon the series was let go.
+    assert lost(liveness.take_news()) == [1, 2, 3]
     assert late(liveness, 1_000.0) == []
     assert liveness.series == 0
 
@@ -218,7 +221,7 @@ def test_an_ended_series_is_awaited_no_more_and_its_holes_can_heal() -> None:
     liveness = watching(CANDLES)
     liveness.closed(PAIR, "1m", T0 + MINUTE)
     assert lost(liveness.take_news()) == [0]
-    liveness.unwatch([CANDLES])
+    liveness.unwatch([CANDLES], T0 + 2 * MINUTE)
     assert late(liveness, 1_000.0) == []
     liveness.closed(PAIR, "1m", T0 + 9 * MINUTE)
     assert liveness.take_news() == []
@@ -301,10 +304,10 @@ def test_an_end_that_is_taken_back_is_none() -> None:
     liveness = watching(MARK, CANDLES)
     liveness.expect_until(PAIR, T0 + MINUTE)
     liveness.expect_until(PAIR, None)
-    assert late(liveness, 170.0) == [MARK, CANDLES]
-    assert lost(liveness.take_news()) == [0, 1]
+    assert late(liveness, 180.0) == [MARK, CANDLES]
+    assert lost(liveness.take_news()) == [0, 1, 2]
     # A pair that comes again under the same name starts without an end.
     liveness.expect_until(PAIR, T0)
-    liveness.unwatch([MARK, CANDLES])
+    liveness.unwatch([MARK, CANDLES], T0)
     liveness.watch([MARK, CANDLES], 400.0, T0 + 310_000, {})
     assert late(liveness, 1_000.0) == [MARK, CANDLES]
