@@ -109,6 +109,13 @@ class Reporter:
             cpu_s=cpu_s(),
         )
 
+    def headline(self) -> str:
+        """How it fares, in a line for `systemctl status`."""
+        reasons = self._reasons()
+        state = f"not well: {reasons[0]}" if reasons else "well"
+        more = f" (and {len(reasons) - 1} more, see /health)" if len(reasons) > 1 else ""
+        return f"{self._pairs()} pairs, {state}{more}"
+
     def gauges(self) -> Gauges:
         """What a scrape of the metrics reads."""
         now_ms = self._clock.now_ms()

@@ -14,12 +14,14 @@ MODULES = sorted([*(ROOT / "marketfeed").rglob("*.py"), *(ROOT / "reader").rglob
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
+        "marketfeed/backup.py",
         "marketfeed/database.py",
         "marketfeed/journal.py",
         "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
         "reader/sqlite.py",
     },
+    "sdnotify": {"marketfeed/notify.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
     "rich": {"marketfeed/cli.py", "marketfeed/present.py"},
