@@ -112,8 +112,8 @@ class Reporter:
     def headline(self) -> str:
         """How it fares, in a line for `systemctl status`."""
         reasons = self._reasons()
-        state = f"not well: {reasons[0]}" if reasons else "well"
-        more = f" (and {len(reasons) - 1} more, see /health)" if len(reasons) > 1 else ""
+        state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
+        more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
         return f"{self._pairs()} pairs, {state}{more}"
 
     def gauges(self) -> Gauges:
