@@ -7,6 +7,7 @@
         * JournalForeignError the file is no journal of ours
         * JournalNewerError   the file was written by a newer version
         * JournalWriteError   a batch could not be committed (`damaged`: the file is corrupt)
+    * BackupError             a backup could not be made; what was there is untouched
     * ExchangeError           the exchange did not answer, or not as documented
         * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
         * ArchiveError        a file of the archive is not to be trusted
@@ -47,6 +48,10 @@ class JournalWriteError(JournalError):
     def __init__(self, message: str, damaged: bool) -> None:
         super().__init__(message)
         self.damaged = damaged
+
+
+class BackupError(MarketfeedError):
+    """A backup could not be made, or not be proven whole. Nothing that was there has changed."""
 
 
 class ExchangeError(MarketfeedError):

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from marketfeed.backup import BackupReport
 from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
@@ -37,6 +38,14 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
             progress.update(task, description=stage, completed=fraction)
 
         yield tell
+
+
+def backup_text(report: BackupReport) -> str:
+    """What was copied, in a line."""
+    return (
+        f"{report.path}: {report.bytes / 1e6:,.1f} MB, schema version {report.schema_version}, "
+        f"checked, {report.seconds:.1f} s"
+    )
 
 
 def demo_tables(result: DemoResult) -> list[RenderableType]:

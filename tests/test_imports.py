@@ -14,6 +14,7 @@ MODULES = sorted([*(ROOT / "marketfeed").rglob("*.py"), *(ROOT / "reader").rglob
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
+        "marketfeed/backup.py",
         "marketfeed/database.py",
         "marketfeed/journal.py",
         "marketfeed/journal_view.py",
@@ -21,6 +22,7 @@ ONLY_IN = {
         "marketfeed/aggregator/ledger.py",
         "reader/sqlite.py",
     },
+    "sdnotify": {"marketfeed/notify.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
     "rich": {"marketfeed/cli.py", "marketfeed/present.py", "marketfeed/present_history.py"},
