@@ -7,6 +7,7 @@ REST API on loopback. `feeder_line` puts a simulator, a filled journal and a col
 import base64
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -24,8 +25,9 @@ from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 
 ROOT: Final = Path(__file__).parents[2]
-sys.path += [str(ROOT / "tests" / "faults"), str(ROOT / "tests" / "influx")]
+sys.path += [str(ROOT / "tests" / name) for name in ("faults", "influx", "freqtrade")]
 
+from harness_config import PASSWORD, USER, bot_config  # noqa: E402
 from influxd import cache_dir  # noqa: E402 - the directories have to be known first
 from proc_commands import (  # noqa: E402
     Collecting,
@@ -50,8 +52,9 @@ REQUIREMENTS: Final = (
     f"freqtrade-client=={VERSION}",
     # What the reader needs beside: it is found by PYTHONPATH, so that it is the one of this tree.
     "msgspec>=0.18.6,<1",
-    # What FreqAI's LightGBM models import.
+    # What FreqAI's LightGBM models import; xgboost itself would bring half a gigabyte of CUDA.
     "lightgbm",
+    "xgboost-cpu",
     "scikit-learn",
     "datasieve>=0.1.5",
     "joblib",
@@ -59,20 +62,21 @@ REQUIREMENTS: Final = (
 STRATEGIES: Final = Path(__file__).parent / "strategies"
 START_S: Final = 120.0
 STOP_S: Final = 60.0
-USER, PASSWORD = "freqtrader", "invented-for-tests"
 REQUESTS: Final = ("klines", "fundingRate", "markPriceKlines")
 """What a feeder that reads the store must not ask for."""
 
 
 def freqtrade_python() -> Path:
     """Return the Python of Freqtrade's environment, built at the first call (a minute)."""
-    home = cache_dir() / f"freqtrade-{VERSION}"
+    digest = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:8]
+    # Another list, another directory: one that is in use elsewhere is never touched.
+    home = cache_dir() / f"freqtrade-{VERSION}-{digest}"
     home.parent.mkdir(parents=True, exist_ok=True)
     stamp = home / "marketfeed.stamp"
     python = home / "bin" / "python"
     with (home.parent / f"{home.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != "\n".join(REQUIREMENTS):
+        if not stamp.exists():
             shutil.rmtree(home, ignore_errors=True)
             # Not the environment that the tests run in, but the Python below it.
             base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
@@ -86,7 +90,7 @@ def freqtrade_python() -> Path:
                 "--disable-pip-version-check",
                 *REQUIREMENTS,
             )
-            stamp.write_text("\n".join(REQUIREMENTS))
+            stamp.touch()
     return python
 
 
@@ -281,65 +285,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def bot_config(
-    directory: Path, rest_url: str, pairs: Sequence[str], timeframe: str, api_port: int
-) -> dict[str, Any]:
-    """Return the configuration of a dry-run futures bot of the exchange at `rest_url`."""
-    return {
-        "bot_name": "marketfeed-test",
-        "dry_run": True,
-        "dry_run_wallet": 100_000,
-        "max_open_trades": len(pairs),
-        "stake_currency": "USDT",
-        "stake_amount": 100,
-        "trading_mode": "futures",
-        "margin_mode": "isolated",
-        "timeframe": timeframe,
-        "db_url": f"sqlite:///{directory / 'trades.sqlite'}",
-        "initial_state": "running",
-        "force_entry_enable": True,
-        "entry_pricing": {"price_side": "other", "use_order_book": True, "order_book_top": 1},
-        "exit_pricing": {"price_side": "other", "use_order_book": True, "order_book_top": 1},
-        "order_types": {
-            "entry": "market",
-            "exit": "market",
-            "stoploss": "market",
-            "stoploss_on_exchange": False,
-        },
-        "exchange": {
-            "name": "binance",
-            "key": "",
-            "secret": "",
-            "pair_whitelist": list(pairs),
-            "only_from_ccxt": True,
-            "ccxt_config": {
-                "options": {"fetchMarkets": {"types": ["linear"]}},
-                "urls": {
-                    "api": {
-                        name: f"{rest_url}/fapi/v{version}"
-                        for name, version in (
-                            ("fapiPublic", 1),
-                            ("fapiPublicV2", 2),
-                            ("fapiPublicV3", 3),
-                        )
-                    }
-                },
-            },
-        },
-        "pairlists": [{"method": "StaticPairList"}],
-        "internals": {"process_throttle_secs": 5, "heartbeat_interval": 10},
-        "api_server": {
-            "enabled": bool(api_port),
-            "listen_ip_address": "127.0.0.1",
-            "listen_port": api_port or 8080,
-            "verbosity": "error",
-            "jwt_secret_key": "an-invented-key-of-at-least-32-characters",
-            "username": USER,
-            "password": PASSWORD,
-        },
-    }
-
-
 # --- the line around it ---------------------------------------------------------------------------
 
 
@@ -369,19 +314,21 @@ def feeder_line(
     *,
     timeframes: Sequence[str] = ("1m", "1h"),
     candles: int = 600,
+    mark_hours: int = 48,
     speed: float = 1.0,
     **sections: dict[str, Any],
 ) -> Iterator[Line]:
     """Run simulator and collector; the journal holds the last `candles` of each timeframe already.
 
-    `sections` are merged into the collector's settings.
+    And `mark_hours` of mark prices, 40 days of settled funding rates. `sections` are merged into the
+    collector's settings.
     """
     names = choose_pairs(pairs)
     directory.mkdir(parents=True, exist_ok=True)
     with exchange(directory, pairs, speed, "1m,3m,5m,15m,1h") as sim:
         journal = directory / "journal.db"
         _wait_for_early_minute()
-        fill(journal, sim.rest_url, names, dict.fromkeys(timeframes, candles))
+        fill(journal, sim.rest_url, names, dict.fromkeys(timeframes, candles), mark_hours)
         chosen = {"pairs": list(names), "timeframes": list(timeframes)}
         sections["exchange"] = chosen | sections.get("exchange", {})
         config = write_config(directory, sim.ws_url, sim.rest_url, journal, **sections)
@@ -463,3 +410,10 @@ def _ask(rest_url: str, endpoint: str, **query: object) -> Any:
         # The address's weight of this minute is used up; the harness shares it with its bots.
         assert answer.status == 429, answer
         time.sleep(1.0)
+
+
+def past_rows(rest_url: str, pair: str, timeframe: str, since_ms: int) -> list[list[Any]]:
+    """The exchange's own candles of a pair, the forming one included."""
+    now_ms = _ask(rest_url, "time")["serverTime"]
+    symbol = pair.partition(":")[0].replace("/", "")
+    return list(_rows(rest_url, "klines", symbol, timeframe, since_ms, now_ms))

@@ -34,6 +34,13 @@ class Seen(IStrategy):
         with (folder / name).open("a") as file:
             file.write(json.dumps({"at_ms": time.time() * 1000, **what}) + "\n")
 
+    def informative_pairs(self):
+        """Ask for what else a futures feeder uses, if `SEEN_INFORMATIVE` is set."""
+        if os.environ.get("SEEN_INFORMATIVE") != "1":
+            return []
+        kinds = [("1h", "funding_rate"), ("1h", "mark"), ("15m", "futures")]
+        return [(pair, *kind) for pair in self.dp.current_whitelist() for kind in kinds]
+
     def populate_indicators(self, dataframe: DataFrame, metadata: dict) -> DataFrame:
         """Write the frame down."""
         times_ms = dataframe["date"].dt.as_unit("ms").astype("int64")
@@ -42,8 +49,21 @@ class Seen(IStrategy):
         values = np.column_stack([times_ms, dataframe[_COLUMNS]])
         np.save(Path(os.environ["SEEN_DIR"]) / file, values)
         dtypes = {name: str(dtype) for name, dtype in dataframe.dtypes.items()}
+        more = {}
+        for _, timeframe, kind in self.informative_pairs()[:3]:
+            frame = self.dp.get_pair_dataframe(metadata["pair"], timeframe, candle_type=kind)
+            more[kind + timeframe] = [
+                len(frame),
+                str(frame["date"].iloc[-1]),
+                str(frame.dtypes.iloc[0]),
+            ]
         self._note(
-            "frames.jsonl", pair=metadata["pair"], newest_ms=newest_ms, file=file, dtypes=dtypes
+            "frames.jsonl",
+            pair=metadata["pair"],
+            newest_ms=newest_ms,
+            file=file,
+            dtypes=dtypes,
+            more=more,
         )
         return dataframe
 
