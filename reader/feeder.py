@@ -143,7 +143,7 @@ class Feeder:
             )
         now_ms = self._now_ms()
         return {
-            each.pair: _judge(each, _values(frames[each.pair]), collected[each.pair], now_ms)
+            each.pair: _judge(each, frames[each.pair], collected[each.pair], now_ms)
             for each in downloads
         }
 
@@ -153,9 +153,11 @@ class Feeder:
         `version` was taken before the look: what was stored in between is not waited for.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
-        close_ms = schema.floor_to(self._now_ms(), length_ms)
+        now_ms = self._now_ms()
+        close_ms = schema.floor_to(now_ms, length_ms)
         expected_ms = close_ms - length_ms
-        while (left_s := self._late_s - (self._now_ms() - close_ms) / 1000) > 0:
+        deadline_s = time.monotonic() + self._late_s - (now_ms - close_ms) / 1000
+        while (left_s := deadline_s - time.monotonic()) > 0:
             self._reader.wait_change(version, min(left_s, 1.0))
             version = self._reader.version()
             newest = self._reader.newest(timeframe)
@@ -248,7 +250,9 @@ def _cannot(asked: Download, collected: Mapping[str, PairInfo]) -> NotStoredErro
     return None
 
 
-def _judge(asked: Download, values: Floats, info: PairInfo, now_ms: int) -> list[Row] | ReaderError:
+def _judge(
+    asked: Download, frame: pd.DataFrame, info: PairInfo, now_ms: int
+) -> list[Row] | ReaderError:
     """Return the candles that are read as rows, or what is wrong with them at `now_ms`."""
     length_ms = schema.TIMEFRAMES_MS[asked.timeframe]
     current_ms = schema.floor_to(now_ms, length_ms)
@@ -261,7 +265,10 @@ def _judge(asked: Download, values: Floats, info: PairInfo, now_ms: int) -> list
         first_ms = ceil_to(asked.since_ms, length_ms)
         end_ms = min(end_ms, first_ms + asked.limit * length_ms)
     first_ms = max(first_ms, ceil_to(asked.listed_ms or 0, length_ms))
-    closed = values[values[:, 0] < end_ms]
+    values = _values(frame)
+    # A forming candle never counts as closed, however late it is.
+    closed = values[: len(values) - frame.attrs["forming"]]
+    closed = closed[closed[:, 0] < end_ms]
     times_ms = closed[:, 0].astype(np.int64)
     expected = np.arange(first_ms, end_ms, length_ms, dtype=np.int64)
     absent = np.setdiff1d(expected, times_ms, assume_unique=True)

@@ -221,10 +221,17 @@ class Bot:
             until(lambda: self.api("GET", "ping").status == 200, timeout_s)
 
     def stop(self) -> int:
-        """Ask it to stop (SIGINT) and return its exit code: Freqtrade ends with 130 then."""
+        """Ask it to stop (SIGINT) and return its exit code: Freqtrade ends with 130 then.
+
+        Freqtrade's handler raises where it just is; seen once: it hung then. So it is asked again.
+        """
         assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
-        return self._process.wait(STOP_S)
+        for _ in range(4):
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(STOP_S / 4)
+        self._process.kill()
+        return self._process.wait()
 
     # --- its REST API -----------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ PAIRS: Final = 20
 MINUTE_MS: Final = 60_000
 BY_MODULE: Final = ("-m", "reader.freqtrade")
 EXAMPLES: Final = ROOT / "examples"
+_INFERENCE: Final = "Total time spent inferencing pairlist"
 
 
 class Unexpected(Exception):  # noqa: N818 - a finding
@@ -323,14 +324,14 @@ def freqai(directory: Path) -> None:
             arguments=("--freqaimodel", "LightGBMRegressor"),
         ) as bot:  # fmt: skip
             bot.wait_log(r"Done training \S+", 600, count=pairs)
-            bot.wait_log(r"predictions of \S+", 600, count=pairs)
+            # From the next candle on the models are asked.
+            asked_before = bot.log.count(_INFERENCE)
+            bot.wait_log(_INFERENCE, 600, count=asked_before + 1)
             asked = Counter(line.requests()) - before
             require(not any(of(asked).values()), f"requests: {of(asked)}")
-            trained = [
-                line
-                for line in bot.log.splitlines()
-                if "data points" in line or "predictions of" in line
-            ]
+            told = ("data points", "Done training", _INFERENCE, "asked of")
+            trained = [one for one in bot.log.splitlines() if any(text in one for text in told)]
+            require("Failed to download" not in bot.log, "a download failed")
             show(
                 "freqai: LightGBM on 5m and 15m candles, funding rate and mark price",
                 [
