@@ -10,7 +10,6 @@ as ccxt gives them, or the error that tells why there are none: bad rows are nev
 * StaleDataError when it does not come, NotStoredError for what the store does not hold (any more).
 """
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -25,8 +24,6 @@ from reader.errors import ReaderError, StaleDataError
 from reader.frames import Floats, Times, ceil_to
 from reader.reader import MarketReader
 from reader.values import PairInfo
-
-log = logging.getLogger(__name__)
 
 FUTURES: Final = "futures"
 FUNDING_RATE: Final = "funding_rate"

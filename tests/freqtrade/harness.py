@@ -399,14 +399,17 @@ def _past(
 def _rows(
     rest_url: str, endpoint: str, symbol: str, timeframe: str, since_ms: int, until_ms: int
 ) -> Iterator[list[Any]]:
+    length_ms = schema.TIMEFRAMES_MS[timeframe]
     while since_ms <= until_ms:
+        # No more than there is: the weight goes by the limit.
+        limit = min(1500, (until_ms - since_ms) // length_ms + 2)
         rows = _ask(
-            rest_url, endpoint, symbol=symbol, interval=timeframe, startTime=since_ms, limit=1500
+            rest_url, endpoint, symbol=symbol, interval=timeframe, startTime=since_ms, limit=limit
         )
         if not rows:
             return
         yield from rows
-        since_ms = rows[-1][0] + schema.TIMEFRAMES_MS[timeframe]
+        since_ms = rows[-1][0] + length_ms
 
 
 def _ask(rest_url: str, endpoint: str, **query: object) -> Any:

@@ -103,7 +103,7 @@ def check_decisions(bot: Bot) -> float:
 def show(title: str, rows: Sequence[tuple[object, ...]]) -> None:
     _say(f"\n{title}")
     for row in rows:
-        _say("  " + "".join(f"{column!s:<34}" for column in row))
+        _say("  " + "".join(f"{column!s:<40}" for column in row))
 
 
 def _say(text: str) -> None:
@@ -257,7 +257,12 @@ def refresh(directory: Path, rounds: int) -> None:
     with Influxd(directory / "influxd") as influxd, influxd.database("market_data"):
         influx = {"url": influxd.url, "api": "v1", "bucket": "market_data"}
         with feeder_line(
-            directory / "line", pairs, timeframes=("1m",), candles=520, influxdb=influx
+            directory / "line",
+            pairs,
+            timeframes=("1m",),
+            candles=520,
+            mark_hours=0,
+            influxdb=influx,
         ) as line:
             _wait_shipped(line)
             urls = {"journal": line.reader_url, "InfluxDB": influxd.url}

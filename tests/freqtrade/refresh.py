@@ -24,6 +24,8 @@ config = bot_config(Path(tempfile.gettempdir()), rest_url, pairs, "1m", 0)
 config["runmode"] = RunMode.DRY_RUN
 config["exchange"]["ccxt_config"]["enableRateLimit"] = limited == "1"
 exchange = ExchangeResolver.load_exchange(config, validate=False, load_leverage_tiers=False)
+# As its own validation of a strategy sets it.
+exchange._startup_candle_count = 30
 exchange.reload_markets(force=True, load_leverage_tiers=False)
 series = [(pair, "1m", CandleType.FUTURES) for pair in pairs]
 took_s = []
