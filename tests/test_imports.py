@@ -51,6 +51,7 @@ PURE = {
     *(
         f"marketfeed/simulator/{name}.py"
         for name in (
+            "book",
             "catalogue",
             "frames",
             "funding",
