@@ -18,6 +18,7 @@ ONLY_IN = {
         "marketfeed/journal.py",
         "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
+        "marketfeed/shipped.py",
         "reader/sqlite.py",
     },
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
@@ -26,6 +27,8 @@ ONLY_IN = {
 }
 PURE = {
     "marketfeed/__init__.py",
+    "marketfeed/aggregator/signals.py",
+    "marketfeed/aggregator/votes.py",
     "marketfeed/answers.py",
     "marketfeed/batch.py",
     "marketfeed/binance/decode.py",
