@@ -140,6 +140,8 @@ class Bot:
                 if response.status != 200:
                     raise BotError(f"status {response.status}: {_hide(_words(body), headers)}")
                 return msgspec.json.decode(body), _behind_ms(response, now_ms)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotSentError(_text(error)) from error
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise BotError(_hide(_text(error), headers)) from error
 

@@ -176,10 +176,15 @@ class Forwarder:
         if self._queue and not self._silent and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
-        if self._probe_at_s <= now_s:
+        # While orders are tried, they tell how the bot is.
+        trying = self._queue and not self._silent
+        if self._probe_at_s <= now_s and not trying:
             await self._probe()
             return 0.0
-        times_s = [self._probe_at_s, *(item.look_at_s for item in self._unsettled.values())]
+        times_s = [
+            *(() if trying else (self._probe_at_s,)),
+            *(item.look_at_s for item in self._unsettled.values()),
+        ]
         if self._queue:
             expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
             times_s.append(now_s + max(expires_s, 0.0) + 0.001)
@@ -292,7 +297,7 @@ class Forwarder:
             self._well()
         except BotError as error:
             words = f"the bot could not be asked: {error}"
-            self._trouble(f"it could not be asked: {error}")
+            self._trouble(_trouble_of(error))
         now_s = time.monotonic()
         for item in [item for item in self._unsettled.values() if item.look_at_s <= now_s]:
             trade = next((trade for trade in trades if _is_ours(trade, item.forward)), None)
@@ -343,7 +348,7 @@ class Forwarder:
             await self._bot.probe()
             self._well()
         except BotError as error:
-            self._trouble(f"it does not answer: {error}")
+            self._trouble(_trouble_of(error))
         soon = self._silent or self._queue
         pause_s = self._pace.look_s if soon else self._pace.probe_s
         self._probe_at_s = time.monotonic() + pause_s
@@ -404,9 +409,15 @@ class Forwarder:
         self.trouble = ""
 
     def _trouble(self, words: str) -> None:
-        if words != self.trouble:
+        if not self.trouble:
             log.error("bot in trouble side=%s url=%s words=%r", self.side, self._bot.url, words)
+        elif words != self.trouble:
+            log.debug("bot still in trouble side=%s words=%r", self.side, words)
         self.trouble = words
+
+
+def _trouble_of(error: BotError) -> str:
+    return f"not reachable: {error}" if isinstance(error, NotSentError) else f"not well: {error}"
 
 
 def _is_ours(trade: Trade, forward: Forward) -> bool:

@@ -33,7 +33,7 @@ QUICK = Pace(
     retry_first_s=0.02,
     retry_cap_s=0.1,
     look_s=0.05,
-    settle_s=1.0,
+    settle_s=0.8,
     look_lost_s=0.2,
     probe_s=0.3,
     ledger_retry_s=0.05,
@@ -48,7 +48,7 @@ def basic(auth: Login | None) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
 
 
-def config(path: Path, bots: dict[str, str], **changes: Any) -> Path:
+def config(path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any) -> Path:
     """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed."""
     aggregator: dict[str, Any] = {
         "port": 0,
@@ -63,7 +63,7 @@ def config(path: Path, bots: dict[str, str], **changes: Any) -> Path:
         "window_s": 1,
         "cooldown_s": 0,
         "bots": {
-            side: {"url": url, "password_file": str(path / "bot_word"), "timeout_s": 1}
+            side: {"url": url, "password_file": str(path / "bot_word"), "timeout_s": bot_timeout_s}
             for side, url in bots.items()
         },
     }
@@ -79,8 +79,10 @@ def config(path: Path, bots: dict[str, str], **changes: Any) -> Path:
     return file
 
 
-def settings(path: Path, bots: dict[str, str], **changes: Any) -> Settings:
-    return load_settings(config(path, bots, **changes), {})
+def settings(
+    path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any
+) -> Settings:
+    return load_settings(config(path, bots, bot_timeout_s, **changes), {})
 
 
 class Running:
