@@ -177,14 +177,12 @@ class Forwarder:
             await self._send(self._queue[0])
             return 0.0
         # While orders are tried, they tell how the bot is.
-        trying = self._queue and not self._silent
+        trying = bool(self._queue) and not self._silent
         if self._probe_at_s <= now_s and not trying:
             await self._probe()
             return 0.0
-        times_s = [
-            *(() if trying else (self._probe_at_s,)),
-            *(item.look_at_s for item in self._unsettled.values()),
-        ]
+        times_s: list[float] = [] if trying else [self._probe_at_s]
+        times_s.extend(item.look_at_s for item in self._unsettled.values())
         if self._queue:
             expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
             times_s.append(now_s + max(expires_s, 0.0) + 0.001)

@@ -53,6 +53,7 @@ class CountingBot:
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
         self.posts: list[dict[str, Any]] = []
+        self.authorizations: list[str] = []
         self.received_ms: list[int] = []
         self.trades: list[dict[str, Any]] = []
         self.requests: Counter[str] = Counter()
@@ -138,6 +139,7 @@ class CountingBot:
         if self._log is not None:
             with self._log.open("a") as file:
                 file.write(json.dumps({"received_ms": now_ms, **body}) + "\n")
+        self.authorizations.append(request.headers["Authorization"])
         self.posts.append(body)
         self.received_ms.append(now_ms)
         match self.behaviour:
