@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -181,35 +182,47 @@ def states(path: Path) -> list[str]:
 
 
 class Process:
-    """`marketfeed aggregate` as a process of its own."""
+    """`marketfeed aggregate` as a process of its own; what it logs is read all the time, into `lines`."""
 
     def __init__(self, config_file: Path) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "marketfeed", "aggregate", "--config", str(config_file)],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env=kept,
         )
         self.lines: list[str] = []
-        self.url = self._line("aggregator listening url=").strip()
+        self.url = ""
+        self._ready = threading.Event()
+        # A full pipe would bring the service to a stand.
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+        if not self._ready.wait(DEADLINE_S) or not self.url:
+            self.kill()
+            raise AssertionError("".join(self.lines))
 
-    def _line(self, mark: str) -> str:
+    def _read(self) -> None:
         assert self.process.stderr is not None
+        mark = "aggregator listening url="
         for line in self.process.stderr:
             self.lines.append(line)
             if mark in line:
-                return line.split(mark)[1]
-        raise AssertionError(f"no {mark!r} in:\n{''.join(self.lines)}")
+                self.url = line.split(mark)[1].strip()
+                self._ready.set()
+        self.process.stderr.close()
+        self._ready.set()
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self._ended()
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=DEADLINE_S)
-        self.lines += errors.splitlines(keepends=True)
+        self._ended()
         return self.process.returncode
+
+    def _ended(self) -> None:
+        self.process.wait(DEADLINE_S)
+        self._reading.join(DEADLINE_S)
