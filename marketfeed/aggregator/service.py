@@ -37,6 +37,8 @@ from marketfeed.status import StatusServer
 log = logging.getLogger(__name__)
 
 RETENTION_EVERY_S: Final = 600.0
+SHIPPING_TROUBLE_S: Final = 60.0
+"""For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
 
 
 class AggregatorReport(msgspec.Struct, frozen=True):
@@ -251,6 +253,10 @@ class Aggregator:
             if forwarder.trouble:
                 found.append(f"bot of {side}: {forwarder.trouble}")
             found.extend(f"forward lost: {words}" for words in forwarder.lost.values())
+        if (shipper := self._line.shipper) is not None:
+            shipping = shipper.report()
+            if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
+                found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
         for feeder, value in self._counters.often_missing(time.monotonic()):
             found.append(f"signals of feeder {feeder} often lack a {value}")
         return found

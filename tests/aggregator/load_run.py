@@ -51,12 +51,13 @@ async def main(path: Path) -> None:
                 await asyncio.sleep(max(started_s + number / RATE - time.perf_counter(), 0))
         await asyncio.sleep(5)
         await asyncio.to_thread(process.stop)
+        ((stored,),) = rows(path, "SELECT count(*) FROM signal")
         lags = sorted(r[0] for r in rows(path, "SELECT sent - decided FROM forwarded"))
     waits.sort()
     p50, p99 = (1000 * waits[int(len(waits) * part)] for part in (0.5, 0.99))
     sys.stdout.write(
         f"posts {dict(posts)} guesses {dict(guesses)} p50 {p50:.1f} p99 {p99:.1f} "
-        f"max {1000 * waits[-1]:.1f} ms; stored {rows(path, 'SELECT count(*) FROM signal')[0][0]}; "
+        f"max {1000 * waits[-1]:.1f} ms; stored {stored}; "
         f"forwards {len(lags)}, orders {len(bot.posts)}, at most {bot.most_at_once} at once, decided to "
         f"sent p50 {lags[len(lags) // 2]} max {lags[-1]} ms\n"
     )
