@@ -1,10 +1,12 @@
 """The command line. Exit 0: good; 1: the thing checked is not good; 2: wrong use or wrong settings."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -411,6 +413,72 @@ def audit(
         for part in audit_tables(report):
             console.print(part)
     raise typer.Exit(0 if report.good else 1)
+
+
+@app.command()
+def aggregate(config: ConfigOption = None) -> None:
+    """Collect the feeders' signals, vote, and forward to the bots, until told to stop.
+
+    Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
+    """
+    from marketfeed.aggregator.service import Aggregator
+    from marketfeed.config import load_settings
+
+    log_to_stderr()
+    _run_until_signal(Aggregator(load_settings(config)).run)
+
+
+@app.command("hash-password")
+def hash_a_password() -> None:
+    """Print the hash of a password for aggregator.accounts. It is asked for, or read from a pipe.
+
+    Example: pass show feeders | marketfeed hash-password
+    """
+    from marketfeed.aggregator.auth import hash_password
+
+    if sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise typer.BadParameter("the password is empty")
+    typer.echo(hash_password(password))
+
+
+@app.command()
+def signals(
+    config: ConfigOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C, with what comes.")
+    ] = False,
+    newest: Annotated[int, typer.Option(min=1, help="How many votes to go back.")] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --follow one object a line.")
+    ] = False,
+) -> None:
+    """Show what went through the aggregator: received, voted, decided, sent, answered."""
+    from marketfeed.aggregator.flow import Flow
+    from marketfeed.config import load_settings
+    from marketfeed.present import show_flow
+
+    flow = Flow(load_settings(config).aggregator.ledger.path)
+    events = flow.read(newest)
+    if not follow:
+        if as_json:
+            _print_json({"events": events})
+        else:
+            show_flow(events, title=True)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        show_flow([], title=not as_json)
+        while True:
+            if as_json:
+                for event in events:
+                    typer.echo(msgspec.json.encode(event).decode())
+            else:
+                show_flow(events)
+            time.sleep(0.5)
+            events = flow.read()
 
 
 @app.command()

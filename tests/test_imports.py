@@ -20,6 +20,7 @@ ONLY_IN = {
         "marketfeed/journal_view.py",
         "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
+        "marketfeed/shipped.py",
         "reader/sqlite.py",
     },
     "sdnotify": {"marketfeed/notify.py"},
@@ -29,6 +30,8 @@ ONLY_IN = {
 }
 PURE = {
     "marketfeed/__init__.py",
+    "marketfeed/aggregator/signals.py",
+    "marketfeed/aggregator/votes.py",
     "marketfeed/answers.py",
     "marketfeed/batch.py",
     "marketfeed/binance/budget.py",
