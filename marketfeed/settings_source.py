@@ -36,9 +36,11 @@ FOREIGN_VARIABLES: Final = frozenset(
         "MARKETFEED_TOKEN",
         "MARKETFEED_TOKEN_FILE",
         "MARKETFEED_BUCKET",
+        "MARKETFEED_MISSING",
+        "MARKETFEED_FREQTRADE",
     }
 )
-"""Variables that are no settings of the collector: where these are found, and the reader's own."""
+"""Variables that are no settings of the collector: where these are found, and the reader's and feeder's own."""
 TEST_PREFIX: Final = "MARKETFEED_TEST_"
 
 MAX_CREDENTIAL_BYTES: Final = 64 * 1024

@@ -28,7 +28,7 @@ MAX_BODY_BYTES = 50 * 2**20
 _PRECISIONS = {"ns": "n", "us": "u", "ms": "ms", "s": "s"}
 
 # Lines that surely parse, as all of ours are written; influxd itself is asked about any other.
-_NAME = r"(?:[^\s,=\\\"#]|\\[,= ])+"
+_NAME = r"(?:[^\s\x00-\x1f\x7f,=\\\"#]|\\[,= ])+"
 _NUMBER = r"-?\d{1,40}(?:\.\d{1,40})?(?:e[+-]?\d{1,2})?"
 _FIELD = rf'{_NAME}=(?:{_NUMBER}|-?\d{{1,18}}i|true|false|"(?:[^"\\\n]|\\["\\])*")'
 _PLAIN = re.compile(
