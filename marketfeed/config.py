@@ -32,6 +32,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marketfeed import settings_values as values
 from marketfeed.errors import SettingsError
+from marketfeed.settings_aggregator import AggregatorSettings
 from marketfeed.settings_mistakes import validate
 from marketfeed.settings_source import (
     CONFIG_VARIABLE,
@@ -47,6 +48,7 @@ from marketfeed.settings_values import Duration, FromText, Pairs, TopPairs, expe
 from marketfeed.settings_yaml import read_config
 
 __all__ = [
+    "AggregatorSettings",
     "Duration",
     "ExchangeSettings",
     "HistorySettings",
@@ -231,6 +233,7 @@ class Settings(BaseModel):
     journal: JournalSettings = JournalSettings()
     influxdb: InfluxSettings = InfluxSettings()
     status: StatusSettings = StatusSettings()
+    aggregator: AggregatorSettings = AggregatorSettings()
 
 
 class _Keys(Settings, BaseSettings):
@@ -273,7 +276,9 @@ def load_settings(
     if mistakes or settings is None:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
-    _warn_of_open_file(settings.influxdb.token_file)
+    bots = settings.aggregator.bots
+    for file in (settings.influxdb.token_file, bots.long.password_file, bots.short.password_file):
+        _warn_of_open_file(file)
     return settings
 
 
@@ -293,5 +298,5 @@ def variables() -> dict[str, str]:
 def _warn_of_open_file(path: Path | None) -> None:
     if path is not None and (mode := path.stat().st_mode) & stat.S_IROTH:
         log.warning(
-            "token file is readable by everybody path=%s mode=%04o", path, stat.S_IMODE(mode)
+            "secret file is readable by everybody path=%s mode=%04o", path, stat.S_IMODE(mode)
         )

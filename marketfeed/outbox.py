@@ -9,7 +9,7 @@ import heapq
 import itertools
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -37,7 +37,10 @@ class Outbox:
     Raises JournalError when the file cannot be read.
     """
 
+    file_kind = "journal"
+
     def __init__(self, path: Path, collector: str) -> None:
+        self._columns: Mapping[str, str] = _COLUMNS
         self._collector = collector
         self._path = path
         with self._errors_told():
@@ -141,7 +144,7 @@ class Outbox:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path}: {error}") from error
+            raise JournalError(f"{self.file_kind} {self._path}: {error}") from error
 
     def _rows(self, first: int, last: int) -> Iterator[tuple[int, Row, Callable[[Row], str]]]:
         """Yield the rows of all tables with first <= seq <= last, newest first, as they are asked for."""
@@ -155,7 +158,7 @@ class Outbox:
         self, table: str, write: Callable[[Row], str], first: int, last: int
     ) -> Iterable[tuple[int, Row, Callable[[Row], str]]]:
         cursor = self._db.execute(
-            f"SELECT seq, {_COLUMNS[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
+            f"SELECT seq, {self._columns[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
             (first, last),
         )
         for row in cursor:

@@ -135,6 +135,13 @@ class Reporter:
             cpu_s=cpu_s(),
         )
 
+    def headline(self) -> str:
+        """How it fares, in a line for `systemctl status`."""
+        reasons = self._reasons()
+        state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
+        more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
+        return f"{self._pairs()} pairs, {state}{more}"
+
     def gauges(self) -> Gauges:
         """What a scrape of the metrics reads."""
         now_ms = self._clock.now_ms()

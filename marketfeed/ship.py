@@ -10,20 +10,19 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from marketfeed.answers import Verdict
 from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.journal import Journal
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
 from marketfeed.ranges import Ranges
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,36 @@ class ShipReport(msgspec.Struct, frozen=True):
     acknowledged_ago_s: float | None
 
 
+class Shipped(Protocol):
+    """What shipping notes in a durable file: a journal, or the aggregator's ledger."""
+
+    def shipped(self, target: str) -> Ranges:
+        """What `target` has acknowledged."""
+
+    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Save ranges that `target` has acknowledged."""
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
+        """Keep lines that `target` refused."""
+
+
+class Writer(Protocol):
+    """The writer of such a file; `generation` rises when another file takes its place."""
+
+    path: Path
+
+    @property
+    def generation(self) -> int:
+        """Which file it is, counted from 1."""
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next stored row gets."""
+
+    async def call(self, function: Callable[[Shipped], T]) -> T:
+        """Run `function` on the file, in the writer's thread."""
+
+
 class _NotNowError(Exception):
     """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
 
@@ -84,9 +113,14 @@ class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn."""
 
     def __init__(
-        self, writer: JournalWriter, influx: InfluxWriter, pace: Pace = DEFAULT_PACE
+        self,
+        writer: Writer,
+        influx: InfluxWriter,
+        pace: Pace = DEFAULT_PACE,
+        open_outbox: Callable[[Path, str], Outbox] = Outbox,
     ) -> None:
         self._writer = writer
+        self._open_file = open_outbox
         self._influx = influx
         self._pace = pace
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
@@ -236,11 +270,11 @@ class Shipper:
         generation = self._generation
         merged = [self._shipped.add(first, last) for first, last in covers]
 
-        def note(journal: Journal) -> None:
+        def note(file: Shipped) -> None:
             # Replaced while the lines travelled: a fresh journal gives the same numbers to other rows,
             # which would never be shipped. Files are replaced in this thread alone.
             if self._writer.generation == generation:
-                journal.note_shipped(self._influx.target, merged)
+                file.note_shipped(self._influx.target, merged)
 
         await self._writer.call(note)
 
@@ -347,7 +381,7 @@ class Shipper:
 
     def _open_outbox(self) -> None:
         self._close_outbox()
-        self._outbox = Outbox(self._writer.path, socket.gethostname())
+        self._outbox = self._open_file(self._writer.path, socket.gethostname())
 
     def _close_outbox(self) -> None:
         if self._outbox is not None:

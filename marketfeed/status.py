@@ -6,7 +6,7 @@ when not; it is never a reason to restart the service by itself.
 
 import logging
 from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 from aiohttp import web
@@ -14,7 +14,6 @@ from aiohttp import web
 from marketfeed.binance.turns import RestReport
 from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
-from marketfeed.metrics import Exposition
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
 
@@ -98,14 +97,33 @@ class StatusReport(msgspec.Struct, frozen=True):
     cpu_s: float
 
 
+class Report(Protocol):
+    """What `/status` shows, of a collector or an aggregator; `/health` is part of it."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all is well."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not."""
+
+
+class Metrics(Protocol):
+    """What `/metrics` shows."""
+
+    def text(self) -> bytes:
+        """All metrics now."""
+
+
 class StatusServer:
-    """Serves the reports of one collector on one address. An async context manager.
+    """Serves the reports of one service on one address. An async context manager.
 
     `port` 0 takes any free one; `url` tells which after entering.
     """
 
     def __init__(
-        self, host: str, port: int, report: Callable[[], StatusReport], exposition: Exposition
+        self, host: str, port: int, report: Callable[[], Report], exposition: Metrics
     ) -> None:
         self._host = host
         self._port = port

@@ -76,6 +76,8 @@ class Supervisor:
     ) -> None:
         self.overdue: list[Overdue] = []
         """What was silent past its deadline at the last look, the longest first."""
+        self.looks = 0
+        """How often it has looked around: a watchdog's proof that it turns."""
         self.stamps_off_s = 0.0
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
         self.on_missing: Callable[[Missing], None] | None = None
@@ -237,6 +239,7 @@ class Supervisor:
             while True:
                 await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
                 self._look()
+                self.looks += 1
                 if asking is not None and not asking.done():
                     continue
                 silent = self._to_ask_again(feed)

@@ -22,6 +22,7 @@ from marketfeed.config import (
     variables,
 )
 from marketfeed.errors import SettingsError
+from marketfeed.settings_aggregator import AggregatorSettings, BotsSettings, FeedersSettings
 from marketfeed.settings_source import FOREIGN_VARIABLES, TEST_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ CANARY = "c4n4ry-t0ken"
 
 
 def shipped_keys(node: object, above: str = "") -> Iterator[str]:
-    if isinstance(node, dict) and above != "exchange.pairs":
+    if isinstance(node, dict) and above not in ("exchange.pairs", "aggregator.feeders.aliases"):
         for key, value in node.items():
             yield from shipped_keys(value, f"{above}.{key}" if above else key)
     else:
@@ -43,14 +44,28 @@ def shipped_keys(node: object, above: str = "") -> Iterator[str]:
 def test_the_shipped_file_loads_and_shows_the_defaults() -> None:
     shipped = load_settings(SHIPPED, {})
     assert shipped.influxdb.org == "marketfeed"
-    assert shipped.model_copy(update={"influxdb": InfluxSettings()}) == Settings()
+    example = shipped.aggregator
+    assert (len(example.feeders.long), len(example.feeders.short)) == (5, 5)
+    assert (example.bots.long.url, example.bots.short.url) == (
+        "http://bot1.example:8080",
+        "http://bot2.example:8080",
+    )
+    bare = {"feeders": FeedersSettings(), "bots": BotsSettings()}
+    assert example.model_copy(update=bare) == AggregatorSettings()
+    others = {"influxdb": InfluxSettings(), "aggregator": AggregatorSettings()}
+    assert shipped.model_copy(update=others) == Settings()
     assert shipped.influxdb.model_copy(update={"org": None}) == InfluxSettings()
 
 
 def test_the_shipped_file_has_every_key_and_no_secret() -> None:
     keys = set(shipped_keys(yaml.safe_load(SHIPPED.read_text())))
-    assert keys == variables().keys() - {"influxdb.token"}
-    assert variables()["influxdb.token"] in SHIPPED.read_text()
+    secrets = {
+        "influxdb.token",
+        "aggregator.bots.long.password",
+        "aggregator.bots.short.password",
+    }
+    assert keys == variables().keys() - secrets
+    assert all(variables()[secret] in SHIPPED.read_text() for secret in secrets)
 
 
 def test_variables_that_the_documents_name_exist() -> None:
@@ -88,6 +103,36 @@ def test_the_defaults() -> None:
             "token_file": None,
         },
         "status": {"host": "127.0.0.1", "port": 9108},
+        "aggregator": {
+            "host": "127.0.0.1",
+            "port": 8080,
+            "status": {"host": "127.0.0.1", "port": 9109},
+            "ledger": {"path": "/var/lib/marketfeed/ledger.db", "keep": "30d"},
+            "feeders": {"long": [], "short": [], "aliases": {}},
+            "accounts": [],
+            "window_s": 60.0,
+            "min_agreements": 3,
+            "min_confidence": 0.7,
+            "missing_confidence": "reject",
+            "missing_feeder": "reject",
+            "on_conflict": "neither",
+            "cooldown_s": 300.0,
+            "expire_s": 30.0,
+            "default_leverage": 1.0,
+            "max_leverage": 5.0,
+            "ordertypes": ["market", "limit"],
+            "bots": {
+                side: {
+                    "url": None,
+                    "username": "freqtrader",
+                    "password": None,
+                    "password_file": None,
+                    "timeout_s": 5.0,
+                    "stakeamount": None,
+                }
+                for side in ("long", "short")
+            },
+        },
     }
 
 
@@ -248,7 +293,9 @@ def test_a_token_file_that_everybody_may_read_is_a_warning(
     influx(token_file=str(token_file))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"token file is readable by everybody path={token_file} mode=0644"
+    assert (
+        record.getMessage() == f"secret file is readable by everybody path={token_file} mode=0644"
+    )
 
 
 # --- secrets --------------------------------------------------------------------------------------
