@@ -1,7 +1,5 @@
 """The alerts in `grafana/alerts`: tried by Debian's own promtool, over metrics that there really are."""
 
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -17,6 +15,7 @@ from influxd import Influxd, InfluxdError, unpacked
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from marketfeed.aggregator.auth import hash_password
 from tests.bench.child import Service
 
 ALERTS = Path(__file__).parents[2] / "grafana" / "alerts"
@@ -101,11 +100,36 @@ def test_a_collector_shows_every_metric_that_the_alerts_use(
                 collector.check()
                 shown = scraped(collector)
     assert wanted - names(iter(shown)) == set()
-    states = {sample.labels["state"] for f in shown if f.name == "marketfeed_gaps" for sample in f.samples}
+    states = {
+        sample.labels["state"] for f in shown if f.name == "marketfeed_gaps" for sample in f.samples
+    }
     assert "unresolvable" in states, "a series that begins with its first event shows no increase"
 
 
-def scraped(collector: Service) -> list[Metric]:
-    url = collector.urls["status_url"] + "/metrics"
+def test_an_aggregator_shows_every_metric_that_the_alerts_use(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    word = tmp_path / "word"
+    word.write_text("invented")
+    word.chmod(0o600)
+    settings = {
+        "aggregator": {
+            "port": 0,
+            "status": {"port": 0},
+            "ledger": {"path": str(tmp_path / "ledger.db")},
+            "feeders": {"long": ["1"], "short": ["2"]},
+            "min_agreements": 1,
+            "accounts": [{"username": "fleet", "hash": hash_password("invented")}],
+            "bots": {"long": {"url": "http://127.0.0.1:1", "password_file": str(word)}},
+        }
+    }
+    config.write_text(json.dumps(settings))
+    with Service("aggregate", f"--config={config}") as aggregator:
+        aggregator.wait_listening(START_TIMEOUT_S)
+        wanted = {name for name in used() if name.startswith(AGGREGATOR)}
+        assert wanted - names(iter(scraped(aggregator))) == set()
+
+
+def scraped(service: Service) -> list[Metric]:
+    url = service.urls["status_url"] + "/metrics"
     with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - loopback
         return list(text_string_to_metric_families(response.read().decode()))
