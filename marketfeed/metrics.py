@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from marketfeed import __version__
 from marketfeed.binance.turns import RestReport
 from marketfeed.history import HistoryState
+from marketfeed.records import GapState
 from marketfeed.ship import ShipReport
 
 CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
@@ -116,6 +117,7 @@ class Gauges:
         overdue: dict[str, int],
         missing_candles: int,
         open_gaps: dict[str, int],
+        oldest_hole_s: float,
         settling: int,
         mark_price_age_s: dict[str, float],
         newest_close_age_s: dict[str, float],
@@ -135,6 +137,7 @@ class Gauges:
         self.overdue = overdue
         self.missing_candles = missing_candles
         self.open_gaps = open_gaps
+        self.oldest_hole_s = oldest_hole_s
         self.settling = settling
         self.mark_price_age_s = mark_price_age_s
         self.newest_close_age_s = newest_close_age_s
@@ -177,7 +180,14 @@ class _Exporter:
             ),
             ("rollovers", "outcome", "Generations of connections that were to follow", c.rollovers),
             ("records", "kind", "Records decoded", c.records),
-            ("gaps", "state", "Gaps of candles that entered a state", c.gaps),
+            # All states from the start: in a series that begins with its first event, Prometheus sees no
+            # increase.
+            (
+                "gaps",
+                "state",
+                "Gaps of candles that entered a state",
+                dict.fromkeys(get_args(GapState), 0) | c.gaps,
+            ),
             ("rejects", "reason", "Frames or rows that gave no record", c.rejects),
             (
                 "records_given_up",
@@ -214,6 +224,7 @@ class _Exporter:
             ("journal_bytes", "Bytes of the journal in use", g.journal_bytes),
             ("dead_letters", "Frames kept aside", g.dead_letters),
             ("missing_candles", "Candles due that have not come", g.missing_candles),
+            ("oldest_hole_seconds", "For how long the oldest open gap is known", g.oldest_hole_s),
             ("awaited_settlements", "Funding rates settled and not had yet", g.settling),
             ("clock_offset_seconds", "Exchange clock ahead of this host", g.clock_offset_ms / 1000),
             ("resident_memory_bytes", "Resident memory", rss_bytes()),

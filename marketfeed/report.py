@@ -168,6 +168,7 @@ class Reporter:
             overdue=dict(Counter(item.series.channel for item in self._overdue())),
             missing_candles=0 if line is None else line.supervisor.missing_candles,
             open_gaps={} if line is None else dict(line.supervisor.open_gaps),
+            oldest_hole_s=0.0 if line is None else line.supervisor.oldest_hole_s,
             settling=0 if line is None else line.settling.report().awaited,
             mark_price_age_s={pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()},
             newest_close_age_s={name: (now_ms - ms) / 1000 for name, ms in oldest_close_ms.items()},

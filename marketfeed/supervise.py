@@ -113,6 +113,12 @@ class Supervisor:
         """How many gaps of candles are open, by state."""
         return Counter[str](gap.state for gap in self._open.values())
 
+    @property
+    def oldest_hole_s(self) -> float:
+        """For how long (exchange s) the oldest open gap of candles has been known; 0 without any."""
+        since_s = min((gap.since_s for gap in self._open.values()), default=math.inf)
+        return max(0.0, self._clock.elapsed_s() - since_s)
+
     def old_holes(self) -> Counter[Series]:
         """How many candles of which series have been missing for longer than `HOLE_SHOWN_S`."""
         before_s = self._clock.elapsed_s() - HOLE_SHOWN_S

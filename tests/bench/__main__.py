@@ -15,6 +15,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from tests.bench import workload
 from tests.bench.child import BenchError
 from tests.bench.close import close
 from tests.bench.influx_read import influx_read
@@ -22,9 +23,9 @@ from tests.bench.ingest import ingest, paced
 from tests.bench.read import read
 from tests.bench.report import Section, as_json, show
 from tests.bench.ship import ship
-from tests.bench.soak import soak
+from tests.bench.soak import growth, soak
 
-SECTIONS: Final = ("ingest", "paced", "close", "reader", "influx", "ship", "soak")
+SECTIONS: Final = ("ingest", "paced", "close", "reader", "influx", "ship", "soak", "growth")
 _LIBRARIES: Final = (
     "cryptofeed",
     "influxdb-client",
@@ -59,16 +60,29 @@ class _Progress:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    named = f"{', '.join(SECTIONS)} (the last only if named)"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=named)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="floods of each kind")
     parser.add_argument("--soak-seconds", type=int, default=60, metavar="N")
+    parser.add_argument(
+        "--pairs", type=int, default=workload.PAIRS, metavar="N", help="of the soak"
+    )
+    parser.add_argument("--growth-seconds", type=int, default=70, metavar="N", help="for each size")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[50, 164, 530],
+        metavar="PAIRS",
+        help="of the growth",
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"unknown section {unknown[0]!r}: {', '.join(SECTIONS)} are there")
-    if arguments.repeat < 1 or arguments.soak_seconds < 15:
-        parser.error("--repeat takes 1 or more, --soak-seconds 15 or more")
+    if arguments.repeat < 1 or min(arguments.soak_seconds, arguments.growth_seconds) < 15:
+        parser.error("--repeat takes 1 or more, --…-seconds 15 or more")
     return arguments
 
 
@@ -84,10 +98,10 @@ def _environment() -> dict[str, object]:
 def main() -> int:
     """Measure and print."""
     arguments = _arguments()
-    wanted = arguments.sections or SECTIONS
+    wanted = arguments.sections or [name for name in SECTIONS if name != "growth"]
     progress = _Progress()
     # Piped, it is as wide as the tables need.
-    console = Console(width=None if sys.stdout.isatty() else 118)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     environment = _environment()
     if not arguments.json:
         facts = ", ".join(f"{name} {value}" for name, value in environment.items())
@@ -99,7 +113,8 @@ def main() -> int:
         "reader": lambda: read(progress.tell),
         "influx": lambda: influx_read(progress.tell),
         "ship": lambda: ship(progress.tell),
-        "soak": lambda: soak(progress.tell, arguments.soak_seconds),
+        "soak": lambda: soak(progress.tell, arguments.soak_seconds, arguments.pairs),
+        "growth": lambda: growth(progress.tell, arguments.growth_seconds, arguments.sizes),
     }
     done: dict[str, Section] = {}
     try:

@@ -1,126 +1,82 @@
-"""Memory and CPU of the real collector while the simulated exchange runs at the pace of real time."""
+"""Memory, CPU and lag of the real collector while the simulated exchange runs at the pace of real time."""
 
-import json
-import tempfile
-import time
-import urllib.request
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
 import numpy as np
 
-from marketfeed.status import StatusReport
-from tests.bench import workload
-from tests.bench.child import BenchError, Service, wait_for
+from tests.bench.live import TIMEFRAMES, WARM_UP_S, Measured, watch
 from tests.bench.report import Column, Row, Section
 
-TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
-WARM_UP_S: Final = 10
-START_TIMEOUT_S: Final = 60.0
 GOAL_RSS_MB: Final = 150.0
+GOAL_RSS_MANY_MB: Final = 300.0
+MANY: Final = 164
+"""More pairs than these may take more memory."""
 GOAL_SLOPE_MB: Final = 1.0
 """Per minute, fitted; what a minute's noise comes to is of that order."""
 
 Tell = Callable[[str], None]
+_COLUMNS: Final = (
+    Column("CPU %"),
+    Column("RSS MB"),
+    Column("MB/min", 2),
+    Column("frames/s", 0),
+    Column("MB/h"),
+    Column("commit p50", 0),
+    Column("commit p99", 0),
+    Column("read p50"),
+    Column("read p99"),
+    Column("candles", 0),
+    Column("missing", 0),
+    Column("wrong", 0),
+)
+_NOTES: Final = (
+    f"`marketfeed run` against `marketfeed simulate` at speed 1, {','.join(TIMEFRAMES)} and marks",
+    f"after {WARM_UP_S} s of warm-up; CPU in % of a core, MB are 10^6 bytes, MB/h of the journal",
+    "commit: exchange ms from a candle's close to its commit (the collector's histogram), with its",
+    "own delay: a busy pair closes at once, a quiet one after 2 s; read: wall ms from sending to reading",
+    "RSS takes in SQLite's page cache, 16 MB, which fills during the first hour",
+)
 
 
-def soak(tell: Tell, seconds: int) -> Section:
+def soak(tell: Tell, seconds: int, pairs: int) -> Section:
     """Run for `seconds` after a warm-up and look at the process every second."""
-    with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
-        directory = Path(name)
-        tell("soak: starting simulator and collector")
-        with Service(
-            "simulate",
-            f"--pairs={workload.PAIRS}",
-            f"--timeframes={','.join(TIMEFRAMES)}",
-            "--speed=1",
-            "--port=0",
-        ) as simulator:
-            simulator.wait_listening(START_TIMEOUT_S)
-            config = _configure(directory, simulator.urls)
-            with Service("run", f"--config={config}") as collector:
-                collector.wait_listening(START_TIMEOUT_S)
-                return _watch(tell, simulator, collector, seconds)
+    found = watch(tell, "soak", pairs, seconds)
+    rss_goal = GOAL_RSS_MB if pairs <= MANY else GOAL_RSS_MANY_MB
+    flat = max(found.rss_mb) <= rss_goal and found.rss_slope_mb <= GOAL_SLOPE_MB
+    whole = not (found.missing or found.wrong)
+    lags = ", ".join(f"{p50:.0f} / {p99:.0f}" for p50, p99 in found.read_ms)
+    notes = [
+        *_NOTES,
+        f"flat: a least-squares slope of at most {GOAL_SLOPE_MB:g} MB/min (--soak-seconds 600: ten minutes)",
+        f"RSS {min(found.rss_mb):.1f} to {max(found.rss_mb):.1f} MB, median {np.median(found.rss_mb):.1f}",
+        f"read p50 / p99 by thirds of the time, ms: {lags}",
+    ]
+    goal = f"≤ {rss_goal:g} MB"
+    row = _row(found, goal, flat and whole)
+    return Section("Memory, CPU and lag of the collector", _COLUMNS, [row], notes)
 
 
-def _configure(directory: Path, urls: dict[str, str]) -> Path:
-    settings = {
-        "exchange": {
-            "ws_url": urls["ws_url"],
-            "rest_url": urls["rest_url"],
-            "pairs": {"top": workload.PAIRS},
-            "timeframes": list(TIMEFRAMES),
-        },
-        "journal": {"path": str(directory / "journal.db")},
-        "status": {"port": 0},
-        "history": {"days": 0},
-    }
-    config = directory / "config.yaml"
-    # JSON is YAML.
-    config.write_text(json.dumps(settings), encoding="utf-8")
-    return config
+def growth(tell: Tell, seconds: int, sizes: Sequence[int]) -> Section:
+    """Run with few, some and all pairs."""
+    found = [watch(tell, "growth", pairs, seconds) for pairs in sizes]
+    rows = [_row(one, "0 missing", not (one.missing or one.wrong)) for one in found]
+    return Section("How the collector grows with its pairs", _COLUMNS, rows, _NOTES)
 
 
-def _watch(tell: Tell, simulator: Service, collector: Service, seconds: int) -> Section:
-    def status() -> StatusReport:
-        url = collector.urls["status_url"] + "/status"
-        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - loopback
-            return msgspec.json.decode(response.read(), type=StatusReport)
-
-    wait_for(lambda: status().healthy, START_TIMEOUT_S, "the collector to be well")
-    _sleep(tell, "warm-up", WARM_UP_S)
-    before, before_cpu_s, started_s = status(), collector.cpu_s(), time.monotonic()
-    at_s: list[float] = []
-    rss_mb: list[float] = []
-    for second in range(seconds):
-        if second % 10 == 0:
-            tell(f"soak: {second} of {seconds} s")
-        simulator.check()
-        collector.check()
-        at_s.append(time.monotonic() - started_s)
-        rss_mb.append(collector.rss_bytes() / 1e6)
-        time.sleep(max(0.0, started_s + second + 1 - time.monotonic()))
-    lasted_s = time.monotonic() - started_s
-    share = 100.0 * (collector.cpu_s() - before_cpu_s) / lasted_s
-    after = status()
-    if after.rejects or not after.healthy or any(c.opened > 1 for c in after.connections):
-        raise BenchError(f"the collector is not well: {after.reasons} {after.rejects}")
-    slope = float(np.polyfit(at_s, rss_mb, 1)[0]) * 60.0
-    met = max(rss_mb) <= GOAL_RSS_MB and slope <= GOAL_SLOPE_MB
-    row = Row(
-        f"{workload.PAIRS} pairs × {len(TIMEFRAMES)}, {seconds} s",
-        {
-            "RSS min MB": min(rss_mb),
-            "median": float(np.median(rss_mb)),
-            "max": max(rss_mb),
-            "MB/min": slope,
-            "CPU % of a core": share,
-            "frames/s": (after.frames - before.frames) / lasted_s,
-        },
-        f"≤ {GOAL_RSS_MB:g} MB, flat",
-        met,
+def _row(found: Measured, goal: str, met: bool) -> Row:
+    values = (
+        found.cpu_percent,
+        max(found.rss_mb),
+        found.rss_slope_mb,
+        found.frames_per_s,
+        found.journal_mb_per_hour,
+        *found.commit_ms,
+        *found.read_all_ms,
+        found.published,
+        found.missing,
+        found.wrong,
     )
-    columns = (
-        Column("RSS min MB"),
-        Column("median"),
-        Column("max"),
-        Column("MB/min", 2),
-        Column("CPU % of a core"),
-        Column("frames/s", 0),
-    )
-    run = (
-        f"`marketfeed run` against `marketfeed simulate` at speed 1, {','.join(TIMEFRAMES)}, after "
-        f"{WARM_UP_S} s of warm-up"
-    )
-    flat = (
-        f"MB are 10^6 bytes; flat: a least-squares slope of at most {GOAL_SLOPE_MB:g} MB/min "
-        "(--soak-seconds 600 for ten minutes); SQLite's page cache, 16 MB, fills during the first hour"
-    )
-    return Section("Memory and CPU of the collector", columns, [row], [run, flat])
-
-
-def _sleep(tell: Tell, what: str, seconds: float) -> None:
-    tell(f"soak: {what}, {seconds} s")
-    time.sleep(seconds)
+    what = f"{found.pairs} pairs × {len(TIMEFRAMES)}, {found.seconds:.0f} s"
+    names = (column.name for column in _COLUMNS)
+    return Row(what, dict(zip(names, values, strict=True)), goal, met)

@@ -64,42 +64,44 @@ def obtain() -> Path:
     installed = shutil.which("influxd")
     if installed is not None and "InfluxDB v1." in _run(installed, "version"):
         return Path(installed)
+    return unpacked(PACKAGE) / "usr" / "bin" / "influxd"
+
+
+def unpacked(package: str) -> Path:
+    """Return the directory of an unpacked Debian package, fetching it if need be. Raises InfluxdError."""
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
-    home = cache / PACKAGE
-    binary = home / "usr" / "bin" / "influxd"
-    with (cache / f"{PACKAGE}.lock").open("w") as lock:
+    home = cache / package
+    with (cache / f"{package}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not binary.exists():
-            fresh = cache / f"{PACKAGE}.new"
+        if not (home / "usr").is_dir():
+            fresh = cache / f"{package}.new"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
-            _unpack(fresh)
+            _unpack(package, fresh)
             shutil.rmtree(home, ignore_errors=True)
             fresh.rename(home)
-    return binary
+    return home
 
 
-def _unpack(folder: Path) -> None:
+def _unpack(package: str, folder: Path) -> None:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise InfluxdError(
-                f"no influxd of version 1 on the PATH, and no {tool} to fetch it with"
-            )
+            raise InfluxdError(f"no {tool} to fetch {package} with")
     try:
-        _run(*_APT, "download", PACKAGE, cwd=folder)
+        _run(*_APT, "download", package, cwd=folder)
     except InfluxdError:
         # No package lists yet, or old ones: take fresh ones into a directory of our own.
         lists = folder / "lists"
         (lists / "partial").mkdir(parents=True)
         own = ("-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={folder}/cache")
         _run(*_APT, *own, "update", cwd=folder)
-        _run(*_APT, *own, "download", PACKAGE, cwd=folder)
+        _run(*_APT, *own, "download", package, cwd=folder)
         shutil.rmtree(lists)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-    (package,) = folder.glob("*.deb")
-    _run("dpkg", "-x", package, folder)
-    package.unlink()
+    (archive,) = folder.glob("*.deb")
+    _run("dpkg", "-x", archive, folder)
+    archive.unlink()
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
