@@ -64,6 +64,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+MIN_STATUS_TOKEN: Final = 16
+"""Characters: nobody counts wrong guesses at the status port, so none may come near."""
+
 _CONFIG: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
@@ -94,6 +97,26 @@ _Retention = Annotated[
     ),
     _AsText,
 ]
+
+_Token = Annotated[
+    SecretStr | None,
+    BeforeValidator(values.parse_token),
+    PlainSerializer(lambda token: None if token is None else "***"),
+]
+
+
+def _readable_token_file(path: Path | None, section: str, info: ValidationInfo) -> Path | None:
+    if path is None:
+        return None
+    if info.data.get("token") is not None:
+        raise expected(f"nothing, as {section}.token is set: one of the two")
+    try:
+        is_file = not path.is_dir() and path.exists() and os.access(path, os.R_OK)
+    except OSError:
+        is_file = False
+    if not is_file:
+        raise expected("a file that exists and that this user may read")
+    return path
 
 
 class ExchangeSettings(BaseModel):
@@ -182,11 +205,7 @@ class InfluxSettings(BaseModel):
         default=None, validate_default=True
     )
     bucket: Annotated[str, PlainValidator(values.parse_name)] = "market_data"
-    token: Annotated[
-        SecretStr | None,
-        BeforeValidator(values.parse_token),
-        PlainSerializer(lambda token: None if token is None else "***"),
-    ] = None
+    token: _Token = None
     token_file: _File | None = None
 
     @field_validator("org", mode="after")
@@ -199,26 +218,42 @@ class InfluxSettings(BaseModel):
     @field_validator("token_file", mode="after")
     @classmethod
     def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is None:
-            return None
-        if info.data.get("token") is not None:
-            raise expected("nothing, as influxdb.token is set: one of the two")
-        try:
-            is_file = not path.is_dir() and path.exists() and os.access(path, os.R_OK)
-        except OSError:
-            is_file = False
-        if not is_file:
-            raise expected("a file that exists and that this user may read")
-        return path
+        return _readable_token_file(path, "influxdb", info)
 
 
 class StatusSettings(BaseModel):
-    """Where the status port listens; port 0 takes any free one."""
+    """Where the status port listens, and what it asks callers for; port 0 takes any free one.
+
+    Without `token` and `token_file` nothing is asked for, which only a loopback address may do. The file
+    is read when the token is used, so that a new token needs no restart.
+    """
 
     model_config = _CONFIG
 
     host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
     port: Annotated[int, _whole_number(0, 65535)] = 9108
+    token: _Token = None
+    # After `host` and `token`, which say whether it is needed.
+    token_file: _File | None = Field(default=None, validate_default=True)
+
+    @field_validator("token", mode="after")
+    @classmethod
+    def _long_enough(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(token.get_secret_value()) < MIN_STATUS_TOKEN:
+            raise expected(f"a token of at least {MIN_STATUS_TOKEN} characters")
+        return token
+
+    @field_validator("token_file", mode="after")
+    @classmethod
+    def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        # Neither stands there if it was a mistake itself, which is told then.
+        host, token = info.data.get("host", "127.0.0.1"), info.data.get("token", "unknown")
+        if path is None and token is None and not values.is_loopback(host):
+            raise expected(
+                "a file with a token (or MARKETFEED_STATUS__TOKEN), "
+                "as status.host is no loopback address"
+            )
+        return _readable_token_file(path, "status", info)
 
 
 class Settings(BaseModel):
@@ -274,6 +309,7 @@ def load_settings(
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
     _warn_of_open_file(settings.influxdb.token_file)
+    _warn_of_open_file(settings.status.token_file)
     return settings
 
 

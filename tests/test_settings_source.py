@@ -54,6 +54,8 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "influxdb.token_file": str(token_file),
         "status.host": "::1",
         "status.port": "0",
+        "status.token": "sixteen-or-longer",
+        "status.token_file": str(token_file),
     }
     assert texts.keys() == variables().keys()
     defaults = Settings()
