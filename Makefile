@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons check bench clean
+.PHONY: help demo test test-pythons test-freqtrade check bench clean
 
 help:
 	@echo "make demo   the whole line at work: simulated Binance, collector, journal, reader"
@@ -15,6 +15,7 @@ help:
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
+	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=live, outage, refresh or freqai)"
 	@echo "make clean  remove the virtual environment and caches"
 
 # Installed once; again when the pins or the project's own requirements change.
@@ -42,6 +43,9 @@ check: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.bench
+
+test-freqtrade: $(VENV)/dev.stamp
+	@$(BIN)/python tests/freqtrade/prove.py $(WHAT)
 
 test-pythons:
 	@set -e; for name in python3.12 python3.13; do \

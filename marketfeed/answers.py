@@ -4,6 +4,7 @@ Pure. Statuses as InfluxDB 1.x (`/write`) and 2.x (`/api/v2/write`) give them; t
 Telegraf's InfluxDB outputs, with one more: a refused batch is halved until the bad lines stand alone.
 """
 
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final, Literal
@@ -21,6 +22,8 @@ _ABOUT_LINES: Final = (
     "beyond retention",
 )
 
+_BEYOND_RETENTION: Final = re.compile(r"beyond retention policy dropped=(\d{1,9})\b")
+
 Action = Literal["acknowledged", "retry", "split", "park"]
 
 
@@ -34,13 +37,15 @@ class Verdict(msgspec.Struct, frozen=True):
       alarm, try again slowly.
 
     `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
-    `split` will find the bad ones; otherwise it may be the request that is wrong.
+    `split` will find the bad ones; otherwise it may be the request that is wrong. So many as
+    `beyond_retention` are older than what the bucket keeps.
     """
 
     action: Action
     text: str
     after_s: float | None = None
     blames_lines: bool = False
+    beyond_retention: int = 0
 
 
 def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) -> Verdict:
@@ -52,7 +57,10 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
         # 2.x stores nothing of a batch with a line that does not parse (400); 1.x (400 "partial
         # write") and 2.x (422) store the other lines. Sending those again is harmless in all cases.
         blames_lines = status != 400 or any(word in text for word in _ABOUT_LINES)
-        return Verdict("split", text, blames_lines=blames_lines)
+        # One for each line. (What is dropped for its fields' types may be counted by field.)
+        too_old = _BEYOND_RETENTION.search(text)
+        dropped = 0 if too_old is None else int(too_old[1])
+        return Verdict("split", text, blames_lines=blames_lines, beyond_retention=dropped)
     if status in (429, 503):
         return Verdict("retry", text, _retry_after_s(headers.get("Retry-After"), now_s))
     if status >= 500:

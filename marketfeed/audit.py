@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
-from marketfeed.backfill import ABSENT
+from marketfeed.backfill import ABSENT, DAY_FILE_AFTER_MS
 from marketfeed.backfill_plan import Absent, Series, range_of, without
 from marketfeed.binance.archive import Archive, day_file
 from marketfeed.binance.budget import Priority
@@ -223,7 +223,9 @@ class Audit:
                 yield _Piece(series, tile)
             return
         first_ms = -(-within.start_ms // schema.DAY_MS) * schema.DAY_MS
-        for day_ms in range(first_ms, within.end_ms - schema.DAY_MS + 1, schema.DAY_MS):
+        # Whole days whose files are there by now; the rest is counted only.
+        until_ms = min(within.end_ms, self._now_ms() - DAY_FILE_AFTER_MS)
+        for day_ms in range(first_ms, until_ms - schema.DAY_MS + 1, schema.DAY_MS):
             yield _Piece(series, Stretch(day_ms, day_ms + schema.DAY_MS))
 
     def _chosen(self, pieces: list[_Piece]) -> list[_Piece]:

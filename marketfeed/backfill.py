@@ -58,7 +58,7 @@ ABSENT: Final = "history_absent"
 """The journal's document of what the exchange does not have."""
 AT_ONCE: Final = 8
 """Requests under way; files of the archive, which are larger, half as many."""
-ROWS_PER_COMMIT: Final = 2_000
+ROWS_PER_COMMIT: Final = 1_000
 LEAVE_NEWEST_MS: Final = schema.MINUTE_MS
 """What closed less than this ago is left to the feed and to healing."""
 MAY_BE_LATE_MS: Final = schema.HOUR_MS

@@ -3,6 +3,7 @@
 Times are ms of exchange time; stretches are half open and on their timeframe's grid.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -114,7 +115,9 @@ class Absent:
     def __init__(self, known: bytes | None = None) -> None:
         self._known: dict[str, list[tuple[int, int, int]]] = {}
         if known is not None:
-            self._known = msgspec.json.decode(known, type=dict[str, list[tuple[int, int, int]]])
+            # What is no such document is asked for anew.
+            with contextlib.suppress(msgspec.DecodeError):
+                self._known = msgspec.json.decode(known, type=dict[str, list[tuple[int, int, int]]])
 
     def note(self, series: Series, stretches: Iterable[Stretch], now_ms: int) -> None:
         """Take down what the exchange has just said it does not have."""

@@ -3,7 +3,7 @@
 import aiohttp
 
 from marketfeed.check import Finding
-from marketfeed.config import Settings
+from marketfeed.config import InfluxSettings, Settings
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 
 
@@ -21,15 +21,21 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
         text = "neither influxdb.token nor token_file is set: v2 takes nothing without a token"
         findings.append(Finding("influxdb token", "warning", text))
     verdict = await admin.may_write()
+    if verdict.action == "retry":
+        text = f"whether it takes writes could not be seen: {verdict.text}"
+        return [*findings, Finding("influxdb rights", "bad", text)]
     if verdict.action == "park":
         findings.append(Finding("influxdb rights", "bad", f"may not write: {verdict.text}"))
-        findings.append(_advice(influx.bucket))
+        findings.append(_advice(verdict.text, influx))
         return findings
     findings.append(Finding("influxdb rights", "good", f"may write to bucket {influx.bucket!r}"))
     try:
         if influx.bucket not in await admin.databases():
-            text = f"InfluxQL knows no database {influx.bucket!r}: readers could not read"
-            return [*findings, Finding("influxdb mapping", "bad", text), _advice(influx.bucket)]
+            text = (
+                f"InfluxQL knows no database {influx.bucket!r} for this token, readers could not read: "
+                "the mapping is missing (`marketfeed setup` creates it), or the right to read the bucket"
+            )
+            return [*findings, Finding("influxdb mapping", "bad", text)]
         clashes = await admin.clashes(settings.exchange.timeframes)
     except InfluxError as error:
         return [*findings, Finding("influxdb mapping", "bad", f"may not read: {error}")]
@@ -43,8 +49,19 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
     return findings
 
 
-def _advice(bucket: str) -> Finding:
-    text = f"`marketfeed setup` creates bucket and mapping {bucket!r} where the token may"
+def _advice(answer: str, influx: InfluxSettings) -> Finding:
+    """What to do about an answer that is not about lines."""
+    bucket = influx.bucket
+    text = "look at influxdb.url, org and bucket"
+    if answer.startswith("status 401"):
+        text = "the server does not know this token: look at influxdb.token or token_file"
+    elif answer.startswith("status 403"):
+        text = f"give the token the rights to write and to read bucket {bucket!r}"
+    elif answer.startswith("status 404"):
+        text = (
+            f"`marketfeed setup` creates bucket {bucket!r} and its mapping where the token may; "
+            "look at influxdb.org and bucket if they should be there"
+        )
     return Finding("influxdb", "warning", text)
 
 

@@ -1,9 +1,12 @@
 """The command line. Exit 0: good; 1: the thing checked is not good; 2: wrong use or wrong settings."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,6 +21,7 @@ from rich.console import Console
 
 from marketfeed import __version__, schema
 from marketfeed.errors import MarketfeedError, SettingsError
+from marketfeed.logs import is_journald, log_to_stderr
 
 if TYPE_CHECKING:
     from marketfeed.check import Finding
@@ -82,7 +86,7 @@ def run(config: ConfigOption = None) -> None:
     from marketfeed.collect import Collector
     from marketfeed.config import load_settings
 
-    _log_to_stderr()
+    log_to_stderr()
     settings = load_settings(config)
     _run_until_signal(Collector(settings).run)
 
@@ -166,6 +170,36 @@ def check(
     else:
         Console().print(findings_table(findings))
     raise typer.Exit(1 if any(finding.verdict == "bad" for finding in findings) else 0)
+
+
+@app.command()
+def backup(
+    destination: Annotated[
+        Path, typer.Argument(help="A file that is not there yet; its directory is.")
+    ],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the journal into one file, as it stands now; the collector may run meanwhile.
+
+    The copy is checked before it gets its name. Another user than the collector's has to be in its group.
+    To restore it: stop the collector, move journal.db, journal.db-wal and journal.db-shm away together, put
+    the copy in the place of journal.db with the collector's user and group, and start again.
+
+    Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
+    """
+    from marketfeed.backup import back_up
+    from marketfeed.config import load_settings
+    from marketfeed.journal import KIND
+    from marketfeed.present import backup_text, stages
+
+    settings = load_settings(config)
+    with stages(quiet=as_json) as progress:
+        done = back_up(KIND, settings.journal.path, destination, progress)
+    if as_json:
+        _print_json(done)
+    else:
+        typer.echo(backup_text(done))
 
 
 @app.command()
@@ -388,6 +422,72 @@ def audit(
 
 
 @app.command()
+def aggregate(config: ConfigOption = None) -> None:
+    """Collect the feeders' signals, vote, and forward to the bots, until told to stop.
+
+    Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
+    """
+    from marketfeed.aggregator.service import Aggregator
+    from marketfeed.config import load_settings
+
+    log_to_stderr()
+    _run_until_signal(Aggregator(load_settings(config)).run)
+
+
+@app.command("hash-password")
+def hash_a_password() -> None:
+    """Print the hash of a password for aggregator.accounts. It is asked for, or read from a pipe.
+
+    Example: pass show feeders | marketfeed hash-password
+    """
+    from marketfeed.aggregator.auth import hash_password
+
+    if sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise typer.BadParameter("the password is empty")
+    typer.echo(hash_password(password))
+
+
+@app.command()
+def signals(
+    config: ConfigOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C, with what comes.")
+    ] = False,
+    newest: Annotated[int, typer.Option(min=1, help="How many votes to go back.")] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --follow one object a line.")
+    ] = False,
+) -> None:
+    """Show what went through the aggregator: received, voted, decided, sent, answered."""
+    from marketfeed.aggregator.flow import Flow
+    from marketfeed.config import load_settings
+    from marketfeed.present import show_flow
+
+    flow = Flow(load_settings(config).aggregator.ledger.path)
+    events = flow.read(newest)
+    if not follow:
+        if as_json:
+            _print_json({"events": events})
+        else:
+            show_flow(events, title=True)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        show_flow([], title=not as_json)
+        while True:
+            if as_json:
+                for event in events:
+                    typer.echo(msgspec.json.encode(event).decode())
+            else:
+                show_flow(events)
+            time.sleep(0.5)
+            events = flow.read()
+
+
+@app.command()
 def simulate(
     pairs: Annotated[int, typer.Option(min=1, max=600, help="How many pairs.")] = 164,
     speed: Annotated[
@@ -405,11 +505,11 @@ def simulate(
 ) -> None:
     """Run a Binance USD-M futures exchange on loopback until Ctrl-C.
 
-    Point a collector at it: exchange.ws_url and exchange.rest_url as printed.
+    Point a collector at it: exchange.ws_url, exchange.rest_url and exchange.archive_url as printed.
     """
     from marketfeed.simulator.server import Simulator, SimulatorOptions
 
-    _log_to_stderr()
+    log_to_stderr()
     options = SimulatorOptions(
         host=host,
         port=port,
@@ -439,12 +539,19 @@ def main() -> NoReturn:
     try:
         app()
     except SettingsError as error:
-        typer.echo(str(error), err=True)
+        _complain(str(error))
         sys.exit(2)
     except MarketfeedError as error:
-        typer.echo(f"marketfeed: {error}", err=True)
+        _complain(f"marketfeed: {error}")
         sys.exit(1)
     sys.exit(0)
+
+
+def _complain(text: str) -> None:
+    # For journald each line is a record of its own, with a priority.
+    prefix = "<3>" if is_journald(sys.stderr, os.environ) else ""
+    for line in text.splitlines():
+        typer.echo(prefix + line, err=True)
 
 
 def _timeframes(text: str) -> tuple[str, ...]:
@@ -470,16 +577,6 @@ def _print_json(value: object) -> None:
     sys.stdout.buffer.flush()
 
 
-def _log_to_stderr() -> None:
-    # One line an event; journald and most collectors stamp the time themselves.
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="level=%(levelname)s logger=%(name)s %(message)s",
-        force=True,
-    )
-
-
 def _run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     async def with_signals() -> None:
         stop = asyncio.Event()
@@ -488,4 +585,10 @@ def _run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]
             loop.add_signal_handler(number, stop.set)
         await serve(stop)
 
-    uvloop.run(with_signals())
+    try:
+        uvloop.run(with_signals())
+    except MarketfeedError:
+        raise
+    except Exception as error:
+        log.critical("died error=%r", str(error), exc_info=error)
+        raise typer.Exit(1) from error

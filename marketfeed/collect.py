@@ -15,7 +15,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from marketfeed import schema
+from marketfeed import __version__, schema
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
@@ -37,9 +37,10 @@ from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
 from marketfeed.lifecycle import Catalog, Keeper
 from marketfeed.metrics import Counters, Exposition
+from marketfeed.notify import Told
 from marketfeed.page.collector import CollectorPage
 from marketfeed.records import Gap
-from marketfeed.report import Line, Reporter
+from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
@@ -55,6 +56,8 @@ CLOCK_DOUBT_EVERY_S: Final = 3.0
 """Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
 REST_BUDGET: Final = "rest_budget"
+HEARTBEAT: Final = "heartbeat"
+"""The document that is committed before each feeding of systemd's watchdog."""
 KEEP_BUDGET_EVERY_S: Final = 1.0
 LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
 """Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
@@ -65,8 +68,9 @@ SILENT_AT_LEAST_S: Final = 1.0
 
 
 class Collector:
-    """One run of the collector, from settings to a clean stop. `rest_timeout_s` are wall seconds.
+    """One run of the collector, from settings to a clean stop.
 
+    `rest_timeout_s` are wall seconds, and `shipping_trouble_s` after which `/health` speaks of InfluxDB;
     `ages` says how old connections may become.
     """
 
@@ -76,6 +80,7 @@ class Collector:
         clock: ExchangeClock | None = None,
         rest_timeout_s: float = TIMEOUT_S,
         ages: Ages | None = None,
+        shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self._settings = settings
         self._rest_timeout_s = rest_timeout_s
@@ -83,9 +88,15 @@ class Collector:
         self._clock = clock or ExchangeClock()
         self._counters = Counters()
         self._writer = JournalWriter(settings.journal.path)
+        self._looks_proven = -1
         self._turns = Turns(Budget(settings.history.weight_per_minute), self._clock)
         self._reporter = Reporter(
-            settings.exchange.timeframes, self._clock, self._counters, self._writer, self._turns
+            settings.exchange.timeframes,
+            self._clock,
+            self._counters,
+            self._writer,
+            self._turns,
+            shipping_trouble_s,
         )
 
     def report(self) -> StatusReport:
@@ -105,6 +116,7 @@ class Collector:
             StatusServer(status.host, status.port, self.report, exposition, token, page),
             self._writer,
             aiohttp.ClientSession() as session,
+            Told(self._prove_alive, self._reporter.headline, stop),
         ):
             await self._restore_budget()
             rest = BinanceRest(
@@ -121,6 +133,14 @@ class Collector:
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
+
+    async def _prove_alive(self) -> str:
+        """Commit a heartbeat; name what has not turned since the last one. Raises JournalError."""
+        line, proven = self._reporter.line, self._looks_proven
+        if line is not None:
+            self._looks_proven = line.supervisor.looks
+        await self._writer.save_document(HEARTBEAT, __version__.encode(), self._clock.now_ms())
+        return "supervisor" if line is not None and line.supervisor.looks == proven else ""
 
     async def _collect(
         self,

@@ -19,12 +19,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
-    SecretStr,
     ValidationInfo,
     field_validator,
 )
@@ -32,6 +30,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marketfeed import settings_values as values
 from marketfeed.errors import SettingsError
+from marketfeed.settings_aggregator import AggregatorSettings
 from marketfeed.settings_mistakes import validate
 from marketfeed.settings_source import (
     CONFIG_VARIABLE,
@@ -43,10 +42,12 @@ from marketfeed.settings_source import (
     read_environment,
     variable,
 )
+from marketfeed.settings_status import StatusSettings, TokenField, readable_token_file
 from marketfeed.settings_values import Duration, FromText, Pairs, TopPairs, expected
 from marketfeed.settings_yaml import read_config
 
 __all__ = [
+    "AggregatorSettings",
     "Duration",
     "ExchangeSettings",
     "HistorySettings",
@@ -63,9 +64,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-MIN_STATUS_TOKEN: Final = 16
-"""Characters: nobody counts wrong guesses at the status port, so none may come near."""
 
 _CONFIG: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -97,26 +95,6 @@ _Retention = Annotated[
     ),
     _AsText,
 ]
-
-_Token = Annotated[
-    SecretStr | None,
-    BeforeValidator(values.parse_token),
-    PlainSerializer(lambda token: None if token is None else "***"),
-]
-
-
-def _readable_token_file(path: Path | None, section: str, info: ValidationInfo) -> Path | None:
-    if path is None:
-        return None
-    if info.data.get("token") is not None:
-        raise expected(f"nothing, as {section}.token is set: one of the two")
-    try:
-        is_file = not path.is_dir() and path.exists() and os.access(path, os.R_OK)
-    except OSError:
-        is_file = False
-    if not is_file:
-        raise expected("a file that exists and that this user may read")
-    return path
 
 
 class ExchangeSettings(BaseModel):
@@ -205,7 +183,7 @@ class InfluxSettings(BaseModel):
         default=None, validate_default=True
     )
     bucket: Annotated[str, PlainValidator(values.parse_name)] = "market_data"
-    token: _Token = None
+    token: TokenField = None
     token_file: _File | None = None
 
     @field_validator("org", mode="after")
@@ -218,42 +196,7 @@ class InfluxSettings(BaseModel):
     @field_validator("token_file", mode="after")
     @classmethod
     def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        return _readable_token_file(path, "influxdb", info)
-
-
-class StatusSettings(BaseModel):
-    """Where the status port listens, and what it asks callers for; port 0 takes any free one.
-
-    Without `token` and `token_file` nothing is asked for, which only a loopback address may do. The file
-    is read when the token is used, so that a new token needs no restart.
-    """
-
-    model_config = _CONFIG
-
-    host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
-    port: Annotated[int, _whole_number(0, 65535)] = 9108
-    token: _Token = None
-    # After `host` and `token`, which say whether it is needed.
-    token_file: _File | None = Field(default=None, validate_default=True)
-
-    @field_validator("token", mode="after")
-    @classmethod
-    def _long_enough(cls, token: SecretStr | None) -> SecretStr | None:
-        if token is not None and len(token.get_secret_value()) < MIN_STATUS_TOKEN:
-            raise expected(f"a token of at least {MIN_STATUS_TOKEN} characters")
-        return token
-
-    @field_validator("token_file", mode="after")
-    @classmethod
-    def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        # Neither stands there if it was a mistake itself, which is told then.
-        host, token = info.data.get("host", "127.0.0.1"), info.data.get("token", "unknown")
-        if path is None and token is None and not values.is_loopback(host):
-            raise expected(
-                "a file with a token (or MARKETFEED_STATUS__TOKEN), "
-                "as status.host is no loopback address"
-            )
-        return _readable_token_file(path, "status", info)
+        return readable_token_file(path, "influxdb", info)
 
 
 class Settings(BaseModel):
@@ -266,6 +209,7 @@ class Settings(BaseModel):
     journal: JournalSettings = JournalSettings()
     influxdb: InfluxSettings = InfluxSettings()
     status: StatusSettings = StatusSettings()
+    aggregator: AggregatorSettings = AggregatorSettings()
 
 
 class _Keys(Settings, BaseSettings):
@@ -308,8 +252,15 @@ def load_settings(
     if mistakes or settings is None:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
-    _warn_of_open_file(settings.influxdb.token_file)
-    _warn_of_open_file(settings.status.token_file)
+    bots, influxdb = settings.aggregator.bots, settings.influxdb
+    ports = (settings.status, settings.aggregator.status)
+    for file in (
+        influxdb.token_file,
+        bots.long.password_file,
+        bots.short.password_file,
+        *(port.token_file for port in ports),
+    ):
+        _warn_of_open_file(file)
     return settings
 
 
@@ -329,5 +280,5 @@ def variables() -> dict[str, str]:
 def _warn_of_open_file(path: Path | None) -> None:
     if path is not None and (mode := path.stat().st_mode) & stat.S_IROTH:
         log.warning(
-            "token file is readable by everybody path=%s mode=%04o", path, stat.S_IMODE(mode)
+            "secret file is readable by everybody path=%s mode=%04o", path, stat.S_IMODE(mode)
         )

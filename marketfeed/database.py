@@ -173,6 +173,25 @@ def inspect(kind: Kind, path: Path) -> FileFound | None:
     return FileFound(version, size, _holder(path))
 
 
+@contextlib.contextmanager
+def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
+    """Read one state of the file at `path`, beside its writer if it has one.
+
+    Raises JournalForeignError, JournalNewerError, or JournalError when there is none or it is unreadable.
+    """
+    path = path.resolve()
+    if not path.exists():
+        raise JournalError(f"{kind.name} {path}: there is none")
+    try:
+        immutable = not Path(f"{path}-wal").exists()
+        with contextlib.closing(_connect_read_only(path, immutable=immutable)) as db:
+            _recognise(kind, path, db)
+            db.execute("BEGIN")
+            yield db
+    except sqlite3.Error as error:
+        raise JournalError(f"{kind.name} {path}: {error}") from error
+
+
 def _connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
     options = "mode=ro&immutable=1" if immutable else "mode=ro"
     return sqlite3.connect(f"file:{quote(str(path))}?{options}", uri=True, timeout=5.0)

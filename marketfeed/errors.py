@@ -7,6 +7,8 @@
         * JournalForeignError the file is no journal of ours
         * JournalNewerError   the file was written by a newer version
         * JournalWriteError   a batch could not be committed (`damaged`: the file is corrupt)
+    * BackupError             a backup could not be made; what was there is untouched
+    * LedgerError             a forward is not in the state that the next step needs: nothing was sent
     * ExchangeError           the exchange did not answer, or not as documented
         * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
         * ArchiveError        a file of the archive is not to be trusted
@@ -47,6 +49,14 @@ class JournalWriteError(JournalError):
     def __init__(self, message: str, damaged: bool) -> None:
         super().__init__(message)
         self.damaged = damaged
+
+
+class BackupError(MarketfeedError):
+    """A backup could not be made, or not be proven whole. Nothing that was there has changed."""
+
+
+class LedgerError(MarketfeedError):
+    """The ledger does not have a forward in the state that a step needs: the step must not be taken."""
 
 
 class ExchangeError(MarketfeedError):

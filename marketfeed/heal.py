@@ -356,6 +356,10 @@ class Healer:
                 await self._compare(series, where, told)
                 self._rechecked_ms[series] = end_ms
         except (ExchangeError, JournalError) as error:
+            if isinstance(error, ExchangeRefusedError) and error.status == HTTPStatus.BAD_REQUEST:
+                # The exchange does not know it any more: nothing to compare with.
+                self._rechecks.pop(series, None)
+                return
             log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
             self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
             return

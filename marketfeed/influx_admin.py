@@ -175,7 +175,12 @@ class InfluxAdmin:
 
     async def _old_predicted_rates(self) -> list[Clash]:
         text = 'SELECT max("predicted_rate") FROM "funding_rate"'
-        series = await self.query(text, self._settings.bucket)
+        try:
+            series = await self.query(text, self._settings.bucket)
+        except InfluxError as error:
+            # Of another type (a clash that is told already), or too many to look at in time.
+            words = f'"predicted_rate" of an older writer could not be looked at: {error}'
+            return [Clash(schema.FUNDING_RATE, words, refuses=False)]
         highest = [row[-1] for item in series for row in item.values]
         if highest and isinstance(highest[0], int | float) and highest[0] > 1:
             words = (
@@ -252,8 +257,9 @@ class _told:  # noqa: N801 - used as a context manager, like contextlib's
             return
         status = getattr(error, "status", None)
         words = str(getattr(error, "message", None) or type(error).__name__)
-        if isinstance(error, OSError):
-            words = error.strerror or words
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError):
+            words = cause.strerror or words
         else:
             words = hide_token(words.encode(), auth_headers(self._settings)).decode()
         place = f"status {status}: " if status else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, NamedTuple, Self
 
-from marketfeed import rows, schema, tables
+from marketfeed import rows, schema, shipped, tables
 from marketfeed.batch import Batch
 from marketfeed.database import Database, FileFound, Kind, inspect
 from marketfeed.errors import JournalError
@@ -33,7 +33,6 @@ from marketfeed.stretches import Stretch, missing
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
-REFUSED_LINES_KEPT: Final = 10_000
 
 KIND: Final = Kind(
     name="journal",
@@ -332,19 +331,12 @@ class Journal:
 
     def shipped(self, target: str) -> Ranges:
         """What `target` (a server and bucket) has acknowledged, as ranges of seq."""
-        return Ranges(
-            self._db.execute("SELECT first, last FROM shipped WHERE target = ?", (target,))
-        )
+        return shipped.read_shipped(self._db, target)
 
     def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
         """Save ranges that `target` has acknowledged; those within them are replaced."""
         with self._transaction():
-            for first, last in ranges:
-                self._db.execute(
-                    "DELETE FROM shipped WHERE target = ? AND first >= ? AND first <= ?",
-                    (target, first, last),
-                )
-                self._db.execute("INSERT INTO shipped VALUES (?, ?, ?)", (target, first, last))
+            shipped.note_shipped(self._db, target, ranges)
 
     def forget_shipped(self, target: str) -> None:
         """Forget what `target` has acknowledged: everything will be shipped again."""
@@ -354,14 +346,7 @@ class Journal:
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
         """Keep lines that `target` refused, each with its answer. The newest REFUSED_LINES_KEPT stay."""
         with self._transaction():
-            self._db.executemany(
-                "INSERT INTO refused_line (refused, target, line, answer) VALUES (?, ?, ?, ?)",
-                [(refused_ms, target, line, answer) for line, answer in refused],
-            )
-            self._db.execute(
-                "DELETE FROM refused_line WHERE id <= (SELECT max(id) FROM refused_line) - ?",
-                (REFUSED_LINES_KEPT,),
-            )
+            shipped.put_aside(self._db, target, refused, refused_ms)
 
     # --- retention ---------------------------------------------------------------------------------
 

@@ -64,7 +64,10 @@ class JournalView:
         row = self._ask(
             lambda db: db.execute("SELECT body FROM document WHERE name = ?", (name,)).fetchone()
         )
-        return None if row is None else zlib.decompress(row[0])
+        try:
+            return None if row is None else zlib.decompress(row[0])
+        except zlib.error as error:
+            raise JournalError(f"journal {self.path}: document {name}: {error}") from error
 
     def candles(self, pair: str, timeframe: str, stretch: Stretch) -> list[Candle]:
         """The closed candles of a stretch, oldest first, all numbers; `event_time_ms` is the close."""

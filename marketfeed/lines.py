@@ -5,6 +5,7 @@ cost its whole batch on InfluxDB 2: it is refused here, before it becomes a line
 """
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from marketfeed import schema
@@ -75,7 +76,8 @@ def candle_text(
 
 def mark_price_text(pair_tag: str, time_ms: int, mark_price: float, index_price: float) -> str:
     """The line of one mark price at a whole second."""
-    _check(mark_price=mark_price, index_price=index_price)
+    if not math.isfinite(mark_price + index_price):
+        _check(mark_price=mark_price, index_price=index_price)
     return (
         f"{schema.MARK_PRICE},pair={pair_tag} mark_price={mark_price!r},"
         f"index_price={index_price!r} {time_ms}"
@@ -142,6 +144,53 @@ def catalog_text(
         f"{schema.FEED_CATALOG},pair={pair_tag} {_string('timeframes', timeframes)}"
         f"{listed}{ended} {changed_ms}"
     )
+
+
+def signal_text(
+    pair_tag: str,
+    side: str,
+    feeder: str,
+    received_ms: int,
+    numbers: Mapping[str, float | None],
+    called: str,
+    tag: str,
+    window: int,
+) -> str:
+    """The line of one vote; `numbers` that are None are left out."""
+    return (
+        f"{schema.SIGNAL},feeder={escape_tag(feeder)},pair={pair_tag},side={side} "
+        f"{_numbers(numbers)}{_string('called', called)},{_string('tag', _one_line(tag))},"
+        f"window={window}i {received_ms}"
+    )
+
+
+def decision_text(
+    pair_tag: str,
+    side: str,
+    primary: str,
+    decided_ms: int,
+    numbers: Mapping[str, float | None],
+    counts: Mapping[str, int],
+    texts: Mapping[str, str],
+) -> str:
+    """The line of a decision, or of what became of its forward: both are fields of one point."""
+    fields = _numbers(numbers)
+    fields += "".join(f"{name}={count}i," for name, count in counts.items())
+    fields += ",".join(_string(name, _one_line(text)) for name, text in texts.items())
+    return (
+        f"{schema.ENSEMBLE},pair={pair_tag},primary={escape_tag(primary)},side={side} "
+        f"{fields} {decided_ms}"
+    )
+
+
+def _numbers(numbers: Mapping[str, float | None]) -> str:
+    there = {name: value for name, value in numbers.items() if value is not None}
+    _check(**there)
+    return "".join(f"{name}={value!r}," for name, value in there.items())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def candle_line(candle: Candle) -> str:

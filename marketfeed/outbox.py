@@ -7,8 +7,9 @@ afterwards has a new `seq` and comes again.
 import contextlib
 import heapq
 import itertools
+import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -36,7 +37,10 @@ class Outbox:
     Raises JournalError when the file cannot be read.
     """
 
+    file_kind = "journal"
+
     def __init__(self, path: Path, collector: str) -> None:
+        self._columns: Mapping[str, str] = _COLUMNS
         self._collector = collector
         self._path = path
         with self._errors_told():
@@ -56,6 +60,13 @@ class Outbox:
             ("gap", self._gap),
             ("catalog", self._catalog),
         )
+        self._of = {
+            schema.MARK_PRICE: ("mark_price", self._mark_price),
+            schema.FUNDING_RATE: ("funding_rate", self._funding_rate),
+            schema.FUNDING_SETTLED: ("funding_settled", self._funding_settled),
+            schema.FEED_GAP: ("gap", self._gap),
+            schema.FEED_CATALOG: ("catalog", self._catalog),
+        }
 
     def close(self) -> None:
         """Let go of the file."""
@@ -89,6 +100,25 @@ class Outbox:
             texts = [self._candle_text(_FORMING, row) for row in rows]
         return texts, max((row[0] for row in rows), default=after_seq)
 
+    def as_it_stands(self, line: str) -> str:
+        """The line of the same point as the journal holds it now; `line` itself if it holds none.
+
+        Lines of `forming` measurements are none of these.
+        """
+        key, time_ms = _UNESCAPED_BLANK.split(line, maxsplit=1)[0], line.rpartition(" ")[2]
+        measurement, pair_tag = key.partition(",")[0], key.rpartition(",pair=")[2]
+        table, write = self._of.get(measurement, ("candle", self._candle))
+        text = (
+            f"SELECT seq, {_COLUMNS[table]} FROM {table} "
+            f"WHERE pair_id = ? AND {_TIME[table]} = ? ORDER BY seq"
+        )
+        with self._one_state():
+            ids = {tag: number for number, tag in self._all_tags().items()}
+            rows = self._db.execute(text, (ids.get(pair_tag, -1), int(time_ms))).fetchall()
+            texts = [write(row) for row in rows]
+        same = [item for item in texts if _UNESCAPED_BLANK.split(item, maxsplit=1)[0] == key]
+        return line if not same or line in same else same[-1]
+
     def count_unshipped(self, shipped: Ranges) -> int:
         """How many rows are not in `shipped`."""
         with self._one_state():
@@ -114,7 +144,7 @@ class Outbox:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path}: {error}") from error
+            raise JournalError(f"{self.file_kind} {self._path}: {error}") from error
 
     def _rows(self, first: int, last: int) -> Iterator[tuple[int, Row, Callable[[Row], str]]]:
         """Yield the rows of all tables with first <= seq <= last, newest first, as they are asked for."""
@@ -128,7 +158,7 @@ class Outbox:
         self, table: str, write: Callable[[Row], str], first: int, last: int
     ) -> Iterable[tuple[int, Row, Callable[[Row], str]]]:
         cursor = self._db.execute(
-            f"SELECT seq, {_COLUMNS[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
+            f"SELECT seq, {self._columns[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
             (first, last),
         )
         for row in cursor:
@@ -136,13 +166,14 @@ class Outbox:
 
     def _tag(self, pair_id: int) -> str:
         tag = self._tags.get(pair_id)
-        if tag is None:
-            self._tags |= {
-                number: lines.escape_tag(pair)
-                for number, pair in self._db.execute("SELECT id, pair FROM pair")
-            }
-            tag = self._tags[pair_id]
-        return tag
+        return self._all_tags()[pair_id] if tag is None else tag
+
+    def _all_tags(self) -> dict[int, str]:
+        self._tags |= {
+            number: lines.escape_tag(pair)
+            for number, pair in self._db.execute("SELECT id, pair FROM pair")
+        }
+        return self._tags
 
     # --- rows to lines ----------------------------------------------------------------------------
 
@@ -191,6 +222,15 @@ _CANDLE_COLUMNS: Final = (
     "pair_id, timeframe_ms, open_time, open, high, low, close, volume, quote_volume, "
     "taker_buy_volume, trades"
 )
+_UNESCAPED_BLANK: Final = re.compile(r"(?<!\\) ")
+_TIME: Final = {
+    "candle": "open_time",
+    "mark_price": "time",
+    "funding_rate": "time",
+    "funding_settled": "time",
+    "gap": "start",
+    "catalog": "changed",
+}
 _COLUMNS: Final = {
     "candle": _CANDLE_COLUMNS,
     "mark_price": "pair_id, time, mark_price, index_price",

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from marketfeed.aggregator.flow import Event
+from marketfeed.backup import BackupReport
 from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.demo import DemoResult, SeriesResult
@@ -37,6 +39,14 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
             progress.update(task, description=stage, completed=fraction)
 
         yield tell
+
+
+def backup_text(report: BackupReport) -> str:
+    """What was copied, in a line."""
+    return (
+        f"{report.path}: {report.bytes / 1e6:,.1f} MB, schema version {report.schema_version}, "
+        f"checked, {report.seconds:.1f} s"
+    )
 
 
 def demo_tables(result: DemoResult) -> list[RenderableType]:
@@ -183,6 +193,50 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
             Text(connection.last_error),
         )
     return [headline, facts, candles, connections]
+
+
+_EVENT_STYLES = {
+    "decided": "bold green",
+    "sent": "cyan",
+    "answered": "green",
+    "found": "green",
+    "skipped": "yellow",
+    "received": "dim",
+    "expired": "bold red",
+    "unknown": "bold red",
+    "lost": "bold red",
+}
+_EVENT_WIDTHS = (23, 9, 8, 20, 5, 6, 4)
+
+
+def show_flow(events: Sequence[Event], *, title: bool = False) -> None:
+    """Print what went through the aggregator, a line an event, in fixed columns: more may follow."""
+    console = Console(soft_wrap=True, highlight=False)
+
+    def line(*cells: str) -> str:
+        *fixed, text = cells
+        widths = zip(fixed, _EVENT_WIDTHS, strict=True)
+        return "  ".join(cell.ljust(width) for cell, width in widths) + "  " + text
+
+    if title:
+        console.print(
+            Text(line("time (UTC)", "what", "window", "pair", "side", "who", "conf", "")),
+            style="bold",
+        )
+    for event in events:
+        at = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+        confidence = "" if event.confidence is None else f"{event.confidence:.2f}"
+        text = line(
+            f"{at:%Y-%m-%d %H:%M:%S}.{event.time_ms % 1000:03d}",
+            event.what,
+            str(event.window),
+            event.pair,
+            event.side,
+            event.who,
+            confidence,
+            event.text,
+        )
+        console.print(Text(text, style=_EVENT_STYLES.get(event.what, "")))
 
 
 def _shipping(report: ShipReport | None) -> str:

@@ -80,6 +80,7 @@ class Reporter:
         counters: Counters,
         writer: JournalWriter,
         turns: Turns,
+        shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
@@ -93,6 +94,7 @@ class Reporter:
         self._counters = counters
         self._writer = writer
         self._turns = turns
+        self._shipping_trouble_s = shipping_trouble_s
         self._started_s = time.monotonic()
         self._rate_frames = 0
         self._rate_s = self._started_s
@@ -153,6 +155,13 @@ class Reporter:
             line.supervisor.old_holes(),
         )
 
+    def headline(self) -> str:
+        """How it fares, in a line for `systemctl status`."""
+        reasons = self._reasons()
+        state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
+        more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
+        return f"{self._pairs()} pairs, {state}{more}"
+
     def gauges(self) -> Gauges:
         """What a scrape of the metrics reads."""
         now_ms = self._clock.now_ms()
@@ -195,7 +204,7 @@ class Reporter:
         if failing_s is not None:
             reasons.append(f"the journal cannot be written for {failing_s:.0f} s")
         shipping = self._shipping()
-        if shipping is not None and shipping.trouble_for_s > SHIPPING_TROUBLE_S:
+        if shipping is not None and shipping.trouble_for_s > self._shipping_trouble_s:
             reasons.append(
                 f"shipping to InfluxDB is {shipping.state} for {shipping.trouble_for_s:.0f} s: "
                 f"{shipping.trouble}"

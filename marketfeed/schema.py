@@ -92,6 +92,8 @@ FUNDING_RATE: Final = "funding_rate"
 FUNDING_SETTLED: Final = "funding_settled"
 FEED_GAP: Final = "feed_gap"
 FEED_CATALOG: Final = "feed_catalog"
+SIGNAL: Final = "signal"
+ENSEMBLE: Final = "ensemble"
 
 CANDLE_FIELDS: Final[Mapping[str, type]] = MappingProxyType(
     {
@@ -122,6 +124,39 @@ MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
     }
 )
 """Fields of each measurement that is not a candle. Every one has the tag `pair`."""
+
+AGGREGATOR_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
+    {
+        SIGNAL: {
+            "confidence": float,
+            "leverage": float,
+            "price": float,
+            "strength": float,
+            "called": str,
+            "tag": str,
+            "window": int,
+        },
+        ENSEMBLE: {
+            "confidence": float,
+            "votes": int,
+            "of": int,
+            "outcome": str,
+            "reasons": str,
+            "tag": str,
+            "leverage": float,
+            "state": str,
+            "status": int,
+            "answer": str,
+            "sent": int,
+            "answered": int,
+        },
+    }
+)
+"""Fields of the aggregator's measurements, which have the tags `pair` and `side`.
+
+`signal` has the tag `feeder` and the time of receipt; `ensemble` the tag `primary` and the time of the
+decision. What became of a decision's forward is added to the decision's point.
+"""
 
 
 def ohlcv_measurement(timeframe: str) -> str:

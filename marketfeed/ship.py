@@ -10,9 +10,10 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -22,7 +23,6 @@ from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
 from marketfeed.ranges import Ranges
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 REFUSED_IN_A_ROW: Final = 50
 """After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
+FEWEST_LINES: Final = 100
+"""A request that fails is tried again with half its lines, down to so many."""
 COUNT_EVERY_S: Final = 15.0
 LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
@@ -40,15 +42,16 @@ class Pace(msgspec.Struct, frozen=True):
 
     A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
     failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
-    when rights or settings are wrong it is `parked_s`.
+    when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
     """
 
     max_lines: int = 5_000
     turn_s: float = 1.0
     forming_every_s: float = 5.0
     backoff_first_s: float = 1.0
-    backoff_cap_s: float = 30.0
+    backoff_cap_s: float = 10.0
     parked_s: float = 30.0
+    last_s: float = 10.0
 
 
 DEFAULT_PACE: Final = Pace()
@@ -68,6 +71,36 @@ class ShipReport(msgspec.Struct, frozen=True):
     acknowledged_ago_s: float | None
 
 
+class Shipped(Protocol):
+    """What shipping notes in a durable file: a journal, or the aggregator's ledger."""
+
+    def shipped(self, target: str) -> Ranges:
+        """What `target` has acknowledged."""
+
+    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Save ranges that `target` has acknowledged."""
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
+        """Keep lines that `target` refused."""
+
+
+class Writer(Protocol):
+    """The writer of such a file; `generation` rises when another file takes its place."""
+
+    path: Path
+
+    @property
+    def generation(self) -> int:
+        """Which file it is, counted from 1."""
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next stored row gets."""
+
+    async def call(self, function: Callable[[Shipped], T]) -> T:
+        """Run `function` on the file, in the writer's thread."""
+
+
 class _NotNowError(Exception):
     """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
 
@@ -80,9 +113,14 @@ class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn."""
 
     def __init__(
-        self, writer: JournalWriter, influx: InfluxWriter, pace: Pace = DEFAULT_PACE
+        self,
+        writer: Writer,
+        influx: InfluxWriter,
+        pace: Pace = DEFAULT_PACE,
+        open_outbox: Callable[[Path, str], Outbox] = Outbox,
     ) -> None:
         self._writer = writer
+        self._open_file = open_outbox
         self._influx = influx
         self._pace = pace
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
@@ -90,10 +128,13 @@ class Shipper:
         self._generation = 0
         self._shipped = Ranges()
         self._ending = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+        self._forming_refusal = ""
         self._forming_seq = 0
         self._forming_s = -pace.forming_every_s
         self._refused_in_a_row = 0
         self._failures = 0
+        self._room = pace.max_lines
         self._state = "shipping"
         self._trouble = ""
         self._trouble_since_s = 0.0
@@ -125,16 +166,26 @@ class Shipper:
         return self._shipped.first_gap(self._writer.next_seq)
 
     def end(self) -> None:
-        """Say that the collector stops: one last turn is tried, without waiting for a server that is down."""
+        """Say that the collector stops: one last turn is tried, within the pace's `last_s`."""
         self._ending.set()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._pace.last_s)
 
     async def run(self) -> None:
         """Ship until `end`; no answer of the server and no state of the disk ends it before."""
         try:
-            while not self._ending.is_set():
-                await self._turns()
-            await self._last_turn()
+            async with asyncio.timeout(None) as self._limit:
+                if self._ending.is_set():
+                    self.end()
+                while not self._ending.is_set():
+                    await self._turns()
+                await self._last_turn()
+        except TimeoutError:
+            if not self._ending.is_set():
+                raise
+            log.info("stopping with rows unshipped: they are in the journal error='no answer'")
         finally:
+            self._limit = None
             await self._in_thread(self._close_outbox)
             self._thread.shutdown(wait=False)
 
@@ -146,8 +197,7 @@ class Shipper:
             try:
                 while not self._ending.is_set() and self._generation == self._writer.generation:
                     started_s = time.monotonic()
-                    consignment = await ahead
-                    full = len(consignment.lines) >= self._pace.max_lines
+                    consignment, full = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
@@ -183,20 +233,24 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                consignment = await self._take(self._shipped)
+                consignment, full = await self._take(self._shipped)
                 await self._ship(consignment)
-                if len(consignment.lines) < self._pace.max_lines:
+                if not full:
                     return
         except (_NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Ranges) -> Consignment:
-        def take() -> Consignment:
+    async def _take(self, shipped: Ranges) -> tuple[Consignment, bool]:
+        """Read what is to be shipped next, and whether there may be more of it."""
+        room = self._room
+
+        def take() -> tuple[Consignment, bool]:
             outbox = self._the_outbox()
             if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
-            return outbox.newest(shipped, self._pace.max_lines)
+            consignment = outbox.newest(shipped, room)
+            return consignment, len(consignment.lines) >= room
 
         return await self._in_thread(take)
 
@@ -209,10 +263,20 @@ class Shipper:
             self.lines += len(consignment.lines) - len(refused)
             self._unshipped = max(0, self._unshipped - len(consignment.lines))
         if consignment.covers:
-            merged = [self._shipped.add(first, last) for first, last in consignment.covers]
-            await self._writer.call(
-                lambda journal: journal.note_shipped(self._influx.target, merged)
-            )
+            await self._note(consignment.covers)
+
+    async def _note(self, covers: list[tuple[int, int]]) -> None:
+        """Save what has been acknowledged, in the journal whose numbers these are."""
+        generation = self._generation
+        merged = [self._shipped.add(first, last) for first, last in covers]
+
+        def note(file: Shipped) -> None:
+            # Replaced while the lines travelled: a fresh journal gives the same numbers to other rows,
+            # which would never be shipped. Files are replaced in this thread alone.
+            if self._writer.generation == generation:
+                file.note_shipped(self._influx.target, merged)
+
+        await self._writer.call(note)
 
     async def _ship_forming(self) -> None:
         # Apart from the cursor: of a forming candle only its last state matters, and not to the second.
@@ -224,9 +288,17 @@ class Shipper:
             refused: list[tuple[str, str]] = []
             await self._deliver(texts, refused)
             if refused:
-                await self._put_aside(refused)
+                self._forming_refused(*refused[0], len(refused))
             self.lines += len(texts) - len(refused)
         self._forming_seq, self._forming_s = seq, now_s
+
+    def _forming_refused(self, line: str, answer: str, count: int) -> None:
+        # Counted, not put aside: the next state comes in seconds, they would push out all other lines,
+        # and sent again one day they would undo a later state.
+        self.refused += count
+        if answer != self._forming_refusal:
+            log.error("forming candles refused lines=%d answer=%r line=%r", count, answer, line)
+        self._forming_refusal = answer
 
     async def _deliver(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
         """Send lines, halving what is refused until the bad ones stand alone in `refused`."""
@@ -237,6 +309,9 @@ class Shipper:
             self._refused_in_a_row = 0
         elif verdict.action != "split":
             raise _NotNowError(verdict)
+        elif verdict.beyond_retention >= len(texts):
+            # All of them: halving a long history that the bucket does not keep would take for ever.
+            refused.extend((text, verdict.text) for text in texts)
         elif len(texts) > 1:
             middle = len(texts) // 2
             await self._deliver(texts[:middle], refused)
@@ -264,6 +339,7 @@ class Shipper:
 
     def _well(self) -> None:
         self._failures = 0
+        self._room = min(2 * self._room, self._pace.max_lines)
         if self._trouble:
             log.warning("shipping again after_s=%.1f", time.monotonic() - self._trouble_since_s)
         self._state, self._trouble = "shipping", ""
@@ -285,6 +361,8 @@ class Shipper:
             return self._pace.parked_s
         if verdict.after_s is not None:
             return verdict.after_s
+        # It may be the size: some servers hang up on large requests, or need too long for them.
+        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
         # Full jitter, so that two collectors do not knock together.
         ceiling_s = min(
             self._pace.backoff_cap_s,
@@ -303,7 +381,7 @@ class Shipper:
 
     def _open_outbox(self) -> None:
         self._close_outbox()
-        self._outbox = Outbox(self._writer.path, socket.gethostname())
+        self._outbox = self._open_file(self._writer.path, socket.gethostname())
 
     def _close_outbox(self) -> None:
         if self._outbox is not None:

@@ -14,7 +14,6 @@ from aiohttp import web
 from marketfeed.binance.turns import RestReport
 from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
-from marketfeed.metrics import Exposition
 from marketfeed.page.guard import HEALTH, TRUSTED, Guard
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
@@ -100,6 +99,25 @@ class StatusReport(msgspec.Struct, frozen=True):
     cpu_s: float
 
 
+class Report(Protocol):
+    """What `/status` shows, of a collector or an aggregator; `/health` is part of it."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all is well."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not."""
+
+
+class Metrics(Protocol):
+    """What `/metrics` shows."""
+
+    def text(self) -> bytes:
+        """All metrics now."""
+
+
 class Page(Protocol):
     """Something to look at on a status port: routes beside `/health`, `/status` and `/metrics`."""
 
@@ -108,7 +126,7 @@ class Page(Protocol):
 
 
 class StatusServer:
-    """Serves the reports of one collector on one address. An async context manager.
+    """Serves the reports of one service on one address. An async context manager.
 
     `port` 0 takes any free one; `url` tells which after entering. Whoever asks has to know `token`, if
     there is one; without one nothing but `/health` is told on an address that others reach.
@@ -118,8 +136,8 @@ class StatusServer:
         self,
         host: str,
         port: int,
-        report: Callable[[], StatusReport],
-        exposition: Exposition,
+        report: Callable[[], Report],
+        exposition: Metrics,
         token: Token | None = None,
         page: Page | None = None,
     ) -> None:

@@ -76,6 +76,8 @@ class Supervisor:
     ) -> None:
         self.overdue: list[Overdue] = []
         """What was silent past its deadline at the last look, the longest first."""
+        self.looks = 0
+        """How often it has looked around: a watchdog's proof that it turns."""
         self.stamps_off_s = 0.0
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
         self.on_missing: Callable[[Missing], None] | None = None
@@ -87,6 +89,7 @@ class Supervisor:
         self._clock = clock
         self._counters = counters
         self._channels = (*timeframes, MARK_PRICE)
+        self._keep_ms = 0
         self._mark_price_every_ms = mark_price_every_ms
         self._ends_ms: dict[str, int | None] = {i.pair: i.ended_ms for i in instruments}
         self._streams = self._streams_of(instruments)
@@ -131,6 +134,7 @@ class Supervisor:
         What is absent since then is missing, if it is not older than `keep_ms`.
         """
         now_ms = self._clock.now_ms()
+        self._keep_ms = keep_ms
         self._liveness.watch(
             self._streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - keep_ms
         )
@@ -197,7 +201,10 @@ class Supervisor:
         """Watch instruments from now on; `stored_open_ms` as in `start`."""
         streams = self._streams_of(instruments)
         self._streams.update(streams)
-        self._liveness.watch(streams, self._clock.elapsed_s(), self._clock.now_ms(), stored_open_ms)
+        now_ms = self._clock.now_ms()
+        self._liveness.watch(
+            streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - self._keep_ms
+        )
         for instrument in instruments:
             self.expect_until(instrument.pair, instrument.ended_ms)
         self._note_missing("before the pair was collected")
@@ -226,6 +233,7 @@ class Supervisor:
             while True:
                 await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
                 self._look()
+                self.looks += 1
                 if asking is not None and not asking.done():
                     continue
                 silent = self._to_ask_again(feed)

@@ -23,6 +23,8 @@ Times = NDArray[np.int64]
 GRACE_MS: Final = 15_000
 """How long after its close a candle may be on its way before it counts as missing."""
 
+_UNIT: Final = pd.to_datetime([0], unit="ms", utc=True).unit
+"""Which one pandas takes differs between its versions; so made, an index needs a third of the time."""
 _PRICES: Final = pd.Index(["open", "high", "low", "close", "volume"])
 
 
@@ -130,6 +132,28 @@ def _wanted(forming: tuple[float, ...], complete: Floats, request: CandleRequest
     )
 
 
+def mark_candles(minutes: Floats, length_ms: int, now_ms: int) -> Floats:
+    """Return candles of mark prices from rows as `Store.mark_minutes` gives them; volumes are 0.
+
+    A candle is there if its first and, unless it is forming at `now_ms`, its last minute have a mark
+    price: its open and close are true then, its extremes are those of the points that are stored.
+    """
+    opens = minutes[:, 0] // length_ms * length_ms
+    starts = np.flatnonzero(np.r_[True, opens[1:] != opens[:-1]][: len(opens)])
+    ends = np.r_[starts[1:], len(opens)][: len(starts)] - 1
+    out = np.zeros((len(starts), 6))
+    out[:, 0] = opens[starts]
+    out[:, 1] = minutes[starts, 1]
+    if len(starts):
+        out[:, 2] = np.maximum.reduceat(minutes[:, 2], starts)
+        out[:, 3] = np.minimum.reduceat(minutes[:, 3], starts)
+    out[:, 4] = minutes[ends, 4]
+    closes = out[:, 0] + length_ms
+    last_minute = minutes[ends, 0] == closes - schema.MINUTE_MS
+    whole: Floats = out[(minutes[starts, 0] == out[:, 0]) & (last_minute | (closes > now_ms))]
+    return whole
+
+
 # --- completeness and age -------------------------------------------------------------------------
 
 
@@ -202,7 +226,8 @@ def candle_frame(found: Series, attrs: Mapping[str, object]) -> pd.DataFrame:
 
 def dates(times_ms: Floats | Times) -> pd.DatetimeIndex:
     """Return instants as Freqtrade has them."""
-    return pd.to_datetime(times_ms.astype(np.int64), unit="ms", utc=True)
+    instants = times_ms.astype(np.int64).view("datetime64[ms]")
+    return pd.DatetimeIndex(instants, tz="UTC").as_unit(_UNIT)
 
 
 def timestamps(times_ms: Times) -> list[pd.Timestamp]:
@@ -222,6 +247,14 @@ def funding_frame(rows: Mapping[str, FundingRow], now_ms: int) -> pd.DataFrame:
         "age_s": np.maximum(now_ms - times_ms, 0) / 1000,
     }
     return pd.DataFrame(columns, index=pd.Index(list(rows), name="pair", dtype=object))
+
+
+def mark_frame(values: Floats, attrs: Mapping[str, object]) -> pd.DataFrame:
+    """Return candles of mark prices as a frame."""
+    frame = pd.DataFrame({name: values[:, 1 + n].copy() for n, name in enumerate(_PRICES)})
+    frame.insert(0, "date", dates(values[:, 0]))
+    frame.attrs.update(attrs)
+    return frame
 
 
 def settled_frame(values: Floats, attrs: Mapping[str, object]) -> pd.DataFrame:

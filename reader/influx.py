@@ -149,6 +149,12 @@ class InfluxStore:
         (rows,) = self._latest(pairs, _MARK_PRICE)
         return {pair: MarkRow(pair, *row) for pair, row in rows.items()}
 
+    def mark_minutes(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """Each minute's mark prices with start <= time < end, shape (n, 5), ascending."""
+        condition, bound = queries.among([pair])
+        (answer,) = self._http.ask([queries.mark_minutes(condition, start_ms, end_ms)], bound)
+        return answer.numbers(queries.MARK_MINUTES, 5).get(pair, np.empty((0, 5)))
+
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`, with the newest settled one."""
         running, settled = self._latest(pairs, _FUNDING_RATE, _SETTLED_RATE)

@@ -21,6 +21,7 @@ CANDLE_POINTS: Final = RowType(tuple[float, float, float, float, float, float])
 OPENS: Final = RowType(tuple[int, float])
 OPENS_OF: Final = RowType(tuple[int, float, str | None])
 SETTLED_RATES: Final = RowType(tuple[int, float])
+MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
 CATALOG_POINTS: Final = RowType(tuple[int, str, int | None, int | None, str | None])
 
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
@@ -30,6 +31,11 @@ def among(pairs: Sequence[str]) -> tuple[str, dict[str, str]]:
     """The condition that a point is of one of `pairs`, and its parameters."""
     bound = {f"p{number}": pair for number, pair in enumerate(pairs)}
     return "(" + " OR ".join(f"pair = ${name}" for name in bound) + ") AND ", bound
+
+
+def each_of(pairs: Sequence[str]) -> list[str]:
+    """The condition that a point is of the pair, for each of `pairs`; the parameters are those of `among`."""
+    return [f"pair = $p{number} AND " for number in range(len(pairs))]
 
 
 def candles(timeframe: str, condition: str, start_ms: int, end_ms: int, limit: int | None) -> str:
@@ -82,6 +88,15 @@ def settled(condition: str, start_ms: int, end_ms: int) -> str:
     """Settled funding rates, oldest first."""
     between = _between(start_ms, end_ms)
     return f"SELECT rate FROM {schema.FUNDING_SETTLED} WHERE {condition}{between}"
+
+
+def mark_minutes(condition: str, start_ms: int, end_ms: int) -> str:
+    """Each minute's first, greatest, least and last mark price, oldest first."""
+    chosen = ", ".join(f"{which}(mark_price)" for which in ("first", "max", "min", "last"))
+    return (
+        f"SELECT {chosen} FROM {schema.MARK_PRICE} WHERE {condition}{_between(start_ms, end_ms)} "
+        "GROUP BY time(1m), pair fill(none)"
+    )
 
 
 def catalog() -> str:

@@ -25,10 +25,7 @@ def sources(entries: Iterable[CatalogRow], timeframe: object) -> dict[str, list[
         entry = next(iter(entries), None)
         if entry is not None:
             raise _unknown_timeframe(entry, timeframe)
-        valid = tuple(schema.TIMEFRAMES_MS)
-        raise UnknownTimeframeError(
-            f"timeframe {timeframe!r} is unknown; there are {', '.join(valid)}", timeframe, valid
-        )
+        raise _no_timeframe(timeframe)
     found: dict[str, list[str]] = {}
     for entry in entries:
         source = schema.resampling_source(timeframe, entry.timeframes)
@@ -36,6 +33,20 @@ def sources(entries: Iterable[CatalogRow], timeframe: object) -> dict[str, list[
             raise _unknown_timeframe(entry, timeframe)
         found.setdefault(source, []).append(entry.pair)
     return found
+
+
+def length_ms(timeframe: object) -> int:
+    """Return the length of a timeframe. Raises UnknownTimeframeError."""
+    if isinstance(timeframe, str) and timeframe in schema.TIMEFRAMES_MS:
+        return schema.TIMEFRAMES_MS[timeframe]
+    raise _no_timeframe(timeframe)
+
+
+def _no_timeframe(timeframe: object) -> UnknownTimeframeError:
+    valid = tuple(schema.TIMEFRAMES_MS)
+    return UnknownTimeframeError(
+        f"timeframe {timeframe!r} is unknown; there are {', '.join(valid)}", timeframe, valid
+    )
 
 
 def sources_of_any(entries: Sequence[CatalogRow], timeframe: object) -> dict[str, list[str]]:

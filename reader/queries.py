@@ -62,6 +62,21 @@ CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN mark_price AS m ON m.pair_id = pair.id
     AND m.time = (SELECT max(time) FROM mark_price WHERE pair_id = pair.id)
 """
+# A walk over one pair's rows, which lie in the order of time, and two seeks a minute.
+MARK_MINUTES: Final = """
+WITH minute AS (
+    SELECT pair_id, min(time) AS first, max(time) AS last,
+        max(mark_price) AS high, min(mark_price) AS low
+    FROM mark_price
+    WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND time >= :start AND time < :end
+    GROUP BY pair_id, time / 60000
+)
+SELECT minute.first / 60000 * 60000, f.mark_price, minute.high, minute.low, l.mark_price
+FROM minute
+CROSS JOIN mark_price AS f ON f.pair_id = minute.pair_id AND f.time = minute.first
+CROSS JOIN mark_price AS l ON l.pair_id = minute.pair_id AND l.time = minute.last
+ORDER BY minute.first
+"""
 FUNDING_RATES: Final = """
 SELECT pair.pair, f.time, f.rate, coalesce((
         SELECT rate FROM funding_settled WHERE pair_id = pair.id

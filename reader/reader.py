@@ -276,6 +276,32 @@ class MarketReader:
         latest.refuse_stale("mark price", [pair], rows, limit_s, now_ms, absent_ok=False)
         return latest.mark_price(rows[pair], now_ms)
 
+    def get_mark_candles(
+        self, pair: str, timeframe: str = "1h", *, since: Time, until: Time | None = None
+    ) -> pd.DataFrame:
+        """Return candles of the mark price of `pair` with since <= open time < until, oldest first.
+
+        Columns as of `get_ohlcv`, volume 0; made of the mark prices that are stored (two days of them,
+        unless the collector's `journal.retention.mark_price` says otherwise). The last one may be
+        forming. A candle whose first or last minute has no mark price is left out: see that those you
+        need are there. `attrs`: pair, timeframe, source.
+
+        Raises UnknownPairError, UnknownTimeframeError.
+        """
+        name = arguments.pair_name(pair)
+        length_ms = ohlcv.length_ms(timeframe)
+        start_ms = frames.ceil_to(arguments.time_ms("since", since), length_ms)
+        now_ms = self._now_ms()
+        end_ms = now_ms + length_ms
+        if until is not None:
+            end_ms = min(end_ms, arguments.time_ms("until", until))
+        self._entries([name])
+        end_ms = frames.ceil_to(end_ms, length_ms)
+        minutes = self._store.mark_minutes(name, start_ms, end_ms)
+        values = frames.mark_candles(minutes, length_ms, now_ms)
+        attrs = {"pair": name, "timeframe": timeframe, "source": self._store.source}
+        return frames.mark_frame(values, attrs)
+
     def get_funding_rate(self, pair: str, *, max_age_s: MaxAge = DEFAULT) -> FundingRate:
         """Return the newest running funding rate of `pair`.
 

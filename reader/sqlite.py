@@ -153,6 +153,11 @@ class SqliteStore:
         rows = self._rows(queries.MARK_PRICES, pairs=_json(pairs))
         return {row[0]: MarkRow(*row) for row in rows}
 
+    def mark_minutes(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """Each minute's mark prices with start <= time < end, shape (n, 5), ascending."""
+        rows = self._rows(queries.MARK_MINUTES, pair=pair, start=start_ms, end=end_ms)
+        return np.array(rows, np.float64).reshape(-1, 5)
+
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
         rows = self._rows(queries.FUNDING_RATES, pairs=_json(pairs))

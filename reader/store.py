@@ -43,6 +43,12 @@ class Store(Protocol):
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""
 
+    def mark_minutes(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """Each minute's mark prices with start <= time < end, of minutes that have any, ascending.
+
+        Shape (n, 5): the minute's start in ms, its first, greatest, least and last mark price.
+        """
+
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
 

@@ -126,7 +126,9 @@ async def audited(
 @contextlib.asynccontextmanager
 async def filled(path: Path, pairs: int = 2) -> AsyncIterator[tuple[Simulator, Settings]]:
     """A simulated exchange, and a journal with three days of it."""
-    options = SimulatorOptions(pairs=pairs, timeframes=("1m",), speed=1.0)
+    # No candle closes within the next minutes, between the filling and an audit.
+    start_ms = 1_792_800_020_000
+    options = SimulatorOptions(pairs=pairs, timeframes=("1m",), speed=1.0, start_ms=start_ms)
     async with Simulator(options) as sim:
         settings = settings_for(path, sim)
         outcome = await run_backfill(settings, 3, None, "rest", lambda *_: None)
@@ -208,7 +210,7 @@ def test_the_recorded_day_from_an_archive_equals_the_exchange_that_serves_the_sa
         options = SimulatorOptions(
             pairs=(PAIR,),
             timeframes=("1m",),
-            speed=1.0,
+            speed=20.0,
             start_ms=DAY.end_ms + 7 * schema.HOUR_MS,
             every_trade=True,
         )

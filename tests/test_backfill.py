@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from reader import MarketReader
 
 log = logging.getLogger(__name__)
 
+START_MS = 1_792_800_020_000  # 2026-10-24, 20 s past midnight
 LENGTH_MS = 3 * schema.MINUTE_MS
 SPEED = 60.0
 
@@ -65,10 +67,10 @@ async def fill(settings: Settings, days: int, source: Source = "rest") -> Histor
     return outcome.history
 
 
-async def require_whole(settings: Settings, days: float) -> None:
+async def require_whole(settings: Settings, days: float, until_ms: int | None = None) -> None:
     """Compare everything with the exchange's REST."""
     report = await run_audit(
-        settings, days, None, None, None, None, None, 2_400, "rest", False, lambda _: None
+        settings, days, None, until_ms, None, None, None, 2_400, "rest", False, lambda _: None
     )
     assert report.errors == []
     assert (report.missing, report.different) == (0, 0)
@@ -78,6 +80,9 @@ async def require_whole(settings: Settings, days: float) -> None:
 @contextlib.asynccontextmanager
 async def simulated(pairs: int = 3, **options: Any) -> AsyncIterator[Simulator]:
     chosen = {"pairs": pairs, "timeframes": ("1m",), "speed": SPEED, **options}
+    if chosen["speed"] == 1.0:
+        # No candle closes within the next minutes, between a filling and a look at it.
+        chosen = {"start_ms": START_MS, **chosen}
     async with Simulator(SimulatorOptions(**chosen)) as sim:
         yield sim
 
@@ -125,7 +130,7 @@ def test_a_cold_start_costs_what_it_must_and_stays_within_the_set_weight(path: P
             again = await fill(settings, int(days))
             assert again.complete
             assert again.candles <= int(pairs) * 10
-            await require_whole(settings, int(days))
+            await require_whole(settings, int(days), before_ms)
 
     uvloop.run(run())
 
@@ -201,10 +206,9 @@ def test_months_and_days_of_the_archive_with_holes_in_it(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    start_ms = 1_792_800_000_000  # 2026-10-24
 
     async def run() -> None:
-        async with simulated(1, start_ms=start_ms, speed=1.0) as sim:
+        async with simulated(1, speed=1.0) as sim:
             settings = settings_for(path, sim, exchange={"timeframes": ["3m", "1h"]})
             assert sim.archive is not None
             # One is broken on the way, the newest days are not there yet: REST has both.
@@ -271,6 +275,9 @@ class Scripted:
 
     def __init__(self, begins_ms: int, holes: tuple[Stretch, ...] = ()) -> None:
         self.begins_ms = begins_ms
+        self.limited: dict[int, int] = {}
+        """Number of a request -> the status that it is answered with; go on after a second."""
+        self.asked_s: list[float] = []
         self.holes = holes
         self.asked: list[Stretch] = []
         self.fail_next = 0
@@ -282,6 +289,9 @@ class Scripted:
             return web.json_response({"serverTime": NOW_MS})
         start_ms, end_ms = int(request.query["startTime"]), int(request.query["endTime"]) + 1
         self.asked.append(Stretch(start_ms, end_ms))
+        self.asked_s.append(time.monotonic())
+        if status := self.limited.get(len(self.asked)):
+            return web.Response(status=status, headers={"Retry-After": "1"})
         if self.fail_next:
             self.fail_next -= 1
             return web.Response(status=500)
@@ -402,6 +412,27 @@ def test_an_error_is_tried_again_and_a_refused_symbol_is_left_out(
 
     scripted(path.with_name("other.db"), exchange, refused)
     assert caplog.text.count("history is refused") == 1
+
+
+def test_after_a_429_418_or_403_nothing_is_asked_until_the_time_is_over(path: Path) -> None:
+    exchange = Scripted(0)
+    exchange.limited = {5: 429, 14: 418, 23: 403}
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        assert backfill.report().complete
+        assert backfill.report().candles_left == 0
+
+    scripted(path, exchange, check)
+    asked_s = exchange.asked_s
+    for number in exchange.limited:
+        refused_s = asked_s[number - 1]
+        # Those that were under way arrive at once.
+        assert not [at_s for at_s in asked_s if 0.3 < at_s - refused_s < 1.0]
+    # The three that were refused were asked once more, nothing else was.
+    assert len(exchange.asked) == 29 + 3
+    with Journal.open(path) as journal:
+        assert len(journal.candles(ONE.pair, "3m", 0, 2**62)) == 14_399
 
 
 def test_it_stops_before_the_disk_budget_would_delete_it_again(path: Path) -> None:

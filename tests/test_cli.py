@@ -87,10 +87,31 @@ def config(tmp_path: Path, simulator: dict[str, str]) -> Path:
 def test_help_and_version() -> None:
     shown = marketfeed("--help")
     assert shown.returncode == 0
-    for command in ("run", "demo", "check", "status", "simulate"):
+    for command in ("run", "demo", "check", "status", "simulate", "backup"):
         assert command in shown.stdout
         assert marketfeed(command, "--help").returncode == 0
     assert marketfeed("--version").stdout == f"marketfeed {__version__}\n"
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    """Installed and asked for in a real bash, as somebody who presses Tab after `marketfeed sta`."""
+    script = """
+        marketfeed --install-completion
+        source ~/.bashrc
+        COMP_WORDS=(marketfeed sta); COMP_CWORD=1
+        _marketfeed_completion marketfeed
+        echo "completed: ${COMPREPLY[*]}"
+    """
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+        env=environment() | {"HOME": str(tmp_path), "PATH": programs},
+    )
+    assert "completed: status\n" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

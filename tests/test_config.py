@@ -22,6 +22,7 @@ from marketfeed.config import (
     variables,
 )
 from marketfeed.errors import SettingsError
+from marketfeed.settings_aggregator import AggregatorSettings, BotsSettings, FeedersSettings
 from marketfeed.settings_source import FOREIGN_VARIABLES, TEST_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ CANARY = "c4n4ry-t0ken"
 
 
 def shipped_keys(node: object, above: str = "") -> Iterator[str]:
-    if isinstance(node, dict) and above != "exchange.pairs":
+    if isinstance(node, dict) and above not in ("exchange.pairs", "aggregator.feeders.aliases"):
         for key, value in node.items():
             yield from shipped_keys(value, f"{above}.{key}" if above else key)
     else:
@@ -43,15 +44,30 @@ def shipped_keys(node: object, above: str = "") -> Iterator[str]:
 def test_the_shipped_file_loads_and_shows_the_defaults() -> None:
     shipped = load_settings(SHIPPED, {})
     assert shipped.influxdb.org == "marketfeed"
-    assert shipped.model_copy(update={"influxdb": InfluxSettings()}) == Settings()
+    example = shipped.aggregator
+    assert (len(example.feeders.long), len(example.feeders.short)) == (5, 5)
+    assert (example.bots.long.url, example.bots.short.url) == (
+        "http://bot1.example:8080",
+        "http://bot2.example:8080",
+    )
+    bare = {"feeders": FeedersSettings(), "bots": BotsSettings()}
+    assert example.model_copy(update=bare) == AggregatorSettings()
+    others = {"influxdb": InfluxSettings(), "aggregator": AggregatorSettings()}
+    assert shipped.model_copy(update=others) == Settings()
     assert shipped.influxdb.model_copy(update={"org": None}) == InfluxSettings()
 
 
 def test_the_shipped_file_has_every_key_and_no_secret() -> None:
     keys = set(shipped_keys(yaml.safe_load(SHIPPED.read_text())))
-    assert keys == variables().keys() - {"influxdb.token", "status.token"}
-    assert variables()["influxdb.token"] in SHIPPED.read_text()
-    assert variables()["status.token"] in SHIPPED.read_text()
+    secrets = {
+        "influxdb.token",
+        "status.token",
+        "aggregator.status.token",
+        "aggregator.bots.long.password",
+        "aggregator.bots.short.password",
+    }
+    assert keys == variables().keys() - secrets
+    assert all(variables()[secret] in SHIPPED.read_text() for secret in secrets)
 
 
 def test_variables_that_the_documents_name_exist() -> None:
@@ -89,6 +105,36 @@ def test_the_defaults() -> None:
             "token_file": None,
         },
         "status": {"host": "127.0.0.1", "port": 9108, "token": None, "token_file": None},
+        "aggregator": {
+            "host": "127.0.0.1",
+            "port": 8080,
+            "status": {"host": "127.0.0.1", "port": 9109, "token": None, "token_file": None},
+            "ledger": {"path": "/var/lib/marketfeed/ledger.db", "keep": "30d"},
+            "feeders": {"long": [], "short": [], "aliases": {}},
+            "accounts": [],
+            "window_s": 60.0,
+            "min_agreements": 3,
+            "min_confidence": 0.7,
+            "missing_confidence": "reject",
+            "missing_feeder": "reject",
+            "on_conflict": "neither",
+            "cooldown_s": 300.0,
+            "expire_s": 30.0,
+            "default_leverage": 1.0,
+            "max_leverage": 5.0,
+            "ordertypes": ["market", "limit"],
+            "bots": {
+                side: {
+                    "url": None,
+                    "username": "freqtrader",
+                    "password": None,
+                    "password_file": None,
+                    "timeout_s": 5.0,
+                    "stakeamount": None,
+                }
+                for side in ("long", "short")
+            },
+        },
     }
 
 
@@ -249,7 +295,9 @@ def test_a_token_file_that_everybody_may_read_is_a_warning(
     influx(token_file=str(token_file))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"token file is readable by everybody path={token_file} mode=0644"
+    assert (
+        record.getMessage() == f"secret file is readable by everybody path={token_file} mode=0644"
+    )
 
 
 # --- secrets --------------------------------------------------------------------------------------
@@ -277,6 +325,15 @@ def test_any_other_address_needs_one(host: str, tmp_path: Path) -> None:
     assert load_settings(None, environ | file).status.token_file == tmp_path / "token"
     with pytest.raises(SettingsError, match=r"expected nothing, as status\.token is set"):
         load_settings(None, environ | file | {"MARKETFEED_STATUS__TOKEN": long_one})
+
+
+def test_the_aggregator_s_status_port_needs_one_too() -> None:
+    with pytest.raises(
+        SettingsError,
+        match=r"aggregator\.status\.token_file: .*MARKETFEED_AGGREGATOR__STATUS__TOKEN\), as "
+        r"aggregator\.status\.host is no loopback",
+    ):
+        load_settings(None, {"MARKETFEED_AGGREGATOR__STATUS__HOST": "192.0.2.7"})
 
 
 def test_a_short_status_token_is_refused_and_not_shown() -> None:

@@ -14,19 +14,24 @@ MODULES = sorted([*(ROOT / "marketfeed").rglob("*.py"), *(ROOT / "reader").rglob
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
+        "marketfeed/backup.py",
         "marketfeed/database.py",
         "marketfeed/journal.py",
         "marketfeed/journal_view.py",
         "marketfeed/outbox.py",
         "marketfeed/aggregator/ledger.py",
+        "marketfeed/shipped.py",
         "reader/sqlite.py",
     },
+    "sdnotify": {"marketfeed/notify.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
     "rich": {"marketfeed/cli.py", "marketfeed/present.py", "marketfeed/present_history.py"},
 }
 PURE = {
     "marketfeed/__init__.py",
+    "marketfeed/aggregator/signals.py",
+    "marketfeed/aggregator/votes.py",
     "marketfeed/answers.py",
     "marketfeed/batch.py",
     "marketfeed/binance/budget.py",
@@ -49,6 +54,7 @@ PURE = {
     *(
         f"marketfeed/simulator/{name}.py"
         for name in (
+            "book",
             "catalogue",
             "frames",
             "funding",

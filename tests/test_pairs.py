@@ -158,8 +158,8 @@ def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
         await following.until(lambda: NEW in following.catalog())
         # What a reader is shown can be read: no call for all pairs fails because of a newcomer.
         with following.reader() as reader:
-            assert NEW in reader.get_all_pairs_funding_rates()
-            assert reader.get_mark_price(NEW) > 0
+            assert NEW in reader.get_all_pairs_funding_rates(max_age_s=3_600)
+            assert reader.get_mark_price(NEW, max_age_s=3_600) > 0
         entry = following.catalog()[NEW]
         assert (entry.symbol, entry.listed_ms, entry.ended_ms) == ("NEWCOINUSDT", at_ms, None)
         assert entry.timeframes == ("1m", "3m")
@@ -209,7 +209,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
             name for one in following.sim.hub.connections for name in one.names
         }
         with following.reader() as reader:
-            assert pair not in reader.get_all_pairs_funding_rates()
+            assert pair not in reader.get_all_pairs_funding_rates(max_age_s=3_600)
             (info,) = [one for one in reader.pairs() if one.pair == pair]
             assert info.ended is not None
             assert info.ended.timestamp() * 1000 == end_ms

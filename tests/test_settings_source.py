@@ -1,5 +1,6 @@
 """The environment and credential files: names, precedence, what is misspelt, what cannot be read."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ def mistakes(environ: Mapping[str, str], secrets_dir: Path | None = None) -> lis
         load_settings(None, environ, secrets_dir)
     assert CANARY not in str(caught.value)
     return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+HASH = "scrypt$16384$8$1$" + "0" * 32 + "$" + "1" * 64
 
 
 def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
@@ -56,13 +60,51 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "status.port": "0",
         "status.token": "sixteen-or-longer",
         "status.token_file": str(token_file),
+        "aggregator.host": "::1",
+        "aggregator.port": "0",
+        "aggregator.status.host": "::1",
+        "aggregator.status.port": "0",
+        "aggregator.status.token": "sixteen-or-longer",
+        "aggregator.status.token_file": str(token_file),
+        "aggregator.ledger.path": "/tmp/l.db",  # noqa: S108 - only a name
+        "aggregator.ledger.keep": "2d",
+        "aggregator.feeders.long": "73,74,75",
+        "aggregator.feeders.short": "120,121,122",
+        "aggregator.feeders.aliases": '{"75": ["75a", "75b"]}',
+        "aggregator.accounts": json.dumps([{"username": "fleet", "hash": HASH, "feeder": "75"}]),
+        "aggregator.window_s": "0.5",
+        "aggregator.min_agreements": "1",
+        "aggregator.min_confidence": "0.5",
+        "aggregator.missing_confidence": "0.75",
+        "aggregator.missing_feeder": "75",
+        "aggregator.on_conflict": "both",
+        "aggregator.cooldown_s": "0",
+        "aggregator.expire_s": "10",
+        "aggregator.default_leverage": "2",
+        "aggregator.max_leverage": "3",
+        "aggregator.ordertypes": "market",
     }
+    for side in ("long", "short"):
+        texts |= {
+            f"aggregator.bots.{side}.url": "http://127.0.0.1:5",
+            f"aggregator.bots.{side}.username": "u",
+            f"aggregator.bots.{side}.password": "p",
+            f"aggregator.bots.{side}.password_file": str(token_file),
+            f"aggregator.bots.{side}.timeout_s": "2.5",
+            f"aggregator.bots.{side}.stakeamount": "50",
+        }
     assert texts.keys() == variables().keys()
     defaults = Settings()
     for key, text in texts.items():
         environ = {variables()[key]: text}
         if key == "exchange.pairs":
             environ["MARKETFEED_EXCHANGE__QUOTE"] = "USDC"
+        if key in (
+            "aggregator.feeders.aliases",
+            "aggregator.accounts",
+            "aggregator.missing_feeder",
+        ):
+            environ["MARKETFEED_AGGREGATOR__FEEDERS__LONG"] = "73,74,75"
         if key == "influxdb.url":
             environ["MARKETFEED_INFLUXDB__ORG"] = "o"
         for spelt in (environ, {name.lower(): value for name, value in environ.items()}):

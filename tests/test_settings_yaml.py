@@ -245,4 +245,6 @@ def test_what_describe_shows_reads_back_as_equal_settings(config: Path) -> None:
 def describe_without_secrets(made: Settings) -> dict[str, object]:
     shown = describe(made)
     del shown["influxdb"]["token"]
+    for bot in shown["aggregator"]["bots"].values():
+        del bot["password"]
     return shown

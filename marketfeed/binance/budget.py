@@ -68,6 +68,7 @@ class _State(msgspec.Struct):
     stopped_until_ms: int = 0
     stopped_status: int = 0
     stopped_why: str = ""
+    stopped_s: float = 0.0
 
 
 class Budget:
@@ -172,6 +173,7 @@ class Budget:
                 at.now_ms + int(stopped_s * 1000) if stopped_s else 0,
                 self.stopped_status,
                 self.stopped_why,
+                stopped_s,
             )
         )
 
@@ -187,7 +189,8 @@ class Budget:
         before = (at.elapsed_s - (at.now_ms - ms) / 1000 for ms in known.funding_ms)
         self._funding_s.extendleft(sorted((min(one, at.elapsed_s) for one in before), reverse=True))
         self._trim(at)
-        left_s = (known.stopped_until_ms - at.now_ms) / 1000
+        # This run's clock may be behind: while all is stopped the exchange's time cannot be learnt.
+        left_s = min((known.stopped_until_ms - at.now_ms) / 1000, known.stopped_s)
         if left_s > 0.0:
             self.stop(at, left_s, known.stopped_status, known.stopped_why)
 

@@ -164,7 +164,11 @@ class Liveness:
             elif item not in self._candles or self._candles[item].ended:
                 length_ms = schema.TIMEFRAMES_MS[item.channel]
                 forming_ms = schema.floor_to(now_ms, length_ms)
+                before = self._candles.get(item)
                 self._candles[item] = state = _Candles(forming_ms, length_ms)
+                if before is not None:
+                    # It is back: what was missing then still is.
+                    state.holes, state.ranges = before.holes, before.ranges
                 newest_ms = stored_open_ms.get((item.pair, item.channel))
                 if newest_ms is not None and newest_ms >= forming_ms:
                     state.awaited_ms = newest_ms + length_ms

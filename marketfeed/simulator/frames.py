@@ -114,6 +114,22 @@ def kline_rows(
     return f"[{','.join(rows)}]".encode()
 
 
+def mark_kline_rows(
+    timeframe: str, first_open_ms: int, marks: Sequence[float], per_candle: int
+) -> bytes:
+    """Return the body of `/fapi/v1/markPriceKlines` from mark prices, `per_candle` to a candle."""
+    length_ms = schema.TIMEFRAMES_MS[timeframe]
+    rows = []
+    for number in range(-(-len(marks) // per_candle)):
+        part = marks[number * per_candle : (number + 1) * per_candle]
+        open_ms = first_open_ms + number * length_ms
+        rows.append(
+            f'[{open_ms},"{part[0]:.8f}","{max(part):.8f}","{min(part):.8f}","{part[-1]:.8f}",'
+            f'"0",{open_ms + length_ms - 1},"0",{len(part)},"0","0","0"]'
+        )
+    return f"[{','.join(rows)}]".encode()
+
+
 USD_M: Final = 1
 COIN_M: Final = 2
 

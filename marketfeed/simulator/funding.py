@@ -4,8 +4,11 @@ import hashlib
 import math
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from marketfeed import schema
 from marketfeed.simulator import frames
+from marketfeed.simulator.history import Floats, Ints
 from marketfeed.simulator.instrument import Instrument
 from marketfeed.simulator.venue import FundingInfo, Premium, Settlement
 
@@ -68,6 +71,14 @@ class Funding:
             rate=rate,
             next_funding_ms=self.next_funding_ms(time_ms),
         )
+
+    def mark_prices(self, last_prices: Floats, times_ms: Ints) -> Floats:
+        """Return the mark prices at many times: those that `mark` gives at each."""
+        seconds = times_ms / 1_000.0
+        spread = 0.0003 * np.sin(seconds / 47.0 + self._spread_phase)
+        basis = 0.0002 * np.sin(seconds / 190.0 + self._basis_phase)
+        marks: Floats = last_prices * (1.0 + spread) * (1.0 + basis)
+        return marks
 
     def frame(self, last_price: float, time_ms: int, family: int = frames.USD_M) -> bytes:
         """Return the `markPriceUpdate` of `time_ms`."""

@@ -275,17 +275,18 @@ class Market:
             return
         # As on the exchange: two frames, one of them for TradFi; COIN-M rows stand among the coins.
         first = self.instruments[0]
-        price = self._last_price(first)
+        price = self.last_price(first)
         rows.append(self._coin_m.frame(price, time_ms, frames.COIN_M))
         tradfi: list[bytes] = []
         for other in self.bystanders:
             if other.status == "TRADING":
-                row = self.funding[other.symbol].frame(self._last_price(other), time_ms)
+                row = self.funding[other.symbol].frame(self.last_price(other), time_ms)
                 (tradfi if other.contract_type.startswith("TRADIFI") else rows).append(row)
         for stream in arrays:
             events += [Event(time_ms, stream, _array(part)) for part in (rows, tradfi) if part]
 
-    def _last_price(self, instrument: Instrument) -> float:
+    def last_price(self, instrument: Instrument) -> float:
+        """Return what a contract was last traded at (quote)."""
         pair = self._pairs.get(instrument.symbol)
         if pair is None:
             return instrument.typical_price
@@ -338,6 +339,31 @@ class Market:
         count = (last_ms - first_ms) // step_ms + 1
         return first_ms, max(0, min(count, limit))
 
+    def mark_klines(
+        self,
+        instrument: Instrument,
+        timeframe: str,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+    ) -> bytes:
+        """Return the body of `/fapi/v1/markPriceKlines`, as `klines` does.
+
+        The mark price is looked at once a minute: its candles open where settlements at that time are.
+        """
+        source = self._sources.get(instrument.symbol)
+        if source is None:
+            return b"[]"
+        first_ms, count = self._range(instrument, timeframe, start_ms, end_ms, limit)
+        per_candle = schema.TIMEFRAMES_MS[timeframe] // MINUTE_MS
+        minutes = np.arange(count * per_candle, dtype=np.int64) + first_ms // MINUTE_MS
+        minutes = minutes[minutes * MINUTE_MS <= self.now_ms]
+        if not len(minutes):
+            return b"[]"
+        prices = source.closes(minutes - 1) / instrument.price_scale
+        marks = self.funding[instrument.symbol].mark_prices(prices, minutes * MINUTE_MS)
+        return frames.mark_kline_rows(timeframe, first_ms, marks.tolist(), per_candle)
+
     def ticker(self, instrument: Instrument) -> Ticker:
         """Return the last 24 hours of a contract."""
         pair = self._pairs.get(instrument.symbol)
@@ -375,7 +401,7 @@ class Market:
         """Return mark price and running funding rate of a contract."""
         funding = self.funding[instrument.symbol]
         time_ms = schema.floor_to(self.now_ms, _FAST_MS)
-        return funding.premium(self._last_price(instrument), time_ms)
+        return funding.premium(self.last_price(instrument), time_ms)
 
     def settlements(
         self, instrument: Instrument, start_ms: int, end_ms: int, limit: int, *, newest: bool

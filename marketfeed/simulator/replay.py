@@ -92,6 +92,21 @@ class Replay:
         ]
         return b"[" + b",".join(chosen[-limit:] if start_ms is None else chosen[:limit]) + b"]"
 
+    def mark_klines(
+        self,
+        instrument: Instrument,
+        timeframe: str,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+    ) -> bytes:
+        """Return nothing: a recording has no candles of mark prices."""
+        return b"[]"
+
+    def last_price(self, instrument: Instrument) -> float:
+        """Return the close of the newest candle of a contract."""
+        return float(self._newest(instrument.symbol)[3])
+
     def ticker(self, instrument: Instrument) -> Ticker:
         """Return the newest candle of a contract as if it were its last 24 hours."""
         open_, high, low, close, volume, _, quote, count = self._newest(instrument.symbol)

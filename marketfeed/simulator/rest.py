@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from marketfeed.simulator import book
 from marketfeed.simulator.catalogue import ExchangeInfo
 from marketfeed.simulator.instrument import Instrument
 from marketfeed.simulator.limits import (
@@ -28,6 +29,9 @@ from marketfeed.simulator.venue import Venue
 _PREFIX: Final = "/fapi/v1/"
 _MAX_KLINES: Final = 1_500
 _MAX_SETTLEMENTS: Final = 1_000
+# Levels that may be asked for -> weight.
+_DEPTH_WEIGHTS: Final = {5: 2, 10: 2, 20: 2, 50: 2, 100: 5, 500: 10, 1_000: 20}
+_DEPTH_LEVELS: Final = 500
 # Weight of a request whose `limit` is refused for being too large.
 _TOO_LARGE_WEIGHT: Final = 10
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
@@ -101,8 +105,14 @@ class Rest:
             self._weighed(
                 "premiumIndex", self._premium, lambda query: 1 if "symbol" in query else 10
             ),
+            self._weighed("markPriceKlines", self._mark_klines, _weight_of_klines),
+            self._weighed("depth", self._depth, _weight_of_depth),
+            self._weighed(
+                "ticker/bookTicker", self._book_tickers, lambda query: 2 if "symbol" in query else 5
+            ),
             self._counted("fundingRate", self._funding_rate),
             self._counted("fundingInfo", self._funding_info),
+            web.get("/{path:(?:fapi|dapi|api|sapi)/.*}", self._not_found),
         ]
 
     def _route(
@@ -118,6 +128,11 @@ class Rest:
             return await handler(request)
 
         return web.get(_PREFIX + name, answer)
+
+    async def _not_found(self, request: web.Request) -> web.Response:
+        """Answer what is not simulated, and count it by its whole path: nobody asks unseen."""
+        self.requests[request.path] += 1
+        return web.Response(status=HTTPStatus.NOT_FOUND, text="404 Not Found")
 
     # --- limits -----------------------------------------------------------------------------------
 
@@ -195,6 +210,15 @@ class Rest:
         return instrument
 
     def _klines(self, query: Mapping[str, str]) -> bytes:
+        instrument, timeframe, start_ms, end_ms, limit = self._kline_query(query)
+        return self._venue.klines(instrument.symbol, timeframe, start_ms, end_ms, limit)
+
+    def _mark_klines(self, query: Mapping[str, str]) -> bytes:
+        return self._venue.mark_klines(*self._kline_query(query))
+
+    def _kline_query(
+        self, query: Mapping[str, str]
+    ) -> tuple[Instrument, str, int | None, int | None, int]:
         instrument = self._instrument(query)
         timeframe = query.get("interval", "")
         if timeframe not in self._venue.timeframes:
@@ -202,7 +226,26 @@ class Rest:
         start_ms, end_ms = _integer(query, "startTime"), _integer(query, "endTime")
         limit = _limit(query, 500, _MAX_KLINES)
         _check_order(start_ms, end_ms)
-        return self._venue.klines(instrument.symbol, timeframe, start_ms, end_ms, limit)
+        return instrument, timeframe, start_ms, end_ms, limit
+
+    def _depth(self, query: Mapping[str, str]) -> bytes:
+        instrument = self._instrument(query)
+        levels = _integer(query, "limit")
+        if levels not in {None, *_DEPTH_WEIGHTS}:
+            raise _ApiError(-4021, f"{levels} is not valid depth limit.")
+        last_price = self._venue.last_price(instrument)
+        return msgspec.json.encode(
+            book.depth(instrument, last_price, self._now_ms(), levels or _DEPTH_LEVELS)
+        )
+
+    def _book_tickers(self, query: Mapping[str, str]) -> bytes:
+        now_ms = self._now_ms()
+        if "symbol" in query:
+            one = self._instrument(query)
+            return msgspec.json.encode(book.book_ticker(one, self._venue.last_price(one), now_ms))
+        return msgspec.json.encode(
+            [book.book_ticker(one, self._venue.last_price(one), now_ms) for one in self._trading()]
+        )
 
     def _trading(self) -> list[Instrument]:
         return [one for one in self._venue.listed if one.status == "TRADING"]
@@ -275,3 +318,11 @@ def _weight_of_klines(query: Mapping[str, str]) -> int:
     except _ApiError:
         return klines_weight(None)
     return _TOO_LARGE_WEIGHT if limit is not None and limit > _MAX_KLINES else klines_weight(limit)
+
+
+def _weight_of_depth(query: Mapping[str, str]) -> int:
+    try:
+        levels = _integer(query, "limit")
+    except _ApiError:
+        levels = None
+    return _DEPTH_WEIGHTS.get(_DEPTH_LEVELS if levels is None else levels, _TOO_LARGE_WEIGHT)

@@ -139,6 +139,21 @@ class Venue(Protocol):
         """Return the body of `/fapi/v1/klines`; both ends are inclusive open times, None is open."""
         ...
 
+    def mark_klines(
+        self,
+        instrument: Instrument,
+        timeframe: str,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+    ) -> bytes:
+        """Return the body of `/fapi/v1/markPriceKlines`, as `klines` does."""
+        ...
+
+    def last_price(self, instrument: Instrument) -> float:
+        """Return what a contract was last traded at (quote)."""
+        ...
+
     def ticker(self, instrument: Instrument) -> Ticker:
         """Return the last 24 hours of a contract."""
         ...

@@ -17,13 +17,24 @@ from rich.text import Text
 
 from tests.bench.child import BenchError
 from tests.bench.close import close
+from tests.bench.influx_read import influx_read
 from tests.bench.ingest import ingest, paced
 from tests.bench.read import read
 from tests.bench.report import Section, as_json, show
+from tests.bench.ship import ship
 from tests.bench.soak import soak
 
-SECTIONS: Final = ("ingest", "paced", "close", "reader", "soak")
-_LIBRARIES: Final = ("cryptofeed", "aiohttp", "websockets", "uvloop", "msgspec", "pandas", "numpy")
+SECTIONS: Final = ("ingest", "paced", "close", "reader", "influx", "ship", "soak")
+_LIBRARIES: Final = (
+    "cryptofeed",
+    "influxdb-client",
+    "aiohttp",
+    "websockets",
+    "uvloop",
+    "msgspec",
+    "pandas",
+    "numpy",
+)
 
 
 class _Progress:
@@ -86,6 +97,8 @@ def main() -> int:
         "paced": lambda: paced(progress.tell),
         "close": lambda: close(progress.tell),
         "reader": lambda: read(progress.tell),
+        "influx": lambda: influx_read(progress.tell),
+        "ship": lambda: ship(progress.tell),
         "soak": lambda: soak(progress.tell, arguments.soak_seconds),
     }
     done: dict[str, Section] = {}

@@ -134,6 +134,7 @@ def test_a_restart_knows_what_was_asked() -> None:
     late = Budget(100)
     late.restore(Instant(START_MS - 3_600_000, 3.0), state)
     assert late.funding_used(Instant(START_MS - 3_000_000, 603.0)) == 0
+    assert late.stopped_s(Instant(START_MS - 3_600_000, 3.0)) == pytest.approx(599.0)
 
 
 def test_the_most_urgent_goes_first_and_a_cancelled_one_not_at_all() -> None:

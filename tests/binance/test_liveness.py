@@ -230,6 +230,17 @@ def test_an_ended_series_is_awaited_no_more_and_its_holes_can_heal() -> None:
     assert not liveness.fetched(PAIR, "1m", T0, trades=1)
 
 
+def test_a_series_that_comes_back_keeps_its_holes() -> None:
+    liveness = watching(CANDLES)
+    liveness.closed(PAIR, "1m", T0 + MINUTE)
+    liveness.unwatch([CANDLES], T0 + 2 * MINUTE)
+    liveness.take_news()
+    liveness.watch([CANDLES], 100.0, T0 + 5 * MINUTE, {(PAIR, "1m"): T0 + 4 * MINUTE})
+    assert liveness.missing_candles == 1
+    assert liveness.fetched(PAIR, "1m", T0, trades=1)
+    assert liveness.take_news() == [Missing(CANDLES, T0, T0 + MINUTE, healed=True)]
+
+
 def test_holes_beyond_memory_are_told_and_counted() -> None:
     liveness = watching(CANDLES)
     for number in range(HOLES_KEPT + 5):

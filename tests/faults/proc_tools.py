@@ -6,6 +6,7 @@ Nothing is installed, and no privileges are needed. The cache is `$MARKETFEED_TE
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -51,6 +52,28 @@ def faketime() -> Tool:
     raise ToolError(f"{name} is not in its package")
 
 
+@cache
+def systemd_analyze() -> Tool:
+    """What judges unit files, with systemd's own units beside it."""
+    if found := shutil.which("systemd-analyze"):
+        return Tool(Path(found), ())
+    root = _unpacked("systemd", with_needs=True)
+    return Tool(root / "usr/bin/systemd-analyze", _libraries(root))
+
+
+def systemd_units() -> Path:
+    """The directory of systemd's own units."""
+    found = [
+        path
+        for top in systemd_analyze().path.resolve().parents
+        for path in (top / "lib/systemd/system", top / "usr/lib/systemd/system")
+        if (path / "basic.target").exists()
+    ]
+    if not found:
+        raise ToolError("systemd's own units are not beside systemd-analyze")
+    return found[0]
+
+
 def _libraries(root: Path) -> tuple[Path, ...]:
     return tuple(
         sorted(
@@ -59,7 +82,7 @@ def _libraries(root: Path) -> tuple[Path, ...]:
     )
 
 
-def _unpacked(*packages: str) -> Path:
+def _unpacked(*packages: str, with_needs: bool = False) -> Path:
     home = os.environ.get("MARKETFEED_TEST_CACHE") or Path.home() / ".cache" / "marketfeed-tests"
     directory = Path(home).absolute() / packages[0]
     directory.mkdir(parents=True, exist_ok=True)
@@ -68,14 +91,14 @@ def _unpacked(*packages: str) -> Path:
         # Tests of several runs may want it at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            _fetch(directory, packages)
+            _fetch(directory, packages, with_needs)
             for package in directory.glob("*.deb"):
                 _run("dpkg-deb", "--extract", str(package), str(root), cwd=directory)
             done.touch()
     return root
 
 
-def _fetch(directory: Path, packages: tuple[str, ...]) -> None:
+def _fetch(directory: Path, packages: tuple[str, ...], with_needs: bool) -> None:
     # Lists of its own: the system's may be absent, and need root to be fetched.
     for place in ("lists/partial", "archives/partial"):
         (directory / place).mkdir(parents=True, exist_ok=True)
@@ -87,11 +110,18 @@ def _fetch(directory: Path, packages: tuple[str, ...]) -> None:
         "-oAPT::Sandbox::User=" + ("root" if os.geteuid() == 0 else ""),
     ]
     _run("apt-get", *options, "update", cwd=directory)
+    if with_needs:
+        # What apt would install here, were it asked to.
+        plan = _run(
+            "apt-get", *options, "--simulate", "--no-install-recommends", "install", *packages,
+            cwd=directory,
+        )  # fmt: skip
+        packages = tuple(re.findall(r"^Inst (\S+)", plan, re.MULTILINE))
     _run("apt-get", *options, "download", *packages, cwd=directory)
     shutil.rmtree(directory / "lists")
 
 
-def _run(*command: str, cwd: Path) -> None:
+def _run(*command: str, cwd: Path) -> str:
     try:
         done = subprocess.run(
             command, cwd=cwd, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
@@ -100,3 +130,4 @@ def _run(*command: str, cwd: Path) -> None:
         raise ToolError(f"{command[0]}: {error}") from error
     if done.returncode != 0:
         raise ToolError(f"{' '.join(command)}: {done.stderr}")
+    return done.stdout

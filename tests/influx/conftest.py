@@ -12,7 +12,8 @@ from influxd import Influxd, InfluxdError
 
 # What a reader must answer is said there, for a journal; the same is asked of an InfluxDB here.
 READER_TESTS = Path(__file__).parents[1] / "reader"
-sys.path.append(str(READER_TESTS))
+SHIP_TESTS = Path(__file__).parents[1] / "ship"
+sys.path += [str(READER_TESTS), str(SHIP_TESTS)]
 
 from both import Both  # noqa: E402 - the directory has to be known first
 from stored import START_MS  # noqa: E402

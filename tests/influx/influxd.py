@@ -39,6 +39,7 @@ bind-address = "127.0.0.1:0"
   log-enabled = false
   auth-enabled = {auth}
   max-row-limit = {max_rows}
+  max-body-size = {max_body_bytes}
 [monitor]
   store-enabled = false
 [subscriber]
@@ -120,14 +121,22 @@ class Influxd:
     """One influxd process with its data below `home`. Start it, or use it as a context manager.
 
     It keeps its port and data over `stop`, `kill` and `start`. `auth`: only users may ask. `max_rows`:
-    how many rows an answer may have, 0 for any number.
+    how many rows an answer may have, 0 for any number. `max_body_bytes`: how large a write may be.
     """
 
-    def __init__(self, home: Path, *, auth: bool = False, max_rows: int = 0) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        auth: bool = False,
+        max_rows: int = 0,
+        max_body_bytes: int = 25_000_000,
+    ) -> None:
         self._binary = obtain()
         self._home = home
         self._auth = auth
         self._max_rows = max_rows
+        self._max_body_bytes = max_body_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._http = urllib3.PoolManager(retries=False, timeout=30.0)
         self.port = 0
@@ -167,6 +176,7 @@ class Influxd:
                 port=self.port,
                 auth="true" if self._auth else "false",
                 max_rows=self._max_rows,
+                max_body_bytes=self._max_body_bytes,
             )
         )
         with log.open("wb") as output:

@@ -2,21 +2,24 @@
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from both import Both
 from influxd import Influxd
-from stored import M3, OTHER, PAIR, START_MS, candle, entry
 
-from marketfeed import schema
+from marketfeed import lines, schema
+from marketfeed.auditor import AuditingReport
+from marketfeed.backfill import HistoryReport
 from marketfeed.binance.turns import RestReport
+from marketfeed.history import HistoryState
 from marketfeed.metrics import Counters, Exposition, Gauges
-from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.ship import ShipReport
 
 GRAFANA = Path(__file__).parents[2] / "grafana"
@@ -24,8 +27,9 @@ DASHBOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((GRAFANA / "dashboards").glob("*.json"))
 }
-COUNT = 40
-END_MS = START_MS + COUNT * M3
+PAIR = schema.PAIR_EXAMPLE
+PAIRS = 6
+M3 = schema.TIMEFRAMES_MS["3m"]
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -55,94 +59,146 @@ def queries(kind: str) -> list[Any]:
 # --- InfluxQL ---------------------------------------------------------------------------------------
 
 
-def filled_in(query: str) -> str:
-    """The query as Grafana sends it."""
-    escaped = re.sub(r"([\\^$*+?.()|\[\]{}/])", r"\\\1", PAIR)
-    values = {
-        "${pairs:regex}": escaped,
-        "$timeFilter": f"time >= {START_MS}ms and time <= {END_MS}ms",
-        "$__interval": "3s",
-        "$timeframe": "3m",
-        "$pair": PAIR,
-    }
-    for name, value in values.items():
-        query = query.replace(name, value)
-    assert "$" not in query.replace(")$/", ""), query
-    return query
+class Demo(NamedTuple):
+    """A bucket as `marketfeed demo` has filled it, from `start_ms` to `end_ms`, and what it printed."""
+
+    influxd: Influxd
+    database: str
+    report: dict[str, Any]
+    start_ms: int
+    end_ms: int
+
+    def query(self, text: str) -> list[dict[str, Any]]:
+        return self.influxd.query(self.filled_in(text), self.database)
+
+    def filled_in(self, query: str) -> str:
+        """The query as Grafana sends it."""
+        escaped = re.sub(r"([\\^$*+?.()|\[\]{}/])", r"\\\1", PAIR)
+        values = {
+            "${pairs:regex}": escaped,
+            "$timeFilter": f"time >= {self.start_ms}ms and time <= {self.end_ms}ms",
+            "$__interval": "3s",
+            "$timeframe": "3m",
+            "$pair": PAIR,
+        }
+        for name, value in values.items():
+            query = query.replace(name, value)
+        assert "$" not in query.replace(")$/", ""), query
+        return query
 
 
 @pytest.fixture(scope="module")
-def shipped(influxd: Influxd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    """A bucket with points of every measurement."""
+def demo(influxd: Influxd) -> Iterator[Demo]:
+    """Run the demo once. Only what a good half hour does not have is added: a settlement, gaps."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
     with influxd.database("grafana") as database:
-        both = Both(influxd, database, tmp_path_factory.mktemp("grafana") / "journal.db")
-        pairs = (PAIR, OTHER)
-        both.add(
-            [entry(pair, listed_ms=START_MS, ended_ms=END_MS) for pair in pairs],
-            [candle(START_MS + n * M3, pair) for n in range(COUNT) for pair in pairs],
-            candle(END_MS, closed=False),
-            [MarkPrice(PAIR, START_MS + n * 3_000, 100.0 + n, 99.0) for n in range(100)],
+        done = subprocess.run(
             [
-                FundingRate(p, START_MS + n * 60_000, n / 1e4, END_MS)
-                for n in range(9)
-                for p in pairs
+                sys.executable, "-m", "marketfeed", "demo", f"--pairs={PAIRS}", "--seconds=6",
+                "--speed=240", "--timeframes=1m,3m", f"--influx={influxd.url}", "--json",
             ],
-            FundingSettled(PAIR, START_MS, 0.0001, 100.0),
-            Gap("candle_3m", PAIR, START_MS, START_MS + M3, state="healed", reason="silence"),
-            Gap("connection", None, START_MS, None, state="found", reason="reset"),
+            env={**kept, "MARKETFEED_INFLUXDB__API": "v1", "MARKETFEED_INFLUXDB__BUCKET": database},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        times = influxd.query("SELECT mark_price FROM mark_price", database)[0]["values"]
+        edges = times[0][0], times[-1][0]
+        start_ms, end_ms = edges[0] - schema.DAY_MS, edges[1] + schema.DAY_MS
+        tag = lines.escape_tag(PAIR)
+        influxd.write(
+            database,
+            [
+                lines.funding_settled_text(tag, edges[0], 0.0001, 100.0),
+                lines.gap_text(
+                    tag,
+                    "candle_3m",
+                    "host",
+                    edges[0],
+                    edges[0] + 180_000,
+                    healed=True,
+                    state="healed",
+                ),
+                lines.gap_text(
+                    lines.ALL_PAIRS,
+                    "connection",
+                    "host",
+                    edges[0],
+                    None,
+                    healed=False,
+                    state="found",
+                ),
+            ],
         )
-        yield both
+        yield Demo(influxd, database, json.loads(done.stdout), start_ms, end_ms)
 
 
-def test_the_sample_has_every_measurement(shipped: Both) -> None:
-    (series,) = shipped.influxd.query("SHOW MEASUREMENTS", shipped.database)
+def test_the_demo_finds_the_journal_in_influxdb_row_by_row(demo: Demo) -> None:
+    report = demo.report
+    found = report["influxdb"]
+    assert report["pairs"] == PAIRS
+    assert report["candles_expected"] == report["candles_stored"] >= 8 * PAIRS
+    assert found["missing"] == found["extra"] == found["unequal_frames"] == 0
+    assert found["frames"] == 2 * PAIRS
+    stored = report["mark_prices"] + report["funding_rates"] + report["candles_stored"]
+    assert found["rows"] >= stored
+
+
+def test_the_sample_has_every_measurement(demo: Demo) -> None:
+    (series,) = demo.query("SHOW MEASUREMENTS")
     assert {name for (name,) in series["values"]} == {
-        "ohlcv_3m",
-        "forming_3m",
+        *(f"{kind}_{timeframe}" for kind in ("ohlcv", "forming") for timeframe in ("1m", "3m")),
         *schema.MEASUREMENT_FIELDS,
     }
 
 
 @pytest.mark.parametrize("query", queries("influxdb"))
-def test_every_query_answers_with_rows(shipped: Both, query: str) -> None:
-    series = shipped.influxd.query(filled_in(query), shipped.database)
-    assert sum(len(found["values"]) for found in series) > 0
+def test_every_query_answers_with_rows(demo: Demo, query: str) -> None:
+    assert sum(len(found["values"]) for found in demo.query(query)) > 0
 
 
-def test_candles_and_the_forming_one_have_the_same_columns(shipped: Both) -> None:
+def test_candles_and_the_forming_one_have_the_same_columns(demo: Demo) -> None:
     (panel,) = [p for _, p in panels() if p["type"] == "candlestick"]
-    closed, forming = (
-        shipped.influxd.query(filled_in(target["query"]), shipped.database)[0]
-        for target in panel["targets"]
-    )
+    closed, forming = (demo.query(target["query"])[0] for target in panel["targets"])
     assert closed["columns"] == forming["columns"] == ["time", *panel["options"]["fields"]]
-    assert [row[0] for row in closed["values"]] == [START_MS + n * M3 for n in range(COUNT)]
-    assert [row[0] for row in forming["values"]] == [END_MS]
+    opens = [row[0] for row in closed["values"]]
+    assert opens == list(range(opens[0], opens[0] + len(opens) * M3, M3))
+    # Shipped every 5 s: twenty minutes of the demo's time.
+    ((formed_ms, *_),) = forming["values"]
+    assert opens[0] <= formed_ms <= opens[-1] + M3
 
 
-def test_the_funding_table_has_a_row_for_each_pair(shipped: Both) -> None:
+def test_the_funding_table_has_a_row_for_each_pair(demo: Demo) -> None:
     (query,) = [
         target["query"]
         for _, panel in panels()
         for target in panel["targets"]
         if panel["type"] == "table" and 'FROM "funding_rate"' in target["query"]
     ]
-    series = shipped.influxd.query(filled_in(query), shipped.database)
-    assert {found["tags"]["pair"]: found["values"][0][1] for found in series} == {
-        PAIR: 0.0008,
-        OTHER: 0.0008,
-    }
+    found = {series["tags"]["pair"]: series["values"] for series in demo.query(query)}
+    assert len(found) == PAIRS
+    for pair, ((_, rate, _, due_ms),) in found.items():
+        newest = demo.influxd.query(
+            "SELECT last(rate), next_funding_time FROM funding_rate WHERE pair = $pair",
+            demo.database,
+            pair=pair,
+        )
+        assert newest[0]["values"][0][1:] == [rate, due_ms]
 
 
-def test_variables_find_what_is_stored(shipped: Both) -> None:
+def test_variables_find_what_is_stored(demo: Demo) -> None:
     found = {}
     for variable in DASHBOARDS["market-data"]["templating"]["list"]:
-        series = shipped.influxd.query(variable["query"], shipped.database)
+        series = demo.query(variable["query"])
         values = {row[-1] for each in series for row in each["values"]}
         pattern = variable["regex"].strip("/")
         matches = (re.search(pattern, value) for value in values)
         found[variable["name"]] = {match[1] for match in matches if match} if pattern else values
-    assert found == {"pair": {PAIR, OTHER}, "pairs": {PAIR, OTHER}, "timeframe": {"3m"}}
+    assert found["timeframe"] == {"1m", "3m"}
+    assert found["pair"] == found["pairs"] >= {PAIR}
+    assert len(found["pair"]) == PAIRS
 
 
 # --- Prometheus -------------------------------------------------------------------------------------
@@ -164,9 +220,13 @@ def exported() -> dict[str, set[str]]:
         **{
             name: {"something": 1} if "dict" in str(kind) else 1
             for name, kind in Gauges.__init__.__annotations__.items()
-            if name not in ("shipping", "rest", "return")
+            if name not in ("shipping", "rest", "history", "return")
         },
         shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0),
+        history=HistoryState(
+            HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),
+            AuditingReport(1, 1, 1, 1, 1, []),
+        ),
         rest=RestReport(1, 1, 1, 1, 1, 1.0, "", {"klines": 1}, {"429": 1}),
     )
     metrics: dict[str, set[str]] = {}

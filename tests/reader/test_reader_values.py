@@ -13,7 +13,13 @@ from stored import H1, OTHER, PAIR, START_MS, candle, entry
 from marketfeed.records import FundingRate as FundingRecord
 from marketfeed.records import FundingSettled
 from marketfeed.records import MarkPrice as MarkRecord
-from reader import FundingRate, MarkPrice, StaleDataError, UnknownPairError
+from reader import (
+    FundingRate,
+    MarkPrice,
+    StaleDataError,
+    UnknownPairError,
+    UnknownTimeframeError,
+)
 from reader.values import PairInfo
 
 GONE = "OLD/USDT:USDT"
@@ -251,3 +257,53 @@ def test_a_pair_with_no_timeframe_left_is_told_so(connect) -> None:
     assert reader.pairs()[0].timeframes == ()
     with pytest.raises(Exception, match="collected: none"):
         reader.get_ohlcv(PAIR, "3m")
+
+
+# --- candles of mark prices -------------------------------------------------------------------------
+
+
+def marks(*points: tuple[int, float]) -> list[MarkRecord]:
+    return [MarkRecord(PAIR, START_MS + second * 1000, price, 1.0) for second, price in points]
+
+
+def test_mark_candles_are_made_of_the_points(connect, clock) -> None:
+    reader = connect(
+        entry(),
+        marks((0, 10.0), (3, 12.0), (1800, 9.0), (3594, 11.0), (3597, 10.5)),
+        marks((3600, 20.0), (3603, 21.0), (3660, 19.5)),
+    )
+    clock.ms = START_MS + H1 + 90_000
+    frame = reader.get_mark_candles(PAIR, since=START_MS)
+    assert list(frame.columns) == ["date", "open", "high", "low", "close", "volume"]
+    assert frame["date"].tolist() == [at(START_MS), at(START_MS + H1)]
+    assert frame.to_numpy()[:, 1:].tolist() == [
+        [10.0, 12.0, 9.0, 10.5, 0.0],
+        [20.0, 21.0, 19.5, 19.5, 0.0],
+    ]
+    assert frame.attrs["pair"] == PAIR
+    one = reader.get_mark_candles(PAIR, since=START_MS - 1, until=START_MS + H1)
+    assert one["date"].tolist() == [at(START_MS)]
+    assert reader.get_mark_candles(PAIR, "1m", since=START_MS + H1)["open"].tolist() == [20.0, 19.5]
+    assert len(reader.get_mark_candles(PAIR, since=START_MS + 2 * H1)) == 0
+
+
+def test_a_mark_candle_without_its_edges_is_left_out(connect, clock) -> None:
+    reader = connect(
+        entry(),
+        marks((60, 1.0), (3599, 1.0)),  # its first minute lacks
+        marks((3600, 2.0), (7139, 2.0)),  # its last one
+        marks((7260, 3.0), (7263, 3.5)),  # forming, but begun too late
+    )
+    clock.ms = START_MS + 2 * H1 + 90_000
+    assert len(reader.get_mark_candles(PAIR, since=START_MS)) == 0
+    clock.ms = START_MS + 2 * H1 - 1
+    assert reader.get_mark_candles(PAIR, since=START_MS)["open"].tolist() == [2.0]
+
+
+def test_mark_candles_of_nothing(connect) -> None:
+    reader = connect(entry(), candle(START_MS))
+    assert len(reader.get_mark_candles(PAIR, since=START_MS - 10 * H1)) == 0
+    with pytest.raises(UnknownPairError):
+        reader.get_mark_candles(OTHER, since=START_MS)
+    with pytest.raises(UnknownTimeframeError):
+        reader.get_mark_candles(PAIR, "1w", since=START_MS)

@@ -67,3 +67,17 @@ def test_the_servers_words(body: bytes, text: str) -> None:
 def test_no_answer_is_tried_again() -> None:
     assert judge_failure(ConnectionRefusedError("refused")).action == "retry"
     assert judge_failure(TimeoutError()).text == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("body", "too_old"),
+    [
+        (b'{"error":"partial write: points beyond retention policy dropped=12"}', 12),
+        (b'{"message":"failed: partial write: points beyond retention policy dropped=3"}', 3),
+        (b'{"error":"partial write: field type conflict: x dropped=9"}', 0),
+        (b'{"error":"points beyond retention policy dropped=many"}', 0),
+    ],
+)
+def test_how_many_lines_are_too_old(body: bytes, too_old: int) -> None:
+    verdict = judge(422, body, {}, 0.0)
+    assert (verdict.action, verdict.beyond_retention) == ("split", too_old)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import uvloop
 from aiohttp import web
+from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,13 +20,9 @@ from marketfeed.config import InfluxSettings
 from marketfeed.deadletters import read_refused
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
-from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
+from marketfeed.records import Candle
 from marketfeed.ship import Pace, Shipper
 from marketfeed.writer import JournalWriter
-
-T0 = 1_791_360_000_000
-MINUTE = 60_000
-PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安/USDT:USDT")
 
 Answer = Callable[[list[str]], tuple[int, bytes, dict[str, str]]]
 
@@ -42,10 +39,13 @@ class Server:
         self.points: dict[tuple[str, str], str] = {}
         self.requests: list[list[str]] = []
         self.headers: list[dict[str, str]] = []
+        self.before: Callable[[web.Request], Awaitable[None]] | None = None
         self.url = ""
 
     async def write(self, request: web.Request) -> web.Response:
         body = await request.read()
+        if self.before is not None:
+            await self.before(request)
         if request.headers.get("Content-Encoding") == "gzip" and body[:2] == b"\x1f\x8b":
             body = gzip.decompress(body)
         lines = body.decode().split("\n")
@@ -68,7 +68,7 @@ async def serving() -> AsyncIterator[Server]:
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/api/v2/write", server.write)
     app.router.add_post("/write", server.write)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -79,28 +79,6 @@ async def serving() -> AsyncIterator[Server]:
     finally:
         await runner.cleanup()
 
-
-def fill(start: int = 0, minutes: int = 10) -> Batch:
-    batch = Batch()
-    for number in range(start, start + minutes):
-        at_ms = T0 + number * MINUTE
-        for pair in PAIRS:
-            batch.add(
-                Candle(
-                    pair, "1m", at_ms, 1.5, 2.5, 1.0, 2.0, 3.0, 4.0, 1.0, 5, True, at_ms + MINUTE
-                )
-            )
-            batch.add(MarkPrice(pair, at_ms + 1_000, 7.0, 8.0))
-            batch.add(FundingRate(pair, at_ms + 1_000, 0.0001, T0 + 8 * 60 * MINUTE))
-    batch.add(FundingSettled(PAIRS[0], T0, 0.0001, None))
-    batch.add(Gap("connection_feed-1", None, T0, T0 + 5, "healed", "lost"))
-    batch.add(CatalogEntry(PAIRS[0], "BTCUSDT", ("1m",), T0, 5, None, T0))
-    return batch
-
-
-ROWS = 3 * 3 * 10 + 3
-
-QUICK = Pace(turn_s=0.01, forming_every_s=0.05, backoff_first_s=0.01, parked_s=0.02)
 
 Scenario = Callable[[Server, JournalWriter, Shipper], Awaitable[None]]
 
@@ -122,12 +100,6 @@ def run(path: Path, scenario: Scenario, pace: Pace = QUICK, **influx: object) ->
             return server
 
     return uvloop.run(main())
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @pytest.fixture
@@ -259,6 +231,18 @@ def test_too_large_requests_are_halved(path: Path) -> None:
     run(path, scenario)
 
 
+def test_requests_that_fail_without_an_answer_become_smaller(path: Path) -> None:
+    """A proxy may hang up on a large request, a server may need longer for it than anyone waits."""
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: stored(lines) if len(lines) <= 200 else (0, b"", {})
+        await writer.call(lambda journal: journal.write(fill(minutes=100)))
+        await until(lambda: len(server.points) == 903)
+        await until(lambda: shipper.shipped_below() == writer.next_seq)
+
+    run(path, scenario)
+
+
 def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         def cut(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
@@ -345,6 +329,73 @@ def test_a_journal_replaced_while_running_is_shipped_from_its_start(path: Path) 
         await writer.call(lambda journal: journal.write(fill(100, 2)))
         await until(lambda: len(server.points) == ROWS + 18)
         assert shipper.shipped_below() == writer.next_seq
+
+    run(path, scenario)
+
+
+def test_a_journal_replaced_while_lines_travel_loses_none_of_its_rows(path: Path) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request) -> None:
+        arrived.set()
+        await go_on.wait()
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.before = hold
+        await writer.call(lambda journal: journal.write(fill()))
+        await arrived.wait()
+        await asyncio.to_thread(path.rename, path.with_name("gone.db"))
+        await writer.replace()
+        # These rows get the numbers that are travelling.
+        await writer.call(lambda journal: journal.write(fill(100, 2)))
+        go_on.set()
+        await until(lambda: len(server.points) == ROWS + 18)
+
+    run(path, scenario)
+
+
+def test_a_stop_does_not_wait_for_a_server_that_hangs(path: Path) -> None:
+    held = asyncio.Event()
+
+    async def hang(request: web.Request) -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.before = hang
+        await writer.call(lambda journal: journal.write(fill()))
+        await held.wait()
+
+    server = run(path, scenario, msgspec.structs.replace(QUICK, last_s=0.2))
+    assert server.points == {}
+    with Journal.open(path) as journal:
+        assert list(journal.shipped(f"{server.url} fleet market_data")) == []
+
+
+def test_refused_forming_candles_push_no_line_out(path: Path) -> None:
+    def forming(trades: int) -> Batch:
+        batch = Batch()
+        batch.add(
+            Candle(
+                PAIRS[0], "3m", T0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, trades, False, T0 + trades
+            )
+        )
+        return batch
+
+    def clash(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+        if any(line.startswith("forming_3m") for line in lines):
+            return 422, b'{"message":"partial write: field type conflict dropped=1"}', {}
+        return stored(lines)
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = clash
+        await writer.call(lambda journal: journal.write(fill()))
+        for trades in range(1, 4):
+            await writer.call(lambda journal, n=trades: journal.write(forming(n)))
+            await until(lambda n=trades: shipper.report().refused == n)
+        await until(lambda: len(server.points) == ROWS)
+        assert shipper.report().state == "shipping"
+        assert await asyncio.to_thread(read_refused, path) == []
 
     run(path, scenario)
 

@@ -308,3 +308,69 @@ def test_a_row_whose_close_time_is_past_is_final() -> None:
         assert [row for row in final if row[0] in seen] == list(seen.values())
 
     with_rest(check, speed=5_000.0, paused=False, timeframes=("1m",))
+
+
+def test_the_book_stands_around_the_last_price() -> None:
+    async def check(simulator: Simulator, get: Get) -> None:
+        for symbol in ("BTCUSDT", "SIM001USDT", "币安人生USDT"):
+            _, (row,), _ = await get("klines", symbol=symbol, interval="1m", limit=1)
+            last = float(row[4])
+            status, body, headers = await get("depth", symbol=symbol, limit=5)
+            assert status == 200
+            assert list(body) == ["lastUpdateId", "E", "T", "bids", "asks"]
+            bids, asks = ([float(price) for price, _ in body[side]] for side in ("bids", "asks"))
+            assert bids == sorted(bids, reverse=True)
+            assert asks == sorted(asks)
+            assert bids[0] == pytest.approx(last)
+            assert bids[0] < asks[0]
+            assert len(bids) == len(asks) == 5
+            assert all(float(quantity) > 0 for _, quantity in body["bids"] + body["asks"])
+            _, ticker, _ = await get("ticker/bookTicker", symbol=symbol)
+            assert [ticker["bidPrice"], ticker["bidQty"]] == body["bids"][0]
+            assert [ticker["askPrice"], ticker["askQty"]] == body["asks"][0]
+        _, tickers, after = await get("ticker/bookTicker")
+        assert {one["symbol"] for one in tickers} >= {"BTCUSDT", "ETHUSDT", "BTCUSDC"}
+        assert int(after[WEIGHT]) - int(headers[WEIGHT]) == 2 + 5
+        status, body, _ = await get("depth", symbol="BTCUSDT", limit=7)
+        assert (status, body["code"]) == (400, -4021)
+
+    with_rest(check)
+
+
+def test_candles_of_mark_prices_open_where_settlements_are() -> None:
+    async def check(simulator: Simulator, get: Get) -> None:
+        since = START_MS - 10 * schema.DAY_MS
+        _, settled, _ = await get("fundingRate", symbol="SIM001USDT", startTime=since)
+        assert settled
+        _, rows, _ = await get(
+            "markPriceKlines", symbol="SIM001USDT", interval="1h", startTime=since, limit=499
+        )
+        opens = {row[0]: row[1] for row in rows}
+        for one in settled:
+            hour = schema.floor_to(one["fundingTime"], schema.HOUR_MS)
+            assert float(opens[hour]) == pytest.approx(float(one["markPrice"]), rel=1e-9)
+        assert [row[0] for row in rows] == list(
+            range(schema.HOUR_MS * -(-since // schema.HOUR_MS), START_MS, schema.HOUR_MS)
+        )
+        for _, open_, high, low, close, volume, *_ in rows:
+            assert float(low) <= min(float(open_), float(close))
+            assert float(high) >= max(float(open_), float(close))
+            assert volume == "0"
+        _, newest, _ = await get("markPriceKlines", symbol="SIM001USDT", interval="1h", limit=3)
+        assert newest == rows[-3:]
+        _, none, _ = await get("markPriceKlines", symbol="XAUUSDT", interval="1h", limit=3)
+        assert none == []
+
+    with_rest(check)
+
+
+def test_what_is_not_simulated_is_refused_and_counted() -> None:
+    async def check(simulator: Simulator, get: Get) -> None:
+        address = simulator.rest_url + "/fapi/v3/openInterest"
+        async with aiohttp.ClientSession() as session, session.get(address) as response:
+            assert response.status == 404
+        await get("depth", symbol="BTCUSDT")
+        requests = simulator.state().requests
+        assert (requests["/fapi/v3/openInterest"], requests["depth"]) == (1, 1)
+
+    with_rest(check)

@@ -1,0 +1,276 @@
+"""The feeders' door: HTTP as a Freqtrade server speaks it, so that unchanged Freqtrade clients post here.
+
+Bodies and status codes are those of Freqtrade 2026.9 (`facts/freqtrade.md`): 200 `{"status": …}`, 401
+`{"detail": "Unauthorized"}`, 422 with a `detail` list. The password is looked at before the body is read;
+headers and body may take 5 s each at the most, a body has 16 KB.
+"""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Self
+
+import msgspec
+from aiohttp import web
+
+from marketfeed import __version__
+from marketfeed.aggregator.auth import Caller, Doorkeeper
+from marketfeed.aggregator.counters import MISSING_ALARM, NOBODY, Counters
+from marketfeed.aggregator.desk import Desk, Post
+from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
+
+log = logging.getLogger(__name__)
+
+MAX_BODY: Final = 16 * 1024
+TIMEOUT_S: Final = 5.0
+PREFIX: Final = "/api/v1"
+_KEY: Final = re.compile(r"[!-~]{1,200}")
+_CALLER: Final = web.RequestKey("caller", Caller)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Api:
+    """Serves the desk on one address. An async context manager; `url` tells where after entering.
+
+    `health` gives the reasons why the aggregator is not well, if there are any.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        desk: Desk,
+        doorkeeper: Doorkeeper,
+        electorate: Electorate,
+        defaults: Defaults,
+        whitelist: tuple[str, ...],
+        counters: Counters,
+        health: Callable[[], list[str]],
+    ) -> None:
+        self.url = ""
+        self._host = host
+        self._port = port
+        self._desk = desk
+        self._doorkeeper = doorkeeper
+        self._electorate = electorate
+        self._defaults = defaults
+        self._whitelist = whitelist
+        self._counters = counters
+        self._health = health
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._outermost])
+        route = app.router
+        route.add_get(f"{PREFIX}/ping", self._ping)
+        for name, handler in (
+            ("version", self._version),
+            ("health", self._api_health),
+            ("show_config", self._show_config),
+            ("status", self._status),
+            ("count", self._count),
+            ("whitelist", self._get_whitelist),
+        ):
+            route.add_get(f"{PREFIX}/{name}", self._known(handler))
+        for name in ("forceenter", "forcebuy"):
+            route.add_post(f"{PREFIX}/{name}", self._known(self._forceenter))
+        # aiohttp closes a connection whose request line and headers have not come within this time.
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=2.0,
+            keepalive_timeout=TIMEOUT_S,
+            lingering_time=1.0,
+            auto_decompress=False,
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=512)
+        try:
+            await site.start()
+        except BaseException:
+            await self._runner.cleanup()
+            raise
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        log.info("aggregator listening url=%s", self.url)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # --- around every request -------------------------------------------------------------------------
+
+    @web.middleware
+    async def _outermost(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            # Freqtrade answers a POST to what it does not know with 405.
+            status = 405 if error.status == 404 and request.method != "GET" else error.status
+            response = _json(
+                {"detail": error.reason if status == error.status else "Method Not Allowed"}, status
+            )
+            if status == 404:
+                response = _json({"detail": "Not Found"}, status)
+        self._counters.requests[response.status] += 1
+        return response
+
+    def _known(self, handler: Handler) -> Handler:
+        """Let only callers in who have shown their password."""
+
+        async def asked(request: web.Request) -> web.StreamResponse:
+            address = request.remote or "?"
+            caller = await self._doorkeeper.who(request.headers.get("Authorization"), address)
+            if isinstance(caller, Caller):
+                request[_CALLER] = caller
+                return await handler(request)
+            if caller == "wrong":
+                self._counters.wrong_passwords += 1
+                return _json({"detail": "Unauthorized"}, 401)
+            wait_s = self._doorkeeper.wait_s(address)
+            response = _json({"detail": "Too many wrong passwords, try again later"}, 429)
+            response.headers["Retry-After"] = str(int(wait_s) + 1)
+            return response
+
+        return asked
+
+    # --- a signal -------------------------------------------------------------------------------------
+
+    async def _forceenter(self, request: web.Request) -> web.StreamResponse:
+        caller = request[_CALLER]
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not _KEY.fullmatch(key):
+            return self._refuse(
+                _mistake("bad_key", "header", "Idempotency-Key", "1 to 200 printable characters")
+            )
+        if request.content_length is not None and request.content_length > MAX_BODY:
+            return self._too_large()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                body = await request.read()
+        except TimeoutError:
+            return self._closed(_json({"detail": "Request body did not come in time"}, 408))
+        except web.HTTPRequestEntityTooLarge:
+            return self._too_large()
+        except web.RequestPayloadError:
+            return self._closed(_json({"detail": "Request body was cut off"}, 400))
+        signal = read_signal(body, self._electorate, self._defaults, caller.feeder)
+        if isinstance(signal, Refused):
+            return self._refuse(signal)
+        for value in signal.defaulted:
+            self._note_missing(signal.feeder, value, "took the default")
+        digest = hashlib.sha256(body).digest()
+        post = Post(signal, caller.username, request.remote or "?", key, digest)
+        reply = await self._desk.post(post)
+        if reply.status == 200:
+            return _json({"status": reply.text})
+        if reply.status == 422:
+            return self._refuse(_mistake("key_reused", "header", "Idempotency-Key", reply.text))
+        return _json({"error": f"Error querying {request.path}: {reply.text}"}, reply.status)
+
+    def _refuse(self, refused: Refused) -> web.StreamResponse:
+        self._counters.refused[refused.reason] += 1
+        for mistake in refused.mistakes:
+            if mistake.reason in ("missing_confidence", "missing_feeder"):
+                value = mistake.reason.removeprefix("missing_")
+                self._note_missing(refused.feeder or NOBODY, value, "was rejected")
+        log.warning(
+            "signal refused feeder=%s reasons=%r",
+            refused.feeder or NOBODY,
+            "; ".join(mistake.message for mistake in refused.mistakes),
+        )
+        return _json({"detail": [mistake.plain() for mistake in refused.mistakes]}, 422)
+
+    def _note_missing(self, feeder: str, value: str, what: str) -> None:
+        lately = self._counters.note_missing(feeder, value, time.monotonic())
+        log.log(
+            logging.ERROR if lately == MISSING_ALARM else logging.WARNING,
+            "signal without %s %s feeder=%s lately=%d",
+            value,
+            what,
+            feeder,
+            lately,
+        )
+
+    def _too_large(self) -> web.StreamResponse:
+        self._counters.refused["too_large"] += 1
+        return self._closed(_json({"detail": f"Request body is larger than {MAX_BODY} bytes"}, 413))
+
+    def _closed(self, response: web.Response) -> web.Response:
+        response.force_close()
+        return response
+
+    # --- what clients ask besides ---------------------------------------------------------------------
+
+    async def _ping(self, request: web.Request) -> web.StreamResponse:
+        return _json({"status": "pong"})
+
+    async def _version(self, request: web.Request) -> web.StreamResponse:
+        return _json({"version": __version__})
+
+    async def _api_health(self, request: web.Request) -> web.StreamResponse:
+        # Always 200, as a bot's; whether it is well is inside, and in /health of the status port.
+        reasons = self._health()
+        started_s = self._counters.started_s
+        now_s = time.time()
+        return _json(
+            {
+                "last_process": _iso(now_s),
+                "last_process_ts": int(now_s),
+                "bot_start": _iso(started_s),
+                "bot_start_ts": int(started_s),
+                "bot_startup": _iso(started_s),
+                "bot_startup_ts": int(started_s),
+                "healthy": not reasons,
+                "reasons": reasons,
+            }
+        )
+
+    async def _show_config(self, request: web.Request) -> web.StreamResponse:
+        return _json(
+            {
+                "version": __version__,
+                "bot_name": "marketfeed aggregator",
+                "state": "running",
+                "runmode": "live",
+                "dry_run": False,
+                "trading_mode": "futures",
+                "short_allowed": True,
+                "force_entry_enable": True,
+                "stake_currency": "USDT",
+                "stake_amount": "unlimited",
+                "max_open_trades": -1,
+                "exchange": "binance",
+                "strategy": "ensemble",
+            }
+        )
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        # Trades are the bots'; a client that looks for open ones finds none here.
+        return _json([])
+
+    async def _count(self, request: web.Request) -> web.StreamResponse:
+        return _json({"current": 0, "max": -1, "total_stake": 0.0})
+
+    async def _get_whitelist(self, request: web.Request) -> web.StreamResponse:
+        pairs = list(self._whitelist)
+        return _json({"whitelist": pairs, "length": len(pairs), "method": ["StaticPairList"]})
+
+
+def _mistake(reason: str, where: str, name: str, message: str) -> Refused:
+    return Refused((Mistake(reason, "value_error", (where, name), message),))
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json"
+    )
+
+
+def _iso(time_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time_s))

@@ -1,0 +1,195 @@
+"""Who is calling: HTTP Basic against hashed passwords, compared in constant time, limited after failures.
+
+A password is hashed by scrypt (RFC 7914), which is slow on purpose: what was right once is remembered by a
+keyed digest, so that a feeder's next post costs a microsecond. An address that failed too often is refused
+without looking, except for credentials that have been right from that address: a guesser does not lock out
+the feeders behind the same address.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Literal
+
+import msgspec
+
+from marketfeed.settings_aggregator import Account
+
+FAILURES: Final = 20
+WITHIN_S: Final = 60.0
+"""After FAILURES wrong passwords within this time an address is refused until the oldest is older."""
+ADDRESSES_KEPT: Final = 10_000
+KNOWN_KEPT: Final = 1_000
+HASHING_AT_MOST: Final = 50
+"""Passwords that wait for being hashed; more are refused for the moment."""
+_N, _R, _P = 2**14, 8, 1
+_SALT_BYTES: Final = 16
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """An account that has shown its password; `feeder` is the one that it posts for, None: for all."""
+
+    username: str
+    feeder: str | None
+
+
+Denied = Literal["wrong", "limited", "busy"]
+
+
+def hash_password(password: str) -> str:
+    """The hash of a password as settings hold it: `scrypt$n$r$p$salt$hash`."""
+    salt = os.urandom(_SALT_BYTES)
+    return (
+        f"scrypt${_N}${_R}${_P}${salt.hex()}${_scrypt(password.encode(), salt, _N, _R, _P).hex()}"
+    )
+
+
+def _scrypt(password: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
+    return hashlib.scrypt(
+        password, salt=salt, n=n, r=r, p=p, maxmem=256 * n * r * p + 2**20, dklen=32
+    )
+
+
+def _matches(password: bytes, hashed: str) -> bool:
+    _, n, r, p, salt, digest = hashed.split("$")
+    found = _scrypt(password, bytes.fromhex(salt), int(n), int(r), int(p))
+    return hmac.compare_digest(found, bytes.fromhex(digest))
+
+
+class Limiter:
+    """Counts failures by address (IPv6: by /64). `now_s` is monotonic."""
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def wait_s(self, address: str, now_s: float) -> float:
+        """For how long the address is refused; 0: it may try."""
+        times = self._failures.get(_group(address))
+        if times is None or len(times) < FAILURES:
+            return 0.0
+        return max(times[0] + WITHIN_S - now_s, 0.0)
+
+    def fail(self, address: str, now_s: float) -> None:
+        """Count a failure. The addresses that failed longest ago are forgotten beyond ADDRESSES_KEPT."""
+        group = _group(address)
+        self._failures.setdefault(group, deque(maxlen=FAILURES)).append(now_s)
+        self._failures.move_to_end(group)
+        while len(self._failures) > ADDRESSES_KEPT:
+            self._failures.popitem(last=False)
+
+    def limited(self, now_s: float) -> int:
+        """How many addresses are refused now."""
+        return sum(
+            1
+            for times in self._failures.values()
+            if len(times) == FAILURES and times[0] + WITHIN_S > now_s
+        )
+
+
+def _group(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    return str(ipaddress.ip_network((found, 64), strict=False))
+
+
+class Doorkeeper:
+    """Tells who is calling by the Authorization header. `elapsed_s` is monotonic."""
+
+    def __init__(self, accounts: Sequence[Account], elapsed_s: Callable[[], float]) -> None:
+        self._accounts = {account.username.encode(): account for account in accounts}
+        self._elapsed_s = elapsed_s
+        self._limiter = Limiter()
+        self._secret = os.urandom(32)
+        # An unknown name takes as long as a known one.
+        self._nobody = hash_password(os.urandom(16).hex())
+        self._right: OrderedDict[bytes, Caller] = OrderedDict()
+        self._right_from: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._hashing: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrypt")
+
+    def close(self) -> None:
+        """Let the hashing thread go."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def limited(self) -> int:
+        """How many addresses are refused now."""
+        return self._limiter.limited(self._elapsed_s())
+
+    def wait_s(self, address: str) -> float:
+        """For how long `address` is refused."""
+        return self._limiter.wait_s(address, self._elapsed_s())
+
+    async def who(self, authorization: str | None, address: str) -> Caller | Denied:
+        """Who sends this header from this address."""
+        credentials = _credentials(authorization)
+        if credentials is None:
+            # No password was tried: it says nothing of a guesser.
+            return "limited" if authorization and self.wait_s(address) > 0 else "wrong"
+        name, password = credentials
+        seal = hmac.digest(self._secret, len(name).to_bytes(4) + name + password, "sha256")
+        if self.wait_s(address) > 0:
+            caller = self._right.get(seal)
+            return caller if caller and (address, seal) in self._right_from else "limited"
+        caller = self._right.get(seal)
+        if caller is None:
+            task = self._hashing.get(seal)
+            if task is None:
+                if len(self._hashing) >= HASHING_AT_MOST:
+                    return "busy"
+                # Counted before it is known: guesses side by side must not all slip through.
+                self._limiter.fail(address, self._elapsed_s())
+                task = asyncio.create_task(self._check(name, password, seal))
+                self._hashing[seal] = task
+            caller = await asyncio.shield(task)
+        if caller is None:
+            return "wrong"
+        self._remember(address, seal)
+        return caller
+
+    async def _check(self, name: bytes, password: bytes, seal: bytes) -> Caller | None:
+        try:
+            account = self._accounts.get(name)
+            hashed = self._nobody if account is None else account.hash
+            loop = asyncio.get_running_loop()
+            right = await loop.run_in_executor(self._thread, _matches, password, hashed)
+            if account is None or not right:
+                return None
+            caller = Caller(account.username, account.feeder)
+            self._right[seal] = caller
+            while len(self._right) > KNOWN_KEPT:
+                self._right.popitem(last=False)
+            return caller
+        finally:
+            del self._hashing[seal]
+
+    def _remember(self, address: str, seal: bytes) -> None:
+        self._right_from[address, seal] = None
+        self._right_from.move_to_end((address, seal))
+        while len(self._right_from) > KNOWN_KEPT:
+            self._right_from.popitem(last=False)
+
+
+def _credentials(authorization: str | None) -> tuple[bytes, bytes] | None:
+    """Name and password of a Basic header, as bytes; None if it is none."""
+    if authorization is None:
+        return None
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        text = base64.b64decode(encoded.strip().encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        return None
+    name, colon, password = text.partition(b":")
+    return (name, password) if colon else None

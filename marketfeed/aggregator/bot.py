@@ -1,0 +1,238 @@
+"""A Freqtrade bot's REST API, as far as it is used here: one `forceenter`, and looking for what it led to.
+
+What a failure means for money is told apart here: `NotSentError`, not a byte of the order has left this
+host; any other `BotError` after a POST, nobody knows.
+"""
+
+import base64
+import errno
+import re
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import aiohttp
+import msgspec
+
+from marketfeed.aggregator.ledger import Forward
+from marketfeed.aggregator.signals import Side
+from marketfeed.errors import MarketfeedError
+from marketfeed.settings_aggregator import BotSettings
+
+WORDS_KEPT: Final = 500
+CLOSED_TRADES: Final = 100
+"""How many of the newest closed trades are looked through for one of ours."""
+CLOCK_TOLERANCE_MS: Final = 2_000
+"""A bot's `Date` has whole seconds, and its answer travelled: trades may seem to be so much too early."""
+_ORDER_ANSWER_BYTES: Final = 256 * 1024
+_LOOK_ANSWER_BYTES: Final = 8 * 1024 * 1024
+
+
+class BotError(MarketfeedError):
+    """The bot did not answer, or not as a Freqtrade bot does."""
+
+
+class NotSentError(BotError):
+    """Nothing of the request has left this host: it may be tried again."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A bot's answer to an order: its HTTP status and words."""
+
+    status: int
+    words: str
+
+
+class Trade(msgspec.Struct, frozen=True):
+    """A trade of a bot's, open or closed. `opened_ms` is by the clock of this host."""
+
+    trade_id: int
+    pair: str
+    side: Side
+    tag: str
+    opened_ms: int
+    is_open: bool
+
+
+class Bot:
+    """One bot. The password is read from its file for every request, so that a new one needs no restart."""
+
+    def __init__(self, settings: BotSettings, session: aiohttp.ClientSession) -> None:
+        if settings.url is None:
+            raise ValueError("bot url: found null, expected an address")
+        url = settings.url
+        self._base = url if url.endswith("/api/v1") else f"{url}/api/v1"
+        self._settings = settings
+        self._session = session
+        # Connecting times out by itself before the whole does: then nothing was sent.
+        self._timeout = aiohttp.ClientTimeout(
+            total=settings.timeout_s, connect=settings.timeout_s / 2
+        )
+
+    @property
+    def url(self) -> str:
+        """Where its API is."""
+        return self._base
+
+    def payload(self, forward: Forward) -> bytes:
+        """The body of the order."""
+        body: dict[str, object] = {
+            "pair": forward.pair,
+            "side": forward.side,
+            "ordertype": forward.ordertype,
+            "entry_tag": forward.tag,
+            "leverage": forward.leverage,
+        }
+        if self._settings.stakeamount is not None:
+            body["stakeamount"] = self._settings.stakeamount
+        if forward.price is not None:
+            body["price"] = forward.price
+        return msgspec.json.encode(body)
+
+    async def enter(self, forward: Forward) -> Answer:
+        """POST the order, once. Any complete answer is one.
+
+        Raises NotSentError, or BotError when it may or may not have been received.
+        """
+        headers = self._headers()
+        try:
+            async with self._session.post(
+                f"{self._base}/forceenter",
+                data=self.payload(forward),
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                body = await _read(response, _ORDER_ANSWER_BYTES)
+                return Answer(response.status, _hide(_words(body), headers))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            # Both are raised before a connection stands.
+            raise NotSentError(_text(error)) from error
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise BotError(_hide(_text(error), headers)) from error
+
+    async def probe(self) -> None:
+        """Ask for the bot's version, which needs the password. Raises BotError."""
+        await self._get("version", _ORDER_ANSWER_BYTES)
+
+    async def trades(self, now_ms: int) -> list[Trade]:
+        """All open trades and the newest closed ones. `now_ms` is the time now. Raises BotError."""
+        found: list[Trade] = []
+        for path in ("status", f"trades?{urlencode({'limit': CLOSED_TRADES})}"):
+            data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
+            rows = data.get("trades") if isinstance(data, dict) else data
+            if not isinstance(rows, list):
+                raise BotError(f"{self._base}/{path}: no list of trades")
+            found.extend(trade for row in rows if (trade := _trade(row, behind_ms)) is not None)
+        return found
+
+    async def _get(self, path: str, limit: int, now_ms: int = 0) -> tuple[Any, int]:
+        """The decoded answer, and how far (ms) the bot's clock is behind this host's."""
+        headers = self._headers()
+        try:
+            async with self._session.get(
+                f"{self._base}/{path}",
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                body = await _read(response, limit)
+                if response.status != 200:
+                    raise BotError(f"status {response.status}: {_hide(_words(body), headers)}")
+                return msgspec.json.decode(body), _behind_ms(response, now_ms)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotSentError(_text(error)) from error
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise BotError(_hide(_text(error), headers)) from error
+
+    def _headers(self) -> dict[str, str]:
+        """Raises NotSentError when the password cannot be read."""
+        try:
+            password = self._password()
+        except OSError as error:
+            raise NotSentError(f"password file cannot be read: {error.strerror}") from error
+        pair = f"{self._settings.username}:{password}".encode()
+        return {
+            "Authorization": f"Basic {base64.b64encode(pair).decode()}",
+            "Content-Type": "application/json",
+        }
+
+    def _password(self) -> str:
+        if self._settings.password is not None:
+            return self._settings.password.get_secret_value()
+        if self._settings.password_file is None:
+            return ""
+        content = self._settings.password_file.read_bytes().strip()
+        if re.fullmatch(rb"[ -~]+", content) is None:
+            raise OSError(errno.EINVAL, "it holds no password: one line of printable ASCII")
+        return content.decode("ascii")
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            # The status is known, and that is what counts.
+            break
+    return bytes(body)
+
+
+def _words(body: bytes) -> str:
+    """What a bot said, in one line: the sentence of its JSON if there is one, else the text."""
+    text = body.decode("utf-8", "replace")
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        data = None
+    if isinstance(data, dict):
+        if "trade_id" in data:
+            text = f"trade {data['trade_id']}"
+        else:
+            said = (data.get(key) for key in ("error", "detail", "status"))
+            text = next((str(words) for words in said if words), text)
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return line if len(line) <= WORDS_KEPT else line[:WORDS_KEPT] + "…"
+
+
+def _hide(words: str, headers: dict[str, str]) -> str:
+    secret = headers["Authorization"].removeprefix("Basic ")
+    return words.replace(secret, "***")
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _behind_ms(response: aiohttp.ClientResponse, now_ms: int) -> int:
+    try:
+        date = parsedate_to_datetime(response.headers["Date"])
+        return now_ms - int(date.timestamp() * 1000) - 500
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _trade(row: object, behind_ms: int) -> Trade | None:
+    try:
+        found = msgspec.convert(row, _TradeRow)
+    except msgspec.ValidationError:
+        return None
+    return Trade(
+        found.trade_id,
+        found.pair,
+        "short" if found.is_short else "long",
+        found.enter_tag or "",
+        found.open_timestamp + behind_ms,
+        found.is_open,
+    )
+
+
+class _TradeRow(msgspec.Struct):
+    trade_id: int
+    pair: str
+    open_timestamp: int
+    is_short: bool = False
+    enter_tag: str | None = None
+    is_open: bool = True

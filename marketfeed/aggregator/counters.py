@@ -1,0 +1,174 @@
+"""What the aggregator counts, and how Prometheus sees it. Written on the event loop only."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from marketfeed import __version__
+from marketfeed.metrics import Tally, cpu_s, rss_bytes
+
+SEND_LAG_BUCKETS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 30_000)
+"""Upper bounds for the time from a decision to the beginning of its POST."""
+MISSING_ALARM: Final = 10
+"""So many signals of one feeder without a value within MISSING_WITHIN_S alarm."""
+MISSING_WITHIN_S: Final = 3_600.0
+NOBODY: Final = "?"
+"""The feeder of signals that do not say from whom they are."""
+
+
+class Counters:
+    """What the aggregator has done since it started."""
+
+    def __init__(self) -> None:
+        self.started_s = time.time()
+        self.signals: Counter[tuple[str, str]] = Counter()
+        """By feeder and outcome."""
+        self.refused: Counter[str] = Counter()
+        """By reason: posts that were no signal."""
+        self.missing: Counter[tuple[str, str]] = Counter()
+        """By feeder and value: signals in which it was missing, rejected or defaulted."""
+        self.decisions: Counter[tuple[str, str]] = Counter()
+        """By side and outcome."""
+        self.forwards: Counter[tuple[str, str]] = Counter()
+        """By side and the state that a forward came to."""
+        self.requests: Counter[int] = Counter()
+        """By status of the answer."""
+        self.wrong_passwords = 0
+        self.commits = 0
+        self.commit_s = 0.0
+        self.ledger_failures = 0
+        self.close_to_send = Tally(SEND_LAG_BUCKETS_MS)
+        self._missing_s: dict[tuple[str, str], deque[float]] = {}
+
+    def note_missing(self, feeder: str, value: str, now_s: float) -> int:
+        """Count a signal of `feeder` without `value`; returns how many there were lately."""
+        self.missing[feeder, value] += 1
+        times = self._missing_s.setdefault((feeder, value), deque(maxlen=MISSING_ALARM))
+        times.append(now_s)
+        return self._lately(times, now_s)
+
+    def often_missing(self, now_s: float) -> list[tuple[str, str]]:
+        """The (feeder, value) that are missing so often that it alarms."""
+        return [
+            key
+            for key, times in self._missing_s.items()
+            if self._lately(times, now_s) >= MISSING_ALARM
+        ]
+
+    @staticmethod
+    def _lately(times: deque[float], now_s: float) -> int:
+        return sum(1 for at_s in times if now_s - at_s <= MISSING_WITHIN_S)
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """What is read at a scrape. `waiting`, `unsettled` and `lost` count forwards, by side."""
+
+    reasons: int
+    open_windows: int
+    pending: int
+    waiting: dict[str, int]
+    unsettled: dict[str, int]
+    lost: dict[str, int]
+    bot_trouble: dict[str, int]
+    limited_addresses: int
+
+
+class AggregatorExposition:
+    """The text of the aggregator's `/metrics`: Prometheus format 0.0.4."""
+
+    def __init__(self, counters: Counters, gauges: Callable[[], Gauges]) -> None:
+        self._counters = counters
+        self._gauges = gauges
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """Render all metrics now."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing ahead of a scrape: what prometheus-client asks of a collector."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics as they stand."""
+        c = self._counters
+        for name, text, value in (
+            ("commits", "Commits of votes and decisions", c.commits),
+            ("commit_seconds", "Time spent in them", c.commit_s),
+            ("ledger_failures", "Calls that the ledger could not do", c.ledger_failures),
+            ("wrong_passwords", "Requests with a wrong password", c.wrong_passwords),
+            ("cpu_seconds", "CPU time, user and system", cpu_s()),
+        ):
+            yield CounterMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)
+        for name, labels, text, counts in (
+            ("signals", ("feeder", "outcome"), "Signals stored", c.signals),
+            ("missing", ("feeder", "value"), "Signals without a value", c.missing),
+            ("decisions", ("side", "outcome"), "Windows decided", c.decisions),
+            ("forwards", ("side", "state"), "States that forwards came to", c.forwards),
+        ):
+            family = CounterMetricFamily(f"marketfeed_aggregator_{name}", text, labels=labels)
+            for key, count in counts.items():
+                family.add_metric(list(key), count)
+            yield family
+        refused = CounterMetricFamily(
+            "marketfeed_aggregator_refused", "Posts that were no signal", labels=["reason"]
+        )
+        for reason, count in c.refused.items():
+            refused.add_metric([reason], count)
+        yield refused
+        requests = CounterMetricFamily(
+            "marketfeed_aggregator_requests", "Requests by status", labels=["status"]
+        )
+        for status, count in c.requests.items():
+            requests.add_metric([str(status)], count)
+        yield requests
+        running = 0
+        buckets: list[tuple[str, float]] = []
+        bounds = [*(str(bound / 1000) for bound in c.close_to_send.bounds), "+Inf"]
+        for bound, seen in zip(bounds, c.close_to_send.counts, strict=True):
+            running += seen
+            buckets.append((bound, running))
+        yield HistogramMetricFamily(
+            "marketfeed_aggregator_decision_to_send_seconds",
+            "From a decision to the beginning of its POST",
+            buckets=buckets,
+            sum_value=c.close_to_send.sum_ms / 1000,
+        )
+        yield from self._collect_gauges()
+
+    def _collect_gauges(self) -> Iterable[Metric]:
+        g = self._gauges()
+        for name, text, value in (
+            ("start_time_seconds", "Wall time of the start", self._counters.started_s),
+            ("healthy", "1 if /health answers 200", int(g.reasons == 0)),
+            ("unhealthy_reasons", "Reasons that /health gives", g.reasons),
+            ("open_windows", "Windows that collect votes", g.open_windows),
+            ("pending_signals", "Signals received and not yet committed", g.pending),
+            ("limited_addresses", "Addresses refused after failures", g.limited_addresses),
+            ("resident_memory_bytes", "Resident memory", rss_bytes()),
+        ):
+            yield GaugeMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)
+        for name, text, values in (
+            ("waiting_forwards", "Forwards not sent yet", g.waiting),
+            ("unsettled_forwards", "Forwards of unknown outcome", g.unsettled),
+            ("lost_forwards", "Forwards that could not be settled: look into the bot", g.lost),
+            ("bot_trouble", "1 while the bot does not answer well", g.bot_trouble),
+        ):
+            family = GaugeMetricFamily(f"marketfeed_aggregator_{name}", text, labels=["side"])
+            for side, count in values.items():
+                family.add_metric([side], count)
+            yield family
+        build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build

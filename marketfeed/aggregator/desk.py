@@ -1,0 +1,253 @@
+"""The desk: takes signals, stores them in groups, decides. What it answers is on the disk.
+
+One turn takes all signals that have come, counts them in the order of their receipt, decides what is due,
+and commits votes, decisions and forwards in one transaction; only then are the signals answered. If the
+commit fails, nothing of the turn has happened: the votes are built up again from the ledger, as at a start.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from marketfeed.aggregator.counters import Counters
+from marketfeed.aggregator.ledger import Answered, Receipt
+from marketfeed.aggregator.signals import Signal
+from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.aggregator.votes import FORWARD, Counted, Decision, Rules, Vote, Votes
+from marketfeed.errors import JournalError, JournalWriteError
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING: Final = 5_000
+"""Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
+MAX_TURN: Final = 1_000
+RETRY_S: Final = 0.5
+
+
+class Post(msgspec.Struct, frozen=True):
+    """A signal as it was posted: by which account, from where; `body` is the digest of the raw body."""
+
+    signal: Signal
+    account: str
+    address: str
+    key: str | None
+    body: bytes
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the poster is told: `status` is an HTTP status, `text` the sentence."""
+
+    status: int
+    text: str
+
+
+class _Waiting:
+    __slots__ = ("future", "post", "received_ms")
+
+    def __init__(self, post: Post, received_ms: int, future: asyncio.Future[Reply]) -> None:
+        self.post = post
+        self.received_ms = received_ms
+        self.future = future
+
+    def reply(self, status: int, text: str) -> None:
+        if not self.future.done():
+            self.future.set_result(Reply(status, text))
+
+
+class Desk:
+    """One desk. `now_ms` is driven by the monotonic clock; `on_forward` hears of every new forward."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        ledger: LedgerThread,
+        now_ms: Callable[[], int],
+        counters: Counters,
+        on_forward: Callable[[Decision], None],
+    ) -> None:
+        self.trouble = ""
+        """Why the ledger does not take votes, for `/health`; empty when it does."""
+        self._rules = rules
+        self._ledger = ledger
+        self._now_ms = now_ms
+        self._counters = counters
+        self._on_forward = on_forward
+        self._votes = Votes(rules)
+        self._number = 1
+        self._pending: list[_Waiting] = []
+        self._woken = asyncio.Event()
+        self._ending = False
+        self._newest_ms = 0
+
+    @property
+    def pending(self) -> int:
+        """Signals that wait for a commit."""
+        return len(self._pending)
+
+    @property
+    def open_windows(self) -> int:
+        """Windows that collect votes."""
+        return self._votes.open_windows()
+
+    async def post(self, post: Post) -> Reply:
+        """Hand in a signal; returns when it is on the disk, or refused."""
+        if self._ending or len(self._pending) >= MAX_PENDING:
+            return Reply(503, "the aggregator is stopping" if self._ending else "too many signals")
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Waiting(post, self._time_ms(), future))
+        self._woken.set()
+        return await future
+
+    def end(self) -> None:
+        """Take no more signals, store those that have come, and return from `run`."""
+        self._ending = True
+        self._woken.set()
+
+    async def open(self) -> None:
+        """Build the votes up from the ledger. Raises JournalError."""
+        now_ms = self._time_ms()
+        since_ms = now_ms - max(self._rules.window_ms, self._rules.cooldown_ms)
+        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
+        undecided = await self._ledger.call(lambda ledger: ledger.undecided())
+        self._number = await self._ledger.call(lambda ledger: ledger.next_number())
+        self._votes = Votes(self._rules)
+        for decision, digests in decided:
+            self._votes.remember(decision, digests, now_ms)
+        self._votes.restore(undecided, now_ms)
+        if undecided:
+            log.info(
+                "windows rebuilt from the ledger windows=%d votes=%d",
+                self._votes.open_windows(),
+                len(undecided),
+            )
+
+    async def run(self) -> None:
+        """Work until `end`. Raises JournalWriteError when the ledger is damaged: nothing else ends it."""
+        while not (self._ending and not self._pending):
+            await self._wait()
+            taken, self._pending = self._pending[:MAX_TURN], self._pending[MAX_TURN:]
+            try:
+                await self._turn(taken)
+                if self.trouble:
+                    log.warning("ledger takes votes again")
+                self.trouble = ""
+            except JournalError as error:
+                await self._failed(taken, error)
+
+    # --- a turn ---------------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        self._woken.clear()
+        if self._pending or self._ending:
+            return
+        close_ms = self._votes.next_close_ms()
+        wait_s = None if close_ms is None else max(close_ms - self._time_ms(), 0) / 1000
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    async def _turn(self, taken: list[_Waiting]) -> None:
+        keys = {(w.post.account, w.post.key) for w in taken if w.post.key is not None}
+        known: dict[tuple[str, str], Answered] = {}
+        if keys:
+            known = await self._ledger.call(lambda ledger: ledger.answered(keys))
+        replies: list[tuple[_Waiting, int, str]] = []
+        receipts: list[Receipt] = []
+        decisions: list[Decision] = []
+        for waiting in taken:
+            post = waiting.post
+            name = None if post.key is None else (post.account, post.key)
+            if name is not None and (stored := known.get(name)) is not None:
+                replies.append((waiting, *_repeated(stored, post)))
+                continue
+            decisions.extend(self._votes.due(waiting.received_ms))
+            vote = Vote(self._number, waiting.received_ms, post.signal, post.signal.digest())
+            counted = self._votes.add(vote)
+            self._number += 1
+            answer = _sentence(post.signal, counted, waiting.received_ms)
+            receipts.append(
+                Receipt(
+                    vote,
+                    post.account,
+                    post.address,
+                    post.key,
+                    post.body,
+                    counted.outcome,
+                    counted.window,
+                    answer,
+                )
+            )
+            if name is not None:
+                known[name] = Answered(post.body, answer)
+            replies.append((waiting, 200, answer))
+        # After everything that was received before now.
+        now_ms = self._time_ms() if not self._pending else self._pending[0].received_ms
+        decisions.extend(self._votes.due(now_ms))
+        if receipts or decisions:
+            started_s = time.monotonic()
+            await self._ledger.call(lambda ledger: ledger.record(receipts, decisions, now_ms))
+            self._counters.commits += 1
+            self._counters.commit_s += time.monotonic() - started_s
+        for decision in decisions:
+            self._tell(decision)
+        for receipt in receipts:
+            self._counters.signals[receipt.vote.signal.feeder, receipt.outcome] += 1
+        for waiting, status, text in replies:
+            waiting.reply(status, text)
+
+    async def _failed(self, taken: list[_Waiting], error: JournalError) -> None:
+        self._counters.ledger_failures += 1
+        if not self.trouble:
+            log.error("votes cannot be stored, refusing signals error=%r", str(error))
+        self.trouble = str(error)
+        for waiting in taken:
+            waiting.reply(503, "the signal could not be stored, post it again")
+        if isinstance(error, JournalWriteError) and error.damaged:
+            raise error
+        await asyncio.sleep(RETRY_S)
+        try:
+            await self.open()
+        except JournalError as again:
+            # Without the ledger's word nothing can be decided: the service starts anew.
+            raise again from error
+
+    def _tell(self, decision: Decision) -> None:
+        self._counters.decisions[decision.side, decision.outcome] += 1
+        log.info(
+            "decided outcome=%s window=%d pair=%s tag=%r feeders=%s reasons=%r",
+            decision.outcome,
+            decision.window,
+            decision.pair,
+            decision.tag,
+            ",".join(decision.feeders),
+            "; ".join(decision.reasons),
+        )
+        if decision.outcome == FORWARD:
+            self._on_forward(decision)
+
+    def _time_ms(self) -> int:
+        self._newest_ms = max(self._newest_ms, self._now_ms())
+        return self._newest_ms
+
+
+def _repeated(stored: Answered, post: Post) -> tuple[int, str]:
+    if stored.body == post.body:
+        return 200, stored.answer
+    return 422, "this Idempotency-Key was used with another body"
+
+
+def _sentence(signal: Signal, counted: Counted, received_ms: int) -> str:
+    what = f"{signal.pair} {signal.side}"
+    if counted.outcome == "duplicate":
+        return f"repeated: this signal of feeder {signal.called} for {what} counts once"
+    closes_s = max(counted.closes_ms - received_ms, 0) / 1000
+    return (
+        f"signal of feeder {signal.called} for {what} counted, conf={signal.confidence:.2f}: "
+        f"{counted.votes}/{counted.of} votes, decided in {closes_s:.1f} s"
+    )

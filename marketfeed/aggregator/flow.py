@@ -1,0 +1,101 @@
+"""What went through the aggregator, event by event, read from the ledger beside its writer."""
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from marketfeed.aggregator.ledger import KIND
+from marketfeed.database import reading
+
+NEWEST: Final = 200
+"""Votes that a first look goes back, unless told otherwise."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One thing that happened to a signal or a decision, at `time_ms` (ms since the epoch).
+
+    `what`: received (a repeat, which counts once), voted, decided, skipped, sent, answered, unknown, or
+    another state of a forward. `who`: the feeder as it called itself, the primary one of a decision, or
+    the bot's side.
+    """
+
+    time_ms: int
+    what: str
+    window: int
+    pair: str
+    side: str
+    who: str
+    confidence: float | None
+    text: str
+
+
+class Flow:
+    """Reads on from where it stood. Raises JournalError when there is no ledger, or it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._after_seq: int | None = None
+        self._sent: set[tuple[int, int]] = set()
+
+    def read(self, newest: int = NEWEST) -> list[Event]:
+        """What is new since the last call, in its order; at the first call what followed the newest votes."""
+        events: list[Event] = []
+        with reading(KIND, self._path) as db:
+            if self._after_seq is None:
+                rows = db.execute("SELECT seq FROM signal ORDER BY seq DESC LIMIT ?", (newest,))
+                self._after_seq = min((row[0] for row in rows), default=1) - 1
+            after = self._after_seq
+            (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
+            for received, outcome, window, pair, side, called, confidence, answer in db.execute(
+                """SELECT received, outcome, window, pair, side, called, confidence, answer
+                   FROM signal WHERE seq > ?""",
+                (after,),
+            ):
+                what = "voted" if outcome == "voted" else "received"
+                events.append(Event(received, what, window, pair, side, called, confidence, answer))
+            for (
+                decided,
+                outcome,
+                window,
+                pair,
+                side,
+                primary,
+                confidence,
+                tag,
+                reasons,
+            ) in db.execute(
+                """SELECT decided, outcome, window, pair, side, "primary", confidence, tag, reasons
+                   FROM decision WHERE seq > ?""",
+                (after,),
+            ):
+                what = "decided" if outcome == "forward" else "skipped"
+                text = f"{tag}: {reasons}".replace("\n", "; ")
+                events.append(Event(decided, what, window, pair, side, primary, confidence, text))
+            for (
+                window,
+                pair,
+                side,
+                state,
+                changed,
+                sent,
+                answered,
+                status,
+                answer,
+                tag,
+            ) in db.execute(
+                """SELECT window, pair, side, state, changed, sent, answered, status, answer, tag
+                   FROM forwarded WHERE seq > ?""",
+                (after,),
+            ):
+                if sent is not None and (window, sent) not in self._sent:
+                    self._sent.add((window, sent))
+                    events.append(Event(sent, "sent", window, pair, side, side, None, tag))
+                if state in ("queued", "sending"):
+                    continue
+                what = "answered" if state in ("accepted", "refused") else state
+                text = f"{state} {status}: {answer}" if status is not None else answer
+                at_ms = changed if answered is None else answered
+                events.append(Event(at_ms, what, window, pair, side, side, None, text))
+        self._after_seq = next_seq - 1
+        return sorted(events, key=lambda event: (event.time_ms, event.window))

@@ -1,0 +1,428 @@
+"""One worker per bot: takes decisions of its side there, one request at a time, each order at most once.
+
+Before the POST the ledger says `sending`, durably; what came of it is noted after it. A complete answer is
+final. Connect refused: nothing was sent, and it is tried again until the decision expires. Anything else
+after the POST began (a time-out, a cut, a crash of ours) is `unknown`: never sent again, but settled by
+looking for a trade of this pair with this tag, opened at or after the send time. If there is none within
+`settle_s`, it is `lost`, which alarms.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Bot, BotError, NotSentError, Trade
+from marketfeed.aggregator.counters import Counters
+from marketfeed.aggregator.ledger import Forward, Ledger, State
+from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.errors import JournalError, LedgerError
+
+log = logging.getLogger(__name__)
+
+WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
+"""Statuses that speak of address or password, not of the order."""
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How the worker is paced, in wall seconds.
+
+    After a refused connection it waits `retry_first_s`, doubled each time up to `retry_cap_s`. An unknown
+    outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for every
+    `look_lost_s`, for `forget_s`. A bot that nothing is sent to is asked for its version every `probe_s`.
+    """
+
+    retry_first_s: float = 0.1
+    retry_cap_s: float = 1.0
+    look_s: float = 1.0
+    settle_s: float = 40.0
+    look_lost_s: float = 15.0
+    forget_s: float = 900.0
+    probe_s: float = 30.0
+    ledger_retry_s: float = 0.5
+
+
+DEFAULT_PACE: Final = Pace()
+
+
+class _Unsettled:
+    """A forward of which nobody knows whether it was received. Seconds are monotonic ones."""
+
+    def __init__(self, forward: Forward, now_s: float, age_s: float) -> None:
+        self.forward = forward
+        self.sent_s = now_s - age_s
+        self.look_at_s = now_s
+        self.forget_at_s = now_s
+
+
+class Forwarder:
+    """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock."""
+
+    def __init__(
+        self,
+        side: Side,
+        bot: Bot,
+        ledger: LedgerThread,
+        now_ms: Callable[[], int],
+        counters: Counters,
+        pace: Pace = DEFAULT_PACE,
+    ) -> None:
+        self.side = side
+        self.trouble = ""
+        """What is wrong with the bot, for `/health`; empty when it answered well last."""
+        self.lost: dict[int, str] = {}
+        """Windows whose orders may or may not have been executed, and what is known of each."""
+        self._bot = bot
+        self._ledger = ledger
+        self._now_ms = now_ms
+        self._counters = counters
+        self._pace = pace
+        self._queue: deque[Forward] = deque()
+        self._queued: set[int] = set()
+        self._unsettled: dict[int, _Unsettled] = {}
+        self._silent = False
+        self._failures = 0
+        self._retry_at_s = 0.0
+        self._probe_at_s = 0.0
+        self._woken = asyncio.Event()
+        self._ending = False
+
+    @property
+    def waiting(self) -> int:
+        """Forwards that have not been sent yet."""
+        return len(self._queue)
+
+    @property
+    def unsettled(self) -> int:
+        """Forwards of which it is not known yet whether they were received."""
+        return sum(1 for window in self._unsettled if window not in self.lost)
+
+    def wake(self) -> None:
+        """There are new forwards in the ledger."""
+        self._woken.set()
+
+    def end(self) -> None:
+        """Finish the request that is under way, and return from `run`. What waits stays in the ledger."""
+        self._ending = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Work until `end`. No answer of the bot and no state of the disk ends it before."""
+        await self._take_over()
+        self._woken.set()
+        while not self._ending:
+            if self._woken.is_set():
+                self._woken.clear()
+                await self._fetch()
+            wait_s = await self._next_step()
+            if wait_s > 0 and not self._ending:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass
+
+    # --- what there is to do --------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        """After a start: what stands at `sending` was cut off in the middle, so nobody knows."""
+        while not self._ending:
+            try:
+                found = await self._ledger.call(
+                    lambda ledger: ledger.forwards(("sending", "unknown"))
+                )
+                break
+            except JournalError as error:
+                await self._ledger_trouble(error)
+        else:
+            return
+        for forward in found:
+            if forward.side != self.side:
+                continue
+            unknown: Forward | None = forward
+            if forward.state == "sending":
+                unknown = await self._note(
+                    forward, "unknown", "the aggregator was stopped before the bot's answer came"
+                )
+            if unknown is not None:
+                self._unsettle(unknown)
+                self._silent = True
+
+    async def _fetch(self) -> None:
+        try:
+            found = await self._ledger.call(lambda ledger: ledger.forwards(("queued",)))
+        except JournalError as error:
+            await self._ledger_trouble(error)
+            self._woken.set()
+            return
+        for forward in found:
+            if forward.side == self.side and forward.window not in self._queued:
+                self._queued.add(forward.window)
+                self._queue.append(forward)
+
+    async def _next_step(self) -> float:
+        """Do one thing that is due; returns how long there is nothing to do."""
+        now_s = time.monotonic()
+        await self._expire()
+        due = [item for item in self._unsettled.values() if item.look_at_s <= now_s]
+        if due:
+            await self._look()
+            return 0.0
+        if self._queue and not self._silent and self._retry_at_s <= now_s:
+            await self._send(self._queue[0])
+            return 0.0
+        # While orders are tried, they tell how the bot is.
+        trying = bool(self._queue) and not self._silent
+        if self._probe_at_s <= now_s and not trying:
+            await self._probe()
+            return 0.0
+        times_s: list[float] = [] if trying else [self._probe_at_s]
+        times_s.extend(item.look_at_s for item in self._unsettled.values())
+        if self._queue:
+            expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
+            times_s.append(now_s + max(expires_s, 0.0) + 0.001)
+            if not self._silent:
+                times_s.append(self._retry_at_s)
+        return max(min(times_s) - time.monotonic(), 0.001)
+
+    async def _expire(self) -> None:
+        now_ms = self._now_ms()
+        for forward in [item for item in self._queue if now_ms >= item.expires_ms]:
+            why = self.trouble or "others went first"
+            if (
+                await self._note(forward, "expired", f"not sent before it expired: {why}")
+                is not None
+            ):
+                log.error(
+                    "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+                    forward.window,
+                    forward.pair,
+                    forward.side,
+                    forward.tag,
+                    why,
+                )
+            self._drop(forward)
+
+    # --- sending --------------------------------------------------------------------------------------
+
+    async def _send(self, forward: Forward) -> None:
+        if forward.side != self.side:
+            raise LedgerError(
+                f"window {forward.window} is {forward.side}, the bot is {self.side}'s"
+            )
+        now_ms = self._now_ms()
+        try:
+            sending = await self._ledger.call(
+                lambda ledger: ledger.step(forward.window, "sending", now_ms)
+            )
+        except LedgerError as error:
+            log.error("forward not sent error=%r", str(error))
+            self._drop(forward)
+            return
+        except JournalError as error:
+            # Without `sending` on the disk nothing may be sent.
+            await self._ledger_trouble(error)
+            return
+        self._counters.close_to_send.add(max(now_ms - forward.decided_ms, 0))
+        try:
+            answer = await self._bot.enter(sending)
+        except NotSentError as error:
+            await self._not_sent(sending, str(error))
+        except BotError as error:
+            await self._unknown(sending, str(error))
+        except Exception as error:
+            # Whatever it was, it may have been sent.
+            log.exception("forward failed in an unforeseen way window=%d", forward.window)
+            await self._unknown(sending, repr(error))
+        else:
+            self._well()
+            accepted = 200 <= answer.status < 300
+            if answer.status in WRONG_ADDRESS:
+                self._trouble(f"it answers {answer.status}: {answer.words}")
+            state: State = "accepted" if accepted else "refused"
+            self._drop(forward)
+            log.log(
+                logging.INFO if accepted else logging.WARNING,
+                "forward %s window=%d pair=%s tag=%r status=%d words=%r",
+                state,
+                forward.window,
+                forward.pair,
+                forward.tag,
+                answer.status,
+                answer.words,
+            )
+            await self._note(sending, state, answer.words, answer.status)
+
+    async def _not_sent(self, forward: Forward, words: str) -> None:
+        self._trouble(f"not reachable: {words}")
+        if await self._note(forward, "queued", words) is None:
+            self._drop(forward)
+            return
+        self._failures += 1
+        delay_s = min(
+            self._pace.retry_cap_s, self._pace.retry_first_s * 2.0 ** min(self._failures - 1, 10)
+        )
+        self._retry_at_s = time.monotonic() + delay_s
+
+    async def _unknown(self, forward: Forward, words: str) -> None:
+        self._drop(forward)
+        # Nothing else is sent to it until it answers something: it may still be at this one.
+        self._silent = True
+        self._trouble(f"its answer did not come: {words}")
+        log.error(
+            "forward unknown, looking for it in the bot window=%d pair=%s tag=%r words=%r",
+            forward.window,
+            forward.pair,
+            forward.tag,
+            words,
+        )
+        unknown = await self._note(forward, "unknown", words)
+        if unknown is not None:
+            self._unsettle(unknown)
+
+    # --- looking ----------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        words = "no such trade in the bot"
+        trades: list[Trade] = []
+        try:
+            trades = await self._bot.trades(self._now_ms())
+            self._well()
+        except BotError as error:
+            words = f"the bot could not be asked: {error}"
+            self._trouble(_trouble_of(error))
+        now_s = time.monotonic()
+        for item in [item for item in self._unsettled.values() if item.look_at_s <= now_s]:
+            trade = next((trade for trade in trades if _is_ours(trade, item.forward)), None)
+            if trade is not None:
+                await self._found(item, trade)
+                continue
+            age_s = now_s - item.sent_s
+            if age_s >= self._pace.settle_s and item.forward.window not in self.lost:
+                await self._lose(item, words)
+            is_lost = item.forward.window in self.lost
+            item.look_at_s = now_s + (self._pace.look_lost_s if is_lost else self._pace.look_s)
+            if now_s >= item.forget_at_s:
+                del self._unsettled[item.forward.window]
+                self.lost.pop(item.forward.window, None)
+
+    async def _found(self, item: _Unsettled, trade: Trade) -> None:
+        forward = item.forward
+        words = f"trade {trade.trade_id} in the bot, opened at {trade.opened_ms}"
+        if await self._note(forward, "found", words) is not None:
+            log.warning(
+                "forward settled: found in the bot window=%d pair=%s tag=%r trade=%d",
+                forward.window,
+                forward.pair,
+                forward.tag,
+                trade.trade_id,
+            )
+        self.lost.pop(forward.window, None)
+        self._unsettled.pop(forward.window, None)
+
+    async def _lose(self, item: _Unsettled, words: str) -> None:
+        forward = item.forward
+        text = f"{words}; before that: {forward.answer}" if forward.answer else words
+        log.critical(
+            "ALARM forward lost: it may or may not have been executed, look into the bot "
+            "window=%d pair=%s side=%s tag=%r sent_ms=%s words=%r",
+            forward.window,
+            forward.pair,
+            forward.side,
+            forward.tag,
+            forward.sent_ms,
+            text,
+        )
+        self.lost[forward.window] = f"{forward.pair} {forward.tag!r}: {words}"
+        await self._note(forward, "lost", text)
+
+    async def _probe(self) -> None:
+        try:
+            await self._bot.probe()
+            self._well()
+        except BotError as error:
+            self._trouble(_trouble_of(error))
+        soon = self._silent or self._queue
+        pause_s = self._pace.look_s if soon else self._pace.probe_s
+        self._probe_at_s = time.monotonic() + pause_s
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    async def _note(
+        self, forward: Forward, state: State, answer: str, status: int | None = None
+    ) -> Forward | None:
+        """Note what has happened, however long the disk does not take it; None when it was refused.
+
+        Given up at a stop: then the ledger says `sending`, and the next start looks into the bot.
+        """
+        now_ms = self._now_ms()
+
+        def step(ledger: Ledger) -> Forward:
+            return ledger.step(forward.window, state, now_ms, answer, status)
+
+        while True:
+            try:
+                noted = await self._ledger.call(step)
+            except LedgerError as error:
+                log.error("ledger disagrees error=%r", str(error))
+                return None
+            except JournalError as error:
+                if self._ending:
+                    return None
+                await self._ledger_trouble(error)
+            else:
+                if state != "queued":
+                    self._counters.forwards[self.side, state] += 1
+                return noted
+
+    async def _ledger_trouble(self, error: JournalError) -> None:
+        self._counters.ledger_failures += 1
+        log.error("ledger cannot be used, trying again error=%r", str(error))
+        await asyncio.sleep(self._pace.ledger_retry_s)
+
+    def _unsettle(self, forward: Forward) -> None:
+        # Its age since it was sent: restarts must not put the alarm off.
+        age_ms = self._now_ms() - (forward.sent_ms or forward.changed_ms)
+        now_s = time.monotonic()
+        item = _Unsettled(forward, now_s, min(max(age_ms / 1000, 0.0), self._pace.settle_s))
+        item.forget_at_s = now_s + self._pace.forget_s
+        self._unsettled[forward.window] = item
+
+    def _drop(self, forward: Forward) -> None:
+        self._queue = deque(item for item in self._queue if item.window != forward.window)
+        self._queued.discard(forward.window)
+
+    def _well(self) -> None:
+        self._silent = False
+        self._failures = 0
+        self._retry_at_s = 0.0
+        self._probe_at_s = time.monotonic() + self._pace.probe_s
+        if self.trouble:
+            log.warning("bot answers again side=%s", self.side)
+        self.trouble = ""
+
+    def _trouble(self, words: str) -> None:
+        if not self.trouble:
+            log.error("bot in trouble side=%s url=%s words=%r", self.side, self._bot.url, words)
+        elif words != self.trouble:
+            log.debug("bot still in trouble side=%s words=%r", self.side, words)
+        self.trouble = words
+
+
+def _trouble_of(error: BotError) -> str:
+    return f"not reachable: {error}" if isinstance(error, NotSentError) else f"not well: {error}"
+
+
+def _is_ours(trade: Trade, forward: Forward) -> bool:
+    return (
+        trade.pair == forward.pair
+        and trade.side == forward.side
+        and trade.tag == forward.tag
+        and forward.sent_ms is not None
+        and trade.opened_ms >= forward.sent_ms - CLOCK_TOLERANCE_MS
+    )

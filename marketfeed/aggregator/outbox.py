@@ -1,0 +1,91 @@
+"""What of the ledger has yet to be shipped, as lines: votes, decisions, and what became of forwards."""
+
+from pathlib import Path
+from types import MappingProxyType
+
+from marketfeed import lines
+from marketfeed.outbox import Outbox, Row
+
+
+class LedgerOutbox(Outbox):
+    """Reads a ledger for shipping, as `Outbox` reads a journal."""
+
+    file_kind = "ledger"
+
+    def __init__(self, path: Path, collector: str) -> None:
+        super().__init__(path, collector)
+        self._columns = _COLUMNS
+        self._sources = (
+            ("vote", _vote),
+            ("decision", _decision),
+            ("forwarded", _forward),
+        )
+
+    def forming(self, after_seq: int) -> tuple[list[str], int]:
+        """Nothing: a ledger has no forming candles."""
+        return [], after_seq
+
+
+def _vote(row: Row) -> str:
+    (
+        _,
+        received_ms,
+        pair,
+        side,
+        feeder,
+        called,
+        tag,
+        window,
+        confidence,
+        leverage,
+        price,
+        strength,
+    ) = row
+    numbers = {
+        "confidence": confidence,
+        "leverage": leverage,
+        "price": price,
+        "strength": strength,
+    }
+    pair_tag = lines.escape_tag(pair)
+    return lines.signal_text(pair_tag, side, feeder, received_ms, numbers, called, tag, window)
+
+
+def _decision(row: Row) -> str:
+    _, decided_ms, pair, side, primary, outcome, reasons, votes, of, confidence, tag, leverage = row
+    return lines.decision_text(
+        lines.escape_tag(pair),
+        side,
+        primary,
+        decided_ms,
+        {"confidence": confidence, "leverage": leverage},
+        {"votes": votes, "of": of},
+        {"outcome": outcome, "reasons": reasons.replace("\n", "; "), "tag": tag},
+    )
+
+
+def _forward(row: Row) -> str:
+    _, decided_ms, pair, side, primary, state, status, sent_ms, answered_ms, answer = row
+    counts = {"status": status, "sent": sent_ms, "answered": answered_ms}
+    return lines.decision_text(
+        lines.escape_tag(pair),
+        side,
+        primary,
+        decided_ms,
+        {},
+        {name: value for name, value in counts.items() if value is not None},
+        {"state": state, "answer": answer},
+    )
+
+
+_COLUMNS = MappingProxyType(
+    {
+        "vote": (
+            "received, pair, side, feeder, called, tag, window, confidence, leverage, price, strength"
+        ),
+        "decision": (
+            'decided, pair, side, "primary", outcome, reasons, votes, of, confidence, tag, leverage'
+        ),
+        "forwarded": 'decided, pair, side, "primary", state, status, sent, answered, answer',
+    }
+)

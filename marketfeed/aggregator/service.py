@@ -1,0 +1,305 @@
+"""The aggregator: wires door, desk, ledger, bots and shipping together, and takes them down in order.
+
+One TaskGroup holds every task, so that a dead one ends the process instead of going unnoticed. A stop goes
+along the line: the door first, then the last commit, then the requests to the bots that are under way;
+what has not been sent stays in the ledger.
+"""
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import Final, NamedTuple
+
+import aiohttp
+import msgspec
+
+from marketfeed import __version__
+from marketfeed.aggregator.api import Api
+from marketfeed.aggregator.auth import Doorkeeper
+from marketfeed.aggregator.bot import Bot
+from marketfeed.aggregator.counters import AggregatorExposition, Counters, Gauges
+from marketfeed.aggregator.desk import Desk
+from marketfeed.aggregator.forward import DEFAULT_PACE, Forwarder, Pace
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.outbox import LedgerOutbox
+from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
+from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.aggregator.votes import Decision, Rules
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import AggregatorSettings, Settings
+from marketfeed.errors import JournalError, SettingsError
+from marketfeed.influx_write import InfluxWriter
+from marketfeed.metrics import cpu_s, rss_bytes
+from marketfeed.ship import Shipper, ShipReport
+from marketfeed.status import StatusServer
+
+log = logging.getLogger(__name__)
+
+RETENTION_EVERY_S: Final = 600.0
+SHIPPING_TROUBLE_S: Final = 60.0
+"""For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
+
+
+class AggregatorReport(msgspec.Struct, frozen=True):
+    """What the aggregator says of itself. Counts of forwards are by side."""
+
+    version: str
+    healthy: bool
+    reasons: list[str]
+    uptime_s: float
+    url: str
+    open_windows: int
+    pending: int
+    signals: dict[str, int]
+    refused: dict[str, int]
+    decisions: dict[str, int]
+    forwards: dict[str, int]
+    waiting: dict[str, int]
+    unsettled: dict[str, int]
+    lost: dict[str, list[str]]
+    shipping: ShipReport | None
+    rss_bytes: int
+    cpu_s: float
+
+
+class _Line(NamedTuple):
+    """What runs."""
+
+    desk: Desk
+    forwarders: dict[Side, Forwarder]
+    doorkeeper: Doorkeeper
+    shipper: Shipper | None
+
+
+def require_complete(settings: AggregatorSettings) -> None:
+    """Raise SettingsError, with every mistake, when the aggregator could not do its work with these."""
+    mistakes = []
+    if not settings.accounts:
+        mistakes.append(
+            "aggregator.accounts: expected at least one, or nobody may post; found none"
+        )
+    if not settings.feeders.long and not settings.feeders.short:
+        mistakes.append("aggregator.feeders: expected feeders of at least one side; found none")
+    bots = {"long": settings.bots.long, "short": settings.bots.short}
+    if not any(bot.url for bot in bots.values()):
+        mistakes.append("aggregator.bots: expected the url of at least one bot; found none")
+    for side, bot in bots.items():
+        if bot.url and bot.password is None and bot.password_file is None:
+            mistakes.append(
+                f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
+                f"MARKETFEED_AGGREGATOR__BOTS__{side.upper()}__PASSWORD; found none"
+            )
+    if mistakes:
+        count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
+        raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
+
+
+def rules_of(settings: AggregatorSettings) -> Rules:
+    """How is decided, by the settings."""
+    feeders, bots = settings.feeders, settings.bots
+    return Rules(
+        window_ms=round(settings.window_s * 1000),
+        min_agreements=settings.min_agreements,
+        min_confidence=settings.min_confidence,
+        on_conflict=settings.on_conflict,
+        cooldown_ms=round(settings.cooldown_s * 1000),
+        expire_ms=round(settings.expire_s * 1000),
+        default_leverage=settings.default_leverage,
+        max_leverage=settings.max_leverage,
+        ordertypes=settings.ordertypes,
+        electorate=Electorate.of(feeders.long, feeders.short, feeders.aliases),
+        bots=tuple(
+            side for side, bot in zip(SIDES, (bots.long, bots.short), strict=True) if bot.url
+        ),
+    )
+
+
+class Aggregator:
+    """One run of the aggregator, from settings to a clean stop.
+
+    Raises SettingsError when the settings lack something that it needs.
+    """
+
+    def __init__(self, settings: Settings, pace: Pace = DEFAULT_PACE) -> None:
+        require_complete(settings.aggregator)
+        self._settings = settings
+        self._pace = pace
+        self._rules = rules_of(settings.aggregator)
+        # Never set by a server: the host's time at the start, carried on by the monotonic clock, so that
+        # a jump of the wall clock neither closes nor extends a window.
+        self._clock = ExchangeClock()
+        self._counters = Counters()
+        self._ledger = LedgerThread(settings.aggregator.ledger.path)
+        self._line: _Line | None = None
+        self.url = ""
+        self.status_url = ""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
+        settings = self._settings.aggregator
+        exposition = AggregatorExposition(self._counters, self._gauges)
+        doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
+        # Fresh connections only: a POST must not meet one that the bot has just closed.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with (
+            self._ledger,
+            aiohttp.ClientSession(connector=connector) as to_bots,
+            aiohttp.ClientSession() as to_influx,
+            StatusServer(
+                settings.status.host, settings.status.port, self.report, exposition
+            ) as port,
+        ):
+            self.status_url = port.url
+            forwarders = self._forwarders(to_bots)
+            desk = Desk(
+                self._rules,
+                self._ledger,
+                self._clock.now_ms,
+                self._counters,
+                lambda decision: _wake(forwarders, decision),
+            )
+            shipper = None
+            if self._settings.influxdb.url is not None:
+                influx = InfluxWriter(self._settings.influxdb, to_influx)
+                shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
+            self._line = _Line(desk, forwarders, doorkeeper, shipper)
+            try:
+                await self._serve(self._line, stop)
+            finally:
+                doorkeeper.close()
+        log.info("stopped commits=%d", self._counters.commits)
+
+    async def _serve(self, line: _Line, stop: asyncio.Event) -> None:
+        settings = self._settings.aggregator
+        desk, forwarders, shipper = line.desk, line.forwarders, line.shipper
+        await desk.open()
+        confidence = settings.missing_confidence
+        pairs = self._settings.exchange.pairs
+        api = Api(
+            settings.host,
+            settings.port,
+            desk,
+            line.doorkeeper,
+            self._rules.electorate,
+            Defaults(
+                None if confidence == "reject" else confidence,
+                None if settings.missing_feeder == "reject" else settings.missing_feeder,
+            ),
+            pairs if isinstance(pairs, tuple) else (),
+            self._counters,
+            self.reasons,
+        )
+        async with asyncio.TaskGroup() as group:
+            deciding = group.create_task(desk.run(), name="desk")
+            for side, forwarder in forwarders.items():
+                group.create_task(forwarder.run(), name=f"forward {side}")
+            if shipper is not None:
+                group.create_task(shipper.run(), name="ship")
+            retention = group.create_task(self._keep_ledger(shipper), name="retention")
+            try:
+                async with api:
+                    self.url = api.url
+                    await stop.wait()
+                    log.info("stopping")
+                desk.end()
+                await deciding
+            finally:
+                for forwarder in forwarders.values():
+                    forwarder.end()
+                retention.cancel()
+                if shipper is not None:
+                    shipper.end()
+
+    def _forwarders(self, session: aiohttp.ClientSession) -> dict[Side, Forwarder]:
+        bots = self._settings.aggregator.bots
+        found: dict[Side, Forwarder] = {}
+        for side, settings in zip(SIDES, (bots.long, bots.short), strict=True):
+            if settings.url:
+                bot = Bot(settings, session)
+                found[side] = Forwarder(
+                    side, bot, self._ledger, self._clock.now_ms, self._counters, self._pace
+                )
+        return found
+
+    async def _keep_ledger(self, shipper: Shipper | None) -> None:
+        keep_ms = self._settings.aggregator.ledger.keep.ms
+        while True:
+            try:
+                below = None if shipper is None else shipper.shipped_below()
+                delete = partial(Ledger.delete_old, keep_ms=keep_ms, below_seq=below)
+                # Call by call, so that commits of new votes pass in between.
+                while await self._ledger.call(delete):
+                    pass
+            except JournalError as error:
+                log.warning("retention failed, trying again later error=%r", str(error))
+            await asyncio.sleep(RETENTION_EVERY_S)
+
+    # --- what it says of itself -----------------------------------------------------------------------
+
+    def reasons(self) -> list[str]:
+        """Why the aggregator is not well; nothing: it is."""
+        found = []
+        if self._ledger.set_aside is not None:
+            found.append(
+                f"the ledger was damaged and set aside as {self._ledger.set_aside}: what stood in it is "
+                "not known, look into the bots"
+            )
+        if self._line is None:
+            return [*found, "starting"]
+        if self._line.desk.trouble:
+            found.append(f"signals cannot be stored: {self._line.desk.trouble}")
+        for side, forwarder in self._line.forwarders.items():
+            if forwarder.trouble:
+                found.append(f"bot of {side}: {forwarder.trouble}")
+            found.extend(f"forward lost: {words}" for words in forwarder.lost.values())
+        if (shipper := self._line.shipper) is not None:
+            shipping = shipper.report()
+            if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
+                found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
+        for feeder, value in self._counters.often_missing(time.monotonic()):
+            found.append(f"signals of feeder {feeder} often lack a {value}")
+        return found
+
+    def report(self) -> AggregatorReport:
+        """All that `/status` shows."""
+        reasons, line, counters = self.reasons(), self._line, self._counters
+        forwarders = {} if line is None else line.forwarders
+        return AggregatorReport(
+            version=__version__,
+            healthy=not reasons,
+            reasons=reasons,
+            uptime_s=time.time() - counters.started_s,
+            url=self.url,
+            open_windows=0 if line is None else line.desk.open_windows,
+            pending=0 if line is None else line.desk.pending,
+            signals={" ".join(key): count for key, count in counters.signals.items()},
+            refused=dict(counters.refused),
+            decisions={" ".join(key): count for key, count in counters.decisions.items()},
+            forwards={" ".join(key): count for key, count in counters.forwards.items()},
+            waiting={side: worker.waiting for side, worker in forwarders.items()},
+            unsettled={side: worker.unsettled for side, worker in forwarders.items()},
+            lost={side: list(worker.lost.values()) for side, worker in forwarders.items()},
+            shipping=None if line is None or line.shipper is None else line.shipper.report(),
+            rss_bytes=rss_bytes(),
+            cpu_s=cpu_s(),
+        )
+
+    def _gauges(self) -> Gauges:
+        line = self._line
+        forwarders = {} if line is None else line.forwarders
+        return Gauges(
+            reasons=len(self.reasons()),
+            open_windows=0 if line is None else line.desk.open_windows,
+            pending=0 if line is None else line.desk.pending,
+            waiting={side: worker.waiting for side, worker in forwarders.items()},
+            unsettled={side: worker.unsettled for side, worker in forwarders.items()},
+            lost={side: len(worker.lost) for side, worker in forwarders.items()},
+            bot_trouble={side: int(bool(worker.trouble)) for side, worker in forwarders.items()},
+            limited_addresses=0 if line is None else line.doorkeeper.limited(),
+        )
+
+
+def _wake(forwarders: dict[Side, Forwarder], decision: Decision) -> None:
+    if (forwarder := forwarders.get(decision.side)) is not None:
+        forwarder.wake()

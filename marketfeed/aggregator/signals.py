@@ -1,0 +1,347 @@
+"""A feeder's POST -> a Signal, or the sentences of what is wrong with it. Pure.
+
+The body is Freqtrade's `ForceEnterPayload` and what feeders put beside it. A value is taken from its
+field, else from the tag: `long from 75b conf=0.89 (DQ: profit=3.05%, safety=0.39%)`. Mistakes are told
+as a Freqtrade server tells them (pydantic's `detail` list, HTTP 422).
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from marketfeed import schema
+
+Side = Literal["long", "short"]
+SIDES: Final[tuple[Side, Side]] = ("long", "short")
+MAX_TAG: Final = 255
+"""Characters of a tag that are kept: what a Freqtrade database holds."""
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What stands in for a missing value; None: the signal is rejected."""
+
+    confidence: float | None = None
+    feeder: str | None = None
+
+
+class Electorate(msgspec.Struct, frozen=True):
+    """Who votes: each feeder's one side, and the feeder behind every name that may be posted."""
+
+    side_of: Mapping[str, Side]
+    feeder_of: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        long: tuple[str, ...],
+        short: tuple[str, ...],
+        aliases: tuple[tuple[str, tuple[str, ...]], ...] = (),
+    ) -> "Electorate":
+        """The electorate of two lists of feeders and their other names."""
+        side_of: dict[str, Side] = dict.fromkeys(long, "long")
+        side_of |= dict.fromkeys(short, "short")
+        feeder_of = {feeder: feeder for feeder in side_of}
+        feeder_of |= {name: feeder for feeder, names in aliases for name in names}
+        return cls(side_of, feeder_of)
+
+    def size(self, side: Side) -> int:
+        """How many feeders vote for `side`."""
+        return sum(1 for voted in self.side_of.values() if voted == side)
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """What a feeder wants: `called` is how it named itself, `feeder` as whom it votes.
+
+    `confidence` is from 0 to 1. `defaulted` names the values that were missing and took a default.
+    """
+
+    pair: str
+    side: Side
+    feeder: str
+    called: str
+    confidence: float
+    leverage: float | None = None
+    ordertype: str | None = None
+    price: float | None = None
+    strength: float | None = None
+    tag: str = ""
+    defaulted: tuple[str, ...] = ()
+
+    def digest(self) -> bytes:
+        """What tells this signal from another one of the same feeder, whatever the bodies looked like."""
+        return hashlib.sha256(msgspec.json.encode(self)).digest()[:16]
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """One thing wrong with a body, as pydantic words it. `reason` is a short name for counting."""
+
+    reason: str
+    kind: str
+    loc: tuple[str | int, ...]
+    message: str
+    found: object = None
+    context: Mapping[str, str] | None = None
+
+    def plain(self) -> dict[str, object]:
+        """The item of `detail` in the answer."""
+        item: dict[str, object] = {
+            "type": self.kind,
+            "loc": list(self.loc),
+            "msg": self.message,
+            "input": self.found,
+        }
+        if self.context is not None:
+            item["ctx"] = self.context
+        return item
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A body that is no signal. `feeder` is who it seems to be from, if it is one of ours."""
+
+    mistakes: tuple[Mistake, ...]
+    feeder: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """The first mistake's short name."""
+        return self.mistakes[0].reason
+
+
+_NUMBER: Final = r"([^\s,;()]+)"
+_TAG_FEEDER: Final = re.compile(r"\bfrom\b\s*[=:]?\s*([A-Za-z0-9_.-]{1,32})", re.IGNORECASE)
+_TAG_CONFIDENCE: Final = re.compile(rf"\bconf(?:idence)?\b\s*[=:]\s*{_NUMBER}", re.IGNORECASE)
+_DECIMAL: Final = re.compile(
+    r"[+-]?([0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15})(e[+-]?[0-9]{1,2})?", re.IGNORECASE
+)
+
+
+def read_signal(
+    body: bytes, electorate: Electorate, defaults: Defaults, bound_to: str | None = None
+) -> Signal | Refused:
+    """Read a posted body. `bound_to` is the feeder that the caller's account speaks for, if for one."""
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return Refused(
+            (
+                Mistake(
+                    "not_json",
+                    "json_invalid",
+                    ("body", 0),
+                    "JSON decode error",
+                    {},
+                    {"error": text},
+                ),
+            )
+        )
+    if not isinstance(data, dict):
+        what = "Input should be a valid dictionary or object to extract fields from"
+        return Refused((Mistake("not_an_object", "model_attributes_type", ("body",), what),))
+    return _Reading(data, electorate, defaults, bound_to).signal()
+
+
+class _Reading:
+    """One body while it is read: collects every mistake."""
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        electorate: Electorate,
+        defaults: Defaults,
+        bound_to: str | None,
+    ) -> None:
+        self._data = data
+        self._electorate = electorate
+        self._defaults = defaults
+        self._bound_to = bound_to
+        self._mistakes: list[Mistake] = []
+        self._defaulted: list[str] = []
+
+    def signal(self) -> Signal | Refused:
+        pair, side = self._pair(), self._side()
+        tag = self._text("entry_tag") or self._text("enter_tag") or ""
+        called, feeder = self._feeder(tag)
+        confidence = self._confidence(tag)
+        leverage = self._number("leverage", low=1.0)
+        ordertype = self._one_of("ordertype", ("limit", "market"))
+        price = self._number("entry_price", above=0.0)
+        if price is None:
+            price = self._number("price", above=0.0)
+        strength = self._number("signal_strength")
+        self._number("stakeamount")
+        if feeder is not None and side is not None and self._electorate.side_of[feeder] != side:
+            own = self._electorate.side_of[feeder]
+            what = f"feeder {feeder} votes {own} only"
+            self._wrong("wrong_side", "value_error", "side", what, side)
+        if self._mistakes or not (pair and side and feeder) or confidence is None:
+            return Refused(tuple(self._mistakes), feeder)
+        return Signal(
+            pair,
+            side,
+            feeder,
+            called or feeder,
+            confidence,
+            leverage,
+            ordertype,
+            price,
+            strength,
+            tag[:MAX_TAG],
+            tuple(self._defaulted),
+        )
+
+    # --- who and how sure -------------------------------------------------------------------------
+
+    def _feeder(self, tag: str) -> tuple[str | None, str | None]:
+        """As whom the caller names itself, and the feeder behind it."""
+        field = self._data.get("feeder_id")
+        if isinstance(field, int) and not isinstance(field, bool):
+            field = str(field)
+        if field is not None and not isinstance(field, str):
+            self._wrong(
+                "bad_feeder", "string_type", "feeder_id", "Input should be a valid string", field
+            )
+            return None, None
+        called = field.strip() if field else None
+        if not called and (found := _TAG_FEEDER.search(tag)):
+            called = found[1].rstrip(".-")
+        if not called:
+            return self._unnamed()
+        feeder = self._electorate.feeder_of.get(called)
+        if feeder is None:
+            what = f"feeder {called[:32]!r} is not one of those that vote here"
+            self._wrong("unknown_feeder", "value_error", "feeder_id", what, called[:64])
+            return None, None
+        if self._bound_to not in (None, feeder):
+            what = f"this account posts for feeder {self._bound_to} only, not for {feeder}"
+            self._wrong("foreign_feeder", "value_error", "feeder_id", what, called)
+            return None, None
+        return called, feeder
+
+    def _unnamed(self) -> tuple[str | None, str | None]:
+        if self._bound_to is not None:
+            return self._bound_to, self._bound_to
+        if self._defaults.feeder is None:
+            what = "no feeder: expected feeder_id, or a tag that says from <feeder>"
+            self._wrong("missing_feeder", "missing", "feeder_id", what, None)
+            return None, None
+        self._defaulted.append("feeder")
+        return self._defaults.feeder, self._defaults.feeder
+
+    def _confidence(self, tag: str) -> float | None:
+        key, raw = "confidence", self._data.get("confidence")
+        if raw is None and (found := _TAG_CONFIDENCE.search(tag)):
+            key, raw = "entry_tag", found[1]
+        if raw is None:
+            if self._defaults.confidence is None:
+                what = (
+                    "no confidence: expected the field confidence, or a tag that says conf=<0 to 1>"
+                )
+                self._wrong("missing_confidence", "missing", "confidence", what, None)
+                return None
+            self._defaulted.append("confidence")
+            return self._defaults.confidence
+        value = _decimal(raw)
+        if value is None or not 0.0 <= value <= 1.0:
+            what = "Confidence should be a number from 0 to 1"
+            self._wrong("bad_confidence", "value_error", key, what, raw)
+            return None
+        return value
+
+    # --- fields -----------------------------------------------------------------------------------
+
+    def _pair(self) -> str | None:
+        if self._data.get("pair") is None:
+            kind = "string_type" if "pair" in self._data else "missing"
+            what = "Input should be a valid string" if "pair" in self._data else "Field required"
+            self._wrong(
+                "missing_pair", kind, "pair", what, self._data if kind == "missing" else None
+            )
+            return None
+        pair = self._data["pair"]
+        if not isinstance(pair, str):
+            self._wrong("bad_pair", "string_type", "pair", "Input should be a valid string", pair)
+            return None
+        if not schema.is_pair(pair):
+            what = f"Input should be a futures pair such as {schema.PAIR_EXAMPLE}"
+            self._wrong("bad_pair", "value_error", "pair", what, pair[:64])
+            return None
+        return pair
+
+    def _side(self) -> Side | None:
+        # Freqtrade's default: /forcebuy names no side.
+        if "side" not in self._data:
+            return "long"
+        side = self._one_of("side", SIDES, required=True)
+        return "long" if side == "long" else "short" if side == "short" else None
+
+    def _one_of(self, key: str, choices: tuple[str, ...], *, required: bool = False) -> str | None:
+        value = self._data.get(key)
+        if value is None and not required:
+            return None
+        if isinstance(value, str) and value in choices:
+            return value
+        text = " or ".join(repr(choice) for choice in choices)
+        self._wrong(f"bad_{key}", "enum", key, f"Input should be {text}", value, {"expected": text})
+        return None
+
+    def _text(self, key: str) -> str | None:
+        value = self._data.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        self._wrong(f"bad_{key}", "string_type", key, "Input should be a valid string", value)
+        return None
+
+    def _number(
+        self, key: str, low: float | None = None, above: float | None = None
+    ) -> float | None:
+        raw = self._data.get(key)
+        if raw is None:
+            return None
+        value = _decimal(raw)
+        if value is None:
+            self._wrong(
+                f"bad_{key}", "float_parsing", key, "Input should be a valid, finite number", raw
+            )
+            return None
+        if low is not None and value < low:
+            what = f"Input should be greater than or equal to {low:g}"
+            self._wrong(f"bad_{key}", "greater_than_equal", key, what, raw)
+            return None
+        if above is not None and value <= above:
+            what = f"Input should be greater than {above:g}"
+            self._wrong(f"bad_{key}", "greater_than", key, what, raw)
+            return None
+        return value
+
+    def _wrong(
+        self,
+        reason: str,
+        kind: str,
+        key: str,
+        message: str,
+        found: object,
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        self._mistakes.append(Mistake(reason, kind, ("body", key), message, found, context))
+
+
+def _decimal(raw: object) -> float | None:
+    """A finite number, or the text of one (Freqtrade accepts both). None: it is none."""
+    if isinstance(raw, bool):
+        return None
+    if isinstance(raw, str):
+        if not _DECIMAL.fullmatch(raw.strip()):
+            return None
+        raw = float(raw)
+    if not isinstance(raw, int | float):
+        return None
+    try:
+        value = float(raw)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None

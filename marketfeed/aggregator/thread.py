@@ -1,0 +1,67 @@
+"""The ledger on a thread of its own: one caller at a time, the event loop never waits for the disk."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.errors import JournalError
+
+T = TypeVar("T")
+
+
+class LedgerThread:
+    """Opens the ledger at `path` and runs calls on it, in their order. An async context manager.
+
+    Entering raises what `Ledger.open` raises.
+    """
+
+    generation: Final = 1
+    """One file for as long as this runs: a damaged one ends the service, and is set aside at the start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.set_aside: Path | None = None
+        self.next_seq = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._ledger: Ledger | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            self._thread.shutdown()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._in_thread(self._close)
+        self._thread.shutdown()
+
+    async def call(self, function: Callable[[Ledger], T]) -> T:
+        """Run `function` on the ledger, after all calls before. Raises what it raises."""
+        return await self._in_thread(lambda: self._run(function))
+
+    def _open(self) -> None:
+        # A predecessor that was killed may take a moment to go.
+        self._ledger = ledger = Ledger.open(self.path, wait_lock_s=2.0)
+        self.set_aside = ledger.set_aside
+        self.next_seq = ledger.next_seq
+
+    def _run(self, function: Callable[[Ledger], T]) -> T:
+        if self._ledger is None:
+            raise JournalError(f"ledger {self.path}: not open")
+        try:
+            return function(self._ledger)
+        finally:
+            self.next_seq = self._ledger.next_seq
+
+    def _close(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)

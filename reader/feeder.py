@@ -1,0 +1,326 @@
+"""What an exchange would answer to a bot that downloads candles, out of what is stored.
+
+Nothing of Freqtrade is in here. A `Download` is one request as Freqtrade makes it; the answer is its rows
+as ccxt gives them, or the error that tells why there are none: bad rows are never given.
+
+* Rows without a hole, up to the newest closed candle, and the forming one behind it, without which
+  Freqtrade would wait another 15 s. It has the state of some seconds ago; Freqtrade drops it.
+* A candle that has just closed is waited for: a quiet pair's is sent 2 s after the close, and the bot
+  asks 1 s after it.
+* StaleDataError when it does not come, NotStoredError for what the store does not hold (any more).
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from marketfeed import schema
+from reader.arguments import timestamp
+from reader.errors import ReaderError, StaleDataError
+from reader.frames import Floats, Times, ceil_to
+from reader.reader import MarketReader
+from reader.values import PairInfo
+
+FUTURES: Final = "futures"
+FUNDING_RATE: Final = "funding_rate"
+MARK: Final = "mark"
+KINDS: Final = (FUTURES, FUNDING_RATE, MARK)
+"""Freqtrade's candle types that can be answered."""
+
+LATE_S: Final = 6.0
+"""So long after its close a candle is waited for (by REST the collector has it after some 5 s)."""
+
+_LONGEST_INTERVAL_MS: Final = 8 * schema.HOUR_MS
+_SETTLEMENT_LATE_MS: Final = 10 * schema.MINUTE_MS
+_LOOK_EVERY_S: Final = 0.05
+
+Row = list[float]
+
+
+class NotStoredError(ReaderError):
+    """The store does not hold what was asked for: the pair, the timeframe, or that far back."""
+
+
+class Download(NamedTuple):
+    """One request. `since_ms` None: the newest `limit` rows, else the first `limit` from there on.
+
+    `kind` is one of KINDS; `listed_ms` is when the exchange listed the pair, if that is known.
+    """
+
+    pair: str
+    timeframe: str
+    kind: str
+    since_ms: int | None
+    limit: int
+    listed_ms: int | None = None
+
+
+class Feeder:
+    """Answers downloads out of `reader`. `now_ms` is the clock that the bot goes by."""
+
+    def __init__(
+        self,
+        reader: MarketReader,
+        now_ms: Callable[[], int] | None = None,
+        late_s: float = LATE_S,
+    ) -> None:
+        self._reader = reader
+        self._now_ms = now_ms or _wall_ms
+        self._late_s = late_s
+
+    def answer(self, downloads: Sequence[Download]) -> list[list[Row] | ReaderError]:
+        """Answer many downloads at once, in their order; waits for candles that have just closed.
+
+        Raises StoreUnavailableError or StoreAuthError when nothing can be answered.
+        """
+        collected = {info.pair: info for info in self._reader.pairs()}
+        answers: dict[int, list[Row] | ReaderError] = {}
+        groups: dict[tuple[str, int | None, int], list[int]] = defaultdict(list)
+        for number, asked in enumerate(downloads):
+            problem = _cannot(asked, collected)
+            if problem is not None:
+                answers[number] = problem
+            elif asked.since_ms == 0:
+                # "When did it begin?" What is stored does not tell, and no rows are an answer to it.
+                answers[number] = []
+            elif asked.kind == FUTURES:
+                groups[asked.timeframe, asked.since_ms, asked.limit].append(number)
+            elif asked.kind == FUNDING_RATE:
+                answers[number] = self._settled(asked, collected[asked.pair])
+            else:
+                answers[number] = self._mark(asked, collected[asked.pair])
+        for numbers in groups.values():
+            chosen = [downloads[number] for number in numbers]
+            answers.update(zip(numbers, self._candles(chosen, collected), strict=True))
+        return [answers[number] for number in range(len(downloads))]
+
+    # --- candles ----------------------------------------------------------------------------------
+
+    def _candles(
+        self, downloads: Sequence[Download], collected: Mapping[str, PairInfo]
+    ) -> list[list[Row] | ReaderError]:
+        """Answer downloads that differ in their pairs alone."""
+        version = self._reader.version()
+        answers = self._look(downloads, collected)
+        length_ms = schema.TIMEFRAMES_MS[downloads[0].timeframe]
+        # Those that lack more than one candle are not worth the others' waiting.
+        late = [
+            asked
+            for asked in downloads
+            if isinstance(answer := answers[asked.pair], StaleDataError)
+            and answer.ages[asked.pair] < length_ms / 1000 + self._late_s
+        ]
+        if late:
+            self._wait(late[0].timeframe, [asked.pair for asked in late], version)
+            answers |= self._look(late, collected)
+        return [answers[asked.pair] for asked in downloads]
+
+    def _look(
+        self, downloads: Sequence[Download], collected: Mapping[str, PairInfo]
+    ) -> dict[str, list[Row] | ReaderError]:
+        """Read as much as the exchange would give; ages are judged here, by the bot's clock."""
+        asked = downloads[0]
+        pairs = [each.pair for each in downloads]
+        if asked.since_ms is None:
+            frames = self._reader.get_ohlcv_many(
+                pairs, asked.timeframe, asked.limit, include_forming=True, max_age_s=None
+            )
+        else:
+            frames = self._reader.get_ohlcv_many(
+                pairs,
+                asked.timeframe,
+                since=asked.since_ms,
+                until=asked.since_ms + asked.limit * schema.TIMEFRAMES_MS[asked.timeframe],
+                include_forming=True,
+                max_age_s=None,
+            )
+        now_ms = self._now_ms()
+        return {
+            each.pair: _judge(each, frames[each.pair], collected[each.pair], now_ms)
+            for each in downloads
+        }
+
+    def _wait(self, timeframe: str, pairs: Iterable[str], version: Hashable) -> None:
+        """Wait until the newest closed candle of all `pairs` is stored, or it is too late for it.
+
+        `version` was taken before the look: what was stored in between is not waited for.
+        """
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        now_ms = self._now_ms()
+        close_ms = schema.floor_to(now_ms, length_ms)
+        expected_ms = close_ms - length_ms
+        deadline_s = time.monotonic() + self._late_s - (now_ms - close_ms) / 1000
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self._reader.wait_change(version, min(left_s, 1.0))
+            version = self._reader.version()
+            newest = self._reader.newest(timeframe)
+            if all(newest.get(pair, 0) >= expected_ms for pair in pairs):
+                return
+            time.sleep(min(_LOOK_EVERY_S, left_s))
+
+    # --- settled funding rates and mark prices ----------------------------------------------------
+
+    def _settled(self, asked: Download, info: PairInfo) -> list[Row] | ReaderError:
+        now_ms = self._now_ms()
+        since_ms = asked.since_ms
+        frame = self._reader.get_funding_history(
+            asked.pair, None if since_ms is None else max(0, since_ms - _LONGEST_INTERVAL_MS)
+        )
+        times_ms = _times(frame)
+        if not len(times_ms):
+            return _not_stored(asked, "no settled rate is stored")
+        # Intervals are 1, 4 or 8 h and may change: what lacks within 8 h cannot be told from that.
+        gaps = np.flatnonzero(np.diff(times_ms) > _LONGEST_INTERVAL_MS)
+        if since_ms is not None and len(gaps):
+            return _not_stored(asked, f"a settled rate lacks after {_at(times_ms[gaps[-1]])}")
+        first = gaps[-1] + 1 if len(gaps) else 0
+        last_ms = int(times_ms[-1])
+        interval_ms = (
+            int(times_ms[-1] - times_ms[-2]) if len(times_ms) > 1 else _LONGEST_INTERVAL_MS
+        )
+        if info.ended is None and now_ms > last_ms + interval_ms + _SETTLEMENT_LATE_MS:
+            return _not_stored(asked, f"the newest settled rate is of {_at(last_ms)}")
+        rows = [
+            [ms, rate] for ms, rate in zip(times_ms.tolist(), frame["rate"].tolist(), strict=True)
+        ]
+        if since_ms is None:
+            return rows[first:][-asked.limit :]
+        begun_ms = max(since_ms, (asked.listed_ms or 0) + _LONGEST_INTERVAL_MS)
+        if times_ms[0] > begun_ms:
+            return _not_stored(asked, f"settled rates are stored from {_at(times_ms[0])} on")
+        return [row for row in rows if row[0] >= since_ms][: asked.limit]
+
+    def _mark(self, asked: Download, info: PairInfo) -> list[Row] | ReaderError:
+        length_ms = schema.TIMEFRAMES_MS[asked.timeframe]
+        now_ms = self._now_ms()
+        current_ms = schema.floor_to(now_ms, length_ms)
+        if asked.since_ms is None:
+            first_ms = current_ms - (asked.limit - 1) * length_ms
+        else:
+            first_ms = ceil_to(asked.since_ms, length_ms)
+        end_ms = min(current_ms + length_ms, first_ms + asked.limit * length_ms)
+        if info.ended is not None:
+            end_ms = min(end_ms, schema.floor_to(_ms(info.ended), length_ms))
+        if first_ms >= end_ms:
+            return []
+        frame = self._reader.get_mark_candles(
+            asked.pair, asked.timeframe, since=first_ms, until=end_ms
+        )
+        rows = _rows(_values(frame))
+        times_ms = _times(frame)
+        holes = np.flatnonzero(np.diff(times_ms) > length_ms)
+        # In the very first moments of an hour there is no mark price of it yet.
+        due_ms = min(end_ms - length_ms, schema.floor_to(now_ms - schema.MINUTE_MS, length_ms))
+        if not len(times_ms) or times_ms[-1] < due_ms:
+            try:
+                self._reader.get_mark_price(asked.pair)
+            except StaleDataError as error:
+                return error
+            return _not_stored(asked, "the newest candle's first mark price is not stored")
+        if asked.since_ms is None:
+            return rows[int(holes[-1]) + 1 if len(holes) else 0 :]
+        wanted_ms = max(first_ms, ceil_to(asked.listed_ms or 0, length_ms))
+        if times_ms[0] > wanted_ms or len(holes):
+            first = times_ms[holes[-1] + 1] if len(holes) else times_ms[0]
+            return _not_stored(asked, f"mark prices are stored from {_at(first)} on")
+        return rows
+
+
+def _wall_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _cannot(asked: Download, collected: Mapping[str, PairInfo]) -> NotStoredError | None:
+    info = collected.get(asked.pair)
+    if info is None:
+        return _not_stored(asked, "the pair is not collected")
+    if asked.timeframe not in schema.TIMEFRAMES_MS or (
+        asked.kind == FUTURES and schema.resampling_source(asked.timeframe, info.timeframes) is None
+    ):
+        return _not_stored(
+            asked, f"the timeframe is not collected, nor made of {', '.join(info.timeframes)}"
+        )
+    return None
+
+
+def _judge(
+    asked: Download, frame: pd.DataFrame, info: PairInfo, now_ms: int
+) -> list[Row] | ReaderError:
+    """Return the candles that are read as rows, or what is wrong with them at `now_ms`."""
+    length_ms = schema.TIMEFRAMES_MS[asked.timeframe]
+    current_ms = schema.floor_to(now_ms, length_ms)
+    end_ms = current_ms
+    if info.ended is not None:
+        end_ms = min(end_ms, schema.floor_to(_ms(info.ended), length_ms))
+    if asked.since_ms is None:
+        first_ms = end_ms - (asked.limit - 1) * length_ms
+    else:
+        first_ms = ceil_to(asked.since_ms, length_ms)
+        end_ms = min(end_ms, first_ms + asked.limit * length_ms)
+    first_ms = max(first_ms, ceil_to(asked.listed_ms or 0, length_ms))
+    values = _values(frame)
+    # A forming candle never counts as closed, however late it is.
+    closed = values[: len(values) - frame.attrs["forming"]]
+    closed = closed[closed[:, 0] < end_ms]
+    times_ms = closed[:, 0].astype(np.int64)
+    expected = np.arange(first_ms, end_ms, length_ms, dtype=np.int64)
+    absent = np.setdiff1d(expected, times_ms, assume_unique=True)
+    newest_ms = int(times_ms[-1]) if len(times_ms) else None
+    if len(absent):
+        tail = newest_ms is None or int(absent[0]) > newest_ms
+        if not tail or newest_ms is None:
+            return _not_stored(
+                asked, f"{len(absent)} of {len(expected)} candles, the first of {_at(absent[0])}"
+            )
+        age_s = (now_ms - newest_ms - length_ms) / 1000
+        return StaleDataError(
+            f"{asked.pair} {asked.timeframe}: the newest stored candle closed {age_s:.1f} s ago, "
+            f"that of {_at(end_ms - length_ms)} is not there. Does the collector run?",
+            {asked.pair: age_s},
+        )
+    rows = _rows(closed)
+    if asked.since_ms is None:
+        rows = rows[-(asked.limit - 1) :]
+    reaches_now = asked.since_ms is None or asked.since_ms + asked.limit * length_ms > current_ms
+    if info.ended is None and reaches_now:
+        forming = values[values[:, 0] == current_ms]
+        if len(forming):
+            rows += _rows(forming[:1])
+        elif rows:
+            # No trade yet in this interval: so the exchange shows it, too.
+            close = rows[-1][4]
+            rows.append([current_ms, close, close, close, close, 0.0])
+    return rows
+
+
+def _not_stored(asked: Download, why: str) -> NotStoredError:
+    since = "" if asked.since_ms is None else f" from {_at(asked.since_ms)} on"
+    return NotStoredError(f"{asked.pair} {asked.timeframe} {asked.kind}{since}: {why}")
+
+
+def _values(frame: pd.DataFrame) -> Floats:
+    return np.column_stack([_times(frame), frame.iloc[:, 1:].to_numpy(np.float64)])
+
+
+def _times(frame: pd.DataFrame) -> Times:
+    times: Times = frame["date"].dt.as_unit("ms").astype("int64").to_numpy()
+    return times
+
+
+def _rows(values: Floats) -> list[Row]:
+    # Times as whole numbers: pandas dates floats in nanoseconds, and the dtype would differ.
+    times = values[:, 0].astype(np.int64).tolist()
+    columns = [values[:, number].tolist() for number in range(1, values.shape[1])]
+    return [list(row) for row in zip(times, *columns, strict=True)]
+
+
+def _ms(time: pd.Timestamp) -> int:
+    return int(time.value // 1_000_000)
+
+
+def _at(ms: int | np.int64) -> str:
+    return timestamp(int(ms)).strftime("%Y-%m-%d %H:%M")

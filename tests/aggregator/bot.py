@@ -1,0 +1,227 @@
+"""A Freqtrade bot's REST API on loopback that counts: answers, statuses and trades as Freqtrade 2026.9's.
+
+In a test: `async with CountingBot() as bot`, then set `bot.behaviour`. As a process, for runs in which the
+aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; prints its url and appends
+every order that it receives to the file, before it does anything else with it.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from aiohttp import web
+
+USERNAME = "freqtrader"
+PASSWORD = "invented-b0t-password"  # noqa: S105 - invented
+
+Behaviour = Literal[
+    "ok",  # opens a trade and answers 200
+    "status_only",  # opens a trade, answers 200 {"status": …}
+    "slow",  # opens a trade, answers after `slow_s`
+    "already_open",  # 502 in Freqtrade's words
+    "full",  # 502 in Freqtrade's words
+    "bad_gateway",  # 502 as a proxy's
+    "unauthorized",  # 401 to everything
+    "hang",  # opens a trade and never answers; looks are answered
+    "hang_empty",  # opens none and never answers; looks are answered
+    "freeze",  # opens a trade and answers nothing at all any more
+    "cut",  # opens a trade and cuts the connection
+    "cut_empty",  # opens none and cuts the connection
+    "cut_body",  # opens a trade, cuts in the middle of the answer
+    "garbage",  # 200 with something that is no JSON
+]
+
+
+class CountingBot:
+    """One bot. `posts` are the bodies of all orders that reached it, `trades` what they opened."""
+
+    def __init__(
+        self,
+        behaviour: Behaviour = "ok",
+        *,
+        port: int = 0,
+        password: str = PASSWORD,
+        slow_s: float = 1.0,
+        log: Path | None = None,
+    ) -> None:
+        self.behaviour: Behaviour = behaviour
+        self.slow_s = slow_s
+        self.posts: list[dict[str, Any]] = []
+        self.authorizations: list[str] = []
+        self.received_ms: list[int] = []
+        self.trades: list[dict[str, Any]] = []
+        self.requests: Counter[str] = Counter()
+        self.most_at_once = 0
+        self.url = ""
+        self.clock_ahead_ms = 0
+        self._at_once = 0
+        self._password = password
+        self._port = port
+        self._log = log
+        self._runner: web.AppRunner | None = None
+        self._released = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=1 << 20)
+        for method, path, handler in (
+            ("POST", "forceenter", self._forceenter),
+            ("GET", "status", self._status),
+            ("GET", "trades", self._trades),
+            ("GET", "version", self._version),
+        ):
+            app.router.add_route(method, f"/api/v1/{path}", self._counted(path, handler))
+        app.router.add_get("/api/v1/ping", self._ping)
+        self._released.clear()
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        await site.start()
+        host, self._port = self._runner.addresses[0][:2]
+        self.url = f"http://{host}:{self._port}"
+
+    async def stop(self) -> None:
+        """Go away: connections are refused from now on. `start` comes back at the same port."""
+        self._released.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def close_trades(self) -> None:
+        for trade in self.trades:
+            trade["is_open"] = False
+
+    def _counted(
+        self, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def counted(request: web.Request) -> web.StreamResponse:
+            self.requests[path] += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            try:
+                response = await self._allowed(request, handler)
+            finally:
+                self._at_once -= 1
+            now_s = time.time() + self.clock_ahead_ms / 1000
+            response.headers["Date"] = time.strftime(
+                "%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now_s)
+            )
+            return response
+
+        return counted
+
+    async def _allowed(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        pair = base64.b64encode(f"{USERNAME}:{self._password}".encode()).decode()
+        given = request.headers.get("Authorization")
+        if self.behaviour == "unauthorized" or given != f"Basic {pair}":
+            return web.json_response({"detail": "Unauthorized"}, status=401)
+        if self.behaviour == "freeze" and request.method == "GET":
+            await self._released.wait()
+        return await handler(request)
+
+    async def _forceenter(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        now_ms = time.time_ns() // 1_000_000
+        if self._log is not None:
+            with self._log.open("a") as file:
+                file.write(json.dumps({"received_ms": now_ms, **body}) + "\n")
+        self.authorizations.append(request.headers["Authorization"])
+        self.posts.append(body)
+        self.received_ms.append(now_ms)
+        match self.behaviour:
+            case "already_open":
+                return _error(f"position for {body['pair']} already open - id: 1")
+            case "full":
+                return _error("Maximum number of trades is reached.")
+            case "bad_gateway":
+                return web.Response(status=502, text="<html>502 Bad Gateway</html>")
+            case "cut_empty":
+                return _cut(request)
+            case "hang_empty":
+                await self._released.wait()
+                return _cut(request)
+        trade = self._open(body)
+        match self.behaviour:
+            case "slow":
+                await asyncio.sleep(self.slow_s)
+            case "hang" | "freeze":
+                await self._released.wait()
+            case "cut":
+                return _cut(request)
+            case "cut_body":
+                response = web.StreamResponse(headers={"Content-Length": "1000"})
+                await response.prepare(request)
+                await response.write(b'{"trade_id": 1,')
+                return _cut(request)
+            case "garbage":
+                return web.Response(body=b"\xff\x00 no JSON\n at all")
+            case "status_only":
+                return web.json_response({"status": f"Trade opened for {body['pair']}."})
+        return web.json_response(trade)
+
+    def _open(self, body: dict[str, Any]) -> dict[str, Any]:
+        trade = {
+            "trade_id": len(self.trades) + 1,
+            "pair": body["pair"],
+            "is_open": True,
+            "is_short": body.get("side") == "short",
+            "enter_tag": body.get("entry_tag", "force_entry"),
+            "leverage": body.get("leverage"),
+            "open_rate": 1.0,
+            "open_timestamp": time.time_ns() // 1_000_000 + self.clock_ahead_ms,
+        }
+        self.trades.append(trade)
+        return trade
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response([trade for trade in self.trades if trade["is_open"]])
+
+    async def _trades(self, request: web.Request) -> web.StreamResponse:
+        closed = [trade for trade in self.trades if not trade["is_open"]]
+        return web.json_response({"trades": closed, "trades_count": len(closed), "offset": 0})
+
+    async def _version(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"version": "2026.9"})
+
+    async def _ping(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"status": "pong"})
+
+
+def _error(words: str) -> web.Response:
+    text = f"Error querying /api/v1/forceenter: {words}"
+    return web.json_response({"error": text}, status=502)
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    bot = CountingBot(arguments.behaviour, port=arguments.port, log=arguments.log)
+    async with bot:
+        print(bot.url, flush=True)  # noqa: T201 - who started it reads this
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--behaviour", default="ok")
+    parser.add_argument("--log", type=Path, default=None)
+    asyncio.run(_serve(parser.parse_args()))

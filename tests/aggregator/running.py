@@ -1,0 +1,228 @@
+"""An aggregator with short windows, in this process or as one of its own, and how feeders post to it."""
+
+import asyncio
+import base64
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from bot import PASSWORD
+
+from marketfeed.aggregator.auth import hash_password
+from marketfeed.aggregator.forward import Pace
+from marketfeed.aggregator.ledger import KIND
+from marketfeed.aggregator.service import Aggregator
+from marketfeed.config import Settings, load_settings
+from marketfeed.database import reading
+
+Login = tuple[str, str]
+FLEET: Login = ("fleet", "invented-fleet-password")
+FLEET_HASH = hash_password(FLEET[1])
+PAIR = "BTC/USDT:USDT"
+LONG = ("73", "74", "75", "79", "108")
+SHORT = ("120", "121", "122", "123", "124")
+QUICK = Pace(
+    retry_first_s=0.02,
+    retry_cap_s=0.1,
+    look_s=0.05,
+    settle_s=0.8,
+    look_lost_s=0.2,
+    probe_s=0.3,
+    ledger_retry_s=0.05,
+)
+DEADLINE_S = 30.0
+
+
+def basic(auth: Login | None) -> dict[str, str]:
+    """The header that shows a name and a password."""
+    if auth is None:
+        return {}
+    return {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
+
+
+def config(path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any) -> Path:
+    """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed."""
+    aggregator: dict[str, Any] = {
+        "port": 0,
+        "status": {"port": 0},
+        "ledger": {"path": str(path / "ledger.db")},
+        "feeders": {
+            "long": list(LONG),
+            "short": list(SHORT),
+            "aliases": {"75": ["75a", "75b", "75c"]},
+        },
+        "accounts": [{"username": FLEET[0], "hash": FLEET_HASH}],
+        "window_s": 1,
+        "cooldown_s": 0,
+        "bots": {
+            side: {"url": url, "password_file": str(path / "bot_word"), "timeout_s": bot_timeout_s}
+            for side, url in bots.items()
+        },
+    }
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(aggregator.get(name), dict):
+            aggregator[name] |= value
+        else:
+            aggregator[name] = value
+    (path / "bot_word").write_text(PASSWORD)
+    (path / "bot_word").chmod(0o600)
+    file = path / "config.yaml"
+    file.write_text(yaml.safe_dump({"aggregator": aggregator}))
+    return file
+
+
+def settings(
+    path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any
+) -> Settings:
+    return load_settings(config(path, bots, bot_timeout_s, **changes), {})
+
+
+class Running:
+    """An aggregator that runs in this process."""
+
+    def __init__(self, aggregator: Aggregator, session: aiohttp.ClientSession) -> None:
+        self.aggregator = aggregator
+        self.session = session
+
+    @property
+    def url(self) -> str:
+        return self.aggregator.url + "/api/v1"
+
+    async def post(
+        self,
+        feeder: str,
+        confidence: float | None = None,
+        *,
+        pair: str = PAIR,
+        side: str = "long",
+        auth: Login | None = FLEET,
+        path: str = "forceenter",
+        headers: dict[str, str] | None = None,
+        **more: Any,
+    ) -> tuple[int, Any]:
+        """Post as a feeder does today, with everything in the tag."""
+        conf = "" if confidence is None else f" conf={confidence}"
+        body = {
+            "pair": pair,
+            "side": side,
+            "leverage": 3,
+            "ordertype": "market",
+            "enter_tag": f"{side} from {feeder}{conf} (DQ: profit=3.05%, safety=0.39%)",
+        } | more
+        return await self.send(body, auth=auth, path=path, headers=headers)
+
+    async def send(
+        self,
+        body: Any,
+        *,
+        auth: Login | None = FLEET,
+        path: str = "forceenter",
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, Any]:
+        data = {"data": body} if isinstance(body, bytes) else {"json": body}
+        async with self.session.post(
+            f"{self.url}/{path}", headers=(headers or {}) | basic(auth), **data
+        ) as response:
+            return response.status, await response.json()
+
+    async def get(self, path: str, auth: Login | None = FLEET) -> tuple[int, Any]:
+        async with self.session.get(f"{self.url}/{path}", headers=basic(auth)) as response:
+            return response.status, await response.json()
+
+    async def status(self, path: str = "status") -> tuple[int, Any]:
+        async with self.session.get(f"{self.aggregator.status_url}/{path}") as response:
+            return response.status, await response.json()
+
+
+@contextlib.asynccontextmanager
+async def running(given: Settings, pace: Pace = QUICK) -> AsyncIterator[Running]:
+    """Run an aggregator until the block ends, then stop it cleanly."""
+    aggregator = Aggregator(given, pace)
+    stop = asyncio.Event()
+    task = asyncio.create_task(aggregator.run(stop))
+    try:
+        while not aggregator.url and not task.done():
+            await asyncio.sleep(0.005)
+        if task.done():
+            await task
+        async with aiohttp.ClientSession() as session:
+            yield Running(aggregator, session)
+    finally:
+        stop.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await task
+
+
+async def until(
+    condition: Callable[[], object], what: str = "", deadline_s: float = DEADLINE_S
+) -> None:
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end_s, f"not in time: {what}"
+        await asyncio.sleep(0.01)
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    """What a query of the ledger in `path` finds, beside its writer."""
+    with reading(KIND, path / "ledger.db") as db:
+        return db.execute(query).fetchall()
+
+
+def states(path: Path) -> list[str]:
+    return [state for (state,) in rows(path, "SELECT state FROM forward ORDER BY window")]
+
+
+class Process:
+    """`marketfeed aggregate` as a process of its own; what it logs is read all the time, into `lines`."""
+
+    def __init__(self, config_file: Path) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "marketfeed", "aggregate", "--config", str(config_file)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=kept,
+        )
+        self.lines: list[str] = []
+        self.url = ""
+        self._ready = threading.Event()
+        # A full pipe would bring the service to a stand.
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+        if not self._ready.wait(DEADLINE_S) or not self.url:
+            self.kill()
+            raise AssertionError("".join(self.lines))
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        mark = "aggregator listening url="
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if mark in line:
+                self.url = line.split(mark)[1].strip()
+                self._ready.set()
+        self.process.stderr.close()
+        self._ready.set()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._ended()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        self._ended()
+        return self.process.returncode
+
+    def _ended(self) -> None:
+        self.process.wait(DEADLINE_S)
+        self._reading.join(DEADLINE_S)

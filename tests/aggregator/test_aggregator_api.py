@@ -1,0 +1,378 @@
+"""The door: contract, bodies and statuses of a Freqtrade server, and what hostile callers meet."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from bot import CountingBot
+from running import FLEET, PAIR, Running, basic, rows, running, settings, until
+
+from marketfeed import __version__
+from marketfeed.aggregator.api import TIMEOUT_S
+from marketfeed.aggregator.auth import FAILURES, Doorkeeper, Limiter, hash_password
+from marketfeed.settings_aggregator import Account, parse_accounts
+
+
+@contextlib.asynccontextmanager
+async def door(path: Path, **changes: Any) -> AsyncIterator[Running]:
+    """An aggregator whose windows do not close while it is asked."""
+    async with (
+        CountingBot() as bot,
+        running(settings(path, {"long": bot.url}, **{"window_s": 600} | changes)) as aggregator,
+    ):
+        yield aggregator
+
+
+def test_what_a_freqtrade_client_expects(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            assert await aggregator.get("ping", None) == (200, {"status": "pong"})
+            assert await aggregator.get("version") == (200, {"version": __version__})
+            assert await aggregator.get("status") == (200, [])
+            assert (await aggregator.get("count"))[1]["current"] == 0
+            assert (await aggregator.get("show_config"))[1]["state"] == "running"
+            assert (await aggregator.get("whitelist"))[1]["length"] == 0
+            status, health = await aggregator.get("health")
+            assert (status, health["healthy"]) == (200, True)
+            assert health["last_process_ts"] >= health["bot_start_ts"]
+            for name in ("version", "health", "show_config", "status", "count", "whitelist"):
+                assert await aggregator.get(name, None) == (401, {"detail": "Unauthorized"})
+            assert await aggregator.get("trades") == (404, {"detail": "Not Found"})
+            assert await aggregator.send({}, path="forceexit") == (
+                405,
+                {"detail": "Method Not Allowed"},
+            )
+            assert await aggregator.get("forceenter") == (405, {"detail": "Method Not Allowed"})
+
+    asyncio.run(scenario())
+
+
+def test_a_signal_is_answered_at_once_with_a_status(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            status, answer = await aggregator.post("75b", 0.89)
+            assert status == 200
+            assert answer["status"].startswith(
+                "signal of feeder 75b for BTC/USDT:USDT long counted, conf=0.89: 1/5 votes, decided in "
+            )
+            status, answer = await aggregator.post("75c", 0.7, path="forcebuy")
+            assert "1/5 votes" in answer["status"]
+
+    asyncio.run(scenario())
+
+
+def test_sentences(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            status, answer = await aggregator.post("73")
+            assert status == 422
+            assert answer == {
+                "detail": [
+                    {
+                        "type": "missing",
+                        "loc": ["body", "confidence"],
+                        "msg": (
+                            "no confidence: expected the field confidence, or a tag that says "
+                            "conf=<0 to 1>"
+                        ),
+                        "input": None,
+                    }
+                ]
+            }
+            status, answer = await aggregator.post("120", 0.9)
+            assert (status, answer["detail"][0]["msg"]) == (422, "feeder 120 votes short only")
+            status, answer = await aggregator.post("73", 0.9, side="buy")
+            assert (status, answer["detail"][0]["type"]) == (422, "enum")
+            status, answer = await aggregator.send(b'{"pair": NaN}')
+            assert (status, answer["detail"][0]["type"]) == (422, "json_invalid")
+            status, answer = await aggregator.send(b"[" * 16_000)
+            assert (status, answer["detail"][0]["type"]) == (422, "json_invalid")
+            assert rows(tmp_path, "SELECT count(*) FROM signal") == [(0,)]
+
+    asyncio.run(scenario())
+
+
+def test_a_stated_default_is_counted_and_alarms_when_frequent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path, missing_confidence="0.75") as aggregator:
+            for number in range(10):
+                assert (await aggregator.status("health"))[0] == 200
+                status, _ = await aggregator.post("73", pair=f"P{number}/USDT:USDT")
+                assert status == 200
+            status, answer = await aggregator.status("health")
+            assert (status, answer["reasons"]) == (
+                503,
+                ["signals of feeder 73 often lack a confidence"],
+            )
+            assert rows(tmp_path, "SELECT DISTINCT confidence, defaulted FROM signal") == [
+                (0.75, "confidence")
+            ]
+            async with aggregator.session.get(aggregator.aggregator.status_url + "/metrics") as got:
+                text = await got.text()
+            wanted = 'marketfeed_aggregator_missing_total{feeder="73",value="confidence"} 10.0'
+            assert wanted in text
+
+    asyncio.run(scenario())
+
+
+# --- the same signal again --------------------------------------------------------------------------
+
+
+def test_an_idempotency_key_gives_the_first_answer_again_and_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    key = {"Idempotency-Key": "order-1"}
+
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            first = await aggregator.post("73", 0.9, headers=key)
+            await asyncio.sleep(0.02)
+            assert await aggregator.post("73", 0.9, headers=key) == first
+            status, answer = await aggregator.post("73", 0.8, headers=key)
+            assert (status, answer["detail"][0]["msg"]) == (
+                422,
+                "this Idempotency-Key was used with another body",
+            )
+        async with door(tmp_path) as aggregator:
+            assert await aggregator.post("73", 0.9, headers=key) == first
+            assert (await aggregator.post("73", 0.8, headers=key))[0] == 422
+            assert rows(tmp_path, "SELECT count(*) FROM signal") == [(1,)]
+            bad = {"Idempotency-Key": "x" * 201}
+            assert (await aggregator.post("73", 0.9, headers=bad))[0] == 422
+
+    asyncio.run(scenario())
+
+
+def test_concurrent_duplicates_count_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            key = {"Idempotency-Key": "order-2"}
+            answers = await asyncio.gather(
+                *(aggregator.post("73", 0.9, headers=key) for _ in range(20))
+            )
+            assert len({answer["status"] for _, answer in answers}) == 1
+            answers = await asyncio.gather(*(aggregator.post("74", 0.9) for _ in range(20)))
+            assert {status for status, _ in answers} == {200}
+            assert sum("repeated" in answer["status"] for _, answer in answers) == 19
+            assert rows(tmp_path, "SELECT feeder, count(*) FROM vote GROUP BY feeder") == [
+                ("73", 1),
+                ("74", 1),
+            ]
+
+    asyncio.run(scenario())
+
+
+# --- passwords --------------------------------------------------------------------------------------
+
+
+def test_one_account_per_feeder(tmp_path: Path) -> None:
+    accounts = [
+        {"username": "f75", "hash": hash_password("invented-75"), "feeder": "75"},
+        {"username": "f73", "hash": hash_password("invented-73"), "feeder": "73"},
+    ]
+    f75 = ("f75", "invented-75")
+
+    async def scenario() -> None:
+        async with door(tmp_path, accounts=accounts) as aggregator:
+            assert (await aggregator.post("75c", 0.9, auth=f75))[0] == 200
+            assert (await aggregator.send({"pair": PAIR, "confidence": 0.9}, auth=f75))[0] == 200
+            status, answer = await aggregator.post("73", 0.9, auth=f75)
+            assert (status, answer["detail"][0]["loc"]) == (422, ["body", "feeder_id"])
+            for wrong in (("f75", "invented-73"), ("f74", "invented-75"), ("f75", ""), None):
+                status, answer = await aggregator.post("75", 0.9, auth=wrong)
+                assert (status, answer) == (401, {"detail": "Unauthorized"})
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Basic", "Basic !!!", "Basic Zm9v", "Bearer x", "Basic \x80", "Basic " + "A" * 4000],
+)
+def test_a_header_that_is_none(tmp_path: Path, header: str) -> None:
+    async def scenario() -> None:
+        keeper = Doorkeeper([], time.monotonic)
+        assert await keeper.who(header, "127.0.0.1") == "wrong"
+        keeper.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_guesser_is_limited_and_locks_nobody_out(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            assert (await aggregator.post("73", 0.9))[0] == 200
+            guesses = [("fleet", f"guess-{number}") for number in range(3 * FAILURES)]
+            found = await asyncio.gather(
+                *(aggregator.get("version", auth=guess) for guess in guesses)
+            )
+            statuses = [status for status, _ in found]
+            # One attempt of those was the feeder's own.
+            assert statuses.count(401) == FAILURES - 1
+            assert statuses.count(429) == 2 * FAILURES + 1
+            # From the guesser's own address, with a password that was right from there before.
+            assert (await aggregator.post("74", 0.9))[0] == 200
+            assert (await aggregator.status())[1]["healthy"]
+
+    asyncio.run(scenario())
+
+
+def test_the_limiter_forgets_in_time_and_counts_networks() -> None:
+    limiter = Limiter()
+    for second in range(FAILURES):
+        assert limiter.wait_s("2001:db8::1", float(second)) == 0.0
+        limiter.fail("2001:db8::1", float(second))
+    assert limiter.wait_s("2001:db8::ffff", 20.0) == 40.0
+    assert limiter.wait_s("2001:db8:1::1", 20.0) == 0.0
+    assert limiter.limited(20.0) == 1
+    assert limiter.wait_s("2001:db8::1", 60.0) == 0.0
+    for number in range(20_000):
+        limiter.fail(f"10.{number // 65536}.{number // 256 % 256}.{number % 256}", 100.0)
+    assert len(limiter._failures) == 10_000
+
+
+def test_hashes() -> None:
+    hashed = hash_password("invented")
+    assert hashed != hash_password("invented")
+    assert parse_accounts([{"username": "fleet", "hash": hashed}]) == (
+        Account(username="fleet", hash=hashed),
+    )
+
+    async def scenario() -> None:
+        keeper = Doorkeeper([Account(username="fleet", hash=hashed)], time.monotonic)
+        header = basic(("fleet", "invented"))["Authorization"]
+        assert not isinstance(await keeper.who(header, "::1"), str)
+        assert await keeper.who(basic(("fleet", "Invented"))["Authorization"], "::1") == "wrong"
+        assert await keeper.who(basic(("fleet", "invénted"))["Authorization"], "::1") == "wrong"
+        keeper.close()
+
+    asyncio.run(scenario())
+
+
+# --- bytes ------------------------------------------------------------------------------------------
+
+
+async def talk(aggregator: Running, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """Write `parts` with pauses on a raw connection; returns all that is answered until it is closed."""
+    parsed = urlsplit(aggregator.url)
+    reader, writer = await asyncio.open_connection(parsed.hostname, parsed.port)
+    try:
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+        with contextlib.suppress(ConnectionError):
+            return await reader.read()
+        return b""
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def head(length: int, auth: bool = True) -> bytes:
+    lines = [
+        "POST /api/v1/forceenter HTTP/1.1",
+        "Host: x",
+        f"Content-Length: {length}",
+        *([f"Authorization: {basic(FLEET)['Authorization']}"] if auth else []),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_16_kb_are_enough(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            fits = json.dumps({"pair": PAIR, "enter_tag": "from 73 conf=0.9 "}).encode()
+            fits = fits + b" " * (16 * 1024 - len(fits))
+            assert (await aggregator.send(fits))[0] == 200
+            status, answer = await aggregator.send(fits + b" ")
+            assert (status, answer) == (413, {"detail": "Request body is larger than 16384 bytes"})
+            chunked = (
+                head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"),
+                *([b"1000\r\n" + b" " * 4096 + b"\r\n"] * 5),
+            )
+            assert (await talk(aggregator, *chunked)).startswith(b"HTTP/1.1 413 ")
+
+    asyncio.run(scenario())
+
+
+def test_trickled_headers_and_bodies_are_cut_off_while_feeders_post(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            assert (await aggregator.post("73", 0.9))[0] == 200
+            trickle = [bytes([sign]) for sign in head(100)]
+            body = [head(100), *[b" "] * 40]
+            started_s = time.monotonic()
+            slow = [
+                *(asyncio.create_task(talk(aggregator, *trickle, pause_s=0.2)) for _ in range(20)),
+                *(asyncio.create_task(talk(aggregator, *body, pause_s=0.2)) for _ in range(20)),
+                asyncio.create_task(talk(aggregator)),
+            ]
+            posts = 0
+            while time.monotonic() - started_s < TIMEOUT_S:
+                status, _ = await aggregator.post("74", 0.9, pair=f"P{posts}/USDT:USDT")
+                assert status == 200
+                posts += 1
+                await asyncio.sleep(0.05)
+            answers = await asyncio.gather(*slow)
+            assert set(answers[:20]) == {b""}
+            # Who writes on meets a closed connection, and may lose the answer by that.
+            assert all(answer[:13] in (b"HTTP/1.1 408 ", b"") for answer in answers[20:40])
+            assert answers[40] == b""
+            assert rows(tmp_path, "SELECT count(*) FROM signal") == [(posts + 1,)]
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_password_is_told_before_the_body(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            answer = await talk(aggregator, head(16_000, auth=False))
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"WWW-Authenticate" not in answer
+
+    asyncio.run(scenario())
+
+
+def test_a_cut_in_the_middle_of_a_body_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            parsed = urlsplit(aggregator.url)
+            for _ in range(5):
+                _, writer = await asyncio.open_connection(parsed.hostname, parsed.port)
+                writer.write(head(100) + b'{"pair": ')
+                await writer.drain()
+                writer.transport.abort()
+            assert (await aggregator.post("73", 0.9))[0] == 200
+            assert rows(tmp_path, "SELECT count(*) FROM signal") == [(1,)]
+            _, status = await aggregator.status()
+            assert status["healthy"]
+
+    asyncio.run(scenario())
+
+
+def test_200_signals_side_by_side_are_all_stored(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            answers = await asyncio.gather(
+                *(
+                    aggregator.post(feeder, 0.9, pair=f"P{number}/USDT:USDT")
+                    for number in range(40)
+                    for feeder in ("73", "74", "75a", "79")
+                )
+            )
+            assert {status for status, _ in answers} == {200}
+            assert rows(tmp_path, "SELECT count(*) FROM vote") == [(160,)]
+            # In groups: fewer commits than signals.
+            assert aggregator.aggregator._counters.commits < 160
+            await until(lambda: aggregator.aggregator.report().open_windows == 40)
+
+    asyncio.run(scenario())

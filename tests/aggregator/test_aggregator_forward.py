@@ -1,0 +1,306 @@
+"""What becomes of a forward with every sort of bot: the right end state, and never two orders."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bot import Behaviour, CountingBot
+from running import PAIR, QUICK, rows, running, settings, states, until
+
+from marketfeed.aggregator.ledger import Ledger, Receipt
+from marketfeed.aggregator.signals import Electorate, Signal
+from marketfeed.aggregator.votes import Rules, Vote, Votes
+from marketfeed.config import Settings
+
+END_STATES = ("accepted", "refused", "expired", "found", "lost")
+
+
+def one_vote(path: Path, url: str, **changes: Any) -> Settings:
+    """One vote decides, after 0.2 s; the bot has 1 s to answer, a decision 2 s to be sent."""
+    given: dict[str, Any] = {"min_agreements": 1, "window_s": 0.2, "expire_s": 2} | changes
+    return settings(path, {"long": url}, **given)
+
+
+async def end_states(path: Path, count: int = 1) -> list[str]:
+    def ended() -> bool:
+        found = states(path)
+        return len(found) >= count and all(state in END_STATES for state in found)
+
+    await until(ended, f"end states, found {states(path)}")
+    return states(path)
+
+
+EVERY_SORT: dict[Behaviour, tuple[str, int | None, str]] = {
+    "ok": ("accepted", 200, "trade 1"),
+    "status_only": ("accepted", 200, "Trade opened for BTC/USDT:USDT."),
+    "garbage": ("accepted", 200, "no JSON at all"),
+    "already_open": ("refused", 502, "position for BTC/USDT:USDT already open - id: 1"),
+    "full": ("refused", 502, "Maximum number of trades is reached."),
+    "bad_gateway": ("refused", 502, "502 Bad Gateway"),
+    "unauthorized": ("refused", 401, "Unauthorized"),
+    "slow": ("found", None, "trade 1 in the bot"),
+    "hang": ("found", None, "trade 1 in the bot"),
+    "cut": ("found", None, "trade 1 in the bot"),
+    "cut_body": ("found", None, "trade 1 in the bot"),
+    "hang_empty": ("lost", None, "no such trade in the bot"),
+    "cut_empty": ("lost", None, "no such trade in the bot"),
+    "freeze": ("lost", None, "the bot could not be asked"),
+}
+"""How a bot behaves -> state in which the forward ends, the bot's HTTP status, and words that are kept."""
+
+
+def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
+    async def forwarded(path: Path, behaviour: Behaviour) -> dict[str, Any]:
+        path.mkdir()  # noqa: ASYNC240 - a test's own
+        # All at once, so with time to spare: a bot that is well answers within these seconds.
+        async with (
+            CountingBot(behaviour, slow_s=4.0) as bot,
+            running(one_vote(path, bot.url, bot_timeout_s=2.5, expire_s=30)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            (state,) = await end_states(path)
+            ((status, words, attempts),) = rows(
+                path, "SELECT status, answer, attempts FROM forward"
+            )
+            health, answer = await aggregator.status("health")
+            found = {"state": state, "status": status, "attempts": attempts, "health": health}
+            found["said"] = EVERY_SORT[behaviour][2] in words or words
+            found["posts"] = len(bot.posts)
+            alarms = [reason for reason in answer["reasons"] if reason.startswith("forward lost")]
+            found["alarms"] = len(alarms)
+        # It ends there, even if the aggregator is started again.
+        async with CountingBot(behaviour) as bot, running(one_vote(path, bot.url)):
+            await asyncio.sleep(0.3)
+            found["posts again"] = len(bot.posts)
+            found["state again"] = states(path)
+        return found
+
+    async def scenario() -> dict[str, dict[str, Any]]:
+        found = await asyncio.gather(
+            *(forwarded(tmp_path / behaviour, behaviour) for behaviour in EVERY_SORT)
+        )
+        return dict(zip(EVERY_SORT, found, strict=True))
+
+    assert asyncio.run(scenario()) == {
+        behaviour: {
+            "state": state,
+            "status": status,
+            "said": True,
+            "attempts": 1,
+            "posts": 0 if behaviour == "unauthorized" else 1,
+            "alarms": int(state == "lost"),
+            "health": 503 if state == "lost" or behaviour == "unauthorized" else 200,
+            "posts again": 0,
+            "state again": [state],
+        }
+        for behaviour, (state, status, _) in EVERY_SORT.items()
+    }
+
+
+def test_a_dead_bot_is_tried_until_the_signal_expires(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bot = CountingBot()
+        await bot.start()
+        await bot.stop()
+        async with running(one_vote(tmp_path, bot.url)) as aggregator:
+            await aggregator.post("73", 0.9)
+            assert await end_states(tmp_path) == ["expired"]
+            ((answer, attempts),) = rows(tmp_path, "SELECT answer, attempts FROM forward")
+            assert answer.startswith("not sent before it expired: not reachable: ")
+            assert attempts > 1
+            assert (await aggregator.status("health"))[0] == 503
+
+    asyncio.run(scenario())
+
+
+def test_a_bot_that_comes_back_in_time_gets_the_order_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bot = CountingBot()
+        await bot.start()
+        await bot.stop()
+        async with running(one_vote(tmp_path, bot.url, expire_s=60)) as aggregator:
+            await aggregator.post("73", 0.9)
+            await until(
+                lambda: rows(tmp_path, "SELECT 1 FROM forward WHERE attempts > 1"), "attempts"
+            )
+            async with bot:
+                assert await end_states(tmp_path) == ["accepted"]
+                assert len(bot.posts) == 1
+                assert (await aggregator.status("health"))[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_nothing_else_is_sent_to_a_bot_that_hangs(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9, pair="BTC/USDT:USDT")
+            await until(lambda: bot.posts, "an order")
+            await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
+            assert await end_states(tmp_path, 2) == ["lost", "expired"]
+            assert [post["pair"] for post in bot.posts] == ["BTC/USDT:USDT"]
+
+    asyncio.run(scenario())
+
+
+def test_one_request_at_a_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("slow", slow_s=0.05) as bot,
+            running(one_vote(tmp_path, bot.url, expire_s=60)) as aggregator,
+        ):
+            pairs = [f"P{number}/USDT:USDT" for number in range(8)]
+            await asyncio.gather(*(aggregator.post("73", 0.9, pair=pair) for pair in pairs))
+            assert await end_states(tmp_path, 8) == ["accepted"] * 8
+            assert sorted(post["pair"] for post in bot.posts) == pairs
+            assert bot.most_at_once == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_one_is_found_among_closed_trades_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: bot.posts, "an order")
+            bot.close_trades()
+            bot.behaviour = "ok"
+            assert await end_states(tmp_path) == ["found"]
+            assert len(bot.posts) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_one_that_turns_up_late_is_found(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: "lost" in states(tmp_path), "the alarm")
+            bot.behaviour = "ok"
+            await until(lambda: states(tmp_path) == ["found"], "the trade")
+            # The alarm is over as soon as the trade is noted.
+            async with asyncio.timeout(10):
+                while (await aggregator.status("health"))[0] != 200:
+                    await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ahead_ms", [-10_800_000, 10_800_000])
+def test_a_bot_s_wrong_clock_does_not_hide_its_trade(tmp_path: Path, ahead_ms: int) -> None:
+    async def scenario() -> None:
+        async with CountingBot("cut") as bot:
+            bot.clock_ahead_ms = ahead_ms
+            async with running(one_vote(tmp_path, bot.url)) as aggregator:
+                await aggregator.post("73", 0.9)
+                assert await end_states(tmp_path) == ["found"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("change", ["older", "other_pair", "other_tag", "other_side"])
+def test_a_trade_that_is_another_one_settles_nothing(tmp_path: Path, change: str) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut") as bot,
+            running(one_vote(tmp_path, bot.url)) as aggregator,
+        ):
+            # It is there before the look: what it opens is changed at once.
+            opened = bot._open
+
+            def open_another(body: dict[str, Any]) -> dict[str, Any]:
+                trade = opened(body)
+                trade |= {
+                    "older": {"open_timestamp": trade["open_timestamp"] - 60_000},
+                    "other_pair": {"pair": "ETH/USDT:USDT"},
+                    "other_tag": {"enter_tag": "force_entry"},
+                    "other_side": {"is_short": True},
+                }[change]
+                return trade
+
+            bot._open = open_another  # type: ignore[method-assign]
+            await aggregator.post("73", 0.9)
+            assert await end_states(tmp_path) == ["lost"]
+
+    asyncio.run(scenario())
+
+
+# --- restarts ---------------------------------------------------------------------------------------
+
+
+def write_forward(path: Path, *steps: str, age_ms: int = 0) -> int:
+    """A ledger in which one decision stands where a killed aggregator left it; returns when it was sent."""
+    electorate = Electorate.of(("73",), ())
+    rules = Rules(200, 1, 0.7, "both", 0, 2_000, 1.0, 5.0, ("market",), electorate)
+    now_ms = time.time_ns() // 1_000_000 - age_ms
+    with Ledger.open(path / "ledger.db") as ledger:
+        votes = Votes(rules)
+        signal = Signal(PAIR, "long", "73", "73", 0.9)
+        vote = Vote(1, now_ms, signal, signal.digest())
+        counted = votes.add(vote)
+        receipt = Receipt(vote, "fleet", "127.0.0.1", None, b"", counted.outcome, 1, "counted")
+        ledger.record([receipt], votes.due(now_ms), now_ms)
+        for step in steps:
+            ledger.step(1, step, now_ms)  # type: ignore[arg-type]
+    return now_ms
+
+
+def test_queued_at_the_crash_is_sent_after_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)):
+            assert await end_states(tmp_path) == ["accepted"]
+            assert len(bot.posts) == 1
+
+    asyncio.run(scenario())
+
+
+def test_queued_too_long_ago_is_not_sent_any_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, age_ms=5_000)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)):
+            assert await end_states(tmp_path) == ["expired"]
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("steps", [("sending",), ("sending", "unknown")])
+@pytest.mark.parametrize("there", [True, False])
+def test_sending_at_the_crash_is_looked_for_and_never_sent_again(
+    tmp_path: Path, steps: tuple[str, ...], there: bool
+) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, *steps)
+        async with CountingBot() as bot:
+            if there:
+                ((tag,),) = rows(tmp_path, "SELECT tag FROM decision")
+                bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+            async with running(one_vote(tmp_path, bot.url)):
+                assert await end_states(tmp_path) == ["found" if there else "lost"]
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+def test_an_alarm_is_not_put_off_by_restarts(tmp_path: Path) -> None:
+    """`unknown` for longer than it may take is lost at the first look."""
+
+    async def scenario() -> None:
+        write_forward(tmp_path, "sending", age_ms=round(QUICK.settle_s * 1000) + 500)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)):
+            assert await end_states(tmp_path) == ["lost"]
+            assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())

@@ -1,0 +1,291 @@
+"""The ledger: what is stored, in which state a forward may be, what a restart finds, what is deleted."""
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from marketfeed.aggregator.flow import Flow
+from marketfeed.aggregator.ledger import (
+    KIND,
+    STEPS,
+    Ledger,
+    Receipt,
+    State,
+    inspect_ledger,
+)
+from marketfeed.aggregator.signals import Electorate, Signal
+from marketfeed.aggregator.votes import Decision, Rules, Vote, Votes
+from marketfeed.errors import (
+    JournalError,
+    JournalForeignError,
+    JournalLockedError,
+    JournalWriteError,
+    LedgerError,
+)
+from marketfeed.journal import Journal
+
+PAIR = "BTC/USDT:USDT"
+T0 = 1_795_000_000_000
+DAY = 86_400_000
+RULES = Rules(
+    60_000, 1, 0.7, "both", 0, 30_000, 1.0, 5.0, ("market",), Electorate.of(("73", "74"), ("120",))
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "ledger.db") as opened:
+        yield opened
+
+
+def receive(
+    ledger: Ledger,
+    votes: Votes,
+    feeder: str = "73",
+    at_ms: int = T0,
+    key: str | None = None,
+    pair: str = PAIR,
+    confidence: float = 0.9,
+) -> Receipt:
+    side = RULES.electorate.side_of[feeder]
+    signal = Signal(pair, side, feeder, feeder, confidence, 3.0, "market", None, 1.5, "tag")
+    vote = Vote(ledger.next_number(), at_ms, signal, signal.digest())
+    counted = votes.add(vote)
+    receipt = Receipt(
+        vote, "fleet", "127.0.0.1", key, b"body", counted.outcome, counted.window, "counted"
+    )
+    ledger.record([receipt], [], at_ms)
+    return receipt
+
+
+def decide(ledger: Ledger, votes: Votes, at_ms: int) -> list[Decision]:
+    decisions = votes.due(at_ms)
+    ledger.record([], decisions, at_ms)
+    return decisions
+
+
+def test_votes_and_decisions_come_back_as_they_were(tmp_path: Path) -> None:
+    votes = Votes(RULES)
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        first = receive(ledger, votes, "73")
+        (decision,) = decide(ledger, votes, T0 + 60_000)
+        second = receive(ledger, votes, "120", T0 + 70_000)
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert ledger.undecided() == [second.vote]
+        assert ledger.decided_since(T0) == [(decision, [("73", first.vote.digest)])]
+        assert ledger.decided_since(T0 + 60_001) == []
+        assert ledger.next_number() == 3
+        (forward,) = ledger.forwards()
+        assert (forward.window, forward.tag, forward.state) == (1, decision.tag, "queued")
+
+
+def test_a_window_is_decided_once_and_forwarded_once(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receive(ledger, votes)
+    (decision,) = decide(ledger, votes, T0 + 60_000)
+    with pytest.raises(JournalWriteError, match="UNIQUE"):
+        ledger.record([], [decision], T0)
+    assert len(ledger.forwards()) == 1
+
+
+def test_a_turn_is_stored_whole_or_not_at_all(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receipt = receive(ledger, votes)
+    before = ledger.next_seq
+    other = Receipt(
+        Vote(2, T0, receipt.vote.signal, b"x"), "fleet", "::1", None, b"", "voted", 1, "counted"
+    )
+    with pytest.raises(JournalWriteError):
+        ledger.record([other, receipt], [], T0)
+    assert ledger.undecided() == [receipt.vote]
+    assert ledger.next_seq == before
+
+
+def test_an_idempotency_key_is_one_account_s(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receive(ledger, votes, key="k1")
+    found = ledger.answered([("fleet", "k1"), ("fleet", "k2"), ("other", "k1")])
+    assert list(found) == [("fleet", "k1")]
+    assert (found["fleet", "k1"].body, found["fleet", "k1"].answer) == (b"body", "counted")
+    with pytest.raises(JournalWriteError, match="UNIQUE"):
+        receive(ledger, votes, key="k1")
+
+
+# --- states -------------------------------------------------------------------------------------------
+
+WAYS: dict[State, tuple[State, ...]] = {
+    "queued": (),
+    "sending": ("sending",),
+    "unknown": ("sending", "unknown"),
+    "accepted": ("sending", "accepted"),
+    "refused": ("sending", "refused"),
+    "expired": ("expired",),
+    "found": ("sending", "unknown", "found"),
+    "lost": ("sending", "unknown", "lost"),
+}
+
+
+@pytest.mark.parametrize(("start", "step"), [*itertools.product(WAYS, get_args(State))])
+def test_only_the_steps_that_are_drawn_are_taken(tmp_path: Path, start: State, step: State) -> None:
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        votes = Votes(RULES)
+        receive(ledger, votes)
+        decide(ledger, votes, T0 + 60_000)
+        for state in WAYS[start]:
+            ledger.step(1, state, T0 + 60_001)
+        if start in STEPS[step]:
+            assert ledger.step(1, step, T0 + 60_002, "words").state == step
+        else:
+            with pytest.raises(LedgerError):
+                ledger.step(1, step, T0 + 60_002)
+            (forward,) = ledger.forwards(tuple(WAYS))
+            assert forward.state == start
+
+
+def test_nothing_leads_from_an_answer_or_an_unknown_back_to_sending() -> None:
+    def reachable(state: State) -> set[State]:
+        found: set[State] = set()
+        todo = [state]
+        while todo:
+            at = todo.pop()
+            for step, origins in STEPS.items():
+                if at in origins and step not in found:
+                    found.add(step)
+                    todo.append(step)
+        return found
+
+    for state in ("accepted", "refused", "unknown", "found", "lost", "expired"):
+        assert "sending" not in reachable(state)  # type: ignore[arg-type]
+
+
+def test_a_forward_knows_when_it_was_sent_and_answered(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receive(ledger, votes)
+    decide(ledger, votes, T0 + 60_000)
+    ledger.step(1, "sending", T0 + 1)
+    back = ledger.step(1, "queued", T0 + 2, "refused")
+    assert (back.sent_ms, back.attempts, back.answer) == (None, 1, "refused")
+    assert ledger.step(1, "sending", T0 + 3).sent_ms == T0 + 3
+    done = ledger.step(1, "refused", T0 + 4, "already open", 502)
+    assert (done.sent_ms, done.answered_ms, done.attempts) == (T0 + 3, T0 + 4, 2)
+    assert (done.status, done.answer) == (502, "already open")
+
+
+# --- the file ---------------------------------------------------------------------------------------
+
+
+def test_a_journal_is_no_ledger_and_a_ledger_no_journal(tmp_path: Path) -> None:
+    Journal.open(tmp_path / "journal.db").close()
+    Ledger.open(tmp_path / "ledger.db").close()
+    with pytest.raises(JournalForeignError):
+        Ledger.open(tmp_path / "journal.db")
+    with pytest.raises(JournalForeignError):
+        Journal.open(tmp_path / "ledger.db")
+    found = inspect_ledger(tmp_path / "ledger.db")
+    assert found is not None
+    assert found.version == KIND.version
+
+
+def test_a_second_aggregator_refuses(ledger: Ledger) -> None:
+    with pytest.raises(JournalLockedError, match="give this one a ledger of its own"):
+        Ledger.open(ledger.path)
+
+
+def test_a_damaged_ledger_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"not an SQLite file at all" * 100)
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert ledger.set_aside is not None
+        assert ledger.undecided() == []
+
+
+def test_the_disk_has_it_before_record_returns(tmp_path: Path) -> None:
+    """What another connection sees, and what is left when the process is gone without closing."""
+    votes = Votes(RULES)
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    (mode,) = ledger._db.execute("PRAGMA synchronous").fetchone()
+    assert mode == 2
+    receive(ledger, votes)
+    copy = sqlite3.connect(tmp_path / "ledger.db")
+    assert copy.execute("SELECT count(*) FROM signal").fetchone() == (1,)
+    copy.close()
+    ledger.close()
+
+
+# --- retention ---------------------------------------------------------------------------------------
+
+
+def test_what_is_old_goes_what_is_open_or_unshipped_stays(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receive(ledger, votes, at_ms=T0, key="old", pair="A/USDT:USDT")
+    receive(ledger, votes, at_ms=T0, pair="B/USDT:USDT")
+    decide(ledger, votes, T0 + 60_000)
+    ledger.step(1, "sending", T0 + 60_001)
+    ledger.step(1, "accepted", T0 + 60_002)
+    ledger.step(2, "sending", T0 + 60_003)
+    receive(ledger, votes, at_ms=T0 + 31 * DAY, pair="C/USDT:USDT")
+    assert ledger.delete_old(40 * DAY) == 0
+    assert ledger.delete_old(30 * DAY, below_seq=1) == 0
+    while ledger.delete_old(30 * DAY):
+        pass
+    left = [row[0] for row in ledger._db.execute("SELECT pair FROM decision")]
+    assert left == ["B/USDT:USDT"]
+    assert [forward.state for forward in ledger.forwards()] == ["sending"]
+    assert ledger.answered([("fleet", "old")]) == {}
+    assert [vote.signal.pair for vote in ledger.undecided()] == ["C/USDT:USDT"]
+    assert ledger.next_number() == 4
+
+
+# --- what people see --------------------------------------------------------------------------------
+
+
+def test_the_flow_shows_what_happened_and_goes_on_from_there(ledger: Ledger) -> None:
+    votes, flow = Votes(RULES), Flow(ledger.path)
+    receive(ledger, votes, "73", T0)
+    assert [(e.what, e.who) for e in flow.read()] == [("voted", "73")]
+    receive(ledger, votes, "73", T0 + 5)
+    receive(ledger, votes, "74", T0 + 10)
+    decide(ledger, votes, T0 + 60_000)
+    assert [(e.what, e.who) for e in flow.read()] == [
+        ("received", "73"),
+        ("voted", "74"),
+        ("decided", "73"),
+    ]
+    ledger.step(1, "sending", T0 + 60_010)
+    assert [(e.what, e.who, e.time_ms) for e in flow.read()] == [("sent", "long", T0 + 60_010)]
+    ledger.step(1, "refused", T0 + 60_200, "Maximum number of trades is reached.", 502)
+    (event,) = flow.read()
+    assert (event.what, event.time_ms) == ("answered", T0 + 60_200)
+    assert event.text == "refused 502: Maximum number of trades is reached."
+    assert flow.read() == []
+    again = [event.what for event in Flow(ledger.path).read()]
+    assert again == ["voted", "received", "voted", "decided", "sent", "answered"]
+    assert [event.what for event in Flow(ledger.path).read(newest=1)] == [
+        "voted",
+        "decided",
+        "sent",
+        "answered",
+    ]
+
+
+def test_no_ledger_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="there is none"):
+        Flow(tmp_path / "none.db").read()
+
+
+def test_a_thousand_signals_are_one_commit(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receipts = []
+    for number in range(1, 1_001):
+        signal = Signal(f"P{number}/USDT:USDT", "long", "73", "73", 0.9)
+        vote = Vote(number, T0, signal, signal.digest())
+        counted = votes.add(vote)
+        receipts.append(
+            Receipt(vote, "fleet", "::1", None, b"", counted.outcome, counted.window, "counted")
+        )
+    ledger.record(receipts, [], T0)
+    ledger.record([], votes.due(T0 + 60_000), T0 + 60_000)
+    assert len(ledger.forwards()) == 1_000

@@ -1,0 +1,251 @@
+"""What a killed or stopped aggregator comes back with: open windows, decided ones, orders under way."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from bot import CountingBot
+from running import (
+    FLEET,
+    FLEET_HASH,
+    PAIR,
+    Process,
+    basic,
+    config,
+    rows,
+    running,
+    settings,
+    states,
+    until,
+)
+
+
+async def post(url: str, feeder: str, confidence: float) -> None:
+    body = {"pair": PAIR, "side": "long", "enter_tag": f"from {feeder} conf={confidence}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/api/v1/forceenter", json=body, headers=basic(FLEET)) as response,
+    ):
+        assert response.status == 200, await response.text()
+
+
+def test_killed_in_mid_window_it_forgets_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            # It closes when all have voted: however slow the machine is, that is after both starts.
+            file = config(tmp_path, {"long": bot.url}, window_s=600, expire_s=600)
+            first = await asyncio.to_thread(Process, file)
+            await post(first.url, "73", 0.85)
+            await post(first.url, "74", 0.72)
+            first.kill()
+            second = await asyncio.to_thread(Process, file)
+            try:
+                await post(second.url, "75a", 0.7)
+                await post(second.url, "79", 0.88)
+                await post(second.url, "108", 0.8)
+                await until(lambda: bot.posts, "an order")
+                await until(lambda: states(tmp_path) == ["accepted"], "its answer")
+                second.kill()
+                second = await asyncio.to_thread(Process, file)
+                await asyncio.sleep(0.5)
+            finally:
+                assert await asyncio.to_thread(second.stop) == 0
+            assert [p["entry_tag"] for p in bot.posts] == ["long ensemble 5/5 conf=0.79 from=79"]
+            ((opened, received),) = rows(
+                tmp_path, "SELECT opened, (SELECT min(received) FROM signal) FROM decision"
+            )
+            assert opened == received
+            assert not any("Traceback" in line for line in second.lines)
+
+    asyncio.run(scenario())
+
+
+def test_killed_between_the_order_and_its_answer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot("slow", slow_s=20) as bot:
+            file = config(
+                tmp_path, {"long": bot.url}, 30, window_s=0.2, min_agreements=1, expire_s=600
+            )
+            first = await asyncio.to_thread(Process, file)
+            await post(first.url, "75b", 0.89)
+            await until(lambda: bot.posts, "an order")
+            first.kill()
+            assert states(tmp_path) == ["sending"]
+            second = await asyncio.to_thread(Process, file)
+            try:
+                await until(lambda: states(tmp_path) == ["found"], "the trade")
+            finally:
+                await asyncio.to_thread(second.stop)
+            assert len(bot.posts) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_clean_stop_in_mid_window_and_in_mid_order(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot("slow", slow_s=0.5) as bot:
+            given = settings(
+                tmp_path, {"long": bot.url}, 20, window_s=0.3, min_agreements=1, expire_s=600
+            )
+            async with running(given) as aggregator:
+                await aggregator.post("73", 0.9)
+                await until(lambda: bot.posts, "an order")
+                await aggregator.post("74", 0.9, pair="ETH/USDT:USDT")
+            # The answer of what was under way has been waited for; the other window has not been decided.
+            assert states(tmp_path)[0] == "accepted"
+            async with running(given):
+                await until(lambda: len(bot.posts) == 2, "the second order")
+            assert [p["pair"] for p in bot.posts] == [PAIR, "ETH/USDT:USDT"]
+
+    asyncio.run(scenario())
+
+
+def test_a_window_that_ended_long_ago_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            given: dict[str, Any] = {"window_s": 0.5, "min_agreements": 1, "expire_s": 0.5}
+            async with running(settings(tmp_path, {"long": bot.url}, **given)) as aggregator:
+                await aggregator.post("73", 0.9)
+            assert rows(tmp_path, "SELECT count(*) FROM decision") == [(0,)]
+            await asyncio.sleep(1.1)
+            async with running(settings(tmp_path, {"long": bot.url}, **given)):
+                await until(lambda: rows(tmp_path, "SELECT 1 FROM decision"), "a decision")
+            ((outcome, reasons),) = rows(tmp_path, "SELECT outcome, reasons FROM decision")
+            assert outcome == "skip"
+            assert reasons.startswith("expired: the window closed ")
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+# --- the commands -----------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "marketfeed", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_aggregate_says_all_that_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("aggregator: {bots: {long: {url: 'http://bot1.example:8080'}}}\n")
+    done = command("aggregate", "--config", file)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "3 mistakes in the settings:",
+        "  aggregator.accounts: expected at least one, or nobody may post; found none",
+        "  aggregator.feeders: expected feeders of at least one side; found none",
+        (
+            "  aggregator.bots.long: expected a password, as a file in password_file or in "
+            "MARKETFEED_AGGREGATOR__BOTS__LONG__PASSWORD; found none"
+        ),
+    ]
+
+
+def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:
+    done = command("hash-password", stdin="invented\n")
+    assert done.returncode == 0
+    file = config(tmp_path, {}, accounts=[{"username": "f", "hash": done.stdout.strip()}])
+    assert command("signals", "--config", file).stderr.strip().endswith("there is none")
+    assert "invented" not in done.stdout + done.stderr
+    assert command("hash-password", stdin="\n").returncode == 2
+
+
+def test_signals_shows_the_flow(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("full") as bot,
+            running(
+                settings(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1)
+            ) as aggregator,
+        ):
+            await aggregator.post("75b", 0.89)
+            await until(lambda: states(tmp_path) == ["refused"], "the answer")
+            file = config(tmp_path, {"long": bot.url})
+            table = await asyncio.to_thread(command, "signals", "--config", file)
+            assert table.returncode == 0
+            lines = table.stdout.splitlines()
+            assert [line.split()[2] for line in lines[1:]] == [
+                "voted",
+                "decided",
+                "sent",
+                "answered",
+            ]
+            assert "long ensemble 1/5 conf=0.89 from=75b" in table.stdout
+            assert "Maximum number of trades is reached." in lines[4]
+            shown = await asyncio.to_thread(command, "signals", "--json", "--config", file)
+            events = json.loads(shown.stdout)["events"]
+            assert [event["what"] for event in events] == ["voted", "decided", "sent", "answered"]
+
+    asyncio.run(scenario())
+
+
+def test_signals_follow(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot() as bot,
+            running(
+                settings(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1)
+            ) as aggregator,
+        ):
+            file = config(tmp_path, {"long": bot.url})
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "marketfeed",
+                "signals",
+                "--follow",
+                "--json",
+                "--config",
+                str(file),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            try:
+                await aggregator.post("73", 0.9)
+                whats = []
+                async with asyncio.timeout(60):
+                    while "answered" not in whats:
+                        event = json.loads(await process.stdout.readline())
+                        whats.append(event["what"])
+                assert whats == ["voted", "decided", "sent", "answered"]
+            finally:
+                process.terminate()
+                await process.wait()
+
+    asyncio.run(scenario())
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    """Neither a feeder's nor a bot's password stands in logs, ledger or answers; a hash not in errors."""
+
+    async def scenario() -> None:
+        async with CountingBot(password="another") as bot:  # noqa: S106 - invented
+            file = config(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1, expire_s=5)
+            process = await asyncio.to_thread(Process, file)
+            await post(process.url, "73", 0.9)
+            await until(lambda: states(tmp_path) == ["refused"], "the bot's 401")
+            await asyncio.to_thread(process.stop)
+            text = "".join(process.lines) + (tmp_path / "ledger.db").read_bytes().decode("latin-1")
+            for secret in (FLEET[1], "invented-b0t-password", FLEET_HASH):
+                assert secret not in text
+            for header in (basic(FLEET), basic(("freqtrader", "invented-b0t-password"))):
+                assert header["Authorization"].split()[1] not in text
+
+    asyncio.run(scenario())
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("aggregator: {accounts: [{username: fleet, hash: c4n4ry-pass}]}\n")
+    done = command("check", "--config", broken)
+    assert done.returncode == 2
+    assert "c4n4ry" not in done.stdout + done.stderr
+    assert "a hash as `marketfeed hash-password` prints it in account 0" in done.stderr

@@ -1,0 +1,99 @@
+"""A shipper at work on a journal, towards a 1.x server or a 2.x one, and what has arrived there."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from filled import QUICK
+from front import Front
+from influxd import Influxd
+
+from marketfeed.config import InfluxSettings
+from marketfeed.influx_admin import InfluxAdmin
+from marketfeed.influx_compare import Comparison, compare
+from marketfeed.influx_write import InfluxWriter
+from marketfeed.ship import Pace, Shipper
+from marketfeed.writer import JournalWriter
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to ship to: the settings, and the database in influxd that holds it."""
+
+    settings: Mapping[str, Any]
+    influxd: Influxd
+    database: str
+    front: Front | None
+
+    def configure(self, path: Path, **more: Any) -> dict[str, str]:
+        """Write settings with this InfluxDB to `path`; returns the environment of a command for them."""
+        influx = dict(self.settings)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
+        if "token" in influx:
+            kept["MARKETFEED_INFLUXDB__TOKEN"] = influx.pop("token")
+        path.write_text(json.dumps({"influxdb": influx, **more}))
+        return kept | {"COLUMNS": "250", "NO_COLOR": "1", "MARKETFEED_CONFIG": str(path)}
+
+    def write(self, *lines: str) -> None:
+        """Put something there, past all rules."""
+        self.influxd.write(self.database, lines)
+
+
+def v1_target(influxd: Influxd, database: str) -> Target:
+    """A database of a 1.x server."""
+    settings = {"url": influxd.url, "api": "v1", "bucket": database}
+    return Target(settings, influxd, database, None)
+
+
+def v2_target(front: Front) -> Target:
+    """The bucket market_data of a 2.x server."""
+    bucket = front.buckets["market_data"]
+    settings = {"url": front.url, "org": front.org, "token": front.token, "bucket": bucket.name}
+    return Target(settings, front._influxd, bucket.database, front)
+
+
+@contextlib.asynccontextmanager
+async def shipping(
+    path: Path, settings: Mapping[str, Any], pace: Pace = QUICK
+) -> AsyncIterator[tuple[JournalWriter, Shipper]]:
+    """A journal and its shipper, which is stopped at the end as a collector does."""
+    influx = InfluxSettings.model_validate(dict(settings))
+    async with aiohttp.ClientSession() as session, JournalWriter(path) as writer:
+        shipper = Shipper(writer, InfluxWriter(influx, session), pace)
+        task = asyncio.create_task(shipper.run())
+        try:
+            yield writer, shipper
+        finally:
+            shipper.end()
+            await task
+
+
+async def compared(path: Path, settings: Mapping[str, Any]) -> Comparison:
+    """What arrived against what the journal holds."""
+    influx = InfluxSettings.model_validate(dict(settings))
+    async with aiohttp.ClientSession() as session:
+        admin = InfluxAdmin(influx, session)
+        return await compare(admin, influx.bucket, path, socket.gethostname())
+
+
+def marketfeed(
+    environment: Mapping[str, str], *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "marketfeed", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=dict(environment),
+    )

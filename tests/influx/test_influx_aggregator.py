@@ -1,0 +1,96 @@
+"""Votes as data: what goes through an aggregator reaches a real InfluxDB, by the collector's own `ship`."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from influxd import Influxd
+
+AGGREGATOR_TESTS = Path(__file__).parents[1] / "aggregator"
+sys.path.append(str(AGGREGATOR_TESTS))
+
+from bot import CountingBot  # noqa: E402 - the directory has to be known first
+from running import PAIR, config, rows, running, states, until  # noqa: E402
+
+from marketfeed import schema  # noqa: E402
+from marketfeed.config import Settings, load_settings  # noqa: E402
+
+
+def shipping(path: Path, influxd: Influxd, database: str, bot_url: str) -> Settings:
+    file = config(path, {"long": bot_url}, window_s=0.5, expire_s=30)
+    data = yaml.safe_load(file.read_text())
+    data["influxdb"] = {"url": influxd.url, "api": "v1", "bucket": database}
+    file.write_text(yaml.safe_dump(data))
+    return load_settings(file, {})
+
+
+def points(influxd: Influxd, database: str, measurement: str) -> list[dict[str, Any]]:
+    found = influxd.query(f'SELECT * FROM "{measurement}" GROUP BY *', database)  # noqa: S608
+    return [
+        dict(zip(series["columns"], values, strict=True)) | series["tags"]
+        for series in found
+        for values in series["values"]
+    ]
+
+
+@pytest.mark.parametrize("behaviour", ["ok", "full"])
+def test_votes_decisions_and_forwards_are_points(
+    tmp_path: Path, influxd: Influxd, database: str, behaviour: Any
+) -> None:
+    async def scenario() -> None:
+        async with CountingBot(behaviour) as bot:
+            given = shipping(tmp_path, influxd, database, bot.url)
+            async with running(given) as aggregator:
+                for feeder, confidence in (("73", 0.85), ("74", 0.72), ("79", 0.88), ("79", 0.88)):
+                    await aggregator.post(feeder, confidence, signal_strength=2)
+                await aggregator.post("73", 0.9, pair="币安/USDT:USDT")
+                await until(lambda: len(rows(tmp_path, "SELECT 1 FROM decision")) == 2, "decisions")
+                await until(lambda: states(tmp_path)[0] in ("accepted", "refused"), "an answer")
+                await until(
+                    lambda: rows(
+                        tmp_path,
+                        "SELECT 1 FROM shipped, sequence WHERE last = next - 1 AND first = 1",
+                    ),
+                    "everything shipped",
+                )
+                assert rows(tmp_path, "SELECT count(*) FROM refused_line") == [(0,)]
+
+    asyncio.run(scenario())
+    votes = points(influxd, database, schema.SIGNAL)
+    assert sorted((v["pair"], v["side"], v["feeder"], v["confidence"]) for v in votes) == [
+        (PAIR, "long", "73", 0.85),
+        (PAIR, "long", "74", 0.72),
+        (PAIR, "long", "79", 0.88),
+        ("币安/USDT:USDT", "long", "73", 0.9),
+    ]
+    assert {name for vote in votes for name in vote} <= {
+        "time",
+        "pair",
+        "side",
+        "feeder",
+        *schema.AGGREGATOR_FIELDS[schema.SIGNAL],
+    }
+    decided = {point["pair"]: point for point in points(influxd, database, schema.ENSEMBLE)}
+    (received,) = (v["time"] for v in votes if v["pair"] == PAIR and v["feeder"] == "73")
+    forwarded, skipped = decided[PAIR], decided["币安/USDT:USDT"]
+    assert forwarded["tag"] == "long ensemble 3/5 conf=0.82 from=79"
+    assert (forwarded["primary"], forwarded["votes"], forwarded["of"]) == ("79", 3, 5)
+    assert (forwarded["outcome"], skipped["outcome"]) == ("forward", "skip")
+    assert forwarded["time"] >= received + 500
+    assert forwarded["answered"] >= forwarded["sent"] >= forwarded["time"]
+    if behaviour == "ok":
+        assert (forwarded["state"], forwarded["status"]) == ("accepted", 200)
+    else:
+        assert (forwarded["state"], forwarded["status"]) == ("refused", 502)
+        assert "Maximum number of trades is reached." in forwarded["answer"]
+    assert skipped["reasons"] == "1 of 5 votes, 3 needed"
+    assert set(forwarded) <= {
+        "time",
+        "pair",
+        "side",
+        "primary",
+        *schema.AGGREGATOR_FIELDS[schema.ENSEMBLE],
+    }

@@ -1,0 +1,124 @@
+"""An InfluxDB that cannot be reached shows in `/health`, `/status` and `/metrics` of a real collector."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import uvloop
+
+from marketfeed.collect import Collector
+from marketfeed.config import Settings
+from marketfeed.report import SHIPPING_TROUBLE_S
+from marketfeed.simulator.server import Simulator, SimulatorOptions
+from marketfeed.status import StatusReport
+
+PAIRS = 3
+
+
+@pytest.fixture
+def dead_url() -> Iterator[str]:
+    """An address at which nobody listens, nor will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@contextlib.asynccontextmanager
+async def collecting(
+    path: Path, sim: Simulator, influxdb: dict[str, Any], trouble_s: float
+) -> AsyncIterator[Collector]:
+    settings = Settings.model_validate(
+        {
+            "exchange": {
+                "ws_url": sim.ws_url,
+                "rest_url": sim.rest_url,
+                "pairs": {"top": PAIRS},
+                "timeframes": ["1m"],
+            },
+            "journal": {"path": str(path)},
+            "influxdb": influxdb,
+            "status": {"port": 0},
+        }
+    )
+    collector = Collector(settings, shipping_trouble_s=trouble_s)
+    stop = asyncio.Event()
+    task = asyncio.create_task(collector.run(stop))
+    try:
+        async with asyncio.timeout(30.0):
+            while (report := collector.report()).mark_price_age_s is None or report.overdue:
+                await asyncio.sleep(0.01)
+        yield collector
+    finally:
+        stop.set()
+        await task
+
+
+def test_a_dead_influxdb_is_named_once_it_is_no_restart(
+    tmp_path: Path, dead_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert SHIPPING_TROUBLE_S == 30.0
+    path = tmp_path / "journal.db"
+    influxdb = {"url": dead_url, "org": "fleet", "token": "canary-token"}
+    caplog.set_level(logging.INFO)
+
+    async def run() -> None:
+        async with (
+            Simulator(SimulatorOptions(pairs=PAIRS, timeframes=("1m",), speed=10)) as sim,
+            aiohttp.ClientSession() as http,
+        ):
+            # A journal with rows in it, none of them shipped.
+            async with collecting(path, sim, {}, 30.0) as collector:
+                assert collector.report().shipping is None
+            caplog.clear()
+            # As the collector is set: a short outage is no reason.
+            async with collecting(path, sim, influxdb, 30.0) as collector:
+                async with asyncio.timeout(30.0):
+                    while (report := collector.report()).shipping is None or (
+                        not report.shipping.trouble
+                    ):
+                        await asyncio.sleep(0.01)
+                assert not [text for text in report.reasons if "InfluxDB" in text]
+            caplog.clear()
+            async with collecting(path, sim, influxdb, 0.0):
+                told = re.search(r"status_url=(\S+)", caplog.text)
+                assert told is not None
+                async with asyncio.timeout(30.0):
+                    while True:
+                        async with http.get(f"{told[1]}/health") as answer:
+                            health = await answer.json()
+                        if any("InfluxDB" in reason for reason in health["reasons"]):
+                            break
+                        await asyncio.sleep(0.02)
+                assert answer.status == 503
+                (reason,) = [text for text in health["reasons"] if "InfluxDB" in text]
+                assert re.match(
+                    r"shipping to InfluxDB is waiting for \d+ s: .*Cannot connect", reason
+                )
+                async with http.get(f"{told[1]}/status") as answer:
+                    status = msgspec.json.decode(await answer.read(), type=StatusReport)
+                assert status.shipping is not None
+                assert status.shipping.unshipped >= PAIRS
+                assert status.shipping.lines == 0
+                assert status.shipping.state == "waiting"
+                async with http.get(f"{told[1]}/metrics") as answer:
+                    metrics = await answer.text()
+                rows = re.search(r"^marketfeed_unshipped_rows (\S+)$", metrics, re.MULTILINE)
+                assert rows is not None
+                assert float(rows[1]) >= PAIRS
+                trouble = re.search(
+                    r"^marketfeed_ship_trouble_seconds (\S+)$", metrics, re.MULTILINE
+                )
+                assert trouble is not None
+                assert float(trouble[1]) > 0
+                assert re.search(r"^marketfeed_healthy 0\.0$", metrics, re.MULTILINE)
+                assert "canary-token" not in metrics + caplog.text + str(health)
+
+    uvloop.run(run())
