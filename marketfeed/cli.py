@@ -265,7 +265,10 @@ def status(
     config: ConfigOption = None,
     url: Annotated[
         str | None,
-        typer.Option(help="The collector's status address, instead of the settings' one."),
+        typer.Option(
+            help="The collector's status address, instead of the settings' one. The settings' token is "
+            "told there only if --config is given too."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -273,11 +276,14 @@ def status(
     from marketfeed.config import load_settings
     from marketfeed.present import status_tables
     from marketfeed.status_client import fetch_status, status_url
+    from marketfeed.tokens import Token
 
-    if url is None:
-        settings = load_settings(config)
-        url = status_url(settings.status.host, settings.status.port)
-    report = uvloop.run(fetch_status(url))
+    token = None
+    if url is None or config is not None:
+        settings = load_settings(config).status
+        token = Token(settings.token, settings.token_file)
+        url = url or status_url(settings.host, settings.port)
+    report = uvloop.run(fetch_status(url, token))
     if as_json:
         _print_json(report)
     else:

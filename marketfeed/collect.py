@@ -38,6 +38,7 @@ from marketfeed.journal import Cut, Journal
 from marketfeed.lifecycle import Catalog, Keeper
 from marketfeed.metrics import Counters, Exposition
 from marketfeed.notify import Told
+from marketfeed.page.collector import CollectorPage
 from marketfeed.records import Gap
 from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.roster import Roster
@@ -45,6 +46,7 @@ from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
+from marketfeed.tokens import Token
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -108,8 +110,10 @@ class Collector:
         """
         status = self._settings.status
         exposition = Exposition(self._counters, self._reporter.gauges)
+        token = Token(status.token, status.token_file)
+        page = CollectorPage(self._settings, self._reporter, self._counters)
         async with (
-            StatusServer(status.host, status.port, self.report, exposition),
+            StatusServer(status.host, status.port, self.report, exposition, token, page),
             self._writer,
             aiohttp.ClientSession() as session,
             Told(self._prove_alive, self._reporter.headline, stop),

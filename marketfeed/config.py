@@ -19,12 +19,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
-    SecretStr,
     ValidationInfo,
     field_validator,
 )
@@ -44,6 +42,7 @@ from marketfeed.settings_source import (
     read_environment,
     variable,
 )
+from marketfeed.settings_status import StatusSettings, TokenField, readable_token_file
 from marketfeed.settings_values import Duration, FromText, Pairs, TopPairs, expected
 from marketfeed.settings_yaml import read_config
 
@@ -184,11 +183,7 @@ class InfluxSettings(BaseModel):
         default=None, validate_default=True
     )
     bucket: Annotated[str, PlainValidator(values.parse_name)] = "market_data"
-    token: Annotated[
-        SecretStr | None,
-        BeforeValidator(values.parse_token),
-        PlainSerializer(lambda token: None if token is None else "***"),
-    ] = None
+    token: TokenField = None
     token_file: _File | None = None
 
     @field_validator("org", mode="after")
@@ -201,26 +196,7 @@ class InfluxSettings(BaseModel):
     @field_validator("token_file", mode="after")
     @classmethod
     def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is None:
-            return None
-        if info.data.get("token") is not None:
-            raise expected("nothing, as influxdb.token is set: one of the two")
-        try:
-            is_file = not path.is_dir() and path.exists() and os.access(path, os.R_OK)
-        except OSError:
-            is_file = False
-        if not is_file:
-            raise expected("a file that exists and that this user may read")
-        return path
-
-
-class StatusSettings(BaseModel):
-    """Where the status port listens; port 0 takes any free one."""
-
-    model_config = _CONFIG
-
-    host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
-    port: Annotated[int, _whole_number(0, 65535)] = 9108
+        return readable_token_file(path, "influxdb", info)
 
 
 class Settings(BaseModel):
@@ -276,8 +252,14 @@ def load_settings(
     if mistakes or settings is None:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
-    bots = settings.aggregator.bots
-    for file in (settings.influxdb.token_file, bots.long.password_file, bots.short.password_file):
+    bots, influxdb = settings.aggregator.bots, settings.influxdb
+    ports = (settings.status, settings.aggregator.status)
+    for file in (
+        influxdb.token_file,
+        bots.long.password_file,
+        bots.short.password_file,
+        *(port.token_file for port in ports),
+    ):
         _warn_of_open_file(file)
     return settings
 

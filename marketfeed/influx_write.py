@@ -1,14 +1,11 @@
 """One POST of lines to InfluxDB: `/api/v2/write` (2.x, 3) or `/write` (1.x). Says what the answer means."""
 
 import asyncio
-import errno
 import ipaddress
 import logging
-import re
 import time
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,6 +14,7 @@ import msgspec
 
 from marketfeed.answers import Verdict, judge, judge_failure
 from marketfeed.config import InfluxSettings
+from marketfeed.tokens import Token
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class InfluxWriter:
             self._url = f"{settings.url}/write"
             self._params = {"db": settings.bucket, "precision": "ms"}
         self._compress = not _is_loopback(settings.url)
-        self._token = _Token(settings)
+        self._token = Token(settings.token, settings.token_file)
 
     async def write(self, lines: list[str]) -> Verdict:
         """Send lines in one request; at most `TIMEOUT_S` wall seconds."""
@@ -88,33 +86,8 @@ def hide_token(words: bytes, headers: Mapping[str, str]) -> bytes:
 
 def auth_headers(settings: InfluxSettings) -> dict[str, str]:
     """The header with the token of the settings as it is now, or none. Raises OSError."""
-    token = _Token(settings).read()
+    token = Token(settings.token, settings.token_file).read()
     return {"Authorization": f"Token {token}"} if token else {}
-
-
-class _Token:
-    """The token of the settings, or what stands in its file now."""
-
-    def __init__(self, settings: InfluxSettings) -> None:
-        self._given = None if settings.token is None else settings.token.get_secret_value()
-        self._path: Path | None = settings.token_file
-        self._stamp: tuple[int, int] | None = None
-        self._read = ""
-
-    def read(self) -> str | None:
-        if self._path is None:
-            return self._given
-        stat = self._path.stat()
-        stamp = (stat.st_mtime_ns, stat.st_ino)
-        if stamp != self._stamp:
-            content = self._path.read_bytes().strip()
-            if re.fullmatch(rb"[ -~]+", content) is None:
-                # No header can hold it, and errors that show it must not arise.
-                raise OSError(errno.EINVAL, "it holds no token: one line of printable ASCII")
-            self._read = content.decode("ascii")
-            self._stamp = stamp
-            log.info("token read path=%s", self._path)
-        return self._read
 
 
 def _gzip(body: bytes) -> bytes:

@@ -10,7 +10,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from marketfeed import schema
@@ -22,6 +22,18 @@ from marketfeed.stretches import Stretch
 T = TypeVar("T")
 
 _TRIES: Final = 5
+
+
+ChartRow: TypeAlias = tuple[int, float, float, float, float, float, float | None, float | None]
+"""open time (ms), open, high, low, close, volume, mark price, running funding rate."""
+
+
+class Chart(NamedTuple):
+    """What a chart shows. `settled`: settlement time (ms) and rate. Oldest first, all of it."""
+
+    candles: list[ChartRow]
+    forming: ChartRow | None
+    settled: list[tuple[int, float]]
 
 
 class JournalView:
@@ -69,6 +81,31 @@ class JournalView:
             ]
         )
 
+    def chart(self, pair: str, timeframe: str, limit: int) -> Chart | None:
+        """The newest `limit` closed candles of a series and what belongs to them; None: no such pair.
+
+        With each candle goes the last mark price and running funding rate that its time knows, if any.
+        """
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+
+        def question(db: sqlite3.Connection) -> Chart | None:
+            # One state of the journal for all questions.
+            db.execute("BEGIN")
+            found = db.execute("SELECT id FROM pair WHERE pair = ?", (pair,)).fetchone()
+            if found is None:
+                return None
+            candles = db.execute(_CHART, (found[0], length_ms, limit)).fetchall()[::-1]
+            forming = db.execute(_CHART_FORMING, (found[0], length_ms)).fetchone()
+            starts = [row[0] for row in (*candles, *([forming] if forming else []))]
+            settled = (
+                db.execute(_CHART_SETTLED, (found[0], starts[0], limit)).fetchall()[::-1]
+                if starts
+                else []
+            )
+            return Chart(candles, forming, settled)
+
+        return self._ask(question)
+
     def holes(self, pair: str, timeframe: str, stretch: Stretch) -> list[Stretch]:
         """What the journal lacks of a stretch, oldest first; found by SQLite, row by row nothing is kept."""
         length_ms = schema.TIMEFRAMES_MS[timeframe]
@@ -108,6 +145,20 @@ class JournalView:
         raise JournalError(f"journal {self.path}: {error or 'is being started and stopped'}")
 
 
+_OF_CHART: Final = """open_time, open, high, low, close, volume,
+    (SELECT mark_price FROM mark_price AS m WHERE m.pair_id = c.pair_id
+        AND m.time >= c.open_time AND m.time < c.open_time + c.timeframe_ms
+        ORDER BY m.time DESC LIMIT 1),
+    (SELECT rate FROM funding_rate AS f WHERE f.pair_id = c.pair_id
+        AND f.time >= c.open_time AND f.time < c.open_time + c.timeframe_ms
+        ORDER BY f.time DESC LIMIT 1)"""
+# By seeks: a row costs the same, however many mark prices are kept.
+_CHART: Final = f"""SELECT {_OF_CHART} FROM candle AS c
+    WHERE pair_id = ? AND timeframe_ms = ? ORDER BY open_time DESC LIMIT ?"""  # noqa: S608
+_CHART_FORMING: Final = f"""SELECT {_OF_CHART} FROM forming AS c
+    WHERE pair_id = ? AND timeframe_ms = ?"""  # noqa: S608
+_CHART_SETTLED: Final = """SELECT time, rate FROM funding_settled
+    WHERE pair_id = ? AND time >= ? GROUP BY time ORDER BY time DESC LIMIT ?"""
 _OF_SERIES: Final = """FROM candle
     WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?
       AND open_time >= ? AND open_time < ?"""

@@ -22,6 +22,7 @@ from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
 from marketfeed.supervise import HOLE_SHOWN_S, Supervisor
+from marketfeed.tiles import Tile, make_tiles
 from marketfeed.writer import JournalWriter
 
 NAMED_SERIES: Final = 20
@@ -133,6 +134,25 @@ class Reporter:
             history=self._history(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
+        )
+
+    def pairs(self) -> tuple[str, ...]:
+        """What is collected, in the order of the tiles."""
+        line = self.line
+        return () if line is None else tuple(one.pair for one in line.roster.instruments)
+
+    def tiles(self) -> list[Tile]:
+        """How each of `pairs()` stands."""
+        line = self.line
+        if line is None:
+            return []
+        return make_tiles(
+            self.pairs(),
+            self._clock.now_ms(),
+            self._clock.speed,
+            line.mark_event_ms(),
+            self._overdue(),
+            line.supervisor.old_holes(),
         )
 
     def headline(self) -> str:

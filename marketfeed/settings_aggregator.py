@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from marketfeed import settings_values as values
+from marketfeed.settings_status import AggregatorStatusSettings
 from marketfeed.settings_values import Duration, FromText, expected, expected_items
 
 _CONFIG: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -300,15 +301,6 @@ class LedgerSettings(BaseModel):
         ),
         _AsText,
     ] = Duration.parse("30d")
-
-
-class AggregatorStatusSettings(BaseModel):
-    """Where the aggregator's own `/health`, `/metrics` and `/status` listen; port 0 takes any free one."""
-
-    model_config = _CONFIG
-
-    host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
-    port: Annotated[int, _whole_number(0, 65535)] = 9109
 
 
 class AggregatorSettings(BaseModel):

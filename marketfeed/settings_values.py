@@ -236,6 +236,14 @@ def _is_host(text: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this host reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().removesuffix(".") == "localhost"
+
+
 def parse_host(value: object) -> str:
     """Read an address to listen on: a host name or an IP address, without a port."""
     if isinstance(value, str) and value.isascii() and _is_host(value):

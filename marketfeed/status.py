@@ -1,7 +1,7 @@
-"""The status port: `/health`, `/metrics` and `/status` of a running collector.
+"""The status port: `/health`, `/metrics`, `/status` and the status page of a running collector.
 
-Bound to 127.0.0.1 unless set otherwise. `/health` answers 200 while all is well and 503 with the reasons
-when not; it is never a reason to restart the service by itself.
+Bound to 127.0.0.1 unless set otherwise; who may ask is `page.guard`'s to say. `/health` answers 200 while
+all is well and 503 with the reasons when not; it is never a reason to restart the service by itself.
 """
 
 import logging
@@ -14,8 +14,10 @@ from aiohttp import web
 from marketfeed.binance.turns import RestReport
 from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
+from marketfeed.page.guard import HEALTH, TRUSTED, Guard
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
+from marketfeed.tokens import Token
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +118,31 @@ class Metrics(Protocol):
         """All metrics now."""
 
 
+class Page(Protocol):
+    """Something to look at on a status port: routes beside `/health`, `/status` and `/metrics`."""
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve it."""
+
+
 class StatusServer:
     """Serves the reports of one service on one address. An async context manager.
 
-    `port` 0 takes any free one; `url` tells which after entering.
+    `port` 0 takes any free one; `url` tells which after entering. Whoever asks has to know `token`, if
+    there is one; without one nothing but `/health` is told on an address that others reach.
     """
 
     def __init__(
-        self, host: str, port: int, report: Callable[[], Report], exposition: Metrics
+        self,
+        host: str,
+        port: int,
+        report: Callable[[], Report],
+        exposition: Metrics,
+        token: Token | None = None,
+        page: Page | None = None,
     ) -> None:
+        self._guard = Guard(host, token or Token(None, None))
+        self._page = page
         self._host = host
         self._port = port
         self._report = report
@@ -134,9 +152,12 @@ class StatusServer:
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=16 * 1024)
-        app.router.add_get("/health", self._health)
+        self._guard.add_to(app)
+        app.router.add_get(HEALTH, self._health)
         app.router.add_get("/status", self._status)
         app.router.add_get("/metrics", self._metrics)
+        if self._page is not None:
+            self._page.add_to(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port)
@@ -156,9 +177,12 @@ class StatusServer:
 
     async def _health(self, request: web.Request) -> web.Response:
         report = self._report()
-        body = msgspec.json.encode({"healthy": report.healthy, "reasons": report.reasons})
+        told: dict[str, object] = {"healthy": report.healthy}
+        if request[TRUSTED]:
+            # Reasons name pairs, servers and errors: not for everybody whom a balancer lets through.
+            told["reasons"] = report.reasons
         return web.Response(
-            body=body,
+            body=msgspec.json.encode(told),
             status=200 if report.healthy else 503,
             content_type="application/json",
             headers={"Cache-Control": "no-store"},

@@ -1,10 +1,13 @@
 """Asks a running collector for its status report."""
 
+from http import HTTPStatus
+
 import aiohttp
 import msgspec
 
 from marketfeed.errors import MarketfeedError
 from marketfeed.status import StatusReport
+from marketfeed.tokens import Token
 
 
 class NoCollectorError(MarketfeedError):
@@ -17,13 +20,28 @@ def status_url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-async def fetch_status(url: str, timeout_s: float = 5.0) -> StatusReport:
-    """Fetch the report from `http://host:port`. Raises NoCollectorError."""
+async def fetch_status(
+    url: str, token: Token | None = None, timeout_s: float = 5.0
+) -> StatusReport:
+    """Fetch the report from `http://host:port`, telling `token`. Raises NoCollectorError."""
+    try:
+        known = None if token is None else token.read()
+    except OSError as error:
+        raise NoCollectorError(f"the status token cannot be read: {error}") from error
+    headers = {} if known is None else {"Authorization": f"Bearer {known}"}
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
-            session.get(url.rstrip("/") + "/status") as response,
+            # The token is for this address and for no other that it may point to.
+            session.get(
+                url.rstrip("/") + "/status", headers=headers, allow_redirects=False
+            ) as response,
         ):
+            if response.status == HTTPStatus.UNAUTHORIZED:
+                what = (
+                    "no other than status.token is taken" if known else "it asks for status.token"
+                )
+                raise NoCollectorError(f"{url} does not answer: {what}")
             body = await response.read()
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise NoCollectorError(f"no collector answers at {url}: {error or 'no answer'}") from error

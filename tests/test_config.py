@@ -61,6 +61,8 @@ def test_the_shipped_file_has_every_key_and_no_secret() -> None:
     keys = set(shipped_keys(yaml.safe_load(SHIPPED.read_text())))
     secrets = {
         "influxdb.token",
+        "status.token",
+        "aggregator.status.token",
         "aggregator.bots.long.password",
         "aggregator.bots.short.password",
     }
@@ -102,11 +104,11 @@ def test_the_defaults() -> None:
             "token": None,
             "token_file": None,
         },
-        "status": {"host": "127.0.0.1", "port": 9108},
+        "status": {"host": "127.0.0.1", "port": 9108, "token": None, "token_file": None},
         "aggregator": {
             "host": "127.0.0.1",
             "port": 8080,
-            "status": {"host": "127.0.0.1", "port": 9109},
+            "status": {"host": "127.0.0.1", "port": 9109, "token": None, "token_file": None},
             "ledger": {"path": "/var/lib/marketfeed/ledger.db", "keep": "30d"},
             "feeders": {"long": [], "short": [], "aliases": {}},
             "accounts": [],
@@ -299,6 +301,49 @@ def test_a_token_file_that_everybody_may_read_is_a_warning(
 
 
 # --- secrets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_a_loopback_address_needs_no_status_token(host: str) -> None:
+    assert load_settings(None, {"MARKETFEED_STATUS__HOST": host}).status.token is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "host.example"])  # noqa: S104 - read, not bound
+def test_any_other_address_needs_one(host: str, tmp_path: Path) -> None:
+    environ = {"MARKETFEED_STATUS__HOST": host}
+    with pytest.raises(
+        SettingsError, match=r"status\.token_file: expected a file with a token \(or"
+    ):
+        load_settings(None, environ)
+    long_one = f"{CANARY}-{CANARY}"
+    token = load_settings(None, environ | {"MARKETFEED_STATUS__TOKEN": long_one}).status.token
+    assert token is not None
+    assert token.get_secret_value() == long_one
+    (tmp_path / "token").write_text(long_one)
+    (tmp_path / "token").chmod(0o600)
+    file = {"MARKETFEED_STATUS__TOKEN_FILE": str(tmp_path / "token")}
+    assert load_settings(None, environ | file).status.token_file == tmp_path / "token"
+    with pytest.raises(SettingsError, match=r"expected nothing, as status\.token is set"):
+        load_settings(None, environ | file | {"MARKETFEED_STATUS__TOKEN": long_one})
+
+
+def test_the_aggregator_s_status_port_needs_one_too() -> None:
+    with pytest.raises(
+        SettingsError,
+        match=r"aggregator\.status\.token_file: .*MARKETFEED_AGGREGATOR__STATUS__TOKEN\), as "
+        r"aggregator\.status\.host is no loopback",
+    ):
+        load_settings(None, {"MARKETFEED_AGGREGATOR__STATUS__HOST": "192.0.2.7"})
+
+
+def test_a_short_status_token_is_refused_and_not_shown() -> None:
+    environ = {"MARKETFEED_STATUS__HOST": "192.0.2.7", "MARKETFEED_STATUS__TOKEN": CANARY}
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, environ)
+    assert "status.token: expected a token of at least 16 characters" in str(caught.value)
+    # The one mistake, and not a second one that follows from it.
+    assert str(caught.value).startswith("a mistake in the settings")
+    assert CANARY not in str(caught.value)
 
 
 def test_no_representation_of_settings_shows_the_token(

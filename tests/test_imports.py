@@ -70,6 +70,7 @@ PURE = {
         )
     ),
     "marketfeed/tables.py",
+    "marketfeed/tiles.py",
     "reader/arguments.py",
     "reader/errors.py",
     "reader/frames.py",

@@ -1,0 +1,186 @@
+"""The collector's page: its files, its events, and the candles of the chart.
+
+GET / the page · GET /events tiles and the status report, live · GET /candles?pair=&timeframe=&limit= a series
+as the journal has it
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from aiohttp import web
+
+from marketfeed.config import Settings
+from marketfeed.errors import JournalError
+from marketfeed.journal_view import ChartRow, JournalView
+from marketfeed.metrics import Counters
+from marketfeed.page.events import Events, Snapshot
+from marketfeed.page.files import Files
+from marketfeed.schema import TIMEFRAMES_MS
+from marketfeed.status import StatusReport
+from marketfeed.tiles import Tile
+
+log = logging.getLogger(__name__)
+
+MAX_CANDLES: Final = 1_000
+USUAL_CANDLES: Final = 300
+MAX_WAITING: Final = 32
+"""Questions about candles that wait for the one before them; more are turned away."""
+
+FILES: Final = {
+    "/": "static/collector.html",
+    "/page/collector.js": "static/collector.js",
+    "/page/chart.js": "static/chart.js",
+    "/page/live.js": "static/live.js",
+    "/page/panels.js": "static/panels.js",
+    "/page/text.js": "static/text.js",
+    "/page/tiles.js": "static/tiles.js",
+    "/page/page.css": "static/page.css",
+    "/page/icon.svg": "static/icon.svg",
+    "/page/vendor/lightweight-charts.js": "vendor/lightweight-charts.js",
+    "/page/vendor/LICENSE": "vendor/LICENSE",
+    "/page/vendor/NOTICE": "vendor/NOTICE",
+}
+
+
+class Reports(Protocol):
+    """What the page asks the collector's reporter for."""
+
+    def report(self) -> StatusReport:
+        """What the collector says of itself."""
+
+    def pairs(self) -> tuple[str, ...]:
+        """What is collected, in the order of the tiles."""
+
+    def tiles(self) -> list[Tile]:
+        """How each of `pairs()` stands."""
+
+
+class Seldom(msgspec.Struct, frozen=True):
+    """What the page needs once, and when it has changed."""
+
+    version: str
+    pairs: tuple[str, ...]
+    timeframes: tuple[str, ...]
+
+
+class Now(msgspec.Struct, frozen=True):
+    """What the page shows of this second. `close_lag_ms` is how long after their close candles came lately.
+
+    It is exchange time and a mean over those that have come since the page was told last; None before any.
+    """
+
+    tiles: list[Tile]
+    close_lag_ms: float | None
+    status: StatusReport
+
+
+class Candles(msgspec.Struct, frozen=True):
+    """The answer of `/candles`: rows as `ChartRow`, settled funding rates as time (ms) and rate."""
+
+    pair: str
+    timeframe: str
+    length_ms: int
+    candles: list[ChartRow]
+    forming: ChartRow | None
+    settled: list[tuple[int, float]]
+
+
+class CollectorPage:
+    """The page of one collector, for its StatusServer."""
+
+    def __init__(self, settings: Settings, reports: Reports, counters: Counters) -> None:
+        self._timeframes = settings.exchange.timeframes
+        self._reports = reports
+        self._lag = _Lag(counters)
+        self._files = Files(FILES)
+        self.events = Events("/events", self._snapshot)
+        self._charts = _Charts(settings.journal.path, self._timeframes)
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve it."""
+        self._files.add_to(app)
+        self.events.add_to(app)
+        self._charts.add_to(app)
+
+    def _snapshot(self) -> Snapshot:
+        status = self._reports.report()
+        seldom = Seldom(status.version, self._reports.pairs(), self._timeframes)
+        now = Now(self._reports.tiles(), self._lag.mean_ms(), status)
+        return Snapshot(msgspec.json.encode(seldom), msgspec.json.encode(now))
+
+
+class _Lag:
+    """The mean lag of the closed candles since it was asked for last; the one before while none came."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._tally = counters.close_lag
+        self._count = 0
+        self._sum_ms = 0
+        self._mean_ms: float | None = None
+
+    def mean_ms(self) -> float | None:
+        count, sum_ms = sum(self._tally.counts), self._tally.sum_ms
+        if count > self._count:
+            self._mean_ms = (sum_ms - self._sum_ms) / (count - self._count)
+            self._count, self._sum_ms = count, sum_ms
+        return self._mean_ms
+
+
+class _Charts:
+    """Answers `/candles` from the journal, one question after the other, off the event loop."""
+
+    def __init__(self, path: Path, timeframes: Sequence[str]) -> None:
+        self._view = JournalView(path)
+        self._timeframes = timeframes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chart")
+        self._waiting = 0
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_get("/candles", self._get)
+        app.on_cleanup.append(self._close)
+
+    async def _close(self, _: web.Application) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        pair, timeframe = request.query.get("pair", ""), request.query.get("timeframe", "")
+        asked = request.query.get("limit", str(USUAL_CANDLES))
+        if timeframe not in self._timeframes:
+            return _refuse(400, f"timeframe: one of {', '.join(self._timeframes)} is expected")
+        limit = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0
+        if not 1 <= limit <= MAX_CANDLES:
+            return _refuse(400, f"limit: a number from 1 to {MAX_CANDLES} is expected")
+        if self._waiting >= MAX_WAITING:
+            return _refuse(503, "too many questions at a time")
+        self._waiting += 1
+        try:
+            chart = await asyncio.get_running_loop().run_in_executor(
+                self._thread, partial(self._view.chart, pair, timeframe, limit)
+            )
+        except JournalError as error:
+            # The intake and the watch over the journal say so in the log.
+            return _refuse(503, str(error))
+        finally:
+            self._waiting -= 1
+        if chart is None:
+            return _refuse(404, "pair: the journal has none of this name")
+        return _json(Candles(pair, timeframe, TIMEFRAMES_MS[timeframe], *chart))
+
+
+def _refuse(status: int, error: str) -> web.Response:
+    return _json({"error": error}, status)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value),
+        status=status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )

@@ -1,0 +1,111 @@
+"""Server-sent events: what has changed, to every page that is open.
+
+Nothing runs while nobody listens: a snapshot is taken when a listener's turn has come, once a second (wall)
+for all of them. A listener that does not take its events is dropped; it may come again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from aiohttp import web
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 1.0
+MAX_LISTENERS: Final = 16
+WRITE_WITHIN_S: Final = 5.0
+"""Wall seconds in which a listener must take an event when the buffers before it are full (64 KB)."""
+_SHARED_FOR_S: Final = 0.9 * EVERY_S
+
+
+class Snapshot(NamedTuple):
+    """JSON of what seldom changes, sent when it has changed, and of what always does."""
+
+    seldom: bytes
+    now: bytes
+
+
+class Events:
+    """Sends `take()` to those who ask at `path`, as events `seldom` and `now`."""
+
+    def __init__(
+        self, path: str, take: Callable[[], Snapshot], write_within_s: float = WRITE_WITHIN_S
+    ) -> None:
+        self.taken = 0
+        """Snapshots taken so far."""
+        self._path = path
+        self._take = take
+        self._write_within_s = write_within_s
+        self._listeners = 0
+        self._latest: Snapshot | None = None
+        self._latest_s = 0.0
+        self._closing = asyncio.Event()
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return self._listeners
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve the events."""
+        app.router.add_get(self._path, self._get, allow_head=False)
+        app.on_shutdown.append(self._close)
+
+    async def _close(self, _: web.Application) -> None:
+        self._closing.set()
+
+    def _snapshot(self) -> Snapshot:
+        now_s = time.monotonic()
+        if self._latest is None or now_s - self._latest_s >= _SHARED_FOR_S:
+            self._latest, self._latest_s = self._take(), now_s
+            self.taken += 1
+        return self._latest
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        if self._listeners >= MAX_LISTENERS:
+            return web.Response(
+                status=503, text="too many pages are open\n", headers={"Retry-After": "30"}
+            )
+        self._listeners += 1
+        try:
+            return await self._send(request)
+        finally:
+            self._listeners -= 1
+
+    async def _send(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-store",
+                # A proxy that collects answers before it passes them on would hold them back.
+                "X-Accel-Buffering": "no",
+            }
+        )
+        told = b""
+        try:
+            async with asyncio.timeout(self._write_within_s):
+                await response.prepare(request)
+                await response.write(b"retry: 2000\n\n")
+            while not self._closing.is_set():
+                snapshot = self._snapshot()
+                text = b"event: now\ndata: %b\n\n" % snapshot.now
+                if snapshot.seldom != told:
+                    told = snapshot.seldom
+                    text = b"event: seldom\ndata: %b\n\n" % told + text
+                async with asyncio.timeout(self._write_within_s):
+                    await response.write(text)
+                try:
+                    async with asyncio.timeout(EVERY_S):
+                        await self._closing.wait()
+                except TimeoutError:
+                    continue
+        except TimeoutError:
+            log.info("status page dropped: it takes no events peer=%s", request.remote)
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # it has gone
+        return response

@@ -1,0 +1,124 @@
+"""Who may ask the status port, and what every answer says to browsers.
+
+With a token, everything but `/health` needs it: as `Authorization: Bearer`, or as the password of Basic
+authentication, whatever the user's name, which a browser asks its user for. Without one, only a loopback
+address answers, and only to a `Host` that is loopback: a page elsewhere whose name has been turned to
+127.0.0.1 (DNS rebinding) reads nothing. Pages of other sites are refused whatever they ask for.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from marketfeed.settings_values import is_loopback
+from marketfeed.tokens import Token
+
+log = logging.getLogger(__name__)
+
+HEALTH: Final = "/health"
+TRUSTED: Final = web.RequestKey("trusted", bool)
+"""Whether the caller may be told more than that all is well, or not."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_ASK: Final = {"WWW-Authenticate": 'Basic realm="marketfeed", charset="UTF-8"'}
+
+
+class Guard:
+    """Stands before a server that listens on `host`; without `token` that has to be a loopback address."""
+
+    def __init__(self, host: str, token: Token) -> None:
+        self._loopback = is_loopback(host)
+        self._token = token
+        self._unreadable = False
+
+    def add_to(self, app: web.Application) -> None:
+        """Stand before every route of `app`."""
+        app.middlewares.append(self._check)
+        app.on_response_prepare.append(_add_headers)
+
+    @web.middleware
+    async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _of_another_site(request):
+            return web.Response(status=403, text="not for pages of other sites\n")
+        if not self._token.wanted:
+            if not self._loopback:
+                # Settings do not allow this; whoever gets around them gets nothing.
+                trusted = False
+            elif not is_loopback(_host_of(request)):
+                return web.Response(status=421, text="ask for 127.0.0.1 or localhost\n")
+            else:
+                trusted = True
+        else:
+            trusted = self._knows_token(request)
+        if not trusted and request.path != HEALTH:
+            return web.Response(status=401, text="the status token is needed\n", headers=_ASK)
+        request[TRUSTED] = trusted
+        return await handler(request)
+
+    def _knows_token(self, request: web.Request) -> bool:
+        told = _told(request.headers.get("Authorization", ""))
+        try:
+            token = self._token.read()
+            self._unreadable = False
+        except OSError as error:
+            if not self._unreadable:
+                log.error("status token cannot be read, nobody is let in error=%r", str(error))
+            self._unreadable = True
+            return False
+        if told is None or token is None:
+            return False
+        # Of hashes, so that not even the token's length shows in the time.
+        return hmac.compare_digest(
+            hashlib.sha256(told).digest(), hashlib.sha256(token.encode()).digest()
+        )
+
+
+def _told(authorization: str) -> bytes | None:
+    """The token that a header tells, None if it tells none."""
+    scheme, _, rest = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return None
+    return None
+
+
+def _host_of(request: web.Request) -> str:
+    try:
+        return urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _of_another_site(request: web.Request) -> bool:
+    """Whether another site's page asks, by what the browser says; following a link from there is no harm."""
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    return site not in {"none", "same-origin"} and request.headers.get("Sec-Fetch-Mode") != (
+        "navigate"
+    )
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)

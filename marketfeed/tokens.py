@@ -1,0 +1,41 @@
+"""A token of the settings: given, or what stands in its file now."""
+
+import errno
+import logging
+import re
+from pathlib import Path
+
+from pydantic import SecretStr
+
+log = logging.getLogger(__name__)
+
+
+class Token:
+    """One or the other of `token` and `path`; the file is read again whenever it changes."""
+
+    def __init__(self, token: SecretStr | None, path: Path | None) -> None:
+        self._given = None if token is None else token.get_secret_value()
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._read = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is one, readable or not."""
+        return self._given is not None or self._path is not None
+
+    def read(self) -> str | None:
+        """The token, None if there is none. Raises OSError."""
+        if self._path is None:
+            return self._given
+        stat = self._path.stat()
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if stamp != self._stamp:
+            content = self._path.read_bytes().strip()
+            if re.fullmatch(rb"[ -~]+", content) is None:
+                # No header can hold it, and errors that show it must not arise.
+                raise OSError(errno.EINVAL, "it holds no token: one line of printable ASCII")
+            self._read = content.decode("ascii")
+            self._stamp = stamp
+            log.info("token read path=%s", self._path)
+        return self._read
