@@ -57,14 +57,14 @@ async function recent(seq) {
     fill(
       element("decided"),
       body.decided.map((one) => [
-        time(one.decided_ms),
+        time(one.decided_ms).slice(5),
         one.pair,
         one.side,
+        forward(one),
         one.outcome,
         `${one.votes} of ${one.of}`,
         one.confidence.toFixed(2),
         one.primary,
-        forward(one),
         one.reasons.replaceAll("\n", "; "),
       ]),
       "None yet",
@@ -72,7 +72,7 @@ async function recent(seq) {
     fill(
       element("posted"),
       body.posted.map((one) => [
-        time(one.received_ms),
+        time(one.received_ms).slice(5),
         one.pair,
         one.side,
         one.feeder,
