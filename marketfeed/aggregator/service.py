@@ -31,8 +31,10 @@ from marketfeed.config import AggregatorSettings, Settings
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.metrics import cpu_s, rss_bytes
+from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import StatusServer
+from marketfeed.tokens import Token
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +141,8 @@ class Aggregator:
         """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
         settings = self._settings.aggregator
         exposition = AggregatorExposition(self._counters, self._gauges)
+        token = Token(settings.status.token, settings.status.token_file)
+        page = AggregatorPage(self.report, self._ledger.path, lambda: self._ledger.next_seq)
         doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
         # Fresh connections only: a POST must not meet one that the bot has just closed.
         connector = aiohttp.TCPConnector(force_close=True)
@@ -147,7 +151,7 @@ class Aggregator:
             aiohttp.ClientSession(connector=connector) as to_bots,
             aiohttp.ClientSession() as to_influx,
             StatusServer(
-                settings.status.host, settings.status.port, self.report, exposition
+                settings.status.host, settings.status.port, self.report, exposition, token, page
             ) as port,
         ):
             self.status_url = port.url

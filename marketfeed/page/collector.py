@@ -4,10 +4,7 @@ GET / the page · GET /events tiles and the status report, live · GET /candles?
 as the journal has it
 """
 
-import asyncio
-import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,28 +17,19 @@ from marketfeed.errors import JournalError
 from marketfeed.journal_view import ChartRow, JournalView
 from marketfeed.metrics import Counters
 from marketfeed.page.events import Events, Snapshot
-from marketfeed.page.files import Files
+from marketfeed.page.files import SHARED, Files
+from marketfeed.page.reads import Reads, answer, refuse
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.status import StatusReport
 from marketfeed.tiles import Tile
 
-log = logging.getLogger(__name__)
-
 MAX_CANDLES: Final = 1_000
 USUAL_CANDLES: Final = 300
-MAX_WAITING: Final = 32
-"""Questions about candles that wait for the one before them; more are turned away."""
 
 FILES: Final = {
     "/": "static/collector.html",
-    "/page/collector.js": "static/collector.js",
-    "/page/chart.js": "static/chart.js",
-    "/page/live.js": "static/live.js",
-    "/page/panels.js": "static/panels.js",
-    "/page/text.js": "static/text.js",
-    "/page/tiles.js": "static/tiles.js",
-    "/page/page.css": "static/page.css",
-    "/page/icon.svg": "static/icon.svg",
+    **SHARED,
+    **{f"/page/{name}": f"static/{name}" for name in ("collector.js", "chart.js", "tiles.js")},
     "/page/vendor/lightweight-charts.js": "vendor/lightweight-charts.js",
     "/page/vendor/LICENSE": "vendor/LICENSE",
     "/page/vendor/NOTICE": "vendor/NOTICE",
@@ -133,54 +121,30 @@ class _Lag:
 
 
 class _Charts:
-    """Answers `/candles` from the journal, one question after the other, off the event loop."""
+    """Answers `/candles` from the journal."""
 
     def __init__(self, path: Path, timeframes: Sequence[str]) -> None:
         self._view = JournalView(path)
         self._timeframes = timeframes
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chart")
-        self._waiting = 0
+        self._reads = Reads("chart")
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/candles", self._get)
-        app.on_cleanup.append(self._close)
-
-    async def _close(self, _: web.Application) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._reads.add_to(app)
 
     async def _get(self, request: web.Request) -> web.Response:
         pair, timeframe = request.query.get("pair", ""), request.query.get("timeframe", "")
         asked = request.query.get("limit", str(USUAL_CANDLES))
         if timeframe not in self._timeframes:
-            return _refuse(400, f"timeframe: one of {', '.join(self._timeframes)} is expected")
+            return refuse(400, f"timeframe: one of {', '.join(self._timeframes)} is expected")
         limit = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0
         if not 1 <= limit <= MAX_CANDLES:
-            return _refuse(400, f"limit: a number from 1 to {MAX_CANDLES} is expected")
-        if self._waiting >= MAX_WAITING:
-            return _refuse(503, "too many questions at a time")
-        self._waiting += 1
+            return refuse(400, f"limit: a number from 1 to {MAX_CANDLES} is expected")
         try:
-            chart = await asyncio.get_running_loop().run_in_executor(
-                self._thread, partial(self._view.chart, pair, timeframe, limit)
-            )
+            chart = await self._reads.ask(partial(self._view.chart, pair, timeframe, limit))
         except JournalError as error:
             # The intake and the watch over the journal say so in the log.
-            return _refuse(503, str(error))
-        finally:
-            self._waiting -= 1
+            return refuse(503, str(error))
         if chart is None:
-            return _refuse(404, "pair: the journal has none of this name")
-        return _json(Candles(pair, timeframe, TIMEFRAMES_MS[timeframe], *chart))
-
-
-def _refuse(status: int, error: str) -> web.Response:
-    return _json({"error": error}, status)
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(value),
-        status=status,
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
+            return refuse(404, "pair: the journal has none of this name")
+        return answer(Candles(pair, timeframe, TIMEFRAMES_MS[timeframe], *chart))

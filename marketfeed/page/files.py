@@ -14,6 +14,15 @@ _TYPES: Final = {
     "svg": "image/svg+xml",
     "txt": "text/plain",
 }
+SHARED: Final = {
+    **{
+        f"/page/{name}": f"static/{name}"
+        for name in ("page.css", "icon.svg", "live.js", "panels.js", "text.js")
+    },
+    # What browsers ask for beside answers that name no icon, such as `/status`.
+    "/favicon.ico": "static/icon.svg",
+}
+"""What every page needs."""
 
 
 class Files:

@@ -195,22 +195,6 @@ async def _refusals(line: Running, session: aiohttp.ClientSession) -> None:
     assert 200 in statuses
 
 
-def test_a_chart_knows_the_last_mark_price_and_rate_of_each_candle(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with running(tmp_path / "journal.db") as line:
-            await line.until(lambda: delivering(line.collector))
-
-    uvloop.run(run())
-    view = JournalView(tmp_path / "journal.db")
-    chart = view.chart(PAIR, "1m", 1)
-    assert chart is not None
-    assert len(chart.candles) == 1
-    assert view.chart("NOSUCH/USDT:USDT", "1m", 10) is None
-    nothing = view.chart(PAIR, "1h", 10)
-    assert nothing is not None
-    assert nothing.candles == []
-
-
 def test_with_a_token_status_is_told_to_who_knows_it(tmp_path: Path) -> None:
     token = Token(SecretStr(TOKEN), None)
 

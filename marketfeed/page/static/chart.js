@@ -5,7 +5,8 @@ import { count, digitsOf, percent, price, put, time } from "./text.js";
 const ALL = 300;
 const TAIL = 3;
 const TAIL_EVERY_MS = 2000;
-const ALL_EVERY_MS = 60000; // healed holes show, and what a restart brought
+const ALL_EVERY_MS = 60000; // what was corrected shows, and what a restart brought
+const HOLES_EVERY_MS = 5000; // while some are missing: healed ones show soon
 const [OPEN_MS, OPEN, HIGH, LOW, CLOSE, VOLUME, MARK, RATE] = [0, 1, 2, 3, 4, 5, 6, 7];
 const ROWS = 10;
 
@@ -84,7 +85,8 @@ export class Chart {
   turn() {
     const now = performance.now();
     if (!this.pair || this.asked || document.hidden || now - this.askedMs < TAIL_EVERY_MS) return;
-    this.ask(this.rows.length === 0 || now - this.allMs > ALL_EVERY_MS ? ALL : TAIL);
+    const allEvery = this.holes() ? HOLES_EVERY_MS : ALL_EVERY_MS;
+    this.ask(this.rows.length === 0 || now - this.allMs > allEvery ? ALL : TAIL);
   }
 
   async ask(limit) {
@@ -131,6 +133,12 @@ export class Chart {
     this.forming = body.forming;
     this.draw(fresh);
     this.say();
+  }
+
+  // Whether some candles between the first and the last are missing.
+  holes() {
+    const [first, last] = [this.rows[0], this.rows.at(-1)];
+    return this.rows.length > 0 && (last[OPEN_MS] - first[OPEN_MS]) / this.length >= this.rows.length;
   }
 
   all() {

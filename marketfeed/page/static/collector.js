@@ -1,7 +1,7 @@
 // The collector's page: tiles, chart and panels, live.
 
 import { Chart } from "./chart.js";
-import { listen } from "./live.js";
+import { follow, headline } from "./live.js";
 import { Panels, showCollector } from "./panels.js";
 import { put, time } from "./text.js";
 import { commonEnd, legend, SILENT, STATES, Tiles } from "./tiles.js";
@@ -16,7 +16,6 @@ const chart = new Chart({
   rows: element("rows"),
 });
 const tiles = new Tiles(element("tiles"), element("find"), element("troubled"), () => draw());
-let version = null;
 
 function draw() {
   put(element("chart-title"), `${tiles.chosen} ${timeframe.value}`);
@@ -26,9 +25,6 @@ function draw() {
 }
 
 function seldom(told) {
-  // After an upgrade: a page must not be older than the service that it speaks to.
-  if (version !== null && version !== told.version) location.reload();
-  version = told.version;
   const wanted = new URLSearchParams(location.hash.slice(1));
   const chosen = timeframe.value || wanted.get("timeframe");
   timeframe.replaceChildren(...told.timeframes.map((name) => new Option(name, name)));
@@ -41,19 +37,6 @@ function seldom(told) {
   }
 }
 
-function headline(status, silent) {
-  const problems = status.reasons.length;
-  const line = element("headline");
-  line.className = `headline ${problems ? "bad" : "good"}`;
-  put(line, problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : "● All is well");
-  document.title = problems ? `✕ ${silent ? `${silent} silent` : "not well"} – Marketfeed` : "● Marketfeed";
-  const list = element("reasons");
-  list.hidden = problems === 0;
-  while (list.children.length > problems) list.lastChild.remove();
-  while (list.children.length < problems) list.append(document.createElement("li"));
-  status.reasons.forEach((reason, index) => put(list.children[index], reason));
-}
-
 function now(told) {
   const { status } = told;
   tiles.show(told.tiles);
@@ -62,7 +45,7 @@ function now(told) {
     element("pairs-count"),
     counts.map((number, state) => (number ? `${number} ${STATES[state].name}` : "")).filter(Boolean).join(", "),
   );
-  headline(status, counts[SILENT]);
+  headline(status, "Marketfeed", counts[SILENT] ? `${counts[SILENT]} silent` : undefined);
   put(element("clock"), `${time(status.exchange_time_ms)} UTC`);
   showCollector(panels, told);
   chart.turn();
@@ -70,17 +53,4 @@ function now(told) {
 
 timeframe.addEventListener("change", () => tiles.chosen && draw());
 legend(element("legend"));
-listen(
-  "/events",
-  ["seldom", "now"],
-  (name, told) => (name === "seldom" ? seldom(told) : now(told)),
-  (state) => {
-    document.body.dataset.live = state;
-    if (state === "live") return;
-    const lost = new Date();
-    const line = element("headline");
-    line.className = "headline bad";
-    put(line, `✕ The collector is not heard since ${lost.toISOString().slice(11, 19)} UTC: what stands here is old`);
-    document.title = "✕ not heard – Marketfeed";
-  },
-);
+follow(seldom, now, "Marketfeed");

@@ -1,11 +1,14 @@
-// What the service tells, event by event; and that it does not tell any more.
+// What the service tells, event by event; that it does not tell any more; and whether it is well.
+
+import { put } from "./text.js";
 
 const SILENT_MS = 5000;
 const AGAIN_MS = 3000;
 
 // `told(name, value)` is called with each event, `live(state)` with "live" or "lost" when that changes.
-export function listen(path, names, told, live) {
+function listen(path, names, told, live) {
   let source = null;
+  let opening = 0;
   let heard = performance.now();
   let state = "connecting";
 
@@ -16,7 +19,14 @@ export function listen(path, names, told, live) {
     }
   }
 
+  function again() {
+    clearTimeout(opening);
+    opening = setTimeout(open, AGAIN_MS);
+  }
+
   function open() {
+    clearTimeout(opening);
+    source?.close();
     source = new EventSource(path);
     for (const name of names) {
       source.addEventListener(name, (event) => {
@@ -28,20 +38,76 @@ export function listen(path, names, told, live) {
     source.addEventListener("error", () => {
       turn("lost");
       // After an answer that is no stream (a restart, too many pages) the browser does not try again.
-      if (source.readyState === EventSource.CLOSED) setTimeout(open, AGAIN_MS);
+      if (source.readyState === EventSource.CLOSED) again();
     });
   }
+
+  // A browser keeps pages that were left, with their connections, and has six of these for a host: the
+  // pages that follow would be without.
+  addEventListener("pagehide", () => {
+    clearTimeout(opening);
+    source.close();
+  });
+  addEventListener("pageshow", (event) => {
+    if (event.persisted) {
+      heard = performance.now();
+      open();
+    }
+  });
 
   // A connection that is only half there says nothing and does not end.
   setInterval(() => {
     if (performance.now() - heard > SILENT_MS) {
       turn("lost");
-      if (source.readyState !== EventSource.CLOSED && performance.now() - heard > 3 * SILENT_MS) {
-        source.close();
+      if (performance.now() - heard > 3 * SILENT_MS) {
         heard = performance.now();
         open();
       }
     }
   }, 1000);
   open();
+}
+
+// The line at the top, the page's title, and the list of what is not well.
+export function headline(status, title, trouble = "not well") {
+  const problems = status.reasons.length;
+  say(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : "● All is well", problems === 0);
+  document.title = problems ? `✕ ${trouble} – ${title}` : `● ${title}`;
+  const list = document.getElementById("reasons");
+  list.hidden = problems === 0;
+  while (list.children.length > problems) list.lastChild.remove();
+  while (list.children.length < problems) list.append(document.createElement("li"));
+  status.reasons.forEach((reason, index) => put(list.children[index], reason));
+}
+
+function say(text, good) {
+  const line = document.getElementById("headline");
+  line.className = `headline ${good ? "good" : "bad"}`;
+  put(line, text);
+}
+
+// Follow a service's events on its page: `seldom` what changes seldom, `now` what is so now.
+export function follow(seldom, now, title) {
+  let version = null;
+  listen(
+    "/events",
+    ["seldom", "now"],
+    (name, told) => {
+      if (name === "now") {
+        now(told);
+        return;
+      }
+      // After an upgrade: a page must not be older than the service that it speaks to.
+      if (version !== null && version !== told.version) location.reload();
+      version = told.version;
+      seldom(told);
+    },
+    (state) => {
+      document.body.dataset.live = state;
+      if (state === "live") return;
+      const since = new Date().toISOString().slice(11, 19);
+      say(`✕ Nothing is heard since ${since} UTC: what stands here is old`, false);
+      document.title = `✕ not heard – ${title}`;
+    },
+  );
 }

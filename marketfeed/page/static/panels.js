@@ -52,8 +52,8 @@ export function badIf(condition) {
 
 const sum = (counts) => Object.values(counts).reduce((total, value) => total + value, 0);
 
-export function shipping(report) {
-  if (report === null) return [["InfluxDB", "none: the journal is the store"]];
+export function shipping(report, none) {
+  if (report === null) return [["InfluxDB", none]];
   return [
     ["InfluxDB", report.state, badIf(report.trouble)],
     ...(report.trouble ? [["Trouble", `${report.trouble} (${seconds(report.trouble_for_s)})`, "bad"]] : []),
@@ -144,7 +144,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Records given up", count(sum(journal.records_given_up)), badIf(sum(journal.records_given_up))],
     ["Bad frames kept", count(journal.dead_letters), warnIf(journal.dead_letters)],
     ...(journal.set_aside ? [["Set aside as damaged", journal.set_aside, "warn"]] : []),
-    ...shipping(status.shipping),
+    ...shipping(status.shipping, "none: the journal is the store"),
   ]);
   panels.show(
     "Timeframes",

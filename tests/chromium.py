@@ -6,11 +6,12 @@ nothing is installed and no root is needed. A `chromium` with a `chromedriver` o
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
 import subprocess
+import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from selenium.webdriver.chrome.service import Service
 PACKAGES = ("chromium", "chromium-driver")
 _APT = ("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2")
 _READY = "complete"
+AXE_VERSION = "4.14.1"
 
 
 class BrowserError(Exception):
@@ -31,6 +33,17 @@ def cache_dir() -> Path:
     """Where tests keep what they fetched."""
     name = os.environ.get("MARKETFEED_TEST_CACHE", "~/.cache/marketfeed-tests")
     return Path(name).expanduser()
+
+
+class Chrome(webdriver.Chrome):
+    """A browser whose window has the size of a device's."""
+
+    def resize(self, width: int, height: int) -> None:
+        """Become so large (CSS pixels). A headless window is never narrower than 500; a device is."""
+        self.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
 
 
 class Found:
@@ -113,7 +126,7 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
 @contextlib.contextmanager
 def browser(
     home: Path, width: int = 1280, height: int = 900, dark: bool = False
-) -> Iterator[webdriver.Chrome]:
+) -> Iterator[Chrome]:
     """A headless Chromium with a fresh profile below `home`, of a window's inner size."""
     found = obtain()
     options = webdriver.ChromeOptions()
@@ -139,20 +152,16 @@ def browser(
         "SE_OFFLINE": "true",
     }
     service = Service(str(found.driver), env=environment)
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = Chrome(options=options, service=service)
     try:
-        # A headless window is never narrower than 500 px; a device is.
-        driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
+        driver.resize(width, height)
         scheme(driver, dark)
         yield driver
     finally:
         driver.quit()
 
 
-def scheme(driver: webdriver.Chrome, dark: bool) -> None:
+def scheme(driver: Chrome, dark: bool) -> None:
     """Prefer dark or light colours from now on."""
     driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
@@ -160,11 +169,42 @@ def scheme(driver: webdriver.Chrome, dark: bool) -> None:
     )
 
 
-def complaints(driver: webdriver.Chrome) -> list[dict[str, Any]]:
+def complaints(driver: Chrome) -> list[dict[str, Any]]:
     """What the console has said since it was asked last, but for information."""
     return [entry for entry in driver.get_log("browser") if entry["level"] in {"WARNING", "SEVERE"}]
 
 
-def pretty(entries: list[dict[str, Any]]) -> str:
-    """Console entries for a failure's text."""
-    return json.dumps(entries, indent=1)
+def axe() -> str:
+    """The source of axe-core, which judges pages by WCAG: fetched once from npm. Raises BrowserError."""
+    cache = cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    file = cache / f"axe-core-{AXE_VERSION}.min.js"
+    with (cache / "axe-core.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                _run("npm", "pack", "--silent", f"axe-core@{AXE_VERSION}", cwd=Path(folder))
+                with tarfile.open(next(Path(folder).glob("*.tgz"))) as package:
+                    found = package.extractfile("package/axe.min.js")
+                    assert found is not None
+                    source = found.read()
+                fresh = Path(folder) / "axe.min.js"
+                fresh.write_bytes(source)
+                fresh.rename(file)
+    return file.read_text(encoding="utf-8")
+
+
+def axe_violations(driver: Chrome) -> list[str]:
+    """What axe-core finds wrong with the page as it stands, one line each."""
+    # By the driver and not by the page, whose policy would let no such script in.
+    driver.execute_script(axe())
+    found = driver.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        "axe.run({resultTypes: ['violations']}).then((r) => done(r.violations), (e) => done(String(e)))"
+    )
+    if isinstance(found, str):
+        raise BrowserError(f"axe-core: {found}")
+    return [
+        f"{one['id']}: {one['help']}: {'; '.join(' '.join(node['target']) for node in one['nodes'])}"
+        for one in found
+    ]

@@ -1,0 +1,125 @@
+// The aggregator's page: what was voted, decided and forwarded last, live.
+
+import { follow, headline } from "./live.js";
+import { Panels, badIf, shipping, warnIf } from "./panels.js";
+import { bytes, count, put, seconds, time } from "./text.js";
+
+// How a forward stands, as a sign, words, and how bad that is.
+const FORWARDS = {
+  queued: ["○", "queued", ""],
+  sending: ["◐", "being sent", ""],
+  accepted: ["●", "accepted", "good"],
+  found: ["●", "found at the bot", "good"],
+  refused: ["✕", "refused", "bad"],
+  expired: ["▲", "expired", "warn"],
+  unknown: ["▲", "unknown", "warn"],
+  lost: ["✕", "lost: look into the bot", "bad"],
+};
+
+const element = (id) => document.getElementById(id);
+const panels = new Panels(element("panels"));
+let shown = -1;
+let asking = false;
+
+// `rows` are cells, each a text or [text, class].
+function fill(body, rows, nothing) {
+  body.replaceChildren(
+    ...(rows.length ? rows : [[nothing]]).map((cells) => {
+      const line = document.createElement("tr");
+      line.append(
+        ...cells.map((cell) => {
+          const [text, kind] = Array.isArray(cell) ? cell : [cell, ""];
+          const made = document.createElement("td");
+          made.textContent = text;
+          made.className = kind;
+          return made;
+        }),
+      );
+      return line;
+    }),
+  );
+}
+
+function forward(decided) {
+  if (decided.state === null) return "–";
+  const [sign, words, kind] = FORWARDS[decided.state] ?? ["▲", decided.state, "warn"];
+  const status = decided.status === null ? "" : ` (${decided.status})`;
+  const tries = decided.attempts > 1 ? `, ${decided.attempts} attempts` : "";
+  return [`${sign} ${words}${status}${tries}`, kind];
+}
+
+async function recent(seq) {
+  asking = true;
+  try {
+    const answer = await fetch("/recent", { signal: AbortSignal.timeout(10000) });
+    const body = await answer.json();
+    if (!answer.ok) throw new Error(body.error);
+    fill(
+      element("decided"),
+      body.decided.map((one) => [
+        time(one.decided_ms).slice(5),
+        one.pair,
+        one.side,
+        forward(one),
+        one.outcome,
+        `${one.votes} of ${one.of}`,
+        one.confidence.toFixed(2),
+        one.primary,
+        one.reasons.replaceAll("\n", "; "),
+      ]),
+      "None yet",
+    );
+    fill(
+      element("posted"),
+      body.posted.map((one) => [
+        time(one.received_ms).slice(5),
+        one.pair,
+        one.side,
+        one.feeder,
+        one.confidence.toFixed(2),
+        [one.outcome, one.outcome === "voted" ? "" : "warn"],
+      ]),
+      "None yet",
+    );
+    shown = seq;
+    element("problem").hidden = true;
+  } catch (error) {
+    put(element("problem"), `The ledger cannot be read now: ${error.message}`);
+    element("problem").hidden = false;
+  } finally {
+    asking = false;
+  }
+}
+
+const listed = (counts) => {
+  const rows = Object.entries(counts);
+  return rows.length ? rows.map(([name, value]) => [name, count(value)]) : [["None yet", "–"]];
+};
+const sum = (counts) => Object.values(counts).reduce((total, value) => total + value, 0);
+
+function now({ status, next_seq: seq }) {
+  headline(status, "Marketfeed aggregator");
+  if (seq !== shown && !asking && !document.hidden) recent(seq);
+  const lost = Object.values(status.lost).flat().length;
+  panels.show("Now", [
+    ["Open windows", count(status.open_windows)],
+    ["Signals being stored", count(status.pending)],
+    ["Forwards waiting", count(sum(status.waiting))],
+    ["Forwards not settled", count(sum(status.unsettled)), warnIf(sum(status.unsettled))],
+    ["Forwards lost", count(lost), badIf(lost)],
+  ]);
+  panels.show("Signals", listed(status.signals));
+  panels.show("Refused", listed(status.refused));
+  panels.show("Decisions", listed(status.decisions));
+  panels.show("Forwards", listed(status.forwards));
+  panels.show("InfluxDB", shipping(status.shipping, "none: the ledger is the store"));
+  panels.show("Aggregator", [
+    ["Version", status.version],
+    ["Address", status.url],
+    ["Runs for", seconds(status.uptime_s)],
+    ["Memory", bytes(status.rss_bytes)],
+    ["CPU", `${((100 * status.cpu_s) / Math.max(status.uptime_s, 1)).toFixed(1)} % of a core`],
+  ]);
+}
+
+follow(() => {}, now, "Marketfeed aggregator");

@@ -1,0 +1,64 @@
+"""The aggregator's page in a real Chromium: votes that are posted, decided and forwarded while it is open."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+from bot import CountingBot
+from chromium import Chrome, axe_violations, browser, complaints
+from running import DEADLINE_S, PAIR, running, settings, until
+
+from marketfeed.aggregator.ledger import recent
+
+
+def test_votes_and_forwards_show_while_the_page_is_open(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            CountingBot() as bot,
+            running(settings(tmp_path, {"long": bot.url}, min_agreements=2)) as line,
+        ):
+            url = line.aggregator.status_url
+            with browser(tmp_path / "chromium") as driver:
+                await asyncio.to_thread(driver.get, url + "/")
+
+                async def shows(name: str, *words: str) -> None:
+                    async with asyncio.timeout(DEADLINE_S):
+                        shown = ""
+                        while not all(word in shown for word in words):
+                            await asyncio.sleep(0.1)
+                            shown = await _text(driver, name)
+
+                await shows("headline", "● All is well")
+                await shows("decided", "None yet")
+                await shows("posted", "None yet")
+                for feeder in ("73", "74"):
+                    assert (await line.post(feeder, 0.9))[0] == 200
+                await until(lambda: bool(bot.posts), "the forward")
+                await shows("posted", PAIR, "73", "74", "0.90", "voted")
+                await shows("decided", PAIR, "forward", "2 of 5", "● accepted (200)")
+                # One vote is not enough: the page says why nothing was forwarded.
+                other = "ETH/USDT:USDT"
+                assert (await line.post("75a", 0.8, pair=other))[0] == 200
+                await shows("decided", other, "skip", "1 of 5", "–")
+                assert await asyncio.to_thread(axe_violations, driver) == []
+                await asyncio.to_thread(driver.resize, 320, 640)
+                width = "return [document.documentElement.scrollWidth, window.innerWidth]"
+                script: Callable[[str], object] = driver.execute_script
+                async with asyncio.timeout(DEADLINE_S):
+                    while await asyncio.to_thread(script, width) != [320, 320]:
+                        await asyncio.sleep(0.1)
+                assert await asyncio.to_thread(axe_violations, driver) == []
+                assert complaints(driver) == []
+            found = recent(tmp_path / "ledger.db", 2)
+            assert [one.pair for one in found.posted] == [other, PAIR]
+            assert [one.state for one in found.decided] == [None, "accepted"]
+
+    uvloop.run(run())
+
+
+async def _text(driver: Chrome, name: str) -> str:
+    def read() -> str:
+        return str(driver.execute_script(f"return document.getElementById('{name}').innerText"))
+
+    return await asyncio.to_thread(read)
