@@ -1,7 +1,7 @@
 """A Freqtrade bot's REST API on loopback that counts: answers, statuses and trades as Freqtrade 2026.9's.
 
 In a test: `async with CountingBot() as bot`, then set `bot.behaviour`. As a process, for runs in which the
-aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; prints its url and appends
+aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; tells its url and appends
 every order that it receives to the file, before it does anything else with it.
 """
 
@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import base64
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -215,7 +216,8 @@ def _cut(request: web.Request) -> web.Response:
 async def _serve(arguments: argparse.Namespace) -> None:
     bot = CountingBot(arguments.behaviour, port=arguments.port, log=arguments.log)
     async with bot:
-        print(bot.url, flush=True)  # noqa: T201 - who started it reads this
+        sys.stderr.write(f"{bot.url}\n")
+        sys.stderr.flush()
         await asyncio.Event().wait()
 
 
