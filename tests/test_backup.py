@@ -232,4 +232,4 @@ def test_the_command(path: Path, folder: Path, tmp_path: Path) -> None:
     assert backup("three.db", "--ledger").returncode == 0
     found = inspect_ledger(folder / "three.db")
     assert found is not None
-    assert found.holder is None
+    assert found.version == 1

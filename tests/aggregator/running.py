@@ -171,10 +171,10 @@ async def until(
         await asyncio.sleep(0.01)
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """What a query of the ledger in `path` finds, beside its writer."""
     with reading(KIND, path / "ledger.db") as db:
-        return db.execute(query).fetchall()
+        return db.execute(query, values).fetchall()
 
 
 def states(path: Path) -> list[str]:
