@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,13 @@ def basic(auth: Login | None) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
 
 
-def config(path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any) -> Path:
-    """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed."""
+def config(
+    path: Path, bots: Mapping[str, str | dict[str, Any]], bot_timeout_s: float = 1, **changes: Any
+) -> Path:
+    """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed.
+
+    A bot is the url of a `CountingBot`, or all of its settings.
+    """
     aggregator: dict[str, Any] = {
         "port": 0,
         "status": {"port": 0},
@@ -64,8 +69,14 @@ def config(path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes
         "window_s": 1,
         "cooldown_s": 0,
         "bots": {
-            side: {"url": url, "password_file": str(path / "bot_word"), "timeout_s": bot_timeout_s}
-            for side, url in bots.items()
+            side: {
+                "url": bot,
+                "password_file": str(path / "bot_word"),
+                "timeout_s": bot_timeout_s,
+            }
+            if isinstance(bot, str)
+            else bot
+            for side, bot in bots.items()
         },
     }
     for name, value in changes.items():
