@@ -11,7 +11,6 @@ for a pair, whatever is killed, and two orders for a pair are two for one decisi
 import asyncio
 import contextlib
 import ctypes
-import hashlib
 import json
 import logging
 import os
@@ -372,13 +371,6 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def quick_hash(password: str) -> str:
-    """A hash that costs nothing: every life begins with looking at one."""
-    salt = os.urandom(16)
-    digest = hashlib.scrypt(password.encode(), salt=salt, n=2, r=8, p=1, dklen=32)
-    return f"scrypt$2$8$1${salt.hex()}${digest.hex()}"
-
-
 def run(kills: int, seed: int, directory: Path, pace: Pace) -> Report:
     """Kill `kills` times; ends early, with the fault in the report, when something is wrong."""
     report, events, random_ = Report(), Events(), random.Random(seed)
@@ -388,7 +380,6 @@ def run(kills: int, seed: int, directory: Path, pace: Pace) -> Report:
         {"long": f"http://127.0.0.1:{bot_port}"},
         BOT_TIMEOUT_S,
         port=port,
-        accounts=[{"username": FLEET[0], "hash": quick_hash(FLEET[1])}],
         window_s=WINDOW_S,
         expire_s=2,
     )

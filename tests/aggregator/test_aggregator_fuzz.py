@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 from bot import CountingBot
 from hostile import Hostile, assault
-from running import FLEET, LONG, rows, running, settings
-
-from marketfeed.aggregator.auth import hash_password
+from running import FLEET, LONG, quick_hash, rows, running, settings
 
 COUNT = int(os.environ.get("FUZZ", "2000"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -20,7 +18,7 @@ FUZZ = ("fuzz", "invented-fuzz-password")
 
 
 def test_hostile_requests_beside_feeders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    accounts = [{"username": name, "hash": hash_password(word)} for name, word in (FLEET, FUZZ)]
+    accounts = [{"username": name, "hash": quick_hash(word)} for name, word in (FLEET, FUZZ)]
 
     async def scenario() -> None:
         async with (
