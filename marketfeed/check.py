@@ -21,9 +21,10 @@ from marketfeed.binance.symbols import (
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
+from marketfeed.database import Kind, inspect
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.instruments import Listing, select
-from marketfeed.journal import inspect_journal
+from marketfeed.journal import KIND
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
 
@@ -47,16 +48,21 @@ StoreCheck = Callable[[Settings, aiohttp.ClientSession], Awaitable[list[Finding]
 
 
 async def check(
-    settings: Settings, live: LiveCheck | None = None, store: StoreCheck | None = None
+    settings: Settings,
+    live: LiveCheck | None = None,
+    store: StoreCheck | None = None,
+    aggregator: StoreCheck | None = None,
 ) -> list[Finding]:
     """Look at everything that a collector with these settings needs; changes nothing.
 
-    `live` looks at all streams; without it one stream is tried. `store` looks at InfluxDB.
+    `live` looks at all streams; without it one stream is tried. `store` looks at InfluxDB, `aggregator`
+    at what `marketfeed aggregate` needs.
     """
     findings = check_journal(settings)
     async with aiohttp.ClientSession() as session:
-        if store is not None:
-            findings += await store(settings, session)
+        for look in (store, aggregator):
+            if look is not None:
+                findings += await look(settings, session)
         rest = BinanceRest(session, settings.exchange.rest_url)
         findings.append(await _check_clock(rest))
         try:
@@ -76,25 +82,28 @@ async def check(
 def check_journal(settings: Settings) -> list[Finding]:
     """Look at the journal's file, its directory and the room on its disk."""
     path = settings.journal.path.absolute()
-    findings: list[Finding] = []
+    finding, used_bytes = check_file(KIND, path)
+    if finding.verdict == "bad":
+        return [finding]
+    return [finding, _check_room(path, settings.journal.max_bytes, used_bytes)]
+
+
+def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
+    """Look at a durable file and its directory; also returns how many bytes it has."""
+    path = path.absolute()
     try:
-        found = inspect_journal(path)
+        found = inspect(kind, path)
     except JournalError as error:
-        return [Finding("journal", "bad", str(error))]
+        return Finding(kind.name, "bad", str(error)), 0
     if found is None:
         place = next(parent for parent in path.parents if parent.exists())
         if not os.access(place, os.W_OK | os.X_OK):
             text = f"{path} cannot be created: {place} is not writable for this user"
-            return [Finding("journal", "bad", text)]
-        findings.append(Finding("journal", "good", f"{path} will be created"))
-    else:
-        held = f", in use by process {found.holder}" if found.holder else ""
-        text = f"{path}: schema version {found.version}, {found.bytes_used:,} bytes{held}"
-        findings.append(Finding("journal", "good", text))
-    findings.append(
-        _check_room(path, settings.journal.max_bytes, (found and found.bytes_used) or 0)
-    )
-    return findings
+            return Finding(kind.name, "bad", text), 0
+        return Finding(kind.name, "good", f"{path} will be created"), 0
+    held = f", in use by process {found.holder}" if found.holder else ""
+    text = f"{path}: schema version {found.version}, {found.bytes_used:,} bytes{held}"
+    return Finding(kind.name, "good", text), found.bytes_used
 
 
 def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:

@@ -3,6 +3,7 @@
 import aiohttp
 
 from marketfeed.check import Finding
+from marketfeed.check_aggregator import is_configured
 from marketfeed.config import InfluxSettings, Settings
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 
@@ -36,7 +37,9 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
                 "the mapping is missing (`marketfeed setup` creates it), or the right to read the bucket"
             )
             return [*findings, Finding("influxdb mapping", "bad", text)]
-        clashes = await admin.clashes(settings.exchange.timeframes)
+        clashes = await admin.clashes(
+            settings.exchange.timeframes, aggregator=is_configured(settings.aggregator)
+        )
     except InfluxError as error:
         return [*findings, Finding("influxdb mapping", "bad", f"may not read: {error}")]
     findings += [

@@ -153,6 +153,7 @@ def check(
     --live 120 all streams must bring data, kline streams as their pairs trade: an ACK proves nothing.
     """
     from marketfeed.check import check as look
+    from marketfeed.check_aggregator import check_aggregator, is_configured
     from marketfeed.check_influx import check_influx
     from marketfeed.config import load_settings
     from marketfeed.live import prove_streams
@@ -164,7 +165,8 @@ def check(
         if live is not None:
             proving = partial(prove_streams, settings.exchange, seconds=live, progress=progress)
         store = None if settings.influxdb.url is None else check_influx
-        findings = uvloop.run(look(settings, proving, store))
+        aggregator = check_aggregator if is_configured(settings.aggregator) else None
+        findings = uvloop.run(look(settings, proving, store, aggregator))
     if as_json:
         _print_json({"findings": findings})
     else:
@@ -178,9 +180,12 @@ def backup(
         Path, typer.Argument(help="A file that is not there yet; its directory is.")
     ],
     config: ConfigOption = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="The aggregator's ledger instead of the journal.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the journal into one file, as it stands now; the collector may run meanwhile.
+    """Copy the journal (or the ledger) into one file, as it stands now; its writer may run meanwhile.
 
     The copy is checked before it gets its name. Another user than the collector's has to be in its group.
     To restore it: stop the collector, move journal.db, journal.db-wal and journal.db-shm away together, put
@@ -188,14 +193,16 @@ def backup(
 
     Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
     """
+    from marketfeed.aggregator.ledger import KIND as LEDGER
     from marketfeed.backup import back_up
     from marketfeed.config import load_settings
-    from marketfeed.journal import KIND
+    from marketfeed.journal import KIND as JOURNAL
     from marketfeed.present import backup_text, stages
 
     settings = load_settings(config)
+    path = settings.aggregator.ledger.path if ledger else settings.journal.path
     with stages(quiet=as_json) as progress:
-        done = back_up(KIND, settings.journal.path, destination, progress)
+        done = back_up(LEDGER if ledger else JOURNAL, path, destination, progress)
     if as_json:
         _print_json(done)
     else:

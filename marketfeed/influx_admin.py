@@ -56,12 +56,24 @@ class _Answer(msgspec.Struct):
     message: str = ""
 
 
-def expected_fields(timeframes: Sequence[str]) -> dict[str, Mapping[str, type]]:
-    """Measurement -> fields, of all that a collector of these timeframes writes."""
+_TAGS: Final[Mapping[str, frozenset[str]]] = {
+    schema.FEED_GAP: frozenset({"pair", "kind", "collector"}),
+    schema.SIGNAL: frozenset({"pair", "side", "feeder"}),
+    schema.ENSEMBLE: frozenset({"pair", "side", "primary"}),
+}
+"""Measurement -> its tags; all others have `pair` alone."""
+
+
+def expected_fields(
+    timeframes: Sequence[str], *, aggregator: bool = False
+) -> dict[str, Mapping[str, type]]:
+    """Measurement -> fields, of all that a collector of these timeframes writes, or an aggregator too."""
     expected: dict[str, Mapping[str, type]] = dict(schema.MEASUREMENT_FIELDS)
     for timeframe in timeframes:
         expected[schema.ohlcv_measurement(timeframe)] = schema.CANDLE_FIELDS
         expected[schema.forming_measurement(timeframe)] = schema.CANDLE_FIELDS
+    if aggregator:
+        expected |= schema.AGGREGATOR_FIELDS
     return expected
 
 
@@ -141,10 +153,10 @@ class InfluxAdmin:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
 
-    async def clashes(self, timeframes: Sequence[str]) -> list[Clash]:
+    async def clashes(self, timeframes: Sequence[str], *, aggregator: bool = False) -> list[Clash]:
         """Compare field types and tag keys of what the bucket holds with what will be written."""
         found: list[Clash] = []
-        expected = expected_fields(timeframes)
+        expected = expected_fields(timeframes, aggregator=aggregator)
         for series in await self.query("SHOW FIELD KEYS", self._settings.bucket):
             fields = expected.get(series.name, {})
             for name, held in series.values:
@@ -159,9 +171,7 @@ class InfluxAdmin:
         for series in await self.query("SHOW TAG KEYS", self._settings.bucket):
             if series.name not in expected:
                 continue
-            allowed = {"pair"} | (
-                {"kind", "collector"} if series.name == schema.FEED_GAP else set()
-            )
+            allowed = _TAGS.get(series.name, frozenset({"pair"}))
             extra = sorted(str(row[0]) for row in series.values if row[0] not in allowed)
             if extra:
                 text = (

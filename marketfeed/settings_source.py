@@ -40,7 +40,7 @@ FOREIGN_VARIABLES: Final = frozenset(
         "MARKETFEED_FREQTRADE",
     }
 )
-"""Variables that are no settings of the collector: the credentials directory, the reader's and the feeder's."""
+"""Variables that are no settings of the collector: where they are, the reader's, the feeder's."""
 TEST_PREFIX: Final = "MARKETFEED_TEST_"
 
 MAX_CREDENTIAL_BYTES: Final = 64 * 1024

@@ -1,4 +1,7 @@
-"""What of a durable file a server has acknowledged or refused: the SQL of two tables in each such file."""
+"""What of a durable file a server has acknowledged or refused: the SQL of two tables in each such file.
+
+`tables.CREATE_SHIPPED` creates them.
+"""
 
 from collections.abc import Iterable
 from sqlite3 import Connection
@@ -7,17 +10,6 @@ from typing import Final
 from marketfeed.ranges import Ranges
 
 REFUSED_LINES_KEPT: Final = 10_000
-
-CREATE: Final = """
-CREATE TABLE shipped(
-    target TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    PRIMARY KEY (target, first)
-) WITHOUT ROWID;
-CREATE TABLE refused_line(
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    refused INTEGER NOT NULL, target TEXT NOT NULL, line TEXT NOT NULL, answer TEXT NOT NULL
-);
-"""
 
 
 def read_shipped(db: Connection, target: str) -> Ranges:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from marketfeed.aggregator.ledger import Ledger, inspect_ledger
 from marketfeed.backup import back_up
 from marketfeed.batch import Batch
 from marketfeed.errors import BackupError, JournalError, JournalForeignError
@@ -225,3 +226,10 @@ def test_the_command(path: Path, folder: Path, tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "it is there already; nothing is overwritten" in again.stderr
     assert len(opens(folder / "two.db")) == 10
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        ledger.beat()
+    config.write_text(json.dumps({"aggregator": {"ledger": {"path": str(tmp_path / "ledger.db")}}}))
+    assert backup("three.db", "--ledger").returncode == 0
+    found = inspect_ledger(folder / "three.db")
+    assert found is not None
+    assert found.version == 1

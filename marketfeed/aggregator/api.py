@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
@@ -23,10 +24,12 @@ from marketfeed.aggregator.desk import Desk, Post
 from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
 
 log = logging.getLogger(__name__)
+http_log = logging.getLogger(f"{__name__}.http")
 
 MAX_BODY: Final = 16 * 1024
 TIMEOUT_S: Final = 5.0
 PREFIX: Final = "/api/v1"
+MALFORMED_EVERY_S: Final = 60.0
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 _CALLER: Final = web.RequestKey("caller", Caller)
 
@@ -62,6 +65,7 @@ class Api:
         self._counters = counters
         self._health = health
         self._runner: web.AppRunner | None = None
+        self._malformed = _Malformed(counters)
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._outermost])
@@ -86,7 +90,9 @@ class Api:
             keepalive_timeout=TIMEOUT_S,
             lingering_time=1.0,
             auto_decompress=False,
+            logger=http_log,
         )
+        http_log.addFilter(self._malformed)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port, backlog=512)
         try:
@@ -102,6 +108,7 @@ class Api:
     async def __aexit__(self, *exc_info: object) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+            http_log.removeFilter(self._malformed)
 
     # --- around every request -------------------------------------------------------------------------
 
@@ -260,6 +267,32 @@ class Api:
     async def _get_whitelist(self, request: web.Request) -> web.StreamResponse:
         pairs = list(self._whitelist)
         return _json({"whitelist": pairs, "length": len(pairs), "method": ["StaticPairList"]})
+
+
+class _Malformed(logging.Filter):
+    """Counts what is no HTTP, and lets it be logged in one line every `MALFORMED_EVERY_S`.
+
+    aiohttp logs each with a traceback: whoever reaches the port, without a password, could fill the disk.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        super().__init__()
+        self._counters = counters
+        self._told_s = -MALFORMED_EVERY_S
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        self._counters.refused["malformed"] += 1
+        now_s = time.monotonic()
+        if now_s - self._told_s < MALFORMED_EVERY_S:
+            return False
+        self._told_s = now_s
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args = "malformed request error=%s", (type(error).__name__,)
+        record.exc_info = record.exc_text = None
+        return True
 
 
 def _mistake(reason: str, where: str, name: str, message: str) -> Refused:

@@ -71,6 +71,8 @@ class Desk:
     ) -> None:
         self.trouble = ""
         """Why the ledger does not take votes, for `/health`; empty when it does."""
+        self.turns = 0
+        """Rises with every turn; `wake` makes one."""
         self._rules = rules
         self._ledger = ledger
         self._now_ms = now_ms
@@ -102,6 +104,10 @@ class Desk:
         self._woken.set()
         return await future
 
+    def wake(self) -> None:
+        """Take a turn, also when there is nothing to do."""
+        self._woken.set()
+
     def end(self) -> None:
         """Take no more signals, store those that have come, and return from `run`."""
         self._ending = True
@@ -129,6 +135,7 @@ class Desk:
         """Work until `end`. Raises JournalWriteError when the ledger is damaged: nothing else ends it."""
         while not (self._ending and not self._pending):
             await self._wait()
+            self.turns += 1
             taken, self._pending = self._pending[:MAX_TURN], self._pending[MAX_TURN:]
             try:
                 await self._turn(taken)
@@ -141,16 +148,16 @@ class Desk:
     # --- a turn ---------------------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        self._woken.clear()
-        if self._pending or self._ending:
-            return
         close_ms = self._votes.next_close_ms()
         wait_s = None if close_ms is None else max(close_ms - self._time_ms(), 0) / 1000
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
+        if not (self._pending or self._ending):
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+        # After the wait: who wakes it in the middle of a turn gets another one.
+        self._woken.clear()
 
     async def _turn(self, taken: list[_Waiting]) -> None:
         keys = {(w.post.account, w.post.key) for w in taken if w.post.key is not None}

@@ -77,6 +77,8 @@ class Forwarder:
         """What is wrong with the bot, for `/health`; empty when it answered well last."""
         self.lost: dict[int, str] = {}
         """Windows whose orders may or may not have been executed, and what is known of each."""
+        self.turned_s = time.monotonic()
+        """When it last was at the head of its loop (monotonic): every wait in it has an end."""
         self._bot = bot
         self._ledger = ledger
         self._now_ms = now_ms
@@ -116,6 +118,7 @@ class Forwarder:
         await self._take_over()
         self._woken.set()
         while not self._ending:
+            self.turned_s = time.monotonic()
             if self._woken.is_set():
                 self._woken.clear()
                 await self._fetch()

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 
-from marketfeed import shipped
+from marketfeed import shipped, tables
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
 from marketfeed.database import Database, FileFound, Kind, inspect, reading
@@ -53,6 +53,11 @@ CREATE TABLE sequence(
     next INTEGER NOT NULL
 );
 INSERT INTO sequence VALUES (1, 1);
+CREATE TABLE heartbeat(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    beats INTEGER NOT NULL
+);
+INSERT INTO heartbeat VALUES (1, 0);
 CREATE TABLE signal(
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL,
@@ -91,7 +96,7 @@ CREATE VIEW forwarded AS
     SELECT forward.*, decision.pair, decision."primary", decision.decided, decision.expires,
            decision.tag, decision.leverage, decision.ordertype, decision.price
     FROM forward JOIN decision ON decision.window = forward.window;
-{shipped.CREATE.strip().removesuffix(";")}
+{tables.CREATE_SHIPPED.strip().removesuffix(";")}
 """
 
 KIND: Final = Kind(
@@ -254,6 +259,12 @@ class Ledger:
         """The number of the next vote: greater than any that was ever stored."""
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'signal'").fetchone()
         return 1 if row is None else int(row[0]) + 1
+
+    def beat(self) -> None:
+        """Commit something: proof that the file takes what is written."""
+        with self._transaction():
+            # A number that changes: SQLite writes no page for a value that stands there already.
+            self._db.execute("UPDATE heartbeat SET beats = beats + 1")
 
     # --- signals and decisions ------------------------------------------------------------------------
 

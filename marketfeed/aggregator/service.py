@@ -31,6 +31,7 @@ from marketfeed.config import AggregatorSettings, Settings
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.metrics import cpu_s, rss_bytes
+from marketfeed.notify import Told
 from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import StatusServer
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 RETENTION_EVERY_S: Final = 600.0
 SHIPPING_TROUBLE_S: Final = 60.0
 """For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
+FORWARDER_STUCK_S: Final = 300.0
+"""Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
 
 
 class AggregatorReport(msgspec.Struct, frozen=True):
@@ -134,6 +137,8 @@ class Aggregator:
         self._counters = Counters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path)
         self._line: _Line | None = None
+        self._listening = asyncio.Event()
+        self._turns_proven = -1
         self.url = ""
         self.status_url = ""
 
@@ -153,6 +158,7 @@ class Aggregator:
             StatusServer(
                 settings.status.host, settings.status.port, self.report, exposition, token, page
             ) as port,
+            Told(self._prove_alive, self.headline, stop),
         ):
             self.status_url = port.url
             forwarders = self._forwarders(to_bots)
@@ -204,6 +210,7 @@ class Aggregator:
             try:
                 async with api:
                     self.url = api.url
+                    self._listening.set()
                     await stop.wait()
                     log.info("stopping")
                 desk.end()
@@ -240,6 +247,31 @@ class Aggregator:
             await asyncio.sleep(RETENTION_EVERY_S)
 
     # --- what it says of itself -----------------------------------------------------------------------
+
+    async def _prove_alive(self) -> str:
+        """Commit a heartbeat; name what has not turned since the last one. Raises JournalError.
+
+        Returns for the first time when feeders can post.
+        """
+        await self._listening.wait()
+        await self._ledger.call(Ledger.beat)
+        if (line := self._line) is None:
+            return ""
+        stuck = "desk" if line.desk.turns == self._turns_proven else ""
+        self._turns_proven = line.desk.turns
+        line.desk.wake()
+        for side, forwarder in line.forwarders.items():
+            if time.monotonic() - forwarder.turned_s > FORWARDER_STUCK_S:
+                stuck = f"forwarder of {side}"
+        return stuck
+
+    def headline(self) -> str:
+        """How it fares, in a line for `systemctl status`."""
+        feeders, reasons = self._settings.aggregator.feeders, self.reasons()
+        state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
+        more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
+        count, bots = len(feeders.long) + len(feeders.short), len(self._rules.bots)
+        return f"{count} feeders, {bots} bots, {state}{more}"
 
     def reasons(self) -> list[str]:
         """Why the aggregator is not well; nothing: it is."""

@@ -1,7 +1,7 @@
 """A Freqtrade bot's REST API on loopback that counts: answers, statuses and trades as Freqtrade 2026.9's.
 
 In a test: `async with CountingBot() as bot`, then set `bot.behaviour`. As a process, for runs in which the
-aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; prints its url and appends
+aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; tells its url and appends
 every order that it receives to the file, before it does anything else with it.
 """
 
@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import base64
 import json
+import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -35,7 +37,23 @@ Behaviour = Literal[
     "cut_empty",  # opens none and cuts the connection
     "cut_body",  # opens a trade, cuts in the middle of the answer
     "garbage",  # 200 with something that is no JSON
+    "mixed",  # one of `MIX` for each order
 ]
+MIX: dict[Behaviour, int] = {
+    "ok": 6,
+    "status_only": 1,
+    "slow": 4,
+    "already_open": 1,
+    "bad_gateway": 1,
+    "hang": 1,
+    "hang_empty": 1,
+    "cut": 1,
+    "cut_empty": 1,
+    "cut_body": 1,
+}
+"""How often each is drawn."""
+OPEN_AT_MOST = 200
+"""Older trades are closed, as a bot's are sooner or later."""
 
 
 class CountingBot:
@@ -49,6 +67,7 @@ class CountingBot:
         password: str = PASSWORD,
         slow_s: float = 1.0,
         log: Path | None = None,
+        tell: Callable[[bytes], object] = len,
     ) -> None:
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
@@ -64,6 +83,7 @@ class CountingBot:
         self._password = password
         self._port = port
         self._log = log
+        self._tell = tell
         self._runner: web.AppRunner | None = None
         self._released = asyncio.Event()
 
@@ -142,7 +162,11 @@ class CountingBot:
         self.authorizations.append(request.headers["Authorization"])
         self.posts.append(body)
         self.received_ms.append(now_ms)
-        match self.behaviour:
+        self._tell(b"o")
+        behaviour = self.behaviour
+        if behaviour == "mixed":
+            (behaviour,) = random.choices(list(MIX), list(MIX.values()))
+        match behaviour:
             case "already_open":
                 return _error(f"position for {body['pair']} already open - id: 1")
             case "full":
@@ -155,7 +179,7 @@ class CountingBot:
                 await self._released.wait()
                 return _cut(request)
         trade = self._open(body)
-        match self.behaviour:
+        match behaviour:
             case "slow":
                 await asyncio.sleep(self.slow_s)
             case "hang" | "freeze":
@@ -185,6 +209,8 @@ class CountingBot:
             "open_timestamp": time.time_ns() // 1_000_000 + self.clock_ahead_ms,
         }
         self.trades.append(trade)
+        if len(self.trades) > OPEN_AT_MOST:
+            self.trades[-OPEN_AT_MOST - 1]["is_open"] = False
         return trade
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
@@ -192,7 +218,8 @@ class CountingBot:
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
         closed = [trade for trade in self.trades if not trade["is_open"]]
-        return web.json_response({"trades": closed, "trades_count": len(closed), "offset": 0})
+        newest = closed[-int(request.query.get("limit", "500")) :]
+        return web.json_response({"trades": newest, "trades_count": len(newest), "offset": 0})
 
     async def _version(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"version": "2026.9"})
@@ -215,7 +242,8 @@ def _cut(request: web.Request) -> web.Response:
 async def _serve(arguments: argparse.Namespace) -> None:
     bot = CountingBot(arguments.behaviour, port=arguments.port, log=arguments.log)
     async with bot:
-        print(bot.url, flush=True)  # noqa: T201 - who started it reads this
+        sys.stderr.write(f"{bot.url}\n")
+        sys.stderr.flush()
         await asyncio.Event().wait()
 
 

@@ -3,13 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import aiohttp
 import yaml
 from bot import PASSWORD
 
-from marketfeed.aggregator.auth import hash_password
 from marketfeed.aggregator.forward import Pace
 from marketfeed.aggregator.ledger import KIND
 from marketfeed.aggregator.service import Aggregator
@@ -26,7 +26,16 @@ from marketfeed.database import reading
 
 Login = tuple[str, str]
 FLEET: Login = ("fleet", "invented-fleet-password")
-FLEET_HASH = hash_password(FLEET[1])
+
+
+def quick_hash(password: str) -> str:
+    """A hash as settings take it that costs nothing: tests start many aggregators."""
+    salt = os.urandom(16)
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=2, r=8, p=1, dklen=32)
+    return f"scrypt$2$8$1${salt.hex()}${digest.hex()}"
+
+
+FLEET_HASH = quick_hash(FLEET[1])
 PAIR = "BTC/USDT:USDT"
 LONG = ("73", "74", "75", "79", "108")
 SHORT = ("120", "121", "122", "123", "124")
@@ -49,8 +58,13 @@ def basic(auth: Login | None) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
 
 
-def config(path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any) -> Path:
-    """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed."""
+def config(
+    path: Path, bots: Mapping[str, str | dict[str, Any]], bot_timeout_s: float = 1, **changes: Any
+) -> Path:
+    """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed.
+
+    A bot is the url of a `CountingBot`, or all of its settings.
+    """
     aggregator: dict[str, Any] = {
         "port": 0,
         "status": {"port": 0},
@@ -64,8 +78,14 @@ def config(path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes
         "window_s": 1,
         "cooldown_s": 0,
         "bots": {
-            side: {"url": url, "password_file": str(path / "bot_word"), "timeout_s": bot_timeout_s}
-            for side, url in bots.items()
+            side: {
+                "url": bot,
+                "password_file": str(path / "bot_word"),
+                "timeout_s": bot_timeout_s,
+            }
+            if isinstance(bot, str)
+            else bot
+            for side, bot in bots.items()
         },
     }
     for name, value in changes.items():
@@ -171,10 +191,10 @@ async def until(
         await asyncio.sleep(0.01)
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """What a query of the ledger in `path` finds, beside its writer."""
     with reading(KIND, path / "ledger.db") as db:
-        return db.execute(query).fetchall()
+        return db.execute(query, values).fetchall()
 
 
 def states(path: Path) -> list[str]:

@@ -137,7 +137,7 @@ def test_nothing_else_is_sent_to_a_bot_that_hangs(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
             CountingBot("freeze") as bot,
-            running(one_vote(tmp_path, bot.url)) as aggregator,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.3)) as aggregator,
         ):
             await aggregator.post("73", 0.9, pair="BTC/USDT:USDT")
             await until(lambda: bot.posts, "an order")
@@ -167,7 +167,7 @@ def test_an_unknown_one_is_found_among_closed_trades_too(tmp_path: Path) -> None
     async def scenario() -> None:
         async with (
             CountingBot("freeze") as bot,
-            running(one_vote(tmp_path, bot.url)) as aggregator,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.5)) as aggregator,
         ):
             await aggregator.post("73", 0.9)
             await until(lambda: bot.posts, "an order")
@@ -183,7 +183,7 @@ def test_a_lost_one_that_turns_up_late_is_found(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
             CountingBot("freeze") as bot,
-            running(one_vote(tmp_path, bot.url)) as aggregator,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.5)) as aggregator,
         ):
             await aggregator.post("73", 0.9)
             await until(lambda: "lost" in states(tmp_path), "the alarm")

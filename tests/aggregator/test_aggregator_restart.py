@@ -23,6 +23,8 @@ from running import (
     until,
 )
 
+from marketfeed.config import load_settings
+
 
 async def post(url: str, feeder: str, confidence: float) -> None:
     body = {"pair": PAIR, "side": "long", "enter_tag": f"from {feeder} conf={confidence}"}
@@ -42,24 +44,17 @@ def test_killed_in_mid_window_it_forgets_nothing(tmp_path: Path) -> None:
             await post(first.url, "73", 0.85)
             await post(first.url, "74", 0.72)
             first.kill()
-            second = await asyncio.to_thread(Process, file)
-            try:
-                await post(second.url, "75a", 0.7)
-                await post(second.url, "79", 0.88)
-                await post(second.url, "108", 0.8)
-                await until(lambda: bot.posts, "an order")
-                await until(lambda: states(tmp_path) == ["accepted"], "its answer")
-                second.kill()
-                second = await asyncio.to_thread(Process, file)
-                await asyncio.sleep(0.5)
-            finally:
-                assert await asyncio.to_thread(second.stop) == 0
+            async with running(load_settings(file, {})) as second:
+                for feeder, confidence in (("75a", 0.7), ("79", 0.88), ("108", 0.8)):
+                    assert (await second.post(feeder, confidence))[0] == 200
+                await until(lambda: states(tmp_path) == ["accepted"], "an order and its answer")
+            async with running(load_settings(file, {})):
+                await asyncio.sleep(0.3)
             assert [p["entry_tag"] for p in bot.posts] == ["long ensemble 5/5 conf=0.79 from=79"]
             ((opened, received),) = rows(
                 tmp_path, "SELECT opened, (SELECT min(received) FROM signal) FROM decision"
             )
             assert opened == received
-            assert not any("Traceback" in line for line in second.lines)
 
     asyncio.run(scenario())
 
@@ -75,11 +70,8 @@ def test_killed_between_the_order_and_its_answer(tmp_path: Path) -> None:
             await until(lambda: bot.posts, "an order")
             first.kill()
             assert states(tmp_path) == ["sending"]
-            second = await asyncio.to_thread(Process, file)
-            try:
+            async with running(load_settings(file, {})):
                 await until(lambda: states(tmp_path) == ["found"], "the trade")
-            finally:
-                await asyncio.to_thread(second.stop)
             assert len(bot.posts) == 1
 
     asyncio.run(scenario())

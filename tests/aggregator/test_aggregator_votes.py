@@ -189,6 +189,58 @@ def test_cool_down() -> None:
     assert ballot.last().outcome == "forward"
 
 
+@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "skip"), (WINDOW, "forward")])
+def test_a_cool_down_ends_to_the_millisecond(after_ms: int, outcome: str) -> None:
+    ballot = Ballot(min_agreements=1, cooldown_ms=2 * WINDOW)
+    ballot.post("73", 0.9)
+    ballot.wait(WINDOW)
+    ballot.post("73", 0.8, after_ms)
+    ballot.wait(WINDOW)
+    assert [d.outcome for d in ballot.decisions] == ["forward", outcome]
+
+
+@pytest.mark.parametrize(("after_ms", "outcome"), [(0, "skip"), (1, "forward")])
+def test_one_window_after_the_other_side_to_the_millisecond(after_ms: int, outcome: str) -> None:
+    ballot = Ballot(min_agreements=1)
+    ballot.post("73", 0.9)
+    ballot.wait(WINDOW)
+    # Decided first of the two, and what is old is forgotten then.
+    ballot.post("74", 0.9, after_ms, pair="ETH/USDT:USDT")
+    ballot.post("120", 0.9)
+    ballot.wait(WINDOW)
+    assert [(d.side, d.outcome) for d in ballot.decisions] == [
+        ("long", "forward"),
+        ("long", "forward"),
+        ("short", outcome),
+    ]
+
+
+@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "duplicate"), (WINDOW, "voted")])
+def test_a_repeat_is_one_for_a_window_after_the_decision(after_ms: int, outcome: str) -> None:
+    ballot = Ballot(min_agreements=1)
+    ballot.post("73", 0.9)
+    ballot.wait(WINDOW)
+    assert ballot.post("73", 0.9, after_ms).outcome == outcome
+
+
+@pytest.mark.parametrize(("after_ms", "windows"), [(WINDOW - 1, 1), (WINDOW, 2)])
+def test_a_window_takes_votes_to_the_millisecond(after_ms: int, windows: int) -> None:
+    ballot = Ballot(min_agreements=1)
+    ballot.post("73", 0.9)
+    ballot.post("74", 0.9, after_ms)
+    ballot.wait(WINDOW)
+    assert len(ballot.decisions) == windows
+
+
+@pytest.mark.parametrize(("late_ms", "outcome"), [(29_999, "forward"), (30_000, "skip")])
+def test_a_window_is_too_late_to_the_millisecond(late_ms: int, outcome: str) -> None:
+    ballot = Ballot(min_agreements=1)
+    ballot.post("73", 0.9)
+    ballot.now_ms += WINDOW + late_ms
+    ballot.wait(0)
+    assert ballot.last().outcome == outcome
+
+
 def test_no_bot_for_a_side() -> None:
     ballot = Ballot(min_agreements=1, bots=("long",))
     ballot.post("120", 0.9)

@@ -1,6 +1,6 @@
-"""What a real Freqtrade shows of `reader.freqtrade`.
+"""What a real Freqtrade shows of `reader.freqtrade`, and of the aggregator in front of it.
 
-`python tests/freqtrade/prove.py [live] [outage] [refresh] [freqai]`: all of it without a name.
+`python tests/freqtrade/prove.py [ensemble] [live] [outage] [refresh] [freqai]`: all of it without a name.
 
 Too long for CI: Freqtrade goes by the wall clock, so ten candles are ten minutes. Ends with the figures,
 and with exit code 1 if something is not as it should be.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from ensemble import ensemble
 from harness import (
     REQUESTS,
     ROOT,
@@ -348,7 +349,9 @@ def freqai(directory: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["live", "outage", "refresh", "freqai"])
+    parser.add_argument(
+        "what", nargs="*", default=["ensemble", "live", "outage", "refresh", "freqai"]
+    )
     parser.add_argument("--candles", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the store is away")
     parser.add_argument("--rounds", type=int, default=4)
@@ -361,6 +364,7 @@ def main() -> int:
         "outage": lambda path: outage(path, chosen.seconds),
         "refresh": lambda path: refresh(path, chosen.rounds),
         "freqai": freqai,
+        "ensemble": lambda path: show("ensemble", ensemble(path, require)),
     }
     freqtrade_python()
     with tempfile.TemporaryDirectory(prefix="freqtrade-") as temporary:

@@ -1,0 +1,63 @@
+"""`marketfeed check`, as far as the aggregator is concerned."""
+
+import aiohttp
+
+from marketfeed.aggregator.bot import Bot, BotError
+from marketfeed.aggregator.ledger import KIND
+from marketfeed.aggregator.service import require_complete
+from marketfeed.check import Finding, check_file
+from marketfeed.config import AggregatorSettings, Settings
+from marketfeed.errors import SettingsError
+from marketfeed.settings_aggregator import BotSettings
+
+
+def is_configured(settings: AggregatorSettings) -> bool:
+    """Whether somebody has set up an aggregator at all."""
+    feeders, bots = settings.feeders, settings.bots
+    return bool(
+        settings.accounts or feeders.long or feeders.short or bots.long.url or bots.short.url
+    )
+
+
+async def check_aggregator(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
+    """Look at settings, ledger and bots. A bot that is down is a warning: decisions wait for it a while."""
+    aggregator = settings.aggregator
+    try:
+        require_complete(aggregator)
+    except SettingsError as error:
+        return [Finding("aggregator", "bad", line) for line in _mistakes(error)]
+    feeders = aggregator.feeders
+    text = (
+        f"{len(feeders.long)} long and {len(feeders.short)} short feeders, "
+        f"{aggregator.min_agreements} decide; {len(aggregator.accounts)} accounts"
+    )
+    findings = [Finding("aggregator", "good", text)]
+    for value, default in (
+        ("confidence", aggregator.missing_confidence),
+        ("feeder", aggregator.missing_feeder),
+    ):
+        if default != "reject":
+            text = f"signals without a {value} are taken with {value} {default}"
+            findings.append(Finding("aggregator", "warning", text))
+    findings.append(check_file(KIND, aggregator.ledger.path)[0])
+    findings.append(await _check_bot("long", aggregator.bots.long, session))
+    findings.append(await _check_bot("short", aggregator.bots.short, session))
+    return findings
+
+
+def _mistakes(error: SettingsError) -> list[str]:
+    return [line.strip() for line in str(error).splitlines()[1:]]
+
+
+async def _check_bot(side: str, settings: BotSettings, session: aiohttp.ClientSession) -> Finding:
+    subject = f"bot {side}"
+    if settings.url is None:
+        text = f"aggregator.bots.{side}.url is null: decisions of this side are not forwarded"
+        return Finding(subject, "warning", text)
+    bot = Bot(settings, session)
+    try:
+        # Unlike /ping it needs the password, as an order does.
+        await bot.probe()
+    except BotError as error:
+        return Finding(subject, "warning", f"{bot.url}: {error}")
+    return Finding(subject, "good", f"{bot.url} answers, and knows user and password")
