@@ -14,6 +14,7 @@ help:
 	@echo "make test   the tests"
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
+	@echo "make proofs faults, kills, outages, benchmarks and soaks, written to PROOFS.md (40 minutes)"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
 	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=ensemble, live, outage, refresh or freqai)"
 	@echo "make clean  remove the virtual environment and caches"
@@ -46,6 +47,9 @@ bench: $(VENV)/dev.stamp
 
 test-freqtrade: $(VENV)/dev.stamp
 	@$(BIN)/python tests/freqtrade/prove.py $(WHAT)
+
+proofs: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.proofs
 
 test-pythons:
 	@set -e; for name in python3.12 python3.13; do \

@@ -4,7 +4,9 @@ Processes as users start them; the truth is what the exchange says it has sent. 
 notes when each newest candle could first be read.
 """
 
+import contextlib
 import json
+import sqlite3
 import tempfile
 import threading
 import time
@@ -123,6 +125,7 @@ class _Run:
         since_ms = self._exchange_ms()
         with _Watch(self._journal) as read:
             before, lag_before = self._status(), self._close_lag()
+            bytes_before = _bytes_used(self._journal)
             before_cpu_s, started_s, started_ns = (
                 collector.cpu_s(),
                 time.monotonic(),
@@ -141,6 +144,7 @@ class _Run:
             lasted_s = time.monotonic() - started_s
             cpu_percent = 100.0 * (collector.cpu_s() - before_cpu_s) / lasted_s
             after, lag_after = self._status(), self._close_lag()
+            grown_mb = (_bytes_used(self._journal) - bytes_before) / 1e6
             if after.rejects or not after.healthy or any(c.opened > 1 for c in after.connections):
                 raise BenchError(f"the collector is not well: {after.reasons} {after.rejects}")
             until_ms = self._exchange_ms()
@@ -162,7 +166,6 @@ class _Run:
             ]
             for part in range(PARTS)
         ]
-        hour_share = lasted_s / 3_600
         return Measured(
             pairs=self._pairs,
             seconds=lasted_s,
@@ -170,9 +173,7 @@ class _Run:
             rss_slope_mb=float(np.polyfit(at_s, rss_mb, 1)[0]) * 60.0,
             cpu_percent=cpu_percent,
             frames_per_s=(after.frames - before.frames) / lasted_s,
-            journal_mb_per_hour=(after.journal.bytes_used - before.journal.bytes_used)
-            / 1e6
-            / hour_share,
+            journal_mb_per_hour=grown_mb / (lasted_s / 3_600),
             published=len(published),
             missing=missing,
             wrong=wrong,
@@ -273,6 +274,16 @@ class _Watch:
                         newest[pair, timeframe] = open_ms
                         self._seen_ns[pair, timeframe, open_ms] = now_ns
             reader.wait_change(version, timeout_s=0.25)
+
+
+def _bytes_used(journal: Path) -> int:
+    """What the journal holds at this instant, free pages apart."""
+    with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
+        pages, free, size = (
+            db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
 
 def _get(url: str) -> bytes:
