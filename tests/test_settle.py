@@ -197,7 +197,7 @@ def run(
                 writer,
                 clock,
                 counters,
-                ExchangeInfo({i.pair: i for i in instruments}, 0),
+                lambda: ExchangeInfo({i.pair: i for i in instruments}, 0),
                 instruments[:collected],
                 days * DAY_MS,
             )

@@ -1,4 +1,4 @@
-"""A `python -m marketfeed …` as users start it, seen from outside."""
+"""A `python -m …` as users start it, seen from outside."""
 
 import os
 import re
@@ -21,14 +21,14 @@ class SoakError(Exception):
 class Process:
     """One process; its log goes to `log`. Asked to stop with SIGTERM on exit."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, module: str = "marketfeed") -> None:
         self.log = log
         self._name = arguments[0]
         # The operator's own settings must not reach it.
         kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("MARKETFEED_")}
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "marketfeed", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 env=kept,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
