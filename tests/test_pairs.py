@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from marketfeed.backfill import LOOK_AGAIN_S
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
 from marketfeed.journal import Journal
@@ -40,6 +41,13 @@ class Following:
     @property
     def pairs(self) -> int:
         return self.collector.report().pairs
+
+    @property
+    def filled(self) -> int:
+        """Pairs whose history is complete."""
+        state = self.collector.report().history
+        report = None if state is None else state.history
+        return report.pairs_done if report is not None and report.complete else 0
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
@@ -76,7 +84,10 @@ class Following:
 
 @contextlib.asynccontextmanager
 async def _running(
-    path: Path, sim: Simulator, exchange: dict[str, Any]
+    path: Path,
+    sim: Simulator,
+    exchange: dict[str, Any],
+    history: dict[str, Any] | None = None,
 ) -> AsyncIterator[Following]:
     settings = Settings.model_validate(
         {
@@ -89,6 +100,7 @@ async def _running(
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
+            "history": history or {"days": 0},
         }
     )
     collector = Collector(settings)
@@ -246,6 +258,29 @@ def test_a_pair_that_stops_without_notice_ends_after_two_answers_and_may_come_ba
     run_following(path, check)
     assert "pair may have ended, asking again" in caplog.text
     assert "pair is back" in caplog.text
+
+
+def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
+    """Not with the next look for holes, an hour later."""
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=3, timeframes=("1m",), speed=60.0)
+        async with Simulator(options) as sim:
+            pair = sim.market.instruments[2].pair
+            sim.change(SetStatus(pair, "SETTLING"))
+            names = [one.pair for one in sim.market.instruments]
+            history = {"days": 1, "weight_per_minute": 2_400}
+            async with _running(path, sim, {"pairs": names}, history) as following:
+                await following.until(lambda: following.filled == 2)
+                sim.change(SetStatus(pair, "TRADING"))
+                await following.until(
+                    lambda: following.filled == 3, timeout_s=LOOK_AGAIN_S / 60.0 / 2
+                )
+                await following.until(lambda: pair in following.catalog())
+                with following.reader() as reader:
+                    assert len(reader.get_ohlcv(pair, "1m", 1_000, max_age_s=None)) == 1_000
+
+    uvloop.run(run())
 
 
 def test_a_rename_is_told_and_not_stitched(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tests.bench.child import BenchError
 from tests.bench.close import close
+from tests.bench.closes import closes
 from tests.bench.influx_read import influx_read
 from tests.bench.ingest import ingest, paced
 from tests.bench.read import read
@@ -24,7 +25,7 @@ from tests.bench.report import Section, as_json, show
 from tests.bench.ship import ship
 from tests.bench.soak import soak
 
-SECTIONS: Final = ("ingest", "paced", "close", "reader", "influx", "ship", "soak")
+SECTIONS: Final = ("ingest", "paced", "close", "closes", "reader", "influx", "ship", "soak")
 _LIBRARIES: Final = (
     "cryptofeed",
     "influxdb-client",
@@ -63,6 +64,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="floods of each kind")
     parser.add_argument("--soak-seconds", type=int, default=60, metavar="N")
+    parser.add_argument("--closes-seconds", type=int, default=240, metavar="N")
+    parser.add_argument(
+        "--history-days", type=int, default=0, metavar="N", help="closes: while these are filled"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
@@ -96,6 +101,7 @@ def main() -> int:
         "ingest": lambda: ingest(progress.tell, arguments.repeat),
         "paced": lambda: paced(progress.tell),
         "close": lambda: close(progress.tell),
+        "closes": lambda: closes(progress.tell, arguments.closes_seconds, arguments.history_days),
         "reader": lambda: read(progress.tell),
         "influx": lambda: influx_read(progress.tell),
         "ship": lambda: ship(progress.tell),
