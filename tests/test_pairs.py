@@ -60,6 +60,7 @@ class Following:
     async def settle(self) -> None:
         """Wait until what has closed is stored."""
         await self.until_ms(self.sim.now_ms() + 10_000)
+        await self.until(lambda: not self.collector.report().missing_candles)
         commits = self.collector.report().journal.commits
         await self.until(lambda: self.collector.report().journal.commits >= commits + 2)
 
@@ -205,7 +206,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[0].pair
         before = following.undisturbed()
-        end_ms = following.sim.change(Delist(pair, in_s=600.0))
+        end_ms = following.sim.change(Delist(pair, in_s=300.0))
         await following.until(lambda: following.catalog()[pair].ended_ms == end_ms)
         assert following.sim.now_ms() < end_ms
         assert following.pairs == 6
@@ -213,7 +214,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
         assert following.sim.now_ms() >= end_ms
         await following.until_ms(end_ms + 3 * MINUTE_MS)
         await following.until(lambda: following.delivering)
-        await following.until(lambda: not following.collector.report().missing_candles)
+        settled_ms = following.sim.now_ms()
         await following.settle()
         assert following.collector.report().streams == 5 * 3
         assert following.undisturbed() == before
@@ -230,34 +231,48 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
             assert frame["date"].iloc[-1].timestamp() * 1000 == end_ms - MINUTE_MS
             assert frame.attrs["missing"] == []
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            assert db.execute("SELECT * FROM gap WHERE NOT healed").fetchall() == []
+            # Of what closed after that a busy machine may just be late.
+            assert (
+                db.execute(
+                    'SELECT * FROM gap WHERE NOT healed AND "end" <= ?', (settled_ms,)
+                ).fetchall()
+                == []
+            )
 
     run_following(path, check)
 
 
-@pytest.mark.parametrize("status", ["SETTLING", "NEVER_SEEN_BEFORE", None])
-def test_a_pair_that_stops_without_notice_ends_after_two_answers_and_may_come_back(
-    path: Path, status: str | None, caplog: pytest.LogCaptureFixture
+def test_pairs_that_stop_without_notice_end_after_two_answers_and_may_come_back(
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def check(following: Following) -> None:
-        pair = following.sim.market.instruments[1].pair
-        stopped_ms = following.sim.change(SetStatus(pair, status))
-        await following.until(lambda: following.pairs == 5)
-        await following.until(lambda: following.catalog()[pair].ended_ms is not None)
-        ended_ms = following.catalog()[pair].ended_ms
-        assert ended_ms is not None
-        assert stopped_ms <= ended_ms <= following.sim.now_ms() - MINUTE_MS
+        # None: not listed any more. More than three at once would not be believed.
+        stops = zip(
+            [one.pair for one in following.sim.market.instruments[1:4]],
+            ("SETTLING", "NEVER_SEEN_BEFORE", None),
+            strict=True,
+        )
+        stopped_ms = {pair: following.sim.change(SetStatus(pair, status)) for pair, status in stops}
+        await following.until(lambda: following.pairs == 3)
+        for pair, at_ms in stopped_ms.items():
+            await following.until(lambda: following.catalog()[pair].ended_ms is not None)  # noqa: B023
+            ended_ms = following.catalog()[pair].ended_ms
+            assert ended_ms is not None
+            assert at_ms <= ended_ms <= following.sim.now_ms() - MINUTE_MS
         await following.until(lambda: following.delivering)
-        following.sim.change(SetStatus(pair, "TRADING"))
+        for pair in stopped_ms:
+            following.sim.change(SetStatus(pair, "TRADING"))
         await following.until(lambda: following.pairs == 6)
-        await following.until(lambda: following.catalog()[pair].ended_ms is None)
+        await following.until(
+            lambda: all(following.catalog()[pair].ended_ms is None for pair in stopped_ms)
+        )
         with following.reader() as reader:
-            assert pair in reader.get_all_pairs_funding_rates(max_age_s=None)
+            assert stopped_ms.keys() <= reader.get_all_pairs_funding_rates(max_age_s=None).keys()
         await following.until(lambda: following.collector.report().mark_price_age_s is not None)
 
     run_following(path, check)
-    assert "pair may have ended, asking again" in caplog.text
-    assert "pair is back" in caplog.text
+    assert caplog.text.count("pair may have ended, asking again") >= 3
+    assert caplog.text.count("pair is back") == 3
 
 
 def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
