@@ -51,6 +51,7 @@ SETTLE_S: Final = 60.0
 """Exchange seconds after the last candle that counts: all deadlines have passed by then."""
 AUDIT_TIMEOUT_S: Final = 300.0
 CLOSED_FOR_MS: Final = 10_000
+BANNED_S: Final = 500.0
 ROLL_FROM_S: Final = 90.0
 ROLL_BEFORE_S: Final = 400.0
 """Exchange seconds after which connections are old, when rollovers are asked for."""
@@ -235,7 +236,9 @@ class _Run:
             self._overwrites.look()
             if at_s >= next_fault_s:
                 next_fault_s += schedule.wait_s(options.every_s)
-                self._strike_once(schedule.fault)
+                # The exchange's bans outlast the fault, minutes for a 403: those come before.
+                last = options.within_s is not None and lasts_s - at_s < BANNED_S / options.speed
+                self._strike_once(schedule.fault_of_streams if last else schedule.fault)
             time.sleep(0.05 if not disconnects else 0.01)
 
     def end(self, tell: Callable[[str], None]) -> None:
@@ -243,11 +246,13 @@ class _Run:
         tell("settling")
         _patiently(self._exchange.end_faults)
         ended_s = time.monotonic()
-        ended_ms = self._exchange.state().exchange_time_ms
-        self._wait_flowing()
-        self._whole_after_s = time.monotonic() - ended_s
-        self._wait_healed()
-        self._healed_after_s = (time.monotonic() - ended_s) * self._options.speed
+        if self._options.within_s is not None:
+            self._watch_healing(self._options.within_s)
+        else:
+            self._wait_flowing()
+            self._whole_after_s = time.monotonic() - ended_s
+            self._wait_healed()
+            self._healed_after_s = (time.monotonic() - ended_s) * self._options.speed
         self._last_tasks = self._quiet_tasks()
         self._sample()
         self._until_ms = self._exchange.state().exchange_time_ms
@@ -256,11 +261,8 @@ class _Run:
             time.sleep(SETTLE_S / self._options.speed + 1.0)
             self._wait_healed()
         else:
-            end_ms = ended_ms + int(self._options.within_s * 1000)
-            # What closed less than this before is not due yet.
-            self._until_ms = end_ms - CLOSED_FOR_MS
-            while self._exchange.state().exchange_time_ms < end_ms:
-                time.sleep(0.02)
+            # What closed less than this before may be on its way.
+            self._until_ms -= CLOSED_FOR_MS
         self._report = self._status()
         self._resubscribed = self._metric("marketfeed_resubscribed_total")
         # Not read while the collector still takes candles: they would be invented ones.
@@ -373,6 +375,19 @@ class _Run:
             return False
         self._struck[_name(fault)] += 1
         return True
+
+    def _watch_healing(self, within_s: float) -> None:
+        """Look on for so many exchange seconds: how long candles were missing, and series silent."""
+        speed = self._options.speed
+        started_s = time.monotonic()
+        while (passed_s := time.monotonic() - started_s) * speed < within_s:
+            self._check()
+            report = self._status()
+            if report.missing_candles:
+                self._healed_after_s = passed_s * speed
+            if report.overdue or any(one.state != "open" for one in report.connections):
+                self._whole_after_s = passed_s
+            time.sleep(0.02)
 
     def _rollovers(self) -> dict[str, int]:
         """How those of all runs ended, by their logs: the counters of a killed one are gone."""
