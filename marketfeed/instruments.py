@@ -57,10 +57,13 @@ async def sync_clock(
 ) -> None:
     """Take over the exchange's time, unless something `contradicts` it. Raises ExchangeError.
 
-    An answer that took long says little of the time; a clock that was set before is not made worse by it.
+    An answer that took long says little of the time; a clock that is known better is not set by it.
     """
     answer = await rest.server_time()
-    if answer.round_trip_s > PRECISE_S and clock.error_ms is not None:
+    error_ms = answer.round_trip_s / 2 * 1000 * answer.speed
+    known_ms = clock.error_ms
+    # Not "worse than known": where all answers take long, the clock would be left to itself.
+    if answer.round_trip_s > PRECISE_S and known_ms is not None and error_ms > 2 * known_ms:
         raise ExchangeError(f"time: the answer took {answer.round_trip_s:.1f} s: not taken")
     if contradicts(answer.time_ms):
         off_s = (answer.time_ms - clock.now_ms()) / 1000

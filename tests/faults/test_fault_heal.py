@@ -12,7 +12,7 @@ from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import Fault, Mute, RefuseRest
 
 HEALED_WITHIN_S = 6.0
-SPEED = 6.0
+SPEED = 10.0
 
 
 @pytest.fixture
