@@ -40,7 +40,7 @@ from tests.faults.scoreboard import VARIABLE, Scoreboard
 from tests.faults.soak_child import MODULE
 from tests.faults.soak_outcome import Outcome, Sample, complaints, quarters, row, table
 from tests.faults.soak_overwrites import Overwrites
-from tests.faults.soak_process import Process, SoakError
+from tests.faults.soak_process import Process, SoakError, environment
 from tests.faults.soak_schedule import Schedule
 
 TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
@@ -409,6 +409,7 @@ class _Run:
                 *(f"--config={self._config}", "--weight=2400"),
                 *(f"--since={_utc(since_ms)}", f"--until={_utc(self._until_ms)}"),
             ],
+            env=environment(),
             capture_output=True,
             check=False,
             timeout=AUDIT_TIMEOUT_S,
