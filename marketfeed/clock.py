@@ -6,6 +6,7 @@ arbitrary start and never goes back. Against the simulator an exchange second ma
 wall second; `speed` says how many pass in one.
 """
 
+import math
 import time
 
 
@@ -20,6 +21,7 @@ class ExchangeClock:
         self._anchor_s = time.monotonic()
         self._anchor_ms = time.time() * 1000.0
         self._elapsed_s = 0.0
+        self._error_ms: float | None = None
 
     @property
     def speed(self) -> float:
@@ -29,6 +31,15 @@ class ExchangeClock:
     def now_ms(self) -> int:
         """Exchange time, ms since the epoch."""
         return int(self._anchor_ms + (time.monotonic() - self._anchor_s) * 1000.0 * self._speed)
+
+    @property
+    def error_ms(self) -> float | None:
+        """How far `now_ms` may be off, by what its last setting took; None before the first."""
+        return self._error_ms
+
+    def certain_ms(self) -> int:
+        """Exchange time that is past for certain: what `now_ms` may be ahead is taken off."""
+        return self.now_ms() - math.ceil(self._error_ms or 0.0)
 
     def elapsed_s(self) -> float:
         """Monotonic exchange seconds since this clock was made. Not moved by `set_server_time`."""
@@ -41,10 +52,12 @@ class ExchangeClock:
     def set_server_time(self, server_time_ms: int, round_trip_s: float, speed: float = 1.0) -> None:
         """Take over the exchange's time from an answer of its `time` endpoint received just now.
 
-        Half of `round_trip_s` (wall seconds) is assumed to have passed since the server read its clock.
+        Half of `round_trip_s` (wall seconds) is assumed to have passed since the server read its clock:
+        none may have, or all.
         """
         monotonic_s = time.monotonic()
         self._elapsed_s += (monotonic_s - self._anchor_s) * self._speed
         self._anchor_s = monotonic_s
-        self._anchor_ms = server_time_ms + round_trip_s / 2.0 * 1000.0 * speed
+        self._error_ms = round_trip_s / 2.0 * 1000.0 * speed
+        self._anchor_ms = server_time_ms + self._error_ms
         self._speed = speed

@@ -32,7 +32,13 @@ from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.heal import Healer
 from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing, sync_clock
+from marketfeed.instruments import (
+    PRECISE_S,
+    RETRY_CAP_S,
+    InstrumentSource,
+    Listing,
+    sync_clock,
+)
 from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
 from marketfeed.lifecycle import Catalog, Keeper
@@ -152,6 +158,19 @@ class Collector:
     ) -> None:
         line, catalog = self._make_line(listing, source, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
+        history = History(
+            self._settings,
+            self._writer,
+            rest,
+            session,
+            self._clock,
+            lambda: line.roster.instruments,
+        )
+
+        def on_pairs_changed() -> None:
+            line.settling.set_instruments(line.roster.instruments)
+            history.wake()
+
         keeper = Keeper(
             self._settings.exchange,
             source,
@@ -162,18 +181,10 @@ class Collector:
             catalog,
             self._clock,
             self._writer,
-            lambda: line.settling.set_instruments(line.roster.instruments),
+            on_pairs_changed,
         )
         await keeper.start(listing)
         self._reporter.line = line
-        history = History(
-            self._settings,
-            self._writer,
-            rest,
-            session,
-            self._clock,
-            lambda: line.roster.instruments,
-        )
         self._reporter.history = history
         self._reporter.stage = "running"
         async with asyncio.TaskGroup() as outer:
@@ -257,7 +268,7 @@ class Collector:
             self._writer,
             self._clock,
             self._counters,
-            parse_exchange_info(listing.exchange_info),
+            lambda: parse_exchange_info((source.newest or listing).exchange_info),
             instruments,
             self._fill_ms() if self._settings.history.days else 0,
         )
@@ -304,7 +315,8 @@ class Collector:
         wait_s = CLOCK_DOUBT_EVERY_S
         while True:
             await asyncio.sleep(wait_s)
-            doubted = supervisor.stamps_off_s or self._reporter.clock_problem
+            vague = (self._clock.error_ms or 0.0) > PRECISE_S / 2 * 1000 * self._clock.speed
+            doubted = vague or supervisor.stamps_off_s or self._reporter.clock_problem
             if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
                 continue
             asked_s = time.monotonic()

@@ -36,6 +36,8 @@ LISTING_EVERY_S: Final = 180.0
 LISTING_AT_LEAST_S: Final = 0.25
 EXCHANGE_INFO: Final = "exchange_info"
 CHOSEN_PAIRS: Final = "chosen_pairs"
+PRECISE_S: Final = 2.0
+"""Wall seconds that an answer of `time` may take: half of it is what a clock set by it may be off."""
 MAY_VANISH: Final = 0.1
 """Share of the known contracts that exchangeInfo may have lost: even delisted ones stay in it for years."""
 
@@ -53,8 +55,16 @@ class Listing(msgspec.Struct, frozen=True):
 async def sync_clock(
     rest: BinanceRest, clock: ExchangeClock, contradicts: Callable[[int], bool] = lambda _: False
 ) -> None:
-    """Take over the exchange's time, unless something `contradicts` it. Raises ExchangeError."""
+    """Take over the exchange's time, unless something `contradicts` it. Raises ExchangeError.
+
+    An answer that took long says little of the time; a clock that is known better is not set by it.
+    """
     answer = await rest.server_time()
+    error_ms = answer.round_trip_s / 2 * 1000 * answer.speed
+    known_ms = clock.error_ms
+    # Not "worse than known": where all answers take long, the clock would be left to itself.
+    if answer.round_trip_s > PRECISE_S and known_ms is not None and error_ms > 2 * known_ms:
+        raise ExchangeError(f"time: the answer took {answer.round_trip_s:.1f} s: not taken")
     if contradicts(answer.time_ms):
         off_s = (answer.time_ms - clock.now_ms()) / 1000
         raise ExchangeError(
@@ -184,6 +194,8 @@ class InstrumentSource:
 
     async def _exchange_info(self) -> bytes:
         try:
+            # While it runs, who hears the frames sets the clock: they may contradict the exchange.
+            await sync_clock(self._rest, self._clock)
             return await self._fetch()
         except ExchangeError as error:
             known = await self._writer.load_document(EXCHANGE_INFO)
@@ -199,8 +211,7 @@ class InstrumentSource:
             return body
 
     async def _fetch(self) -> bytes:
-        """Take the exchange's time and exchangeInfo, and keep that. Raises ExchangeError."""
-        await sync_clock(self._rest, self._clock)
+        """Take exchangeInfo, and keep it. Raises ExchangeError."""
         body = await self._rest.exchange_info()
         listed = parse_exchange_info(body).instruments
         if self._known is None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -113,7 +113,8 @@ class _Awaited:
 class Settling:
     """Fetches settled rates of `instruments`; `run` goes on until it is cancelled.
 
-    `history_ms` is how far back they are had (exchange time; 0: from the start on).
+    `history_ms` is how far back they are had (exchange time; 0: from the start on). `listed` tells what the
+    exchange lists now: one request can tell the rates of all that trades.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Settling:
         writer: JournalWriter,
         clock: ExchangeClock,
         counters: Counters,
-        info: ExchangeInfo,
+        listed: Callable[[], ExchangeInfo],
         instruments: Iterable[Instrument],
         history_ms: int,
     ) -> None:
@@ -132,7 +133,7 @@ class Settling:
         self._writer = writer
         self._clock = clock
         self._counters = counters
-        self._listed = [i.symbol for i in info.instruments.values() if i.status == TRADING]
+        self._listed = listed
         self._history_ms = history_ms
         self._since_ms = _minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
@@ -279,7 +280,8 @@ class Settling:
         if not wanted:
             return
         hours = await self._rest.funding_info(Priority.HISTORY)
-        chosen = plan(wanted, hours, self._listed)
+        listed = self._listed().instruments.values()
+        chosen = plan(wanted, hours, [i.symbol for i in listed if i.status == TRADING])
         log.info(
             "settled rates missing pairs=%d requests=%d by=%s",
             len(wanted),

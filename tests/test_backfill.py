@@ -19,7 +19,7 @@ import uvloop
 from aiohttp import web
 
 from marketfeed import schema
-from marketfeed.backfill import ABSENT, Backfill, HistoryReport, Source
+from marketfeed.backfill import ABSENT, AT_ONCE, Backfill, HistoryReport, Source
 from marketfeed.batch import Batch
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
@@ -427,8 +427,8 @@ def test_after_a_429_418_or_403_nothing_is_asked_until_the_time_is_over(path: Pa
     asked_s = exchange.asked_s
     for number in exchange.limited:
         refused_s = asked_s[number - 1]
-        # Those that were under way arrive at once.
-        assert not [at_s for at_s in asked_s if 0.3 < at_s - refused_s < 1.0]
+        # Those that were under way arrive, be it late.
+        assert sum(0.0 < at_s - refused_s < 1.0 for at_s in asked_s) < AT_ONCE
     # The three that were refused were asked once more, nothing else was.
     assert len(exchange.asked) == 29 + 3
     with Journal.open(path) as journal:

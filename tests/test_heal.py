@@ -340,7 +340,7 @@ def test_a_candle_that_appears_late_is_taken(path: Path) -> None:
     def before(exchange: Exchange) -> None:
         exchange.trades = lambda _: None
 
-    line = run(path, check, before=before, at=0, speed=20.0)
+    line = run(path, check, before=before, at=0, speed=60.0)
     assert line.gaps() == [("candle_1m", 0, 1, "healed", "fetched")]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from marketfeed.backfill import LOOK_AGAIN_S
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
 from marketfeed.journal import Journal
@@ -41,6 +42,13 @@ class Following:
     def pairs(self) -> int:
         return self.collector.report().pairs
 
+    @property
+    def filled(self) -> int:
+        """Pairs whose history is complete."""
+        state = self.collector.report().history
+        report = None if state is None else state.history
+        return report.pairs_done if report is not None and report.complete else 0
+
     async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
@@ -52,6 +60,7 @@ class Following:
     async def settle(self) -> None:
         """Wait until what has closed is stored."""
         await self.until_ms(self.sim.now_ms() + 10_000)
+        await self.until(lambda: not self.collector.report().missing_candles)
         commits = self.collector.report().journal.commits
         await self.until(lambda: self.collector.report().journal.commits >= commits + 2)
 
@@ -76,7 +85,10 @@ class Following:
 
 @contextlib.asynccontextmanager
 async def _running(
-    path: Path, sim: Simulator, exchange: dict[str, Any]
+    path: Path,
+    sim: Simulator,
+    exchange: dict[str, Any],
+    history: dict[str, Any] | None = None,
 ) -> AsyncIterator[Following]:
     settings = Settings.model_validate(
         {
@@ -89,6 +101,7 @@ async def _running(
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
+            "history": history or {"days": 0},
         }
     )
     collector = Collector(settings)
@@ -193,7 +206,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[0].pair
         before = following.undisturbed()
-        end_ms = following.sim.change(Delist(pair, in_s=600.0))
+        end_ms = following.sim.change(Delist(pair, in_s=300.0))
         await following.until(lambda: following.catalog()[pair].ended_ms == end_ms)
         assert following.sim.now_ms() < end_ms
         assert following.pairs == 6
@@ -201,7 +214,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
         assert following.sim.now_ms() >= end_ms
         await following.until_ms(end_ms + 3 * MINUTE_MS)
         await following.until(lambda: following.delivering)
-        await following.until(lambda: not following.collector.report().missing_candles)
+        settled_ms = following.sim.now_ms()
         await following.settle()
         assert following.collector.report().streams == 5 * 3
         assert following.undisturbed() == before
@@ -218,34 +231,71 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
             assert frame["date"].iloc[-1].timestamp() * 1000 == end_ms - MINUTE_MS
             assert frame.attrs["missing"] == []
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            assert db.execute("SELECT * FROM gap WHERE NOT healed").fetchall() == []
+            # Of what closed after that a busy machine may just be late.
+            assert (
+                db.execute(
+                    'SELECT * FROM gap WHERE NOT healed AND "end" <= ?', (settled_ms,)
+                ).fetchall()
+                == []
+            )
 
     run_following(path, check)
 
 
-@pytest.mark.parametrize("status", ["SETTLING", "NEVER_SEEN_BEFORE", None])
-def test_a_pair_that_stops_without_notice_ends_after_two_answers_and_may_come_back(
-    path: Path, status: str | None, caplog: pytest.LogCaptureFixture
+def test_pairs_that_stop_without_notice_end_after_two_answers_and_may_come_back(
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def check(following: Following) -> None:
-        pair = following.sim.market.instruments[1].pair
-        stopped_ms = following.sim.change(SetStatus(pair, status))
-        await following.until(lambda: following.pairs == 5)
-        await following.until(lambda: following.catalog()[pair].ended_ms is not None)
-        ended_ms = following.catalog()[pair].ended_ms
-        assert ended_ms is not None
-        assert stopped_ms <= ended_ms <= following.sim.now_ms() - MINUTE_MS
+        # None: not listed any more. More than three at once would not be believed.
+        stops = zip(
+            [one.pair for one in following.sim.market.instruments[1:4]],
+            ("SETTLING", "NEVER_SEEN_BEFORE", None),
+            strict=True,
+        )
+        stopped_ms = {pair: following.sim.change(SetStatus(pair, status)) for pair, status in stops}
+        await following.until(lambda: following.pairs == 3)
+        for pair, at_ms in stopped_ms.items():
+            await following.until(lambda: following.catalog()[pair].ended_ms is not None)  # noqa: B023
+            ended_ms = following.catalog()[pair].ended_ms
+            assert ended_ms is not None
+            assert at_ms <= ended_ms <= following.sim.now_ms() - MINUTE_MS
         await following.until(lambda: following.delivering)
-        following.sim.change(SetStatus(pair, "TRADING"))
+        for pair in stopped_ms:
+            following.sim.change(SetStatus(pair, "TRADING"))
         await following.until(lambda: following.pairs == 6)
-        await following.until(lambda: following.catalog()[pair].ended_ms is None)
+        await following.until(
+            lambda: all(following.catalog()[pair].ended_ms is None for pair in stopped_ms)
+        )
         with following.reader() as reader:
-            assert pair in reader.get_all_pairs_funding_rates(max_age_s=None)
+            assert stopped_ms.keys() <= reader.get_all_pairs_funding_rates(max_age_s=None).keys()
         await following.until(lambda: following.collector.report().mark_price_age_s is not None)
 
     run_following(path, check)
-    assert "pair may have ended, asking again" in caplog.text
-    assert "pair is back" in caplog.text
+    assert caplog.text.count("pair may have ended, asking again") >= 3
+    assert caplog.text.count("pair is back") == 3
+
+
+def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
+    """Not with the next look for holes, an hour later."""
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=3, timeframes=("1m",), speed=60.0)
+        async with Simulator(options) as sim:
+            pair = sim.market.instruments[2].pair
+            sim.change(SetStatus(pair, "SETTLING"))
+            names = [one.pair for one in sim.market.instruments]
+            history = {"days": 1, "weight_per_minute": 2_400}
+            async with _running(path, sim, {"pairs": names}, history) as following:
+                await following.until(lambda: following.filled == 2)
+                sim.change(SetStatus(pair, "TRADING"))
+                await following.until(
+                    lambda: following.filled == 3, timeout_s=LOOK_AGAIN_S / 60.0 / 2
+                )
+                await following.until(lambda: pair in following.catalog())
+                with following.reader() as reader:
+                    assert len(reader.get_ohlcv(pair, "1m", 1_000, max_age_s=None)) == 1_000
+
+    uvloop.run(run())
 
 
 def test_a_rename_is_told_and_not_stitched(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,14 +330,10 @@ def test_an_answer_with_far_fewer_contracts_changes_nothing(path: Path) -> None:
         await following.until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
         assert following.pairs == 6
         assert following.catalog() == before
-        # Said after some of them; gone with the first good answer.
+        # Said after some of them.
         problem = "its last known copy is used"
         await following.until(
             lambda: any(problem in reason for reason in following.collector.report().reasons)
-        )
-        await following.sim.faults.end()
-        await following.until(
-            lambda: not any(problem in one for one in following.collector.report().reasons)
         )
 
     run_following(path, check)

@@ -170,6 +170,7 @@ def run(
     collected: int,
     listed: int,
     days: int,
+    trading: Callable[[], int] | None = None,
     now_ms: int = T0 + 2 * HOUR_MS,
     speed: float = 20.0,
 ) -> Rates:
@@ -197,7 +198,7 @@ def run(
                 writer,
                 clock,
                 counters,
-                ExchangeInfo({i.pair: i for i in instruments}, 0),
+                lambda: ExchangeInfo({i.pair: i for i in instruments[: trading and trading()]}, 0),
                 instruments[:collected],
                 days * DAY_MS,
             )
@@ -249,6 +250,26 @@ def test_history_is_complete_and_a_restart_asks_for_nothing_again(
     more = run(path, complete, collected=collected + 1, listed=listed, days=3)
     assert len(settled(path)) == (collected + 1) * 9
     assert 0 < len(more.asked) <= most
+
+
+def test_what_is_listed_later_counts_when_history_is_asked(path: Path) -> None:
+    trading = 4
+
+    async def check(line: Line) -> None:
+        nonlocal trading
+        await complete(line)
+        # Few are listed: it began with all of them at once.
+        assert line.rates.asked[:2] == ["info", None]
+        line.rates.asked.clear()
+        trading = 1_400
+        line.settling.set_instruments([instrument(n) for n in range(5)])
+        await line.until(lambda: bool(line.settling.report().history_pairs))
+        await complete(line)
+        # Now that would take a request for every few hours.
+        assert line.rates.asked == ["info", "S4USDT"]
+
+    run(path, check, collected=4, listed=1_400, days=3, trading=lambda: trading)
+    assert len(settled(path)) == 5 * 9
 
 
 def test_more_rates_at_one_time_than_an_answer_holds(path: Path) -> None:

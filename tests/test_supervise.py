@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.liveness import Missing
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
@@ -59,3 +60,31 @@ def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
             ("candle_1m", START_MS + MINUTE_MS, START_MS + 2 * MINUTE_MS, 0, "found")
         ]
         assert db.execute("SELECT count(*) FROM candle").fetchone() == (2,)
+
+
+def test_what_a_returning_pair_lacks_is_missing_as_far_back_as_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    clock = ExchangeClock()
+    now_ms = START_MS + 5_000
+    clock.set_server_time(now_ms, 0.0)
+
+    async def run() -> list[Missing]:
+        found: list[Missing] = []
+        async with JournalWriter(path) as writer:
+            counters = Counters()
+            intake = Intake(
+                writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
+            )
+            supervisor = Supervisor(intake, clock, counters, [], ["1m"], 3_000)
+            supervisor.on_missing = found.append
+            supervisor.start({}, DAY_MS)
+            # It traded last ten days ago; a day is kept.
+            supervisor.join(
+                [BITCOIN], {(PAIR, "1m"): now_ms // MINUTE_MS * MINUTE_MS - 10 * DAY_MS}
+            )
+        return found
+
+    found = asyncio.run(run())
+    assert found
+    first_ms = min(gap.start_ms for gap in found)
+    assert now_ms - DAY_MS - MINUTE_MS <= first_ms <= now_ms - DAY_MS + MINUTE_MS

@@ -43,7 +43,9 @@ SILENCE_S: Final[Mapping[int, float]] = {
 """How long nothing is asked after such an answer that does not tell: the budget is one of a minute, the
 shortest ban lasts two, the firewall (403) looks at five."""
 CLOSED_AFTER_MS: Final = 1_000
-"""How long past its close a REST row must be to count as closed: two clocks are compared."""
+"""How long past its close a REST row must be to count as closed: two clocks are compared.
+
+What this host's may be ahead for all that is known comes on top (`ExchangeClock.certain_ms`)."""
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
 _FREE: Final = Cost(1)
 
@@ -215,7 +217,7 @@ class BinanceRest:
     async def _ask(
         self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority
     ) -> tuple[bytes, float, int]:
-        """Returns the body, the wall seconds it took, and the exchange time at which it was asked."""
+        """Returns the body, the wall seconds it took, and the exchange time it was certainly asked after."""
         path = f"/fapi/v1/{endpoint}"
         try:
             taken = await self.turns.wait(cost, priority)
@@ -225,7 +227,7 @@ class BinanceRest:
             ) from None
         self.turns.requests[endpoint] += 1
         used: int | None = None
-        asked_ms, started_s = self.turns.now().now_ms, time.monotonic()
+        asked_ms, started_s = self.turns.certain_ms(), time.monotonic()
         url = self._base + path
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:

@@ -29,6 +29,9 @@ class Clock(Protocol):
     def now_ms(self) -> int:
         """Exchange time."""
 
+    def certain_ms(self) -> int:
+        """Exchange time that is past for certain."""
+
     def elapsed_s(self) -> float:
         """Monotonic exchange seconds."""
 
@@ -66,6 +69,10 @@ class Turns:
     def now(self) -> Instant:
         """Read the clock."""
         return Instant(self._clock.now_ms(), self._clock.elapsed_s())
+
+    def certain_ms(self) -> int:
+        """Exchange time that is past for certain."""
+        return self._clock.certain_ms()
 
     async def wait(self, cost: Cost, priority: Priority) -> Taken:
         """Return when a request may go out; it is counted then. End it with `answered`.

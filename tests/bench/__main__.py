@@ -18,6 +18,7 @@ from rich.text import Text
 from tests.bench import workload
 from tests.bench.child import BenchError
 from tests.bench.close import close
+from tests.bench.closes import closes
 from tests.bench.influx_read import influx_read
 from tests.bench.ingest import ingest, paced
 from tests.bench.read import read
@@ -25,7 +26,17 @@ from tests.bench.report import Section, as_json, show
 from tests.bench.ship import ship
 from tests.bench.soak import growth, soak
 
-SECTIONS: Final = ("ingest", "paced", "close", "reader", "influx", "ship", "soak", "growth")
+SECTIONS: Final = (
+    "ingest",
+    "paced",
+    "close",
+    "closes",
+    "reader",
+    "influx",
+    "ship",
+    "soak",
+    "growth",
+)
 _LIBRARIES: Final = (
     "cryptofeed",
     "influxdb-client",
@@ -77,6 +88,10 @@ def _arguments() -> argparse.Namespace:
         metavar="PAIRS",
         help="of the growth",
     )
+    parser.add_argument("--closes-seconds", type=int, default=240, metavar="N")
+    parser.add_argument(
+        "--history-days", type=int, default=0, metavar="N", help="closes: while these are filled"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
@@ -110,6 +125,7 @@ def main() -> int:
         "ingest": lambda: ingest(progress.tell, arguments.repeat),
         "paced": lambda: paced(progress.tell),
         "close": lambda: close(progress.tell),
+        "closes": lambda: closes(progress.tell, arguments.closes_seconds, arguments.history_days),
         "reader": lambda: read(progress.tell),
         "influx": lambda: influx_read(progress.tell),
         "ship": lambda: ship(progress.tell),

@@ -16,6 +16,7 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.instruments import PRECISE_S, sync_clock
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.server import Simulator, SimulatorOptions
@@ -134,6 +135,46 @@ def answering(body: bytes, asked: list[dict[str, str]]) -> Handler:
         return web.Response(body=body, headers={"X-MBX-USED-WEIGHT-1M": "77"})
 
     return answer
+
+
+@pytest.mark.parametrize(("round_trip_s", "closed"), [(0.0, 1), (20.0, 0)])
+def test_a_clock_that_may_be_ahead_closes_no_candle(round_trip_s: float, closed: int) -> None:
+    """A row is closed by the time that is past for certain, not by half of a long round trip."""
+    body = recorded("klines_1m_limit2")
+    open_ms = json.loads(body)[0][0]
+    clock = ExchangeClock()
+
+    async def question(rest: BinanceRest) -> list[Candle]:
+        rest.turns = Turns(Budget(1_200), clock)
+        # The server's clock was read when the first candle still had 5 s to go, or 5 s after its close.
+        read_ms = open_ms + MINUTE_MS + (5_000 if closed else -5_000)
+        clock.set_server_time(read_ms, round_trip_s)
+        assert clock.now_ms() >= open_ms + MINUTE_MS + 5_000
+        return await rest.klines(BITCOIN, "1m", open_ms, open_ms + 2 * MINUTE_MS, Priority.HEAL)
+
+    assert len(ask(answering(body, []), question)) == closed
+
+
+def test_an_answer_that_took_long_makes_no_clock_worse() -> None:
+    clock = ExchangeClock()
+    slow = False
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(PRECISE_S + 0.1 if slow else 0)
+        return web.json_response({"serverTime": START_MS})
+
+    async def question(rest: BinanceRest) -> None:
+        nonlocal slow
+        assert clock.error_ms is None
+        await sync_clock(rest, clock)
+        before_ms = clock.error_ms
+        assert before_ms is not None
+        slow = True
+        with pytest.raises(ExchangeError, match="not taken"):
+            await sync_clock(rest, clock)
+        assert clock.error_ms == before_ms
+
+    ask(answer, question)
 
 
 def test_recorded_klines_are_candles() -> None:

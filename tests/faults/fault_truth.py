@@ -70,7 +70,11 @@ def read_gaps(path: Path) -> list[Gap]:
 
 
 def judge(path: Path, published: Iterable[Published], since_ms: int, until_ms: int) -> Verdict:
-    """Compare a journal with what was published, of candles that lie in since_ms..until_ms wholly."""
+    """Compare a journal with what was published, of candles that lie in since_ms..until_ms wholly.
+
+    A stored candle without trades that was never published is not counted as invented: an exchange may
+    send no frame of it. Whether there is one is for its REST to tell.
+    """
     truth = {
         (one.pair, one.timeframe, one.open_time_ms): one
         for one in published
@@ -102,7 +106,7 @@ def judge(path: Path, published: Iterable[Published], since_ms: int, until_ms: i
             stale += key in listed
         else:
             wrong.append(_name(key))
-    invented = [_name(key) for key in stored.keys() - truth.keys()]
+    invented = [_name(key) for key in stored.keys() - truth.keys() if stored[key][-1]]
     return Verdict(len(truth), identical, missing, wrong, unlisted, invented, stale)
 
 

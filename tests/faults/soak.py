@@ -6,13 +6,15 @@ numbers, nothing else may be stored, the exchange's REST must tell the same, and
 file descriptors and tasks must be where they were. Exit 1 if not so.
 
 The proof of healing, some hours long: `--exchange-hours 48 --speed 60 --disconnects 1000 --kills 10
---outage-hours 1`.
+--outage-hours 1 --rollovers 30 --silent-empty`, and that all is whole 30 exchange seconds after the last
+fault: `--exchange-hours 1 --speed 5 --within 30 …`.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,11 +22,13 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from marketfeed.audit import AuditReport
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.control import State
 from marketfeed.simulator.fault_kinds import Fault, FaultReport, StopListening
@@ -33,8 +37,10 @@ from marketfeed.status import StatusReport
 from tests.faults.fault_audit import Audit, audit
 from tests.faults.fault_truth import judge, read_gaps
 from tests.faults.scoreboard import VARIABLE, Scoreboard
+from tests.faults.soak_child import MODULE
 from tests.faults.soak_outcome import Outcome, Sample, complaints, quarters, row, table
-from tests.faults.soak_process import Process, SoakError
+from tests.faults.soak_overwrites import Overwrites
+from tests.faults.soak_process import Process, SoakError, environment
 from tests.faults.soak_schedule import Schedule
 
 TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
@@ -43,6 +49,12 @@ WHOLE_TIMEOUT_S: Final = 240.0
 """Wall seconds to come back after the last fault: waits between attempts grow up to a minute."""
 SETTLE_S: Final = 60.0
 """Exchange seconds after the last candle that counts: all deadlines have passed by then."""
+AUDIT_TIMEOUT_S: Final = 300.0
+CLOSED_FOR_MS: Final = 10_000
+BANNED_S: Final = 500.0
+ROLL_FROM_S: Final = 90.0
+ROLL_BEFORE_S: Final = 400.0
+"""Exchange seconds after which connections are old, when rollovers are asked for."""
 PAGE: Final = 50_000
 
 
@@ -62,6 +74,12 @@ class Options(msgspec.Struct, frozen=True):
     disconnects: int = 0
     kills: int = 0
     outage_hours: float = 0.0
+    rollovers: int = 0
+    """So many at least; connections are old after minutes then."""
+    silent_empty: bool = False
+    """Whether nothing tells of intervals without trades."""
+    within_s: float | None = None
+    """Exchange seconds after the last fault at which the collector is stopped; None: when all is well."""
 
 
 class Exchange:
@@ -108,14 +126,18 @@ def _ask(method: str, url: str, body: bytes | None = None) -> bytes:
 def soak(options: Options, tell: Callable[[str], None]) -> Outcome:
     """Run, strike, settle, compare. Raises SoakError when a process does what it should not."""
     directory = options.directory
-    with Process(
-        directory / "simulator.log",
+    log, timeframes = directory / "simulator.log", ",".join(TIMEFRAMES)
+    plain = (
         "simulate",
         f"--pairs={options.pairs}",
         f"--speed={options.speed}",
-        f"--timeframes={','.join(TIMEFRAMES)}",
+        f"--timeframes={timeframes}",
         f"--seed={options.seed}",
         "--port=0",
+    )
+    silent = ("simulate", *map(str, (options.pairs, options.speed, timeframes, options.seed)))
+    with (
+        Process(log, *silent, module=MODULE) if options.silent_empty else Process(log, *plain)
     ) as simulator:
         urls = simulator.urls()
         run = _Run(options, simulator, urls)
@@ -173,6 +195,8 @@ class _Run:
         self._exit_code = self._resubscribed = self._kills = 0
         self._healed_after_s = 0.0
         self._audit: Audit | None = None
+        self._command: AuditReport | None = None
+        self._overwrites = Overwrites(options.directory / "journal.db")
         self._first_tasks = self._last_tasks = 0
 
     def until_flowing(self, tell: Callable[[str], None]) -> None:
@@ -209,9 +233,12 @@ class _Run:
                 next_sample_s += SAMPLE_EVERY_S
                 self._sample()
                 tell(f"{at_s:.0f} of {lasts_s:.0f} s, {self._struck.total()} faults")
+            self._overwrites.look()
             if at_s >= next_fault_s:
                 next_fault_s += schedule.wait_s(options.every_s)
-                self._strike_once(schedule.fault)
+                # The exchange's bans outlast the fault, minutes for a 403: those come before.
+                last = options.within_s is not None and lasts_s - at_s < BANNED_S / options.speed
+                self._strike_once(schedule.fault_of_streams if last else schedule.fault)
             time.sleep(0.05 if not disconnects else 0.01)
 
     def end(self, tell: Callable[[str], None]) -> None:
@@ -219,22 +246,31 @@ class _Run:
         tell("settling")
         _patiently(self._exchange.end_faults)
         ended_s = time.monotonic()
-        self._wait_flowing()
-        self._whole_after_s = time.monotonic() - ended_s
-        self._wait_healed()
-        self._healed_after_s = (time.monotonic() - ended_s) * self._options.speed
+        if self._options.within_s is not None:
+            self._watch_healing(self._options.within_s)
+        else:
+            self._wait_flowing()
+            self._whole_after_s = time.monotonic() - ended_s
+            self._wait_healed()
+            self._healed_after_s = (time.monotonic() - ended_s) * self._options.speed
         self._last_tasks = self._quiet_tasks()
         self._sample()
         self._until_ms = self._exchange.state().exchange_time_ms
-        # By the collector's clock, and by a look of its supervisor.
-        time.sleep(SETTLE_S / self._options.speed + 1.0)
-        self._wait_healed()
+        if self._options.within_s is None:
+            # By the collector's clock, and by a look of its supervisor.
+            time.sleep(SETTLE_S / self._options.speed + 1.0)
+            self._wait_healed()
+        else:
+            # What closed less than this before may be on its way.
+            self._until_ms -= CLOSED_FOR_MS
         self._report = self._status()
         self._resubscribed = self._metric("marketfeed_resubscribed_total")
         # Not read while the collector still takes candles: they would be invented ones.
         self._exit_code = self._collector.stop()
         self._published = self._exchange.published()
+        self._overwrites.look()
         tell("auditing")
+        self._command = self._audit_by_command()
         self._audit = audit(
             self._options.directory / "journal.db",
             self._rest_url,
@@ -247,7 +283,7 @@ class _Run:
     def outcome(self) -> Outcome:
         """Compare, and say what came of it."""
         options, report = self._options, self._report
-        if report is None or self._audit is None:
+        if report is None or self._audit is None or self._command is None:
             raise SoakError("not ended")
         samples = b"".join(msgspec.json.encode(one) + b"\n" for one in self._samples)
         (options.directory / "samples.jsonl").write_bytes(samples)
@@ -281,6 +317,16 @@ class _Run:
             healed_after_s=self._healed_after_s,
             gaps=dict(Counter(g.state for g in read_gaps(path) if g.kind.startswith("candle"))),
             audit=self._audit,
+            rollovers=self._rollovers(),
+            rollovers_asked=options.rollovers,
+            within_s=options.within_s,
+            percent=self._command.percent,
+            series=len(self._command.series),
+            command_missing=self._command.missing,
+            command_different=self._command.different,
+            command_errors=self._command.errors,
+            rewritten=self._overwrites.rewritten,
+            worse=self._overwrites.worse,
         )
 
     # --- inside -----------------------------------------------------------------------------------
@@ -307,7 +353,11 @@ class _Run:
 
     def _start_collector(self) -> None:
         log = self._options.directory / f"collector-{len(self._collectors) + 1}.log"
-        collector = Process(log, "run", f"--config={self._config}")
+        if self._options.rollovers:
+            ages = (str(ROLL_FROM_S), str(ROLL_BEFORE_S))
+            collector = Process(log, "collect", str(self._config), *ages, module=MODULE)
+        else:
+            collector = Process(log, "run", f"--config={self._config}")
         self._collectors.append(collector)
         self._status_url = collector.urls()["status_url"]
 
@@ -325,6 +375,49 @@ class _Run:
             return False
         self._struck[_name(fault)] += 1
         return True
+
+    def _watch_healing(self, within_s: float) -> None:
+        """Look on for so many exchange seconds: how long candles were missing, and series silent."""
+        speed = self._options.speed
+        started_s = time.monotonic()
+        while (passed_s := time.monotonic() - started_s) * speed < within_s:
+            self._check()
+            report = self._status()
+            if report.missing_candles:
+                self._healed_after_s = passed_s * speed
+            if report.overdue or any(one.state != "open" for one in report.connections):
+                self._whole_after_s = passed_s
+            time.sleep(0.02)
+
+    def _rollovers(self) -> dict[str, int]:
+        """How those of all runs ended, by their logs: the counters of a killed one are gone."""
+        found: Counter[str] = Counter()
+        for collector in self._collectors:
+            for line in collector.lines():
+                if " rolled over from=" in line:
+                    found["unproven" if " unproven " in line else "proven"] += 1
+                elif " rollover given up " in line:
+                    found["given up"] += 1
+        return dict(sorted(found.items()))
+
+    def _audit_by_command(self) -> AuditReport:
+        """What the operator's command says of the whole journal, from the first whole minute on."""
+        since_ms = _full_minute(self._since_ms)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "marketfeed", "audit", "--all", "--json"),
+                *(f"--config={self._config}", "--weight=2400"),
+                *(f"--since={_utc(since_ms)}", f"--until={_utc(self._until_ms)}"),
+            ],
+            env=environment(),
+            capture_output=True,
+            check=False,
+            timeout=AUDIT_TIMEOUT_S,
+        )
+        try:
+            return msgspec.json.decode(done.stdout, type=AuditReport)
+        except msgspec.DecodeError:
+            raise SoakError(f"audit ended with {done.returncode}: {done.stderr!r}") from None
 
     def _wait_healed(self) -> None:
         deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
@@ -402,8 +495,14 @@ def _full_minute(time_ms: int) -> int:
     return time_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
 
 
+def _utc(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}"
+
+
 def _name(fault: Fault) -> str:
     tag = str(fault.__struct_config__.tag)
+    if getattr(fault, "connections", None) in ("open", "all") and fault.count is None:
+        tag += " all"
     how = getattr(fault, "how", "") or ("closing" if getattr(fault, "closing_only", False) else "")
     return f"{tag} {how}".rstrip()
 
@@ -421,6 +520,13 @@ def main() -> int:
     parser.add_argument(
         "--outage-hours", type=float, default=0.0, help="exchange away, at half time"
     )
+    parser.add_argument("--rollovers", type=int, default=0, help="at least so many, in all runs")
+    parser.add_argument(
+        "--silent-empty", action="store_true", help="no frame closes an interval without trades"
+    )
+    parser.add_argument(
+        "--within", type=float, help="audit what is stored so many exchange s after the last fault"
+    )
     parser.add_argument("--keep", type=Path, help="keep journal and logs in this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
@@ -437,6 +543,9 @@ def main() -> int:
             given.disconnects,
             given.kills,
             given.outage_hours,
+            given.rollovers,
+            given.silent_empty,
+            given.within,
         )
         quiet = given.json or not sys.stderr.isatty()
         tell = (lambda _: None) if quiet else _tell

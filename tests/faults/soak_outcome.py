@@ -15,6 +15,7 @@ RSS_GROWTH: Final = 0.10
 FILES_MORE: Final = 3 + REQUESTS + RECHECKS
 """Connections to REST are kept for a while."""
 TASKS_MORE: Final = 2
+PERFECT: Final = 100.0
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -33,7 +34,9 @@ class Outcome(msgspec.Struct, frozen=True):
     each quarter of the time; `files` and `tasks` their number at first, at most and at the end. `errors`
     are the lines of that level in the collector's logs. `healed_after_s` are exchange seconds from the
     last fault's end until no candle was missing; `gaps` counts those of candles by state, `audit` is what
-    the exchange's REST says of the journal in the end.
+    the exchange's REST says of the journal in the end, and `percent`, `series` and `command_…` what the
+    command `marketfeed audit --all` says. `rollovers` are counted by how they ended. `rewritten` is how
+    often a stored candle was seen to change, `worse` those that became ones of fewer trades.
     """
 
     exchange_hours: float
@@ -54,6 +57,16 @@ class Outcome(msgspec.Struct, frozen=True):
     healed_after_s: float
     gaps: dict[str, int]
     audit: Audit
+    rollovers: dict[str, int]
+    rollovers_asked: int
+    within_s: float | None
+    percent: float
+    series: int
+    command_missing: int
+    command_different: int
+    command_errors: list[str]
+    rewritten: int
+    worse: list[str]
 
 
 def quarters(values: list[float]) -> list[float]:
@@ -77,6 +90,7 @@ def complaints(outcome: Outcome) -> list[str]:
             ("missing by the exchange's REST", outcome.audit.missing),
             ("different by the exchange's REST", outcome.audit.different),
             ("stored and unknown to the exchange's REST", outcome.audit.extra),
+            ("overwritten by worse ones", outcome.worse),
         )
         if names
     ]
@@ -88,6 +102,15 @@ def complaints(outcome: Outcome) -> list[str]:
     ):
         if count:
             found.append(f"{count} candles {what}")
+    if outcome.percent != PERFECT or outcome.command_different or outcome.command_errors:
+        found.append(
+            f"marketfeed audit says {outcome.percent:.4f} %: {outcome.command_missing} missing, "
+            f"{outcome.command_different} different, errors {outcome.command_errors[:3]}"
+        )
+    if outcome.rollovers.get("proven", 0) < outcome.rollovers_asked:
+        found.append(f"{outcome.rollovers_asked} rollovers were asked for: {outcome.rollovers}")
+    if outcome.within_s is not None and outcome.healed_after_s > outcome.within_s:
+        found.append(f"healed only {outcome.healed_after_s:.0f} exchange s after the last fault")
     _, second_mb, _, last_mb = outcome.rss_mb
     # A fresh process fills its caches first.
     if not outcome.kills and last_mb > second_mb * (1.0 + RSS_GROWTH):
@@ -125,6 +148,10 @@ def table(outcome: Outcome) -> list[str]:
         ("candles by REST", f"{outcome.audit.expected}, {outcome.audit.empty} without trades"),
         ("  missing", len(outcome.audit.missing)),
         ("  different", len(outcome.audit.different)),
+        ("marketfeed audit --all", f"{outcome.percent:.3f} % of {outcome.series} series"),
+        ("  missing, different", f"{outcome.command_missing}, {outcome.command_different}"),
+        ("rewritten, by worse ones", f"{outcome.rewritten}, {len(outcome.worse)}"),
+        ("rollovers", " ".join(f"{k} {v}" for k, v in outcome.rollovers.items()) or 0),
         ("connections opened", outcome.connections_opened),
         ("streams asked for again", outcome.resubscribed),
         ("frames refused", outcome.rejects),

@@ -1,4 +1,4 @@
-"""A `python -m marketfeed …` as users start it, seen from outside."""
+"""A `python -m …` as users start it, seen from outside."""
 
 import os
 import re
@@ -18,18 +18,21 @@ class SoakError(Exception):
     """A process did not start, ended by itself, or did not stop."""
 
 
+def environment() -> dict[str, str]:
+    """What a process gets: the operator's own settings must not reach it."""
+    return {k: v for k, v in os.environ.items() if not k.upper().startswith("MARKETFEED_")}
+
+
 class Process:
     """One process; its log goes to `log`. Asked to stop with SIGTERM on exit."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, module: str = "marketfeed") -> None:
         self.log = log
         self._name = arguments[0]
-        # The operator's own settings must not reach it.
-        kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("MARKETFEED_")}
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "marketfeed", *arguments],
-                env=kept,
+                [sys.executable, "-m", module, *arguments],
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stream,

@@ -61,6 +61,12 @@ class Schedule:
             return self._of_connections(connections)
         return draw.choice((self._of_frames, self._of_frames, self._of_frames, self._of_rest))()
 
+    def fault_of_streams(self, connections: Sequence[int]) -> Fault:
+        """Draw a fault that ends with its end: lost frames, or connections that are cut."""
+        if self._random.random() < _OF_CONNECTIONS:
+            return self.disconnect(connections)
+        return self._of_frames()
+
     def _of_frames(self) -> Fault:
         draw = self._random
         for_s = draw.uniform(20.0, 400.0)

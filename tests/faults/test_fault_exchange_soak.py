@@ -19,6 +19,7 @@ def test_an_hour_of_faults(tmp_path: Path, scoreboard: Scoreboard) -> None:
             *("-m", "tests.faults.soak", "--exchange-hours", "1", "--speed", "240"),
             *("--pairs", "20", "--seed", "11", "--every", "0.7", "--json", "--keep", str(tmp_path)),
             *("--disconnects", "5", "--kills", "1", "--outage-hours", "0.05"),
+            *("--rollovers", "1", "--silent-empty"),
         ],
         cwd=ROOT,
         env={**os.environ, VARIABLE: str(board)},
@@ -32,6 +33,8 @@ def test_an_hour_of_faults(tmp_path: Path, scoreboard: Scoreboard) -> None:
     verdict = outcome["verdict"]
     assert verdict["published"] == verdict["identical"] > 0
     assert outcome["kills"] == 1
+    assert outcome["percent"] == 100.0
+    assert outcome["rollovers"]["proven"] >= 1
     assert outcome["gaps"]["healed"] > 0
     assert outcome["audit"]["expected"] >= verdict["published"]
     assert sum(outcome["faults"].values()) >= 5

@@ -12,7 +12,7 @@ from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import Fault, Mute, RefuseRest
 
 HEALED_WITHIN_S = 6.0
-SPEED = 6.0
+SPEED = 10.0
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_intervals_without_trades_that_no_frame_tells_of(
 ) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.report.mark_price_age_s is not None)
-        until_ms = START_MS + 6 * MINUTE_MS
+        until_ms = START_MS + 4 * MINUTE_MS
         await line.until(lambda: line.sim.now_ms() >= until_ms)
         await line.healed(until_ms)
         empty = await assert_audited(line, START_MS, until_ms)
@@ -103,7 +103,7 @@ def test_intervals_without_trades_that_no_frame_tells_of(
         )
 
     run_line(
-        path, check, pairs=100, speed=60.0, empty_closes=False, start_ms=START_MS - MINUTE_MS // 2
+        path, check, pairs=60, speed=90.0, empty_closes=False, start_ms=START_MS - MINUTE_MS // 2
     )
 
 
@@ -139,7 +139,7 @@ def test_holes_wait_for_rest_and_are_told_meanwhile(path: Path, scoreboard: Scor
             )
         )
 
-    run_line(path, check, speed=20.0)
+    run_line(path, check, speed=40.0)
 
 
 def test_what_an_earlier_run_lacks_is_filled_at_the_next_start(

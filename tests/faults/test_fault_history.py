@@ -24,7 +24,7 @@ from proc_commands import (
 
 from marketfeed.journal import Journal
 
-KILLS = 4
+KILLS = 3
 
 
 def configured(directory: Path, sim: Exchange, port: int, days: int, weight: int) -> Path:

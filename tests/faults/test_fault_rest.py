@@ -257,6 +257,17 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
     run_line(path, check, speed=SPEED)
 
 
+def test_to_ask_what_is_traded_sets_no_clock(path: Path) -> None:
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.delivering)
+        await line.sim.faults.start(ShiftClock(offset_ms=3 * HOUR_MS))
+        asked = line.sim.rest.requests["exchangeInfo"]
+        await line.until(lambda: line.sim.rest.requests["exchangeInfo"] >= asked + 3)
+        assert abs(line.collector._clock.now_ms() - line.sim.now_ms()) < HOUR_MS
+
+    run_line(path, check, speed=240.0)
+
+
 class _Clock:
     """A clock that stands still until it is told what has passed."""
 
@@ -267,6 +278,9 @@ class _Clock:
 
     def now_ms(self) -> int:
         return HOUR_MS + int(self.passed_s * 1000)
+
+    def certain_ms(self) -> int:
+        return self.now_ms()
 
     def elapsed_s(self) -> float:
         return self.passed_s
