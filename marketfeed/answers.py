@@ -71,7 +71,8 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
 def judge_failure(error: BaseException) -> Verdict:
     """Judge an exchange without an answer: refused, reset, timed out. It may have been stored or not."""
     return Verdict(
-        "retry", f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        "retry",
+        f"{type(error).__name__}: {words_of(error)}" if str(error) else type(error).__name__,
     )
 
 

@@ -78,7 +78,13 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_fd = _take_lock(kind, path, wait_lock_s)
         except OSError as error:
-            raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
+            hint = (
+                f", this user may not write it; {kind.setting} names another place"
+                if isinstance(error, PermissionError)
+                else ""
+            )
+            text = f"{kind.name} {path}: {error.strerror or error}{hint}"
+            raise JournalError(text) from error
         try:
             db, set_aside = _open_or_set_aside(kind, path, distrusted=distrusted)
         except BaseException:

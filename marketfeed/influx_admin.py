@@ -87,7 +87,7 @@ class InfluxAdmin:
                     )
                 return answer.headers.get("X-Influxdb-Version", "unknown")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
 
     async def query(self, text: str, db: str | None = None) -> list[_Series]:
         """Run one InfluxQL statement of ours (no foreign text in it) and return its series."""
@@ -102,7 +102,7 @@ class InfluxAdmin:
                 body = hide_token(await answer.read(), headers)
                 status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
         try:
             parsed = msgspec.json.decode(body, type=_Answer)
         except msgspec.DecodeError:
@@ -139,7 +139,7 @@ class InfluxAdmin:
                         f"the database was not created: status {answer.status}: {words}"
                     )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
 
     async def clashes(self, timeframes: Sequence[str]) -> list[Clash]:
         """Compare field types and tag keys of what the bucket holds with what will be written."""

@@ -3,7 +3,7 @@
 import aiohttp
 import msgspec
 
-from marketfeed.errors import MarketfeedError
+from marketfeed.errors import MarketfeedError, words_of
 from marketfeed.status import StatusReport
 
 
@@ -26,7 +26,9 @@ async def fetch_status(url: str, timeout_s: float = 5.0) -> StatusReport:
         ):
             body = await response.read()
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NoCollectorError(f"no collector answers at {url}: {error or 'no answer'}") from error
+        raise NoCollectorError(
+            f"no collector answers at {url}, is `marketfeed run` running there? {words_of(error)}"
+        ) from error
     try:
         return msgspec.json.decode(body, type=StatusReport)
     except msgspec.DecodeError as error:

@@ -238,7 +238,7 @@ class BinanceRest:
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ExchangeError(f"{url}: {error or type(error).__name__}") from error
+            raise ExchangeError(f"{url}: {words_of(error)}") from error
         finally:
             self.turns.answered(taken, used)
 
