@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # As variables, so that the tools that build cryptofeed from source are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What Debian and Ubuntu call what is needed: said when an installation fails, under pip's own words.
+NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-pythons test-freqtrade check bench clean
@@ -21,13 +25,17 @@ help:
 
 # Installed once; again when the pins or the project's own requirements change.
 $(VENV)/run.stamp: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (cryptofeed 2.x is compiled on Python 3.11 and 3.12: half a minute)"
-	@$(BIN)/python -m pip install --quiet -e '.[collector]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	    || { rm -rf $(VENV); echo "no virtual environment: $(NEEDED)" >&2; exit 1; }
+	@echo "installing into $(VENV), a minute or two (on Python 3.11 and 3.12 cryptofeed is compiled)"
+	@$(BIN)/python -m pip install --quiet --use-pep517 -e '.[collector]' \
+	    || { echo "not installed, see above: $(NEEDED)" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	@$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --use-pep517 -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/run.stamp

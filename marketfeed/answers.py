@@ -11,6 +11,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from marketfeed.errors import words_of
+
 MAX_RETRY_AFTER_S: Final = 600.0
 """A server may ask for so much patience, not more."""
 _TEXT: Final = 300
@@ -71,7 +73,8 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
 def judge_failure(error: BaseException) -> Verdict:
     """Judge an exchange without an answer: refused, reset, timed out. It may have been stored or not."""
     return Verdict(
-        "retry", f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        "retry",
+        f"{type(error).__name__}: {words_of(error)}" if str(error) else type(error).__name__,
     )
 
 

@@ -22,7 +22,7 @@ from marketfeed.binance.symbols import (
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.database import Kind, inspect
-from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.instruments import Listing, select
 from marketfeed.journal import KIND
 from marketfeed.records import MarkPrice
@@ -167,7 +167,7 @@ async def _check_stream(
     except TimeoutError:
         text = f"{url}: no data of {stream} in {FIRST_DATA_S:.0f} s"
     except (aiohttp.ClientError, OSError) as error:
-        text = f"{url}: {error}"
+        text = f"{url}: {words_of(error)}"
     return Finding("stream", "bad", text)
 
 

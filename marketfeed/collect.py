@@ -52,7 +52,6 @@ from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
-from marketfeed.tokens import Token
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -116,10 +115,9 @@ class Collector:
         """
         status = self._settings.status
         exposition = Exposition(self._counters, self._reporter.gauges)
-        token = Token(status.token, status.token_file)
         page = CollectorPage(self._settings, self._reporter, self._counters)
         async with (
-            StatusServer(status.host, status.port, self.report, exposition, token, page),
+            StatusServer(status, self.report, exposition, page),
             self._writer,
             aiohttp.ClientSession() as session,
             Told(self._prove_alive, self._reporter.headline, stop),

@@ -35,10 +35,11 @@ class Kind(NamedTuple):
     """What sort of file it is: its name for people, marks in the header, tables and migrations.
 
     `migrations[n]` takes a file of version n to n + 1, as statements or a function; it runs inside one
-    transaction.
+    transaction. `setting` is what names its place in config.yaml.
     """
 
     name: str
+    setting: str
     application_id: int
     version: int
     create: str
@@ -78,7 +79,13 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_fd = _take_lock(kind, path, wait_lock_s)
         except OSError as error:
-            raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
+            hint = (
+                f", this user may not write it; {kind.setting} names another place"
+                if isinstance(error, PermissionError)
+                else ""
+            )
+            text = f"{kind.name} {path}: {error.strerror or error}{hint}"
+            raise JournalError(text) from error
         try:
             db, set_aside = _open_or_set_aside(kind, path, distrusted=distrusted)
         except BaseException:

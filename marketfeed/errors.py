@@ -1,4 +1,4 @@
-"""The error tree.
+"""The error tree, and how a connection that failed is worded.
 
 * MarketfeedError
     * SettingsError           config.yaml, the environment or a credential file is wrong (exit 2)
@@ -8,12 +8,18 @@
         * JournalNewerError   the file was written by a newer version
         * JournalWriteError   a batch could not be committed (`damaged`: the file is corrupt)
     * BackupError             a backup could not be made; what was there is untouched
+    * ListenError             a port cannot be listened on
     * LedgerError             a forward is not in the state that the next step needs: nothing was sent
     * ExchangeError           the exchange did not answer, or not as documented
         * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
         * ArchiveError        a file of the archive is not to be trusted
             * ArchiveAbsentError  there is no such file
 """
+
+import re
+from typing import Final
+
+_AIOHTTP_SSL: Final = re.compile(r" ssl:.*? \[(.*)\]$", re.DOTALL)
 
 
 class MarketfeedError(Exception):
@@ -55,6 +61,10 @@ class BackupError(MarketfeedError):
     """A backup could not be made, or not be proven whole. Nothing that was there has changed."""
 
 
+class ListenError(MarketfeedError):
+    """A port cannot be listened on. The text names the address, the cause, and the setting."""
+
+
 class LedgerError(MarketfeedError):
     """The ledger does not have a forward in the state that a step needs: the step must not be taken."""
 
@@ -81,3 +91,11 @@ class ArchiveError(ExchangeError):
 
 class ArchiveAbsentError(ArchiveError):
     """The archive has no such file (yet)."""
+
+
+def words_of(error: BaseException) -> str:
+    """What a failed request says of itself, or its type's name when it says nothing.
+
+    aiohttp's "Cannot connect to host H:P ssl:default [reason]" loses its ssl:…, said without TLS, too.
+    """
+    return _AIOHTTP_SSL.sub(r": \1", str(error)) or type(error).__name__

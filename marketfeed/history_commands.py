@@ -230,8 +230,11 @@ async def run_audit(
     series = audited_series(catalog, pairs, timeframes)
     unknown = set(pairs or ()) - {entry.pair for entry in catalog}
     if unknown or not series:
-        names = ", ".join(sorted(unknown)) or "nothing of that"
-        raise SettingsError(f"the journal does not collect {names}")
+        raise SettingsError(
+            f"the journal does not collect {', '.join(sorted(unknown))}"
+            if unknown
+            else "the journal has no series of what is to be audited; has a collector run on it?"
+        )
     async with _rest(settings, weight_per_minute) as (rest, clock, session):
         now_ms = clock.now_ms()
         if since_ms is None:

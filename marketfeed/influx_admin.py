@@ -14,7 +14,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.answers import Verdict
 from marketfeed.config import InfluxSettings
-from marketfeed.errors import MarketfeedError
+from marketfeed.errors import MarketfeedError, words_of
 from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class InfluxAdmin:
                     )
                 return answer.headers.get("X-Influxdb-Version", "unknown")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
 
     async def query(self, text: str, db: str | None = None) -> list[_Series]:
         """Run one InfluxQL statement of ours (no foreign text in it) and return its series."""
@@ -114,7 +114,7 @@ class InfluxAdmin:
                 body = hide_token(await answer.read(), headers)
                 status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
         try:
             parsed = msgspec.json.decode(body, type=_Answer)
         except msgspec.DecodeError:
@@ -151,7 +151,7 @@ class InfluxAdmin:
                         f"the database was not created: status {answer.status}: {words}"
                     )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {error or type(error).__name__}") from error
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
 
     async def clashes(self, timeframes: Sequence[str], *, aggregator: bool = False) -> list[Clash]:
         """Compare field types and tag keys of what the bucket holds with what will be written."""

@@ -36,6 +36,7 @@ DEAD_LETTER_BYTES: Final = 4_096
 
 KIND: Final = Kind(
     name="journal",
+    setting="journal.path",
     application_id=schema.APPLICATION_ID,
     version=schema.SCHEMA_VERSION,
     create=tables.CREATE,

@@ -14,7 +14,9 @@ from aiohttp import web
 from marketfeed.binance.turns import RestReport
 from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
+from marketfeed.listening import listen
 from marketfeed.page.guard import HEALTH, TRUSTED, Guard
+from marketfeed.settings_status import StatusSettings
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
 from marketfeed.tokens import Token
@@ -128,23 +130,20 @@ class Page(Protocol):
 class StatusServer:
     """Serves the reports of one service on one address. An async context manager.
 
-    `port` 0 takes any free one; `url` tells which after entering. Whoever asks has to know `token`, if
-    there is one; without one nothing but `/health` is told on an address that others reach.
+    `url` tells which port was taken after entering. Whoever asks has to know the settings' token, if there
+    is one; without one nothing but `/health` is told on an address that others reach. Raises ListenError.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        settings: StatusSettings,
         report: Callable[[], Report],
         exposition: Metrics,
-        token: Token | None = None,
         page: Page | None = None,
     ) -> None:
-        self._guard = Guard(host, token or Token(None, None))
+        self._settings = settings
+        self._guard = Guard(settings.host, Token(settings.token, settings.token_file))
         self._page = page
-        self._host = host
-        self._port = port
         self._report = report
         self._exposition = exposition
         self._runner: web.AppRunner | None = None
@@ -159,15 +158,8 @@ class StatusServer:
         if self._page is not None:
             self._page.add_to(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
-        try:
-            await site.start()
-        except BaseException:
-            await self._runner.cleanup()
-            raise
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        host, port, section = self._settings.host, self._settings.port, self._settings.section
+        self.url = await listen(self._runner, host, port, section)
         log.info("status listening status_url=%s", self.url)
         return self
 

@@ -5,7 +5,7 @@ from http import HTTPStatus
 import aiohttp
 import msgspec
 
-from marketfeed.errors import MarketfeedError
+from marketfeed.errors import MarketfeedError, words_of
 from marketfeed.status import StatusReport
 from marketfeed.tokens import Token
 
@@ -44,7 +44,9 @@ async def fetch_status(
                 raise NoCollectorError(f"{url} does not answer: {what}")
             body = await response.read()
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NoCollectorError(f"no collector answers at {url}: {error or 'no answer'}") from error
+        raise NoCollectorError(
+            f"no collector answers at {url}, is `marketfeed run` running there? {words_of(error)}"
+        ) from error
     try:
         return msgspec.json.decode(body, type=StatusReport)
     except msgspec.DecodeError as error:

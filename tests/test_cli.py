@@ -200,6 +200,16 @@ def test_run_status_and_a_clean_stop(config: Path) -> None:
     second = marketfeed("run", "--config", config)
     assert second.returncode == 1
     assert f"another process is writing it (process {running.process.pid})" in second.stderr
+    port = url.rpartition(":")[2]
+    third = marketfeed(
+        "run",
+        "--config",
+        config,
+        MARKETFEED_JOURNAL__PATH=str(config.with_name("other.db")),
+        MARKETFEED_STATUS__PORT=port,
+    )
+    assert third.returncode == 1
+    assert f"cannot listen on 127.0.0.1 port {port} (status.host, status.port): " in third.stderr
     assert running.stop() == 0, "".join(running.lines)
     assert "stopped frames=" in running.lines[-1]
     path = config.with_name("journal.db")
@@ -208,7 +218,8 @@ def test_run_status_and_a_clean_stop(config: Path) -> None:
         assert journal.row_counts()["mark_price"] > 0
     gone = marketfeed("status", "--url", url)
     assert gone.returncode == 1
-    assert "no collector answers" in gone.stderr
+    assert f"no collector answers at {url}, is `marketfeed run` running there? " in gone.stderr
+    assert "ssl" not in gone.stderr
 
 
 def test_demo_compares_every_candle(tmp_path: Path) -> None:

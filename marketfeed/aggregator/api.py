@@ -22,6 +22,7 @@ from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.counters import MISSING_ALARM, NOBODY, Counters
 from marketfeed.aggregator.desk import Desk, Post
 from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
+from marketfeed.listening import listen
 
 log = logging.getLogger(__name__)
 http_log = logging.getLogger(f"{__name__}.http")
@@ -93,15 +94,7 @@ class Api:
             logger=http_log,
         )
         http_log.addFilter(self._malformed)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=512)
-        try:
-            await site.start()
-        except BaseException:
-            await self._runner.cleanup()
-            raise
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.url = await listen(self._runner, self._host, self._port, "aggregator", backlog=512)
         log.info("aggregator listening url=%s", self.url)
         return self
 

@@ -101,6 +101,7 @@ CREATE VIEW forwarded AS
 
 KIND: Final = Kind(
     name="ledger",
+    setting="aggregator.ledger.path",
     application_id=0x4D4B4C47,
     version=1,
     create=_CREATE,

@@ -35,7 +35,6 @@ from marketfeed.notify import Told
 from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.status import StatusServer
-from marketfeed.tokens import Token
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +145,6 @@ class Aggregator:
         """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
         settings = self._settings.aggregator
         exposition = AggregatorExposition(self._counters, self._gauges)
-        token = Token(settings.status.token, settings.status.token_file)
         page = AggregatorPage(self.report, self._ledger.path, lambda: self._ledger.next_seq)
         doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
         # Fresh connections only: a POST must not meet one that the bot has just closed.
@@ -155,9 +153,7 @@ class Aggregator:
             self._ledger,
             aiohttp.ClientSession(connector=connector) as to_bots,
             aiohttp.ClientSession() as to_influx,
-            StatusServer(
-                settings.status.host, settings.status.port, self.report, exposition, token, page
-            ) as port,
+            StatusServer(settings.status, self.report, exposition, page) as port,
             Told(self._prove_alive, self.headline, stop),
         ):
             self.status_url = port.url

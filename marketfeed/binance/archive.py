@@ -22,7 +22,7 @@ from yarl import URL
 from marketfeed import schema
 from marketfeed.binance.archive_rows import parse_rows
 from marketfeed.binance.symbols import Instrument
-from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError
+from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError, words_of
 from marketfeed.records import Candle
 from marketfeed.stretches import Stretch
 
@@ -119,7 +119,7 @@ class Archive:
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ExchangeError(f"{url}: {error or type(error).__name__}") from error
+            raise ExchangeError(f"{url}: {words_of(error)}") from error
 
 
 def _checksum(told: bytes, file: ArchiveFile) -> str:

@@ -22,7 +22,7 @@ from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
 from marketfeed.binance.symbols import Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, words_of
 from marketfeed.records import Candle
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class BinanceRest:
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ExchangeError(f"{url}: {error or type(error).__name__}") from error
+            raise ExchangeError(f"{url}: {words_of(error)}") from error
         finally:
             self.turns.answered(taken, used)
 

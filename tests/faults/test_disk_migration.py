@@ -27,6 +27,7 @@ def kind(version: int, *migrations: Migration) -> Kind:
     """A file of its own kind; `migrations` lead from version 1 up."""
     return Kind(
         name="ledger",
+        setting="ledger.path",
         application_id=0x54455354,
         version=version,
         create="CREATE TABLE item(id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
