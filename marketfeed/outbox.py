@@ -5,12 +5,9 @@ afterwards has a new `seq` and comes again.
 """
 
 import contextlib
-import heapq
-import itertools
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
@@ -20,8 +17,15 @@ from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 
 Row: TypeAlias = tuple[Any, ...]
+Write: TypeAlias = Callable[[list[Row]], list[str]]
+"""Writes rows of a table, one at least, as lines."""
 _OHLCV: Final = {ms: schema.ohlcv_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
 _FORMING: Final = {ms: schema.forming_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
+
+
+def each(write: Callable[[Row], str]) -> Write:
+    """Write rows one by one: for tables with few."""
+    return lambda rows: [write(row) for row in rows]
 
 
 class Consignment(NamedTuple):
@@ -52,20 +56,20 @@ class Outbox:
                 timeout=5.0,
             )
         self._tags: dict[int, str] = {tables.NO_PAIR: lines.escape_tag(lines.ALL_PAIRS)}
-        self._sources: tuple[tuple[str, Callable[[Row], str]], ...] = (
-            ("candle", self._candle),
-            ("mark_price", self._mark_price),
-            ("funding_rate", self._funding_rate),
-            ("funding_settled", self._funding_settled),
-            ("gap", self._gap),
-            ("catalog", self._catalog),
+        self._sources: tuple[tuple[str, Write], ...] = (
+            ("candle", self._candles),
+            ("mark_price", self._mark_prices),
+            ("funding_rate", each(self._funding_rate)),
+            ("funding_settled", each(self._funding_settled)),
+            ("gap", each(self._gap)),
+            ("catalog", each(self._catalog)),
         )
         self._of = {
-            schema.MARK_PRICE: ("mark_price", self._mark_price),
-            schema.FUNDING_RATE: ("funding_rate", self._funding_rate),
-            schema.FUNDING_SETTLED: ("funding_settled", self._funding_settled),
-            schema.FEED_GAP: ("gap", self._gap),
-            schema.FEED_CATALOG: ("catalog", self._catalog),
+            schema.MARK_PRICE: ("mark_price", self._mark_prices),
+            schema.FUNDING_RATE: ("funding_rate", each(self._funding_rate)),
+            schema.FUNDING_SETTLED: ("funding_settled", each(self._funding_settled)),
+            schema.FEED_GAP: ("gap", each(self._gap)),
+            schema.FEED_CATALOG: ("catalog", each(self._catalog)),
         }
 
     def close(self) -> None:
@@ -81,15 +85,29 @@ class Outbox:
         consignment = Consignment([], [])
         with self._one_state():
             for first, last in shipped.gaps(self._next_seq()):
-                room = max_lines - len(consignment.lines)
-                if room <= 0:
+                if len(consignment.lines) >= max_lines:
                     break
-                taken = list(itertools.islice(self._rows(first, last), room))
-                consignment.lines.extend(write(row) for _, row, write in taken)
-                # Everything above the oldest row taken is here; all of it if the range gave out.
-                covered_from = taken[-1][0] if len(taken) == room else first
+                covered_from = self._take(consignment.lines, first, last, max_lines)
                 consignment.covers.append((covered_from, last))
         return consignment
+
+    def _take(self, texts: list[str], first: int, last: int, max_lines: int) -> int:
+        """Add lines to `texts` from `last` down; returns the seq down to which they are everything."""
+        # Numbers of rows that have changed since are missing: the fewer are found, the wider it looks.
+        span, low = max_lines, last + 1
+        while low > first and len(texts) < max_lines:
+            last, low = low - 1, max(first, low - span)
+            room = max_lines - len(texts)
+            tables = [(write, self._rows(table, low, last, room)) for table, write in self._sources]
+            if sum(len(rows) for _, rows in tables) >= room:
+                seqs = sorted((row[0] for _, rows in tables for row in rows), reverse=True)
+                low = seqs[room - 1]
+                tables = [(write, [row for row in rows if row[0] >= low]) for write, rows in tables]
+            for write, rows in tables:
+                if rows:
+                    texts += write(rows)
+            span *= 2
+        return low
 
     def forming(self, after_seq: int) -> tuple[list[str], int]:
         """The forming candles that have changed since `after_seq`; returns the highest seq of them."""
@@ -97,7 +115,7 @@ class Outbox:
             rows = self._db.execute(
                 f"SELECT seq, {_CANDLE_COLUMNS} FROM forming WHERE seq > ?", (after_seq,)
             ).fetchall()
-            texts = [self._candle_text(_FORMING, row) for row in rows]
+            texts = self._candle_texts(_FORMING, rows) if rows else []
         return texts, max((row[0] for row in rows), default=after_seq)
 
     def as_it_stands(self, line: str) -> str:
@@ -107,7 +125,7 @@ class Outbox:
         """
         key, time_ms = _UNESCAPED_BLANK.split(line, maxsplit=1)[0], line.rpartition(" ")[2]
         measurement, pair_tag = key.partition(",")[0], key.rpartition(",pair=")[2]
-        table, write = self._of.get(measurement, ("candle", self._candle))
+        table, write = self._of.get(measurement, ("candle", self._candles))
         text = (
             f"SELECT seq, {_COLUMNS[table]} FROM {table} "
             f"WHERE pair_id = ? AND {_TIME[table]} = ? ORDER BY seq"
@@ -115,7 +133,7 @@ class Outbox:
         with self._one_state():
             ids = {tag: number for number, tag in self._all_tags().items()}
             rows = self._db.execute(text, (ids.get(pair_tag, -1), int(time_ms))).fetchall()
-            texts = [write(row) for row in rows]
+            texts = write(rows) if rows else []
         same = [item for item in texts if _UNESCAPED_BLANK.split(item, maxsplit=1)[0] == key]
         return line if not same or line in same else same[-1]
 
@@ -146,23 +164,13 @@ class Outbox:
         except sqlite3.Error as error:
             raise JournalError(f"{self.file_kind} {self._path}: {error}") from error
 
-    def _rows(self, first: int, last: int) -> Iterator[tuple[int, Row, Callable[[Row], str]]]:
-        """Yield the rows of all tables with first <= seq <= last, newest first, as they are asked for."""
-        return heapq.merge(
-            *(self._rows_of(table, write, first, last) for table, write in self._sources),
-            key=itemgetter(0),
-            reverse=True,
-        )
-
-    def _rows_of(
-        self, table: str, write: Callable[[Row], str], first: int, last: int
-    ) -> Iterable[tuple[int, Row, Callable[[Row], str]]]:
-        cursor = self._db.execute(
-            f"SELECT seq, {self._columns[table]} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC",
-            (first, last),
-        )
-        for row in cursor:
-            yield row[0], row, write
+    def _rows(self, table: str, first: int, last: int, limit: int) -> list[Row]:
+        """The rows of a table with first <= seq <= last, the newest `limit` of them."""
+        return self._db.execute(
+            f"SELECT seq, {self._columns[table]} FROM {table} "
+            "WHERE seq BETWEEN ? AND ? ORDER BY seq DESC LIMIT ?",
+            (first, last, limit),
+        ).fetchall()
 
     def _tag(self, pair_id: int) -> str:
         tag = self._tags.get(pair_id)
@@ -177,28 +185,17 @@ class Outbox:
 
     # --- rows to lines ----------------------------------------------------------------------------
 
-    def _candle(self, row: Row) -> str:
-        return self._candle_text(_OHLCV, row)
+    def _candles(self, rows: list[Row]) -> list[str]:
+        return self._candle_texts(_OHLCV, rows)
 
-    def _candle_text(self, measurements: dict[int, str], row: Row) -> str:
-        _, pair_id, length_ms, time_ms, o, high, low, c, volume, quote, taker, trades = row
-        return lines.candle_text(
-            measurements[length_ms],
-            self._tag(pair_id),
-            o,
-            high,
-            low,
-            c,
-            volume,
-            quote,
-            taker,
-            trades,
-            time_ms,
-        )
+    def _candle_texts(self, measurements: dict[int, str], rows: list[Row]) -> list[str]:
+        _, pair_ids, lengths_ms, times_ms, *numbers, trades = zip(*rows, strict=True)
+        names = map(measurements.__getitem__, lengths_ms)
+        return lines.candle_texts(names, map(self._tag, pair_ids), numbers, trades, times_ms)
 
-    def _mark_price(self, row: Row) -> str:
-        _, pair_id, time_ms, mark_price, index_price = row
-        return lines.mark_price_text(self._tag(pair_id), time_ms, mark_price, index_price)
+    def _mark_prices(self, rows: list[Row]) -> list[str]:
+        _, pair_ids, times_ms, marks, indexes = zip(*rows, strict=True)
+        return lines.mark_price_texts(map(self._tag, pair_ids), times_ms, marks, indexes)
 
     def _funding_rate(self, row: Row) -> str:
         _, pair_id, time_ms, rate, settled_rate, next_ms = row

@@ -194,6 +194,7 @@ class Shipper:
         try:
             await self._begin()
             ahead = asyncio.create_task(self._take(self._shipped))
+            noting = asyncio.create_task(self._note([]))
             try:
                 while not self._ending.is_set() and self._generation == self._writer.generation:
                     started_s = time.monotonic()
@@ -203,14 +204,19 @@ class Shipper:
                         assumed = Ranges([*self._shipped, *consignment.covers])
                         ahead = asyncio.create_task(self._take(assumed))
                     await self._ship_forming()
-                    await self._ship(consignment)
+                    acknowledged = await self._ship(consignment)
                     self._well()
+                    await noting
+                    # Saved while the next batch travels: what is not saved is sent again, harmlessly.
+                    noting = asyncio.create_task(self._note(acknowledged))
                     if not full:
+                        await noting
                         await self._rest(self._pace.turn_s - (time.monotonic() - started_s))
                         ahead = asyncio.create_task(self._take(self._shipped))
             finally:
                 ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
+                # Ranges that could not be saved are saved with the next ones, or their rows sent again.
+                await asyncio.gather(ahead, noting, return_exceptions=True)
         except _NotNowError as error:
             await self._rest(self._delay_s(error.verdict))
         except JournalError as error:
@@ -234,7 +240,7 @@ class Shipper:
             await self._begin()
             for _ in range(LAST_BATCHES):
                 consignment, full = await self._take(self._shipped)
-                await self._ship(consignment)
+                await self._note(await self._ship(consignment))
                 if not full:
                     return
         except (_NotNowError, JournalError) as error:
@@ -254,7 +260,8 @@ class Shipper:
 
         return await self._in_thread(take)
 
-    async def _ship(self, consignment: Consignment) -> None:
+    async def _ship(self, consignment: Consignment) -> list[tuple[int, int]]:
+        """Have the server take a batch; returns the ranges to note, grown together."""
         if consignment.lines:
             refused: list[tuple[str, str]] = []
             await self._deliver(consignment.lines, refused)
@@ -262,19 +269,19 @@ class Shipper:
                 await self._put_aside(refused)
             self.lines += len(consignment.lines) - len(refused)
             self._unshipped = max(0, self._unshipped - len(consignment.lines))
-        if consignment.covers:
-            await self._note(consignment.covers)
+        return [self._shipped.add(first, last) for first, last in consignment.covers]
 
-    async def _note(self, covers: list[tuple[int, int]]) -> None:
+    async def _note(self, acknowledged: list[tuple[int, int]]) -> None:
         """Save what has been acknowledged, in the journal whose numbers these are."""
+        if not acknowledged:
+            return
         generation = self._generation
-        merged = [self._shipped.add(first, last) for first, last in covers]
 
         def note(file: Shipped) -> None:
             # Replaced while the lines travelled: a fresh journal gives the same numbers to other rows,
             # which would never be shipped. Files are replaced in this thread alone.
             if self._writer.generation == generation:
-                file.note_shipped(self._influx.target, merged)
+                file.note_shipped(self._influx.target, acknowledged)
 
         await self._writer.call(note)
 

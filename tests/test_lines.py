@@ -29,7 +29,7 @@ def test_lines_as_the_schema_says() -> None:
     )
     funding = FundingRate(PAIR, T0 + 61_500, 1e-05, T0 + 99)
     assert lines.funding_rate_line(funding, 60_000, None) == (
-        "funding_rate,pair=BTC/USDT:USDT rate=1e-05,predicted_rate=1e-05,"
+        "funding_rate,pair=BTC/USDT:USDT rate=0.00001,predicted_rate=0.00001,"
         f"next_funding_time={T0 + 99}i {T0 + 60_000}"
     )
     assert ",settled_rate=0.0002,next" in lines.funding_rate_line(funding, 60_000, 0.0002)

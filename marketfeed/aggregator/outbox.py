@@ -4,7 +4,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from marketfeed import lines
-from marketfeed.outbox import Outbox, Row
+from marketfeed.outbox import Outbox, Row, each
 
 
 class LedgerOutbox(Outbox):
@@ -16,9 +16,9 @@ class LedgerOutbox(Outbox):
         super().__init__(path, collector)
         self._columns = _COLUMNS
         self._sources = (
-            ("vote", _vote),
-            ("decision", _decision),
-            ("forwarded", _forward),
+            ("vote", each(_vote)),
+            ("decision", each(_decision)),
+            ("forwarded", each(_forward)),
         )
 
     def forming(self, after_seq: int) -> tuple[list[str], int]:

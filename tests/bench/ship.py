@@ -47,7 +47,6 @@ _ALWAYS_THERE: Final = {
     schema.OHLCV_PREFIX: "close",
 }
 """Beginnings of measurements' names, and a field that each of their points has."""
-_ALL: Final = 1 << 40
 
 
 def ship(tell: Tell) -> Section:
@@ -143,13 +142,15 @@ def _fill(path: Path) -> dict[str, int]:
 
 
 def _batches(path: Path) -> list[bytes]:
-    outbox = Outbox(path, "bench")
+    outbox, shipped, batches = Outbox(path, "bench"), Ranges(), []
     try:
-        texts = outbox.newest(Ranges(), _ALL).lines
+        while (consignment := outbox.newest(shipped, DEFAULT_PACE.max_lines)).lines:
+            batches.append("\n".join(consignment.lines).encode())
+            for first, last in consignment.covers:
+                shipped.add(first, last)
     finally:
         outbox.close()
-    size = DEFAULT_PACE.max_lines
-    return ["\n".join(texts[at : at + size]).encode() for at in range(0, len(texts), size)]
+    return batches
 
 
 def _bare(batches: list[bytes], port: int, database: str) -> float:
