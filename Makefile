@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons test-freqtrade check bench clean
+.PHONY: help demo test test-pythons test-freqtrade check bench proofs clean
 
 help:
 	@echo "make demo   the whole line at work: simulated Binance, collector, journal, reader"
