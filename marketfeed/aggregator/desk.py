@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from marketfeed.aggregator.counters import Counters
-from marketfeed.aggregator.ledger import Answered, Receipt
+from marketfeed.aggregator.ledger import Answered, Ledger, Receipt
 from marketfeed.aggregator.signals import Signal
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import FORWARD, Counted, Decision, Rules, Vote, Votes
@@ -26,6 +26,8 @@ MAX_PENDING: Final = 5_000
 """Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
 MAX_TURN: Final = 1_000
 RETRY_S: Final = 0.5
+PROVE_EVERY_S: Final = 2.0
+"""While the ledger takes no votes, it is asked so often (wall seconds) whether it would take one."""
 
 
 class Post(msgspec.Struct, frozen=True):
@@ -150,6 +152,8 @@ class Desk:
     async def _wait(self) -> None:
         close_ms = self._votes.next_close_ms()
         wait_s = None if close_ms is None else max(close_ms - self._time_ms(), 0) / 1000
+        if self.trouble:
+            wait_s = PROVE_EVERY_S if wait_s is None else min(wait_s, PROVE_EVERY_S)
         if not (self._pending or self._ending):
             try:
                 async with asyncio.timeout(wait_s):
@@ -201,6 +205,9 @@ class Desk:
             await self._ledger.call(lambda ledger: ledger.record(receipts, decisions, now_ms))
             self._counters.commits += 1
             self._counters.commit_s += time.monotonic() - started_s
+        elif self.trouble:
+            # A turn that stored nothing says nothing of the disk.
+            await self._ledger.call(Ledger.prove_room)
         for decision in decisions:
             self._tell(decision)
         for receipt in receipts:

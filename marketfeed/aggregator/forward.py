@@ -75,6 +75,8 @@ class Forwarder:
         self.side = side
         self.trouble = ""
         """What is wrong with the bot, for `/health`; empty when it answered well last."""
+        self.ledger_trouble = ""
+        """Why nothing can be noted, and so nothing sent, for `/health`; empty when it can."""
         self.lost: dict[int, str] = {}
         """Windows whose orders may or may not have been executed, and what is known of each."""
         self.turned_s = time.monotonic()
@@ -141,7 +143,7 @@ class Forwarder:
                 )
                 break
             except JournalError as error:
-                await self._ledger_trouble(error)
+                await self._no_ledger(error)
         else:
             return
         for forward in found:
@@ -160,13 +162,16 @@ class Forwarder:
         try:
             found = await self._ledger.call(lambda ledger: ledger.forwards(("queued",)))
         except JournalError as error:
-            await self._ledger_trouble(error)
+            await self._no_ledger(error)
             self._woken.set()
             return
         for forward in found:
             if forward.side == self.side and forward.window not in self._queued:
                 self._queued.add(forward.window)
                 self._queue.append(forward)
+        if not self._queue:
+            # Otherwise the next step tells whether it can be written, too.
+            self._ledger_well()
 
     async def _next_step(self) -> float:
         """Do one thing that is due; returns how long there is nothing to do."""
@@ -225,12 +230,14 @@ class Forwarder:
             )
         except LedgerError as error:
             log.error("forward not sent error=%r", str(error))
+            self._ledger_well()
             self._drop(forward)
             return
         except JournalError as error:
             # Without `sending` on the disk nothing may be sent.
-            await self._ledger_trouble(error)
+            await self._no_ledger(error)
             return
+        self._ledger_well()
         self._counters.close_to_send.add(max(now_ms - forward.decided_ms, 0))
         try:
             answer = await self._bot.enter(sending)
@@ -373,20 +380,29 @@ class Forwarder:
                 noted = await self._ledger.call(step)
             except LedgerError as error:
                 log.error("ledger disagrees error=%r", str(error))
+                self._ledger_well()
                 return None
             except JournalError as error:
                 if self._ending:
                     return None
-                await self._ledger_trouble(error)
+                await self._no_ledger(error)
             else:
+                self._ledger_well()
                 if state != "queued":
                     self._counters.forwards[self.side, state] += 1
                 return noted
 
-    async def _ledger_trouble(self, error: JournalError) -> None:
+    async def _no_ledger(self, error: JournalError) -> None:
         self._counters.ledger_failures += 1
-        log.error("ledger cannot be used, trying again error=%r", str(error))
+        if not self.ledger_trouble:
+            log.error("ledger cannot be used, trying again side=%s error=%r", self.side, str(error))
+        self.ledger_trouble = str(error)
         await asyncio.sleep(self._pace.ledger_retry_s)
+
+    def _ledger_well(self) -> None:
+        if self.ledger_trouble:
+            log.warning("ledger can be used again side=%s", self.side)
+        self.ledger_trouble = ""
 
     def _unsettle(self, forward: Forward) -> None:
         # Its age since it was sent: restarts must not put the alarm off.

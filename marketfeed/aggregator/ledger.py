@@ -47,6 +47,9 @@ OPEN_STATES: Final[tuple[State, ...]] = ("queued", "sending", "unknown")
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
 
+ROOM_BYTES: Final = 65_536
+"""What `prove_room` writes: a commit of a few votes is half of it."""
+
 _CREATE: Final = f"""
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -266,6 +269,17 @@ class Ledger:
         with self._transaction():
             # A number that changes: SQLite writes no page for a value that stands there already.
             self._db.execute("UPDATE heartbeat SET beats = beats + 1")
+
+    def prove_room(self) -> None:
+        """Commit more than a vote takes, and take it away: proof that votes are taken again.
+
+        A heartbeat is one page, for which a full disk may have room when it has none for a vote.
+        """
+        with self._transaction():
+            self._db.execute("DROP TABLE IF EXISTS room")
+            self._db.execute(f"CREATE TABLE room AS SELECT zeroblob({ROOM_BYTES}) AS filler")
+        with self._transaction():
+            self._db.execute("DROP TABLE room")
 
     # --- signals and decisions ------------------------------------------------------------------------
 

@@ -284,6 +284,8 @@ class Aggregator:
         for side, forwarder in self._line.forwarders.items():
             if forwarder.trouble:
                 found.append(f"bot of {side}: {forwarder.trouble}")
+            if forwarder.ledger_trouble:
+                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble}")
             found.extend(f"forward lost: {words}" for words in forwarder.lost.values())
         if (shipper := self._line.shipper) is not None:
             shipping = shipper.report()

@@ -178,14 +178,19 @@ async def trickle(url: str, data: bytes, ended: Callable[[], bool]) -> int:
     while not ended():
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection(parsed.hostname, parsed.port)
+            cut = False
             try:
                 for sign in data:
-                    if ended() or reader.at_eof():
+                    # The answer to a cut is not read: its reader is never at the end.
+                    cut = reader.at_eof() or writer.is_closing()
+                    if cut or ended():
                         break
                     writer.write(bytes([sign]))
                     await writer.drain()
                     await asyncio.sleep(TRICKLE_S)
+            except OSError:
+                cut = True
             finally:
-                cuts += reader.at_eof()
+                cuts += cut
                 writer.transport.abort()
     return cuts

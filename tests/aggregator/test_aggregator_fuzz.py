@@ -5,12 +5,15 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
 from bot import CountingBot
 from hostile import Hostile, assault
 from running import FLEET, LONG, quick_hash, rows, running, settings
+
+from marketfeed.aggregator.api import MALFORMED_EVERY_S
 
 COUNT = int(os.environ.get("FUZZ", "2000"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -46,7 +49,9 @@ def test_hostile_requests_beside_feeders(tmp_path: Path, caplog: pytest.LogCaptu
                 (posts,)
             ]
 
+    started_s = time.monotonic()
     asyncio.run(scenario())
+    lasted_s = time.monotonic() - started_s
     # Whoever reaches the port cannot fill the log.
     assert "Traceback" not in caplog.text
-    assert caplog.text.count("malformed request") == 1
+    assert 1 <= caplog.text.count("malformed request") <= 1 + lasted_s // MALFORMED_EVERY_S

@@ -242,6 +242,19 @@ def test_what_is_old_goes_what_is_open_or_unshipped_stays(ledger: Ledger) -> Non
 # --- what people see --------------------------------------------------------------------------------
 
 
+def test_room_for_a_vote_is_more_than_room_for_a_heartbeat(ledger: Ledger) -> None:
+    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+    ledger.beat()
+    with pytest.raises(JournalWriteError, match="full"):
+        ledger.prove_room()
+    ledger._db.execute("PRAGMA max_page_count = 1000000")
+    # A crash between its two commits leaves the table.
+    ledger._db.execute("CREATE TABLE room(filler)")
+    ledger.prove_room()
+    assert not ledger._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'room'").fetchall()
+
+
 def test_the_flow_shows_what_happened_and_goes_on_from_there(ledger: Ledger) -> None:
     votes, flow = Votes(RULES), Flow(ledger.path)
     receive(ledger, votes, "73", T0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,23 +125,46 @@ def test_a_full_disk_stores_nothing_forwards_nothing_and_heals(tmp_path: Path) -
             taken: list[str] = []
             refused: list[str] = []
             # What SQLite has room for in its files yet is taken; then nothing is.
-            while len(refused) < 5:
+            while len(refused) < 3:
                 pair = f"P{len(taken) + len(refused)}/USDT:USDT"
                 found = post(url, pair)
                 assert found in (200, 503)
                 (taken if found == 200 else refused).append(pair)
                 assert len(taken) < 20_000
-            assert "signals cannot be stored" in str(get(health).json)
+            told = get(health)
+            assert told.status == 503
+            assert "signals cannot be stored: ledger " in str(told.json)
+            held = set(ordered(orders)) - noted(manager.runs[0], small.path, tmp_path)
+            assert not held, "ordered, and the ledger did not say so before"
             # No restart would make room: it is fed for.
-            manager.fed_for(1.5 * WATCHDOG_S)
+            manager.fed_for(1.2 * WATCHDOG_S)
+            assert get(health).status == 503
             small.make_room()
-            until(lambda: post(url, "AFTER/USDT:USDT") == 200)
+            # Also when nobody posts.
             until(lambda: get(health).status == 200)
+            assert post(url, "AFTER/USDT:USDT") == 200
             wanted = sorted({*taken, "AFTER/USDT:USDT"})
             until(lambda: len(ordered(orders)) >= len(wanted))
             assert manager.stop() == 0, manager.log.read_text()
         # Whatever was answered 200 became one order, and what was refused none.
         assert ordered(orders) == wanted
+        log = manager.log.read_text()
+        assert log.count("votes cannot be stored") == 1
+        assert log.count("ledger takes votes again") == 1
+        assert log.count("ledger cannot be used") <= 1
+
+
+def noted(pid: int, disk: Path, scratch: Path) -> set[str]:
+    """The pairs whose orders may have been sent, as the ledger says while its process stands still."""
+    (copy := scratch / "copy").mkdir()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for name in ("ledger.db", "ledger.db-wal"):
+            shutil.copyfile(disk / name, copy / name)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    found = rows(copy, "SELECT pair FROM forwarded WHERE state NOT IN ('queued', 'expired')")
+    return {pair for (pair,) in found}
 
 
 def ordered(path: Path) -> list[str]:

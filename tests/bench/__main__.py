@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.bench import workload
+from tests.bench.aggregate import aggregate
 from tests.bench.child import BenchError
 from tests.bench.close import close
 from tests.bench.closes import closes
@@ -34,6 +35,7 @@ SECTIONS: Final = (
     "reader",
     "influx",
     "ship",
+    "aggregate",
     "soak",
     "growth",
 )
@@ -129,6 +131,7 @@ def main() -> int:
         "reader": lambda: read(progress.tell),
         "influx": lambda: influx_read(progress.tell),
         "ship": lambda: ship(progress.tell),
+        "aggregate": lambda: aggregate(progress.tell),
         "soak": lambda: soak(progress.tell, arguments.soak_seconds, arguments.pairs),
         "growth": lambda: growth(progress.tell, arguments.growth_seconds, arguments.sizes),
     }

@@ -30,6 +30,13 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **more}
 
 
+def _cpu_s(pid: int) -> float:
+    """CPU seconds, user and system, of all threads of a process (Linux: /proc)."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Child:
     """A `python -m tests.bench.<module>` that is given a job and answers; ended on exit."""
 
@@ -80,6 +87,10 @@ class Child:
             raise BenchError(f"{self._name} ended with {code}:\n{self._tail()}")
         return msgspec.json.decode(line, type=kind)
 
+    def cpu_s(self) -> float:
+        """CPU seconds that it has used."""
+        return _cpu_s(self._process.pid)
+
     def _tail(self) -> str:
         self._errors.seek(0)
         return self._errors.read().decode("utf-8", "replace")[-4_000:]
@@ -91,7 +102,7 @@ class Service:
     def __init__(self, *arguments: str) -> None:
         self._name = arguments[0]
         self.urls: dict[str, str] = {}
-        """Addresses that it has told in its log, such as `rest_url`."""
+        """Addresses that it has told in its log, such as `rest_url`, or `url`."""
         self._lines: list[str] = []
         self._listening = threading.Event()
         self._process = subprocess.Popen(
@@ -131,10 +142,8 @@ class Service:
             raise BenchError(f"{self._name} ended early:\n{self._tail()}")
 
     def cpu_s(self) -> float:
-        """CPU seconds, user and system, that it has used (Linux: /proc)."""
-        text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
-        fields = text.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU seconds that it has used."""
+        return _cpu_s(self._process.pid)
 
     def rss_bytes(self) -> int:
         """Its resident memory (VmRSS)."""
@@ -155,7 +164,7 @@ class Service:
                 line = raw.decode("utf-8", "replace").rstrip()
                 self._lines = [*self._lines[-199:], line]
                 if " listening " in line:
-                    self.urls |= dict(re.findall(r"(\w+_url)=(\S+)", line))
+                    self.urls |= dict(re.findall(r"\b(\w*url)=(\S+)", line))
                     self._listening.set()
 
 

@@ -84,6 +84,14 @@ class Points(msgspec.Struct, frozen=True):
     requests: int
 
 
+class PlainJob(msgspec.Struct, frozen=True):
+    """Take signals of one account, and store each in the SQLite file at `path`."""
+
+    path: str
+    username: str
+    hashed: str
+
+
 def take(kind: type[T]) -> T:
     """Read what this process is to do."""
     return msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)

@@ -194,9 +194,9 @@ class Proofs:
 
     def bench(self) -> Section:
         """Measurements beside peers, on this Python and its cryptofeed."""
-        names = (
-            ["close"] if self._quick else ["ingest", "paced", "close", "reader", "influx", "ship"]
-        )
+        names = ["ingest", "paced", "close", "reader", "influx", "ship", "aggregate"]
+        if self._quick:
+            names = ["close"]
         section = Section(title="Benchmarks beside cryptofeed 2 and influxdb-client")
         return self._measure(section, names, ["--repeat", "3"], sys.executable, "python", 420.0)
 
