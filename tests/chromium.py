@@ -73,7 +73,9 @@ def obtain() -> Found:
             _fetch(fresh)
             (fresh / _READY).touch()
             fresh.rename(home)
-    libraries = sorted({path.parent for path in (home / "usr" / "lib").rglob("*.so*")})
+    # Some packages of Debian 12 put theirs below /lib, which is a link on an installed system.
+    places = (home / "usr" / "lib", home / "lib")
+    libraries = sorted({path.parent for place in places for path in place.rglob("*.so*")})
     return Found(
         home / "usr" / "lib" / "chromium" / "chromium",
         home / "usr" / "bin" / "chromedriver",

@@ -153,7 +153,8 @@ def test_a_secret_in_the_file_says_where_secrets_go(config: Path) -> None:
         f"credential file, as MARKETFEED_INFLUXDB__TOKEN or influxdb__token ({config} line 2)"
     )
     assert "MARKETFEED_INFLUXDB__TOKEN" in mistakes(config, "influxdb: {password: x}")[0]
-    assert "MARKETFEED_STATUS" not in mistakes(config, "status: {Token: null}")[0]
+    assert "MARKETFEED_STATUS__TOKEN" in mistakes(config, "status: {Token: null}")[0]
+    assert "MARKETFEED_JOURNAL" not in mistakes(config, "journal: {Token: null}")[0]
 
 
 def test_aliases_and_tags_are_refused_without_being_followed(config: Path) -> None:
@@ -244,7 +245,8 @@ def test_what_describe_shows_reads_back_as_equal_settings(config: Path) -> None:
 
 def describe_without_secrets(made: Settings) -> dict[str, object]:
     shown = describe(made)
-    del shown["influxdb"]["token"]
+    for section in (shown["influxdb"], shown["status"], shown["aggregator"]["status"]):
+        del section["token"]
     for bot in shown["aggregator"]["bots"].values():
         del bot["password"]
     return shown
