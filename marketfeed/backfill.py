@@ -76,7 +76,7 @@ SKIPPED_IN_A_ROW: Final = 8
 """After so many requests in a row that failed for good a pass ends: it is not the requests' fault."""
 AGAIN_S: Final = 60.0
 LOOK_AGAIN_S: Final = 3_600.0
-"""Exchange seconds until the next pass: after one that left something, and after a complete one."""
+"""Exchange seconds until the next pass: after one that left or stored something; after one that found all."""
 ROOM_KEPT: Final = 0.9
 """Share of `journal.max_bytes` up to which history is filled: beyond it would soon be deleted again."""
 _STOCK_EVERY: Final = 50
@@ -192,7 +192,10 @@ class Backfill:
         while True:
             self._woken.clear()
             await self.fill()
-            wait_s = LOOK_AGAIN_S if self.report().complete else AGAIN_S
+            # After one that stored something, too: what closed within its last minute was left out, and
+            # at a first start the feed has not brought it.
+            done = self.report().complete and not self._stored
+            wait_s = LOOK_AGAIN_S if done else AGAIN_S
             try:
                 async with asyncio.timeout(max(wait_s / self._clock.speed, RETRY_FIRST_S)):
                     await self._woken.wait()

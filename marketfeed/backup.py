@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from marketfeed.database import Kind, inspect
+from marketfeed.database import Kind, absence, inspect
 from marketfeed.errors import BackupError
 
 PAGES_A_STEP: Final = 1024
@@ -47,7 +47,7 @@ def back_up(kind: Kind, source: Path, destination: Path, tell: Tell) -> BackupRe
     source = source.resolve()
     found = inspect(kind, source)
     if found is None:
-        raise BackupError(f"{kind.name} {source}: there is none")
+        raise BackupError(absence(kind, source))
     _require_room(destination, found.bytes_used)
     # Named after the process: a copy that a kill left behind is in nobody's way.
     unfinished = destination.with_name(f".{destination.name}.unfinished-{os.getpid()}")

@@ -19,9 +19,19 @@ def is_configured(settings: AggregatorSettings) -> bool:
     )
 
 
+def _is_begun(settings: AggregatorSettings) -> bool:
+    """Whether it has an account or a bot's password: the shipped example has neither."""
+    bots = (settings.bots.long, settings.bots.short)
+    return bool(settings.accounts) or any(bot.password or bot.password_file for bot in bots)
+
+
 async def check_aggregator(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
     """Look at settings, ledger and bots. A bot that is down is a warning: decisions wait for it a while."""
     aggregator = settings.aggregator
+    if not _is_begun(aggregator):
+        # The collector alone is checked most often: what it does not need must not make it look bad.
+        text = "not set up: no account, no bot's password. Only `marketfeed aggregate` needs them"
+        return [Finding("aggregator", "warning", text)]
     try:
         require_complete(aggregator)
     except SettingsError as error:

@@ -32,12 +32,12 @@ app = typer.Typer(
     name="marketfeed",
     no_args_is_help=True,
     add_completion=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help=(
         "One collector of Binance USD-M futures market data for a whole fleet of bots.\n\n"
-        "Start with [bold]marketfeed demo[/]: it needs nothing else. Then write a config.yaml, look at it "
-        "with [bold]marketfeed check[/], and start [bold]marketfeed run[/]."
+        "Start with **marketfeed demo**: it needs nothing else. Then write a config.yaml, look at it "
+        "with **marketfeed check**, and start **marketfeed run**."
     ),
 )
 

@@ -46,6 +46,14 @@ class Kind(NamedTuple):
     migrations: Mapping[int, Sequence[str] | Callable[[sqlite3.Connection], None]]
 
 
+def absence(kind: Kind, path: Path) -> str:
+    """What is said of a file that is not there: most often --config was left out."""
+    return (
+        f"{kind.name} {path}: there is none yet, or {kind.setting} names another place "
+        "(--config, MARKETFEED_CONFIG)"
+    )
+
+
 class Database:
     """An open file and its lock. Not safe for concurrent calls: give it to one thread at a time."""
 
@@ -167,7 +175,7 @@ def inspect(kind: Kind, path: Path) -> FileFound | None:
     Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
     """
     path = path.resolve()
-    if not path.exists():
+    if not _is_there(kind, path):
         return None
     wal = Path(f"{path}-wal")
     try:
@@ -187,8 +195,8 @@ def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
     Raises JournalForeignError, JournalNewerError, or JournalError when there is none or it is unreadable.
     """
     path = path.resolve()
-    if not path.exists():
-        raise JournalError(f"{kind.name} {path}: there is none")
+    if not _is_there(kind, path):
+        raise JournalError(absence(kind, path))
     try:
         immutable = not Path(f"{path}-wal").exists()
         with contextlib.closing(_connect_read_only(path, immutable=immutable)) as db:
@@ -197,6 +205,23 @@ def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
             yield db
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error
+
+
+def _is_there(kind: Kind, path: Path) -> bool:
+    """Whether there is a file. Raises JournalError when this user may not look, or not read it."""
+    try:
+        path.stat()
+        if os.access(path, os.R_OK):
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        pass
+    except OSError as error:
+        raise JournalError(f"{kind.name} {path}: {error.strerror}") from error
+    raise JournalError(
+        f"{kind.name} {path}: Permission denied, this user may not read it; who is in its group may"
+    )
 
 
 def _connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Self
 
 from marketfeed import rows, schema, shipped, tables
 from marketfeed.batch import Batch
-from marketfeed.database import Database, FileFound, Kind, inspect
+from marketfeed.database import Database, FileFound, Kind, absence, inspect
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 from marketfeed.records import (
@@ -61,7 +61,7 @@ class RefusedLines:
     def __init__(self, path: Path) -> None:
         self._path = path
         if inspect_journal(path) is None:
-            raise JournalError(f"journal {path}: there is none")
+            raise JournalError(absence(KIND, path))
         self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
     def __enter__(self) -> Self:

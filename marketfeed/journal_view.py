@@ -14,8 +14,9 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from marketfeed import schema
+from marketfeed.database import absence
 from marketfeed.errors import JournalError
-from marketfeed.journal import inspect_journal
+from marketfeed.journal import KIND, inspect_journal
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.stretches import Stretch
 
@@ -45,7 +46,7 @@ class JournalView:
     def require(self) -> None:
         """Raise JournalError unless there is a journal of ours that can be read."""
         if inspect_journal(self.path) is None:
-            raise JournalError(f"journal {self.path}: there is none")
+            raise JournalError(absence(KIND, self.path))
 
     def catalog(self) -> list[CatalogEntry]:
         """What this journal collects, ordered by pair."""

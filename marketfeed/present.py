@@ -32,7 +32,9 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Where nobody watches it would leave an empty line.
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("starting", total=1.0)
 
         def tell(stage: str, fraction: float) -> None:

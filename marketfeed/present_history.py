@@ -65,7 +65,9 @@ def _progress(*, quiet: bool) -> Progress:
         TaskProgressColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    return Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True)
+    console = Console(stderr=True, quiet=quiet)
+    # Where nobody watches it would leave an empty line.
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _duration(seconds: float) -> str:

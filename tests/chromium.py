@@ -73,7 +73,9 @@ def obtain() -> Found:
             _fetch(fresh)
             (fresh / _READY).touch()
             fresh.rename(home)
-    libraries = sorted({path.parent for path in (home / "usr" / "lib").rglob("*.so*")})
+    # Some packages of Debian 12 put theirs below /lib, which is a link on an installed system.
+    places = (home / "usr" / "lib", home / "lib")
+    libraries = sorted({path.parent for place in places for path in place.rglob("*.so*")})
     return Found(
         home / "usr" / "lib" / "chromium" / "chromium",
         home / "usr" / "bin" / "chromedriver",
@@ -109,6 +111,8 @@ def _download(folder: Path, options: Sequence[str]) -> None:
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
+    if shutil.which(str(command[0])) is None:
+        raise BrowserError(f"no {command[0]} to fetch it with: on Debian, apt install {command[0]}")
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
@@ -151,6 +155,9 @@ def browser(
         # The driver is given: selenium shall look for none.
         "SE_OFFLINE": "true",
     }
+    if not Path("/etc/fonts/fonts.conf").exists():
+        # Without a font Chromium crashes; those unpacked beside it are found by no default.
+        environment["FONTCONFIG_FILE"] = str(_fonts(home))
     service = Service(str(found.driver), env=environment)
     driver = Chrome(options=options, service=service)
     try:
@@ -159,6 +166,18 @@ def browser(
         yield driver
     finally:
         driver.quit()
+
+
+def _fonts(home: Path) -> Path:
+    """A file for fontconfig that names the fonts of the unpacked packages."""
+    file = home / "fonts.conf"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">\n'
+        f"<fontconfig><dir>{cache_dir() / 'chromium' / 'usr/share/fonts'}</dir>"
+        f"<cachedir>{home / 'fonts'}</cachedir></fontconfig>\n"
+    )
+    return file
 
 
 def scheme(driver: Chrome, dark: bool) -> None:

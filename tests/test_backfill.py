@@ -334,6 +334,44 @@ def scripted(path: Path, exchange: Scripted, check: Callable[[Backfill], Awaitab
     asyncio.run(run())
 
 
+def test_what_closed_within_the_last_minute_before_a_first_start_is_fetched_soon(
+    path: Path,
+) -> None:
+    """It is left out of the first pass, the feed does not bring it, and the next look is an hour away."""
+
+    async def run() -> None:
+        clock = ExchangeClock()
+        async with (
+            simulated(1) as sim,
+            JournalWriter(path) as writer,
+            aiohttp.ClientSession() as session,
+        ):
+            rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(100_000), clock))
+            await sync_clock(rest, clock)
+            pair = Instrument(
+                "BTCUSDT", "BTC/USDT:USDT", "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS
+            )
+            backfill = Backfill(
+                writer, rest, None, clock, lambda: [(pair, ("1m",))], schema.HOUR_MS, 10**9
+            )
+            begun_ms = clock.now_ms()
+            task = asyncio.create_task(backfill.run())
+            # An hour of the exchange's would take longer than this.
+            async with asyncio.timeout(0.5 * 3_600 / SPEED):
+                while newest_open_ms(path) < schema.floor_to(begun_ms, schema.MINUTE_MS):
+                    await asyncio.sleep(0.05)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    uvloop.run(run())
+
+
+def newest_open_ms(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT max(open_time) FROM candle").fetchone()[0] or 0)
+
+
 def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
     exchange = Scripted(NOW_MS - 90_000 - 1_000 * LENGTH_MS)
 

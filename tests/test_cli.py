@@ -6,14 +6,16 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marketfeed import __version__
-from marketfeed.journal import Journal
+from marketfeed.database import inspect
+from marketfeed.errors import JournalError
+from marketfeed.journal import KIND, Journal
 
 TIMEOUT_S = 60.0
 
@@ -90,6 +92,9 @@ def test_help_and_version() -> None:
     for command in ("run", "demo", "check", "status", "simulate", "backup"):
         assert command in shown.stdout
         assert marketfeed(command, "--help").returncode == 0
+    # A paragraph is filled to the window's width, wherever its lines end in the source.
+    text = marketfeed("demo", "--help").stdout
+    assert "and reads everything back; ends with a comparison" in text
     assert marketfeed("--version").stdout == f"marketfeed {__version__}\n"
 
 
@@ -170,6 +175,55 @@ def test_check_exits_1_when_something_is_bad(config: Path) -> None:
     assert "file is not a database" in damaged.stdout
     none = marketfeed("check", "--config", config, MARKETFEED_EXCHANGE__PAIRS="NOSUCH/USDT:USDT")
     assert "none of the configured pairs is traded" in none.stdout
+
+
+def test_the_shipped_settings_are_good_as_they_stand(
+    tmp_path: Path, simulator: dict[str, str]
+) -> None:
+    """As far as they can be here: the journal's place is a service's, the exchange is a simulator."""
+    variables = {f"MARKETFEED_EXCHANGE__{key.upper()}": url for key, url in simulator.items()}
+    done = marketfeed(
+        "check",
+        "--config",
+        Path(__file__).parents[1] / "config.yaml",
+        "--json",
+        **variables,
+        MARKETFEED_JOURNAL__PATH=str(tmp_path / "journal.db"),
+    )
+    findings = json.loads(done.stdout)["findings"]
+    assert done.returncode == 0, findings
+    (aggregator,) = [item for item in findings if item["subject"] == "aggregator"]
+    assert aggregator["verdict"] == "warning"
+    assert "not set up" in aggregator["text"]
+
+
+@pytest.mark.parametrize(
+    "command", [["audit"], ["backup", "copy.db"], ["deadletter"], ["signals"]], ids=" ".join
+)
+def test_what_is_not_there_or_not_to_be_read_is_said_in_a_line(
+    command: list[str], shared_path: Path, as_nobody: Callable[[Callable[[], None]], None]
+) -> None:
+    place = shared_path / "closed"
+    variables = {
+        "MARKETFEED_JOURNAL__PATH": str(place / "journal.db"),
+        "MARKETFEED_AGGREGATOR__LEDGER__PATH": str(place / "ledger.db"),
+    }
+    absent = marketfeed(*command, **variables)
+    assert absent.returncode == 1
+    assert "there is none yet, or " in absent.stderr
+    assert len(absent.stderr.splitlines()) == 1
+    place.mkdir(mode=0)
+
+    def asks() -> None:
+        with pytest.raises(JournalError, match="this user may not read it"):
+            inspect(KIND, place / "journal.db")
+
+    as_nobody(asks)
+    if os.geteuid() != 0:
+        closed = marketfeed(*command, **variables)
+        assert closed.returncode == 1
+        assert len(closed.stderr.splitlines()) == 1
+        place.chmod(0o700)
 
 
 def test_check_live_requires_data_of_every_stream(config: Path) -> None:
