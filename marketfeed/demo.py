@@ -152,12 +152,13 @@ async def run_demo(options: DemoOptions, progress: Callable[[str, float], None])
         await _let_run(options.seconds, progress, (simulator, collector))
         await _post(http, simulator.urls["rest_url"] + "/simulator/pause")
         published = await _published(http, simulator.urls["rest_url"], skip)
+        paused_ms = await _time_ms(http, simulator.urls["rest_url"])
         progress("reading back", 1.0)
         await _settled(watch, published)
         status = await _status(http, collector.urls["status_url"])
         watch.stop()
         await collector.stop()
-        comparison, sample = _compare(journal_path, published, clock)
+        comparison, sample = _compare(journal_path, published, paused_ms, clock)
         report = _report(options, status, published, comparison, watch, journal_path)
         if options.influx_url is not None:
             influxdb = await _compare_influx(
@@ -203,11 +204,13 @@ def _quantiles(values: Sequence[float]) -> Latency:
 
 
 def _compare(
-    journal_path: Path, published: Sequence[Published], clock: ExchangeClock
+    journal_path: Path, published: Sequence[Published], paused_ms: int, clock: ExchangeClock
 ) -> tuple[list[SeriesResult], str]:
     """Read every series back through the reader and compare it with what was sent, number by number.
 
-    What a reader's frame does not hold (quote volume, taker volume, trades) is compared in the journal.
+    What a reader's frame does not hold (quote volume, taker volume, trades) is compared in the journal. The
+    exchange stops at `paused_ms`: a candle that has closed by then, but whose frame it has not sent any more,
+    may have been fetched by REST. It is left out.
     """
     truth: dict[tuple[str, str], dict[int, Published]] = defaultdict(dict)
     for item in published:
@@ -220,11 +223,23 @@ def _compare(
         for (pair, timeframe), expected in sorted(truth.items()):
             since_ms = min(expected)
             frame = reader.get_ohlcv(pair, timeframe, since=since_ms, max_age_s=None)
-            opens = [int(date.timestamp() * 1000) for date in frame["date"]]
-            values = frame[["open", "high", "low", "close", "volume"]].to_numpy().tolist()
+            rows = dict(
+                zip(
+                    (int(date.timestamp() * 1000) for date in frame["date"]),
+                    frame[["open", "high", "low", "close", "volume"]].to_numpy().tolist(),
+                    strict=True,
+                )
+            )
+            length_ms = schema.TIMEFRAMES_MS[timeframe]
+            newest_ms = max(expected)
+            rows = {
+                open_ms: row
+                for open_ms, row in rows.items()
+                if not newest_ms < open_ms <= paused_ms - length_ms
+            }
             stored = {
                 candle.open_time_ms: candle
-                for candle in journal.candles(pair, timeframe, since_ms, opens[-1] + 1)
+                for candle in journal.candles(pair, timeframe, since_ms, paused_ms)
             }
             wrong = sum(
                 open_ms not in expected
@@ -234,10 +249,10 @@ def _compare(
                     getattr(stored[open_ms], name) != getattr(expected[open_ms], name)
                     for name in schema.CANDLE_FIELDS
                 )
-                for open_ms, row in zip(opens, values, strict=True)
+                for open_ms, row in rows.items()
             )
-            missing = len(expected.keys() - set(opens))
-            results.append(SeriesResult(pair, timeframe, len(expected), len(opens), missing, wrong))
+            missing = len(expected.keys() - rows.keys())
+            results.append(SeriesResult(pair, timeframe, len(expected), len(rows), missing, wrong))
         pair, timeframe = min(truth, key=lambda series: (series[0] != _SAMPLE_PAIR, series))
         return results, _sample(reader, pair, timeframe)
 
@@ -504,6 +519,11 @@ async def _settled(watch: _Watch, published: Sequence[Published]) -> None:
         if all(watch.has(item) for item in newest.values()):
             return
         await asyncio.sleep(0.02)
+
+
+async def _time_ms(http: aiohttp.ClientSession, rest_url: str) -> int:
+    async with http.get(rest_url + "/fapi/v1/time") as response:
+        return int((await response.json())["serverTime"])
 
 
 async def _clock_of(http: aiohttp.ClientSession, rest_url: str) -> ExchangeClock:
