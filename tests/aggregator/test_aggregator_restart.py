@@ -148,7 +148,7 @@ def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:
     done = command("hash-password", stdin="invented\n")
     assert done.returncode == 0
     file = config(tmp_path, {}, accounts=[{"username": "f", "hash": done.stdout.strip()}])
-    assert command("signals", "--config", file).stderr.strip().endswith("there is none")
+    assert "ledger.db: there is none yet" in command("signals", "--config", file).stderr
     assert "invented" not in done.stdout + done.stderr
     assert command("hash-password", stdin="\n").returncode == 2
 
