@@ -87,12 +87,14 @@ def test_a_connection_that_is_silent_from_its_first_second(
     async def check(line: Line) -> None:
         await line.until(lambda: line.sim.hub.streams_wanted == 240)
         fault_ms = line.sim.now_ms()
-        found_ms = await line.until(lambda: line.says("is silent for"))
+        # It is replaced at once when it is found: on a busy machine nobody sees it in between.
+        found_ms = await line.until(lambda: line.says("is silent for") or max(opened(line)) > 1)
         noticed_s = (found_ms - fault_ms) / 1000
         assert noticed_s <= SILENT_AFTER_S + LOOK_S + line.margin_s()
-        await line.assert_shown("feed-")
-        whole_ms = await line.until(lambda: line.flowing)
+        whole_ms = await line.until(lambda: line.flowing and max(opened(line)) > 1)
         assert sorted(opened(line)) == [1, 2]
+        replaced = line.report.connections[opened(line).index(2)]
+        assert "no market data" in replaced.last_error
         scoreboard.add(
             Row(
                 fault="one of two connections silent from its first second, ACKs too",
