@@ -200,8 +200,10 @@ def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
     try:
         immutable = not Path(f"{path}-wal").exists()
         with contextlib.closing(_connect_read_only(path, immutable=immutable)) as db:
-            _recognise(kind, path, db)
             db.execute("BEGIN")
+            # A writer that is just starting, or was killed then, leaves a file without its tables.
+            if _recognise(kind, path, db) == 0:
+                raise JournalError(absence(kind, path))
             yield db
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error

@@ -33,8 +33,10 @@ from bot import CountingBot
 from running import FLEET, LONG, basic, rows, settings
 
 from marketfeed.aggregator.forward import DEFAULT_PACE, Pace
+from marketfeed.aggregator.ledger import KIND
 from marketfeed.aggregator.service import Aggregator
 from marketfeed.config import Settings
+from marketfeed.database import inspect
 
 GIVE_UP_S: Final = 20.0
 PAIR_EVERY_S: Final = 0.1
@@ -271,7 +273,9 @@ class Truth:
         self.orders.update(orders)
         self.answered |= new
         found = []
-        if (self.directory / "ledger.db").exists():
+        ledger = inspect(KIND, self.directory / "ledger.db")
+        # A kill while it was made leaves a file without tables.
+        if ledger is not None and ledger.version > 0:
             found = rows(self.directory, NEW_SIGNALS, (self._newest,))
         for number, pair, feeder in found:
             self._newest = number

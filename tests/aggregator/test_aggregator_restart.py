@@ -1,7 +1,9 @@
 """What a killed or stopped aggregator comes back with: open windows, decided ones, orders under way."""
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +150,11 @@ def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:
     done = command("hash-password", stdin="invented\n")
     assert done.returncode == 0
     file = config(tmp_path, {}, accounts=[{"username": "f", "hash": done.stdout.strip()}])
+    assert "ledger.db: there is none yet" in command("signals", "--config", file).stderr
+    # A kill while it was made leaves a file without tables.
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+    assert (tmp_path / "ledger.db").stat().st_size > 0
     assert "ledger.db: there is none yet" in command("signals", "--config", file).stderr
     assert "invented" not in done.stdout + done.stderr
     assert command("hash-password", stdin="\n").returncode == 2
