@@ -177,7 +177,7 @@ def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: in
     The range starts with the oldest candle returned when the limit cut it, else at `since` or the
     first one that is stored. It ends at `until`, at the last whole candle of an ended pair, or with
     the newest stored; a live pair's candles are due `GRACE_MS` after their close, unless age does not
-    matter to the caller.
+    matter to the caller. What opens before a forming candle that is returned has closed: it is due.
     """
     length_ms = request.length_ms
     if found.first_ms is None or found.reach_ms is None:
@@ -191,6 +191,8 @@ def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: in
     end_ms = found.reach_ms
     if request.max_age_s is not None and not entry.has_ended(now_ms):
         end_ms = max(end_ms, schema.floor_to(now_ms - GRACE_MS, length_ms))
+    if found.forming is not None:
+        end_ms = max(end_ms, int(found.forming[0]))
     if entry.ended_ms is not None:
         end_ms = min(end_ms, schema.floor_to(entry.ended_ms, length_ms))
     if request.until_ms is not None:

@@ -125,7 +125,8 @@ class MarketReader:
         `max_age_s` is 2 × timeframe + 30 s by default. It is not applied to an ended pair, nor to a
         range whose `until` is past. A pair without any candle yet raises StaleDataError, unless
         `max_age_s` is None: then the frame is empty. A live pair's candle counts as missing 15 s after
-        its close, unless `max_age_s` is None: then the newest stored one is the end.
+        its close, unless `max_age_s` is None: then the newest stored one is the end. Where the frame
+        ends with the forming candle, what opens before that has closed: it is missing at once.
 
         Raises StaleDataError, GapError, UnknownPairError, UnknownTimeframeError.
         """

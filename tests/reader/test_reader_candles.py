@@ -355,6 +355,39 @@ def test_the_newest_candle_is_due_15_s_after_its_close(connect, clock) -> None:
         reader.get_ohlcv(PAIR, "3m", strict=True)
 
 
+@pytest.mark.parametrize("max_age_s", [400, None])
+def test_a_hole_right_before_the_forming_candle_is_missing_at_once(
+    connect, clock, max_age_s: float | None
+) -> None:
+    """Its closing frame was lost: nothing says so but the candle that forms behind it."""
+    reader = connect(
+        entry(timeframes=("1m", "3m")),
+        [candle(ms) for ms in grid(*range(10))],
+        candle(START_MS + 11 * M3, closed=False),
+        # In 5m the part that lacks belongs to the candle before the forming one.
+        [candle(START_MS + n * 60_000, timeframe="1m") for n in range(29)],
+        candle(START_MS + 30 * 60_000, timeframe="1m", closed=False),
+    )
+    clock.ms = START_MS + 11 * M3 + 5_000
+    asked = {"include_forming": True, "max_age_s": max_age_s}
+    for more in ({}, {"limit": 3}, {"since": START_MS + 4 * M3}):
+        frame = reader.get_ohlcv(PAIR, "3m", **asked, **more)
+        assert opens(frame)[-3:] == grid(8, 9, 11)
+        assert (frame.attrs["forming"], frame.attrs["missing"]) == (True, [at(START_MS + 10 * M3)])
+        with pytest.raises(GapError) as caught:
+            reader.get_ohlcv(PAIR, "3m", strict=True, **asked, **more)
+        assert caught.value.missing == [at(START_MS + 10 * M3)]
+    clock.ms = START_MS + 30 * 60_000 + 5_000
+    frame = reader.get_ohlcv(PAIR, "5m", **asked)
+    assert opens(frame)[-2:] == [START_MS + n * M5 for n in (4, 6)]
+    assert frame.attrs["missing"] == [at(START_MS + 5 * M5)]
+    # Without the forming candle, and before it, the frame has no hole: it is on its way.
+    clock.ms = START_MS + 11 * M3 + 5_000
+    for more in ({}, {"include_forming": True, "until": START_MS + 10 * M3}):
+        frame = reader.get_ohlcv(PAIR, "3m", strict=True, max_age_s=max_age_s, **more)
+        assert opens(frame)[-1] == START_MS + 9 * M3
+
+
 def test_nothing_is_missing_before_the_first_candle_or_the_listing(connect, clock) -> None:
     reader = connect(entry(listed_ms=START_MS + 3 * M3 + 60_000), [candle(START_MS + 5 * M3)])
     clock.ms = START_MS + 6 * M3

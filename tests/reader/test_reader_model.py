@@ -98,10 +98,15 @@ def expected(stored: Stored, request: CandleRequest, now_ms: int) -> Answer | ty
     if judged and not over and (newest_ms is None or (to_now and age_s > request.max_age_s)):
         return StaleDataError
 
+    last = forming(stored, request, found) if request.include_forming else None
     missing = []
     for slot in slots:
         end_ms = slot + length_ms
-        due = slot in spoken_of or (judged and not over and end_ms + 15_000 <= now_ms)
+        due = (
+            slot in spoken_of
+            or (judged and not over and end_ms + 15_000 <= now_ms)
+            or (last is not None and end_ms <= last[0])
+        )
         if (
             slot not in complete
             and due
@@ -117,7 +122,6 @@ def expected(stored: Stored, request: CandleRequest, now_ms: int) -> Answer | ty
     if missing and request.strict:
         return GapError
     values = [joined(complete[slot]) for slot in found]
-    last = forming(stored, request, found) if request.include_forming else None
     if last is not None:
         found, values = [*found, last[0]], [*values, last[1]]
     return Answer(found, values, missing, last is not None, age_s)
