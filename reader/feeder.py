@@ -182,7 +182,8 @@ class Feeder:
         interval_ms = (
             int(times_ms[-1] - times_ms[-2]) if len(times_ms) > 1 else _LONGEST_INTERVAL_MS
         )
-        if info.ended is None and now_ms > last_ms + interval_ms + _SETTLEMENT_LATE_MS:
+        due_ms = last_ms + interval_ms + _SETTLEMENT_LATE_MS
+        if now_ms > due_ms and not _has_ended(info, now_ms):
             return _not_stored(asked, f"the newest settled rate is of {_at(last_ms)}")
         rows = [
             [ms, rate] for ms, rate in zip(times_ms.tolist(), frame["rate"].tolist(), strict=True)
@@ -286,7 +287,7 @@ def _judge(
     if asked.since_ms is None:
         rows = rows[-(asked.limit - 1) :]
     reaches_now = asked.since_ms is None or asked.since_ms + asked.limit * length_ms > current_ms
-    if info.ended is None and reaches_now:
+    if reaches_now and not _has_ended(info, now_ms):
         forming = values[values[:, 0] == current_ms]
         if len(forming):
             rows += _rows(forming[:1])
@@ -316,6 +317,11 @@ def _rows(values: Floats) -> list[Row]:
     times = values[:, 0].astype(np.int64).tolist()
     columns = [values[:, number].tolist() for number in range(1, values.shape[1])]
     return [list(row) for row in zip(times, *columns, strict=True)]
+
+
+def _has_ended(info: PairInfo, now_ms: int) -> bool:
+    """Whether the pair trades no more; an end may be announced days ahead."""
+    return info.ended is not None and _ms(info.ended) <= now_ms
 
 
 def _ms(time: pd.Timestamp) -> int:

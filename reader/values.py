@@ -91,9 +91,10 @@ class MarkPrice(_Reading):
 
 
 class PairInfo(NamedTuple):
-    """What is collected of a pair: its timeframes, since when, and when the exchange ended it.
+    """What is collected of a pair: its timeframes, since when, and when the exchange ends it.
 
-    `ended` is None while the pair trades. `pandas.DataFrame(reader.pairs())` makes a table of them.
+    `ended` is None as long as no end is known. An announced one lies ahead, and the pair trades until
+    then. `pandas.DataFrame(reader.pairs())` makes a table of them.
     """
 
     pair: str

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from stored import D1, H1, M1, OTHER, PAIR, START_MS, Writer, candle, entry, row, store, url
 
+from marketfeed import schema
 from marketfeed.records import Candle, FundingSettled
 from marketfeed.records import MarkPrice as MarkRecord
 from reader import MarketReader, ReaderError, StaleDataError, StoreUnavailableError
@@ -17,6 +18,7 @@ LIMIT = 20
 NOW_MS = START_MS + 30 * M1 + 30_000
 CURRENT_MS = START_MS + 30 * M1
 LONG_AGO_MS = START_MS - 100 * D1
+BOTH = (PAIR, OTHER)
 
 
 def live(
@@ -155,6 +157,32 @@ def test_an_ended_pair_is_given_to_its_end(connect, clock) -> None:
     ended = entry(PAIR, ("1m",), ended_ms=START_MS + 25 * M1)
     made = Feeder(connect(ended, candles(0, 25)), clock.now_ms)
     assert one(made, live()) == ticks(*candles(6, 25))
+
+
+def test_a_pair_whose_end_is_announced_is_given_as_any_other(connect, clock) -> None:
+    """Until it has come: with the forming candle, and old settled rates are refused."""
+    ended_ms = NOW_MS + 10 * D1
+    made = Feeder(
+        connect(
+            entry(PAIR, ("1m",), ended_ms=ended_ms),
+            entry(OTHER, ("1m",)),
+            *(candles(0, 30, pair) for pair in BOTH),
+            [candle(CURRENT_MS, pair, "1m", closed=False) for pair in BOTH],
+            [FundingSettled(pair, START_MS, 0.1, 1.0) for pair in BOTH],
+        ),
+        clock.now_ms,
+    )
+    clock.ms = NOW_MS
+    for asked in (live(), live(timeframe="5m", limit=5), since(START_MS + 20 * M1)):
+        rows, others = made.answer([asked, asked._replace(pair=OTHER)])
+        assert [tick[0] for tick in rows] == [tick[0] for tick in others]
+        length_ms = schema.TIMEFRAMES_MS[asked.timeframe]
+        assert rows[-1][0] == CURRENT_MS // length_ms * length_ms
+    clock.ms = START_MS + 28 * H1
+    rate = live(timeframe="1h", kind=FUNDING_RATE)
+    assert isinstance(problem(made, rate), NotStoredError)
+    clock.ms = ended_ms
+    assert hours(one(made, rate)) == [0]
 
 
 def test_larger_candles_are_put_together(feeder) -> None:
