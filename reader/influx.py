@@ -4,7 +4,9 @@ The answers are those of a journal that holds the same rows. What differs lies i
 
 * It is there a second or so after it is in the journal, forming candles every 5 s.
 * `since` of a pair is the time of its first point in `feed_catalog`, which is when its collection began
-  or, in a bucket that was begun later, what was noted of it last before that.
+  or, in a bucket that was begun later, what was noted of it last before that. Where points are kept for a
+  time only it moves on with them: what else is told of a pair is that of its last point, and collectors
+  send each pair's again every day.
 * Of two settlements of a pair at one instant there is one point.
 
 Every question names a range of time: an unbounded one is 10 times slower over a year of data. Its lower
@@ -179,14 +181,19 @@ class InfluxStore:
 
     def _ask_catalog(self) -> _Catalog:
         asked_s = time.monotonic()
-        (answer,) = self._http.ask([queries.catalog()], {})
+        first, last = self._http.ask(queries.catalog(), {})
+        began_ms = {
+            pair: time_ms for pair, ((time_ms, _),) in first.by_pair(queries.CATALOG_FIRST).items()
+        }
         rows: dict[str, CatalogRow] = {}
-        for time_ms, timeframes, listed_ms, ended_ms, pair in answer.rows(queries.CATALOG_POINTS):
-            if pair is not None:
-                since_ms = rows[pair].since_ms if pair in rows else time_ms
+        for pair, points in sorted(last.by_pair(queries.CATALOG_LAST).items()):
+            ((time_ms, timeframes, listed_ms, ended_ms),) = points
+            if pair:
                 names = tuple(filter(None, timeframes.split(",")))
+                # Noted between the two statements: its first point is this one.
+                since_ms = began_ms.get(pair, time_ms)
                 rows[pair] = CatalogRow(pair, names, since_ms, listed_ms, ended_ms)
-        return _Catalog(asked_s, dict(sorted(rows.items())))
+        return _Catalog(asked_s, rows)
 
     def _latest(self, pairs: Sequence[str], *wanted: _Latest) -> list[dict[str, Any]]:
         """Return pair -> newest point of each question, in the order of `pairs`."""

@@ -22,7 +22,8 @@ OPENS: Final = RowType(tuple[int, float])
 OPENS_OF: Final = RowType(tuple[int, float, str | None])
 SETTLED_RATES: Final = RowType(tuple[int, float])
 MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
-CATALOG_POINTS: Final = RowType(tuple[int, str, int | None, int | None, str | None])
+CATALOG_FIRST: Final = RowType(tuple[int, str])
+CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None])
 
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
 
@@ -99,12 +100,17 @@ def mark_minutes(condition: str, start_ms: int, end_ms: int) -> str:
     )
 
 
-def catalog() -> str:
-    """Everything that was ever noted of what is collected, oldest first, with its pair."""
-    return (
-        f"SELECT timeframes, listed, ended, pair FROM {schema.FEED_CATALOG} "
-        f"WHERE {_between(0, OPEN_END_MS)}"
+def catalog() -> list[str]:
+    """What was noted first of each pair that is collected, and what was noted last.
+
+    Never all of it: each pair's row is sent again every day.
+    """
+    first = (
+        f"SELECT first(timeframes) FROM {schema.FEED_CATALOG} "
+        f"WHERE {_between(0, OPEN_END_MS)} GROUP BY pair"
     )
+    columns = ("timeframes", "listed", "ended")
+    return [first, last_of_each(schema.FEED_CATALOG, columns, "", 0)]
 
 
 def _between(start_ms: int, end_ms: int) -> str:

@@ -163,6 +163,36 @@ def test_what_ended_and_came_back_has_not_ended(both: Both, reader, clock) -> No
         assert (info.ended, info.since.value // 10**6) == (None, START_MS)
 
 
+def test_what_is_collected_costs_no_more_the_longer_it_is(tmp_path: Path) -> None:
+    """Each row of the catalog is sent again every day, so that a bucket's retention does not take it."""
+    days, max_rows = 400, 50
+    names = [f"P{number}/USDT:USDT" for number in range(5)]
+    with Influxd(tmp_path / "influxd", max_rows=max_rows) as server:
+        server.query('CREATE DATABASE "b"')
+        tags = [lines.escape_tag(pair) for pair in names]
+        # The first ended one day and came back a day later; the second has ended.
+        server.write(
+            "b",
+            [
+                lines.catalog_text(
+                    tag,
+                    "3m" if day else "1m,3m",
+                    START_MS if day == days - 1 else None,
+                    START_MS if (number, day) == (0, 7) or (number == 1 and day > 9) else None,
+                    START_MS + day * schema.DAY_MS,
+                )
+                for number, tag in enumerate(tags)
+                for day in range(number, days)
+            ],
+        )
+        with MarketReader.connect(server.url, bucket="b") as reader:
+            rows = store_of(reader).catalog()
+    assert [row.pair for row in rows] == names
+    assert [row.since_ms for row in rows] == [START_MS + day * schema.DAY_MS for day in range(5)]
+    assert {(row.timeframes, row.listed_ms) for row in rows} == {(("3m",), START_MS)}
+    assert [row.ended_ms for row in rows] == [None, START_MS, None, None, None]
+
+
 def test_a_forming_candle_whose_closed_one_never_came_is_not_shown(
     both: Both, reader, clock
 ) -> None:
