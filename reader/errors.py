@@ -4,7 +4,7 @@
     * ArgumentError           an argument or the store's address is wrong (a ValueError as well)
     * UnknownPairError        no pair, or one that is not collected (`pair`)
     * UnknownTimeframeError   neither collected nor resampled (`timeframe`, `valid`)
-    * StaleDataError          what is stored is older than allowed (`ages`)
+    * StaleDataError          what is stored is older than allowed (`ages`), or nothing is collected
     * GapError                candles are absent, and `strict=True` was asked (`missing`)
     * StoreUnavailableError   the store cannot be read: not there, not ours, damaged, no permission
     * StoreAuthError          the store refused the credentials
@@ -55,7 +55,8 @@ class UnknownTimeframeError(ReaderError):
 class StaleDataError(ReaderError):
     """The newest stored value is older than allowed.
 
-    `ages` gives the age of each pair concerned in seconds, infinite where nothing is stored yet.
+    `ages` gives the age of each pair concerned in seconds, infinite where nothing is stored yet; it is
+    empty where all pairs were asked for, and there is none.
     """
 
     def __init__(self, message: str, ages: Mapping[str, float]) -> None:
@@ -99,6 +100,20 @@ class StoreUnavailableError(ReaderError):
 
 class StoreAuthError(ReaderError):
     """The store refused the credentials."""
+
+
+def nothing_live(*, collected: bool) -> StaleDataError:
+    """The error for whoever asks for all pairs when there is no live one, whether some have ended or not.
+
+    No pairs are no answer: so it looks, too, when a catalog is lost.
+    """
+    if collected:
+        return StaleDataError("nothing is collected any more: every pair has ended", {})
+    return StaleDataError(
+        "nothing is collected yet: the catalog is empty. Does the collector run (marketfeed status), "
+        "and is this the store that it writes to?",
+        {},
+    )
 
 
 def listing(texts: Iterable[str]) -> str:

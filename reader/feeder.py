@@ -8,6 +8,8 @@ as ccxt gives them, or the error that tells why there are none: bad rows are nev
 * A candle that has just closed is waited for: a quiet pair's is sent 2 s after the close, and the bot
   asks 1 s after it.
 * StaleDataError when it does not come, NotStoredError for what the store does not hold (any more).
+* StaleDataError for all when nothing is collected: such a store is new, the wrong one, or has lost its
+  catalog. What it holds is not known then, and a fleet whose bots all ask it must not turn to the exchange.
 """
 
 import time
@@ -20,7 +22,7 @@ import pandas as pd
 
 from marketfeed import schema
 from reader.arguments import timestamp
-from reader.errors import ReaderError, StaleDataError
+from reader.errors import ReaderError, StaleDataError, nothing_live
 from reader.frames import Floats, Times, ceil_to
 from reader.reader import MarketReader
 from reader.values import PairInfo
@@ -75,9 +77,12 @@ class Feeder:
     def answer(self, downloads: Sequence[Download]) -> list[list[Row] | ReaderError]:
         """Answer many downloads at once, in their order; waits for candles that have just closed.
 
-        Raises StoreUnavailableError or StoreAuthError when nothing can be answered.
+        Raises StoreUnavailableError or StoreAuthError when nothing can be answered, StaleDataError when
+        nothing is collected.
         """
         collected = {info.pair: info for info in self._reader.pairs()}
+        if not collected:
+            raise nothing_live(collected=False)
         answers: dict[int, list[Row] | ReaderError] = {}
         groups: dict[tuple[str, int | None, int], list[int]] = defaultdict(list)
         for number, asked in enumerate(downloads):

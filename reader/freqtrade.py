@@ -13,9 +13,10 @@ or, with the strategy as it is, `python -m reader.freqtrade trade …` in place 
 Klines, settled funding rates and hourly mark candles, live and for training, then come from the store
 that `MARKETFEED_URL` names; orders, order books and tickers stay with the exchange. What the store does
 not hold (a pair or timeframe that is not collected, or that far back) is downloaded as before, or not at
-all: `MARKETFEED_MISSING=exchange` or `raise`. A store that is stale or down is never answered for by the
-exchange: all bots of an address would ask it at once. Freqtrade's TemporaryError is raised then, the old
-candles are taken from the bot, and it decides nothing for these pairs until new ones come.
+all: `MARKETFEED_MISSING=exchange` or `raise`. A store that is stale or down, or in which nothing is
+collected (yet), is never answered for by the exchange: all bots of an address would ask it at once.
+Freqtrade's TemporaryError is raised then, the old candles are taken from the bot, and it decides nothing
+for these pairs until new ones come.
 
 `MARKETFEED_FREQTRADE=off` leaves Freqtrade as it was.
 """

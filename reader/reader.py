@@ -17,7 +17,7 @@ from marketfeed import schema
 from reader import arguments, frames, latest, ohlcv
 from reader.address import URL_FORMS, URL_VARIABLE, open_store
 from reader.arguments import DEFAULT, MaxAge, Time, timestamp
-from reader.errors import ArgumentError, StaleDataError, UnknownPairError, listing
+from reader.errors import ArgumentError, UnknownPairError, listing, nothing_live
 from reader.gaplog import GapLog
 from reader.rows import CatalogRow, FundingRow
 from reader.store import Store
@@ -320,7 +320,8 @@ class MarketReader:
         """Return pair -> newest running funding rate of all pairs that have not ended, in one query.
 
         Raises StaleDataError, naming the pairs, when one is older than `max_age_s` (150 s by default)
-        or absent. With `max_age_s=None` all are returned, and pairs without any rate are left out.
+        or absent. With `max_age_s=None` all are returned, and pairs without any rate are left out. When
+        there is no live pair at all it is raised whatever `max_age_s` is.
         """
         now_ms = self._now_ms()
         rows = self._live_funding(max_age_s, now_ms)
@@ -393,10 +394,11 @@ class MarketReader:
 
     def _without_candle(self, timeframe: str, open_ms: int) -> tuple[str, ...]:
         now_ms = self._now_ms()
-        entries = [row for row in self._store.catalog() if not row.has_ended(now_ms)]
+        catalog = self._store.catalog()
+        entries = [row for row in catalog if not row.has_ended(now_ms)]
         groups = ohlcv.sources_of_any(entries, timeframe)
         if not groups:
-            raise StaleDataError("nothing is collected yet, or every pair has ended", {})
+            raise nothing_live(collected=bool(catalog))
         length_ms = schema.TIMEFRAMES_MS[timeframe]
         if open_ms % length_ms:
             raise ArgumentError(
@@ -419,7 +421,10 @@ class MarketReader:
 
     def _live_funding(self, max_age_s: MaxAge, now_ms: int) -> Mapping[str, FundingRow]:
         limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)
-        live = [row.pair for row in self._store.catalog() if not row.has_ended(now_ms)]
+        catalog = self._store.catalog()
+        live = [row.pair for row in catalog if not row.has_ended(now_ms)]
+        if not live:
+            raise nothing_live(collected=bool(catalog))
         rows = self._store.funding_rates(live)
         latest.refuse_stale("funding rate", live, rows, limit_s, now_ms, absent_ok=True)
         return rows

@@ -128,6 +128,21 @@ def test_what_is_not_collected_is_not_stored(feeder) -> None:
     assert "no candle" not in str(problem(made, live(OTHER)))
 
 
+def test_a_store_in_which_nothing_is_collected_is_stale_for_all(connect, clock) -> None:
+    """Whoever takes NotStoredError for leave to ask the exchange would do so for the whole fleet."""
+    clock.ms = NOW_MS
+    made = Feeder(connect(candles(0, 30)), clock.now_ms)
+    asked = [
+        live(),
+        since(0),
+        live(timeframe="1h", kind=MARK),
+        live(timeframe="1h", kind="futures"),
+    ]
+    with pytest.raises(StaleDataError, match="nothing is collected yet") as caught:
+        made.answer(asked)
+    assert caught.value.ages == {}
+
+
 def test_one_bad_pair_does_not_spoil_the_others(feeder) -> None:
     made = feeder(candles(0, 30), candles(0, 25, OTHER))
     answers = made.answer(

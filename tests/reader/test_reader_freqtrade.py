@@ -253,6 +253,30 @@ def test_a_store_that_is_stale_or_down_is_never_answered_for_by_the_exchange(
     assert said.count("no candles from the store") == 1
 
 
+def test_a_store_in_which_nothing_is_collected_sends_nobody_to_the_exchange(
+    freqtrade: Path, path: Path
+) -> None:
+    """As a collector's journal is until it has spoken to the exchange."""
+    store(path)
+    said = run(
+        """
+        counts = install()
+        exchange = Binance()
+        for answer in download(exchange, PAIR, OTHER, ABSENT):
+            assert isinstance(answer, TemporaryError) and "nothing is collected yet" in str(answer)
+        assert exchange.asked == [] and not counts.requests and dict(counts.refused) == {"futures": 3}
+        os.rename(os.environ["LATER"], os.environ["MARKETFEED_URL"].removeprefix("sqlite:///"))
+        first, second, absent = download(exchange, PAIR, OTHER, ABSENT)
+        assert (len(first[3]), len(second[3])) == (20, 20)
+        assert absent[3] == ["the exchange's"] and dict(counts.requests) == {"futures": 1}
+        """,
+        freqtrade,
+        MARKETFEED_URL=url(path),
+        LATER=filled(path.with_name("later.db")).removeprefix("sqlite:///"),
+    )
+    assert said.count("no candles from the store: nothing is collected yet") == 1
+
+
 def test_a_bot_may_start_before_its_store(freqtrade: Path, path: Path) -> None:
     said = run(
         """

@@ -162,6 +162,28 @@ def test_all_funding_rates_name_the_stale_ones(connect, clock) -> None:
     assert len(reader.funding_frame(max_age_s=None)) == 2
 
 
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ([], "nothing is collected yet: the catalog is empty"),
+        ([entry(ended_ms=START_MS)], "every pair has ended"),
+    ],
+)
+def test_no_live_pair_is_no_empty_answer(connect, clock, entries, why: str) -> None:
+    """A catalog that is lost would look like a market without a single pair."""
+    reader = connect(entries, funding(PAIR, START_MS, 0.1), candle(START_MS))
+    clock.ms = START_MS + 1_000
+    for max_age_s in (150, None):
+        for call in (
+            lambda age_s=max_age_s: reader.get_all_pairs_funding_rates(max_age_s=age_s),
+            lambda age_s=max_age_s: reader.funding_frame(max_age_s=age_s),
+            lambda: reader.wait_closed("3m", START_MS, 0),
+        ):
+            with pytest.raises(StaleDataError, match=why) as caught:
+                call()
+            assert caught.value.ages == {}
+
+
 def test_an_empty_funding_frame_keeps_its_types(connect) -> None:
     reader = connect(entry())
     empty = reader.funding_frame(max_age_s=None)
