@@ -128,39 +128,45 @@ _Edges = tuple[int | None, int | None]
 def _edges(
     http: InfluxHttp, query: CandleQuery, found: Mapping[str, _Floats], length_ms: int
 ) -> dict[str, _Edges]:
-    """Open times of the first and newest closed candle of each pair, asked for where rows do not tell."""
-    edges: dict[str, _Edges] = {}
-    for pair, rows in found.items():
-        if _tells(query, rows, length_ms):
-            edges[pair] = (int(rows[0, 0]), int(rows[-1, 0])) if len(rows) else (None, None)
-    unsure = [pair for pair in found if pair not in edges]
+    """Open times of the first and newest closed candle of each pair.
+
+    What lies outside the range is asked for where it matters. What lies in it the rows alone tell: asked
+    for now, a candle that has come since they were read would count, and be absent from them.
+    """
+    times_ms = {
+        pair: [int(rows[0, 0]), int(rows[-1, 0])] if len(rows) else []
+        for pair, rows in found.items()
+    }
+    open_ends = {pair: _open_ends(query, rows, length_ms) for pair, rows in found.items()}
+    unsure = [pair for pair, ends in open_ends.items() if any(ends)]
     if unsure:
         condition, bound = queries.among(unsure)
+        beyond = ((0, query.start_ms), (query.end_ms, queries.OPEN_END_MS))
         statements = [
-            queries.edge(which, query.timeframe, condition) for which in ("first", "last")
+            queries.edge(which, query.timeframe, condition, *beyond[end])
+            for end in (0, 1)
+            if any(open_ends[pair][end] for pair in unsure)
+            for which in ("first", "last")
         ]
-        first, last = (
-            {pair: points[0][0] for pair, points in answer.by_pair(queries.OPENS).items()}
-            for answer in http.ask(statements, bound)
-        )
-        edges |= {pair: (first.get(pair), last.get(pair)) for pair in unsure}
-    return edges
+        for answer in http.ask(statements, bound):
+            points = answer.by_pair(queries.OPENS)
+            for pair in unsure:
+                times_ms[pair] += [open_ms for open_ms, _ in points.get(pair, ())]
+    return {pair: (min(t, default=None), max(t, default=None)) for pair, t in times_ms.items()}
 
 
-def _tells(query: CandleQuery, rows: _Floats, length_ms: int) -> bool:
-    """Whether nothing outside the range could change what the rows say of its ends."""
-    from_start, to_end = query.start_ms <= 0, query.end_ms >= queries.OPEN_END_MS
-    if from_start and to_end:
-        return True
+def _open_ends(query: CandleQuery, rows: _Floats, length_ms: int) -> tuple[bool, bool]:
+    """Whether candles before the range, and after it, could change what the rows say of its ends."""
+    before, after = query.start_ms > 0, query.end_ms < queries.OPEN_END_MS
     cut = _lacking(query, rows) == 0
+    # Of parts that make no whole candle, the age goes by what lies outside.
     if len(rows) == 0 or (query.whole_ms not in (None, length_ms) and not cut):
-        # Of parts that make no whole candle, the age goes by what lies outside.
-        return False
+        return before, after
     first_slot_ms = -(-query.start_ms // length_ms) * length_ms
     last_slot_ms = (-(-query.end_ms // length_ms) - 1) * length_ms
-    return bool(
-        (from_start or cut or rows[0, 0] <= first_slot_ms)
-        and (to_end or rows[-1, 0] >= last_slot_ms)
+    return (
+        before and not cut and bool(rows[0, 0] > first_slot_ms),
+        after and bool(rows[-1, 0] < last_slot_ms),
     )
 
 

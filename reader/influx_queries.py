@@ -55,11 +55,11 @@ def forming(timeframe: str, condition: str, start_ms: int) -> str:
     return last_of_each(measurement, _OHLCV, condition, start_ms)
 
 
-def edge(which: str, timeframe: str, condition: str) -> str:
+def edge(which: str, timeframe: str, condition: str, start_ms: int, end_ms: int) -> str:
     """The `first` or `last` closed candle of each pair."""
     return (
         f"SELECT {which}(open) FROM {_closed(timeframe)} "
-        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair"
+        f"WHERE {condition}{_between(start_ms, end_ms)} GROUP BY pair"
     )
 
 

@@ -2,22 +2,26 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
+import pandas as pd
 import pytest
 from both import Both
 from front import Front
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from influxd import Influxd
-from stored import M1, M3, OTHER, PAIR, START_MS, Child, candle, entry, row
+from stored import M1, M3, OTHER, PAIR, START_MS, Child, candle, entry, row, url
 
 from marketfeed import lines, schema
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice
 from reader import MarketReader, StoreUnavailableError
 from reader.influx import InfluxStore
+from reader.influx_answers import StatementAnswer
+from reader.influx_http import InfluxHttp
 from reader.rows import CandleQuery
 
 FAR_MS = 2**62
@@ -204,6 +208,74 @@ def test_a_forming_candle_whose_closed_one_never_came_is_not_shown(
         frame = reader.get_ohlcv(PAIR, "3m", until=until, include_forming=True)
         assert frame.attrs["forming"] is False
         assert len(frame) == (1 if until == START_MS + 2 * M3 else 2)
+
+
+# --- what comes while a question is answered --------------------------------------------------------
+
+
+class Meanwhile(InfluxHttp):
+    """Stores `coming` right after rows of candles were read, before anything else is asked."""
+
+    def __init__(self, both: Both) -> None:
+        super().__init__(urlsplit(both.influxd.url), both.database)
+        self.coming: list[Candle] = []
+        self._both = both
+
+    def ask(
+        self, statements: Sequence[str], parameters: Mapping[str, str]
+    ) -> list[StatementAnswer]:
+        answers = super().ask(statements, parameters)
+        if self.coming and "ORDER BY time DESC" in statements[-1]:
+            self._both.add(self.coming)
+            self.coming = []
+        return answers
+
+
+STORED = range(10, 20)
+SINCE_MS = START_MS + 5 * M3
+NEXT_MS = START_MS + 20 * M3
+MEANWHILE: list[tuple[str, dict[str, object], list[int]]] = [
+    ("3m", {"since": SINCE_MS}, [20]),
+    ("3m", {"since": SINCE_MS, "limit": 15}, [20]),
+    ("3m", {"since": SINCE_MS, "until": NEXT_MS + M3}, [20]),
+    ("3m", {"since": NEXT_MS}, [20]),
+    ("3m", {"since": NEXT_MS, "until": NEXT_MS + M3}, [20]),
+    ("3m", {"since": NEXT_MS - M3, "include_forming": True}, [20]),
+    ("3m", {"until": NEXT_MS + M3}, [20]),
+    ("15m", {"since": SINCE_MS}, [20, 21, 22, 23, 24]),
+    ("15m", {"since": NEXT_MS - 2 * M3}, [20, 21, 22, 23, 24]),
+    # History, that is filled from its end.
+    ("3m", {"since": SINCE_MS}, [6, 7, 8, 9]),
+    ("15m", {"since": SINCE_MS}, [5, 6, 7, 8, 9]),
+]
+
+
+@pytest.mark.parametrize(("timeframe", "asked", "coming"), MEANWHILE)
+def test_what_comes_between_two_questions_is_not_missing(
+    both: Both, clock, timeframe: str, asked: dict[str, object], coming: list[int]
+) -> None:
+    """The answer is that of the moment at which the rows were read, as a journal gives it."""
+    both.add(
+        entry(),
+        [candle(START_MS + n * M3) for n in STORED],
+        candle(NEXT_MS, closed=False),
+    )
+    length_ms = schema.TIMEFRAMES_MS[timeframe]
+    clock.ms = NEXT_MS + 5 * M3 if timeframe == "15m" else NEXT_MS + M3
+    with MarketReader.connect(url(both.path), now_ms=clock.now_ms) as journal:
+        before = journal.get_ohlcv(PAIR, timeframe, strict=True, **asked)
+    http = Meanwhile(both)
+    with MarketReader(InfluxStore(http), clock.now_ms) as reader:
+        reader.get_ohlcv(PAIR, "3m", max_age_s=None)  # from now on it knows where the newest are
+        http.coming = [candle(START_MS + n * M3) for n in coming]
+        frame = reader.get_ohlcv(PAIR, timeframe, strict=True, **asked)
+        assert not http.coming
+        pd.testing.assert_frame_equal(frame, before)
+        assert frame.attrs | {"source": ""} == before.attrs | {"source": ""}
+        # And the next answer has it.
+        later = reader.get_ohlcv(PAIR, timeframe, since=START_MS + coming[0] * M3)
+        assert later["date"].iloc[0].value // 10**6 == (START_MS + coming[0] * M3)
+        assert len(later) >= len(coming) * M3 // length_ms
 
 
 # --- waiting ----------------------------------------------------------------------------------------
