@@ -135,7 +135,7 @@ def judge(
     if stale:
         raise _stale(stale, request)
     answer: dict[str, pd.DataFrame] = {}
-    gaps: dict[str, list[pd.Timestamp]] = {}
+    gaps: dict[str, frames.OpenTimes] = {}
     for pair, entry in entries.items():
         series = found[pair]
         missing_ms = frames.missing(series, request, entry, now_ms)

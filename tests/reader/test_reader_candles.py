@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -334,6 +335,23 @@ def test_gaps_are_listed_logged_once_and_raise_if_strict(connect, clock, caplog)
     assert (caught.value.pair, caught.value.timeframe) == (PAIR, "3m")
     assert caught.value.missing == [*absent, at(START_MS + 7 * M3)]
     assert len(reader.get_ohlcv(PAIR, "3m", 1, strict=True, until=START_MS + 7 * M3)) == 1
+
+
+def test_what_is_missing_costs_little_to_carry_on(connect, clock) -> None:
+    """For every frame and column that is made of a frame, pandas copies its attrs deeply."""
+    reader = connect(entry(), [candle(ms) for ms in grid(0, 1, 400)])
+    clock.ms = START_MS + 401 * M3
+    frame = reader.get_ohlcv(PAIR, "3m")
+    missing = frame.attrs["missing"]
+    assert missing == [at(ms) for ms in grid(*range(2, 400))]
+    for other in (frame.copy(), frame[["date", "close"]], frame["close"], frame.iloc[1:]):
+        carried = other.attrs["missing"]
+        assert carried == missing
+        assert all(one is same for one, same in zip(carried, missing, strict=True))
+        # It is the other frame's own list, though.
+        carried.clear()
+        assert len(missing) == 398
+    assert type(pickle.loads(pickle.dumps(frame)).attrs["missing"]) is list  # noqa: S301
 
 
 def test_limit_counts_candles_not_time(connect, clock) -> None:
