@@ -18,10 +18,17 @@ URL_FORMS: Final = (
 )
 
 
-def open_store(url: str, *, token: str | None = None, bucket: str | None = None) -> Store:
+def open_store(
+    url: str,
+    *,
+    token: str | None = None,
+    bucket: str | None = None,
+    timeout_s: float | None = None,
+) -> Store:
     """Open the store at `url`.
 
-    `token` and `bucket`, by default those of the environment, are for a database over HTTP.
+    `token` and `bucket`, by default those of the environment, and `timeout_s` are for a database over
+    HTTP.
 
     Raises ArgumentError for an address that cannot be used, StoreUnavailableError, StoreAuthError.
     """
@@ -30,7 +37,7 @@ def open_store(url: str, *, token: str | None = None, bucket: str | None = None)
     except ValueError as error:
         raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected: {error}") from None
     if parts.scheme in ("http", "https"):
-        return _open_influx(parts, token, bucket)
+        return _open_influx(parts, token, bucket, timeout_s)
     if parts.scheme != "sqlite":
         # Not echoed: an address may hold a password.
         raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected; another address was found")
@@ -48,7 +55,9 @@ def open_store(url: str, *, token: str | None = None, bucket: str | None = None)
     return SqliteStore(Path(path))
 
 
-def _open_influx(url: SplitResult, token: str | None, bucket: str | None) -> Store:
+def _open_influx(
+    url: SplitResult, token: str | None, bucket: str | None, timeout_s: float | None
+) -> Store:
     if "@" in url.netloc:
         raise ArgumentError(
             f"{URL_VARIABLE}: {URL_FORMS} is expected, without a user or password in it; "
@@ -65,12 +74,13 @@ def _open_influx(url: SplitResult, token: str | None, bucket: str | None) -> Sto
         raise ArgumentError(f"bucket: the name of a bucket is expected, found {database!r}")
 
     from reader.influx import InfluxStore  # noqa: PLC0415 - a store's modules load when it is used
-    from reader.influx_http import InfluxHttp  # noqa: PLC0415
+    from reader.influx_http import READ_S, InfluxHttp  # noqa: PLC0415
 
     def current_token() -> str | None:
         return _token() if token is None else _checked("token", token)
 
-    return InfluxStore(InfluxHttp(url, database, current_token))
+    read_s = READ_S if timeout_s is None else timeout_s
+    return InfluxStore(InfluxHttp(url, database, current_token, read_s=read_s))
 
 
 def _token() -> str | None:

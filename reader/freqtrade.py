@@ -16,7 +16,8 @@ not hold (a pair or timeframe that is not collected, or that far back) is downlo
 all: `MARKETFEED_MISSING=exchange` or `raise`. A store that is stale or down, or in which nothing is
 collected (yet), is never answered for by the exchange: all bots of an address would ask it at once.
 Freqtrade's TemporaryError is raised then, the old candles are taken from the bot, and it decides nothing
-for these pairs until new ones come.
+for these pairs until new ones come. One that keeps silent is waited for 10 s, in the bot's own thread, and
+not asked again for another 10 s: the bot has exits to look at.
 
 `MARKETFEED_FREQTRADE=off` leaves Freqtrade as it was.
 """
@@ -46,6 +47,15 @@ SWITCH: Final = "MARKETFEED_FREQTRADE"
 MISSING: Final = "MARKETFEED_MISSING"
 Missing = Literal["exchange", "raise"]
 
+TIMEOUT_S: Final = 10.0
+"""So long an InfluxDB may keep silent."""
+SLOW_S: Final = 2.0
+REST_S: Final = 10.0
+"""A store that took longer than SLOW_S to be found down is not asked again for REST_S (both wall seconds).
+
+Freqtrade refreshes in chunks of 100 series, one after the other, each of which would wait as long.
+"""
+
 _METHOD: Final = "_async_get_candle_history"
 _PARAMETERS: Final = ("self", "pair", "timeframe", "candle_type", "since_ms")
 _EXCHANGES: Final = frozenset({"binance", "binanceusdm"})
@@ -66,10 +76,18 @@ class _Waiting(NamedTuple):
 class Installed:
     """What `install` put in place: `answered` and `refused` count series, `requests` those left over.
 
-    `requests` are downloads that went to the exchange after all, by candle type.
+    `requests` are downloads that went to the exchange after all, by candle type. A store that took
+    longer than `slow_s` to be found down is not asked again for `rest_s`.
     """
 
-    def __init__(self, reader: MarketReader | None, missing: Missing) -> None:
+    def __init__(
+        self,
+        reader: MarketReader | None,
+        missing: Missing,
+        *,
+        slow_s: float = SLOW_S,
+        rest_s: float = REST_S,
+    ) -> None:
         self.missing: Missing = missing
         self.answered: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -82,6 +100,11 @@ class Installed:
         )
         self._said: set[tuple[str, ...]] = set()
         self._down = False
+        self._slow_s = slow_s
+        self._rest_s = rest_s
+        # What is answered until then (monotonic) without asking.
+        self._silence = ""
+        self._silent_until_s = 0.0
 
     async def rows(self, download: Download) -> list[Row]:
         """Answer one download, together with all that Freqtrade starts in the same turn of its loop."""
@@ -98,7 +121,7 @@ class Installed:
         waiting = self._waiting.pop(loop, [])
         started_s = time.monotonic()
         try:
-            answers = self._open().answer([one.download for one in waiting])
+            answers = self._ask([one.download for one in waiting])
         except Exception as error:
             self._say_down(error)
             answers = [cast("ReaderError", error)] * len(waiting)
@@ -113,9 +136,21 @@ class Installed:
                 self.answered[one.download.kind] += 1
                 one.answer.set_result(found)
 
+    def _ask(self, downloads: list[Download]) -> list[list[Row] | ReaderError]:
+        started_s = time.monotonic()
+        if started_s < self._silent_until_s:
+            raise StoreUnavailableError(self._silence)
+        try:
+            return self._open().answer(downloads)
+        except StoreUnavailableError as error:
+            now_s = time.monotonic()
+            if now_s - started_s > self._slow_s:
+                self._silence, self._silent_until_s = str(error), now_s + self._rest_s
+            raise
+
     def _open(self) -> Feeder:
         if self._feeder is None:
-            reader = MarketReader.connect()
+            reader = MarketReader.connect(timeout_s=TIMEOUT_S)
             self._feeder, self._source = Feeder(reader), str(reader)
         return self._feeder
 
@@ -184,7 +219,7 @@ def install(
         return _installed
     if reader is None:
         try:
-            reader = MarketReader.connect()
+            reader = MarketReader.connect(timeout_s=TIMEOUT_S)
         except StoreUnavailableError as error:
             log.warning("the store is not there yet: %s", error)
     _installed = Installed(reader, chosen)

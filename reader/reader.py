@@ -57,6 +57,7 @@ class MarketReader:
         token: str | None = None,
         bucket: str | None = None,
         now_ms: Callable[[], int] | None = None,
+        timeout_s: float | None = None,
     ) -> Self:
         """Open the store at `url`, by default `MARKETFEED_URL` of the environment.
 
@@ -64,7 +65,8 @@ class MarketReader:
         than those of a plain path are percent-encoded. `http(s)://host:8086` for an InfluxDB that a
         collector ships to: `bucket` of it (`MARKETFEED_BUCKET`, market_data), with `token`
         (`MARKETFEED_TOKEN` or `MARKETFEED_TOKEN_FILE`; the file is read again when the server refuses
-        its token). `now_ms` gives exchange time in ms, for readers of a simulated exchange.
+        its token). `timeout_s` is how long such a server may keep silent before a call raises (wall
+        seconds, 30 by default). `now_ms` gives exchange time in ms, for readers of a simulated exchange.
 
         Raises ArgumentError for a missing or wrong address, StoreUnavailableError, StoreAuthError.
         """
@@ -73,7 +75,11 @@ class MarketReader:
             raise ArgumentError(
                 f"no store to read from: set {URL_VARIABLE}, or pass url; {URL_FORMS} is expected"
             )
-        store = open_store(address, token=token, bucket=bucket)
+        if timeout_s is not None and not 0 < arguments.seconds("timeout_s", timeout_s) < math.inf:
+            raise ArgumentError(
+                f"timeout_s: a number of seconds above 0 is expected, found {timeout_s!r}"
+            )
+        store = open_store(address, token=token, bucket=bucket, timeout_s=timeout_s)
         return cls(store, _wall_ms if now_ms is None else now_ms)
 
     def __enter__(self) -> Self:

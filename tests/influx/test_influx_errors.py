@@ -1,5 +1,6 @@
 """What a reader says when an InfluxDB cannot be asked, or not like this: typed, and what to do."""
 
+import asyncio
 import os
 import socket
 import struct
@@ -7,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -16,13 +18,16 @@ from both import Both
 from front import Front, Rights
 from influxd import Influxd
 from scripted import Scripted, http
-from stored import M3, PAIR, START_MS, candle, entry
+from stored import M1, M3, PAIR, START_MS, candle, entry
 
 from marketfeed.simulator.tls import self_signed, server_context
 from reader import MarketReader, ReaderError, StoreAuthError, StoreUnavailableError
 from reader.address import URL_FORMS
 from reader.errors import ArgumentError
+from reader.feeder import FUTURES, Download
+from reader.freqtrade import Installed
 from reader.influx import InfluxStore
+from reader.influx_answers import StatementAnswer
 from reader.influx_http import InfluxHttp
 
 HIDDEN = "hunter2"
@@ -41,7 +46,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"MARKETFEED_{name}", raising=False)
 
 
-def connect(url: str, **options: str) -> MarketReader:
+def connect(url: str, **options: str | float) -> MarketReader:
     return MarketReader.connect(url, now_ms=lambda: START_MS + M3, **options)
 
 
@@ -172,7 +177,7 @@ def test_a_restart_is_not_noticed_and_an_outage_is(tmp_path: Path) -> None:
 def test_a_server_that_hangs(tmp_path: Path) -> None:
     with Influxd(tmp_path / "influxd") as server:
         server.query("CREATE DATABASE market_data")
-        with MarketReader(InfluxStore(http_to(server.url, read_s=0.2))) as reader:
+        with connect(server.url, timeout_s=0.2) as reader:
             server.pause()
             try:
                 started_s = time.monotonic()
@@ -184,10 +189,55 @@ def test_a_server_that_hangs(tmp_path: Path) -> None:
             assert reader.pairs() == []
 
 
-def http_to(url: str, **options: float) -> InfluxHttp:
-    from urllib.parse import urlsplit  # noqa: PLC0415
+class Counting(InfluxHttp):
+    asked = 0
 
-    return InfluxHttp(urlsplit(url), "market_data", **options)
+    def ask(
+        self, statements: Sequence[str], parameters: Mapping[str, str]
+    ) -> list[StatementAnswer]:
+        self.asked += 1
+        return super().ask(statements, parameters)
+
+
+def test_a_bot_does_not_wait_for_a_server_that_hangs_once_for_every_chunk(tmp_path: Path) -> None:
+    """Freqtrade refreshes 656 series in seven chunks, and waits for each in its one thread."""
+    now_ms = int(time.time() * 1000)
+    current_ms = now_ms - now_ms % M1
+    candles = [candle(current_ms + n * M1, timeframe="1m") for n in range(-40, 1)]
+    download = Download(PAIR, "1m", FUTURES, None, 20, START_MS)
+
+    def refresh(installed: Installed) -> list[object]:
+        async def chunk() -> list[object]:
+            waiting = [installed.rows(download) for _ in range(5)]
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+        return asyncio.run(chunk())
+
+    with Influxd(tmp_path / "influxd") as server:
+        server.query("CREATE DATABASE market_data")
+        Both(server, "market_data", tmp_path / "journal.db").add(entry(PAIR, ("1m",)), candles)
+        http = Counting(urlsplit(server.url), "market_data", read_s=1.0)
+        with MarketReader(InfluxStore(http)) as reader:
+            held_up = Installed(reader, "exchange", slow_s=0.1)
+            assert [len(rows) for rows in refresh(held_up)] == [20] * 5
+            server.pause()
+            try:
+                asked = http.asked
+                for _ in range(7):
+                    for problem in refresh(held_up):
+                        assert isinstance(problem, StoreUnavailableError)
+                        assert "no answer within 1 s" in str(problem)
+                assert http.asked == asked + 1
+                # It is asked again some time later.
+                quick = Installed(reader, "exchange", slow_s=0.1, rest_s=0.2)
+                assert isinstance(refresh(quick)[0], StoreUnavailableError)
+            finally:
+                server.resume()
+            deadline_s = time.monotonic() + 30.0
+            while not isinstance(rows := refresh(quick)[0], list):
+                assert time.monotonic() < deadline_s, rows
+                time.sleep(0.05)
+            assert (held_up.answered["futures"], quick.answered["futures"]) == (5, 5)
 
 
 def test_a_connection_that_was_closed_while_idle_is_replaced_once() -> None:

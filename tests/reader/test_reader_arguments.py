@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import PAIR, START_MS, candle, entry
 
-from reader import ReaderError
+from reader import MarketReader, ReaderError
 from reader.arguments import MAX_LIMIT, time_ms
 from reader.errors import ArgumentError
 
@@ -62,6 +62,9 @@ def test_wrong_arguments_elsewhere(connect) -> None:
         reader.get_all_pairs_funding_rates(max_age_s=-1)
     with pytest.raises(ArgumentError, match="timeout_s"):
         reader.wait_closed("3m", START_MS, -1)
+    for wrong in (0, -1, math.inf, math.nan, True, "1"):
+        with pytest.raises(ArgumentError, match="timeout_s: a number of seconds"):
+            MarketReader.connect("http://127.0.0.1:9", timeout_s=wrong)
     with pytest.raises(ArgumentError, match="open_time: a candle of 3m opens on a multiple"):
         reader.wait_closed("3m", START_MS + 60_000, 0)
 
