@@ -5,8 +5,7 @@ The answers are those of a journal that holds the same rows. What differs lies i
 * It is there a second or so after it is in the journal, forming candles every 5 s.
 * `since` of a pair is the time of its first point in `feed_catalog`, which is when its collection began
   or, in a bucket that was begun later, what was noted of it last before that. Where points are kept for a
-  time only it moves on with them: what else is told of a pair is that of its last point, and collectors
-  send each pair's again every day.
+  time only it moves on with them.
 * Of two settlements of a pair at one instant there is one point.
 
 Every question names a range of time: an unbounded one is 10 times slower over a year of data. Its lower
@@ -25,12 +24,11 @@ from marketfeed import schema
 from reader import influx_candles
 from reader import influx_queries as queries
 from reader.influx_answers import RowType, StatementAnswer
+from reader.influx_catalog import InfluxCatalog
 from reader.influx_http import InfluxHttp
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
 
 POLL_S: Final = 0.25
-CATALOG_S: Final = 5.0
-"""Wall seconds for which the catalog is believed; a pair that is not in it is looked up at once."""
 
 _NAMED: Final = 16
 """Up to so many pairs are named in a question for latest values; of more, those of all are fetched."""
@@ -74,11 +72,6 @@ _SETTLED_RATE: Final = _Latest(
 )
 
 
-class _Catalog(NamedTuple):
-    asked_s: float
-    rows: Mapping[str, CatalogRow]
-
-
 class InfluxStore:
     """The bucket that `http` asks. Looks into it at once.
 
@@ -91,7 +84,7 @@ class InfluxStore:
         self._http = http
         self._newest_ms: dict[str, int] = {}
         try:
-            self._catalog = self._ask_catalog()
+            self._catalog = InfluxCatalog(http)
         except BaseException:
             http.close()
             raise
@@ -108,14 +101,10 @@ class InfluxStore:
     # --- questions --------------------------------------------------------------------------------
 
     def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
-        """What is collected, ordered by pair; of `pairs` alone if given. Up to CATALOG_S old."""
-        asked_s, rows = self._catalog
-        lacking = not rows if pairs is None else any(pair not in rows for pair in pairs)
-        if lacking or time.monotonic() - asked_s >= CATALOG_S:
-            self._catalog = self._ask_catalog()
-            rows = self._catalog.rows
+        """What is collected, ordered by pair; of `pairs` alone if given. Some seconds old at most."""
         if pairs is None:
-            return list(rows.values())
+            return list(self._catalog.rows().values())
+        rows = self._catalog.rows(pairs)
         return [rows[pair] for pair in sorted(pairs) if pair in rows]
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
@@ -179,22 +168,6 @@ class InfluxStore:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _ask_catalog(self) -> _Catalog:
-        asked_s = time.monotonic()
-        first, last = self._http.ask(queries.catalog(), {})
-        began_ms = {
-            pair: time_ms for pair, ((time_ms, _),) in first.by_pair(queries.CATALOG_FIRST).items()
-        }
-        rows: dict[str, CatalogRow] = {}
-        for pair, points in sorted(last.by_pair(queries.CATALOG_LAST).items()):
-            ((time_ms, timeframes, listed_ms, ended_ms),) = points
-            if pair:
-                names = tuple(filter(None, timeframes.split(",")))
-                # Noted between the two statements: its first point is this one.
-                since_ms = began_ms.get(pair, time_ms)
-                rows[pair] = CatalogRow(pair, names, since_ms, listed_ms, ended_ms)
-        return _Catalog(asked_s, rows)
-
     def _latest(self, pairs: Sequence[str], *wanted: _Latest) -> list[dict[str, Any]]:
         """Return pair -> newest point of each question, in the order of `pairs`."""
         if not pairs:
@@ -208,7 +181,7 @@ class InfluxStore:
             if by_name:
                 statements.append(queries.last_of_each(name, columns, condition, start_ms))
             else:
-                limit = _POINTS * max(len(pairs), len(self._catalog.rows))
+                limit = _POINTS * max(len(pairs), len(self._catalog))
                 statements.append(queries.newest_points(name, columns, start_ms, limit))
         take = _last_of_each if by_name else _newest_points
         found: list[dict[str, Any]] = []

@@ -100,17 +100,18 @@ def mark_minutes(condition: str, start_ms: int, end_ms: int) -> str:
     )
 
 
-def catalog() -> list[str]:
-    """What was noted first of each pair that is collected, and what was noted last.
-
-    Never all of it: each pair's row is sent again every day.
-    """
-    first = (
+def catalog_first(condition: str) -> str:
+    """What was noted first of each pair that is collected."""
+    return (
         f"SELECT first(timeframes) FROM {schema.FEED_CATALOG} "
-        f"WHERE {_between(0, OPEN_END_MS)} GROUP BY pair"
+        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair"
     )
+
+
+def catalog_last(condition: str, start_ms: int) -> str:
+    """What was noted last of each pair that is collected, at `start_ms` or later."""
     columns = ("timeframes", "listed", "ended")
-    return [first, last_of_each(schema.FEED_CATALOG, columns, "", 0)]
+    return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
 
 
 def _between(start_ms: int, end_ms: int) -> str:

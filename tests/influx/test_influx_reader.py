@@ -1,7 +1,9 @@
 """The reader over a real InfluxDB: many rows, threads, forks, waiting, and points of other writers."""
 
 import itertools
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -195,6 +197,43 @@ def test_what_is_collected_costs_no_more_the_longer_it_is(tmp_path: Path) -> Non
     assert [row.since_ms for row in rows] == [START_MS + day * schema.DAY_MS for day in range(5)]
     assert {(row.timeframes, row.listed_ms) for row in rows} == {(("3m",), START_MS)}
     assert [row.ended_ms for row in rows] == [None, START_MS, None, None, None]
+
+
+def test_what_is_new_in_the_catalog_is_seen_soon_and_what_is_old_by_its_name(
+    both: Both, reader
+) -> None:
+    """Between two looks at all of it, one at the last days is enough: in a day all is sent again."""
+    now_ms = int(time.time() * 1000)
+
+    def note(pair: str, days_ago: float, ended_ms: int | None = None) -> None:
+        time_ms = now_ms - int(days_ago * schema.DAY_MS)
+        text = lines.catalog_text(lines.escape_tag(pair), "3m", None, ended_ms, time_ms)
+        both.influxd.write(both.database, [text])
+
+    def look(what: str) -> list[tuple[str, float, bool]]:
+        catalog = store_of(reader)._catalog
+        catalog._seen = catalog._seen._replace(**{what: -math.inf})
+        rows = store_of(reader).catalog()
+        return [
+            (r.pair, (now_ms - r.since_ms) / schema.DAY_MS, r.ended_ms is not None) for r in rows
+        ]
+
+    note("B", 100)
+    note("B", 1)
+    note("D", 90)
+    assert look("asked_s") == [("B", 100, False), ("D", 90, False)], "nothing was known: all of it"
+    # From a clock that is wrong.
+    note("B", -30_000)
+    assert look("whole_s") == [("B", 100, False), ("D", 90, False)]
+    note("B", -30_001, ended_ms=now_ms)
+    note("C", 50)
+    note("C", 0.5)
+    note("A", 70)
+    assert look("asked_s") == [("B", 100, True), ("C", 50, False), ("D", 90, False)]
+    assert [row.pair for row in store_of(reader).catalog(["D", "A", "X"])] == ["A", "D"]
+    note("E", 60, ended_ms=now_ms)
+    assert [pair for pair, _, _ in look("asked_s")] == ["A", "B", "C", "D"]
+    assert look("whole_s")[-1] == ("E", 60, True)
 
 
 def test_a_forming_candle_whose_closed_one_never_came_is_not_shown(

@@ -1,0 +1,108 @@
+"""What is collected, out of an InfluxDB: each pair's first point and its last one.
+
+Collectors send each pair's row again every day, so that a bucket's retention does not take it. All of a
+year's points are half a second's work for the server, so all of them are looked at seldom, those of the last
+days often, and a pair that is not known by its name.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from marketfeed import schema
+from reader import influx_queries as queries
+from reader.influx_answers import StatementAnswer
+from reader.influx_http import InfluxHttp
+from reader.rows import CatalogRow
+
+CATALOG_S: Final = 5.0
+"""Wall seconds for which the catalog is believed; a pair that is not in it is looked up at once."""
+
+WHOLE_S: Final = 3_600.0
+"""Wall seconds after which all of it is looked at again: what came late may lie far back."""
+
+_BACK_MS: Final = 2 * schema.DAY_MS
+"""How far behind the newest point a look at what is new begins: in a day each row has been sent again."""
+
+
+class _Seen(NamedTuple):
+    """The rows, by pair; when (monotonic) they and all of them were asked for; the newest point's time."""
+
+    rows: Mapping[str, CatalogRow]
+    asked_s: float
+    whole_s: float
+    newest_ms: int
+
+
+class InfluxCatalog:
+    """The catalog of the bucket that `http` asks. Looks into it at once; raises as `http` does."""
+
+    def __init__(self, http: InfluxHttp) -> None:
+        self._http = http
+        self._seen = self._whole()
+
+    def __len__(self) -> int:
+        """How many pairs were collected when it was last looked at."""
+        return len(self._seen.rows)
+
+    def rows(self, pairs: Sequence[str] = ()) -> Mapping[str, CatalogRow]:
+        """What is collected, in the order of its pairs, up to CATALOG_S old; `pairs` are looked for."""
+        began_s = time.monotonic()
+        seen = self._seen
+        if not seen.rows or began_s - seen.whole_s >= WHOLE_S:
+            seen = self._whole()
+        elif began_s - seen.asked_s >= CATALOG_S:
+            seen = self._newer(seen)
+        unknown = [pair for pair in pairs if pair not in seen.rows]
+        if unknown and seen.whole_s < began_s:
+            found, _ = self._ask(*queries.among(unknown))
+            seen = seen._replace(rows=_joined(seen.rows, found))
+        self._seen = seen
+        return seen.rows
+
+    def _whole(self) -> _Seen:
+        asked_s = time.monotonic()
+        rows, newest_ms = self._ask("", {})
+        return _Seen(_joined(rows), asked_s, asked_s, newest_ms)
+
+    def _newer(self, seen: _Seen) -> _Seen:
+        """Add to what was seen what has been noted since."""
+        asked_s = time.monotonic()
+        # By the host's clock at most: behind a point from the future nothing else would be seen.
+        start_ms = min(seen.newest_ms, time.time_ns() // 1_000_000) - _BACK_MS
+        (last,) = self._http.ask([queries.catalog_last("", start_ms)], {})
+        since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
+        rows, newest_ms = _rows(last, since_ms)
+        new = [pair for pair in rows if pair not in seen.rows]
+        if new:
+            # They may have been collected before.
+            rows |= self._ask(*queries.among(new))[0]
+        newest_ms = max(newest_ms, seen.newest_ms)
+        return _Seen(_joined(seen.rows, rows), asked_s, seen.whole_s, newest_ms)
+
+    def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:
+        """Ask for the pairs that fulfil the condition, wherever their points lie; answers as `_rows`."""
+        statements = [queries.catalog_first(condition), queries.catalog_last(condition, 0)]
+        first, last = self._http.ask(statements, bound)
+        firsts = first.by_pair(queries.CATALOG_FIRST)
+        return _rows(last, {pair: points[0][0] for pair, points in firsts.items()})
+
+
+def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str, CatalogRow], int]:
+    """Return the rows out of their last points, and the time of the newest of these."""
+    rows: dict[str, CatalogRow] = {}
+    newest_ms = 0
+    for pair, points in last.by_pair(queries.CATALOG_LAST).items():
+        time_ms, timeframes, listed_ms, ended_ms = points[0]
+        if pair:
+            names = tuple(filter(None, timeframes.split(",")))
+            # Without a first one it was noted after that was asked for: this is the first.
+            rows[pair] = CatalogRow(pair, names, since_ms.get(pair, time_ms), listed_ms, ended_ms)
+            newest_ms = max(newest_ms, time_ms)
+    return rows, newest_ms
+
+
+def _joined(*parts: Mapping[str, CatalogRow]) -> dict[str, CatalogRow]:
+    """Return the rows of all, a later part's before an earlier's, ordered by pair."""
+    rows = {pair: row for part in parts for pair, row in part.items()}
+    return dict(sorted(rows.items()))
