@@ -114,6 +114,14 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def _is_stopped(task: Path) -> bool:
+    """Whether a thread of a process stands still; one that is gone does."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return True
+
+
 def quoted(name: str) -> str:
     """A name as InfluxQL takes it, whatever it is made of."""
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -214,8 +222,11 @@ class Influxd:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Let it hang: connections are taken, nothing is answered (SIGSTOP)."""
+        """Let it hang: connections are taken, nothing is answered (SIGSTOP). Returns when it does."""
         os.kill(self.pid, signal.SIGSTOP)
+        # A thread that is running on another core may answer one question more.
+        while not all(_is_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let it go on (SIGCONT)."""
