@@ -8,9 +8,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from marketfeed import schema
 from marketfeed.binance.generations import Generations
-from marketfeed.binance.symbols import Instrument, parse_exchange_info, stream_names
+from marketfeed.binance.symbols import (
+    ExchangeInfo,
+    Instrument,
+    Selection,
+    parse_exchange_info,
+    stream_names,
+)
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings
 from marketfeed.errors import JournalError
@@ -62,6 +70,17 @@ class Catalog:
         )
         self._intake.add(entry)
 
+    def drop(self, entry: CatalogEntry) -> None:
+        """Store that a pair is collected no more, by the settings; `entry` is its row of earlier runs."""
+        now_ms = self._clock.now_ms()
+        self._entries[entry.pair] = dropped = msgspec.structs.replace(
+            entry,
+            timeframes=(schema.DROPPED, *entry.timeframes),
+            ended_ms=now_ms,
+            changed_ms=now_ms,
+        )
+        self._intake.add(dropped)
+
     def note_all(self) -> None:
         """Store everything again, in a journal that was begun anew."""
         for entry in self._entries.values():
@@ -101,20 +120,24 @@ class Keeper:
         self._joining: dict[str, int] = {}
 
     async def start(self, listing: Listing) -> None:
-        """Store the catalog, and take in what ended while nobody looked. Raises JournalError."""
+        """Store the catalog; take in what ended while nobody looked, and what the settings have dropped.
+
+        Raises JournalError.
+        """
         stored = await self._writer.call(Journal.catalog)
         now_ms = self._clock.now_ms()
+        info = parse_exchange_info(listing.exchange_info)
         self._catalog.remember(stored)
         for instrument in self._roster.instruments:
             self._catalog.note(instrument, instrument.ended_ms)
+        dropped = not_wanted(stored, self._settings, listing.selection)
+        self._drop(dropped.values(), info, now_ms)
         self._roster.remember(
             _as_instrument(entry)
             for entry in stored
-            if entry.ended_ms is None or entry.ended_ms > now_ms
+            if entry.pair not in dropped and (entry.ended_ms is None or entry.ended_ms > now_ms)
         )
-        changes = self._roster.update(
-            parse_exchange_info(listing.exchange_info), listing.selection, now_ms
-        )
+        changes = self._roster.update(info, listing.selection, now_ms)
         self._report(changes)
         for one in changes.ended:
             self._catalog.note(one.instrument, one.ended_ms)
@@ -131,6 +154,24 @@ class Keeper:
                     await self._leave(ended)
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _drop(self, entries: Iterable[CatalogEntry], info: ExchangeInfo, now_ms: int) -> None:
+        """Have the catalog end what is collected no more: to readers it would be live for ever, and stale."""
+        dropped = []
+        for entry in entries:
+            row = info.instruments.get(entry.pair)
+            trades = row is not None and row.symbol == entry.symbol and row.collectable
+            has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
+            # What the exchange has ended stays so, unless it trades again and nobody would notice.
+            if not entry.dropped and (trades or not has_ended):
+                self._catalog.drop(entry)
+                dropped.append(entry.pair)
+        if dropped:
+            log.warning(
+                "pairs dropped: the settings name them no more count=%d first=%s",
+                len(dropped),
+                dropped[0],
+            )
 
     async def _on_listing(self, listing: Listing) -> None:
         info = parse_exchange_info(listing.exchange_info)
@@ -224,9 +265,30 @@ class Keeper:
             log.warning("pair may have been renamed, nothing is stitched old=%s new=%s", old, new)
 
 
+def not_wanted(
+    stored: Iterable[CatalogEntry], settings: ExchangeSettings, selection: Selection
+) -> dict[str, CatalogEntry]:
+    """What the settings do not ask for, traded or not, by pair; `selection` is what they select now."""
+    if settings.pairs == "all":
+        # What is not selected and could be does not trade just now: that is for the roster to judge.
+        return {entry.pair: entry for entry in stored if _quote(entry.pair) != settings.quote}
+    # What is named, or was once chosen, and does not trade is refused.
+    wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
+    return {entry.pair: entry for entry in stored if entry.pair not in wanted}
+
+
 def _as_instrument(entry: CatalogEntry) -> Instrument:
     """What the journal knows of a contract that was collected before."""
-    quote = entry.pair.partition("/")[2].partition(":")[0]
     return Instrument(
-        entry.symbol, entry.pair, quote, "", "", entry.listed_ms or 0, entry.ended_ms or 0
+        entry.symbol,
+        entry.pair,
+        _quote(entry.pair),
+        "",
+        "",
+        entry.listed_ms or 0,
+        entry.ended_ms or 0,
     )
+
+
+def _quote(pair: str) -> str:
+    return pair.partition("/")[2].partition(":")[0]

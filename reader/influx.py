@@ -184,8 +184,7 @@ class InfluxStore:
         for time_ms, timeframes, listed_ms, ended_ms, pair in answer.rows(queries.CATALOG_POINTS):
             if pair is not None:
                 since_ms = rows[pair].since_ms if pair in rows else time_ms
-                names = tuple(filter(None, timeframes.split(",")))
-                rows[pair] = CatalogRow(pair, names, since_ms, listed_ms, ended_ms)
+                rows[pair] = CatalogRow.stored(pair, timeframes, since_ms, listed_ms, ended_ms)
         return _Catalog(asked_s, dict(sorted(rows.items())))
 
     def _latest(self, pairs: Sequence[str], *wanted: _Latest) -> list[dict[str, Any]]:

@@ -93,7 +93,8 @@ class MarkPrice(_Reading):
 class PairInfo(NamedTuple):
     """What is collected of a pair: its timeframes, since when, and when the exchange ended it.
 
-    `ended` is None while the pair trades. `pandas.DataFrame(reader.pairs())` makes a table of them.
+    `ended` is None while the pair is collected. One that the collector's settings have dropped ended then,
+    and has no timeframes. `pandas.DataFrame(reader.pairs())` makes a table of them.
     """
 
     pair: str

@@ -10,6 +10,9 @@ from marketfeed.binance.symbols import (
     select_all,
     select_named,
 )
+from marketfeed.config import ExchangeSettings
+from marketfeed.lifecycle import not_wanted
+from marketfeed.records import CatalogEntry
 from marketfeed.roster import ENDED_AFTER_MS, Roster
 from marketfeed.schema import DAY_MS, MINUTE_MS
 
@@ -133,6 +136,29 @@ def test_what_ended_while_nobody_looked_is_found_and_what_is_not_configured_is_l
     (ended,) = held.update(listed, wanted, T0 + MINUTE_MS).ended
     assert (ended.instrument.pair, ended.ended_ms) == (TON.pair, T0)
     assert held.update(listed, wanted, T0 + 2 * MINUTE_MS).ended == ()
+
+
+def row(pair: str) -> CatalogEntry:
+    return CatalogEntry(pair, pair.replace("/", ""), ("3m",), T0, None, None, T0)
+
+
+def test_what_the_settings_ask_for_is_wanted_whether_it_trades_or_not() -> None:
+    halted = replace(TON, status="HALT")
+    listed = info(BTC, ETH, halted)
+    stored = [row(pair) for pair in (BTC.pair, ETH.pair, TON.pair, "OLD/USDT:USDT")]
+    named = ExchangeSettings.model_validate({"pairs": [BTC.pair, TON.pair]})
+    selection = select_named(listed, [BTC.pair, TON.pair])
+    assert list(not_wanted(stored, named, selection)) == [ETH.pair, "OLD/USDT:USDT"]
+    # The chosen ones are kept as names.
+    top = ExchangeSettings.model_validate({"pairs": {"top": 2}})
+    assert not_wanted(stored, top, selection) == not_wanted(stored, named, selection)
+    every = ExchangeSettings.model_validate({"pairs": "all"})
+    assert not_wanted(stored, every, select_all(listed, "USDT")) == {}
+    other = ExchangeSettings.model_validate({"pairs": "all", "quote": "USDC"})
+    usdc = row("BTC/USDC:USDC")
+    assert len(not_wanted(stored, other, select_all(listed, "USDC"))) == 4
+    assert not_wanted([usdc], other, select_all(listed, "USDC")) == {}
+    assert list(not_wanted([usdc], every, select_all(listed, "USDT"))) == [usdc.pair]
 
 
 def test_a_rename_is_guessed_once_and_nothing_is_stitched() -> None:

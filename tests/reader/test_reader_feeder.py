@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from stored import D1, H1, M1, OTHER, PAIR, START_MS, Writer, candle, entry, row, store, url
 
+from marketfeed import schema
 from marketfeed.records import Candle, FundingSettled
 from marketfeed.records import MarkPrice as MarkRecord
 from reader import MarketReader, ReaderError, StaleDataError, StoreUnavailableError
@@ -155,6 +156,18 @@ def test_an_ended_pair_is_given_to_its_end(connect, clock) -> None:
     ended = entry(PAIR, ("1m",), ended_ms=START_MS + 25 * M1)
     made = Feeder(connect(ended, candles(0, 25)), clock.now_ms)
     assert one(made, live()) == ticks(*candles(6, 25))
+
+
+@pytest.mark.parametrize("kind", [FUTURES, FUNDING_RATE, MARK])
+def test_of_a_pair_that_the_settings_have_dropped_nothing_old_is_given(
+    connect, clock, kind: str
+) -> None:
+    clock.ms = NOW_MS
+    dropped = entry(PAIR, (schema.DROPPED, "1m"), ended_ms=START_MS + 25 * M1)
+    made = Feeder(connect(dropped, candles(0, 25)), clock.now_ms)
+    answer = problem(made, live(kind=kind))
+    assert isinstance(answer, NotStoredError)
+    assert "not collected" in str(answer)
 
 
 def test_larger_candles_are_put_together(feeder) -> None:
