@@ -37,6 +37,9 @@ SETTLED_AFTER_S: Final = 3.0
 """Exchange seconds after which a settled rate is asked for."""
 PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
 """Exchange seconds until rates that were not told yet are asked for again; ten minutes in all."""
+LATE_PAUSE_S: Final = 3_600.0
+LATE_ROUNDS: Final = 24
+"""What was not told within these ten minutes is given up, and still asked for every hour of a day."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """The same when the exchange does not answer."""
 USUAL_HOURS: Final = 8
@@ -52,7 +55,8 @@ _STEP_MS: Final = schema.MINUTE_MS
 class SettleReport(msgspec.Struct, frozen=True):
     """Settled rates had since the start, settlements awaited, pairs whose history is not complete yet.
 
-    `given_up` were settled by the clock and never told; `trouble` is why none can be had, or empty.
+    `given_up` were settled by the clock and not told within ten minutes, nor since; `trouble` is why none
+    can be had, or empty.
     """
 
     rates: int
@@ -101,13 +105,18 @@ def _rows(part: Stretch, hours: int) -> int:
 
 
 class _Awaited:
-    """A settlement that has passed and was not told yet."""
+    """A settlement that has passed and was not told yet: when it is asked for next, after how many rounds."""
 
-    __slots__ = ("due_s", "pauses")
+    __slots__ = ("due_s", "rounds")
 
     def __init__(self, due_s: float) -> None:
         self.due_s = due_s
-        self.pauses = 0
+        self.rounds = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it counts as given up: it is only asked for now and then."""
+        return self.rounds > len(PAUSES_S)
 
 
 class Settling:
@@ -155,7 +164,7 @@ class Settling:
         """What was had, and what is awaited."""
         return SettleReport(
             rates=self._counters.records["funding_settled"],
-            awaited=len(self._awaited),
+            awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
             given_up=self._given_up,
             trouble=self._troubles["live"] or self._troubles["history"],
@@ -212,18 +221,9 @@ class Settling:
         # What settles in these moments may not be told yet.
         where = Stretch(start_ms, _minute(self._clock.now_ms()) + _STEP_MS)
         had = await self._fetch(None, where, Priority.SETTLED)
-        now_s = self._clock.elapsed_s()
         for key in due:
-            item = self._awaited[key]
-            if key in had:
-                del self._awaited[key]
-            elif item.pauses < len(PAUSES_S):
-                item.due_s = now_s + PAUSES_S[item.pauses]
-                item.pauses += 1
-            else:
-                del self._awaited[key]
-                self._given_up += 1
-                log.warning("no settled rate was told pair=%s time_ms=%d", *key)
+            self._take_answer(key, key in had)
+        # What is given up and asked for now and then is not had either.
         waiting = {pair for pair, _ in self._awaited}
         end_ms = where.end_ms - 2 * _STEP_MS
         for pair, to_ms in self._live_to_ms.items():
@@ -231,6 +231,26 @@ class Settling:
                 self._cover(pair, Stretch(to_ms, end_ms))
                 self._live_to_ms[pair] = end_ms
         await self._save()
+
+    def _take_answer(self, key: tuple[str, int], told: bool) -> None:
+        item, now_s = self._awaited[key], self._clock.elapsed_s()
+        if told:
+            del self._awaited[key]
+            if item.given_up:
+                self._given_up -= 1
+                log.info("settled rate was told after all pair=%s time_ms=%d", *key)
+            return
+        if item.rounds < len(PAUSES_S):
+            item.due_s = now_s + PAUSES_S[item.rounds]
+        else:
+            if not item.given_up:
+                self._given_up += 1
+                log.warning("no settled rate was told pair=%s time_ms=%d", *key)
+            item.due_s = now_s + LATE_PAUSE_S
+        item.rounds += 1
+        followed = key[0] in self._pairs.values()
+        if item.given_up and (not followed or item.rounds > len(PAUSES_S) + LATE_ROUNDS):
+            del self._awaited[key]
 
     # --- history ----------------------------------------------------------------------------------
 

@@ -338,6 +338,42 @@ def test_a_rate_that_is_never_told_is_given_up(path: Path) -> None:
     assert settled(path) == []
 
 
+def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
+    """Until then its time does not count as complete, whatever is told of later ones."""
+    late, other = instrument(0), instrument(1)
+
+    async def given_up(line: Line) -> None:
+        line.rates.told_from_ms[late.symbol] = T0 + 1
+        line.tell(T0, late, other)
+        await line.until(lambda: line.settling.report().given_up == 1)
+        line.tell(T0 + 8 * HOUR_MS, late, other)
+
+    async def after_all(line: Line) -> None:
+        await given_up(line)
+        line.rates.told_from_ms.clear()
+        await line.until(lambda: line.settling.report().given_up == 0)
+
+    async def later(line: Line) -> None:
+        await given_up(line)
+        end_ms = T0 + 8 * HOUR_MS
+        await line.until(lambda: line.clock.now_ms() >= end_ms)
+        line.tell(T0 + 16 * HOUR_MS, late, other)
+        await line.until(lambda: (late.pair, end_ms) in {row[:2] for row in settled(path)})
+        assert line.settling.report().given_up == 1
+
+    def run_at(now_ms: int, check: Callable[[Line], Awaitable[None]], days: int) -> Rates:
+        return run(path, check, collected=2, listed=2, days=days, now_ms=now_ms, speed=6_000.0)
+
+    run_at(T0 + 1_000, after_all, 0)
+    assert (late.pair, T0) in {row[:2] for row in settled(path)}
+    path.unlink()
+    run_at(T0 + 1_000, later, 0)
+    assert (late.pair, T0) not in {row[:2] for row in settled(path)}
+    # Nor is it complete after a restart.
+    run_at(T0 + 20 * HOUR_MS, complete, 1)
+    assert (late.pair, T0) in {row[:2] for row in settled(path)}
+
+
 # --- the collector against the simulated exchange ------------------------------------------------------
 
 
