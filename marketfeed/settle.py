@@ -146,6 +146,8 @@ class Settling:
         self._history_ms = history_ms
         self._since_ms = _minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
+        # From when on a pair's rates are had as they are settled: those before are history.
+        self._live_from_ms: dict[str, int] = {}
         self._next_ms: dict[str, int] = {}
         self._last_ms: dict[str, int] = {}
         self._awaited: dict[tuple[str, int], _Awaited] = {}
@@ -172,7 +174,15 @@ class Settling:
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:
         """Fetch the rates of these from now on; of new ones the history, too."""
-        self._pairs = {instrument.symbol: instrument.pair for instrument in instruments}
+        pairs = {instrument.symbol: instrument.pair for instrument in instruments}
+        before, now_ms = set(self._pairs.values()), _minute(self._clock.now_ms())
+        for pair in before.difference(pairs.values()):
+            # Should it come back, it comes anew: what it left here is of the time before.
+            told = self._intake.next_funding_ms
+            for known in (self._live_from_ms, self._live_to_ms, self._next_ms, told):
+                known.pop(pair, None)
+        self._live_from_ms.update((pair, now_ms) for pair in pairs.values() if pair not in before)
+        self._pairs = pairs
         self._look_back.set()
 
     async def run(self) -> None:
@@ -201,7 +211,7 @@ class Settling:
                 continue
             before_ms = self._next_ms.get(pair, next_ms)
             self._next_ms[pair] = next_ms
-            self._live_to_ms.setdefault(pair, self._since_ms)
+            self._live_to_ms.setdefault(pair, self._live_from_ms[pair])
             for time_ms in (before_ms, next_ms):
                 # The frames may be a little ahead of the clock.
                 passed = time_ms <= now_ms or (time_ms < next_ms and time_ms <= now_ms + 5_000)
@@ -215,9 +225,7 @@ class Settling:
         due = [key for key, item in self._awaited.items() if item.due_s <= now_s]
         if not due:
             return
-        start_ms = min(
-            min(self._live_to_ms.setdefault(pair, self._since_ms), time_ms) for pair, time_ms in due
-        )
+        start_ms = min(min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due)
         # What settles in these moments may not be told yet.
         where = Stretch(start_ms, _minute(self._clock.now_ms()) + _STEP_MS)
         had = await self._fetch(None, where, Priority.SETTLED)
@@ -284,18 +292,24 @@ class Settling:
         if self._generation >= 0:
             # A fresh file: what was had while this runs is gone, too.
             self._since_ms = _minute(self._clock.now_ms())
+            self._live_from_ms = dict.fromkeys(self._live_from_ms, self._since_ms)
             self._live_to_ms.clear()
         self._generation = generation
 
+    def _wanted(self) -> dict[str, list[Stretch]]:
+        """What history is missing, by symbol. Without any it is what was settled before a pair joined."""
+        first_ms = self._since_ms
+        if self._history_ms:
+            first_ms = _minute(self._clock.now_ms() - self._history_ms)
+        wanted = {}
+        for symbol, pair in self._pairs.items():
+            where = Stretch(first_ms, max(first_ms, self._live_from_ms[pair]))
+            if parts := cut(where, self._covered.get(pair, ())):
+                wanted[symbol] = parts
+        return wanted
+
     async def _fill(self) -> None:
-        if not self._history_ms:
-            return
-        want = Stretch(_minute(self._clock.now_ms() - self._history_ms), self._since_ms)
-        wanted = {
-            symbol: parts
-            for symbol, pair in self._pairs.items()
-            if (parts := cut(want, self._covered.get(pair, ())))
-        }
+        wanted = self._wanted()
         self._incomplete = len(wanted)
         if not wanted:
             return
@@ -320,9 +334,7 @@ class Settling:
                     self._cover(self._pairs[symbol], part)
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
-            self._incomplete = sum(
-                bool(cut(want, self._covered.get(pair, ()))) for pair in self._pairs.values()
-            )
+            self._incomplete = len(self._wanted())
 
     # --- both -------------------------------------------------------------------------------------
 

@@ -374,6 +374,48 @@ def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
     assert (late.pair, T0) in {row[:2] for row in settled(path)}
 
 
+def test_a_pair_that_joins_late_is_asked_for_what_it_lacks_and_not_all_pairs_again(
+    path: Path,
+) -> None:
+    """After 60 days: the first settlement of one that was just listed, and of one that comes back."""
+    first_days, step_ms = 60, 8 * HOUR_MS
+    ours = [instrument(n) for n in range(3)]
+    now_ms = T0 + first_days * DAY_MS
+
+    async def check(line: Line) -> None:
+        settling = line.settling
+        line.clock.set_server_time(T0 - 3_000, 0.0, 20.0)
+        line.tell(T0, *ours[:2])
+        await line.until(lambda: settling.report().rates == 2)
+        # The second one is halted for weeks; those that go on are complete until now.
+        settling.set_instruments(ours[:1])
+        line.clock.set_server_time(now_ms - step_ms - 3_000, 0.0, 20.0)
+        line.tell(now_ms - step_ms, ours[0])
+        await line.until(lambda: (ours[0].pair, now_ms - step_ms) in times())
+        await line.until(lambda: settling.report().awaited == 0)
+        line.rates.asked.clear()
+        line.clock.set_server_time(now_ms - 30_000, 0.0, 20.0)
+        settling.set_instruments(ours)
+        await line.until(lambda: bool(line.rates.asked) and not settling.report().history_pairs)
+        # What the two of them lack since the start, though no history is wanted.
+        assert set(line.rates.asked) == {"info", "S1USDT", "S2USDT"}
+        line.rates.asked.clear()
+        line.tell(now_ms, *ours)
+        await line.until(lambda: {(one.pair, now_ms) for one in ours} <= times())
+        assert settling.report().awaited == 0
+        # And not 60 days of all 40 contracts, which are eight answers.
+        assert set(line.rates.asked) == {None}
+        assert len(line.rates.asked) <= 2
+
+    def times() -> set[tuple[str, int]]:
+        return {row[:2] for row in settled(path)}
+
+    run(path, check, collected=2, listed=40, days=0, now_ms=T0 - 60_000)
+    every = [T0 + n * step_ms for n in range(first_days * 3 + 1)]
+    for one in ours:
+        assert [time_ms for pair, time_ms, _, _ in settled(path) if pair == one.pair] == every
+
+
 # --- the collector against the simulated exchange ------------------------------------------------------
 
 
