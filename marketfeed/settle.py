@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -40,6 +40,8 @@ PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
 LATE_PAUSE_S: Final = 3_600.0
 LATE_ROUNDS: Final = 24
 """What was not told within these ten minutes is given up, and still asked for every hour of a day."""
+TOLD_WITHIN_MS: Final = 600_000
+"""What was settled within this may not be told yet: history does not take it for absent."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """The same when the exchange does not answer."""
 USUAL_HOURS: Final = 8
@@ -328,13 +330,29 @@ class Settling:
             else [(tuple(wanted), part) for part in chosen.parts]
         )
         for number, (symbols, part) in enumerate(steps, 1):
-            await self._fetch(symbols[0] if chosen.singly else None, part, Priority.HISTORY)
+            one = symbols[0] if chosen.singly else None
+            told = await self._fetch(one, part, Priority.HISTORY)
             for symbol in symbols:
                 if symbol in self._pairs:
-                    self._cover(self._pairs[symbol], part)
+                    pair, every_h = self._pairs[symbol], hours.get(symbol, USUAL_HOURS)
+                    self._cover(pair, self._complete(pair, part, every_h, told))
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
+
+    def _complete(
+        self, pair: str, part: Stretch, hours: int, told: Collection[tuple[str, int]]
+    ) -> Stretch:
+        """What of a part of history is complete; a last settlement that is not told yet is awaited."""
+        last_ms = schema.floor_to(part.end_ms - 1, hours * schema.HOUR_MS)
+        young = self._clock.now_ms() - last_ms <= TOLD_WITHIN_MS
+        if not young or last_ms < part.start_ms or (pair, last_ms) in told:
+            return part
+        due_s = self._clock.elapsed_s() + PAUSES_S[0]
+        self._awaited.setdefault((pair, last_ms), _Awaited(due_s))
+        # As if it had been settled while this runs.
+        self._live_from_ms[pair] = self._live_to_ms[pair] = last_ms
+        return Stretch(part.start_ms, last_ms)
 
     # --- both -------------------------------------------------------------------------------------
 

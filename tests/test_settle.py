@@ -109,6 +109,7 @@ class Rates:
         self.hours = 8
         self.asked: list[str | None] = []
         self.told_from_ms: dict[str, int] = {}
+        self.untold: set[tuple[str, int]] = set()
         self.failing = False
         self.url = ""
 
@@ -130,7 +131,9 @@ class Rates:
             }
             for time_ms in range(first_ms, end_ms + 1, step_ms)
             for number, name in enumerate(self.symbols)
-            if symbol in (None, name) and time_ms >= self.told_from_ms.get(name, 0)
+            if symbol in (None, name)
+            and time_ms >= self.told_from_ms.get(name, 0)
+            and (name, time_ms) not in self.untold
         ]
         rows.sort(key=lambda row: row["fundingTime"])
         return web.json_response(rows[: int(query["limit"])])
@@ -372,6 +375,21 @@ def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
     # Nor is it complete after a restart.
     run_at(T0 + 20 * HOUR_MS, complete, 1)
     assert (late.pair, T0) in {row[:2] for row in settled(path)}
+
+
+def test_what_was_settled_just_before_the_start_and_is_not_told_yet_is_awaited(path: Path) -> None:
+    ours = [instrument(n) for n in range(2)]
+
+    async def check(line: Line) -> None:
+        line.rates.untold.add((ours[0].symbol, T0))
+        await line.until(lambda: line.settling.report().awaited == 1)
+        await line.until(lambda: line.settling.report().history_pairs == 0)
+        line.rates.untold.clear()
+        await line.until(lambda: line.settling.report().awaited == 0)
+
+    run(path, check, collected=2, listed=2, days=1, now_ms=T0 + 40_000)
+    times = [T0 - 16 * HOUR_MS, T0 - 8 * HOUR_MS, T0]
+    assert [row[:2] for row in settled(path)] == [(one.pair, at) for one in ours for at in times]
 
 
 def test_a_pair_that_joins_late_is_asked_for_what_it_lacks_and_not_all_pairs_again(
