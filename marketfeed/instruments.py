@@ -12,6 +12,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
+    COLLECTED_CONTRACTS,
     ExchangeInfo,
     Instrument,
     Selection,
@@ -40,8 +41,10 @@ PRECISE_S: Final = 2.0
 """Wall seconds that an answer of `time` may take: half of it is what a clock set by it may be off."""
 MAY_VANISH: Final = 0.1
 """Share of the known contracts that exchangeInfo may have lost: even delisted ones stay in it for years."""
-
-
+MAY_LACK: Final = 0.1
+"""Share of the lasting perpetuals that may not trade, or have no ticker, when the top are chosen; or one."""
+WITH_VOLUME: Final = 0.5
+"""Share of those that trade that must have a 24 h volume then."""
 SAVE_EVERY_S: Final = 86_400.0
 
 
@@ -76,14 +79,41 @@ async def sync_clock(
 async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
     """Select what the settings ask for; asks for 24 h volumes where that needs them.
 
-    Raises ExchangeError.
+    Raises ExchangeError, also when the exchange tells too little to choose the top pairs by.
     """
     wanted = settings.pairs
     if isinstance(wanted, TopPairs):
-        return select_top(info, settings.quote, wanted.count, await rest.quote_volumes())
+        volumes = await rest.quote_volumes()
+        require_choosable(info, settings.quote, volumes)
+        return select_top(info, settings.quote, wanted.count, volumes)
     if wanted == "all":
         return select_all(info, settings.quote)
     return select_named(info, wanted)
+
+
+def require_choosable(info: ExchangeInfo, quote: str, volumes: Mapping[str, float]) -> None:
+    """Raise ExchangeError unless exchangeInfo and 24 h volumes (by symbol) are whole enough to choose by.
+
+    What is chosen is kept: in the midst of a maintenance it would be the wrong pairs, or none, for ever.
+    """
+    lasting = [
+        one
+        for one in info.instruments.values()
+        if one.quote == quote and one.contract_type in COLLECTED_CONTRACTS and one.is_lasting
+    ]
+    trading = [one for one in lasting if one.collectable]
+    told = [volumes[one.symbol] for one in trading if one.symbol in volumes]
+    active = sum(volume > 0.0 for volume in told)
+    if (
+        not trading
+        or len(lasting) - len(trading) > max(MAY_LACK * len(lasting), 1)
+        or len(trading) - len(told) > max(MAY_LACK * len(trading), 1)
+        or active < WITH_VOLUME * len(trading)
+    ):
+        raise ExchangeError(
+            f"not enough to choose the top pairs by: {len(trading)} of {len(lasting)} {quote} perpetuals "
+            f"trade, ticker/24hr tells {len(told)} of these, {active} with a volume"
+        )
 
 
 class InstrumentSource:
@@ -243,8 +273,9 @@ class InstrumentSource:
         if self._chosen is not None:
             return select_named(info, self._chosen)
         known = await self._writer.load_document(self._chosen_name(wanted))
-        if known is not None:
-            self._chosen = msgspec.json.decode(known[0], type=list[str])
+        # None at all was once saved when nothing traded.
+        if known is not None and (chosen := msgspec.json.decode(known[0], type=list[str])):
+            self._chosen = chosen
             return select_named(info, self._chosen)
         selection = await select(self._settings, self._rest, info)
         self._chosen = [instrument.pair for instrument in selection.instruments]
