@@ -5,7 +5,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 1.0
 """Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
 _LOOK_AT_LEAST_S: Final = 0.05
+HEARD_WITHIN_MS: Final = schema.MINUTE_MS
+HEARD_WALL_MS: Final = 2_000
+"""A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
 NEW_FOR_MS: Final = schema.DAY_MS
 """A contract listed within this is collected from its first candle on, not from the one that forms now."""
 
@@ -118,6 +121,7 @@ class Keeper:
         self._on_change = on_change
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
+        source.heard = self._heard
 
     async def start(self, listing: Listing) -> None:
         """Store the catalog; take in what ended while nobody looked, and what the settings have dropped.
@@ -175,7 +179,9 @@ class Keeper:
 
     async def _on_listing(self, listing: Listing) -> None:
         info = parse_exchange_info(listing.exchange_info)
-        changes = self._roster.update(info, listing.selection, self._clock.now_ms())
+        changes = self._roster.update(
+            info, listing.selection, self._clock.now_ms(), self._source.vanished
+        )
         self._report(changes)
         for instrument in changes.dated:
             self._supervisor.expect_until(instrument.pair, instrument.ended_ms)
@@ -210,6 +216,13 @@ class Keeper:
                 one.reason,
             )
         await self._feed.unsubscribe(self._streams(instruments))
+
+    def _heard(self, pairs: Collection[str]) -> int:
+        """How many of `pairs` are collected and still bring data."""
+        within_ms = max(HEARD_WITHIN_MS, HEARD_WALL_MS * self._clock.speed)
+        since_ms = self._clock.now_ms() - within_ms
+        marks = self._intake.freshness.mark_event_ms
+        return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
 
     def _note_joined(self) -> None:
         """Show a pair to readers once it has brought data: an ACK proves nothing, nor does a listing."""

@@ -17,10 +17,12 @@ from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings
 from marketfeed.errors import ExchangeError
-from marketfeed.instruments import InstrumentSource
+from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
 from marketfeed.writer import JournalWriter
 
 NOW_MS: Final = 1_790_006_400_000
+FAST: Final = 10_000_000.0
+"""Exchange seconds in a wall second: hours are over in no time."""
 WAIT_S: Final = 30.0
 
 
@@ -83,6 +85,14 @@ class Line:
             listing = await self.source.load_once()
         return [one.pair for one in listing.selection.instruments]
 
+    async def pass_s(self, exchange_s: float) -> None:
+        """Let exchange seconds pass between two answers."""
+        until_s = self.clock.elapsed_s() + exchange_s
+        self.clock.set_server_time(NOW_MS, 0.0, FAST)
+        while self.clock.elapsed_s() < until_s:
+            await asyncio.sleep(0.001)
+        self.clock.set_server_time(NOW_MS, 0.0, 1.0)
+
 
 def run(
     path: Path,
@@ -115,6 +125,88 @@ def run(
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.db"
+
+
+# --- contracts that are listed no more --------------------------------------------------------------
+
+TRADING: Final = [contract(f"T{n}") for n in range(53)]
+
+
+@pytest.mark.parametrize(
+    "ended", [("CLOSE", NEVER_MS), ("SETTLING", NOW_MS - 1), ("DELIVERED", NOW_MS - 1)]
+)
+def test_that_ended_contracts_are_listed_no_more_is_believed(
+    path: Path, ended: tuple[str, int]
+) -> None:
+    async def check(line: Line) -> None:
+        assert len(await line.ask()) == 53
+        line.exchange.contracts = [*TRADING, contract("NEW")]
+        assert len(await line.ask()) == 54
+        line.restart()
+        assert len(await line.ask()) == 54
+        assert line.source.problem == ""
+
+    run(path, [*TRADING, *(contract(f"D{n}", *ended) for n in range(39))], check)
+
+
+def test_that_many_have_vanished_is_believed_when_it_was_said_for_hours(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(line: Line) -> None:
+        await line.ask()
+        line.exchange.contracts = TRADING[:40]
+        # However often: not at once.
+        assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
+        assert "lists 13 of 53 known contracts no more; believed" in line.source.problem
+        assert "in 6.0 h" in line.source.problem
+        await line.pass_s(BELIEVED_AFTER_S / 2)
+        # Another listing, another end: that is no other answer.
+        line.exchange.contracts = [*TRADING[1:40], contract("NEW")]
+        assert len(await line.ask()) == 53
+        await line.pass_s(BELIEVED_AFTER_S / 2)
+        assert len(await line.ask()) == 40
+        assert line.source.problem == ""
+        assert len(line.source.vanished) == 14
+        line.exchange.contracts.append(contract("T0"))
+        assert len(await line.ask()) == 41
+        assert len(line.source.vanished) == 13
+        line.exchange.contracts.pop()
+        line.restart()
+        assert len(await line.ask()) == 40
+        # From there on it goes as before.
+        line.exchange.contracts = TRADING[:20]
+        assert len(await line.ask()) == 40
+
+    run(path, TRADING, check)
+    assert caplog.text.count("contracts have vanished, said for hours, now believed count=14") == 1
+
+
+@pytest.mark.parametrize("between", ["few", "whole", "others", "heard"])
+def test_that_many_have_vanished_is_not_believed(path: Path, between: str) -> None:
+    """When it was said a few times only, taken back, said of others, or while these bring data."""
+
+    async def check(line: Line) -> None:
+        await line.ask()
+        line.exchange.contracts = TRADING[:40]
+        await line.ask(3 if between == "few" else BELIEVED_ANSWERS + 5)
+        await line.pass_s(BELIEVED_AFTER_S + 60)
+        if between == "whole":
+            line.exchange.contracts = TRADING
+            assert len(await line.ask()) == 53
+            line.exchange.contracts = TRADING[:40]
+        elif between == "others":
+            line.exchange.contracts = TRADING[13:]
+        elif between == "heard":
+            line.source.heard = len
+        assert len(await line.ask()) == 53
+        assert "lists 13 of 53 known contracts no more" in line.source.problem
+        if between == "heard":
+            assert "though 13 of them still bring data" in line.source.problem
+            # Nor as soon as they are silent, of a lost connection, say.
+            line.source.heard = lambda _: 0
+            assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
+
+    run(path, TRADING, check)
 
 
 # --- the top pairs ----------------------------------------------------------------------------------

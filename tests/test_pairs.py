@@ -330,8 +330,8 @@ def test_an_answer_with_far_fewer_contracts_changes_nothing(path: Path) -> None:
         await following.until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
         assert following.pairs == 6
         assert following.catalog() == before
-        # Said after some of them.
-        problem = "its last known copy is used"
+        # Said after some of them, and that it is wrong: frames of what it has lost go on coming.
+        problem = "still bring data"
         await following.until(
             lambda: any(problem in reason for reason in following.collector.report().reasons)
         )

@@ -115,6 +115,23 @@ def test_when_everything_stops_it_is_the_exchange_and_not_the_pairs() -> None:
     assert len(held) == 40
 
 
+def test_what_has_vanished_for_certain_ends_however_many_it_is() -> None:
+    many = [contract(f"C{n}") for n in range(40)]
+    held = roster(*many)
+    left = info(*many[10:30], *(replace(one, status="BREAK") for one in many[30:33]))
+    vanished = frozenset(one.pair for one in many[:10])
+    lost = held.update(left, select_all(left, "USDT"), T0, vanished)
+    assert "10 of 40" in lost.refused, "seven others are no more listed, three do not trade"
+    left = info(*many[10:])
+    first = held.update(left, select_all(left, "USDT"), T0 + 1, vanished)
+    assert (first.refused, first.ended, first.doubted.keys()) == ("", (), vanished)
+    second = held.update(left, select_all(left, "USDT"), T0 + 2, vanished)
+    assert {(one.instrument.pair, one.ended_ms) for one in second.ended} == {
+        (pair, T0 + 1) for pair in vanished
+    }
+    assert len(held) == 30
+
+
 def test_a_configured_pair_joins_once_it_trades() -> None:
     coming = replace(ETH, status="PENDING_TRADING", contract_type="")
     names = [BTC.pair, ETH.pair]
