@@ -40,7 +40,7 @@ PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
 LATE_PAUSE_S: Final = 3_600.0
 LATE_ROUNDS: Final = 24
 """What was not told within these ten minutes is given up, and still asked for every hour of a day."""
-TOLD_WITHIN_MS: Final = 600_000
+TOLD_WITHIN_MS: Final = schema.HOUR_MS
 """What was settled within this may not be told yet: history does not take it for absent."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """The same when the exchange does not answer."""
@@ -148,6 +148,7 @@ class Settling:
         self._history_ms = history_ms
         self._since_ms = _minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
+        self._listed_ms: dict[str, int] = {}
         # From when on a pair's rates are had as they are settled: those before are history.
         self._live_from_ms: dict[str, int] = {}
         self._next_ms: dict[str, int] = {}
@@ -176,7 +177,9 @@ class Settling:
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:
         """Fetch the rates of these from now on; of new ones the history, too."""
-        pairs = {instrument.symbol: instrument.pair for instrument in instruments}
+        chosen = list(instruments)
+        pairs = {instrument.symbol: instrument.pair for instrument in chosen}
+        self._listed_ms = {instrument.pair: instrument.listed_ms for instrument in chosen}
         before, now_ms = set(self._pairs.values()), _minute(self._clock.now_ms())
         for pair in before.difference(pairs.values()):
             # Should it come back, it comes anew: what it left here is of the time before.
@@ -345,8 +348,9 @@ class Settling:
     ) -> Stretch:
         """What of a part of history is complete; a last settlement that is not told yet is awaited."""
         last_ms = schema.floor_to(part.end_ms - 1, hours * schema.HOUR_MS)
+        first_ms = max(part.start_ms, self._listed_ms.get(pair, 0))
         young = self._clock.now_ms() - last_ms <= TOLD_WITHIN_MS
-        if not young or last_ms < part.start_ms or (pair, last_ms) in told:
+        if not young or last_ms < first_ms or (pair, last_ms) in told:
             return part
         due_s = self._clock.elapsed_s() + PAUSES_S[0]
         self._awaited.setdefault((pair, last_ms), _Awaited(due_s))

@@ -387,7 +387,7 @@ def test_what_was_settled_just_before_the_start_and_is_not_told_yet_is_awaited(p
         line.rates.untold.clear()
         await line.until(lambda: line.settling.report().awaited == 0)
 
-    run(path, check, collected=2, listed=2, days=1, now_ms=T0 + 40_000)
+    run(path, check, collected=2, listed=2, days=1, now_ms=T0 + 30 * MINUTE_MS)
     times = [T0 - 16 * HOUR_MS, T0 - 8 * HOUR_MS, T0]
     assert [row[:2] for row in settled(path)] == [(one.pair, at) for one in ours for at in times]
 
