@@ -87,17 +87,20 @@ async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeIn
     wanted = settings.pairs
     if isinstance(wanted, TopPairs):
         volumes = await rest.quote_volumes()
-        require_choosable(info, settings.quote, volumes)
+        require_choosable(info, settings.quote, wanted.count, volumes)
         return select_top(info, settings.quote, wanted.count, volumes)
     if wanted == "all":
         return select_all(info, settings.quote)
     return select_named(info, wanted)
 
 
-def require_choosable(info: ExchangeInfo, quote: str, volumes: Mapping[str, float]) -> None:
+def require_choosable(
+    info: ExchangeInfo, quote: str, count: int, volumes: Mapping[str, float]
+) -> None:
     """Raise ExchangeError unless exchangeInfo and 24 h volumes (by symbol) are whole enough to choose by.
 
     What is chosen is kept: in the midst of a maintenance it would be the wrong pairs, or none, for ever.
+    Where there are no more than `count`, volumes do not matter.
     """
     lasting = [
         one
@@ -107,12 +110,10 @@ def require_choosable(info: ExchangeInfo, quote: str, volumes: Mapping[str, floa
     trading = [one for one in lasting if one.collectable]
     told = [volumes[one.symbol] for one in trading if one.symbol in volumes]
     active = sum(volume > 0.0 for volume in told)
-    if (
-        not trading
-        or len(lasting) - len(trading) > max(MAY_LACK * len(lasting), 1)
-        or len(trading) - len(told) > max(MAY_LACK * len(trading), 1)
-        or active < WITH_VOLUME * len(trading)
-    ):
+    halted, untold = len(lasting) - len(trading), len(trading) - len(told)
+    too_few = not trading or halted > max(MAY_LACK * len(lasting), 1)
+    no_volumes = untold > max(MAY_LACK * len(trading), 1) or active < WITH_VOLUME * len(trading)
+    if too_few or (no_volumes and count < len(lasting)):
         raise ExchangeError(
             f"not enough to choose the top pairs by: {len(trading)} of {len(lasting)} {quote} perpetuals "
             f"trade, ticker/24hr tells {len(told)} of these, {active} with a volume"

@@ -268,6 +268,13 @@ def test_too_little_to_choose_by_is_no_choice(
     run(path, contracts, check, {"top": 2})
 
 
+def test_where_all_are_taken_no_volume_is_needed(path: Path) -> None:
+    async def check(line: Line) -> None:
+        assert await line.ask() == [f"{name}/USDT:USDT" for name in FOUR]
+
+    run(path, named("TRADING", "X", "Y"), check, {"top": 4})
+
+
 def test_no_pairs_that_were_chosen_once_are_chosen_anew(path: Path) -> None:
     """What an earlier version saved when it first started in a maintenance."""
 
