@@ -40,7 +40,7 @@ CHOSEN_PAIRS: Final = "chosen_pairs"
 PRECISE_S: Final = 2.0
 """Wall seconds that an answer of `time` may take: half of it is what a clock set by it may be off."""
 MAY_VANISH: Final = 0.1
-"""Share of the lasting contracts that exchangeInfo may have lost: what ends stays in it for years."""
+"""Share of the lasting contracts that exchangeInfo may have lost, or one: what ends stays in it for years."""
 BELIEVED_AFTER_S: Final = 6 * 3_600.0
 BELIEVED_ANSWERS: Final = 60
 """Exchange seconds, and like answers in that time, after which it is believed that more have vanished."""
@@ -287,7 +287,7 @@ class InstrumentSource:
         """
         lasting = {pair for pair, one in before.items() if one.is_lasting}
         gone = frozenset(lasting - listed.keys())
-        most = MAY_VANISH * len(lasting)
+        most = max(MAY_VANISH * len(lasting), 1)
         if len(gone) <= most:
             self._doubt = None
             return
