@@ -121,7 +121,10 @@ def audited_series(
     pairs: Sequence[str] | None = None,
     timeframes: Sequence[str] | None = None,
 ) -> list[Series]:
-    """The series that a journal's catalog says it holds; of these pairs and timeframes if given."""
+    """The series that a journal's catalog says it holds; of these pairs and timeframes if given.
+
+    Pairs that the settings have dropped are audited when they are named.
+    """
     return [
         Series(
             Instrument(
@@ -136,9 +139,9 @@ def audited_series(
             timeframe,
         )
         for entry in catalog
-        if pairs is None or entry.pair in pairs
+        if (not entry.dropped if pairs is None else entry.pair in pairs)
         for timeframe in entry.timeframes
-        if timeframes is None or timeframe in timeframes
+        if timeframe != schema.DROPPED and (timeframes is None or timeframe in timeframes)
     ]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
+    COLLECTED_CONTRACTS,
     ExchangeInfo,
     Instrument,
     Selection,
@@ -39,9 +40,14 @@ CHOSEN_PAIRS: Final = "chosen_pairs"
 PRECISE_S: Final = 2.0
 """Wall seconds that an answer of `time` may take: half of it is what a clock set by it may be off."""
 MAY_VANISH: Final = 0.1
-"""Share of the known contracts that exchangeInfo may have lost: even delisted ones stay in it for years."""
-
-
+"""Share of the lasting contracts that exchangeInfo may have lost, or one: what ends stays in it for years."""
+BELIEVED_AFTER_S: Final = 6 * 3_600.0
+BELIEVED_ANSWERS: Final = 60
+"""Exchange seconds, and like answers in that time, after which it is believed that more have vanished."""
+MAY_LACK: Final = 0.1
+"""Share of the lasting perpetuals that may not trade, or have no ticker, when the top are chosen; or one."""
+WITH_VOLUME: Final = 0.5
+"""Share of those that trade that must have a 24 h volume then."""
 SAVE_EVERY_S: Final = 86_400.0
 
 
@@ -76,14 +82,50 @@ async def sync_clock(
 async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
     """Select what the settings ask for; asks for 24 h volumes where that needs them.
 
-    Raises ExchangeError.
+    Raises ExchangeError, also when the exchange tells too little to choose the top pairs by.
     """
     wanted = settings.pairs
     if isinstance(wanted, TopPairs):
-        return select_top(info, settings.quote, wanted.count, await rest.quote_volumes())
+        volumes = await rest.quote_volumes()
+        require_choosable(info, settings.quote, wanted.count, volumes)
+        return select_top(info, settings.quote, wanted.count, volumes)
     if wanted == "all":
         return select_all(info, settings.quote)
     return select_named(info, wanted)
+
+
+def require_choosable(
+    info: ExchangeInfo, quote: str, count: int, volumes: Mapping[str, float]
+) -> None:
+    """Raise ExchangeError unless exchangeInfo and 24 h volumes (by symbol) are whole enough to choose by.
+
+    What is chosen is kept: in the midst of a maintenance it would be the wrong pairs, or none, for ever.
+    Where there are no more than `count`, volumes do not matter.
+    """
+    lasting = [
+        one
+        for one in info.instruments.values()
+        if one.quote == quote and one.contract_type in COLLECTED_CONTRACTS and one.is_lasting
+    ]
+    trading = [one for one in lasting if one.collectable]
+    told = [volumes[one.symbol] for one in trading if one.symbol in volumes]
+    active = sum(volume > 0.0 for volume in told)
+    halted, untold = len(lasting) - len(trading), len(trading) - len(told)
+    too_few = not trading or halted > max(MAY_LACK * len(lasting), 1)
+    no_volumes = untold > max(MAY_LACK * len(trading), 1) or active < WITH_VOLUME * len(trading)
+    if too_few or (no_volumes and count < len(lasting)):
+        raise ExchangeError(
+            f"not enough to choose the top pairs by: {len(trading)} of {len(lasting)} {quote} perpetuals "
+            f"trade, ticker/24hr tells {len(told)} of these, {active} with a volume"
+        )
+
+
+class _Vanished(msgspec.Struct):
+    """Contracts that exchangeInfo has lost, too many to be believed: since when, in how many answers."""
+
+    pairs: frozenset[str]
+    since_s: float
+    answers: int = 1
 
 
 class InstrumentSource:
@@ -100,11 +142,16 @@ class InstrumentSource:
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
         self.newest: Listing | None = None
         """The last list that was had and believed."""
+        self.vanished: frozenset[str] = frozenset()
+        """Pairs of which it was said for hours that they are not listed any more, and still is."""
+        self.heard: Callable[[Collection[str]], int] = lambda _: 0
+        """How many of these pairs still bring data: exchangeInfo is wrong when it has lost them."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
         self._writer = writer
         self._known: Mapping[str, Instrument] | None = None
+        self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
         self._chosen: Sequence[str] | None = None
 
@@ -218,12 +265,7 @@ class InstrumentSource:
             known = await self._writer.load_document(EXCHANGE_INFO)
             self._known = {} if known is None else parse_exchange_info(known[0]).instruments
         before, now_s = self._known, self._clock.elapsed_s()
-        if before:
-            gone = before.keys() - listed.keys()
-            if len(gone) > MAY_VANISH * len(before):
-                raise ExchangeError(
-                    f"exchangeInfo: lists {len(gone)} of {len(before)} known contracts no more"
-                )
+        self._require_whole(before, listed, now_s)
         # It is 1.2 MB: written when it says something new, and once in a while.
         if before != listed or now_s - self._saved_s >= SAVE_EVERY_S:
             await self._save(EXCHANGE_INFO, body)
@@ -231,9 +273,44 @@ class InstrumentSource:
             if isinstance(wanted, TopPairs) and self._chosen is not None:
                 await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
             self._saved_s = now_s
-        self._known = listed
+        self._known, self.vanished = listed, self.vanished - listed.keys()
         self.problem = ""
         return body
+
+    def _require_whole(
+        self, before: Mapping[str, Instrument], listed: Mapping[str, Instrument], now_s: float
+    ) -> None:
+        """Raise ExchangeError when an answer has lost too many contracts, until it is said for hours.
+
+        Believed is only the like of the first such answer, told again and again, and nothing that lists
+        them in between; and not while data comes of what it has lost.
+        """
+        lasting = {pair for pair, one in before.items() if one.is_lasting}
+        gone = frozenset(lasting - listed.keys())
+        most = max(MAY_VANISH * len(lasting), 1)
+        if len(gone) <= most:
+            self._doubt = None
+            return
+        doubt = self._doubt
+        if doubt is None or len(gone ^ doubt.pairs) > most:
+            self._doubt = doubt = _Vanished(gone, now_s)
+        else:
+            doubt.answers += 1
+        problem = f"exchangeInfo: lists {len(gone)} of {len(lasting)} known contracts no more"
+        if heard := self.heard(gone):
+            self._doubt = None
+            raise ExchangeError(f"{problem}, though {heard} of them still bring data")
+        left_s = doubt.since_s + BELIEVED_AFTER_S - now_s
+        if left_s > 0 or doubt.answers < BELIEVED_ANSWERS:
+            hours = max(0.0, left_s) / 3_600
+            raise ExchangeError(f"{problem}; believed if it still says so in {hours:.1f} h")
+        self._doubt, self.vanished = None, self.vanished | gone
+        log.error(
+            "contracts have vanished, said for hours, now believed count=%d of=%d first=%s",
+            len(gone),
+            len(lasting),
+            min(gone),
+        )
 
     async def _selection(self, info: ExchangeInfo) -> Selection:
         wanted = self._settings.pairs
@@ -243,8 +320,9 @@ class InstrumentSource:
         if self._chosen is not None:
             return select_named(info, self._chosen)
         known = await self._writer.load_document(self._chosen_name(wanted))
-        if known is not None:
-            self._chosen = msgspec.json.decode(known[0], type=list[str])
+        # None at all was once saved when nothing traded.
+        if known is not None and (chosen := msgspec.json.decode(known[0], type=list[str])):
+            self._chosen = chosen
             return select_named(info, self._chosen)
         selection = await select(self._settings, self._rest, info)
         self._chosen = [instrument.pair for instrument in selection.instruments]

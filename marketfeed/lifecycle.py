@@ -5,12 +5,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.generations import Generations
-from marketfeed.binance.symbols import Instrument, parse_exchange_info, stream_names
+from marketfeed.binance.symbols import (
+    ExchangeInfo,
+    Instrument,
+    Selection,
+    parse_exchange_info,
+    stream_names,
+)
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings
 from marketfeed.errors import JournalError
@@ -27,6 +35,9 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 1.0
 """Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
 _LOOK_AT_LEAST_S: Final = 0.05
+HEARD_WITHIN_MS: Final = schema.MINUTE_MS
+HEARD_WALL_MS: Final = 2_000
+"""A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
 NEW_FOR_MS: Final = schema.DAY_MS
 """A contract listed within this is collected from its first candle on, not from the one that forms now."""
 
@@ -61,6 +72,17 @@ class Catalog:
             changed_ms=now_ms,
         )
         self._intake.add(entry)
+
+    def drop(self, entry: CatalogEntry) -> None:
+        """Store that a pair is collected no more, by the settings; `entry` is its row of earlier runs."""
+        now_ms = self._clock.now_ms()
+        self._entries[entry.pair] = dropped = msgspec.structs.replace(
+            entry,
+            timeframes=(schema.DROPPED, *entry.timeframes),
+            ended_ms=now_ms,
+            changed_ms=now_ms,
+        )
+        self._intake.add(dropped)
 
     def note_all(self) -> None:
         """Store everything again, in a journal that was begun anew."""
@@ -99,22 +121,27 @@ class Keeper:
         self._on_change = on_change
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
+        source.heard = self._heard
 
     async def start(self, listing: Listing) -> None:
-        """Store the catalog, and take in what ended while nobody looked. Raises JournalError."""
+        """Store the catalog; take in what ended while nobody looked, and what the settings have dropped.
+
+        Raises JournalError.
+        """
         stored = await self._writer.call(Journal.catalog)
         now_ms = self._clock.now_ms()
+        info = parse_exchange_info(listing.exchange_info)
         self._catalog.remember(stored)
         for instrument in self._roster.instruments:
             self._catalog.note(instrument, instrument.ended_ms)
+        dropped = not_wanted(stored, self._settings, listing.selection)
+        self._drop(dropped.values(), info, now_ms)
         self._roster.remember(
             _as_instrument(entry)
             for entry in stored
-            if entry.ended_ms is None or entry.ended_ms > now_ms
+            if entry.pair not in dropped and (entry.ended_ms is None or entry.ended_ms > now_ms)
         )
-        changes = self._roster.update(
-            parse_exchange_info(listing.exchange_info), listing.selection, now_ms
-        )
+        changes = self._roster.update(info, listing.selection, now_ms)
         self._report(changes)
         for one in changes.ended:
             self._catalog.note(one.instrument, one.ended_ms)
@@ -132,9 +159,29 @@ class Keeper:
 
     # --- inside -----------------------------------------------------------------------------------
 
+    def _drop(self, entries: Iterable[CatalogEntry], info: ExchangeInfo, now_ms: int) -> None:
+        """Have the catalog end what is collected no more: to readers it would be live for ever, and stale."""
+        dropped = []
+        for entry in entries:
+            row = info.instruments.get(entry.pair)
+            trades = row is not None and row.symbol == entry.symbol and row.collectable
+            has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
+            # What the exchange has ended stays so, unless it trades again and nobody would notice.
+            if not entry.dropped and (trades or not has_ended):
+                self._catalog.drop(entry)
+                dropped.append(entry.pair)
+        if dropped:
+            log.warning(
+                "pairs dropped: the settings name them no more count=%d first=%s",
+                len(dropped),
+                dropped[0],
+            )
+
     async def _on_listing(self, listing: Listing) -> None:
         info = parse_exchange_info(listing.exchange_info)
-        changes = self._roster.update(info, listing.selection, self._clock.now_ms())
+        changes = self._roster.update(
+            info, listing.selection, self._clock.now_ms(), self._source.vanished
+        )
         self._report(changes)
         for instrument in changes.dated:
             self._supervisor.expect_until(instrument.pair, instrument.ended_ms)
@@ -169,6 +216,13 @@ class Keeper:
                 one.reason,
             )
         await self._feed.unsubscribe(self._streams(instruments))
+
+    def _heard(self, pairs: Collection[str]) -> int:
+        """How many of `pairs` are collected and still bring data."""
+        within_ms = max(HEARD_WITHIN_MS, HEARD_WALL_MS * self._clock.speed)
+        since_ms = self._clock.now_ms() - within_ms
+        marks = self._intake.freshness.mark_event_ms
+        return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
 
     def _note_joined(self) -> None:
         """Show a pair to readers once it has brought data: an ACK proves nothing, nor does a listing."""
@@ -224,9 +278,30 @@ class Keeper:
             log.warning("pair may have been renamed, nothing is stitched old=%s new=%s", old, new)
 
 
+def not_wanted(
+    stored: Iterable[CatalogEntry], settings: ExchangeSettings, selection: Selection
+) -> dict[str, CatalogEntry]:
+    """What the settings do not ask for, traded or not, by pair; `selection` is what they select now."""
+    if settings.pairs == "all":
+        # What is not selected and could be does not trade just now: that is for the roster to judge.
+        return {entry.pair: entry for entry in stored if _quote(entry.pair) != settings.quote}
+    # What is named, or was once chosen, and does not trade is refused.
+    wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
+    return {entry.pair: entry for entry in stored if entry.pair not in wanted}
+
+
 def _as_instrument(entry: CatalogEntry) -> Instrument:
     """What the journal knows of a contract that was collected before."""
-    quote = entry.pair.partition("/")[2].partition(":")[0]
     return Instrument(
-        entry.symbol, entry.pair, quote, "", "", entry.listed_ms or 0, entry.ended_ms or 0
+        entry.symbol,
+        entry.pair,
+        _quote(entry.pair),
+        "",
+        "",
+        entry.listed_ms or 0,
+        entry.ended_ms or 0,
     )
+
+
+def _quote(pair: str) -> str:
+    return pair.partition("/")[2].partition(":")[0]

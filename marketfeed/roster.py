@@ -4,7 +4,7 @@ Pure: the caller passes exchangeInfo's answers and the time (exchange time, ms).
 the `Roster`; what has to be done about a change is `lifecycle.Keeper`'s part.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -94,8 +94,17 @@ class Roster:
             if instrument.pair not in self._collected:
                 self._dormant[instrument.pair] = instrument
 
-    def update(self, info: ExchangeInfo, wanted: Selection, now_ms: int) -> Changes:
-        """Take in what the exchange lists; `wanted` is what of that is to be collected."""
+    def update(
+        self,
+        info: ExchangeInfo,
+        wanted: Selection,
+        now_ms: int,
+        vanished: Collection[str] = frozenset(),
+    ) -> Changes:
+        """Take in what the exchange lists; `wanted` is what of that is to be collected.
+
+        That the pairs of `vanished` are not listed any more is certain, however many they are.
+        """
         self.refused = wanted.refused
         dated = self._take_dates(info)
         doubted = {
@@ -105,7 +114,7 @@ class Roster:
             if known.ended_ms is None and (problem := _problem(known, info))
         }
         refused = ""
-        stopped = sum(pair in self._collected for pair in doubted)
+        stopped = sum(pair in self._collected and pair not in vanished for pair in doubted)
         if stopped > max(MAY_STOP * len(self._collected), MAY_STOP_AT_LEAST):
             refused = f"{stopped} of {len(self._collected)} collected contracts do not trade"
             ended: tuple[Ended, ...] = ()

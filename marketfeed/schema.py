@@ -92,6 +92,9 @@ FUNDING_RATE: Final = "funding_rate"
 FUNDING_SETTLED: Final = "funding_settled"
 FEED_GAP: Final = "feed_gap"
 FEED_CATALOG: Final = "feed_catalog"
+DROPPED: Final = ""
+"""The catalog's first timeframe of a pair that the settings name no more (`,3m,1h`): the collector has ended
+it, not the exchange. What is stored of it can be read, and grows as stale as that of a pair that lives."""
 SIGNAL: Final = "signal"
 ENSEMBLE: Final = "ensemble"
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -37,6 +37,11 @@ SETTLED_AFTER_S: Final = 3.0
 """Exchange seconds after which a settled rate is asked for."""
 PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
 """Exchange seconds until rates that were not told yet are asked for again; ten minutes in all."""
+LATE_PAUSE_S: Final = 3_600.0
+LATE_ROUNDS: Final = 24
+"""What was not told within these ten minutes is given up, and still asked for every hour of a day."""
+TOLD_WITHIN_MS: Final = schema.HOUR_MS
+"""What was settled within this may not be told yet: history does not take it for absent."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """The same when the exchange does not answer."""
 USUAL_HOURS: Final = 8
@@ -52,7 +57,8 @@ _STEP_MS: Final = schema.MINUTE_MS
 class SettleReport(msgspec.Struct, frozen=True):
     """Settled rates had since the start, settlements awaited, pairs whose history is not complete yet.
 
-    `given_up` were settled by the clock and never told; `trouble` is why none can be had, or empty.
+    `given_up` were settled by the clock and not told within ten minutes, nor since; `trouble` is why none
+    can be had, or empty.
     """
 
     rates: int
@@ -101,13 +107,18 @@ def _rows(part: Stretch, hours: int) -> int:
 
 
 class _Awaited:
-    """A settlement that has passed and was not told yet."""
+    """A settlement that has passed and was not told yet: when it is asked for next, after how many rounds."""
 
-    __slots__ = ("due_s", "pauses")
+    __slots__ = ("due_s", "rounds")
 
     def __init__(self, due_s: float) -> None:
         self.due_s = due_s
-        self.pauses = 0
+        self.rounds = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it counts as given up: it is only asked for now and then."""
+        return self.rounds > len(PAUSES_S)
 
 
 class Settling:
@@ -137,6 +148,9 @@ class Settling:
         self._history_ms = history_ms
         self._since_ms = _minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
+        self._listed_ms: dict[str, int] = {}
+        # From when on a pair's rates are had as they are settled: those before are history.
+        self._live_from_ms: dict[str, int] = {}
         self._next_ms: dict[str, int] = {}
         self._last_ms: dict[str, int] = {}
         self._awaited: dict[tuple[str, int], _Awaited] = {}
@@ -155,7 +169,7 @@ class Settling:
         """What was had, and what is awaited."""
         return SettleReport(
             rates=self._counters.records["funding_settled"],
-            awaited=len(self._awaited),
+            awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
             given_up=self._given_up,
             trouble=self._troubles["live"] or self._troubles["history"],
@@ -163,7 +177,17 @@ class Settling:
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:
         """Fetch the rates of these from now on; of new ones the history, too."""
-        self._pairs = {instrument.symbol: instrument.pair for instrument in instruments}
+        chosen = list(instruments)
+        pairs = {instrument.symbol: instrument.pair for instrument in chosen}
+        self._listed_ms = {instrument.pair: instrument.listed_ms for instrument in chosen}
+        before, now_ms = set(self._pairs.values()), _minute(self._clock.now_ms())
+        for pair in before.difference(pairs.values()):
+            # Should it come back, it comes anew: what it left here is of the time before.
+            told = self._intake.next_funding_ms
+            for known in (self._live_from_ms, self._live_to_ms, self._next_ms, told):
+                known.pop(pair, None)
+        self._live_from_ms.update((pair, now_ms) for pair in pairs.values() if pair not in before)
+        self._pairs = pairs
         self._look_back.set()
 
     async def run(self) -> None:
@@ -192,7 +216,7 @@ class Settling:
                 continue
             before_ms = self._next_ms.get(pair, next_ms)
             self._next_ms[pair] = next_ms
-            self._live_to_ms.setdefault(pair, self._since_ms)
+            self._live_to_ms.setdefault(pair, self._live_from_ms[pair])
             for time_ms in (before_ms, next_ms):
                 # The frames may be a little ahead of the clock.
                 passed = time_ms <= now_ms or (time_ms < next_ms and time_ms <= now_ms + 5_000)
@@ -206,24 +230,13 @@ class Settling:
         due = [key for key, item in self._awaited.items() if item.due_s <= now_s]
         if not due:
             return
-        start_ms = min(
-            min(self._live_to_ms.setdefault(pair, self._since_ms), time_ms) for pair, time_ms in due
-        )
+        start_ms = min(min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due)
         # What settles in these moments may not be told yet.
         where = Stretch(start_ms, _minute(self._clock.now_ms()) + _STEP_MS)
         had = await self._fetch(None, where, Priority.SETTLED)
-        now_s = self._clock.elapsed_s()
         for key in due:
-            item = self._awaited[key]
-            if key in had:
-                del self._awaited[key]
-            elif item.pauses < len(PAUSES_S):
-                item.due_s = now_s + PAUSES_S[item.pauses]
-                item.pauses += 1
-            else:
-                del self._awaited[key]
-                self._given_up += 1
-                log.warning("no settled rate was told pair=%s time_ms=%d", *key)
+            self._take_answer(key, key in had)
+        # What is given up and asked for now and then is not had either.
         waiting = {pair for pair, _ in self._awaited}
         end_ms = where.end_ms - 2 * _STEP_MS
         for pair, to_ms in self._live_to_ms.items():
@@ -231,6 +244,26 @@ class Settling:
                 self._cover(pair, Stretch(to_ms, end_ms))
                 self._live_to_ms[pair] = end_ms
         await self._save()
+
+    def _take_answer(self, key: tuple[str, int], told: bool) -> None:
+        item, now_s = self._awaited[key], self._clock.elapsed_s()
+        if told:
+            del self._awaited[key]
+            if item.given_up:
+                self._given_up -= 1
+                log.info("settled rate was told after all pair=%s time_ms=%d", *key)
+            return
+        if item.rounds < len(PAUSES_S):
+            item.due_s = now_s + PAUSES_S[item.rounds]
+        else:
+            if not item.given_up:
+                self._given_up += 1
+                log.warning("no settled rate was told pair=%s time_ms=%d", *key)
+            item.due_s = now_s + LATE_PAUSE_S
+        item.rounds += 1
+        followed = key[0] in self._pairs.values()
+        if item.given_up and (not followed or item.rounds > len(PAUSES_S) + LATE_ROUNDS):
+            del self._awaited[key]
 
     # --- history ----------------------------------------------------------------------------------
 
@@ -264,18 +297,24 @@ class Settling:
         if self._generation >= 0:
             # A fresh file: what was had while this runs is gone, too.
             self._since_ms = _minute(self._clock.now_ms())
+            self._live_from_ms = dict.fromkeys(self._live_from_ms, self._since_ms)
             self._live_to_ms.clear()
         self._generation = generation
 
+    def _wanted(self) -> dict[str, list[Stretch]]:
+        """What history is missing, by symbol. Without any it is what was settled before a pair joined."""
+        first_ms = self._since_ms
+        if self._history_ms:
+            first_ms = _minute(self._clock.now_ms() - self._history_ms)
+        wanted = {}
+        for symbol, pair in self._pairs.items():
+            where = Stretch(first_ms, max(first_ms, self._live_from_ms[pair]))
+            if parts := cut(where, self._covered.get(pair, ())):
+                wanted[symbol] = parts
+        return wanted
+
     async def _fill(self) -> None:
-        if not self._history_ms:
-            return
-        want = Stretch(_minute(self._clock.now_ms() - self._history_ms), self._since_ms)
-        wanted = {
-            symbol: parts
-            for symbol, pair in self._pairs.items()
-            if (parts := cut(want, self._covered.get(pair, ())))
-        }
+        wanted = self._wanted()
         self._incomplete = len(wanted)
         if not wanted:
             return
@@ -294,15 +333,30 @@ class Settling:
             else [(tuple(wanted), part) for part in chosen.parts]
         )
         for number, (symbols, part) in enumerate(steps, 1):
-            await self._fetch(symbols[0] if chosen.singly else None, part, Priority.HISTORY)
+            one = symbols[0] if chosen.singly else None
+            told = await self._fetch(one, part, Priority.HISTORY)
             for symbol in symbols:
                 if symbol in self._pairs:
-                    self._cover(self._pairs[symbol], part)
+                    pair, every_h = self._pairs[symbol], hours.get(symbol, USUAL_HOURS)
+                    self._cover(pair, self._complete(pair, part, every_h, told))
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
-            self._incomplete = sum(
-                bool(cut(want, self._covered.get(pair, ()))) for pair in self._pairs.values()
-            )
+            self._incomplete = len(self._wanted())
+
+    def _complete(
+        self, pair: str, part: Stretch, hours: int, told: Collection[tuple[str, int]]
+    ) -> Stretch:
+        """What of a part of history is complete; a last settlement that is not told yet is awaited."""
+        last_ms = schema.floor_to(part.end_ms - 1, hours * schema.HOUR_MS)
+        first_ms = max(part.start_ms, self._listed_ms.get(pair, 0))
+        young = self._clock.now_ms() - last_ms <= TOLD_WITHIN_MS
+        if not young or last_ms < first_ms or (pair, last_ms) in told:
+            return part
+        due_s = self._clock.elapsed_s() + PAUSES_S[0]
+        self._awaited.setdefault((pair, last_ms), _Awaited(due_s))
+        # As if it had been settled while this runs.
+        self._live_from_ms[pair] = self._live_to_ms[pair] = last_ms
+        return Stretch(part.start_ms, last_ms)
 
     # --- both -------------------------------------------------------------------------------------
 

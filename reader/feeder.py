@@ -242,7 +242,7 @@ def _wall_ms() -> int:
 
 def _cannot(asked: Download, collected: Mapping[str, PairInfo]) -> NotStoredError | None:
     info = collected.get(asked.pair)
-    if info is None:
+    if info is None or not info.timeframes:
         return _not_stored(asked, "the pair is not collected")
     if asked.timeframe not in schema.TIMEFRAMES_MS or (
         asked.kind == FUTURES and schema.resampling_source(asked.timeframe, info.timeframes) is None

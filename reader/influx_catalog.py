@@ -95,9 +95,9 @@ def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str,
     for pair, points in last.by_pair(queries.CATALOG_LAST).items():
         time_ms, timeframes, listed_ms, ended_ms = points[0]
         if pair:
-            names = tuple(filter(None, timeframes.split(",")))
             # Without a first one it was noted after that was asked for: this is the first.
-            rows[pair] = CatalogRow(pair, names, since_ms.get(pair, time_ms), listed_ms, ended_ms)
+            began_ms = since_ms.get(pair, time_ms)
+            rows[pair] = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms)
             newest_ms = max(newest_ms, time_ms)
     return rows, newest_ms
 

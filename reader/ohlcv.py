@@ -128,7 +128,7 @@ def judge(
     stale = {
         pair: age_s
         for pair, age_s in ages.items()
-        if not entries[pair].has_ended(now_ms)
+        if not entries[pair].is_over(now_ms)
         and _is_stale(age_s, request, now_ms)
         and not (young_ok and age_s == math.inf and _is_young(entries[pair], request, now_ms))
     }

@@ -128,7 +128,7 @@ class MarketReader:
         forming (whether the last row is the forming candle). A gap is logged once; `strict` raises
         GapError instead.
 
-        `max_age_s` is 2 × timeframe + 30 s by default. It is not applied to an ended pair, nor to a
+        `max_age_s` is 2 × timeframe + 30 s by default. It is not applied to a delisted pair, nor to a
         range whose `until` is past. A pair without any candle yet raises StaleDataError, unless
         `max_age_s` is None: then the frame is empty. A live pair's candle counts as missing 15 s after
         its close, unless `max_age_s` is None: then the newest stored one is the end. Where the frame
@@ -210,7 +210,7 @@ class MarketReader:
             found.update(ohlcv.read_series(self._store, members, source, request))
         answer = ohlcv.judge(found, entries, request, self._store.source, now_ms, young_ok=young_ok)
         for pair, frame in answer.items():
-            empty = frame.attrs["age_s"] == math.inf and not entries[pair].has_ended(now_ms)
+            empty = frame.attrs["age_s"] == math.inf and not entries[pair].is_over(now_ms)
             if empty and request.max_age_s is not None:
                 self._gap_log.note_young(pair, timeframe)
             if frame.attrs["missing"]:
@@ -361,11 +361,11 @@ class MarketReader:
     # --- what there is ----------------------------------------------------------------------------
 
     def pairs(self) -> list[PairInfo]:
-        """Return what is collected, ordered by pair, ended pairs included."""
+        """Return what is collected, ordered by pair, ended and dropped pairs included."""
         return [
             PairInfo(
                 entry.pair,
-                entry.timeframes,
+                () if entry.dropped else entry.timeframes,
                 timestamp(entry.since_ms),
                 None if entry.ended_ms is None else timestamp(entry.ended_ms),
             )

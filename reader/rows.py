@@ -2,24 +2,40 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marketfeed import schema
+
 
 class CatalogRow(NamedTuple):
-    """What is collected of one pair."""
+    """What is collected of one pair, or was until its end. `dropped`: the settings have ended it."""
 
     pair: str
     timeframes: tuple[str, ...]
     since_ms: int
     listed_ms: int | None
     ended_ms: int | None
+    dropped: bool = False
+
+    @classmethod
+    def stored(
+        cls, pair: str, timeframes: str, since_ms: int, listed_ms: int | None, ended_ms: int | None
+    ) -> Self:
+        """Make one of what is stored; `timeframes` are comma-separated."""
+        names = timeframes.split(",")
+        dropped = names[0] == schema.DROPPED
+        return cls(pair, tuple(filter(None, names)), since_ms, listed_ms, ended_ms, dropped)
 
     def has_ended(self, now_ms: int) -> bool:
-        """Whether the exchange has ended the pair by `now_ms`."""
+        """Whether nothing more is collected of the pair by `now_ms`."""
         return self.ended_ms is not None and self.ended_ms <= now_ms
+
+    def is_over(self, now_ms: int) -> bool:
+        """Whether there is nothing newer of the pair, stored or not: the exchange has ended it."""
+        return self.has_ended(now_ms) and not self.dropped
 
 
 class CandleQuery(NamedTuple):

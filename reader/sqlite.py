@@ -98,10 +98,7 @@ class SqliteStore:
             rows = self._rows(queries.CATALOG)
         else:
             rows = self._rows(queries.CATALOG_OF, pairs=_json(pairs))
-        return [
-            CatalogRow(pair, tuple(filter(None, timeframes.split(","))), since, listed, ended)
-            for pair, timeframes, since, listed, ended in rows
-        ]
+        return [CatalogRow.stored(*row) for row in rows]
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` in one transaction, so that a closing candle is in it once."""

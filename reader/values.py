@@ -94,7 +94,8 @@ class PairInfo(NamedTuple):
     """What is collected of a pair: its timeframes, since when, and when the exchange ends it.
 
     `ended` is None as long as no end is known. An announced one lies ahead, and the pair trades until
-    then. `pandas.DataFrame(reader.pairs())` makes a table of them.
+    then. One that the collector's settings have dropped ended then, and has no timeframes.
+    `pandas.DataFrame(reader.pairs())` makes a table of them.
     """
 
     pair: str

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.audit import AuditReport
+from marketfeed.audit import AuditReport, audited_series
 from marketfeed.auditor import Auditor
 from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import day_file
@@ -32,7 +32,7 @@ from marketfeed.config import Settings
 from marketfeed.history_commands import run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal_view import JournalView
-from marketfeed.records import Candle
+from marketfeed.records import Candle, CatalogEntry
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch
 from marketfeed.writer import JournalWriter
@@ -303,3 +303,17 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 assert auditor.report().unmended == []
 
     asyncio.run(run())
+
+
+def test_what_the_settings_have_dropped_is_audited_when_it_is_named() -> None:
+    frames = ("1m", "3m")
+    catalog = [
+        CatalogEntry(PAIR, "BTCUSDT", (schema.DROPPED, *frames), 1, None, 2, 2),
+        CatalogEntry("ETH/USDT:USDT", "ETHUSDT", frames, 1, None, None, 1),
+    ]
+
+    def names(pairs: list[str] | None) -> list[tuple[str, str]]:
+        return [(one.instrument.pair, one.timeframe) for one in audited_series(catalog, pairs)]
+
+    assert names(None) == [("ETH/USDT:USDT", name) for name in frames]
+    assert names([PAIR]) == [(PAIR, name) for name in frames]

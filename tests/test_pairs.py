@@ -330,8 +330,8 @@ def test_an_answer_with_far_fewer_contracts_changes_nothing(path: Path) -> None:
         await following.until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
         assert following.pairs == 6
         assert following.catalog() == before
-        # Said after some of them.
-        problem = "its last known copy is used"
+        # Said after some of them, and that it is wrong: frames of what it has lost go on coming.
+        problem = "still bring data"
         await following.until(
             lambda: any(problem in reason for reason in following.collector.report().reasons)
         )
@@ -349,6 +349,51 @@ def test_a_configured_pair_joins_once_it_trades(path: Path, names: list[str]) ->
         assert following.collector.report().refused_pairs == {}
 
     run_following(path, check, {"pairs": names})
+
+
+@pytest.mark.parametrize("pairs", ["named", "top"])
+def test_a_pair_that_the_settings_drop_is_no_longer_live_and_may_be_taken_up_again(
+    path: Path, caplog: pytest.LogCaptureFixture, pairs: str
+) -> None:
+    async def run() -> None:
+        async with Simulator(
+            SimulatorOptions(pairs=6, timeframes=("1m", "3m"), speed=240.0)
+        ) as sim:
+            names = [one.pair for one in sim.market.instruments]
+            more: Any = names if pairs == "named" else {"top": 6}
+            fewer: Any = names[:4] if pairs == "named" else {"top": 4}
+            async with _running(path, sim, {"pairs": more}) as following:
+                await following.until(lambda: following.delivering)
+                assert following.pairs == 6
+            for _ in range(2):
+                async with _running(path, sim, {"pairs": fewer}) as following:
+                    await following.until(lambda: following.delivering)
+                    await following.settle()
+                    catalog = following.catalog()
+                    kept = {pair for pair, one in catalog.items() if one.ended_ms is None}
+                    assert len(kept) == following.pairs == 4
+                    gone = [catalog[pair] for pair in set(names) - kept]
+                    assert all(one.dropped for one in gone)
+                    # The second start leaves them as they are.
+                    assert all(one.ended_ms == one.changed_ms < sim.now_ms() for one in gone)
+                    with following.reader() as reader:
+                        rates = reader.get_all_pairs_funding_rates(max_age_s=3_600)
+                        assert rates.keys() == kept
+                        newest = reader.newest("1m")
+                        open_ms = min(newest[pair] for pair in kept)
+                        assert open_ms > max(newest.get(one.pair, 0) for one in gone)
+                        assert reader.wait_closed("1m", open_ms, 20.0) == ()
+            async with _running(path, sim, {"pairs": more}) as following:
+                await following.until(lambda: following.delivering)
+                await following.settle()
+                assert {one.ended_ms for one in following.catalog().values()} == {None}
+                assert {one.timeframes for one in following.catalog().values()} == {("1m", "3m")}
+                with following.reader() as reader:
+                    rates = reader.get_all_pairs_funding_rates(max_age_s=3_600)
+                    assert rates.keys() == set(names)
+
+    uvloop.run(run())
+    assert caplog.text.count("pairs dropped: the settings name them no more count=2") == 1
 
 
 def test_an_end_while_the_collector_does_not_run_is_found_at_its_start(path: Path) -> None:

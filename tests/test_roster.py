@@ -10,6 +10,9 @@ from marketfeed.binance.symbols import (
     select_all,
     select_named,
 )
+from marketfeed.config import ExchangeSettings
+from marketfeed.lifecycle import not_wanted
+from marketfeed.records import CatalogEntry
 from marketfeed.roster import ENDED_AFTER_MS, Roster
 from marketfeed.schema import DAY_MS, MINUTE_MS
 
@@ -112,6 +115,23 @@ def test_when_everything_stops_it_is_the_exchange_and_not_the_pairs() -> None:
     assert len(held) == 40
 
 
+def test_what_has_vanished_for_certain_ends_however_many_it_is() -> None:
+    many = [contract(f"C{n}") for n in range(40)]
+    held = roster(*many)
+    left = info(*many[10:30], *(replace(one, status="BREAK") for one in many[30:33]))
+    vanished = frozenset(one.pair for one in many[:10])
+    lost = held.update(left, select_all(left, "USDT"), T0, vanished)
+    assert "10 of 40" in lost.refused, "seven others are no more listed, three do not trade"
+    left = info(*many[10:])
+    first = held.update(left, select_all(left, "USDT"), T0 + 1, vanished)
+    assert (first.refused, first.ended, first.doubted.keys()) == ("", (), vanished)
+    second = held.update(left, select_all(left, "USDT"), T0 + 2, vanished)
+    assert {(one.instrument.pair, one.ended_ms) for one in second.ended} == {
+        (pair, T0 + 1) for pair in vanished
+    }
+    assert len(held) == 30
+
+
 def test_a_configured_pair_joins_once_it_trades() -> None:
     coming = replace(ETH, status="PENDING_TRADING", contract_type="")
     names = [BTC.pair, ETH.pair]
@@ -133,6 +153,29 @@ def test_what_ended_while_nobody_looked_is_found_and_what_is_not_configured_is_l
     (ended,) = held.update(listed, wanted, T0 + MINUTE_MS).ended
     assert (ended.instrument.pair, ended.ended_ms) == (TON.pair, T0)
     assert held.update(listed, wanted, T0 + 2 * MINUTE_MS).ended == ()
+
+
+def row(pair: str) -> CatalogEntry:
+    return CatalogEntry(pair, pair.replace("/", ""), ("3m",), T0, None, None, T0)
+
+
+def test_what_the_settings_ask_for_is_wanted_whether_it_trades_or_not() -> None:
+    halted = replace(TON, status="HALT")
+    listed = info(BTC, ETH, halted)
+    stored = [row(pair) for pair in (BTC.pair, ETH.pair, TON.pair, "OLD/USDT:USDT")]
+    named = ExchangeSettings.model_validate({"pairs": [BTC.pair, TON.pair]})
+    selection = select_named(listed, [BTC.pair, TON.pair])
+    assert list(not_wanted(stored, named, selection)) == [ETH.pair, "OLD/USDT:USDT"]
+    # The chosen ones are kept as names.
+    top = ExchangeSettings.model_validate({"pairs": {"top": 2}})
+    assert not_wanted(stored, top, selection) == not_wanted(stored, named, selection)
+    every = ExchangeSettings.model_validate({"pairs": "all"})
+    assert not_wanted(stored, every, select_all(listed, "USDT")) == {}
+    other = ExchangeSettings.model_validate({"pairs": "all", "quote": "USDC"})
+    usdc = row("BTC/USDC:USDC")
+    assert len(not_wanted(stored, other, select_all(listed, "USDC"))) == 4
+    assert not_wanted([usdc], other, select_all(listed, "USDC")) == {}
+    assert list(not_wanted([usdc], every, select_all(listed, "USDT"))) == [usdc.pair]
 
 
 def test_a_rename_is_guessed_once_and_nothing_is_stitched() -> None:

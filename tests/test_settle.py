@@ -109,6 +109,7 @@ class Rates:
         self.hours = 8
         self.asked: list[str | None] = []
         self.told_from_ms: dict[str, int] = {}
+        self.untold: set[tuple[str, int]] = set()
         self.failing = False
         self.url = ""
 
@@ -130,7 +131,9 @@ class Rates:
             }
             for time_ms in range(first_ms, end_ms + 1, step_ms)
             for number, name in enumerate(self.symbols)
-            if symbol in (None, name) and time_ms >= self.told_from_ms.get(name, 0)
+            if symbol in (None, name)
+            and time_ms >= self.told_from_ms.get(name, 0)
+            and (name, time_ms) not in self.untold
         ]
         rows.sort(key=lambda row: row["fundingTime"])
         return web.json_response(rows[: int(query["limit"])])
@@ -336,6 +339,99 @@ def test_a_rate_that_is_never_told_is_given_up(path: Path) -> None:
 
     run(path, check, collected=1, listed=1, days=0, now_ms=T0 + 1_000, speed=3_000.0)
     assert settled(path) == []
+
+
+def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
+    """Until then its time does not count as complete, whatever is told of later ones."""
+    late, other = instrument(0), instrument(1)
+
+    async def given_up(line: Line) -> None:
+        line.rates.told_from_ms[late.symbol] = T0 + 1
+        line.tell(T0, late, other)
+        await line.until(lambda: line.settling.report().given_up == 1)
+        line.tell(T0 + 8 * HOUR_MS, late, other)
+
+    async def after_all(line: Line) -> None:
+        await given_up(line)
+        line.rates.told_from_ms.clear()
+        await line.until(lambda: line.settling.report().given_up == 0)
+
+    async def later(line: Line) -> None:
+        await given_up(line)
+        end_ms = T0 + 8 * HOUR_MS
+        await line.until(lambda: line.clock.now_ms() >= end_ms)
+        line.tell(T0 + 16 * HOUR_MS, late, other)
+        await line.until(lambda: (late.pair, end_ms) in {row[:2] for row in settled(path)})
+        assert line.settling.report().given_up == 1
+
+    def run_at(now_ms: int, check: Callable[[Line], Awaitable[None]], days: int) -> Rates:
+        return run(path, check, collected=2, listed=2, days=days, now_ms=now_ms, speed=6_000.0)
+
+    run_at(T0 + 1_000, after_all, 0)
+    assert (late.pair, T0) in {row[:2] for row in settled(path)}
+    path.unlink()
+    run_at(T0 + 1_000, later, 0)
+    assert (late.pair, T0) not in {row[:2] for row in settled(path)}
+    # Nor is it complete after a restart.
+    run_at(T0 + 20 * HOUR_MS, complete, 1)
+    assert (late.pair, T0) in {row[:2] for row in settled(path)}
+
+
+def test_what_was_settled_just_before_the_start_and_is_not_told_yet_is_awaited(path: Path) -> None:
+    ours = [instrument(n) for n in range(2)]
+
+    async def check(line: Line) -> None:
+        line.rates.untold.add((ours[0].symbol, T0))
+        await line.until(lambda: line.settling.report().awaited == 1)
+        await line.until(lambda: line.settling.report().history_pairs == 0)
+        line.rates.untold.clear()
+        await line.until(lambda: line.settling.report().awaited == 0)
+
+    run(path, check, collected=2, listed=2, days=1, now_ms=T0 + 30 * MINUTE_MS)
+    times = [T0 - 16 * HOUR_MS, T0 - 8 * HOUR_MS, T0]
+    assert [row[:2] for row in settled(path)] == [(one.pair, at) for one in ours for at in times]
+
+
+def test_a_pair_that_joins_late_is_asked_for_what_it_lacks_and_not_all_pairs_again(
+    path: Path,
+) -> None:
+    """After 60 days: the first settlement of one that was just listed, and of one that comes back."""
+    first_days, step_ms = 60, 8 * HOUR_MS
+    ours = [instrument(n) for n in range(3)]
+    now_ms = T0 + first_days * DAY_MS
+
+    async def check(line: Line) -> None:
+        settling = line.settling
+        line.clock.set_server_time(T0 - 3_000, 0.0, 20.0)
+        line.tell(T0, *ours[:2])
+        await line.until(lambda: settling.report().rates == 2)
+        # The second one is halted for weeks; those that go on are complete until now.
+        settling.set_instruments(ours[:1])
+        line.clock.set_server_time(now_ms - step_ms - 3_000, 0.0, 20.0)
+        line.tell(now_ms - step_ms, ours[0])
+        await line.until(lambda: (ours[0].pair, now_ms - step_ms) in times())
+        await line.until(lambda: settling.report().awaited == 0)
+        line.rates.asked.clear()
+        line.clock.set_server_time(now_ms - 30_000, 0.0, 20.0)
+        settling.set_instruments(ours)
+        await line.until(lambda: bool(line.rates.asked) and not settling.report().history_pairs)
+        # What the two of them lack since the start, though no history is wanted.
+        assert set(line.rates.asked) == {"info", "S1USDT", "S2USDT"}
+        line.rates.asked.clear()
+        line.tell(now_ms, *ours)
+        await line.until(lambda: {(one.pair, now_ms) for one in ours} <= times())
+        assert settling.report().awaited == 0
+        # And not 60 days of all 40 contracts, which are eight answers.
+        assert set(line.rates.asked) == {None}
+        assert len(line.rates.asked) <= 2
+
+    def times() -> set[tuple[str, int]]:
+        return {row[:2] for row in settled(path)}
+
+    run(path, check, collected=2, listed=40, days=0, now_ms=T0 - 60_000)
+    every = [T0 + n * step_ms for n in range(first_days * 3 + 1)]
+    for one in ours:
+        assert [time_ms for pair, time_ms, _, _ in settled(path) if pair == one.pair] == every
 
 
 # --- the collector against the simulated exchange ------------------------------------------------------

@@ -17,6 +17,7 @@ NEVER_MS: Final = 4_133_404_800_000
 
 COLLECTED_CONTRACTS: Final = frozenset({"PERPETUAL"})
 TRADING: Final = "TRADING"
+CLOSED: Final = "CLOSE"
 
 
 class Instrument(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +35,14 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
     def collectable(self) -> bool:
         """Whether it is a perpetual that trades now."""
         return self.contract_type in COLLECTED_CONTRACTS and self.status == TRADING
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it has not ended and is not announced to, trading now or not.
+
+        Some 400 of 900 contracts have ended: they stay in exchangeInfo for years.
+        """
+        return self.status != CLOSED and (self.delivery_ms == 0 or self.delivery_ms >= NEVER_MS)
 
     @property
     def ended_ms(self) -> int | None:

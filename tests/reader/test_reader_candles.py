@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from stored import D1, H1, M3, M5, M15, OTHER, PAIR, START_MS, candle, entry, row
 
+from marketfeed import schema
 from reader import GapError, StaleDataError, UnknownPairError, UnknownTimeframeError
 
 COLUMNS = ["date", "open", "high", "low", "close", "volume"]
@@ -222,6 +223,29 @@ def test_an_ended_pair_is_never_stale(connect, clock) -> None:
     assert frame.attrs["missing"] == [], "the candle in which it ended is not expected"
     clock.ms = ended_ms - 1
     assert reader.get_ohlcv(PAIR, "3m").attrs["missing"] == []
+
+
+def test_a_pair_that_the_settings_have_dropped_is_stale_and_waited_for_by_nobody(
+    connect, clock
+) -> None:
+    ended_ms = START_MS + 5 * M3 + 1_000
+    dropped = entry(timeframes=(schema.DROPPED, "3m"), ended_ms=ended_ms)
+    newest = candle(START_MS + 9 * M3, OTHER)
+    reader = connect(dropped, entry(OTHER), [candle(ms) for ms in grid(*range(5))], newest)
+    clock.ms = newest.close_time_ms
+    # The exchange goes on with it: what is stored must not pass for the newest there is.
+    with pytest.raises(StaleDataError):
+        reader.get_ohlcv(PAIR, "3m")
+    with pytest.raises(StaleDataError):
+        reader.get_ohlcv_many([PAIR, OTHER], "3m")
+    for asked in ({"max_age_s": None}, {"until": ended_ms}):
+        frame = reader.get_ohlcv(PAIR, "3m", **asked)
+        assert (opens(frame), frame.attrs["missing"]) == (grid(*range(5)), [])
+    assert reader.wait_closed("3m", newest.open_time_ms, 0.0) == ()
+    assert [(one.pair, one.timeframes, one.ended) for one in reader.pairs()] == [
+        (PAIR, (), at(ended_ms)),
+        (OTHER, ("3m",), None),
+    ]
 
 
 def test_a_pair_that_will_end_is_stale_until_then(connect, clock) -> None:

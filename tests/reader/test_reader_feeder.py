@@ -200,6 +200,18 @@ def test_a_pair_whose_end_is_announced_is_given_as_any_other(connect, clock) -> 
     assert hours(one(made, rate)) == [0]
 
 
+@pytest.mark.parametrize("kind", [FUTURES, FUNDING_RATE, MARK])
+def test_of_a_pair_that_the_settings_have_dropped_nothing_old_is_given(
+    connect, clock, kind: str
+) -> None:
+    clock.ms = NOW_MS
+    dropped = entry(PAIR, (schema.DROPPED, "1m"), ended_ms=START_MS + 25 * M1)
+    made = Feeder(connect(dropped, candles(0, 25)), clock.now_ms)
+    answer = problem(made, live(kind=kind))
+    assert isinstance(answer, NotStoredError)
+    assert "not collected" in str(answer)
+
+
 def test_larger_candles_are_put_together(feeder) -> None:
     rows = one(feeder(candles(0, 30)), live(timeframe="5m", limit=6))
     assert [tick[0] for tick in rows] == [START_MS + n * 5 * M1 for n in range(1, 7)]

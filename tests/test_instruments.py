@@ -1,0 +1,286 @@
+"""What exchangeInfo tells is believed when it is whole; the top pairs are chosen when there is enough to."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from marketfeed.binance.budget import Budget
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.symbols import NEVER_MS
+from marketfeed.binance.turns import Turns
+from marketfeed.clock import ExchangeClock
+from marketfeed.config import ExchangeSettings
+from marketfeed.errors import ExchangeError
+from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
+from marketfeed.writer import JournalWriter
+
+NOW_MS: Final = 1_790_006_400_000
+FAST: Final = 10_000_000.0
+"""Exchange seconds in a wall second: hours are over in no time."""
+WAIT_S: Final = 30.0
+
+
+def contract(base: str, status: str = "TRADING", delivery_ms: int = NEVER_MS) -> dict[str, Any]:
+    return {
+        "symbol": f"{base}USDT",
+        "baseAsset": base,
+        "quoteAsset": "USDT",
+        "marginAsset": "USDT",
+        "status": status,
+        "contractType": "PERPETUAL",
+        "onboardDate": 1_600_000_000_000,
+        "deliveryDate": delivery_ms,
+    }
+
+
+class Exchange:
+    """Answers what is traded and its volumes, as a test says, and the time."""
+
+    def __init__(self, contracts: list[dict[str, Any]]) -> None:
+        self.contracts = contracts
+        self.volumes: dict[str, float] = {}
+        self.on_tickers: Callable[[], None] = lambda: None
+
+    async def info(self, _: web.Request) -> web.Response:
+        return web.json_response({"symbols": self.contracts})
+
+    async def time(self, _: web.Request) -> web.Response:
+        return web.json_response({"serverTime": NOW_MS})
+
+    async def tickers(self, _: web.Request) -> web.Response:
+        rows = [{"symbol": name, "quoteVolume": str(at)} for name, at in self.volumes.items()]
+        self.on_tickers()
+        return web.json_response(rows)
+
+
+class Line:
+    """A source over a journal; `restart` makes another one, as a next start does."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        settings: ExchangeSettings,
+        rest: BinanceRest,
+        writer: JournalWriter,
+    ) -> None:
+        self.exchange = exchange
+        self.writer = writer
+        self.clock = ExchangeClock()
+        self._settings = settings
+        self._rest = rest
+        self.source = self.restart()
+
+    def restart(self) -> InstrumentSource:
+        self.source = InstrumentSource(self._settings, self._rest, self.clock, self.writer)
+        return self.source
+
+    async def ask(self, times: int = 1) -> list[str]:
+        for _ in range(times):
+            listing = await self.source.load_once()
+        return [one.pair for one in listing.selection.instruments]
+
+    async def pass_s(self, exchange_s: float) -> None:
+        """Let exchange seconds pass between two answers."""
+        until_s = self.clock.elapsed_s() + exchange_s
+        self.clock.set_server_time(NOW_MS, 0.0, FAST)
+        while self.clock.elapsed_s() < until_s:
+            await asyncio.sleep(0.001)
+        self.clock.set_server_time(NOW_MS, 0.0, 1.0)
+
+
+def run(
+    path: Path,
+    contracts: list[dict[str, Any]],
+    check: Callable[[Line], Awaitable[None]],
+    pairs: object = "all",
+) -> None:
+    async def main() -> None:
+        exchange = Exchange(contracts)
+        app = web.Application()
+        app.router.add_get("/fapi/v1/exchangeInfo", exchange.info)
+        app.router.add_get("/fapi/v1/time", exchange.time)
+        app.router.add_get("/fapi/v1/ticker/24hr", exchange.tickers)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        settings = ExchangeSettings.model_validate({"pairs": pairs})
+        try:
+            async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                turns = Turns(Budget(100_000), ExchangeClock())
+                rest = BinanceRest(session, f"http://{host}:{port}", turns=turns)
+                await check(Line(exchange, settings, rest, writer))
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+# --- contracts that are listed no more --------------------------------------------------------------
+
+TRADING: Final = [contract(f"T{n}") for n in range(53)]
+
+
+@pytest.mark.parametrize(
+    "ended", [("CLOSE", NEVER_MS), ("SETTLING", NOW_MS - 1), ("DELIVERED", NOW_MS - 1)]
+)
+def test_that_ended_contracts_are_listed_no_more_is_believed(
+    path: Path, ended: tuple[str, int]
+) -> None:
+    async def check(line: Line) -> None:
+        assert len(await line.ask()) == 53
+        line.exchange.contracts = [*TRADING, contract("NEW")]
+        assert len(await line.ask()) == 54
+        line.restart()
+        assert len(await line.ask()) == 54
+        assert line.source.problem == ""
+
+    run(path, [*TRADING, *(contract(f"D{n}", *ended) for n in range(39))], check)
+
+
+def test_that_many_have_vanished_is_believed_when_it_was_said_for_hours(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(line: Line) -> None:
+        await line.ask()
+        line.exchange.contracts = TRADING[:40]
+        # However often: not at once.
+        assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
+        assert "lists 13 of 53 known contracts no more; believed" in line.source.problem
+        assert "in 6.0 h" in line.source.problem
+        await line.pass_s(BELIEVED_AFTER_S / 2)
+        # Another listing, another end: that is no other answer.
+        line.exchange.contracts = [*TRADING[1:40], contract("NEW")]
+        assert len(await line.ask()) == 53
+        await line.pass_s(BELIEVED_AFTER_S / 2)
+        assert len(await line.ask()) == 40
+        assert line.source.problem == ""
+        assert len(line.source.vanished) == 14
+        line.exchange.contracts.append(contract("T0"))
+        assert len(await line.ask()) == 41
+        assert len(line.source.vanished) == 13
+        line.exchange.contracts.pop()
+        line.restart()
+        assert len(await line.ask()) == 40
+        # From there on it goes as before.
+        line.exchange.contracts = TRADING[:20]
+        assert len(await line.ask()) == 40
+
+    run(path, TRADING, check)
+    assert caplog.text.count("contracts have vanished, said for hours, now believed count=14") == 1
+
+
+@pytest.mark.parametrize("between", ["few", "whole", "others", "heard"])
+def test_that_many_have_vanished_is_not_believed(path: Path, between: str) -> None:
+    """When it was said a few times only, taken back, said of others, or while these bring data."""
+
+    async def check(line: Line) -> None:
+        await line.ask()
+        line.exchange.contracts = TRADING[:40]
+        await line.ask(3 if between == "few" else BELIEVED_ANSWERS + 5)
+        await line.pass_s(BELIEVED_AFTER_S + 60)
+        if between == "whole":
+            line.exchange.contracts = TRADING
+            assert len(await line.ask()) == 53
+            line.exchange.contracts = TRADING[:40]
+        elif between == "others":
+            line.exchange.contracts = TRADING[13:]
+        elif between == "heard":
+            line.source.heard = len
+        assert len(await line.ask()) == 53
+        assert "lists 13 of 53 known contracts no more" in line.source.problem
+        if between == "heard":
+            assert "though 13 of them still bring data" in line.source.problem
+            # Nor as soon as they are silent, of a lost connection, say.
+            line.source.heard = lambda _: 0
+            assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
+
+    run(path, TRADING, check)
+
+
+# --- the top pairs ----------------------------------------------------------------------------------
+
+FOUR: Final = ["A", "B", "C", "D"]
+VOLUMES: Final = {"AUSDT": 1.0, "BUSDT": 5.0, "CUSDT": 9.0, "DUSDT": 0.0}
+TOP: Final = ["C/USDT:USDT", "B/USDT:USDT"]
+
+
+def named(status: str, *delisted: str) -> list[dict[str, Any]]:
+    return [
+        *(contract(name, status) for name in FOUR),
+        *(contract(name, "SETTLING", NOW_MS - 1) for name in delisted),
+    ]
+
+
+def test_the_top_pairs_are_chosen_once_the_exchange_tells_enough(path: Path) -> None:
+    async def check(line: Line) -> None:
+        exchange = line.exchange
+
+        def turn() -> None:
+            """A maintenance ends: first the contracts trade again, then their volumes are told."""
+            exchange.volumes = VOLUMES if exchange.contracts[0]["status"] == "TRADING" else {}
+            exchange.contracts = named("TRADING", "X", "Y", "Z")
+
+        exchange.on_tickers = turn
+        async with asyncio.timeout(WAIT_S):
+            listing = await line.source.load(asyncio.Event())
+        assert listing is not None
+        assert [one.pair for one in listing.selection.instruments] == TOP
+        assert line.source.problem == ""
+        line.restart()
+        assert await line.ask() == TOP
+
+    run(path, named("PENDING_TRADING"), check, {"top": 2})
+
+
+@pytest.mark.parametrize(
+    ("contracts", "volumes"),
+    [
+        (named("BREAK"), VOLUMES),
+        ([*named("TRADING")[:2], *named("BREAK")[2:]], VOLUMES),
+        (named("TRADING"), {}),
+        (named("TRADING"), {"AUSDT": 1.0, "BUSDT": 5.0}),
+        (named("TRADING"), dict.fromkeys(VOLUMES, 0.0)),
+    ],
+    ids=["none trades", "half of them trade", "no ticker", "half of the tickers", "no volume"],
+)
+def test_too_little_to_choose_by_is_no_choice(
+    path: Path, contracts: list[dict[str, Any]], volumes: dict[str, float]
+) -> None:
+    async def check(line: Line) -> None:
+        line.exchange.volumes = volumes
+        with pytest.raises(ExchangeError, match="not enough to choose the top pairs by"):
+            await line.ask()
+        line.exchange.contracts, line.exchange.volumes = named("TRADING"), VOLUMES
+        assert await line.ask() == TOP
+
+    run(path, contracts, check, {"top": 2})
+
+
+def test_where_all_are_taken_no_volume_is_needed(path: Path) -> None:
+    async def check(line: Line) -> None:
+        assert await line.ask() == [f"{name}/USDT:USDT" for name in FOUR]
+
+    run(path, named("TRADING", "X", "Y"), check, {"top": 4})
+
+
+def test_no_pairs_that_were_chosen_once_are_chosen_anew(path: Path) -> None:
+    """What an earlier version saved when it first started in a maintenance."""
+
+    async def check(line: Line) -> None:
+        line.exchange.volumes = VOLUMES
+        await line.writer.save_document("chosen_pairs:USDT:2", json.dumps([]).encode(), NOW_MS)
+        assert await line.ask() == TOP
+
+    run(path, named("TRADING"), check, {"top": 2})
