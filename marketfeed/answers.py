@@ -100,7 +100,8 @@ def _retry_after_s(header: str | None, now_s: float) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(header).timestamp() - now_s
-        except ValueError:
+        except (ValueError, OverflowError):
+            # No date, or one so far off that no clock has it.
             return None
     if seconds != seconds:  # noqa: PLR0124 - NaN
         return None

@@ -366,16 +366,18 @@ class Shipper:
         self._failures += 1
         if parked:
             return self._pace.parked_s
-        if verdict.after_s is not None:
-            return verdict.after_s
-        # It may be the size: some servers hang up on large requests, or need too long for them.
-        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
         # Full jitter, so that two collectors do not knock together.
         ceiling_s = min(
             self._pace.backoff_cap_s,
             self._pace.backoff_first_s * 2.0 ** min(self._failures - 1, 10),
         )
-        return random.uniform(0.0, ceiling_s)
+        delay_s = random.uniform(0.0, ceiling_s)
+        if verdict.after_s is not None:
+            # A server that wishes no time, or one that is past, is not knocked at without end.
+            return max(verdict.after_s, delay_s)
+        # It may be the size: some servers hang up on large requests, or need too long for them.
+        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
+        return delay_s
 
     async def _rest(self, seconds: float) -> None:
         if seconds <= 0:

@@ -190,6 +190,23 @@ def test_nothing_is_lost_while_the_server_refuses(path: Path, status: int) -> No
     run(path, scenario)
 
 
+@pytest.mark.parametrize("wish", ["0", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_server_that_wishes_no_wait_is_not_knocked_at_without_end(path: Path, wish: str) -> None:
+    """Whatever `Retry-After` says, the back-off is the least that is waited."""
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (503, b"", {"Retry-After": wish})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.requests) >= 1)
+        await asyncio.sleep(0.5)
+        # Waits are drawn from 0 to 1, 2, 4 … s: a hundred in half a second are none.
+        assert len(server.requests) < 100
+        server.answer = stored
+        shipper.end()
+
+    run(path, scenario, msgspec.structs.replace(QUICK, backoff_first_s=1.0, backoff_cap_s=10.0))
+
+
 def test_one_bad_line_costs_that_line_only(path: Path) -> None:
     def v2(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
         if any(str(T0 + 3 * MINUTE) in line and "ohlcv_1m,pair=ETH" in line for line in lines):
