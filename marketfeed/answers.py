@@ -53,8 +53,11 @@ class Verdict(msgspec.Struct, frozen=True):
 def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) -> Verdict:
     """Judge an answer. `now_s` is the wall clock (epoch): `Retry-After` may be a date."""
     text = f"status {status}: {_words(body)}" if body else f"status {status}"
-    if status in (200, 204):
+    if status == 204:
         return Verdict("acknowledged", text)
+    if 200 <= status < 300:
+        # A page of a proxy, an ingress without that path: what is not stored must not count as shipped.
+        return Verdict("park", f"{text} (an InfluxDB answers a write with 204, this is none)")
     if status in (400, 413, 422):
         # 2.x stores nothing of a batch with a line that does not parse (400); 1.x (400 "partial
         # write") and 2.x (422) store the other lines. Sending those again is harmless in all cases.

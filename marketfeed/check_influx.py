@@ -56,7 +56,9 @@ def _advice(answer: str, influx: InfluxSettings) -> Finding:
     """What to do about an answer that is not about lines."""
     bucket = influx.bucket
     text = "look at influxdb.url, org and bucket"
-    if answer.startswith("status 401"):
+    if answer.startswith("status 2"):
+        text = "influxdb.url leads to something else than an InfluxDB"
+    elif answer.startswith("status 401"):
         text = "the server does not know this token: look at influxdb.token or token_file"
     elif answer.startswith("status 403"):
         text = f"give the token the rights to write and to read bucket {bucket!r}"

@@ -10,8 +10,9 @@ from marketfeed.answers import MAX_RETRY_AFTER_S, judge, judge_failure
 @pytest.mark.parametrize(
     ("status", "action"),
     [
-        (200, "acknowledged"),
         (204, "acknowledged"),
+        (200, "park"),
+        (202, "park"),
         (400, "split"),
         (413, "split"),
         (422, "split"),

@@ -52,7 +52,7 @@ class Server:
         self.requests.append(lines)
         self.headers.append({**request.headers, "path": request.path_qs})
         status, text, headers = self.answer(lines)
-        if status in (200, 204):
+        if status == 204:
             for line in lines:
                 series, fields, time = line.rsplit(" ", 2)
                 self.points[series, time] = fields
@@ -186,6 +186,25 @@ def test_nothing_is_lost_while_the_server_refuses(path: Path, status: int) -> No
         server.answer = stored
         await until(lambda: len(server.points) == ROWS)
         await until(lambda: shipper.report().state == "shipping")
+
+    run(path, scenario)
+
+
+@pytest.mark.parametrize("page", [b"<html><b>It works!</b>", b""])
+def test_what_answers_like_no_influxdb_has_stored_nothing(path: Path, page: bytes) -> None:
+    """A wrong address, or an ingress that has a page for everything: nothing counts as shipped."""
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (200, page, {})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: shipper.report().state == "parked")
+        report = shipper.report()
+        assert report.lines == 0
+        assert report.trouble.startswith("status 200")
+        assert "(an InfluxDB answers a write with 204, this is none)" in report.trouble
+        assert shipper.shipped_below() == 1
+        server.answer = stored
+        await until(lambda: len(server.points) == ROWS)
 
     run(path, scenario)
 
