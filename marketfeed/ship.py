@@ -293,7 +293,9 @@ class Shipper:
         texts, seq = await self._in_thread(lambda: self._the_outbox().forming(self._forming_seq))
         if texts:
             refused: list[tuple[str, str]] = []
-            await self._deliver(texts, refused)
+            # As small as other requests: one that is too large for the way would hold everything up.
+            for start in range(0, len(texts), room := self._room):
+                await self._deliver(texts[start : start + room], refused)
             if refused:
                 self._forming_refused(*refused[0], len(refused))
             self.lines += len(texts) - len(refused)

@@ -279,6 +279,24 @@ def test_requests_that_fail_without_an_answer_become_smaller(path: Path) -> None
     run(path, scenario)
 
 
+def test_many_forming_candles_hold_nothing_up_where_only_small_requests_get_through(
+    path: Path,
+) -> None:
+    forming = Batch()
+    forming.extend(
+        Candle(f"P{n}/USDT:USDT", "3m", T0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, n, False, T0 + 1)
+        for n in range(500)
+    )
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: stored(lines) if len(lines) <= 200 else (0, b"", {})
+        await writer.call(lambda journal: journal.write(forming))
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS + 500)
+
+    run(path, scenario)
+
+
 def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         def cut(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
