@@ -40,7 +40,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
     `split` will find the bad ones; otherwise it may be the request that is wrong. So many as
-    `beyond_retention` are older than what the bucket keeps.
+    `beyond_retention` are older than what the bucket keeps. `pending` says that the lines may be carried
+    out yet, even after what is sent later.
     """
 
     action: Action
@@ -48,6 +49,7 @@ class Verdict(msgspec.Struct, frozen=True):
     after_s: float | None = None
     blames_lines: bool = False
     beyond_retention: int = 0
+    pending: bool = False
 
 
 def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) -> Verdict:
@@ -69,15 +71,20 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
     if status in (429, 503):
         return Verdict("retry", text, _retry_after_s(headers.get("Retry-After"), now_s))
     if status >= 500:
-        return Verdict("retry", text)
+        # A server, or a proxy before it, that has waited long enough; what it waited for may go on.
+        return Verdict("retry", text, pending=True)
     return Verdict("park", text)
 
 
-def judge_failure(error: BaseException) -> Verdict:
-    """Judge an exchange without an answer: refused, reset, timed out. It may have been stored or not."""
+def judge_failure(error: BaseException, *, connected: bool = True) -> Verdict:
+    """Judge an exchange without an answer: refused, reset, timed out.
+
+    If it was `connected`, the lines may have been stored or not, or will be yet.
+    """
     return Verdict(
         "retry",
         f"{type(error).__name__}: {words_of(error)}" if str(error) else type(error).__name__,
+        pending=connected,
     )
 
 

@@ -73,7 +73,8 @@ class InfluxWriter:
                 answer = hide_token(await response.content.read(_ANSWER_BYTES), headers)
                 return judge(response.status, answer, response.headers, time.time())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            verdict = judge_failure(error)
+            connected = not isinstance(error, aiohttp.ClientConnectorError)
+            verdict = judge_failure(error, connected=connected)
             words = hide_token(verdict.text.encode(), headers).decode()
             return msgspec.structs.replace(verdict, text=words)
 

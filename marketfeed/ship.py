@@ -2,15 +2,16 @@
 
 Each turn takes the newest rows that have not been acknowledged, as they stand now; so after an outage live
 data is live at once and the backlog takes the rest of each turn. A batch that is sent twice is harmless.
-Memory holds two batches at most, however long the outage.
+Memory holds two batches at most and one in doubt (`doubts.py`), however long the outage.
 """
 
 import asyncio
 import logging
+import math
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -18,6 +19,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from marketfeed.answers import Verdict
+from marketfeed.doubts import Doubts
 from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
@@ -43,6 +45,7 @@ class Pace(msgspec.Struct, frozen=True):
     A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
     failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
     when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
+    What was sent without an answer is looked at again `settle_s` after the server has answered.
     """
 
     max_lines: int = 5_000
@@ -52,6 +55,7 @@ class Pace(msgspec.Struct, frozen=True):
     backoff_cap_s: float = 10.0
     parked_s: float = 30.0
     last_s: float = 10.0
+    settle_s: float = 60.0
 
 
 DEFAULT_PACE: Final = Pace()
@@ -104,9 +108,11 @@ class Writer(Protocol):
 class _NotNowError(Exception):
     """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: Verdict, lines: Sequence[str] = ()) -> None:
         super().__init__(verdict.text)
         self.verdict = verdict
+        self.pending = lines if verdict.pending else ()
+        """Lines that were sent, and may be carried out yet."""
 
 
 class Shipper:
@@ -127,6 +133,7 @@ class Shipper:
         self._outbox: Outbox | None = None
         self._generation = 0
         self._shipped = Ranges()
+        self._doubts = Doubts(pace.settle_s)
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
         self._forming_refusal = ""
@@ -193,6 +200,11 @@ class Shipper:
         """Ship turn after turn; returns after a failure, once it has been waited for."""
         try:
             await self._begin()
+            await self._knock()
+            await self._settle(time.monotonic())
+            if (hold_s := self._doubts.hold_s(time.monotonic())) > 0:
+                await self._rest(hold_s)
+                return
             ahead = asyncio.create_task(self._take(self._shipped))
             noting = asyncio.create_task(self._note([]))
             try:
@@ -204,6 +216,7 @@ class Shipper:
                         assumed = Ranges([*self._shipped, *consignment.covers])
                         ahead = asyncio.create_task(self._take(assumed))
                     await self._ship_forming()
+                    await self._settle(started_s)
                     acknowledged = await self._ship(consignment)
                     self._well()
                     await noting
@@ -242,7 +255,9 @@ class Shipper:
                 consignment, full = await self._take(self._shipped)
                 await self._note(await self._ship(consignment))
                 if not full:
-                    return
+                    break
+            # There will be no better time for it.
+            await self._settle(math.inf)
         except (_NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
@@ -264,12 +279,54 @@ class Shipper:
         """Have the server take a batch; returns the ranges to note, grown together."""
         if consignment.lines:
             refused: list[tuple[str, str]] = []
-            await self._deliver(consignment.lines, refused)
+            await self._deliver_rows(consignment.lines, refused)
             if refused:
                 await self._put_aside(refused)
             self.lines += len(consignment.lines) - len(refused)
             self._unshipped = max(0, self._unshipped - len(consignment.lines))
         return [self._shipped.add(first, last) for first, last in consignment.covers]
+
+    async def _knock(self) -> None:
+        """Ask a server that gave no answer with a line that it may have already, and with no other.
+
+        So an outage leaves one batch in doubt, however often it is tried.
+        """
+        while lines := self._doubts.unanswered(1):
+            standing = await self._as_they_stand(lines)
+            texts = [text for text in standing if text is not None]
+            if texts:
+                await self._deliver_rows(texts, [])
+                return
+            self._doubts.drop(lines)
+
+    async def _settle(self, now_s: float) -> None:
+        """Send again what has changed since it was sent without an answer: the server may have undone it."""
+        while lines := self._doubts.due(now_s):
+            standing = await self._as_they_stand(lines)
+            changed = [
+                text
+                for text, sent in zip(standing, lines, strict=True)
+                if text is not None and text != sent
+            ]
+            if changed:
+                log.info("sent again after a request without an answer lines=%d", len(changed))
+                refused: list[tuple[str, str]] = []
+                await self._deliver_rows(changed, refused)
+                if refused:
+                    await self._put_aside(refused)
+            self._doubts.settled(len(lines))
+
+    async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
+        return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
+
+    async def _deliver_rows(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
+        """Deliver lines of rows, whose newest state must be the last that the server carries out."""
+        try:
+            for start in range(0, len(texts), room := self._room):
+                await self._deliver(texts[start : start + room], refused)
+        except _NotNowError as error:
+            self._doubts.add(error.pending)
+            raise
 
     async def _note(self, acknowledged: list[tuple[int, int]]) -> None:
         """Save what has been acknowledged, in the journal whose numbers these are."""
@@ -315,9 +372,10 @@ class Shipper:
         self.batches += 1
         if verdict.action == "acknowledged":
             self._acknowledged_s = time.monotonic()
+            self._doubts.answered(self._acknowledged_s)
             self._refused_in_a_row = 0
         elif verdict.action != "split":
-            raise _NotNowError(verdict)
+            raise _NotNowError(verdict, texts)
         elif verdict.beyond_retention >= len(texts):
             # All of them: halving a long history that the bucket does not keep would take for ever.
             refused.extend((text, verdict.text) for text in texts)
