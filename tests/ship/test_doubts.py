@@ -6,14 +6,18 @@ from typing import Final
 
 import msgspec
 import pytest
-from endpoint import Server, run, stored
+import uvloop
+from endpoint import Server, run, serving, stored
 from filled import MINUTE, PAIRS, QUICK, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed import doubts
 from marketfeed.batch import Batch
+from marketfeed.config import Settings
+from marketfeed.deadletters import AT_ONCE, read_refused, resend_refused
 from marketfeed.doubts import Doubts
+from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, Gap
@@ -145,6 +149,47 @@ def test_a_backlog_is_not_shipped_twice_for_an_outage_without_answers(path: Path
         assert len(server.points) == rows
 
     run(path, scenario, PACE)
+
+
+def test_lines_sent_again_by_hand_undo_no_correction_that_comes_meanwhile(path: Path) -> None:
+    """Each 500 are read just before they are sent, and looked at once more when they have arrived."""
+    numbers = range(AT_ONCE + 1)
+
+    def candles(trades: int) -> Batch:
+        batch = Batch()
+        for number in numbers:
+            at_ms = T0 + number * MINUTE
+            batch.add(
+                Candle(
+                    PAIRS[0], "1m", at_ms, 1.0, 9.0, 1.0, 2.0, 1.0, 1.0, 1.0, trades, True, at_ms
+                )
+            )
+        return batch
+
+    async def main() -> None:
+        async with serving() as server:
+            with Journal.open(path) as journal:
+                journal.write(candles(5))
+                old = [f"{s} {fields} {time}" for (s, time), fields in standing(path).items()]
+                journal.put_aside("x", [(line, "status 422") for line in old], T0)
+
+                async def correct(request: object) -> None:
+                    server.before = None
+                    journal.write(candles(9))
+
+                server.before = correct
+                given = Settings.model_validate(
+                    {
+                        "journal": {"path": str(path)},
+                        "influxdb": {"url": server.url, "org": "fleet", "token": "canary-token"},
+                    }
+                )
+                assert await resend_refused(given) == len(numbers)
+                assert server.points == standing(path)
+            assert list(map(len, server.requests)) == [AT_ONCE, AT_ONCE, 1]
+            assert read_refused(path) == []
+
+    uvloop.run(main())
 
 
 def test_a_server_that_hangs_up_all_the_time_keeps_memory_bounded() -> None:
