@@ -4,7 +4,7 @@ import aiohttp
 
 from marketfeed.check import Finding
 from marketfeed.check_aggregator import is_configured
-from marketfeed.config import InfluxSettings, Settings
+from marketfeed.config import Duration, InfluxSettings, Settings
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 
 
@@ -49,7 +49,25 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
     if not clashes:
         text = f"what bucket {influx.bucket!r} holds fits what will be written"
         findings.append(Finding("influxdb schema", "good", text))
+    findings += await _check_expiry(settings, admin)
     return findings
+
+
+async def _check_expiry(settings: Settings, admin: InfluxAdmin) -> list[Finding]:
+    bucket, wanted = settings.influxdb.bucket, settings.journal.retention.candles
+    try:
+        keeps_ms = await admin.keeps_ms()
+    except InfluxError as error:
+        text = f"for how long bucket {bucket!r} keeps its points could not be seen: {error}"
+        return [Finding("influxdb retention", "warning", text)]
+    if keeps_ms is None or keeps_ms >= wanted.ms:
+        return []
+    text = (
+        f"bucket {bucket!r} keeps its points for {Duration(keeps_ms)}, the journal its candles for "
+        f"{wanted} (journal.retention.candles): what is older is refused, put aside and not to be read "
+        "there"
+    )
+    return [Finding("influxdb retention", "warning", text)]
 
 
 def _advice(answer: str, influx: InfluxSettings) -> Finding:

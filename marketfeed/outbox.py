@@ -123,6 +123,20 @@ class Outbox:
             texts = self._candle_texts(_FORMING, rows) if rows else []
         return texts, max((row[0] for row in rows), default=after_seq)
 
+    def catalog_changed(self, after_seq: int, until_ms: int) -> bool:
+        """Whether a row of the catalog that is newer than `after_seq` changed by `until_ms`."""
+        with self._one_state():
+            text = "SELECT EXISTS (SELECT 1 FROM catalog WHERE seq > ? AND changed <= ?)"
+            (found,) = self._db.execute(text, (after_seq, until_ms)).fetchone()
+        return bool(found)
+
+    def catalog_as_of(self, time_ms: int) -> tuple[list[str], int]:
+        """The whole catalog as points at `time_ms`; returns the highest seq of its rows, too."""
+        with self._one_state():
+            rows = self._db.execute(f"SELECT seq, {_COLUMNS['catalog']} FROM catalog").fetchall()
+            texts = [self._catalog((*row[:-1], time_ms)) for row in rows]
+        return texts, max((row[0] for row in rows), default=0)
+
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
         """For each line that of the same point as the file holds it now; None where it holds none.
 

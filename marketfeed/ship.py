@@ -25,6 +25,7 @@ from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
 from marketfeed.ranges import Ranges
+from marketfeed.schema import DAY_MS
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,10 @@ class _NotNowError(Exception):
 
 
 class Shipper:
-    """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn."""
+    """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
+
+    `now_ms` is the exchange's time, at which a catalog is said again; a ledger has none.
+    """
 
     def __init__(
         self,
@@ -124,9 +128,11 @@ class Shipper:
         influx: InfluxWriter,
         pace: Pace = DEFAULT_PACE,
         open_outbox: Callable[[Path, str], Outbox] = Outbox,
+        now_ms: Callable[[], int] | None = None,
     ) -> None:
         self._writer = writer
         self._open_file = open_outbox
+        self._now_ms = now_ms
         self._influx = influx
         self._pace = pace
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
@@ -136,9 +142,11 @@ class Shipper:
         self._doubts = Doubts(pace.settle_s)
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
-        self._forming_refusal = ""
+        self._state_refusal = ""
         self._forming_seq = 0
-        self._forming_s = -pace.forming_every_s
+        self._catalog_seq = 0
+        self._catalog_ms = 0
+        self._beside_s = -pace.forming_every_s
         self._refused_in_a_row = 0
         self._failures = 0
         self._room = pace.max_lines
@@ -215,7 +223,7 @@ class Shipper:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
                         ahead = asyncio.create_task(self._take(assumed))
-                    await self._ship_forming()
+                    await self._ship_beside()
                     await self._settle(started_s)
                     acknowledged = await self._ship(consignment)
                     self._well()
@@ -245,7 +253,7 @@ class Shipper:
         self._shipped = await self._writer.call(
             lambda journal: journal.shipped(self._influx.target)
         )
-        self._forming_seq = 0
+        self._forming_seq = self._catalog_seq = 0
         self._generation = generation
 
     async def _last_turn(self) -> None:
@@ -342,29 +350,61 @@ class Shipper:
 
         await self._writer.call(note)
 
-    async def _ship_forming(self) -> None:
-        # Apart from the cursor: of a forming candle only its last state matters, and not to the second.
+    async def _ship_beside(self) -> None:
+        """Ship what goes apart from the cursor, now and then: only its last state matters."""
         now_s = time.monotonic()
-        if now_s - self._forming_s < self._pace.forming_every_s:
+        if now_s - self._beside_s < self._pace.forming_every_s:
             return
-        texts, seq = await self._in_thread(lambda: self._the_outbox().forming(self._forming_seq))
-        if texts:
-            refused: list[tuple[str, str]] = []
-            # As small as other requests: one that is too large for the way would hold everything up.
-            for start in range(0, len(texts), room := self._room):
-                await self._deliver(texts[start : start + room], refused)
-            if refused:
-                self._forming_refused(*refused[0], len(refused))
-            self.lines += len(texts) - len(refused)
-        self._forming_seq, self._forming_s = seq, now_s
+        await self._ship_forming()
+        if self._now_ms is not None:
+            await self._ship_catalog(self._now_ms())
+        self._beside_s = now_s
 
-    def _forming_refused(self, line: str, answer: str, count: int) -> None:
-        # Counted, not put aside: the next state comes in seconds, they would push out all other lines,
-        # and sent again one day they would undo a later state.
+    async def _ship_forming(self) -> None:
+        texts, seq = await self._in_thread(lambda: self._the_outbox().forming(self._forming_seq))
+        await self._deliver_states(texts)
+        self._forming_seq = seq
+
+    async def _ship_catalog(self, now_ms: int) -> None:
+        """Say again what is collected, at the start and once a day: what a bucket keeps ends some day.
+
+        A point that says so later than a row changed would hide the change: then it is said anew.
+        """
+        at_ms = max(now_ms, self._catalog_ms + 1)
+        is_due = at_ms - self._catalog_ms >= DAY_MS
+
+        def take() -> tuple[list[str], int]:
+            outbox = self._the_outbox()
+            if is_due or outbox.catalog_changed(self._catalog_seq, self._catalog_ms):
+                return outbox.catalog_as_of(at_ms)
+            return [], 0
+
+        texts, seq = await self._in_thread(take)
+        if texts:
+            await self._deliver_states(texts)
+            self._catalog_seq, self._catalog_ms = seq, at_ms
+
+    async def _deliver_states(self, texts: list[str]) -> None:
+        refused: list[tuple[str, str]] = []
+        # As small as other requests: one that is too large for the way would hold everything up.
+        for start in range(0, len(texts), room := self._room):
+            await self._deliver(texts[start : start + room], refused)
+        if refused:
+            self._state_refused(*refused[0], len(refused))
+        self.lines += len(texts) - len(refused)
+
+    def _state_refused(self, line: str, answer: str, count: int) -> None:
+        # Counted, not put aside: the next state comes, they would push out all other lines, and sent
+        # again one day they would undo a later state.
         self.refused += count
-        if answer != self._forming_refusal:
-            log.error("forming candles refused lines=%d answer=%r line=%r", count, answer, line)
-        self._forming_refusal = answer
+        if answer != self._state_refusal:
+            log.error(
+                "forming candles or the catalog refused lines=%d answer=%r line=%r",
+                count,
+                answer,
+                line,
+            )
+        self._state_refusal = answer
 
     async def _deliver(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
         """Send lines, halving what is refused until the bad ones stand alone in `refused`."""

@@ -81,7 +81,13 @@ async def serving() -> AsyncIterator[Server]:
 Scenario = Callable[[Server, JournalWriter, Shipper], Awaitable[None]]
 
 
-def run(path: Path, scenario: Scenario, pace: Pace = QUICK, **influx: object) -> Server:
+def run(
+    path: Path,
+    scenario: Scenario,
+    pace: Pace = QUICK,
+    now_ms: Callable[[], int] | None = None,
+    **influx: object,
+) -> Server:
     """Run a shipper beside a scenario; it is ended when the scenario is over."""
 
     async def main() -> Server:
@@ -90,7 +96,7 @@ def run(path: Path, scenario: Scenario, pace: Pace = QUICK, **influx: object) ->
                 {"url": server.url, "org": "fleet", "token": "canary-token"} | influx
             )
             async with JournalWriter(path) as writer:
-                shipper = Shipper(writer, InfluxWriter(options, session), pace)
+                shipper = Shipper(writer, InfluxWriter(options, session), pace, now_ms=now_ms)
                 task = asyncio.create_task(shipper.run())
                 await scenario(server, writer, shipper)
                 shipper.end()
