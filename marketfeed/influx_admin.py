@@ -16,7 +16,7 @@ from marketfeed import schema
 from marketfeed.answers import Verdict
 from marketfeed.config import InfluxSettings
 from marketfeed.errors import MarketfeedError, words_of
-from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token
+from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token, token_of
 
 if TYPE_CHECKING:
     from influxdb_client import InfluxDBClient
@@ -230,10 +230,9 @@ class InfluxAdmin:
     def _client(self) -> "InfluxDBClient":
         from influxdb_client import InfluxDBClient  # noqa: PLC0415 - imported only when needed
 
-        header = auth_headers(self._settings).get("Authorization", "")
         return InfluxDBClient(
             self._url,
-            token=header.removeprefix("Token "),
+            token=token_of(self._settings) or "",
             org=self._settings.org,
             timeout=int(TIMEOUT_S * 1000),
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 import uvloop
@@ -18,6 +19,7 @@ from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.batch import Batch
+from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.config import Settings
 from marketfeed.deadletters import read_refused, resend_refused
 from marketfeed.journal import Journal
@@ -239,6 +241,40 @@ def test_a_revoked_token_keeps_everything_until_its_file_holds_another(
             await until(lambda: all_shipped(writer, shipper))
         assert read_refused(path) == []
         await equal(path, v2)
+
+    uvloop.run(main())
+
+
+def test_users_and_passwords_of_1_x(path: Path, tmp_path: Path) -> None:
+    """Before 1.8 it knows no other authorization than Basic."""
+
+    async def main() -> None:
+        with Influxd(tmp_path / "influxd", auth=True) as server:
+            server.query("CREATE USER root WITH PASSWORD 'canary-root' WITH ALL PRIVILEGES")
+            server.query("CREATE USER ship WITH PASSWORD 'canary-ship'", user="root:canary-root")
+            token = tmp_path / "token"
+            token.write_text("root:canary-root\n")
+            given = {"url": server.url, "api": "v1", "bucket": "fleet", "token_file": str(token)}
+            settings = Settings.model_validate({"influxdb": given})
+            async with aiohttp.ClientSession() as session:
+                (made,) = await setup_influx(settings, session)
+                assert (made.verdict, made.text) == ("good", "'fleet' created")
+                server.query('GRANT ALL ON "fleet" TO "ship"', user="root:canary-root")
+                token.write_text("ship:canary-ship\n")
+                findings = await check_influx(settings, session)
+                assert {item.verdict for item in findings} == {"good"}, findings
+                token.write_text("ship:canary-wrong\n")
+                findings = await check_influx(settings, session)
+                assert ("influxdb rights", "bad") in {(f.subject, f.verdict) for f in findings}
+                assert "canary" not in str(findings)
+            async with shipping(path, given) as (writer, shipper):
+                await written(fill())(writer)
+                await until(lambda: shipper.report().state == "parked")
+                assert shipper.report().trouble == "status 401: authorization failed"
+                token.write_text("ship:canary-ship\n")
+                await until(lambda: all_shipped(writer, shipper))
+            rows = await compared(path, given)
+            assert (rows.missing, rows.extra, sum(rows.rows.values())) == (0, 0, ROWS)
 
     uvloop.run(main())
 
