@@ -24,6 +24,12 @@ def read_refused(path: Path) -> list[RefusedLine]:
         return table.read()
 
 
+def lines_gone(path: Path) -> int:
+    """How many more there were, pushed out by newer ones. Raises JournalError."""
+    with RefusedLines(path) as table:
+        return table.gone()
+
+
 async def resend_refused(settings: Settings) -> int:
     """Send all refused lines again, line by line where a batch is refused; returns how many were taken.
 

@@ -32,8 +32,7 @@ class InfluxWriter:
     def __init__(self, settings: InfluxSettings, session: aiohttp.ClientSession) -> None:
         if settings.url is None:
             raise ValueError("influxdb.url: found null, expected an address")
-        self.target = f"{settings.url} {settings.org or '-'} {settings.bucket}"
-        """Server and bucket, without secrets: what has been shipped is remembered by it."""
+        self.target = target_of(settings)
         self._settings = settings
         self._session = session
         if settings.api == "v2":
@@ -78,6 +77,11 @@ class InfluxWriter:
             verdict = judge_failure(error, connected=connected)
             words = hide_token(verdict.text.encode(), headers).decode()
             return msgspec.structs.replace(verdict, text=words)
+
+
+def target_of(settings: InfluxSettings) -> str:
+    """Server and bucket, without secrets: what has been shipped is remembered by it."""
+    return f"{settings.url} {settings.org or '-'} {settings.bucket}"
 
 
 def authorization(token: str, api: str) -> str:

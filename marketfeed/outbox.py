@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
-from marketfeed import lines, schema, tables
+from marketfeed import lines, schema, shipped, tables
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 
@@ -85,11 +85,11 @@ class Outbox:
         (number,) = self._db.execute("SELECT next FROM sequence").fetchone()
         return int(number)
 
-    def newest(self, shipped: Ranges, max_lines: int) -> Consignment:
-        """Take the newest rows that are not in `shipped`, at most `max_lines`, from one state of the file."""
+    def newest(self, acknowledged: Ranges, max_lines: int) -> Consignment:
+        """Take the newest rows but the `acknowledged`, `max_lines` at most, from one state of the file."""
         consignment = Consignment([], [])
         with self._one_state():
-            for first, last in shipped.gaps(self._next_seq()):
+            for first, last in acknowledged.gaps(self._next_seq()):
                 if len(consignment.lines) >= max_lines:
                     break
                 covered_from = self._take(consignment.lines, first, last, max_lines)
@@ -122,6 +122,11 @@ class Outbox:
             ).fetchall()
             texts = self._candle_texts(_FORMING, rows) if rows else []
         return texts, max((row[0] for row in rows), default=after_seq)
+
+    def is_demanded_again(self, target: str) -> bool:
+        """Whether someone has demanded that everything be shipped to `target` again."""
+        with self._one_state():
+            return shipped.is_demanded(self._db, target)
 
     def catalog_changed(self, after_seq: int, until_ms: int) -> bool:
         """Whether a row of the catalog that is newer than `after_seq` changed by `until_ms`."""
@@ -175,14 +180,14 @@ class Outbox:
         # Of two settlements at one time both are lines of one point.
         return line if line in same else same[-1] if same else None
 
-    def count_unshipped(self, shipped: Ranges) -> int:
-        """How many rows are not in `shipped`."""
+    def count_unshipped(self, acknowledged: Ranges) -> int:
+        """How many rows are not in `acknowledged`."""
         with self._one_state():
             return sum(
                 self._db.execute(
                     f"SELECT count(*) FROM {table} WHERE seq BETWEEN ? AND ?", gap
                 ).fetchone()[0]
-                for gap in shipped.gaps(self._next_seq())
+                for gap in acknowledged.gaps(self._next_seq())
                 for table, _ in self._sources
             )
 

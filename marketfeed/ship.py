@@ -85,8 +85,11 @@ class Shipped(Protocol):
     def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
         """Save ranges that `target` has acknowledged."""
 
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
-        """Keep lines that `target` refused."""
+    def forget_if_demanded(self, target: str) -> bool:
+        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
+        """Keep lines that `target` refused; returns how many older ones are gone by that."""
 
 
 class Writer(Protocol):
@@ -147,6 +150,7 @@ class Shipper:
         self._catalog_seq = 0
         self._catalog_ms = 0
         self._beside_s = -pace.forming_every_s
+        self._is_demanded = False
         self._refused_in_a_row = 0
         self._failures = 0
         self._room = pace.max_lines
@@ -216,7 +220,11 @@ class Shipper:
             ahead = asyncio.create_task(self._take(self._shipped))
             noting = asyncio.create_task(self._note([]))
             try:
-                while not self._ending.is_set() and self._generation == self._writer.generation:
+                while not (
+                    self._ending.is_set()
+                    or self._is_demanded
+                    or self._generation != self._writer.generation
+                ):
                     started_s = time.monotonic()
                     consignment, full = await ahead
                     if full:
@@ -244,15 +252,24 @@ class Shipper:
             await self._rest(self._delay_s(Verdict("retry", str(error))))
 
     async def _begin(self) -> None:
-        """Find out where shipping stands, the first time and when the journal has been replaced."""
-        if self._generation == self._writer.generation:
+        """Find out where shipping stands: at first, in another journal, and when it is to begin again."""
+        if self._generation == self._writer.generation and not self._is_demanded:
             return
         generation = self._writer.generation
         # In the thread, after whatever still reads there: a read must not outlive the file it began with.
         await self._in_thread(self._open_outbox)
-        self._shipped = await self._writer.call(
-            lambda journal: journal.shipped(self._influx.target)
-        )
+
+        def stand(file: Shipped) -> tuple[bool, Ranges]:
+            target = self._influx.target
+            return file.forget_if_demanded(target), file.shipped(target)
+
+        begins_again, self._shipped = await self._writer.call(stand)
+        if begins_again:
+            log.warning(
+                "everything is shipped again, as was demanded target=%r", self._influx.target
+            )
+            self._counted_s = -COUNT_EVERY_S
+        self._is_demanded = False
         self._forming_seq = self._catalog_seq = 0
         self._generation = generation
 
@@ -355,6 +372,10 @@ class Shipper:
         now_s = time.monotonic()
         if now_s - self._beside_s < self._pace.forming_every_s:
             return
+        target = self._influx.target
+        self._is_demanded = await self._in_thread(
+            lambda: self._the_outbox().is_demanded_again(target)
+        )
         await self._ship_forming()
         if self._now_ms is not None:
             await self._ship_catalog(self._now_ms())
@@ -439,9 +460,11 @@ class Shipper:
             refused[0][0],
         )
         now_ms = time.time_ns() // 1_000_000
-        await self._writer.call(
+        gone = await self._writer.call(
             lambda journal: journal.put_aside(self._influx.target, refused, now_ms)
         )
+        if gone:
+            log.error("refused lines gone, too many to keep lines=%d", gone)
         self.refused += len(refused)
 
     def _well(self) -> None:
