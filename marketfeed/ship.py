@@ -11,7 +11,7 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -19,20 +19,19 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from marketfeed.answers import Verdict
+from marketfeed.delivery import Delivery, NotNowError
 from marketfeed.doubts import Doubts
 from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
 from marketfeed.ranges import Ranges
-from marketfeed.schema import DAY_MS
+from marketfeed.ship_states import Fresh, States
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-REFUSED_IN_A_ROW: Final = 50
-"""After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
 FEWEST_LINES: Final = 100
 """A request that fails is tried again with half its lines, down to so many."""
 COUNT_EVERY_S: Final = 15.0
@@ -109,16 +108,6 @@ class Writer(Protocol):
         """Run `function` on the file, in the writer's thread."""
 
 
-class _NotNowError(Exception):
-    """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
-
-    def __init__(self, verdict: Verdict, lines: Sequence[str] = ()) -> None:
-        super().__init__(verdict.text)
-        self.verdict = verdict
-        self.pending = lines if verdict.pending else ()
-        """Lines that were sent, and may be carried out yet."""
-
-
 class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
 
@@ -135,7 +124,6 @@ class Shipper:
     ) -> None:
         self._writer = writer
         self._open_file = open_outbox
-        self._now_ms = now_ms
         self._influx = influx
         self._pace = pace
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
@@ -143,31 +131,26 @@ class Shipper:
         self._generation = 0
         self._shipped = Ranges()
         self._doubts = Doubts(pace.settle_s)
+        self._delivery = Delivery(influx, self._doubts)
+        self._states = States(pace.forming_every_s, now_ms)
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
         self._state_refusal = ""
-        self._forming_seq = 0
-        self._catalog_seq = 0
-        self._catalog_ms = 0
-        self._beside_s = -pace.forming_every_s
         self._is_demanded = False
-        self._refused_in_a_row = 0
         self._failures = 0
         self._room = pace.max_lines
         self._state = "shipping"
         self._trouble = ""
         self._trouble_since_s = 0.0
-        self._acknowledged_s: float | None = None
         self._unshipped = 0
         self._counted_s = -COUNT_EVERY_S
         self.lines = 0
-        self.batches = 0
         self.refused = 0
 
     def report(self) -> ShipReport:
         """How shipping goes now."""
         now_s = time.monotonic()
-        acknowledged_s = self._acknowledged_s
+        acknowledged_s = self._delivery.acknowledged_s
         return ShipReport(
             target=self._influx.target,
             state=self._state,
@@ -176,7 +159,7 @@ class Shipper:
             unshipped=self._unshipped,
             lines=self.lines,
             refused=self.refused,
-            batches=self.batches,
+            batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
         )
 
@@ -231,7 +214,7 @@ class Shipper:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
                         ahead = asyncio.create_task(self._take(assumed))
-                    await self._ship_beside()
+                    await self._ship_states()
                     await self._settle(started_s)
                     acknowledged = await self._ship(consignment)
                     self._well()
@@ -246,7 +229,7 @@ class Shipper:
                 ahead.cancel()
                 # Ranges that could not be saved are saved with the next ones, or their rows sent again.
                 await asyncio.gather(ahead, noting, return_exceptions=True)
-        except _NotNowError as error:
+        except NotNowError as error:
             await self._rest(self._delay_s(error.verdict))
         except JournalError as error:
             await self._rest(self._delay_s(Verdict("retry", str(error))))
@@ -270,7 +253,7 @@ class Shipper:
             )
             self._counted_s = -COUNT_EVERY_S
         self._is_demanded = False
-        self._forming_seq = self._catalog_seq = 0
+        self._states.begin_anew()
         self._generation = generation
 
     async def _last_turn(self) -> None:
@@ -283,7 +266,7 @@ class Shipper:
                     break
             # There will be no better time for it.
             await self._settle(math.inf)
-        except (_NotNowError, JournalError) as error:
+        except (NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
     async def _take(self, shipped: Ranges) -> tuple[Consignment, bool]:
@@ -303,8 +286,7 @@ class Shipper:
     async def _ship(self, consignment: Consignment) -> list[tuple[int, int]]:
         """Have the server take a batch; returns the ranges to note, grown together."""
         if consignment.lines:
-            refused: list[tuple[str, str]] = []
-            await self._deliver_rows(consignment.lines, refused)
+            refused = await self._delivery.rows(consignment.lines, self._room)
             if refused:
                 await self._put_aside(refused)
             self.lines += len(consignment.lines) - len(refused)
@@ -320,7 +302,7 @@ class Shipper:
             standing = await self._as_they_stand(lines)
             texts = [text for text in standing if text is not None]
             if texts:
-                await self._deliver_rows(texts, [])
+                await self._delivery.rows(texts, self._room)
                 return
             self._doubts.drop(lines)
 
@@ -335,23 +317,13 @@ class Shipper:
             ]
             if changed:
                 log.info("sent again after a request without an answer lines=%d", len(changed))
-                refused: list[tuple[str, str]] = []
-                await self._deliver_rows(changed, refused)
+                refused = await self._delivery.rows(changed, self._room)
                 if refused:
                     await self._put_aside(refused)
             self._doubts.settled(len(lines))
 
     async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
         return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
-
-    async def _deliver_rows(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
-        """Deliver lines of rows, whose newest state must be the last that the server carries out."""
-        try:
-            for start in range(0, len(texts), room := self._room):
-                await self._deliver(texts[start : start + room], refused)
-        except _NotNowError as error:
-            self._doubts.add(error.pending)
-            raise
 
     async def _note(self, acknowledged: list[tuple[int, int]]) -> None:
         """Save what has been acknowledged, in the journal whose numbers these are."""
@@ -367,52 +339,22 @@ class Shipper:
 
         await self._writer.call(note)
 
-    async def _ship_beside(self) -> None:
-        """Ship what goes apart from the cursor, now and then: only its last state matters."""
+    async def _ship_states(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._beside_s < self._pace.forming_every_s:
+        if not self._states.are_due(now_s):
             return
         target = self._influx.target
-        self._is_demanded = await self._in_thread(
-            lambda: self._the_outbox().is_demanded_again(target)
-        )
-        await self._ship_forming()
-        if self._now_ms is not None:
-            await self._ship_catalog(self._now_ms())
-        self._beside_s = now_s
 
-    async def _ship_forming(self) -> None:
-        texts, seq = await self._in_thread(lambda: self._the_outbox().forming(self._forming_seq))
-        await self._deliver_states(texts)
-        self._forming_seq = seq
-
-    async def _ship_catalog(self, now_ms: int) -> None:
-        """Say again what is collected, at the start and once a day: what a bucket keeps ends some day.
-
-        A point that says so later than a row changed would hide the change: then it is said anew.
-        """
-        at_ms = max(now_ms, self._catalog_ms + 1)
-        is_due = at_ms - self._catalog_ms >= DAY_MS
-
-        def take() -> tuple[list[str], int]:
+        def take() -> tuple[bool, Fresh]:
             outbox = self._the_outbox()
-            if is_due or outbox.catalog_changed(self._catalog_seq, self._catalog_ms):
-                return outbox.catalog_as_of(at_ms)
-            return [], 0
+            return outbox.is_demanded_again(target), self._states.take(outbox)
 
-        texts, seq = await self._in_thread(take)
-        if texts:
-            await self._deliver_states(texts)
-            self._catalog_seq, self._catalog_ms = seq, at_ms
-
-    async def _deliver_states(self, texts: list[str]) -> None:
-        refused: list[tuple[str, str]] = []
-        # As small as other requests: one that is too large for the way would hold everything up.
-        for start in range(0, len(texts), room := self._room):
-            await self._deliver(texts[start : start + room], refused)
+        self._is_demanded, fresh = await self._in_thread(take)
+        refused = await self._delivery.states(fresh.texts, self._room)
         if refused:
             self._state_refused(*refused[0], len(refused))
-        self.lines += len(texts) - len(refused)
+        self.lines += len(fresh.texts) - len(refused)
+        self._states.note(fresh, now_s)
 
     def _state_refused(self, line: str, answer: str, count: int) -> None:
         # Counted, not put aside: the next state comes, they would push out all other lines, and sent
@@ -426,31 +368,6 @@ class Shipper:
                 line,
             )
         self._state_refusal = answer
-
-    async def _deliver(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
-        """Send lines, halving what is refused until the bad ones stand alone in `refused`."""
-        verdict = await self._influx.write(texts)
-        self.batches += 1
-        if verdict.action == "acknowledged":
-            self._acknowledged_s = time.monotonic()
-            self._doubts.answered(self._acknowledged_s)
-            self._refused_in_a_row = 0
-        elif verdict.action != "split":
-            raise _NotNowError(verdict, texts)
-        elif verdict.beyond_retention >= len(texts):
-            # All of them: halving a long history that the bucket does not keep would take for ever.
-            refused.extend((text, verdict.text) for text in texts)
-        elif len(texts) > 1:
-            middle = len(texts) // 2
-            await self._deliver(texts[:middle], refused)
-            await self._deliver(texts[middle:], refused)
-        else:
-            self._refused_in_a_row += not verdict.blames_lines
-            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-                # Counted anew when it is tried again.
-                self._refused_in_a_row = 0
-                raise _NotNowError(Verdict("park", f"every line is refused: {verdict.text}"))
-            refused.append((texts[0], verdict.text))
 
     async def _put_aside(self, refused: list[tuple[str, str]]) -> None:
         log.error(
@@ -530,6 +447,6 @@ class Shipper:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except LineError as error:
             # No row of the journal can hold such a number; if one does, nothing may be skipped silently.
-            raise _NotNowError(
+            raise NotNowError(
                 Verdict("park", f"a row cannot be written as a line: {error}")
             ) from error

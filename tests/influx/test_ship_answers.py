@@ -84,7 +84,7 @@ def test_one_bad_line_of_five_thousand_costs_that_line_only(path: Path, target: 
             assert shipper.report().refused == 1
             assert shipper.report().lines == 4_999
             # All, and one half at each step.
-            assert shipper.batches <= 2 * 13 + 1
+            assert shipper.report().batches <= 2 * 13 + 1
         (refused,) = read_refused(path)
         assert refused.line == f"mark_price,pair= mark_price=1.0,index_price=2.0 {T0 + 2_500_000}"
         assert refused.answer.startswith("status 400: unable to parse 'mark_price,pair= ")
@@ -130,7 +130,7 @@ def test_a_long_history_that_the_bucket_does_not_keep(path: Path, target: Target
             await written(old, new)(writer)
             await until(lambda: all_shipped(writer, shipper))
             assert (shipper.report().refused, shipper.report().lines) == (3_000, 10)
-            assert shipper.batches < 60
+            assert shipper.report().batches < 60
         assert len(read_refused(path)) == 3_000
 
     uvloop.run(main())

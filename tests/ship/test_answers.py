@@ -88,6 +88,17 @@ def test_the_servers_words(body: bytes, text: str) -> None:
     assert judge(400, body, {}, 0.0).text == text
 
 
+@pytest.mark.parametrize(
+    ("status", "pending"),
+    [(500, True), (502, True), (504, True), (503, False), (429, False), (400, False), (404, False)],
+)
+def test_what_a_server_may_carry_out_yet(status: int, pending: bool) -> None:
+    """A proxy says 504 when it has waited long enough, and 1.x 500; what they waited for may go on."""
+    assert judge(status, b"", {}, 0.0).pending is pending
+    assert judge_failure(TimeoutError()).pending
+    assert not judge_failure(ConnectionRefusedError("refused"), connected=False).pending
+
+
 def test_no_answer_is_tried_again() -> None:
     assert judge_failure(ConnectionRefusedError("refused")).action == "retry"
     assert judge_failure(TimeoutError()).text == "TimeoutError"

@@ -1,9 +1,11 @@
 """A request without an answer that is carried out late undoes nothing for good, and is not paid for twice."""
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import msgspec
 import pytest
 import uvloop
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 
 from marketfeed import doubts
 from marketfeed.batch import Batch
-from marketfeed.config import Settings
+from marketfeed.config import InfluxSettings, Settings
 from marketfeed.deadletters import AT_ONCE, read_refused, resend_refused
 from marketfeed.doubts import Doubts
+from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.ranges import Ranges
@@ -188,6 +191,19 @@ def test_lines_sent_again_by_hand_undo_no_correction_that_comes_meanwhile(path: 
                 assert server.points == standing(path)
             assert list(map(len, server.requests)) == [AT_ONCE, AT_ONCE, 1]
             assert read_refused(path) == []
+
+    uvloop.run(main())
+
+
+def test_what_never_reached_a_server_is_not_in_doubt() -> None:
+    async def main() -> None:
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{held.getsockname()[1]}"
+            given = InfluxSettings.model_validate({"url": url, "api": "v1"})
+            async with aiohttp.ClientSession() as session:
+                verdict = await InfluxWriter(given, session).write(["a b=1 1"])
+        assert (verdict.action, verdict.pending) == ("retry", False)
 
     uvloop.run(main())
 
