@@ -40,7 +40,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
     `split` will find the bad ones; otherwise it may be the request that is wrong. So many as
-    `beyond_retention` are older than what the bucket keeps.
+    `beyond_retention` are older than what the bucket keeps. `pending` says that the lines may be carried
+    out yet, even after what is sent later.
     """
 
     action: Action
@@ -48,13 +49,17 @@ class Verdict(msgspec.Struct, frozen=True):
     after_s: float | None = None
     blames_lines: bool = False
     beyond_retention: int = 0
+    pending: bool = False
 
 
 def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) -> Verdict:
     """Judge an answer. `now_s` is the wall clock (epoch): `Retry-After` may be a date."""
     text = f"status {status}: {_words(body)}" if body else f"status {status}"
-    if status in (200, 204):
+    if status == 204:
         return Verdict("acknowledged", text)
+    if 200 <= status < 300:
+        # A page of a proxy, an ingress without that path: what is not stored must not count as shipped.
+        return Verdict("park", f"{text} (an InfluxDB answers a write with 204, this is none)")
     if status in (400, 413, 422):
         # 2.x stores nothing of a batch with a line that does not parse (400); 1.x (400 "partial
         # write") and 2.x (422) store the other lines. Sending those again is harmless in all cases.
@@ -66,15 +71,20 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
     if status in (429, 503):
         return Verdict("retry", text, _retry_after_s(headers.get("Retry-After"), now_s))
     if status >= 500:
-        return Verdict("retry", text)
+        # A server, or a proxy before it, that has waited long enough; what it waited for may go on.
+        return Verdict("retry", text, pending=True)
     return Verdict("park", text)
 
 
-def judge_failure(error: BaseException) -> Verdict:
-    """Judge an exchange without an answer: refused, reset, timed out. It may have been stored or not."""
+def judge_failure(error: BaseException, *, connected: bool = True) -> Verdict:
+    """Judge an exchange without an answer: refused, reset, timed out.
+
+    If it was `connected`, the lines may have been stored or not, or will be yet.
+    """
     return Verdict(
         "retry",
         f"{type(error).__name__}: {words_of(error)}" if str(error) else type(error).__name__,
+        pending=connected,
     )
 
 
@@ -100,7 +110,8 @@ def _retry_after_s(header: str | None, now_s: float) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(header).timestamp() - now_s
-        except ValueError:
+        except (ValueError, OverflowError):
+            # No date, or one so far off that no clock has it.
             return None
     if seconds != seconds:  # noqa: PLR0124 - NaN
         return None

@@ -1,11 +1,19 @@
 """`marketfeed check` and `setup`, as far as InfluxDB is concerned."""
 
+import asyncio
+
 import aiohttp
 
+from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.check import Finding
 from marketfeed.check_aggregator import is_configured
-from marketfeed.config import InfluxSettings, Settings
+from marketfeed.config import Duration, InfluxSettings, Settings
+from marketfeed.database import absence
+from marketfeed.errors import JournalError
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
+from marketfeed.influx_write import target_of
+from marketfeed.journal import KIND as JOURNAL
+from marketfeed.shipped import demand_again
 
 
 async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
@@ -49,14 +57,34 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
     if not clashes:
         text = f"what bucket {influx.bucket!r} holds fits what will be written"
         findings.append(Finding("influxdb schema", "good", text))
+    findings += await _check_expiry(settings, admin)
     return findings
+
+
+async def _check_expiry(settings: Settings, admin: InfluxAdmin) -> list[Finding]:
+    bucket, wanted = settings.influxdb.bucket, settings.journal.retention.candles
+    try:
+        keeps_ms = await admin.keeps_ms()
+    except InfluxError as error:
+        text = f"for how long bucket {bucket!r} keeps its points could not be seen: {error}"
+        return [Finding("influxdb retention", "warning", text)]
+    if keeps_ms is None or keeps_ms >= wanted.ms:
+        return []
+    text = (
+        f"bucket {bucket!r} keeps its points for {Duration(keeps_ms)}, the journal its candles for "
+        f"{wanted} (journal.retention.candles): what is older is refused, put aside and not to be read "
+        "there"
+    )
+    return [Finding("influxdb retention", "warning", text)]
 
 
 def _advice(answer: str, influx: InfluxSettings) -> Finding:
     """What to do about an answer that is not about lines."""
     bucket = influx.bucket
     text = "look at influxdb.url, org and bucket"
-    if answer.startswith("status 401"):
+    if answer.startswith("status 2"):
+        text = "influxdb.url leads to something else than an InfluxDB"
+    elif answer.startswith("status 401"):
         text = "the server does not know this token: look at influxdb.token or token_file"
     elif answer.startswith("status 403"):
         text = f"give the token the rights to write and to read bucket {bucket!r}"
@@ -68,22 +96,35 @@ def _advice(answer: str, influx: InfluxSettings) -> Finding:
     return Finding("influxdb", "warning", text)
 
 
-async def setup_influx(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
-    """Create bucket and InfluxQL mapping where they are missing; says what was done."""
+async def setup_influx(
+    settings: Settings, session: aiohttp.ClientSession, *, ship_again: bool = False
+) -> list[Finding]:
+    """Create bucket and InfluxQL mapping where they are missing; says what was done.
+
+    To a bucket that was missing, or on demand (`ship_again`), everything will be shipped again.
+    """
     influx = settings.influxdb
     admin = InfluxAdmin(influx, session)
     done: list[Finding] = []
+    what = "database" if influx.api == "v1" else "bucket"
     try:
         if influx.api == "v1":
-            if influx.bucket in await admin.databases():
-                return [Finding("database", "good", f"{influx.bucket!r} is there")]
-            await admin.create_database()
-            return [Finding("database", "good", f"{influx.bucket!r} created")]
-        if await admin.bucket_id() is None:
-            await admin.create_bucket()
-            done.append(Finding("bucket", "good", f"{influx.bucket!r} created, without expiry"))
+            is_there = influx.bucket in await admin.databases()
         else:
-            done.append(Finding("bucket", "good", f"{influx.bucket!r} is there"))
+            is_there = await admin.bucket_id() is not None
+        if ship_again or not is_there:
+            # First: killed in between, it must not leave a new bucket of which no shipper knows.
+            done += await asyncio.to_thread(_demand_again, settings, ship_again)
+        if is_there:
+            done.append(Finding(what, "good", f"{influx.bucket!r} is there"))
+        elif influx.api == "v1":
+            await admin.create_database()
+            done.append(Finding(what, "good", f"{influx.bucket!r} created"))
+        else:
+            await admin.create_bucket()
+            done.append(Finding(what, "good", f"{influx.bucket!r} created, without expiry"))
+        if influx.api == "v1":
+            return done
         if influx.bucket in await admin.databases():
             done.append(Finding("mapping", "good", f"InfluxQL knows {influx.bucket!r}"))
         else:
@@ -92,3 +133,23 @@ async def setup_influx(settings: Settings, session: aiohttp.ClientSession) -> li
     except InfluxError as error:
         done.append(Finding("influxdb", "bad", str(error)))
     return done
+
+
+def _demand_again(settings: Settings, asked: bool) -> list[Finding]:
+    """Demand it of the journal and of the ledger, if there are such files; `asked`: by the user."""
+    findings: list[Finding] = []
+    files = ((JOURNAL, settings.journal.path), (LEDGER, settings.aggregator.ledger.path))
+    for kind, path in files:
+        try:
+            demand = demand_again(kind, path, target_of(settings.influxdb))
+        except JournalError as error:
+            text = f"it is not shipped again, say `marketfeed setup --ship-again`: {error}"
+            findings.append(Finding(kind.name, "bad" if asked else "warning", text))
+            continue
+        if demand is not None and (asked or demand.shipped_before):
+            who = f"process {demand.holder} begins" if demand.holder else "its next writer begins"
+            text = f"{path}: everything in it is shipped again, {who} with the newest"
+            findings.append(Finding(kind.name, "good", text))
+        elif demand is None and asked and kind is JOURNAL:
+            findings.append(Finding(kind.name, "warning", absence(kind, path)))
+    return findings

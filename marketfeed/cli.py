@@ -210,8 +210,22 @@ def backup(
 
 
 @app.command()
-def setup(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Create the InfluxDB bucket and its InfluxQL mapping where they are missing and the token may."""
+def setup(
+    config: ConfigOption = None,
+    ship_again: Annotated[
+        bool,
+        typer.Option(
+            "--ship-again",
+            help="Have everything in journal and ledger shipped once more, as into a bucket that was "
+            "emptied or restored. A running collector begins with it within seconds.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the InfluxDB bucket and its InfluxQL mapping where they are missing and the token may.
+
+    A bucket that was missing is filled again from the journal's start.
+    """
     import aiohttp
 
     from marketfeed.check_influx import setup_influx
@@ -224,7 +238,7 @@ def setup(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     async def set_up() -> "list[Finding]":
         async with aiohttp.ClientSession() as session:
-            return await setup_influx(settings, session)
+            return await setup_influx(settings, session, ship_again=ship_again)
 
     done = uvloop.run(set_up())
     if as_json:
@@ -248,23 +262,25 @@ def deadletter(
 ) -> None:
     """Show the lines that InfluxDB refused, each with its words; export or send them again.
 
-    Exit 1 if there are any (after --resend: any left). The collector may run meanwhile.
+    Exit 1 if there are any (after --resend: any left). The collector may run meanwhile. The newest 10,000 are
+    kept: `setup --ship-again` sends those that are gone, once their cause is mended.
     """
     from marketfeed.config import load_settings
-    from marketfeed.deadletters import read_refused, resend_refused
+    from marketfeed.deadletters import lines_gone, read_refused, resend_refused
     from marketfeed.present import refused_table
 
     settings = load_settings(config)
     if resend:
         uvloop.run(resend_refused(settings))
     refused = read_refused(settings.journal.path)
+    gone = lines_gone(settings.journal.path)
     if export is not None:
         export.write_text("".join(f"{item.line}\n" for item in refused), encoding="utf-8")
     if as_json:
-        _print_json({"refused": refused})
+        _print_json({"refused": refused, "gone": gone})
     else:
-        Console().print(refused_table(refused))
-    raise typer.Exit(1 if refused else 0)
+        Console().print(refused_table(refused, gone))
+    raise typer.Exit(1 if refused or gone else 0)
 
 
 @app.command()

@@ -301,7 +301,7 @@ class Collector:
         shipper = None
         if self._settings.influxdb.url is not None:
             influx = InfluxWriter(self._settings.influxdb, session)
-            shipper = Shipper(self._writer, influx)
+            shipper = Shipper(self._writer, influx, now_ms=self._clock.now_ms)
             log.info("shipping to target=%r", influx.target)
         line = Line(intake, feed, supervisor, healer, settling, roster, silent_after_s, shipper)
         return line, catalog

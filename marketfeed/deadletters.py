@@ -24,6 +24,12 @@ def read_refused(path: Path) -> list[RefusedLine]:
         return table.read()
 
 
+def lines_gone(path: Path) -> int:
+    """How many more there were, pushed out by newer ones. Raises JournalError."""
+    with RefusedLines(path) as table:
+        return table.gone()
+
+
 async def resend_refused(settings: Settings) -> int:
     """Send all refused lines again, line by line where a batch is refused; returns how many were taken.
 
@@ -36,27 +42,46 @@ async def resend_refused(settings: Settings) -> int:
         raise MarketfeedError("influxdb.url is null: there is nowhere to send lines to")
     taken = 0
     with RefusedLines(settings.journal.path) as table:
-        left = await asyncio.to_thread(_as_they_stand, settings.journal.path, table.read())
-        async with aiohttp.ClientSession() as session:
-            influx = InfluxWriter(settings.influxdb, session)
-            for start in range(0, len(left), AT_ONCE):
-                accepted = await _send(influx, left[start : start + AT_ONCE])
-                table.drop(item.number for item in accepted)
-                taken += len(accepted)
+        left = table.read()
+        outbox = Outbox(settings.journal.path, socket.gethostname())
+        try:
+            async with aiohttp.ClientSession() as session:
+                influx = InfluxWriter(settings.influxdb, session)
+                for start in range(0, len(left), AT_ONCE):
+                    accepted = await _send(influx, outbox, left[start : start + AT_ONCE])
+                    table.drop(item.number for item in accepted)
+                    taken += len(accepted)
+        finally:
+            outbox.close()
     return taken
 
 
-def _as_they_stand(path: Path, items: list[RefusedLine]) -> list[RefusedLine]:
-    outbox = Outbox(path, socket.gethostname())
-    try:
-        return [
-            msgspec.structs.replace(item, line=outbox.as_it_stands(item.line)) for item in items
-        ]
-    finally:
-        outbox.close()
+async def _send(
+    influx: InfluxWriter, outbox: Outbox, items: list[RefusedLine]
+) -> list[RefusedLine]:
+    """Send lines as they stand, until they stand still; returns those that were taken."""
+    items = await asyncio.to_thread(_as_they_stand, outbox, items)
+    accepted: list[RefusedLine] = []
+    while items:
+        taken = await _taken(influx, items)
+        accepted += taken
+        # What has changed while they travelled may have been shipped before they arrived.
+        after = await asyncio.to_thread(_as_they_stand, outbox, taken)
+        items = [now for now, sent in zip(after, taken, strict=True) if now.line != sent.line]
+        changed = {item.number for item in items}
+        accepted = [item for item in accepted if item.number not in changed]
+    return accepted
 
 
-async def _send(influx: InfluxWriter, items: list[RefusedLine]) -> list[RefusedLine]:
+def _as_they_stand(outbox: Outbox, items: list[RefusedLine]) -> list[RefusedLine]:
+    texts = outbox.as_they_stand(item.line for item in items)
+    return [
+        item if text is None else msgspec.structs.replace(item, line=text)
+        for item, text in zip(items, texts, strict=True)
+    ]
+
+
+async def _taken(influx: InfluxWriter, items: list[RefusedLine]) -> list[RefusedLine]:
     verdict = await influx.write([item.line for item in items])
     if verdict.action == "acknowledged":
         return items
@@ -65,4 +90,4 @@ async def _send(influx: InfluxWriter, items: list[RefusedLine]) -> list[RefusedL
     if len(items) == 1:
         return []
     middle = len(items) // 2
-    return [*await _send(influx, items[:middle]), *await _send(influx, items[middle:])]
+    return [*await _taken(influx, items[:middle]), *await _taken(influx, items[middle:])]

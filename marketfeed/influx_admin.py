@@ -5,6 +5,7 @@ mappings of 2.x are influxdb-client's, imported only when needed (its import tak
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from marketfeed import schema
 from marketfeed.answers import Verdict
 from marketfeed.config import InfluxSettings
 from marketfeed.errors import MarketfeedError, words_of
-from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token
+from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token, token_of
 
 if TYPE_CHECKING:
     from influxdb_client import InfluxDBClient
@@ -133,6 +134,18 @@ class InfluxAdmin:
         series = await self.query("SHOW DATABASES")
         return [str(row[0]) for item in series for row in item.values]
 
+    async def keeps_ms(self) -> int | None:
+        """For how long the bucket keeps points, by the time they bear; None: for ever."""
+        if self._settings.api == "v2":
+            seconds = await asyncio.to_thread(self._expiry_s)
+            return seconds * 1000 or None
+        for series in await self.query("SHOW RETENTION POLICIES", self._settings.bucket):
+            for row in series.values:
+                policy = dict(zip(series.columns, row, strict=True))
+                if policy["default"]:
+                    return _go_duration_ms(str(policy["duration"])) or None
+        return None
+
     async def create_database(self) -> None:
         """Create the bucket's database on 1.x."""
         name = self._settings.bucket.replace("\\", "\\\\").replace('"', '\\"')
@@ -217,10 +230,9 @@ class InfluxAdmin:
     def _client(self) -> "InfluxDBClient":
         from influxdb_client import InfluxDBClient  # noqa: PLC0415 - imported only when needed
 
-        header = auth_headers(self._settings).get("Authorization", "")
         return InfluxDBClient(
             self._url,
-            token=header.removeprefix("Token "),
+            token=token_of(self._settings) or "",
             org=self._settings.org,
             timeout=int(TIMEOUT_S * 1000),
         )
@@ -229,6 +241,14 @@ class InfluxAdmin:
         with _told(self._settings), self._client() as client:
             bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
             return None if bucket is None else str(bucket.id)
+
+    def _expiry_s(self) -> int:
+        with _told(self._settings), self._client() as client:
+            bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
+            if bucket is None:
+                raise InfluxError(f"{self._url}: this token does not see the bucket")
+            rules = bucket.retention_rules or ()
+            return min((int(rule.every_seconds or 0) for rule in rules), default=0)
 
     def _create_bucket(self) -> None:
         with _told(self._settings), self._client() as client:
@@ -251,6 +271,12 @@ class InfluxAdmin:
                     default=True,
                 )
             )
+
+
+def _go_duration_ms(text: str) -> int:
+    """What Go writes of a duration, such as 720h0m0s; 0s is none."""
+    units = {"h": schema.HOUR_MS, "m": schema.MINUTE_MS, "s": schema.SECOND_MS}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", text))
 
 
 class _told:  # noqa: N801 - used as a context manager, like contextlib's

@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import time
 import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,8 +32,7 @@ class InfluxWriter:
     def __init__(self, settings: InfluxSettings, session: aiohttp.ClientSession) -> None:
         if settings.url is None:
             raise ValueError("influxdb.url: found null, expected an address")
-        self.target = f"{settings.url} {settings.org or '-'} {settings.bucket}"
-        """Server and bucket, without secrets: what has been shipped is remembered by it."""
+        self.target = target_of(settings)
         self._settings = settings
         self._session = session
         if settings.api == "v2":
@@ -59,7 +59,7 @@ class InfluxWriter:
         except OSError as error:
             return Verdict("park", f"token file cannot be read: {error.strerror}")
         if token:
-            headers["Authorization"] = f"Token {token}"
+            headers["Authorization"] = authorization(token, self._settings.api)
         try:
             async with self._session.post(
                 self._url,
@@ -73,21 +73,49 @@ class InfluxWriter:
                 answer = hide_token(await response.content.read(_ANSWER_BYTES), headers)
                 return judge(response.status, answer, response.headers, time.time())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            verdict = judge_failure(error)
+            connected = not isinstance(error, aiohttp.ClientConnectorError)
+            verdict = judge_failure(error, connected=connected)
             words = hide_token(verdict.text.encode(), headers).decode()
             return msgspec.structs.replace(verdict, text=words)
 
 
+def target_of(settings: InfluxSettings) -> str:
+    """Server and bucket, without secrets: what has been shipped is remembered by it."""
+    return f"{settings.url} {settings.org or '-'} {settings.bucket}"
+
+
+def authorization(token: str, api: str) -> str:
+    """The header's value for a token of the settings.
+
+    With 1.x it is `user:password`, which versions before 1.8 know as `Basic` alone; /api/v2/write of 1.8
+    takes it as a token, and 2.x takes nothing else.
+    """
+    if api == "v1" and ":" in token:
+        return f"Basic {b64encode(token.encode()).decode()}"
+    return f"Token {token}"
+
+
 def hide_token(words: bytes, headers: Mapping[str, str]) -> bytes:
     """What a server said, without the token that it was sent: some errors repeat a request's headers."""
-    token = headers.get("Authorization", "").removeprefix("Token ").encode()
-    return words.replace(token, b"***") if token else words
+    scheme, _, sent = headers.get("Authorization", "").partition(" ")
+    secrets = [sent.encode()]
+    if scheme == "Basic":
+        given = b64decode(sent)
+        secrets += [given, given.partition(b":")[2]]
+    for secret in secrets:
+        words = words.replace(secret, b"***") if secret else words
+    return words
 
 
 def auth_headers(settings: InfluxSettings) -> dict[str, str]:
     """The header with the token of the settings as it is now, or none. Raises OSError."""
-    token = Token(settings.token, settings.token_file).read()
-    return {"Authorization": f"Token {token}"} if token else {}
+    token = token_of(settings)
+    return {"Authorization": authorization(token, settings.api)} if token else {}
+
+
+def token_of(settings: InfluxSettings) -> str | None:
+    """The token of the settings as it is now. Raises OSError."""
+    return Token(settings.token, settings.token_file).read()
 
 
 def _gzip(body: bytes) -> bytes:

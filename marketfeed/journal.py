@@ -77,6 +77,10 @@ class RefusedLines:
         )
         return [RefusedLine(*row) for row in rows]
 
+    def gone(self) -> int:
+        """How many more there were, pushed out by newer ones."""
+        return shipped.lines_gone(self._db)
+
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
         try:
@@ -339,15 +343,18 @@ class Journal:
         with self._transaction():
             shipped.note_shipped(self._db, target, ranges)
 
-    def forget_shipped(self, target: str) -> None:
-        """Forget what `target` has acknowledged: everything will be shipped again."""
+    def forget_if_demanded(self, target: str) -> bool:
+        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
         with self._transaction():
-            self._db.execute("DELETE FROM shipped WHERE target = ?", (target,))
+            return shipped.take_demand(self._db, target)
 
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
-        """Keep lines that `target` refused, each with its answer. The newest REFUSED_LINES_KEPT stay."""
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
+        """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
+
+        Returns how many older ones are gone by that.
+        """
         with self._transaction():
-            shipped.put_aside(self._db, target, refused, refused_ms)
+            return shipped.put_aside(self._db, target, refused, refused_ms)
 
     # --- retention ---------------------------------------------------------------------------------
 

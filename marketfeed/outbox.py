@@ -7,12 +7,12 @@ afterwards has a new `seq` and comes again.
 import contextlib
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
-from marketfeed import lines, schema, tables
+from marketfeed import lines, schema, shipped, tables
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 
@@ -26,6 +26,11 @@ _FORMING: Final = {ms: schema.forming_measurement(n) for ms, n in schema.TIMEFRA
 def each(write: Callable[[Row], str]) -> Write:
     """Write rows one by one: for tables with few."""
     return lambda rows: [write(row) for row in rows]
+
+
+def key_of(line: str) -> str:
+    """A line's measurement and tags."""
+    return _UNESCAPED_BLANK.split(line, maxsplit=1)[0]
 
 
 class Consignment(NamedTuple):
@@ -80,11 +85,11 @@ class Outbox:
         (number,) = self._db.execute("SELECT next FROM sequence").fetchone()
         return int(number)
 
-    def newest(self, shipped: Ranges, max_lines: int) -> Consignment:
-        """Take the newest rows that are not in `shipped`, at most `max_lines`, from one state of the file."""
+    def newest(self, acknowledged: Ranges, max_lines: int) -> Consignment:
+        """Take the newest rows but the `acknowledged`, `max_lines` at most, from one state of the file."""
         consignment = Consignment([], [])
         with self._one_state():
-            for first, last in shipped.gaps(self._next_seq()):
+            for first, last in acknowledged.gaps(self._next_seq()):
                 if len(consignment.lines) >= max_lines:
                     break
                 covered_from = self._take(consignment.lines, first, last, max_lines)
@@ -118,33 +123,71 @@ class Outbox:
             texts = self._candle_texts(_FORMING, rows) if rows else []
         return texts, max((row[0] for row in rows), default=after_seq)
 
-    def as_it_stands(self, line: str) -> str:
-        """The line of the same point as the journal holds it now; `line` itself if it holds none.
+    def is_demanded_again(self, target: str) -> bool:
+        """Whether someone has demanded that everything be shipped to `target` again."""
+        with self._one_state():
+            return shipped.is_demanded(self._db, target)
+
+    def catalog_changed(self, after_seq: int, until_ms: int) -> bool:
+        """Whether a row of the catalog that is newer than `after_seq` changed by `until_ms`."""
+        with self._one_state():
+            text = "SELECT EXISTS (SELECT 1 FROM catalog WHERE seq > ? AND changed <= ?)"
+            (found,) = self._db.execute(text, (after_seq, until_ms)).fetchone()
+        return bool(found)
+
+    def catalog_as_of(self, time_ms: int) -> tuple[list[str], int]:
+        """The whole catalog as points at `time_ms`; returns the highest seq of its rows, too."""
+        with self._one_state():
+            rows = self._db.execute(f"SELECT seq, {_COLUMNS['catalog']} FROM catalog").fetchall()
+            texts = [self._catalog((*row[:-1], time_ms)) for row in rows]
+        return texts, max((row[0] for row in rows), default=0)
+
+    def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
+        """For each line that of the same point as the file holds it now; None where it holds none.
 
         Lines of `forming` measurements are none of these.
         """
-        key, time_ms = _UNESCAPED_BLANK.split(line, maxsplit=1)[0], line.rpartition(" ")[2]
-        measurement, pair_tag = key.partition(",")[0], key.rpartition(",pair=")[2]
-        table, write = self._of.get(measurement, ("candle", self._candles))
-        text = (
-            f"SELECT seq, {_COLUMNS[table]} FROM {table} "
-            f"WHERE pair_id = ? AND {_TIME[table]} = ? ORDER BY seq"
-        )
         with self._one_state():
             ids = {tag: number for number, tag in self._all_tags().items()}
-            rows = self._db.execute(text, (ids.get(pair_tag, -1), int(time_ms))).fetchall()
-            texts = write(rows) if rows else []
-        same = [item for item in texts if _UNESCAPED_BLANK.split(item, maxsplit=1)[0] == key]
-        return line if not same or line in same else same[-1]
+            kinds = {
+                lines.escape_tag(kind): kind
+                for (kind,) in self._db.execute("SELECT DISTINCT kind FROM gap")
+            }
+            return [self._as_it_stands(text, ids, kinds) for text in texts]
 
-    def count_unshipped(self, shipped: Ranges) -> int:
-        """How many rows are not in `shipped`."""
+    def _as_it_stands(
+        self, line: str, ids: Mapping[str, int], kinds: Mapping[str, str]
+    ) -> str | None:
+        key, time_ms = key_of(line), line.rpartition(" ")[2]
+        measurement, _, tags = key.partition(",")
+        tags, _, pair_tag = tags.rpartition("pair=")
+        table, write = self._of.get(measurement, ("candle", self._candles))
+        where = ""
+        keys: tuple[Any, ...] = ()
+        # The keys of these tables begin with it: without, all rows of the pair would be read.
+        if table == "candle":
+            name = measurement.removeprefix(schema.OHLCV_PREFIX)
+            where, keys = "timeframe_ms = ? AND", (schema.TIMEFRAMES_MS.get(name, 0),)
+        elif table == "gap":
+            kind = tags.partition(",kind=")[2].removesuffix(",")
+            where, keys = "kind = ? AND", (kinds.get(kind),)
+        rows = self._db.execute(
+            f"SELECT seq, {_COLUMNS[table]} FROM {table} "
+            f"WHERE {where} pair_id = ? AND {_TIME[table]} = ? ORDER BY seq",
+            (*keys, ids.get(pair_tag, -1), int(time_ms)),
+        ).fetchall()
+        same = [text for text in write(rows) if key_of(text) == key] if rows else []
+        # Of two settlements at one time both are lines of one point.
+        return line if line in same else same[-1] if same else None
+
+    def count_unshipped(self, acknowledged: Ranges) -> int:
+        """How many rows are not in `acknowledged`."""
         with self._one_state():
             return sum(
                 self._db.execute(
                     f"SELECT count(*) FROM {table} WHERE seq BETWEEN ? AND ?", gap
                 ).fetchone()[0]
-                for gap in shipped.gaps(self._next_seq())
+                for gap in acknowledged.gaps(self._next_seq())
                 for table, _ in self._sources
             )
 

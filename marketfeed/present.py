@@ -122,11 +122,18 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 REFUSED_SHOWN = 50
 
 
-def refused_table(refused: Sequence[RefusedLine]) -> RenderableType:
-    """Lines that InfluxDB refused, the newest last."""
+def refused_table(refused: Sequence[RefusedLine], gone: int) -> RenderableType:
+    """Lines that InfluxDB refused, the newest last; so many more are `gone`."""
+    pushed_out = (
+        f"{gone:,} more were too many to keep: "
+        "`marketfeed setup --ship-again` sends them when the cause is mended"
+    )
     if not refused:
-        return Text("no line was refused", style="green")
-    table = Table(title=f"{len(refused):,} refused lines, the newest {REFUSED_SHOWN} shown")
+        return Text(pushed_out, style="red") if gone else Text("no line was refused", style="green")
+    table = Table(
+        title=f"{len(refused):,} refused lines, the newest {REFUSED_SHOWN} shown",
+        caption=pushed_out if gone else None,
+    )
     for name in ("refused at", "answer", "line"):
         table.add_column(name, overflow="fold")
     for item in refused[-REFUSED_SHOWN:]:

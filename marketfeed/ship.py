@@ -2,11 +2,12 @@
 
 Each turn takes the newest rows that have not been acknowledged, as they stand now; so after an outage live
 data is live at once and the backlog takes the rest of each turn. A batch that is sent twice is harmless.
-Memory holds two batches at most, however long the outage.
+Memory holds two batches at most and one in doubt (`doubts.py`), however long the outage.
 """
 
 import asyncio
 import logging
+import math
 import random
 import socket
 import time
@@ -18,18 +19,19 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from marketfeed.answers import Verdict
+from marketfeed.delivery import Delivery, NotNowError
+from marketfeed.doubts import Doubts
 from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
 from marketfeed.ranges import Ranges
+from marketfeed.ship_states import Fresh, States
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-REFUSED_IN_A_ROW: Final = 50
-"""After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
 FEWEST_LINES: Final = 100
 """A request that fails is tried again with half its lines, down to so many."""
 COUNT_EVERY_S: Final = 15.0
@@ -43,6 +45,7 @@ class Pace(msgspec.Struct, frozen=True):
     A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
     failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
     when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
+    What was sent without an answer is looked at again `settle_s` after the server has answered.
     """
 
     max_lines: int = 5_000
@@ -52,6 +55,7 @@ class Pace(msgspec.Struct, frozen=True):
     backoff_cap_s: float = 10.0
     parked_s: float = 30.0
     last_s: float = 10.0
+    settle_s: float = 60.0
 
 
 DEFAULT_PACE: Final = Pace()
@@ -80,8 +84,11 @@ class Shipped(Protocol):
     def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
         """Save ranges that `target` has acknowledged."""
 
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
-        """Keep lines that `target` refused."""
+    def forget_if_demanded(self, target: str) -> bool:
+        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
+        """Keep lines that `target` refused; returns how many older ones are gone by that."""
 
 
 class Writer(Protocol):
@@ -101,16 +108,11 @@ class Writer(Protocol):
         """Run `function` on the file, in the writer's thread."""
 
 
-class _NotNowError(Exception):
-    """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.text)
-        self.verdict = verdict
-
-
 class Shipper:
-    """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn."""
+    """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
+
+    `now_ms` is the exchange's time, at which a catalog is said again; a ledger has none.
+    """
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class Shipper:
         influx: InfluxWriter,
         pace: Pace = DEFAULT_PACE,
         open_outbox: Callable[[Path, str], Outbox] = Outbox,
+        now_ms: Callable[[], int] | None = None,
     ) -> None:
         self._writer = writer
         self._open_file = open_outbox
@@ -127,28 +130,27 @@ class Shipper:
         self._outbox: Outbox | None = None
         self._generation = 0
         self._shipped = Ranges()
+        self._doubts = Doubts(pace.settle_s)
+        self._delivery = Delivery(influx, self._doubts)
+        self._states = States(pace.forming_every_s, now_ms)
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
-        self._forming_refusal = ""
-        self._forming_seq = 0
-        self._forming_s = -pace.forming_every_s
-        self._refused_in_a_row = 0
+        self._state_refusal = ""
+        self._is_demanded = False
         self._failures = 0
         self._room = pace.max_lines
         self._state = "shipping"
         self._trouble = ""
         self._trouble_since_s = 0.0
-        self._acknowledged_s: float | None = None
         self._unshipped = 0
         self._counted_s = -COUNT_EVERY_S
         self.lines = 0
-        self.batches = 0
         self.refused = 0
 
     def report(self) -> ShipReport:
         """How shipping goes now."""
         now_s = time.monotonic()
-        acknowledged_s = self._acknowledged_s
+        acknowledged_s = self._delivery.acknowledged_s
         return ShipReport(
             target=self._influx.target,
             state=self._state,
@@ -157,7 +159,7 @@ class Shipper:
             unshipped=self._unshipped,
             lines=self.lines,
             refused=self.refused,
-            batches=self.batches,
+            batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
         )
 
@@ -193,17 +195,27 @@ class Shipper:
         """Ship turn after turn; returns after a failure, once it has been waited for."""
         try:
             await self._begin()
+            await self._knock()
+            await self._settle(time.monotonic())
+            if (hold_s := self._doubts.hold_s(time.monotonic())) > 0:
+                await self._rest(hold_s)
+                return
             ahead = asyncio.create_task(self._take(self._shipped))
             noting = asyncio.create_task(self._note([]))
             try:
-                while not self._ending.is_set() and self._generation == self._writer.generation:
+                while not (
+                    self._ending.is_set()
+                    or self._is_demanded
+                    or self._generation != self._writer.generation
+                ):
                     started_s = time.monotonic()
                     consignment, full = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
                         ahead = asyncio.create_task(self._take(assumed))
-                    await self._ship_forming()
+                    await self._ship_states()
+                    await self._settle(started_s)
                     acknowledged = await self._ship(consignment)
                     self._well()
                     await noting
@@ -217,22 +229,31 @@ class Shipper:
                 ahead.cancel()
                 # Ranges that could not be saved are saved with the next ones, or their rows sent again.
                 await asyncio.gather(ahead, noting, return_exceptions=True)
-        except _NotNowError as error:
+        except NotNowError as error:
             await self._rest(self._delay_s(error.verdict))
         except JournalError as error:
             await self._rest(self._delay_s(Verdict("retry", str(error))))
 
     async def _begin(self) -> None:
-        """Find out where shipping stands, the first time and when the journal has been replaced."""
-        if self._generation == self._writer.generation:
+        """Find out where shipping stands: at first, in another journal, and when it is to begin again."""
+        if self._generation == self._writer.generation and not self._is_demanded:
             return
         generation = self._writer.generation
         # In the thread, after whatever still reads there: a read must not outlive the file it began with.
         await self._in_thread(self._open_outbox)
-        self._shipped = await self._writer.call(
-            lambda journal: journal.shipped(self._influx.target)
-        )
-        self._forming_seq = 0
+
+        def stand(file: Shipped) -> tuple[bool, Ranges]:
+            target = self._influx.target
+            return file.forget_if_demanded(target), file.shipped(target)
+
+        begins_again, self._shipped = await self._writer.call(stand)
+        if begins_again:
+            log.warning(
+                "everything is shipped again, as was demanded target=%r", self._influx.target
+            )
+            self._counted_s = -COUNT_EVERY_S
+        self._is_demanded = False
+        self._states.begin_anew()
         self._generation = generation
 
     async def _last_turn(self) -> None:
@@ -242,8 +263,10 @@ class Shipper:
                 consignment, full = await self._take(self._shipped)
                 await self._note(await self._ship(consignment))
                 if not full:
-                    return
-        except (_NotNowError, JournalError) as error:
+                    break
+            # There will be no better time for it.
+            await self._settle(math.inf)
+        except (NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
     async def _take(self, shipped: Ranges) -> tuple[Consignment, bool]:
@@ -263,13 +286,44 @@ class Shipper:
     async def _ship(self, consignment: Consignment) -> list[tuple[int, int]]:
         """Have the server take a batch; returns the ranges to note, grown together."""
         if consignment.lines:
-            refused: list[tuple[str, str]] = []
-            await self._deliver(consignment.lines, refused)
+            refused = await self._delivery.rows(consignment.lines, self._room)
             if refused:
                 await self._put_aside(refused)
             self.lines += len(consignment.lines) - len(refused)
             self._unshipped = max(0, self._unshipped - len(consignment.lines))
         return [self._shipped.add(first, last) for first, last in consignment.covers]
+
+    async def _knock(self) -> None:
+        """Ask a server that gave no answer with a line that it may have already, and with no other.
+
+        So an outage leaves one batch in doubt, however often it is tried.
+        """
+        while lines := self._doubts.unanswered(1):
+            standing = await self._as_they_stand(lines)
+            texts = [text for text in standing if text is not None]
+            if texts:
+                await self._delivery.rows(texts, self._room)
+                return
+            self._doubts.drop(lines)
+
+    async def _settle(self, now_s: float) -> None:
+        """Send again what has changed since it was sent without an answer: the server may have undone it."""
+        while lines := self._doubts.due(now_s):
+            standing = await self._as_they_stand(lines)
+            changed = [
+                text
+                for text, sent in zip(standing, lines, strict=True)
+                if text is not None and text != sent
+            ]
+            if changed:
+                log.info("sent again after a request without an answer lines=%d", len(changed))
+                refused = await self._delivery.rows(changed, self._room)
+                if refused:
+                    await self._put_aside(refused)
+            self._doubts.settled(len(lines))
+
+    async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
+        return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
 
     async def _note(self, acknowledged: list[tuple[int, int]]) -> None:
         """Save what has been acknowledged, in the journal whose numbers these are."""
@@ -285,51 +339,35 @@ class Shipper:
 
         await self._writer.call(note)
 
-    async def _ship_forming(self) -> None:
-        # Apart from the cursor: of a forming candle only its last state matters, and not to the second.
+    async def _ship_states(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._forming_s < self._pace.forming_every_s:
+        if not self._states.are_due(now_s):
             return
-        texts, seq = await self._in_thread(lambda: self._the_outbox().forming(self._forming_seq))
-        if texts:
-            refused: list[tuple[str, str]] = []
-            await self._deliver(texts, refused)
-            if refused:
-                self._forming_refused(*refused[0], len(refused))
-            self.lines += len(texts) - len(refused)
-        self._forming_seq, self._forming_s = seq, now_s
+        target = self._influx.target
 
-    def _forming_refused(self, line: str, answer: str, count: int) -> None:
-        # Counted, not put aside: the next state comes in seconds, they would push out all other lines,
-        # and sent again one day they would undo a later state.
+        def take() -> tuple[bool, Fresh]:
+            outbox = self._the_outbox()
+            return outbox.is_demanded_again(target), self._states.take(outbox)
+
+        self._is_demanded, fresh = await self._in_thread(take)
+        refused = await self._delivery.states(fresh.texts, self._room)
+        if refused:
+            self._state_refused(*refused[0], len(refused))
+        self.lines += len(fresh.texts) - len(refused)
+        self._states.note(fresh, now_s)
+
+    def _state_refused(self, line: str, answer: str, count: int) -> None:
+        # Counted, not put aside: the next state comes, they would push out all other lines, and sent
+        # again one day they would undo a later state.
         self.refused += count
-        if answer != self._forming_refusal:
-            log.error("forming candles refused lines=%d answer=%r line=%r", count, answer, line)
-        self._forming_refusal = answer
-
-    async def _deliver(self, texts: list[str], refused: list[tuple[str, str]]) -> None:
-        """Send lines, halving what is refused until the bad ones stand alone in `refused`."""
-        verdict = await self._influx.write(texts)
-        self.batches += 1
-        if verdict.action == "acknowledged":
-            self._acknowledged_s = time.monotonic()
-            self._refused_in_a_row = 0
-        elif verdict.action != "split":
-            raise _NotNowError(verdict)
-        elif verdict.beyond_retention >= len(texts):
-            # All of them: halving a long history that the bucket does not keep would take for ever.
-            refused.extend((text, verdict.text) for text in texts)
-        elif len(texts) > 1:
-            middle = len(texts) // 2
-            await self._deliver(texts[:middle], refused)
-            await self._deliver(texts[middle:], refused)
-        else:
-            self._refused_in_a_row += not verdict.blames_lines
-            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-                # Counted anew when it is tried again.
-                self._refused_in_a_row = 0
-                raise _NotNowError(Verdict("park", f"every line is refused: {verdict.text}"))
-            refused.append((texts[0], verdict.text))
+        if answer != self._state_refusal:
+            log.error(
+                "forming candles or the catalog refused lines=%d answer=%r line=%r",
+                count,
+                answer,
+                line,
+            )
+        self._state_refusal = answer
 
     async def _put_aside(self, refused: list[tuple[str, str]]) -> None:
         log.error(
@@ -339,9 +377,11 @@ class Shipper:
             refused[0][0],
         )
         now_ms = time.time_ns() // 1_000_000
-        await self._writer.call(
+        gone = await self._writer.call(
             lambda journal: journal.put_aside(self._influx.target, refused, now_ms)
         )
+        if gone:
+            log.error("refused lines gone, too many to keep lines=%d", gone)
         self.refused += len(refused)
 
     def _well(self) -> None:
@@ -366,16 +406,18 @@ class Shipper:
         self._failures += 1
         if parked:
             return self._pace.parked_s
-        if verdict.after_s is not None:
-            return verdict.after_s
-        # It may be the size: some servers hang up on large requests, or need too long for them.
-        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
         # Full jitter, so that two collectors do not knock together.
         ceiling_s = min(
             self._pace.backoff_cap_s,
             self._pace.backoff_first_s * 2.0 ** min(self._failures - 1, 10),
         )
-        return random.uniform(0.0, ceiling_s)
+        delay_s = random.uniform(0.0, ceiling_s)
+        if verdict.after_s is not None:
+            # A server that wishes no time, or one that is past, is not knocked at without end.
+            return max(verdict.after_s, delay_s)
+        # It may be the size: some servers hang up on large requests, or need too long for them.
+        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
+        return delay_s
 
     async def _rest(self, seconds: float) -> None:
         if seconds <= 0:
@@ -405,6 +447,6 @@ class Shipper:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except LineError as error:
             # No row of the journal can hold such a number; if one does, nothing may be skipped silently.
-            raise _NotNowError(
+            raise NotNowError(
                 Verdict("park", f"a row cannot be written as a line: {error}")
             ) from error

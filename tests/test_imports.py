@@ -37,6 +37,7 @@ PURE = {
     "marketfeed/binance/budget.py",
     "marketfeed/binance/decode.py",
     "marketfeed/binance/symbols.py",
+    "marketfeed/doubts.py",
     "marketfeed/errors.py",
     "marketfeed/lines.py",
     "marketfeed/ranges.py",

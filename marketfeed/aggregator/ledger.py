@@ -415,10 +415,15 @@ class Ledger:
         with self._transaction():
             shipped.note_shipped(self._db, target, ranges)
 
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> None:
-        """Keep lines that `target` refused, each with its answer."""
+    def forget_if_demanded(self, target: str) -> bool:
+        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
         with self._transaction():
-            shipped.put_aside(self._db, target, refused, refused_ms)
+            return shipped.take_demand(self._db, target)
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
+        """Keep lines that `target` refused, each with its answer; returns how many older ones are gone."""
+        with self._transaction():
+            return shipped.put_aside(self._db, target, refused, refused_ms)
 
     # --- retention ---------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """What of the ledger has yet to be shipped, as lines: votes, decisions, and what became of forwards."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
 
 from marketfeed import lines
-from marketfeed.outbox import Outbox, Row, each
+from marketfeed.outbox import Outbox, Row, each, key_of
 
 
 class LedgerOutbox(Outbox):
@@ -24,6 +25,24 @@ class LedgerOutbox(Outbox):
     def forming(self, after_seq: int) -> tuple[list[str], int]:
         """Nothing: a ledger has no forming candles."""
         return [], after_seq
+
+    def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
+        """For each line that of the same point as the ledger holds it now: only forwards change."""
+        with self._one_state():
+            return [self._forward_as_it_stands(text) for text in texts]
+
+    def _forward_as_it_stands(self, line: str) -> str:
+        key = key_of(line)
+        # A decision is a line of the same point, with other fields.
+        if line[len(key) + 1 :].partition("=")[0] not in _FORWARD_FIELDS:
+            return line
+        rows = self._db.execute(
+            # Constants but for the time.
+            f"SELECT seq, {_COLUMNS['forwarded']} FROM forwarded WHERE decided = ? ORDER BY seq",  # noqa: S608
+            (int(line.rpartition(" ")[2]),),
+        )
+        same = [text for text in map(_forward, rows) if key_of(text) == key]
+        return line if line in same or not same else same[-1]
 
 
 def _vote(row: Row) -> str:
@@ -77,6 +96,9 @@ def _forward(row: Row) -> str:
         {"state": state, "answer": answer},
     )
 
+
+_FORWARD_FIELDS = frozenset({"status", "sent", "answered", "state"})
+"""With which the fields of a forward may begin."""
 
 _COLUMNS = MappingProxyType(
     {

@@ -39,11 +39,12 @@ _PLAIN = re.compile(
 
 @dataclass
 class Bucket:
-    """A bucket; `database` is where influxd keeps it, `mapped` whether InfluxQL sees it unmapped."""
+    """A bucket; `database` is where influxd keeps it. Points expire after `expiry_s`, 0: never."""
 
     id: str
     name: str
     database: str
+    expiry_s: int = 0
 
 
 @dataclass
@@ -405,7 +406,9 @@ class Front:
             "orgID": self._org_id,
             "type": "user",
             "name": bucket.name,
-            "retentionRules": [],
+            "retentionRules": [{"type": "expire", "everySeconds": bucket.expiry_s}]
+            if bucket.expiry_s
+            else [],
             "links": {},
         }
 

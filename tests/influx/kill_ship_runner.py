@@ -1,7 +1,8 @@
 """Kills a process that ships, again and again, at random moments; at last lets one ship what is left.
 
 Run as a program of its own, because it forks: imports are paid for once, and this process never has a
-second thread. Each kill ships to one of the targets on the standard input, in turn, from the one journal.
+second thread. Each kill ships to one of the targets on the standard input, in turn, from the one journal; now
+and then it is demanded before that everything be shipped again.
 It prints a report as one JSON line.
 """
 
@@ -23,9 +24,14 @@ import msgspec
 from kill_ship_child import ANSWERED, NOTED, NOTING, OPENED, SENDING, ship_and_tell
 
 from marketfeed.config import InfluxSettings
+from marketfeed.influx_write import target_of
+from marketfeed.journal import KIND
+from marketfeed.shipped import demand_again
 
 GIVE_UP_S: Final = 20.0
 LAST_S: Final = 60.0
+AGAIN: Final = 0.15
+"""How often it is demanded, before a process starts, that everything be shipped again."""
 PR_SET_PDEATHSIG: Final = 1
 _STAGE: Final = {
     0: "starting",
@@ -43,6 +49,7 @@ class Report(msgspec.Struct):
     kills: int = 0
     seconds: float = 0.0
     requests: int = 0
+    demands: int = 0
     killed_while: Counter[str] = msgspec.field(default_factory=Counter)
     fault: str = ""
 
@@ -102,7 +109,10 @@ def run(kills: int, seed: int, path: Path, targets: list[InfluxSettings]) -> Rep
     report, random_ = Report(), random.Random(seed)
     started_s = time.monotonic()
     for number in range(kills):
-        victim = Victim(path, targets[number % len(targets)])
+        influx = targets[number % len(targets)]
+        if random_.random() < AGAIN:
+            report.demands += demand_again(KIND, path, target_of(influx)) is not None
+        victim = Victim(path, influx)
         moment = random_.choice([OPENED, SENDING, SENDING, ANSWERED, NOTING, NOTED])
         times = 1 if moment == OPENED else 1 + int(random_.expovariate(1 / 5))
         victim.listen(GIVE_UP_S, moment, times)

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,15 @@ def v2_target(front: Front) -> Target:
 
 @contextlib.asynccontextmanager
 async def shipping(
-    path: Path, settings: Mapping[str, Any], pace: Pace = QUICK
+    path: Path,
+    settings: Mapping[str, Any],
+    pace: Pace = QUICK,
+    now_ms: Callable[[], int] | None = None,
 ) -> AsyncIterator[tuple[JournalWriter, Shipper]]:
     """A journal and its shipper, which is stopped at the end as a collector does."""
     influx = InfluxSettings.model_validate(dict(settings))
     async with aiohttp.ClientSession() as session, JournalWriter(path) as writer:
-        shipper = Shipper(writer, InfluxWriter(influx, session), pace)
+        shipper = Shipper(writer, InfluxWriter(influx, session), pace, now_ms=now_ms)
         task = asyncio.create_task(shipper.run())
         try:
             yield writer, shipper

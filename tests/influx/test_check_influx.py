@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from front import Front, Rights
 from front_faults import SERVER_ERROR, UNAVAILABLE
-from influxd import Influxd
+from influxd import Influxd, quoted
 from shipped import Target, marketfeed, v1_target, v2_target
 
 from marketfeed.check import Finding
@@ -141,6 +141,30 @@ def test_what_a_bucket_should_hold_is_good(target: Target) -> None:
         f"ohlcv_3m,pair=A open=1.0,trades=5i {T0_MS}",
     )
     assert {item.verdict for item in checked(target)} == {"good"}
+
+
+@pytest.mark.parametrize(("hours", "warned"), [(72, True), (400 * 24, False)])
+def test_a_bucket_that_forgets_sooner_than_the_journal(
+    target: Target, hours: int, warned: bool
+) -> None:
+    if target.front is None:
+        name = quoted(target.database)
+        text = f"ALTER RETENTION POLICY autogen ON {name} DURATION {hours}h SHARD DURATION 1h"
+        target.influxd.query(text)
+    else:
+        target.front.buckets["market_data"].expiry_s = hours * 3600
+    texts = {text for (_, verdict), text in found(checked(target)).items() if verdict != "good"}
+    assert texts == (
+        {
+            (
+                f"bucket {target.settings['bucket']!r} keeps its points for 3d, the journal its candles "
+                "for 400d (journal.retention.candles): what is older is refused, put aside and not to be "
+                "read there"
+            )
+        }
+        if warned
+        else set()
+    )
 
 
 # --- rights, bucket, mapping, server -------------------------------------------------------------------

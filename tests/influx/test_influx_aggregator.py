@@ -16,7 +16,9 @@ from bot import CountingBot  # noqa: E402 - the directory has to be known first
 from running import PAIR, config, rows, running, states, until  # noqa: E402
 
 from marketfeed import schema  # noqa: E402
+from marketfeed.aggregator.outbox import LedgerOutbox  # noqa: E402
 from marketfeed.config import Settings, load_settings  # noqa: E402
+from marketfeed.ranges import Ranges  # noqa: E402
 
 
 def shipping(path: Path, influxd: Influxd, database: str, bot_url: str) -> Settings:
@@ -94,3 +96,11 @@ def test_votes_decisions_and_forwards_are_points(
         "primary",
         *schema.AGGREGATOR_FIELDS[schema.ENSEMBLE],
     }
+    outbox = LedgerOutbox(tmp_path / "ledger.db", "")
+    lines = outbox.newest(Ranges(), 1_000).lines
+    assert outbox.as_they_stand(lines) == lines
+    # What a late request would undo is known again; a decision and its forward are one point.
+    (forward,) = [line for line in lines if "state=" in line]
+    key, time = forward.partition(" ")[0], forward.rpartition(" ")[2]
+    assert outbox.as_they_stand([f'{key} state="queued",answer="" {time}']) == [forward]
+    outbox.close()

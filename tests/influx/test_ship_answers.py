@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 import uvloop
@@ -18,6 +19,7 @@ from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.batch import Batch
+from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.config import Settings
 from marketfeed.deadletters import read_refused, resend_refused
 from marketfeed.journal import Journal
@@ -82,7 +84,7 @@ def test_one_bad_line_of_five_thousand_costs_that_line_only(path: Path, target: 
             assert shipper.report().refused == 1
             assert shipper.report().lines == 4_999
             # All, and one half at each step.
-            assert shipper.batches <= 2 * 13 + 1
+            assert shipper.report().batches <= 2 * 13 + 1
         (refused,) = read_refused(path)
         assert refused.line == f"mark_price,pair= mark_price=1.0,index_price=2.0 {T0 + 2_500_000}"
         assert refused.answer.startswith("status 400: unable to parse 'mark_price,pair= ")
@@ -128,7 +130,7 @@ def test_a_long_history_that_the_bucket_does_not_keep(path: Path, target: Target
             await written(old, new)(writer)
             await until(lambda: all_shipped(writer, shipper))
             assert (shipper.report().refused, shipper.report().lines) == (3_000, 10)
-            assert shipper.batches < 60
+            assert shipper.report().batches < 60
         assert len(read_refused(path)) == 3_000
 
     uvloop.run(main())
@@ -239,6 +241,40 @@ def test_a_revoked_token_keeps_everything_until_its_file_holds_another(
             await until(lambda: all_shipped(writer, shipper))
         assert read_refused(path) == []
         await equal(path, v2)
+
+    uvloop.run(main())
+
+
+def test_users_and_passwords_of_1_x(path: Path, tmp_path: Path) -> None:
+    """Before 1.8 it knows no other authorization than Basic."""
+
+    async def main() -> None:
+        with Influxd(tmp_path / "influxd", auth=True) as server:
+            server.query("CREATE USER root WITH PASSWORD 'canary-root' WITH ALL PRIVILEGES")
+            server.query("CREATE USER ship WITH PASSWORD 'canary-ship'", user="root:canary-root")
+            token = tmp_path / "token"
+            token.write_text("root:canary-root\n")
+            given = {"url": server.url, "api": "v1", "bucket": "fleet", "token_file": str(token)}
+            settings = Settings.model_validate({"influxdb": given})
+            async with aiohttp.ClientSession() as session:
+                (made,) = await setup_influx(settings, session)
+                assert (made.verdict, made.text) == ("good", "'fleet' created")
+                server.query('GRANT ALL ON "fleet" TO "ship"', user="root:canary-root")
+                token.write_text("ship:canary-ship\n")
+                findings = await check_influx(settings, session)
+                assert {item.verdict for item in findings} == {"good"}, findings
+                token.write_text("ship:canary-wrong\n")
+                findings = await check_influx(settings, session)
+                assert ("influxdb rights", "bad") in {(f.subject, f.verdict) for f in findings}
+                assert "canary" not in str(findings)
+            async with shipping(path, given) as (writer, shipper):
+                await written(fill())(writer)
+                await until(lambda: shipper.report().state == "parked")
+                assert shipper.report().trouble == "status 401: authorization failed"
+                token.write_text("ship:canary-ship\n")
+                await until(lambda: all_shipped(writer, shipper))
+            rows = await compared(path, given)
+            assert (rows.missing, rows.extra, sum(rows.rows.values())) == (0, 0, ROWS)
 
     uvloop.run(main())
 

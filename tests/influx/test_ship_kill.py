@@ -20,9 +20,12 @@ from front_faults import SERVER_ERROR, UNAVAILABLE, Cut, Slow, too_many
 from influxd import Influxd
 
 from marketfeed.config import InfluxSettings
+from marketfeed.database import reading
 from marketfeed.deadletters import read_refused
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
+from marketfeed.influx_write import target_of
+from marketfeed.journal import KIND
 
 KILLS = int(os.environ.get("KILLS", "50"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -70,6 +73,7 @@ def test_kills_while_shipping_lose_nothing_and_double_nothing(
     # It was no walk in the park.
     assert report["requests"] > KILLS
     assert report["killed_while"]["sending"] > 0
+    assert report["demands"] > 0
     for target in targets:
         rows = compared(path, target)
         assert (rows.missing, rows.extra) == (0, 0), rows.examples
@@ -78,4 +82,8 @@ def test_kills_while_shipping_lose_nothing_and_double_nothing(
         }  # fmt: skip
         report[target["url"]] = rows.rows
     assert read_refused(path) == []
+    with reading(KIND, path) as db:
+        left = {name for (name,) in db.execute("SELECT target FROM shipped")}
+    given = [InfluxSettings.model_validate(target) for target in targets]
+    assert left == {target_of(influx) for influx in given}, "every demand was met"
     sys.stdout.write(json.dumps(report) + "\n")

@@ -12,7 +12,9 @@ MINUTE = 60_000
 PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安/USDT:USDT")
 ROWS = 3 * 3 * 10 + 3
 """Of one `fill`."""
-QUICK = Pace(turn_s=0.01, forming_every_s=0.05, backoff_first_s=0.01, parked_s=0.02)
+QUICK = Pace(
+    turn_s=0.01, forming_every_s=0.05, backoff_first_s=0.01, backoff_cap_s=0.1, parked_s=0.02
+)
 
 
 def fill(start: int = 0, minutes: int = 10) -> Batch:

@@ -1,6 +1,8 @@
 """Every answer of the table has its verdict."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marketfeed.answers import MAX_RETRY_AFTER_S, judge, judge_failure
 
@@ -8,8 +10,9 @@ from marketfeed.answers import MAX_RETRY_AFTER_S, judge, judge_failure
 @pytest.mark.parametrize(
     ("status", "action"),
     [
-        (200, "acknowledged"),
         (204, "acknowledged"),
+        (200, "park"),
+        (202, "park"),
         (400, "split"),
         (413, "split"),
         (422, "split"),
@@ -41,6 +44,8 @@ def test_what_each_status_means(status: int, action: str) -> None:
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("nan", None),
         ("soon", None),
+        ("Mon, 01 Jan 2020 00:00:00 +99999999999999", None),
+        ("Mon, 99 Jan 2020 99:00:00 GMT", None),
         (None, None),
     ],
 )
@@ -48,6 +53,25 @@ def test_retry_after(header: str | None, after_s: float | None) -> None:
     headers = {} if header is None else {"Retry-After": header}
     for status in (429, 503):
         assert judge(status, b"", headers, 60.0).after_s == after_s
+
+
+_DATE = st.builds(
+    "{}, {} {} {} {}:{}:{} {}".format,
+    st.sampled_from(["Mon", "Sun", "Xyz"]),
+    st.integers(0, 40),
+    st.sampled_from(["Jan", "Feb", "Dec"]),
+    st.integers(0, 10**6),
+    *(st.integers(0, 99) for _ in range(3)),
+    st.one_of(
+        st.sampled_from(["GMT", "-0000", ""]), st.integers(-(10**20), 10**20).map("{:+}".format)
+    ),
+)
+
+
+@given(st.one_of(_DATE, st.text(), st.floats().map(str)))
+def test_no_wish_of_a_server_is_more_than_a_wait(header: str) -> None:
+    after_s = judge(503, b"", {"Retry-After": header}, 1e9).after_s
+    assert after_s is None or 0.0 <= after_s <= MAX_RETRY_AFTER_S
 
 
 @pytest.mark.parametrize(
@@ -62,6 +86,17 @@ def test_retry_after(header: str | None, after_s: float | None) -> None:
 )
 def test_the_servers_words(body: bytes, text: str) -> None:
     assert judge(400, body, {}, 0.0).text == text
+
+
+@pytest.mark.parametrize(
+    ("status", "pending"),
+    [(500, True), (502, True), (504, True), (503, False), (429, False), (400, False), (404, False)],
+)
+def test_what_a_server_may_carry_out_yet(status: int, pending: bool) -> None:
+    """A proxy says 504 when it has waited long enough, and 1.x 500; what they waited for may go on."""
+    assert judge(status, b"", {}, 0.0).pending is pending
+    assert judge_failure(TimeoutError()).pending
+    assert not judge_failure(ConnectionRefusedError("refused"), connected=False).pending
 
 
 def test_no_answer_is_tried_again() -> None:

@@ -1,9 +1,6 @@
 """Everything in the journal reaches the server, whatever it answers: once acknowledged, never lost."""
 
 import asyncio
-import contextlib
-import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -11,6 +8,7 @@ import msgspec
 import pytest
 import uvloop
 from aiohttp import web
+from endpoint import Server, run, serving, stored
 from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,90 +19,8 @@ from marketfeed.deadletters import read_refused
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.records import Candle
-from marketfeed.ship import Pace, Shipper
+from marketfeed.ship import Shipper
 from marketfeed.writer import JournalWriter
-
-Answer = Callable[[list[str]], tuple[int, bytes, dict[str, str]]]
-
-
-def stored(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
-    return 204, b"", {}
-
-
-class Server:
-    """A write endpoint whose answers are scripted; keeps what it acknowledged, by series and time."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = stored
-        self.points: dict[tuple[str, str], str] = {}
-        self.requests: list[list[str]] = []
-        self.headers: list[dict[str, str]] = []
-        self.before: Callable[[web.Request], Awaitable[None]] | None = None
-        self.url = ""
-
-    async def write(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        if self.before is not None:
-            await self.before(request)
-        if request.headers.get("Content-Encoding") == "gzip" and body[:2] == b"\x1f\x8b":
-            body = gzip.decompress(body)
-        lines = body.decode().split("\n")
-        self.requests.append(lines)
-        self.headers.append({**request.headers, "path": request.path_qs})
-        status, text, headers = self.answer(lines)
-        if status in (200, 204):
-            for line in lines:
-                series, fields, time = line.rsplit(" ", 2)
-                self.points[series, time] = fields
-        if status == 0:
-            assert request.transport is not None
-            request.transport.abort()
-        return web.Response(status=status or 500, body=text, headers=headers)
-
-
-@contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
-    server = Server()
-    app = web.Application(client_max_size=1 << 26)
-    app.router.add_post("/api/v2/write", server.write)
-    app.router.add_post("/write", server.write)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0]
-    server.url = f"http://{host}:{port}"
-    try:
-        yield server
-    finally:
-        await runner.cleanup()
-
-
-Scenario = Callable[[Server, JournalWriter, Shipper], Awaitable[None]]
-
-
-def run(path: Path, scenario: Scenario, pace: Pace = QUICK, **influx: object) -> Server:
-    """Run a shipper beside a scenario; it is ended when the scenario is over."""
-
-    async def main() -> Server:
-        async with serving() as server, aiohttp.ClientSession() as session:
-            options = InfluxSettings.model_validate(
-                {"url": server.url, "org": "fleet", "token": "canary-token"} | influx
-            )
-            async with JournalWriter(path) as writer:
-                shipper = Shipper(writer, InfluxWriter(options, session), pace)
-                task = asyncio.create_task(shipper.run())
-                await scenario(server, writer, shipper)
-                shipper.end()
-                await task
-            return server
-
-    return uvloop.run(main())
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal.db"
 
 
 def test_every_table_is_shipped_once_as_the_schema_says(path: Path) -> None:
@@ -190,6 +106,42 @@ def test_nothing_is_lost_while_the_server_refuses(path: Path, status: int) -> No
     run(path, scenario)
 
 
+@pytest.mark.parametrize("page", [b"<html><b>It works!</b>", b""])
+def test_what_answers_like_no_influxdb_has_stored_nothing(path: Path, page: bytes) -> None:
+    """A wrong address, or an ingress that has a page for everything: nothing counts as shipped."""
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (200, page, {})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: shipper.report().state == "parked")
+        report = shipper.report()
+        assert report.lines == 0
+        assert report.trouble.startswith("status 200")
+        assert "(an InfluxDB answers a write with 204, this is none)" in report.trouble
+        assert shipper.shipped_below() == 1
+        server.answer = stored
+        await until(lambda: len(server.points) == ROWS)
+
+    run(path, scenario)
+
+
+@pytest.mark.parametrize("wish", ["0", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_server_that_wishes_no_wait_is_not_knocked_at_without_end(path: Path, wish: str) -> None:
+    """Whatever `Retry-After` says, the back-off is the least that is waited."""
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: (503, b"", {"Retry-After": wish})
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.requests) >= 1)
+        await asyncio.sleep(0.5)
+        # Waits are drawn from 0 to 1, 2, 4 … s: a hundred in half a second are none.
+        assert len(server.requests) < 100
+        server.answer = stored
+        shipper.end()
+
+    run(path, scenario, msgspec.structs.replace(QUICK, backoff_first_s=1.0, backoff_cap_s=10.0))
+
+
 def test_one_bad_line_costs_that_line_only(path: Path) -> None:
     def v2(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
         if any(str(T0 + 3 * MINUTE) in line and "ohlcv_1m,pair=ETH" in line for line in lines):
@@ -243,6 +195,24 @@ def test_requests_that_fail_without_an_answer_become_smaller(path: Path) -> None
     run(path, scenario)
 
 
+def test_many_forming_candles_hold_nothing_up_where_only_small_requests_get_through(
+    path: Path,
+) -> None:
+    forming = Batch()
+    forming.extend(
+        Candle(f"P{n}/USDT:USDT", "3m", T0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, n, False, T0 + 1)
+        for n in range(500)
+    )
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = lambda lines: stored(lines) if len(lines) <= 200 else (0, b"", {})
+        await writer.call(lambda journal: journal.write(forming))
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS + 500)
+
+    run(path, scenario)
+
+
 def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         def cut(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
@@ -254,7 +224,8 @@ def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
 
         server.answer = cut
         await writer.call(lambda journal: journal.write(fill()))
-        await until(lambda: sum(map(len, server.requests)) == 2 * ROWS)
+        # Once in vain, a line to knock with, and all of it again.
+        await until(lambda: sum(map(len, server.requests)) == 2 * ROWS + 1)
         assert len(server.points) == ROWS
 
     run(path, scenario)

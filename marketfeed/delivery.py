@@ -1,0 +1,79 @@
+"""Lines to the server, request by request: what is refused is halved until the bad lines stand alone."""
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from marketfeed.answers import Verdict
+from marketfeed.doubts import Doubts
+from marketfeed.influx_write import InfluxWriter
+
+REFUSED_IN_A_ROW: Final = 50
+"""After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""
+
+Refused = list[tuple[str, str]]
+"""Lines, each with the server's words."""
+
+
+class NotNowError(Exception):
+    """The server does not take it now. Nothing is lost: the rows are still unacknowledged."""
+
+    def __init__(self, verdict: Verdict, lines: Sequence[str] = ()) -> None:
+        super().__init__(verdict.text)
+        self.verdict = verdict
+        self.pending = lines if verdict.pending else ()
+        """Lines that were sent, and may be carried out yet."""
+
+
+class Delivery:
+    """Has `influx` take lines. Raises NotNowError; lines that it will never take are returned.
+
+    `doubts` are the lines whose newest state must be the last that the server carries out.
+    """
+
+    def __init__(self, influx: InfluxWriter, doubts: Doubts) -> None:
+        self.requests = 0
+        self.acknowledged_s: float | None = None
+        """When something was last acknowledged (monotonic)."""
+        self._influx = influx
+        self._doubts = doubts
+        self._refused_in_a_row = 0
+
+    async def rows(self, texts: list[str], at_once: int) -> Refused:
+        """Deliver lines of rows, `at_once` in a request; those without an answer are in doubt."""
+        try:
+            return await self.states(texts, at_once)
+        except NotNowError as error:
+            self._doubts.add(error.pending)
+            raise
+
+    async def states(self, texts: list[str], at_once: int) -> Refused:
+        """Deliver lines of which another state follows soon, `at_once` in a request."""
+        refused: Refused = []
+        for start in range(0, len(texts), at_once):
+            await self._deliver(texts[start : start + at_once], refused)
+        return refused
+
+    async def _deliver(self, texts: list[str], refused: Refused) -> None:
+        verdict = await self._influx.write(texts)
+        self.requests += 1
+        if verdict.action == "acknowledged":
+            self.acknowledged_s = time.monotonic()
+            self._doubts.answered(self.acknowledged_s)
+            self._refused_in_a_row = 0
+        elif verdict.action != "split":
+            raise NotNowError(verdict, texts)
+        elif verdict.beyond_retention >= len(texts):
+            # All of them: halving a long history that the bucket does not keep would take for ever.
+            refused.extend((text, verdict.text) for text in texts)
+        elif len(texts) > 1:
+            middle = len(texts) // 2
+            await self._deliver(texts[:middle], refused)
+            await self._deliver(texts[middle:], refused)
+        else:
+            self._refused_in_a_row += not verdict.blames_lines
+            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+                # Counted anew when it is tried again.
+                self._refused_in_a_row = 0
+                raise NotNowError(Verdict("park", f"every line is refused: {verdict.text}"))
+            refused.append((texts[0], verdict.text))
