@@ -248,6 +248,7 @@ class Collector:
             exchange.funding_rate_every.ms,
             on_replaced,
         )
+        self._writer.on_damage = intake.on_damage
         catalog = Catalog(exchange.timeframes, intake, self._clock)
         supervisor = Supervisor(
             intake,

@@ -9,6 +9,7 @@ number is never given twice, not even after retention has deleted the newest row
 """
 
 import contextlib
+import logging
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,16 @@ from typing import Final, NamedTuple, Self
 
 from marketfeed import rows, schema, shipped, tables
 from marketfeed.batch import Batch
-from marketfeed.database import Database, FileFound, Kind, absence, inspect
+from marketfeed.database import (
+    CHECK_S,
+    Database,
+    FileFound,
+    Kind,
+    absence,
+    damage,
+    errors_told,
+    inspect,
+)
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 from marketfeed.records import (
@@ -30,6 +40,8 @@ from marketfeed.records import (
     RefusedLine,
 )
 from marketfeed.stretches import Stretch, missing
+
+log = logging.getLogger(__name__)
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
@@ -62,7 +74,8 @@ class RefusedLines:
         self._path = path
         if inspect_journal(path) is None:
             raise JournalError(absence(KIND, path))
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        with errors_told(KIND, path):
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
     def __enter__(self) -> Self:
         return self
@@ -72,21 +85,18 @@ class RefusedLines:
 
     def read(self) -> list[RefusedLine]:
         """All of them, oldest first."""
-        rows = self._db.execute(
-            "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
-        )
-        return [RefusedLine(*row) for row in rows]
+        text = "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
+        with errors_told(KIND, self._path):
+            return [RefusedLine(*row) for row in self._db.execute(text)]
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
-        try:
+        with errors_told(KIND, self._path):
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
                 "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
             )
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path}: {error}") from error
 
 
 class Cut(NamedTuple):
@@ -101,7 +111,8 @@ class Journal:
     """The one writer of a journal file.
 
     Not safe for concurrent calls: give it to one thread. Whatever writes raises JournalWriteError when
-    SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then.
+    SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then. What reads raises
+    SQLite's errors as they are: call it within `errors_told`, as `JournalWriter` does.
     """
 
     def __init__(self, database: Database) -> None:
@@ -116,11 +127,24 @@ class Journal:
         self._reload()
 
     @classmethod
-    def open(cls, path: Path, *, wait_lock_s: float = 0.0, distrusted: bool = False) -> Self:
-        """Open or create the journal at `path` and take its lock, as `Database.open` says."""
-        database = Database.open(KIND, path, wait_lock_s=wait_lock_s, distrusted=distrusted)
+    def open(
+        cls,
+        path: Path,
+        *,
+        wait_lock_s: float = 0.0,
+        distrusted: bool = False,
+        check_s: float = CHECK_S,
+    ) -> Self:
+        """Open or create the journal at `path` and take its lock, as `Database.open` says.
+
+        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
+        """
+        database = Database.open(
+            KIND, path, wait_lock_s=wait_lock_s, distrusted=distrusted, check_s=check_s
+        )
         try:
-            return cls(database)
+            with errors_told(KIND, path):
+                return cls(database)
         except BaseException:
             database.close()
             raise
@@ -140,13 +164,18 @@ class Journal:
         """Checkpoint, close the file and give the lock back. Safe to call twice."""
         self._database.close()
 
-    def require_whole(self) -> None:
+    def errors_told(self) -> contextlib.AbstractContextManager[None]:
+        """Whatever SQLite raises within is raised as JournalWriteError."""
+        return errors_told(KIND, self.path)
+
+    def require_whole(self, *, at_start: bool = False) -> None:
         """Look whether readers can still read the newest rows from the disk. From any thread.
 
-        Raises JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no
-        damage to pages that it finds in memory.
+        `at_start` looks at what a collector reads before its first commit, too. Raises
+        JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no damage to
+        pages that it finds in memory.
         """
-        self._database.require_whole(_READ_FIRST)
+        self._database.require_whole((*_READ_FIRST, *_READ_AT_START) if at_start else _READ_FIRST)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -213,11 +242,18 @@ class Journal:
     # --- reading, for the collector itself ----------------------------------------------------------
 
     def load_document(self, name: str) -> tuple[bytes, int] | None:
-        """Return what was last saved under `name` and when (ms), or None."""
+        """Return what was last saved under `name` and when (ms), or None: there is none, or it is spoilt."""
         row = self._db.execute(
             "SELECT body, saved FROM document WHERE name = ?", (name,)
         ).fetchone()
-        return None if row is None else (zlib.decompress(row[0]), row[1])
+        try:
+            return None if row is None else (zlib.decompress(row[0]), row[1])
+        except zlib.error as error:
+            # It can be had anew; the candles beside it cannot.
+            log.error(
+                "document cannot be read, going on without name=%s error=%r", name, str(error)
+            )
+            return None
 
     def newest_candles(self) -> dict[tuple[str, str], int]:
         """The newest closed candle's open time (ms) of each series (pair, timeframe)."""
@@ -425,8 +461,13 @@ class Journal:
             raise
 
     def _reload(self) -> None:
+        # Empty until it is read: an id that was given in vain would name another pair.
+        self._pair_ids = {}
         self._pair_ids = dict(self._db.execute("SELECT pair, id FROM pair"))
-        (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()
+        sequence = self._db.execute("SELECT next FROM sequence").fetchone()
+        if sequence is None:
+            raise damage("no row in table sequence")
+        (self._next_seq,) = sequence
         self._funding_written.clear()
         self._settled = self.newest_settled()
 
@@ -516,3 +557,11 @@ _READ_FIRST: Final = (
        FROM pair""",
 )
 """What reads every series' newest row."""
+
+_READ_AT_START: Final = (
+    "SELECT * FROM document",
+    "SELECT * FROM shipped",
+    "SELECT * FROM gap WHERE state IN ('found', 'healing')",
+    "SELECT * FROM gap LIMIT 1",
+)
+"""What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""

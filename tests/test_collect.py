@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
-from marketfeed.errors import JournalLockedError
+from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS
 from marketfeed.simulator.server import Simulator, SimulatorOptions
@@ -251,6 +252,43 @@ def test_a_dead_task_ends_the_run(path: Path) -> None:
 
     uvloop.run(run())
     Journal.open(path).close()
+
+
+def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Path) -> None:
+    async def run() -> None:
+        async with (
+            Simulator(SimulatorOptions(pairs=PAIRS, timeframes=("1m",), speed=60)) as sim,
+            running(settings_for(path, sim.ws_url, sim.rest_url, timeframes=["1m"])) as collector,
+        ):
+            await until(lambda: delivering(collector))
+            writer = collector._writer
+
+            def spoil(journal: Journal) -> None:
+                db = journal._db
+                (root,) = db.execute(
+                    "SELECT rootpage FROM sqlite_master WHERE name = 'refused_line'"
+                ).fetchone()
+                (size,) = db.execute("PRAGMA page_size").fetchone()
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                with path.open("r+b") as file:
+                    file.seek((root - 1) * size)
+                    file.write(b"\xff" * 100)
+                db.execute("PRAGMA shrink_memory").fetchall()
+
+            await writer.call(spoil)
+            with pytest.raises(JournalWriteError, match="malformed"):
+                await writer.take_stock()
+            await until(lambda: collector.report().journal.set_aside is not None)
+            # The feed was not disturbed, and goes on into the fresh file.
+            await until(lambda: pairs_stored() == PAIRS)
+            await until(lambda: delivering(collector))
+            assert [c.opened for c in collector.report().connections] == [1]
+
+    def pairs_stored() -> int:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT count(DISTINCT pair_id) FROM mark_price").fetchone()[0])
+
+    uvloop.run(run())
 
 
 def test_health_metrics_and_status_are_served(path: Path, caplog: pytest.LogCaptureFixture) -> None:
