@@ -6,9 +6,10 @@ so that nothing that was received is lost.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Final
 
@@ -195,11 +196,12 @@ class Collector:
                     stored = await self._writer.call(Journal.newest_candles)
                     supervisor.start(stored, self._fill_ms())
                     feeding = group.create_task(feed.run(), name="feed")
+                    stamped = partial(_once_stamped, supervisor.stamped, line.silent_after_s)
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
-                        group.create_task(line.healer.run(), name="heal"),
+                        group.create_task(stamped(line.healer.run), name="heal"),
                         group.create_task(line.settling.run(), name="settle"),
-                        group.create_task(history.run(), name="history"),
+                        group.create_task(stamped(history.run), name="history"),
                         group.create_task(keeper.run(), name="pairs"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
@@ -314,7 +316,8 @@ class Collector:
         wait_s = CLOCK_DOUBT_EVERY_S
         while True:
             await asyncio.sleep(wait_s)
-            vague = (self._clock.error_ms or 0.0) > PRECISE_S / 2 * 1000 * self._clock.speed
+            error_ms = self._clock.error_ms
+            vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
             doubted = vague or supervisor.stamps_off_s or self._reporter.clock_problem
             if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
                 continue
@@ -410,3 +413,16 @@ class Collector:
         intake.add(
             Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, "unresolvable", reason)
         )
+
+
+async def _once_stamped(
+    stamped: asyncio.Event, timeout_s: float, run: Callable[[], Coroutine[None, None, None]]
+) -> None:
+    """Run what takes candles from REST: they are closed by a time that frames can contradict first.
+
+    Without any frame for `timeout_s` wall seconds, what the exchange tells of its time is believed.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await stamped.wait()
+    await run()

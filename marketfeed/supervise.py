@@ -80,6 +80,8 @@ class Supervisor:
         """How often it has looked around: a watchdog's proof that it turns."""
         self.stamps_off_s = 0.0
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
+        self.stamped = asyncio.Event()
+        """Set when the first frame has come whose stamp tells the exchange's time."""
         self.on_missing: Callable[[Missing], None] | None = None
         """Called with every gap that is found, and at its end."""
         self.on_reconnected: Callable[[Sequence[Series]], None] | None = None
@@ -322,6 +324,8 @@ class Supervisor:
             self._stamped_s = now_s
             off_s = (newest_event_ms - now_ms) / 1000
             self.stamps_off_s = off_s if abs(off_s) > self._tolerance_s() else 0.0
+            self._clock.hear(newest_event_ms, self._tolerance_s())
+            self.stamped.set()
 
     def _tolerance_s(self) -> float:
         return max(CLOCK_TOLERANCE_S, self._clock.speed)

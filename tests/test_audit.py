@@ -295,7 +295,9 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 db.execute("UPDATE candle SET trades = trades - 5 WHERE open_time = ?", (more,))
                 db.commit()
             async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
-                auditor._writer, auditor._rest = writer, BinanceRest(session, sim.rest_url)
+                turns = Turns(Budget(2_400), clock)
+                auditor._writer = writer
+                auditor._rest = BinanceRest(session, sim.rest_url, turns=turns)
                 for _ in range(100):
                     await auditor.look()
                     if not auditor.report().unmended:
