@@ -117,6 +117,7 @@ class Backfill:
     """Fills the history of `series()` in the journal that `writer` writes.
 
     `keep_ms` is how far back; `max_bytes` the journal's disk budget. `archive` None: REST alone.
+    `on_stored` hears of what was stored.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Backfill:
         source: Source = "auto",
         leave_newest_ms: int = LEAVE_NEWEST_MS,
         doubted_for_s: float = DOUBTED_FOR_S,
+        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
     ) -> None:
         self._writer = writer
         self._view = JournalView(writer.path)
@@ -143,6 +145,7 @@ class Backfill:
         self._source = source
         self._leave_newest_ms = leave_newest_ms
         self._doubted_for_s = doubted_for_s
+        self._on_stored = on_stored
         self._absent = Absent()
         self._doubts = Doubts()
         self._woken = asyncio.Event()
@@ -466,6 +469,7 @@ class Backfill:
             if self._given_up:
                 raise JournalError(self._given_up)
             self._stored += await self._writer.call(lambda journal: journal.write(batch))
+            self._on_stored(batch.candles)
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:
                 await self._writer.take_stock()

@@ -164,6 +164,7 @@ class Collector:
             session,
             self._clock,
             lambda: line.roster.instruments,
+            line.healer.on_stored,
         )
 
         def on_pairs_changed() -> None:

@@ -272,16 +272,11 @@ class Journal:
 
     def open_gaps(self) -> list[tuple[str, str, Stretch]]:
         """The gaps of candles that are neither healed nor given up: pair, timeframe and where."""
-        lengths = schema.TIMEFRAMES_MS
-        return [
-            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
-            for pair, kind, start_ms, end_ms in self._db.execute(
-                """SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
-                   WHERE state IN ('found', 'healing') AND "end" IS NOT NULL
-                   ORDER BY start DESC"""
-            )
-            if kind.removeprefix(CANDLE_GAP) in lengths
-        ]
+        return self._gaps("'found', 'healing'")
+
+    def given_up_gaps(self) -> list[tuple[str, str, Stretch]]:
+        """The gaps of candles that were given up, as `open_gaps` tells those that were not."""
+        return self._gaps("'unresolvable'")
 
     def missing(self, pair: str, timeframe: str, gap: Stretch) -> list[Stretch]:
         """What of a stretch on the timeframe's grid is not stored, oldest first."""
@@ -432,6 +427,18 @@ class Journal:
                 self._db.execute(f"{text} AND timeframe_ms = ?", (*key, length_ms)).rowcount
                 for length_ms in schema.TIMEFRAME_NAMES
             )
+
+    def _gaps(self, states: str) -> list[tuple[str, str, Stretch]]:
+        lengths = schema.TIMEFRAMES_MS
+        return [
+            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
+            for pair, kind, start_ms, end_ms in self._db.execute(
+                f"""SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
+                    WHERE state IN ({states}) AND "end" IS NOT NULL
+                    ORDER BY start DESC"""
+            )
+            if kind.removeprefix(CANDLE_GAP) in lengths
+        ]
 
     def _extreme(self, table: str, function: str) -> int | None:
         # One seek a series: max() over the whole table would read all of it.

@@ -27,7 +27,7 @@ from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters
-from marketfeed.records import CANDLE_GAP, Gap, GapState
+from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.stretches import Stretch, candles_in
 
@@ -183,6 +183,14 @@ class Supervisor:
         if gap is not None and gap.state == "found":
             gap.state = "healing"
             self._note_gap(series, Stretch(start_ms, gap.end_ms), "healing", "asked for by REST")
+
+    def stored(self, candles: Iterable[Candle]) -> None:
+        """Note closed candles that were stored by another way than the intake's: no longer missing."""
+        for candle in candles:
+            self._liveness.fetched(
+                candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
+            )
+        self._note_missing("did not come")
 
     def give_up(self, series: Series, start_ms: int, reason: str) -> None:
         """Note that what is left of a gap is not to be had; should it come after all, that is told."""

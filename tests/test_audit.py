@@ -271,9 +271,10 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
                 await sync_clock(rest, clock)
                 one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
+                told: list[Candle] = []
                 auditor = Auditor(
                     writer, rest, clock, lambda: [Series(one, "3m")], 3 * schema.DAY_MS,
-                    lambda: True, chance=random.Random(1),
+                    lambda: True, chance=random.Random(1), on_stored=told.extend,
                 )  # fmt: skip
                 for _ in range(400):
                     await auditor.look()
@@ -281,6 +282,7 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                     if report.missing == 5 and report.different == 2:
                         break
                 assert (report.missing, report.different, report.mended) == (5, 2, 6)
+                assert len(told) == 6
                 assert report.audited > 1_000
                 assert 0 < report.mismatch_rate < 1
                 # The exchange counts fewer trades there: what is stored stays, and is told.
