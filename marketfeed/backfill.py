@@ -176,8 +176,10 @@ class Backfill:
         done = self._wanted - left
         passed_s = time.monotonic() - self._started_s
         known = self._state == "filling" and done > 0
+        replaced = self._writer.generation != self._generation
         return HistoryReport(
-            state=self._state,
+            # Nothing of what was told of the file before holds for a fresh one.
+            state="waiting" if replaced else self._state,
             days=self._keep_ms // schema.DAY_MS,
             pairs=len(self._pairs),
             pairs_done=sum(self._left[pair] <= 0 for pair in self._pairs),
@@ -193,7 +195,7 @@ class Backfill:
         )
 
     def wake(self) -> None:
-        """Have the next pass begin at once: the pairs have changed."""
+        """Have the next pass begin at once: the pairs have changed, or the journal was replaced."""
         self._woken.set()
 
     async def run(self) -> None:

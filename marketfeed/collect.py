@@ -155,17 +155,8 @@ class Collector:
         session: aiohttp.ClientSession,
         stop: asyncio.Event,
     ) -> None:
-        line, catalog = self._make_line(listing, source, rest, session)
+        line, catalog, history = self._make_line(listing, source, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
-        history = History(
-            self._settings,
-            self._writer,
-            rest,
-            session,
-            self._clock,
-            lambda: line.roster.instruments,
-            line.healer.on_stored,
-        )
 
         def on_pairs_changed() -> None:
             line.settling.set_instruments(line.roster.instruments)
@@ -233,7 +224,7 @@ class Collector:
         source: InstrumentSource,
         rest: BinanceRest,
         session: aiohttp.ClientSession,
-    ) -> tuple[Line, Catalog]:
+    ) -> tuple[Line, Catalog, History]:
         exchange = self._settings.exchange
         roster = Roster(listing.selection)
         instruments = roster.instruments
@@ -242,6 +233,7 @@ class Collector:
         def on_replaced() -> None:
             catalog.note_all()
             source.on_journal_replaced()
+            history.wake()
 
         intake = Intake(
             self._writer,
@@ -263,6 +255,15 @@ class Collector:
         )
         healer = Healer(
             supervisor, rest, intake, self._writer, self._clock, self._counters, roster.known
+        )
+        history = History(
+            self._settings,
+            self._writer,
+            rest,
+            session,
+            self._clock,
+            lambda: roster.instruments,
+            healer.on_stored,
         )
         settling = Settling(
             rest,
@@ -308,7 +309,7 @@ class Collector:
             shipper = Shipper(self._writer, influx)
             log.info("shipping to target=%r", influx.target)
         line = Line(intake, feed, supervisor, healer, settling, roster, silent_after_s, shipper)
-        return line, catalog
+        return line, catalog, history
 
     # --- beside the line --------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class History:
         return HistoryState(None if backfill is None else backfill.report(), self._auditor.report())
 
     def wake(self) -> None:
-        """Look for holes at once: the pairs have changed."""
+        """Look for holes at once: the pairs have changed, or the journal was replaced."""
         if self.backfill is not None:
             self.backfill.wake()
 

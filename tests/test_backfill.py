@@ -419,6 +419,23 @@ def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
         assert len(journal.candles(ONE.pair, "3m", 0, 2**62)) == 14_399
 
 
+def test_of_a_journal_that_was_replaced_nothing_is_told_before_it_was_looked_at(
+    path: Path,
+) -> None:
+    exchange = Scripted(0)
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        assert backfill.report().complete
+        await asyncio.to_thread(path.unlink)
+        await backfill._writer.replace()
+        assert (backfill.report().state, backfill.report().complete) == ("waiting", False)
+        await backfill.fill()
+        assert (backfill.report().state, backfill.report().stored) == ("complete", 14_399)
+
+    scripted(path, exchange, check)
+
+
 def test_one_empty_answer_is_not_believed(path: Path) -> None:
     """Not of that stretch, nor of what is older; a like answer a while later is."""
     exchange = Scripted(0)

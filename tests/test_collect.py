@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import uvloop
 
+from marketfeed.backfill import LOOK_AGAIN_S, HistoryReport
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
@@ -23,9 +24,12 @@ from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
 
 PAIRS = 8
+SPEED = 60.0
 
 
-def settings_for(path: Path, ws_url: str, rest_url: str, **exchange: Any) -> Settings:
+def settings_for(
+    path: Path, ws_url: str, rest_url: str, days: int = 0, **exchange: Any
+) -> Settings:
     return Settings.model_validate(
         {
             "exchange": {
@@ -37,7 +41,7 @@ def settings_for(path: Path, ws_url: str, rest_url: str, **exchange: Any) -> Set
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
-            "history": {"days": 0},
+            "history": {"days": days, "weight_per_minute": 2_400},
         }
     )
 
@@ -287,6 +291,41 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
     def pairs_stored() -> int:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             return int(db.execute("SELECT count(DISTINCT pair_id) FROM mark_price").fetchone()[0])
+
+    uvloop.run(run())
+
+
+def remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink()
+
+
+def test_history_of_a_journal_that_was_replaced_is_filled_at_once(path: Path) -> None:
+    """Not with the next look for holes, an hour later."""
+
+    async def run() -> None:
+        async with (
+            Simulator(SimulatorOptions(pairs=2, timeframes=("1m",), speed=SPEED)) as sim,
+            running(
+                settings_for(path, sim.ws_url, sim.rest_url, 1, pairs={"top": 2}, timeframes=["1m"])
+            ) as collector,
+        ):
+
+            def history() -> HistoryReport:
+                state = collector.report().history
+                assert state is not None
+                assert state.history is not None
+                return state.history
+
+            # Until it has found that nothing is left to be filled.
+            await until(lambda: collector.report().history is not None)
+            await until(lambda: history().complete and not history().stored)
+            remove(path)
+            await until(lambda: collector._writer.generation == 2)
+            await until(
+                lambda: history().complete and history().stored > 2_000,
+                timeout_s=LOOK_AGAIN_S / SPEED / 2,
+            )
 
     uvloop.run(run())
 
