@@ -22,14 +22,15 @@ from marketfeed.audit import AuditReport
 from marketfeed.auditor import Auditor
 from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import day_file
-from marketfeed.binance.budget import Budget
+from marketfeed.binance.budget import Budget, Instant
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import compare
 from marketfeed.config import Settings
-from marketfeed.history_commands import run_audit, run_backfill
+from marketfeed.errors import ExchangeRefusedError
+from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle
@@ -251,6 +252,31 @@ def test_an_exchange_that_does_not_answer_is_no_good_audit(tmp_path: Path) -> No
             assert "there is none" in report.errors[0]
             # Counted all the same.
             assert report.expected == report.stored > 0
+
+    uvloop.run(run())
+
+
+def test_while_the_exchange_has_stopped_the_collector_no_command_asks_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def run() -> None:
+        async with filled(path, 1) as (sim, settings):
+            asked = len(sim.rest.asked)
+            clock = ExchangeClock()
+            budget = Budget(2_400)
+            now = Instant(clock.now_ms(), clock.elapsed_s())
+            budget.stop(now, 600.0, 418, "klines: status 418: banned")
+            async with JournalWriter(path) as writer:
+                await writer.save_document(REST_BUDGET, budget.state(now), now.now_ms)
+            with pytest.raises(ExchangeRefusedError, match="after klines: status 418: banned"):
+                await audited(settings)
+            with pytest.raises(ExchangeRefusedError, match="after klines: status 418: banned"):
+                await run_backfill(settings, 3, None, "rest", lambda *_: None)
+            # Beside a collector, too.
+            async with JournalWriter(path):
+                with pytest.raises(ExchangeRefusedError, match="not asked for"):
+                    await audited(settings)
+            assert len(sim.rest.asked) == asked
 
     uvloop.run(run())
 
