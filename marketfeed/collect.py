@@ -404,17 +404,17 @@ class Collector:
         return rows
 
     def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
+        start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms
         log.error(
-            "journal over its disk budget, deleted table=%s rows=%d before_ms=%d",
+            "journal over its disk budget, deleted table=%s rows=%d from_ms=%d before_ms=%d",
             cut.table,
             rows,
+            start_ms,
             cut.before_ms,
         )
         reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
-        now_ms = self._clock.now_ms()
-        intake.add(
-            Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, "unresolvable", reason)
-        )
+        kind = f"disk_budget_{cut.table}"
+        intake.add(Gap(kind, None, start_ms, cut.before_ms, "unresolvable", reason))
 
 
 async def _once_stamped(

@@ -100,11 +100,15 @@ class RefusedLines:
 
 
 class Cut(NamedTuple):
-    """Rows of one pair in one table that are older than `before_ms` (exchange time)."""
+    """Rows of one pair in one table that are older than `before_ms` (exchange time).
+
+    `oldest_ms` is the oldest that the table has of any pair, where that was looked for.
+    """
 
     table: str
     pair_id: int
     before_ms: int
+    oldest_ms: int | None = None
 
 
 class Journal:
@@ -409,7 +413,7 @@ class Journal:
                 continue
             step_ms = max((newest - oldest) // 16, schema.MINUTE_MS)
             before_ms = min(oldest + step_ms, newest - schema.HOUR_MS)
-            return [Cut(table, pair_id, before_ms) for pair_id in self._pair_ids.values()]
+            return [Cut(table, pair_id, before_ms, oldest) for pair_id in self._pair_ids.values()]
         return []
 
     def delete(self, cut: Cut, below_seq: int | None = None) -> int:

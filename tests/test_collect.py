@@ -5,6 +5,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import pytest
 import uvloop
 
 from marketfeed.backfill import LOOK_AGAIN_S, HistoryReport
+from marketfeed.batch import Batch
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
 from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS
+from marketfeed.records import MarkPrice
+from marketfeed.schema import CANDLE_FIELDS, HOUR_MS, floor_to
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
 
@@ -291,6 +294,47 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
     def pairs_stored() -> int:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             return int(db.execute("SELECT count(DISTINCT pair_id) FROM mark_price").fetchone()[0])
+
+    uvloop.run(run())
+
+
+def test_what_the_disk_budget_took_is_told_as_a_gap_where_it_was(path: Path) -> None:
+    async def run() -> None:
+        async with Simulator(SimulatorOptions(pairs=1, timeframes=("1m",), speed=SPEED)) as sim:
+            oldest_ms = floor_to(sim.now_ms() - 34 * HOUR_MS, 3_000)
+            batch = Batch()
+            batch.extend(
+                MarkPrice("BTC/USDT:USDT", oldest_ms + number * 3_000, 1.0, 1.0)
+                for number in range(40_000)
+            )
+            with Journal.open(path) as journal:
+                journal.write(batch)
+            settings = settings_for(
+                path, sim.ws_url, sim.rest_url, pairs={"top": 1}, timeframes=["1m"]
+            )
+            # Less than settings may ask for.
+            small = settings.journal.model_copy(update={"max_bytes": 1_000_000})
+            async with running(settings.model_copy(update={"journal": small})) as collector:
+                await until(lambda: len(gaps()) >= 2)
+                await until(lambda: delivering(collector))
+        told = gaps()
+        assert told[0][0] == oldest_ms
+        # One after the other, and nothing of them is there any more, but all that came after.
+        assert all(before[1] <= start_ms for before, (start_ms, _) in pairwise(told))
+        assert 0 <= stored()[0] - told[-1][1] < 3_000
+        assert len(stored()) >= 1_000
+
+    def gaps() -> list[tuple[int, int]]:
+        return rows(
+            """SELECT start, "end" FROM gap WHERE kind = 'disk_budget_mark_price' ORDER BY 1"""
+        )
+
+    def stored() -> list[int]:
+        return [ms for (ms,) in rows("SELECT time FROM mark_price ORDER BY time")]
+
+    def rows(query: str) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute(query).fetchall()
 
     uvloop.run(run())
 
