@@ -125,8 +125,9 @@ class JournalWriter:
         self._close()
         found = identity(self.path)
         self._open(distrusted=found is not None and found == self._reprieved)
-        self._reprieved = identity(self.path)
         self._run(self._save_documents)
+        # Last: what failed for another reason (a full disk) is tried again with the same file.
+        self._reprieved = identity(self.path)
 
     def _save_documents(self, journal: Journal) -> None:
         for name, (body, saved_ms) in self._documents.items():

@@ -194,6 +194,22 @@ def test_what_is_met_again_in_a_file_that_was_gone_on_with_is_believed(path: Pat
     asyncio.run(run())
 
 
+def test_a_replacement_that_fails_is_tried_again_with_the_same_file(path: Path) -> None:
+    async def run() -> None:
+        async with JournalWriter(path) as writer:
+            # Refused like a write to a full disk: that is no damage.
+            writer._documents["bad"] = (b"", None)  # type: ignore[assignment]
+            for _ in range(3):
+                with pytest.raises(JournalWriteError, match="NOT NULL"):
+                    await writer.replace()
+            del writer._documents["bad"]
+            await writer.replace()
+            assert writer.set_aside is None
+
+    asyncio.run(run())
+    assert set_aside(path) == []
+
+
 def pages_with(path: Path, open_ms: int) -> list[int]:
     """The pages that hold this number."""
     content = path.read_bytes()
