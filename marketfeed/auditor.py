@@ -61,7 +61,8 @@ class AuditingReport(msgspec.Struct, frozen=True):
 class Auditor:
     """Audits `series()` in the journal of `writer`; `run` goes on until cancelled.
 
-    `complete` says whether history has been filled: before that nothing counts as missing.
+    `complete` says whether history has been filled: before that nothing counts as missing. `on_stored`
+    hears of what was mended.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Auditor:
         complete: Callable[[], bool],
         weight_per_minute: int = WEIGHT_PER_MINUTE,
         chance: random.Random | None = None,
+        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
     ) -> None:
         self._writer = writer
         self._view = JournalView(writer.path)
@@ -84,6 +86,7 @@ class Auditor:
         self._complete = complete
         self._pause_s = 60.0 / max(1, min(weight_per_minute, WEIGHT_PER_MINUTE))
         self._random = chance or random.Random()
+        self._on_stored = on_stored
         self._audited = self._missing = self._different = self._mended = self._errors = 0
         # By what it is, so that one candle is told once however often it is met.
         self._unmended: dict[tuple[str, str, int], str] = {}
@@ -144,6 +147,7 @@ class Auditor:
             batch = Batch()
             batch.candles = mending
             self._mended += await self._writer.call(lambda journal: journal.write(batch))
+            self._on_stored(mending)
         await self._settle(series, stretch, truth)
 
     def _choose(self) -> tuple[Series, Stretch] | None:

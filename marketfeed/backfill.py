@@ -9,6 +9,7 @@ history stands before a live one.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -21,6 +22,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.backfill_plan import (
     Absent,
+    Doubts,
     Holes,
     Series,
     Tile,
@@ -63,6 +65,8 @@ LEAVE_NEWEST_MS: Final = schema.MINUTE_MS
 """What closed less than this ago is left to the feed and to healing."""
 MAY_BE_LATE_MS: Final = schema.HOUR_MS
 """For so long after its close a candle that the exchange does not have may still come."""
+DOUBTED_FOR_S: Final = 60.0
+"""Exchange seconds until what the exchange does not have is asked for again: a like answer is believed."""
 FEW_DAYS: Final = 3
 """The archive is asked when more days than these are missing of a series …"""
 FILE_WORTH: Final = 200
@@ -113,6 +117,7 @@ class Backfill:
     """Fills the history of `series()` in the journal that `writer` writes.
 
     `keep_ms` is how far back; `max_bytes` the journal's disk budget. `archive` None: REST alone.
+    `on_stored` hears of what was stored.
     """
 
     def __init__(
@@ -126,6 +131,8 @@ class Backfill:
         max_bytes: int,
         source: Source = "auto",
         leave_newest_ms: int = LEAVE_NEWEST_MS,
+        doubted_for_s: float = DOUBTED_FOR_S,
+        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
     ) -> None:
         self._writer = writer
         self._view = JournalView(writer.path)
@@ -137,7 +144,10 @@ class Backfill:
         self._max_bytes = max_bytes
         self._source = source
         self._leave_newest_ms = leave_newest_ms
+        self._doubted_for_s = doubted_for_s
+        self._on_stored = on_stored
         self._absent = Absent()
+        self._doubts = Doubts()
         self._woken = asyncio.Event()
         self._storing = asyncio.Lock()
         self._stores = 0
@@ -158,7 +168,6 @@ class Backfill:
         self._found_absent = 0
         self._files: Counter[str] = Counter()
         self._refused: set[str] = set()
-        self._begins_ms: dict[str, int] = {}
         self._started_s = time.monotonic()
 
     def report(self) -> HistoryReport:
@@ -167,8 +176,10 @@ class Backfill:
         done = self._wanted - left
         passed_s = time.monotonic() - self._started_s
         known = self._state == "filling" and done > 0
+        replaced = self._writer.generation != self._generation
         return HistoryReport(
-            state=self._state,
+            # Nothing of what was told of the file before holds for a fresh one.
+            state="waiting" if replaced else self._state,
             days=self._keep_ms // schema.DAY_MS,
             pairs=len(self._pairs),
             pairs_done=sum(self._left[pair] <= 0 for pair in self._pairs),
@@ -184,7 +195,7 @@ class Backfill:
         )
 
     def wake(self) -> None:
-        """Have the next pass begin at once: the pairs have changed."""
+        """Have the next pass begin at once: the pairs have changed, or the journal was replaced."""
         self._woken.set()
 
     async def run(self) -> None:
@@ -196,11 +207,12 @@ class Backfill:
             # at a first start the feed has not brought it.
             done = self.report().complete and not self._stored
             wait_s = LOOK_AGAIN_S if done else AGAIN_S
-            try:
-                async with asyncio.timeout(max(wait_s / self._clock.speed, RETRY_FIRST_S)):
-                    await self._woken.wait()
-            except TimeoutError:
-                continue
+            await self._until_woken(max(wait_s / self._clock.speed, RETRY_FIRST_S))
+
+    async def _until_woken(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
 
     async def fill(self) -> None:
         """One pass: find every hole and fill it. Never raises for what the exchange or the disk does."""
@@ -227,6 +239,7 @@ class Backfill:
     async def _fill(self) -> None:
         self._absent = Absent(await asyncio.to_thread(self._view.document, ABSENT))
         lacking = await self._scan()
+        self._doubts.keep({holes.series.key for holes in lacking})
         if not lacking:
             return
         log.info(
@@ -245,6 +258,11 @@ class Backfill:
             plan = in_order(await self._scan())
             self._state = "filling"
         await self._all(plan, self._ask, AT_ONCE)
+        if self._doubts and self._left.total() and not self._is_over():
+            await self._until_woken(self._doubted_for_s / self._clock.speed + 0.01)
+            plan = in_order(await self._scan())
+            self._state = "filling"
+            await self._all(plan, self._ask, AT_ONCE)
         if self._found_absent:
             now_ms = self._clock.now_ms()
             await self._writer.save_document(ABSENT, self._absent.document(now_ms), now_ms)
@@ -349,10 +367,6 @@ class Backfill:
         pair, key = series.instrument.pair, series.key
         if key in self._refused:
             return
-        if tile.stretch.end_ms <= self._begins_ms.get(key, 0):
-            self._left[pair] -= tile.candles
-            self._found_absent += tile.candles
-            return
         holes = await self._holes(series, tile.stretch)
         self._left[pair] -= tile.candles - _candles(holes, series)
         for stretch, _ in covering(holes, series.length_ms):
@@ -368,34 +382,28 @@ class Backfill:
                 self._refused.add(key)
                 return
             stored = await self._store(candles, holes)
-            absent = await self._note_absent(series, stretch, candles)
+            absent = self._note_absent(series, stretch, candles)
             self._left[pair] -= stored + absent
 
-    async def _note_absent(
-        self, series: Series, stretch: Stretch, candles: Sequence[Candle]
-    ) -> int:
+    def _note_absent(self, series: Series, stretch: Stretch, candles: Sequence[Candle]) -> int:
         """Remember what the exchange does not have; returns how many candles of the stretch that are.
 
-        It has a row for every interval of a listed pair; what is new may only be late.
+        It has a row for every interval of a listed pair, and what is new may only be late. So it must
+        have said so a while ago, too: until then these candles are left.
         """
         now_ms = self._clock.now_ms()
         opens = [candle.open_time_ms for candle in candles]
-        absent = [
+        lacking = [
             part
             for part in missing(opens, stretch, series.length_ms)
             if part.end_ms <= now_ms - MAY_BE_LATE_MS
         ]
-        if not absent:
-            return 0
+        absent = self._doubts.take(
+            series.key, stretch, lacking, self._clock.elapsed_s(), self._doubted_for_s
+        )
+        if absent:
+            self._absent.note(series, absent, now_ms)
         count = _candles(absent, series)
-        if not candles and stretch.end_ms > self._begins_ms.get(series.key, 0):
-            within = range_of(series, now_ms - self._keep_ms, stretch.start_ms)
-            older = await self._holes(series, within)
-            if older == (within,):
-                # Nothing is stored before it either: this is before the first trade of all.
-                self._begins_ms[series.key] = stretch.end_ms
-                absent = [Stretch(within.start_ms, stretch.end_ms)]
-        self._absent.note(series, absent, now_ms)
         self._found_absent += count
         return count
 
@@ -463,6 +471,7 @@ class Backfill:
             if self._given_up:
                 raise JournalError(self._given_up)
             self._stored += await self._writer.call(lambda journal: journal.write(batch))
+            self._on_stored(batch.candles)
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:
                 await self._writer.take_stock()

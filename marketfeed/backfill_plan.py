@@ -4,7 +4,7 @@ Times are ms of exchange time; stretches are half open and on their timeframe's 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -144,6 +144,47 @@ class Absent:
                 kept.setdefault(key, []).append((*stretch, min(believed)))
         self._known = kept
         return msgspec.json.encode(kept)
+
+
+class _Doubt(NamedTuple):
+    stretch: Stretch
+    since_s: float
+
+
+class Doubts:
+    """What the exchange has once said it does not have, by series: one such answer may be a mistake."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[_Doubt]] = {}
+
+    def __bool__(self) -> bool:
+        return any(self._known.values())
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Forget all series but these."""
+        self._known = {key: doubts for key, doubts in self._known.items() if key in keys}
+
+    def take(
+        self, key: str, asked: Stretch, lacking: Sequence[Stretch], now_s: float, after_s: float
+    ) -> list[Stretch]:
+        """Take in what an answer for `asked` lacks; returns what of it was said `after_s` ago or earlier.
+
+        `now_s` are monotonic seconds.
+        """
+        known = self._known.get(key, [])
+        before = [doubt.stretch for doubt in known]
+        again = [
+            _Doubt(part, doubt.since_s)
+            for doubt in known
+            for hole in lacking
+            for part in overlap([doubt.stretch], hole)
+        ]
+        self._known[key] = [
+            *(_Doubt(rest, d.since_s) for d in known for rest in cut(d.stretch, [asked])),
+            *(_Doubt(part, now_s) for hole in lacking for part in cut(hole, before)),
+            *(doubt for doubt in again if doubt.since_s + after_s > now_s),
+        ]
+        return [doubt.stretch for doubt in again if doubt.since_s + after_s <= now_s]
 
 
 def without(stretches: Iterable[Stretch], absent: Sequence[Stretch]) -> tuple[Stretch, ...]:

@@ -8,12 +8,16 @@ wall second; `speed` says how many pass in one.
 
 import math
 import time
+from typing import Final
+
+STAMPS_HOLD_S: Final = 60.0
+"""Exchange seconds for which the last stamp of a frame can contradict this clock."""
 
 
 class ExchangeClock:
     """The exchange's time, learnt from its server and carried on by the monotonic clock.
 
-    Before the first `set_server_time` it assumes the host's wall clock is right.
+    Before the first `set_server_time` it assumes the host's wall clock is right, and is certain of nothing.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
@@ -22,6 +26,8 @@ class ExchangeClock:
         self._anchor_ms = time.time() * 1000.0
         self._elapsed_s = 0.0
         self._error_ms: float | None = None
+        # A stamp (ms), when it was heard (elapsed s), and how far from it this clock may be (ms).
+        self._heard: tuple[int, float, float] | None = None
 
     @property
     def speed(self) -> float:
@@ -38,8 +44,20 @@ class ExchangeClock:
         return self._error_ms
 
     def certain_ms(self) -> int:
-        """Exchange time that is past for certain: what `now_ms` may be ahead is taken off."""
-        return self.now_ms() - math.ceil(self._error_ms or 0.0)
+        """Exchange time that is past for certain: what `now_ms` may be ahead is taken off.
+
+        0 while nothing is certain: before the first setting, and while frames say that it is far ahead.
+        """
+        if self._error_ms is None or self._is_ahead():
+            return 0
+        return self.now_ms() - math.ceil(self._error_ms)
+
+    def hear(self, stamp_ms: int, tolerance_s: float) -> None:
+        """Note the exchange time that fresh frames are stamped with: `now_ms` is there, more or less.
+
+        `tolerance_s` are exchange seconds.
+        """
+        self._heard = stamp_ms, self.elapsed_s(), tolerance_s * 1000.0
 
     def elapsed_s(self) -> float:
         """Monotonic exchange seconds since this clock was made. Not moved by `set_server_time`."""
@@ -61,3 +79,13 @@ class ExchangeClock:
         self._error_ms = round_trip_s / 2.0 * 1000.0 * speed
         self._anchor_ms = server_time_ms + self._error_ms
         self._speed = speed
+
+    def _is_ahead(self) -> bool:
+        if self._heard is None:
+            return False
+        stamp_ms, heard_s, tolerance_ms = self._heard
+        passed_s = self.elapsed_s() - heard_s
+        # Carried on by the monotonic clock, which stands still while a host is suspended: not for ever.
+        if passed_s > STAMPS_HOLD_S:
+            return False
+        return self.now_ms() - (stamp_ms + passed_s * 1000.0) > tolerance_ms

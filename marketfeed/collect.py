@@ -6,9 +6,10 @@ so that nothing that was received is lost.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Final
 
@@ -154,16 +155,8 @@ class Collector:
         session: aiohttp.ClientSession,
         stop: asyncio.Event,
     ) -> None:
-        line, catalog = self._make_line(listing, source, rest, session)
+        line, catalog, history = self._make_line(listing, source, rest, session)
         intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
-        history = History(
-            self._settings,
-            self._writer,
-            rest,
-            session,
-            self._clock,
-            lambda: line.roster.instruments,
-        )
 
         def on_pairs_changed() -> None:
             line.settling.set_instruments(line.roster.instruments)
@@ -195,11 +188,12 @@ class Collector:
                     stored = await self._writer.call(Journal.newest_candles)
                     supervisor.start(stored, self._fill_ms())
                     feeding = group.create_task(feed.run(), name="feed")
+                    stamped = partial(_once_stamped, supervisor.stamped, line.silent_after_s)
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
-                        group.create_task(line.healer.run(), name="heal"),
+                        group.create_task(stamped(line.healer.run), name="heal"),
                         group.create_task(line.settling.run(), name="settle"),
-                        group.create_task(history.run(), name="history"),
+                        group.create_task(stamped(history.run), name="history"),
                         group.create_task(keeper.run(), name="pairs"),
                         group.create_task(self._keep_clock(rest, supervisor), name="clock"),
                         group.create_task(self._keep_journal(intake, shipper), name="retention"),
@@ -230,7 +224,7 @@ class Collector:
         source: InstrumentSource,
         rest: BinanceRest,
         session: aiohttp.ClientSession,
-    ) -> tuple[Line, Catalog]:
+    ) -> tuple[Line, Catalog, History]:
         exchange = self._settings.exchange
         roster = Roster(listing.selection)
         instruments = roster.instruments
@@ -239,6 +233,7 @@ class Collector:
         def on_replaced() -> None:
             catalog.note_all()
             source.on_journal_replaced()
+            history.wake()
 
         intake = Intake(
             self._writer,
@@ -248,6 +243,7 @@ class Collector:
             exchange.funding_rate_every.ms,
             on_replaced,
         )
+        self._writer.on_damage = intake.on_damage
         catalog = Catalog(exchange.timeframes, intake, self._clock)
         supervisor = Supervisor(
             intake,
@@ -259,6 +255,15 @@ class Collector:
         )
         healer = Healer(
             supervisor, rest, intake, self._writer, self._clock, self._counters, roster.known
+        )
+        history = History(
+            self._settings,
+            self._writer,
+            rest,
+            session,
+            self._clock,
+            lambda: roster.instruments,
+            healer.on_stored,
         )
         settling = Settling(
             rest,
@@ -304,7 +309,7 @@ class Collector:
             shipper = Shipper(self._writer, influx, now_ms=self._clock.now_ms)
             log.info("shipping to target=%r", influx.target)
         line = Line(intake, feed, supervisor, healer, settling, roster, silent_after_s, shipper)
-        return line, catalog
+        return line, catalog, history
 
     # --- beside the line --------------------------------------------------------------------------
 
@@ -313,7 +318,8 @@ class Collector:
         wait_s = CLOCK_DOUBT_EVERY_S
         while True:
             await asyncio.sleep(wait_s)
-            vague = (self._clock.error_ms or 0.0) > PRECISE_S / 2 * 1000 * self._clock.speed
+            error_ms = self._clock.error_ms
+            vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
             doubted = vague or supervisor.stamps_off_s or self._reporter.clock_problem
             if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
                 continue
@@ -398,14 +404,27 @@ class Collector:
         return rows
 
     def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
+        start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms
         log.error(
-            "journal over its disk budget, deleted table=%s rows=%d before_ms=%d",
+            "journal over its disk budget, deleted table=%s rows=%d from_ms=%d before_ms=%d",
             cut.table,
             rows,
+            start_ms,
             cut.before_ms,
         )
         reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
-        now_ms = self._clock.now_ms()
-        intake.add(
-            Gap(f"disk_budget_{cut.table}", None, cut.before_ms, now_ms, "unresolvable", reason)
-        )
+        kind = f"disk_budget_{cut.table}"
+        intake.add(Gap(kind, None, start_ms, cut.before_ms, "unresolvable", reason))
+
+
+async def _once_stamped(
+    stamped: asyncio.Event, timeout_s: float, run: Callable[[], Coroutine[None, None, None]]
+) -> None:
+    """Run what takes candles from REST: they are closed by a time that frames can contradict first.
+
+    Without any frame for `timeout_s` wall seconds, what the exchange tells of its time is believed.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await stamped.wait()
+    await run()

@@ -143,8 +143,8 @@ class HistorySettings(BaseModel):
 class RetentionSettings(BaseModel):
     """How long rows are kept, counted back from the newest stored one.
 
-    `candles` goes for settled funding rates too, `funding_rate` for the running ones: one a pair and
-    minute, which would be 5 GB in 400 days.
+    `funding_rate` goes for the running ones: one a pair and minute, which would be 5 GB in 400 days.
+    Settled ones, three to six a day, are kept.
     """
 
     model_config = _CONFIG

@@ -54,6 +54,15 @@ def absence(kind: Kind, path: Path) -> str:
     )
 
 
+@contextlib.contextmanager
+def errors_told(kind: Kind, path: Path) -> Iterator[None]:
+    """Raise what SQLite raises within as JournalWriteError: a caller knows no other error of a file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise JournalWriteError(f"{kind.name} {path}: {error}", _is_damage(error)) from error
+
+
 class Database:
     """An open file and its lock. Not safe for concurrent calls: give it to one thread at a time."""
 
@@ -66,17 +75,23 @@ class Database:
         self.set_aside = set_aside
         """Where a damaged predecessor was put when this file was opened."""
         self._lock_fd = lock_fd
-        self._identity = _identity(path)
+        self._identity = identity(path)
 
     @classmethod
     def open(
-        cls, kind: Kind, path: Path, *, wait_lock_s: float = 0.0, distrusted: bool = False
+        cls,
+        kind: Kind,
+        path: Path,
+        *,
+        wait_lock_s: float = 0.0,
+        distrusted: bool = False,
+        check_s: float = CHECK_S,
     ) -> Self:
         """Open or create the file at `path` and take its lock.
 
         A file that SQLite finds damaged, or a `distrusted` one, is renamed to
         `<name>.corrupt-<UTC time>` and a fresh one started, with an error in the log and the new name
-        in `set_aside`.
+        in `set_aside`. It is looked over for `check_s` wall seconds, not at all for 0.
 
         Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
         JournalForeignError, JournalNewerError, JournalError.
@@ -95,7 +110,7 @@ class Database:
             text = f"{kind.name} {path}: {error.strerror or error}{hint}"
             raise JournalError(text) from error
         try:
-            db, set_aside = _open_or_set_aside(kind, path, distrusted=distrusted)
+            db, set_aside = _open_or_set_aside(kind, path, check_s, distrusted=distrusted)
         except BaseException:
             os.close(lock_fd)
             raise
@@ -121,7 +136,7 @@ class Database:
         `queries` read what readers read first. Raises JournalWriteError (`damaged`) when the file is
         gone, another one stands in its place, or SQLite finds it damaged.
         """
-        found = _identity(self.path)
+        found = identity(self.path)
         if found != self._identity:
             what = "the file is gone" if found is None else "another file stands in its place"
             raise JournalWriteError(f"{self.kind.name} {self.path}: {what}", damaged=True)
@@ -140,12 +155,8 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction, durable when the block has ended. Raises JournalWriteError: nothing is stored."""
-        try:
-            with self._bare_transaction():
-                yield self.db
-        except sqlite3.Error as error:
-            damaged = isinstance(error, sqlite3.DatabaseError) and _is_damage(error)
-            raise JournalWriteError(f"{self.kind.name} {self.path}: {error}", damaged) from error
+        with errors_told(self.kind, self.path), self._bare_transaction():
+            yield self.db
 
     @contextlib.contextmanager
     def _bare_transaction(self) -> Iterator[None]:
@@ -231,7 +242,7 @@ def _connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connec
     return sqlite3.connect(f"file:{quote(str(path))}?{options}", uri=True, timeout=5.0)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
     """What tells a file from another one of its name; None if there is none."""
     try:
         found = path.stat()
@@ -276,13 +287,13 @@ def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
 
 
 def _open_or_set_aside(
-    kind: Kind, path: Path, *, distrusted: bool
+    kind: Kind, path: Path, check_s: float, *, distrusted: bool
 ) -> tuple[sqlite3.Connection, Path | None]:
     found = "damage was seen while it was in use"
     try:
         if not distrusted:
             try:
-                return _open(kind, path), None
+                return _open(kind, path, check_s), None
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
@@ -295,14 +306,14 @@ def _open_or_set_aside(
             found,
             set_aside,
         )
-        return _open(kind, path), set_aside
+        return _open(kind, path, check_s), set_aside
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error
     except OSError as error:
         raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
 
 
-def _open(kind: Kind, path: Path) -> sqlite3.Connection:
+def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
         version = _recognise(kind, path, db)
@@ -313,7 +324,7 @@ def _open(kind: Kind, path: Path) -> sqlite3.Connection:
         if version == 0:
             _create(kind, db)
         else:
-            _check(db)
+            _check(db, check_s)
             _migrate(kind, path, db, version)
     except BaseException:
         db.close()
@@ -380,9 +391,11 @@ def _schema_change(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _check(db: sqlite3.Connection) -> None:
-    """Let SQLite look over the file for at most CHECK_S; raise DatabaseError on damage."""
-    deadline_s = time.monotonic() + CHECK_S
+def _check(db: sqlite3.Connection, check_s: float) -> None:
+    """Let SQLite look over the file for at most so long; raise DatabaseError on damage."""
+    if check_s <= 0.0:
+        return
+    deadline_s = time.monotonic() + check_s
     db.set_progress_handler(lambda: time.monotonic() > deadline_s, 100_000)
     try:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -393,17 +406,23 @@ def _check(db: sqlite3.Connection) -> None:
     finally:
         db.set_progress_handler(None, 0)
     if verdict != "ok":
-        damage = sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
-        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise damage
+        raise damage(verdict)
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
+def damage(what: str) -> sqlite3.DatabaseError:
+    """An error as SQLite's own of a corrupt file, for what it does not look at."""
+    error = sqlite3.DatabaseError(f"database disk image is malformed: {what}")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", 0)
-    # A short read: the file has been cut off.
+    # A short read: the file has been cut off. Python reads texts, and SQLite does not look at them.
     return (
         code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         or code == sqlite3.SQLITE_IOERR_SHORT_READ
+        or (not code and "decode to UTF-8" in str(error))
     )
 
 

@@ -6,7 +6,7 @@
         * JournalLockedError  another collector holds it
         * JournalForeignError the file is no journal of ours
         * JournalNewerError   the file was written by a newer version
-        * JournalWriteError   a batch could not be committed (`damaged`: the file is corrupt)
+        * JournalWriteError   it could not be written, or read (`damaged`: the file is corrupt)
     * BackupError             a backup could not be made; what was there is untouched
     * ListenError             a port cannot be listened on
     * LedgerError             a forward is not in the state that the next step needs: nothing was sent
@@ -47,7 +47,7 @@ class JournalNewerError(JournalError):
 
 
 class JournalWriteError(JournalError):
-    """A batch could not be committed: nothing of it is stored, and it may be written again.
+    """SQLite refused: nothing of a batch is stored, no question is answered; it may be tried again.
 
     `damaged` says that SQLite found the file corrupt, so that trying again cannot help.
     """

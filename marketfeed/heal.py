@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -134,6 +135,7 @@ class Healer:
         self._wake = asyncio.Event()
         self._rechecks: dict[Series, float] = {}
         self._rechecked_ms: dict[Series, int] = {}
+        self._stored_otherwise = False
         self._recheck_wake = asyncio.Event()
         supervisor.on_missing = self._on_missing
         supervisor.on_reconnected = self._on_reconnected
@@ -148,6 +150,11 @@ class Healer:
             rechecks=len(self._rechecks),
             trouble=self.trouble,
         )
+
+    def on_stored(self, candles: Iterable[Candle]) -> None:
+        """Take note of closed candles that history or its audit has stored: what was given up may be had."""
+        self._supervisor.stored(candles)
+        self._stored_otherwise = True
 
     async def run(self) -> None:
         """Heal until cancelled. Raises nothing that REST or the journal is the cause of."""
@@ -293,7 +300,10 @@ class Healer:
     # --- what an earlier run left -----------------------------------------------------------------
 
     async def _keep_resuming(self) -> None:
-        """Take up the journal's open gaps: at the start, and when there were too many to be remembered."""
+        """Take up the journal's open gaps: at the start, and when there were too many to be remembered.
+
+        Then, and when candles were stored otherwise, what was given up is looked for in the journal.
+        """
         resume = True
         while True:
             try:
@@ -303,20 +313,19 @@ class Healer:
             except JournalError as error:
                 log.warning("open gaps not read, trying again later error=%r", str(error))
             await asyncio.sleep(self._wall_s(RESUME_EVERY_S if not resume else 10.0))
-            resume |= self._supervisor.forgotten() > 0
+            resume |= self._supervisor.forgotten() > 0 or self._stored_otherwise
 
     async def _resume(self) -> None:
+        self._stored_otherwise = False
         gaps = await self._writer.call(Journal.open_gaps)
+        given_up = await self._writer.call(Journal.given_up_gaps)
         taken: Counter[str] = Counter()
-        for pair, timeframe, gap in gaps:
-
-            def look(
-                journal: Journal, pair: str = pair, timeframe: str = timeframe, gap: Stretch = gap
-            ) -> list[Stretch]:
-                return journal.missing(pair, timeframe, gap)
-
+        for number, (pair, timeframe, gap) in enumerate([*gaps, *given_up]):
             # Call by call, so that commits of new data pass in between.
+            look = partial(Journal.missing, pair=pair, timeframe=timeframe, gap=gap)
             left = await self._writer.call(look)
+            if left and number >= len(gaps):
+                continue
             taken["open" if left else "stored"] += 1
             self._supervisor.resume(Series(pair, timeframe), gap, left)
         if taken:

@@ -16,6 +16,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings, Settings
+from marketfeed.records import Candle
 from marketfeed.writer import JournalWriter
 
 _BINANCE: Final = ExchangeSettings()
@@ -59,6 +60,7 @@ def make_backfill(
     days: int | None = None,
     source: Source = "auto",
     leave_newest_ms: int = LEAVE_NEWEST_MS,
+    on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings."""
     return Backfill(
@@ -71,11 +73,15 @@ def make_backfill(
         settings.journal.max_bytes,
         source,
         leave_newest_ms,
+        on_stored=on_stored,
     )
 
 
 class History:
-    """Fills and audits the history of `instruments()` in the journal of `writer`."""
+    """Fills and audits the history of `instruments()` in the journal of `writer`.
+
+    `on_stored` hears of what either has stored.
+    """
 
     def __init__(
         self,
@@ -85,10 +91,13 @@ class History:
         session: aiohttp.ClientSession,
         clock: ExchangeClock,
         instruments: Callable[[], Sequence[Instrument]],
+        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
     ) -> None:
         self.backfill: Backfill | None = None
         if settings.history.days:
-            self.backfill = make_backfill(settings, writer, rest, session, clock, instruments)
+            self.backfill = make_backfill(
+                settings, writer, rest, session, clock, instruments, on_stored=on_stored
+            )
         timeframes = settings.exchange.timeframes
         self._auditor = Auditor(
             writer,
@@ -98,6 +107,7 @@ class History:
             kept_ms(settings) or schema.DAY_MS,
             self._is_complete,
             settings.history.weight_per_minute // AUDIT_SHARE,
+            on_stored=on_stored,
         )
 
     def report(self) -> HistoryState:
@@ -106,7 +116,7 @@ class History:
         return HistoryState(None if backfill is None else backfill.report(), self._auditor.report())
 
     def wake(self) -> None:
-        """Look for holes at once: the pairs have changed."""
+        """Look for holes at once: the pairs have changed, or the journal was replaced."""
         if self.backfill is not None:
             self.backfill.wake()
 

@@ -97,9 +97,6 @@ async def _fill(
     tell: FillProgress,
 ) -> BackfillOutcome:
     async with _rest(settings, settings.history.weight_per_minute) as (rest, clock, session):
-        known = await writer.load_document(REST_BUDGET)
-        if known is not None:
-            rest.turns.budget.restore(rest.turns.now(), known[0])
         listing = await InstrumentSource(settings.exchange, rest, clock, writer).load_once()
         instruments = _named(listing.selection.instruments, pairs)
         await _note_catalog(writer, instruments, settings.exchange.timeframes, clock.now_ms())
@@ -279,10 +276,17 @@ async def _repair(settings: Settings, audit: Audit, report: AuditReport) -> Audi
 async def _rest(
     settings: Settings, weight_per_minute: int
 ) -> AsyncIterator[tuple[BinanceRest, ExchangeClock, aiohttp.ClientSession]]:
-    """A client with a budget of its own, its clock set to the exchange's."""
+    """A client with a budget of its own, its clock set to the exchange's.
+
+    It goes on from what the journal's collector has asked last: a ban holds for a command, too.
+    """
     clock = ExchangeClock()
+    view = JournalView(settings.journal.path)
+    known = await asyncio.to_thread(view.document, REST_BUDGET)
     async with aiohttp.ClientSession() as session:
         turns = Turns(Budget(weight_per_minute), clock)
         rest = BinanceRest(session, settings.exchange.rest_url, turns=turns)
+        if known is not None:
+            turns.budget.restore(turns.now(), known)
         await sync_clock(rest, clock)
         yield rest, clock, session

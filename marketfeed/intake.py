@@ -187,7 +187,8 @@ class Intake:
 
     def on_damage(self, error: JournalError) -> None:
         """Have the journal replaced before the next commit: its file was found damaged on the disk."""
-        log.error("journal cannot be read any more, starting anew error=%r", str(error))
+        if not self._damaged:
+            log.error("journal cannot be read any more, starting anew error=%r", str(error))
         self._damaged = True
         self._urgent.set()
 
@@ -202,7 +203,7 @@ class Intake:
         while True:
             await self._until_due()
             ended = self._ended
-            if len(self._pending):
+            if len(self._pending) or (self._damaged and not ended):
                 if self.before_commit is not None:
                     self.before_commit()
                 batch, self._pending = self._pending, Batch(self._funding_every_ms)

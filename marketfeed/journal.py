@@ -9,6 +9,7 @@ number is never given twice, not even after retention has deleted the newest row
 """
 
 import contextlib
+import logging
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,16 @@ from typing import Final, NamedTuple, Self
 
 from marketfeed import rows, schema, shipped, tables
 from marketfeed.batch import Batch
-from marketfeed.database import Database, FileFound, Kind, absence, inspect
+from marketfeed.database import (
+    CHECK_S,
+    Database,
+    FileFound,
+    Kind,
+    absence,
+    damage,
+    errors_told,
+    inspect,
+)
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 from marketfeed.records import (
@@ -30,6 +40,8 @@ from marketfeed.records import (
     RefusedLine,
 )
 from marketfeed.stretches import Stretch, missing
+
+log = logging.getLogger(__name__)
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
@@ -62,7 +74,8 @@ class RefusedLines:
         self._path = path
         if inspect_journal(path) is None:
             raise JournalError(absence(KIND, path))
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        with errors_told(KIND, path):
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
     def __enter__(self) -> Self:
         return self
@@ -72,10 +85,9 @@ class RefusedLines:
 
     def read(self) -> list[RefusedLine]:
         """All of them, oldest first."""
-        rows = self._db.execute(
-            "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
-        )
-        return [RefusedLine(*row) for row in rows]
+        text = "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
+        with errors_told(KIND, self._path):
+            return [RefusedLine(*row) for row in self._db.execute(text)]
 
     def gone(self) -> int:
         """How many more there were, pushed out by newer ones."""
@@ -83,29 +95,32 @@ class RefusedLines:
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
-        try:
+        with errors_told(KIND, self._path):
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
                 "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
             )
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path}: {error}") from error
 
 
 class Cut(NamedTuple):
-    """Rows of one pair in one table that are older than `before_ms` (exchange time)."""
+    """Rows of one pair in one table that are older than `before_ms` (exchange time).
+
+    `oldest_ms` is the oldest that the table has of any pair, where that was looked for.
+    """
 
     table: str
     pair_id: int
     before_ms: int
+    oldest_ms: int | None = None
 
 
 class Journal:
     """The one writer of a journal file.
 
     Not safe for concurrent calls: give it to one thread. Whatever writes raises JournalWriteError when
-    SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then.
+    SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then. What reads raises
+    SQLite's errors as they are: call it within `errors_told`, as `JournalWriter` does.
     """
 
     def __init__(self, database: Database) -> None:
@@ -120,11 +135,24 @@ class Journal:
         self._reload()
 
     @classmethod
-    def open(cls, path: Path, *, wait_lock_s: float = 0.0, distrusted: bool = False) -> Self:
-        """Open or create the journal at `path` and take its lock, as `Database.open` says."""
-        database = Database.open(KIND, path, wait_lock_s=wait_lock_s, distrusted=distrusted)
+    def open(
+        cls,
+        path: Path,
+        *,
+        wait_lock_s: float = 0.0,
+        distrusted: bool = False,
+        check_s: float = CHECK_S,
+    ) -> Self:
+        """Open or create the journal at `path` and take its lock, as `Database.open` says.
+
+        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
+        """
+        database = Database.open(
+            KIND, path, wait_lock_s=wait_lock_s, distrusted=distrusted, check_s=check_s
+        )
         try:
-            return cls(database)
+            with errors_told(KIND, path):
+                return cls(database)
         except BaseException:
             database.close()
             raise
@@ -144,13 +172,18 @@ class Journal:
         """Checkpoint, close the file and give the lock back. Safe to call twice."""
         self._database.close()
 
-    def require_whole(self) -> None:
+    def errors_told(self) -> contextlib.AbstractContextManager[None]:
+        """Whatever SQLite raises within is raised as JournalWriteError."""
+        return errors_told(KIND, self.path)
+
+    def require_whole(self, *, at_start: bool = False) -> None:
         """Look whether readers can still read the newest rows from the disk. From any thread.
 
-        Raises JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no
-        damage to pages that it finds in memory.
+        `at_start` looks at what a collector reads before its first commit, too. Raises
+        JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no damage to
+        pages that it finds in memory.
         """
-        self._database.require_whole(_READ_FIRST)
+        self._database.require_whole((*_READ_FIRST, *_READ_AT_START) if at_start else _READ_FIRST)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -217,11 +250,18 @@ class Journal:
     # --- reading, for the collector itself ----------------------------------------------------------
 
     def load_document(self, name: str) -> tuple[bytes, int] | None:
-        """Return what was last saved under `name` and when (ms), or None."""
+        """Return what was last saved under `name` and when (ms), or None: there is none, or it is spoilt."""
         row = self._db.execute(
             "SELECT body, saved FROM document WHERE name = ?", (name,)
         ).fetchone()
-        return None if row is None else (zlib.decompress(row[0]), row[1])
+        try:
+            return None if row is None else (zlib.decompress(row[0]), row[1])
+        except zlib.error as error:
+            # It can be had anew; the candles beside it cannot.
+            log.error(
+                "document cannot be read, going on without name=%s error=%r", name, str(error)
+            )
+            return None
 
     def newest_candles(self) -> dict[tuple[str, str], int]:
         """The newest closed candle's open time (ms) of each series (pair, timeframe)."""
@@ -240,16 +280,11 @@ class Journal:
 
     def open_gaps(self) -> list[tuple[str, str, Stretch]]:
         """The gaps of candles that are neither healed nor given up: pair, timeframe and where."""
-        lengths = schema.TIMEFRAMES_MS
-        return [
-            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
-            for pair, kind, start_ms, end_ms in self._db.execute(
-                """SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
-                   WHERE state IN ('found', 'healing') AND "end" IS NOT NULL
-                   ORDER BY start DESC"""
-            )
-            if kind.removeprefix(CANDLE_GAP) in lengths
-        ]
+        return self._gaps("'found', 'healing'")
+
+    def given_up_gaps(self) -> list[tuple[str, str, Stretch]]:
+        """The gaps of candles that were given up, as `open_gaps` tells those that were not."""
+        return self._gaps("'unresolvable'")
 
     def missing(self, pair: str, timeframe: str, gap: Stretch) -> list[Stretch]:
         """What of a stretch on the timeframe's grid is not stored, oldest first."""
@@ -385,7 +420,7 @@ class Journal:
                 continue
             step_ms = max((newest - oldest) // 16, schema.MINUTE_MS)
             before_ms = min(oldest + step_ms, newest - schema.HOUR_MS)
-            return [Cut(table, pair_id, before_ms) for pair_id in self._pair_ids.values()]
+            return [Cut(table, pair_id, before_ms, oldest) for pair_id in self._pair_ids.values()]
         return []
 
     def delete(self, cut: Cut, below_seq: int | None = None) -> int:
@@ -403,6 +438,18 @@ class Journal:
                 self._db.execute(f"{text} AND timeframe_ms = ?", (*key, length_ms)).rowcount
                 for length_ms in schema.TIMEFRAME_NAMES
             )
+
+    def _gaps(self, states: str) -> list[tuple[str, str, Stretch]]:
+        lengths = schema.TIMEFRAMES_MS
+        return [
+            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
+            for pair, kind, start_ms, end_ms in self._db.execute(
+                f"""SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
+                    WHERE state IN ({states}) AND "end" IS NOT NULL
+                    ORDER BY start DESC"""
+            )
+            if kind.removeprefix(CANDLE_GAP) in lengths
+        ]
 
     def _extreme(self, table: str, function: str) -> int | None:
         # One seek a series: max() over the whole table would read all of it.
@@ -432,8 +479,13 @@ class Journal:
             raise
 
     def _reload(self) -> None:
+        # Empty until it is read: an id that was given in vain would name another pair.
+        self._pair_ids = {}
         self._pair_ids = dict(self._db.execute("SELECT pair, id FROM pair"))
-        (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()
+        sequence = self._db.execute("SELECT next FROM sequence").fetchone()
+        if sequence is None:
+            raise damage("no row in table sequence")
+        (self._next_seq,) = sequence
         self._funding_written.clear()
         self._settled = self.newest_settled()
 
@@ -523,3 +575,11 @@ _READ_FIRST: Final = (
        FROM pair""",
 )
 """What reads every series' newest row."""
+
+_READ_AT_START: Final = (
+    "SELECT * FROM document",
+    "SELECT * FROM shipped",
+    "SELECT * FROM gap WHERE state IN ('found', 'healing')",
+    "SELECT * FROM gap LIMIT 1",
+)
+"""What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""

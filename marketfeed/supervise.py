@@ -27,7 +27,7 @@ from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
 from marketfeed.metrics import Counters
-from marketfeed.records import CANDLE_GAP, Gap, GapState
+from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.stretches import Stretch, candles_in
 
@@ -80,6 +80,8 @@ class Supervisor:
         """How often it has looked around: a watchdog's proof that it turns."""
         self.stamps_off_s = 0.0
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
+        self.stamped = asyncio.Event()
+        """Set when the first frame has come whose stamp tells the exchange's time."""
         self.on_missing: Callable[[Missing], None] | None = None
         """Called with every gap that is found, and at its end."""
         self.on_reconnected: Callable[[Sequence[Series]], None] | None = None
@@ -181,6 +183,14 @@ class Supervisor:
         if gap is not None and gap.state == "found":
             gap.state = "healing"
             self._note_gap(series, Stretch(start_ms, gap.end_ms), "healing", "asked for by REST")
+
+    def stored(self, candles: Iterable[Candle]) -> None:
+        """Note closed candles that were stored by another way than the intake's: no longer missing."""
+        for candle in candles:
+            self._liveness.fetched(
+                candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
+            )
+        self._note_missing("did not come")
 
     def give_up(self, series: Series, start_ms: int, reason: str) -> None:
         """Note that what is left of a gap is not to be had; should it come after all, that is told."""
@@ -322,6 +332,8 @@ class Supervisor:
             self._stamped_s = now_s
             off_s = (newest_event_ms - now_ms) / 1000
             self.stamps_off_s = off_s if abs(off_s) > self._tolerance_s() else 0.0
+            self._clock.hear(newest_event_ms, self._tolerance_s())
+            self.stamped.set()
 
     def _tolerance_s(self) -> float:
         return max(CLOCK_TOLERANCE_S, self._clock.speed)

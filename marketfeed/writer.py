@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from marketfeed.errors import JournalError
+from marketfeed.database import CHECK_S, identity
+from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal import Journal
 
 T = TypeVar("T")
@@ -15,11 +17,14 @@ T = TypeVar("T")
 class JournalWriter:
     """Opens the journal at `path` and runs calls on it, in their order. An async context manager.
 
-    Entering raises what `Journal.open` raises.
+    A file is looked over for `check_s` wall seconds when it is opened. Entering raises what
+    `Journal.open` raises, but for damage: a damaged file is set aside, wherever a start meets that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_s: float = CHECK_S) -> None:
         self.path = path
+        self.on_damage: Callable[[JournalError], None] | None = None
+        """Called on the event loop when a call has met damage: the file is to be replaced."""
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
         self.generation = 0
@@ -31,6 +36,9 @@ class JournalWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._journal: Journal | None = None
         self._documents: dict[str, tuple[bytes, int]] = {}
+        self._check_s = check_s
+        # The file that was gone on with after damage had been met in it, by its identity.
+        self._reprieved: tuple[int, int] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -45,8 +53,16 @@ class JournalWriter:
         self._thread.shutdown()
 
     async def call(self, function: Callable[[Journal], T]) -> T:
-        """Run `function` on the journal, after all calls before. Raises what it raises."""
-        return await self._in_thread(lambda: self._run(function))
+        """Run `function` on the journal, after all calls before. Raises what it raises.
+
+        What SQLite raises comes as JournalWriteError.
+        """
+        try:
+            return await self._in_thread(lambda: self._run(function))
+        except JournalWriteError as error:
+            if error.damaged and self.on_damage is not None:
+                self.on_damage(error)
+            raise
 
     async def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
         """Keep a document in the journal, and in the one that may have to replace it."""
@@ -63,7 +79,8 @@ class JournalWriter:
     async def replace(self) -> None:
         """Start anew after damage: the file is set aside as at a start, documents are kept.
 
-        A file that proves to be whole is gone on with (closing it has mended it, or it is a backup).
+        A file that proves to be whole is gone on with (closing it has mended it, or it is a backup), once:
+        what is met in it again lies beyond the checks.
 
         Raises JournalError when no fresh file can be made; it may be tried again.
         """
@@ -80,22 +97,37 @@ class JournalWriter:
                     raise
 
     def _open(self, *, distrusted: bool = False) -> None:
-        self._journal = journal = Journal.open(self.path, distrusted=distrusted)
+        try:
+            self._open_and_look(distrusted=distrusted)
+        except JournalWriteError as error:
+            if distrusted or not error.damaged:
+                raise
+            # The check at opening did not come as far as the damage.
+            self._open_and_look(distrusted=True)
+
+    def _open_and_look(self, *, distrusted: bool) -> None:
+        """Open the file, and prove that what a collector reads first can be read."""
+        self._journal = journal = Journal.open(
+            self.path, distrusted=distrusted, check_s=self._check_s
+        )
+        try:
+            self._run(self._note)
+            self._run(partial(Journal.require_whole, at_start=True))
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            if journal.set_aside is not None:
+                self.set_aside = journal.set_aside
         self.generation += 1
-        if journal.set_aside is not None:
-            self.set_aside = journal.set_aside
-        self._note(journal)
 
     def _replace(self) -> None:
         self._close()
-        self._open()
-        try:
-            self._run(Journal.require_whole)
-        except JournalError:
-            # The check at opening did not come as far as the damage.
-            self._close()
-            self._open(distrusted=True)
+        found = identity(self.path)
+        self._open(distrusted=found is not None and found == self._reprieved)
         self._run(self._save_documents)
+        # Last: what failed for another reason (a full disk) is tried again with the same file.
+        self._reprieved = identity(self.path)
 
     def _save_documents(self, journal: Journal) -> None:
         for name, (body, saved_ms) in self._documents.items():
@@ -105,7 +137,8 @@ class JournalWriter:
         if self._journal is None:
             raise JournalError(f"journal {self.path}: not open")
         try:
-            return function(self._journal)
+            with self._journal.errors_told():
+                return function(self._journal)
         finally:
             self.next_seq = self._journal.next_seq
 

@@ -22,14 +22,15 @@ from marketfeed.audit import AuditReport, audited_series
 from marketfeed.auditor import Auditor
 from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import day_file
-from marketfeed.binance.budget import Budget
+from marketfeed.binance.budget import Budget, Instant
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import compare
 from marketfeed.config import Settings
-from marketfeed.history_commands import run_audit, run_backfill
+from marketfeed.errors import ExchangeRefusedError
+from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle, CatalogEntry
@@ -255,6 +256,31 @@ def test_an_exchange_that_does_not_answer_is_no_good_audit(tmp_path: Path) -> No
     uvloop.run(run())
 
 
+def test_while_the_exchange_has_stopped_the_collector_no_command_asks_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def run() -> None:
+        async with filled(path, 1) as (sim, settings):
+            asked = len(sim.rest.asked)
+            clock = ExchangeClock()
+            budget = Budget(2_400)
+            now = Instant(clock.now_ms(), clock.elapsed_s())
+            budget.stop(now, 600.0, 418, "klines: status 418: banned")
+            async with JournalWriter(path) as writer:
+                await writer.save_document(REST_BUDGET, budget.state(now), now.now_ms)
+            with pytest.raises(ExchangeRefusedError, match="after klines: status 418: banned"):
+                await audited(settings)
+            with pytest.raises(ExchangeRefusedError, match="after klines: status 418: banned"):
+                await run_backfill(settings, 3, None, "rest", lambda *_: None)
+            # Beside a collector, too.
+            async with JournalWriter(path):
+                with pytest.raises(ExchangeRefusedError, match="not asked for"):
+                    await audited(settings)
+            assert len(sim.rest.asked) == asked
+
+    uvloop.run(run())
+
+
 # --- the continuous one -----------------------------------------------------------------------------
 
 
@@ -271,9 +297,10 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
                 await sync_clock(rest, clock)
                 one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
+                told: list[Candle] = []
                 auditor = Auditor(
                     writer, rest, clock, lambda: [Series(one, "3m")], 3 * schema.DAY_MS,
-                    lambda: True, chance=random.Random(1),
+                    lambda: True, chance=random.Random(1), on_stored=told.extend,
                 )  # fmt: skip
                 for _ in range(400):
                     await auditor.look()
@@ -281,6 +308,8 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                     if report.missing == 5 and report.different == 2:
                         break
                 assert (report.missing, report.different, report.mended) == (5, 2, 6)
+                # The difference that the rule keeps among them.
+                assert len({one.open_time_ms for one in told}) == 7
                 assert report.audited > 1_000
                 assert 0 < report.mismatch_rate < 1
                 # The exchange counts fewer trades there: what is stored stays, and is told.
@@ -295,7 +324,9 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 db.execute("UPDATE candle SET trades = trades - 5 WHERE open_time = ?", (more,))
                 db.commit()
             async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
-                auditor._writer, auditor._rest = writer, BinanceRest(session, sim.rest_url)
+                turns = Turns(Budget(2_400), clock)
+                auditor._writer = writer
+                auditor._rest = BinanceRest(session, sim.rest_url, turns=turns)
                 for _ in range(100):
                     await auditor.look()
                     if not auditor.report().unmended:

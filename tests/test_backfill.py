@@ -275,6 +275,8 @@ class Scripted:
 
     def __init__(self, begins_ms: int, holes: tuple[Stretch, ...] = ()) -> None:
         self.begins_ms = begins_ms
+        self.empty: set[int] = set()
+        """Numbers of requests that are answered without any candle."""
         self.limited: dict[int, int] = {}
         """Number of a request -> the status that it is answered with; go on after a second."""
         self.asked_s: list[float] = []
@@ -301,6 +303,7 @@ class Scripted:
             [ms, "1", "2", "0.5", "1.5", "10", ms + LENGTH_MS - 1, "15", 3, "5", "7", "0"]
             for ms in range(start_ms, end_ms, LENGTH_MS)
             if ms >= self.begins_ms and not any(s <= ms < e for s, e in self.holes)
+            if len(self.asked) not in self.empty
         ]
         return web.json_response(rows)
 
@@ -309,7 +312,12 @@ NOW_MS = schema.floor_to(1_792_800_000_000, LENGTH_MS) + 90_000
 ONE = Instrument("XUSDT", "X/USDT:USDT", "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
 
 
-def scripted(path: Path, exchange: Scripted, check: Callable[[Backfill], Awaitable[None]]) -> None:
+def scripted(
+    path: Path,
+    exchange: Scripted,
+    check: Callable[[Backfill], Awaitable[None]],
+    doubted_for_s: float = 0.0,
+) -> None:
     """Run `check` with a backfill of 30 days of that exchange."""
 
     async def run() -> None:
@@ -325,9 +333,11 @@ def scripted(path: Path, exchange: Scripted, check: Callable[[Backfill], Awaitab
                 rest = BinanceRest(session, url, turns=Turns(Budget(100_000), clock))
                 await sync_clock(rest, clock)
                 one = [(ONE, ("3m",))]
-                await check(
-                    Backfill(writer, rest, None, clock, lambda: one, 30 * schema.DAY_MS, 10**9)
-                )
+                backfill = Backfill(
+                    writer, rest, None, clock, lambda: one, 30 * schema.DAY_MS, 10**9,
+                    doubted_for_s=doubted_for_s,
+                )  # fmt: skip
+                await check(backfill)
         finally:
             await runner.cleanup()
 
@@ -381,8 +391,8 @@ def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
         assert report.complete
         assert report.stored == 1_000
         assert report.absent == report.candles - 1_000 > 13_000
-        # Three that hold something, and those under way until the first empty one was answered.
-        assert 4 <= len(exchange.asked) <= 3 + 8 + 1
+        # Each that holds something once, each without a candle (and what one lacks) twice.
+        assert len(exchange.asked) == 29 + 27
         exchange.asked.clear()
         await backfill.fill()
         assert backfill.report().complete
@@ -407,6 +417,55 @@ def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
     scripted(path, exchange, after_a_restart)
     with Journal.open(path) as journal:
         assert len(journal.candles(ONE.pair, "3m", 0, 2**62)) == 14_399
+
+
+def test_of_a_journal_that_was_replaced_nothing_is_told_before_it_was_looked_at(
+    path: Path,
+) -> None:
+    exchange = Scripted(0)
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        assert backfill.report().complete
+        await asyncio.to_thread(path.unlink)
+        await backfill._writer.replace()
+        assert (backfill.report().state, backfill.report().complete) == ("waiting", False)
+        await backfill.fill()
+        assert (backfill.report().state, backfill.report().stored) == ("complete", 14_399)
+
+    scripted(path, exchange, check)
+
+
+def test_one_empty_answer_is_not_believed(path: Path) -> None:
+    """Not of that stretch, nor of what is older; a like answer a while later is."""
+    exchange = Scripted(0)
+    exchange.empty = {2, 20}
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        report = backfill.report()
+        assert (report.state, report.absent, report.stored) == ("complete", 0, 14_399)
+        assert len(exchange.asked) == 29 + 2
+
+    scripted(path, exchange, check)
+    with Journal.open(path) as journal:
+        assert journal.load_document(ABSENT) is None
+
+
+def test_what_was_said_just_now_is_left_and_asked_again_when_woken(path: Path) -> None:
+    exchange = Scripted(0)
+    # All of them the first time, and then ten once more.
+    exchange.empty = set(range(1, 29 + 10 + 1))
+
+    async def check(backfill: Backfill) -> None:
+        # Woken by a new pair: nothing is waited for then, and nothing believed.
+        backfill.wake()
+        await backfill.fill()
+        report = backfill.report()
+        assert (report.state, report.absent, report.stored) == ("incomplete", 0, 14_399 - 10 * 499)
+        assert report.candles_left == 10 * 499
+
+    scripted(path, exchange, check, doubted_for_s=3_600.0)
 
 
 def test_what_the_exchange_lacks_in_between_is_remembered_and_the_newest_is_not(path: Path) -> None:

@@ -9,6 +9,7 @@ from marketfeed import schema
 from marketfeed.backfill_plan import (
     BELIEVED_FOR_MS,
     Absent,
+    Doubts,
     Holes,
     Series,
     covering,
@@ -107,6 +108,43 @@ def test_what_the_exchange_does_not_have_is_believed_for_a_week() -> None:
     assert kept.of(one.key, 1_000 + BELIEVED_FOR_MS) == []
     assert kept.of("ETH/USDT:USDT 3m", 3_000) == []
     assert Absent(kept.document(1_000 + BELIEVED_FOR_MS)).of(one.key, 3_000) == []
+
+
+def test_only_what_is_said_again_a_while_later_is_believed() -> None:
+    doubts = Doubts()
+    asked = Stretch(0, 100)
+    assert doubts.take("a", asked, [Stretch(0, 40), Stretch(60, 70)], 0.0, 60.0) == []
+    assert doubts
+    # Too soon; of another series; of what was not said before.
+    assert doubts.take("a", asked, [Stretch(0, 40), Stretch(60, 70)], 59.0, 60.0) == []
+    assert doubts.take("b", asked, [Stretch(0, 40)], 70.0, 60.0) == []
+    assert doubts.take("a", Stretch(30, 100), [Stretch(30, 50)], 70.0, 60.0) == [Stretch(30, 40)]
+    # From 60 on it was told that time: that is a new doubt. What was not asked still is an old one.
+    assert doubts.take("a", Stretch(60, 100), [Stretch(60, 70)], 71.0, 60.0) == []
+    assert doubts.take("a", Stretch(0, 60), [Stretch(0, 60)], 80.0, 60.0) == [Stretch(0, 30)]
+    assert doubts.take("a", asked, [Stretch(0, 100)], 131.0, 60.0) == [
+        Stretch(60, 70),
+        Stretch(40, 50),
+    ]
+    doubts.keep({"b"})
+    assert doubts
+    doubts.keep(set())
+    assert not doubts
+
+
+@given(st.lists(st.tuples(st.sets(st.integers(0, 20)), st.integers(1, 50)), max_size=8))
+def test_what_is_believed_was_said_twice_in_a_row(answers: list[tuple[set[int], int]]) -> None:
+    """Against a plain table: since when each candle has been answered without, whatever the holes."""
+    doubts = Doubts()
+    since: dict[int, float] = {}
+    now_s = 0.0
+    for lacking, passed_s in answers:
+        now_s += passed_s
+        holes = [Stretch(at, at + 1) for at in sorted(lacking)]
+        believed = doubts.take("a", Stretch(0, 21), holes, now_s, 60.0)
+        found = {at for start, end in believed for at in range(start, end)}
+        assert found == {at for at in lacking if at in since and since[at] + 60.0 <= now_s}
+        since = {at: since.get(at, now_s) for at in lacking - found}
 
 
 def test_holes_without_what_is_absent() -> None:

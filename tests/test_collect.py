@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,26 @@ import aiohttp
 import pytest
 import uvloop
 
+from marketfeed.backfill import LOOK_AGAIN_S, HistoryReport
+from marketfeed.batch import Batch
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
-from marketfeed.errors import JournalLockedError
+from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS
+from marketfeed.records import MarkPrice
+from marketfeed.schema import CANDLE_FIELDS, HOUR_MS, floor_to
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
 
 PAIRS = 8
+SPEED = 60.0
 
 
-def settings_for(path: Path, ws_url: str, rest_url: str, **exchange: Any) -> Settings:
+def settings_for(
+    path: Path, ws_url: str, rest_url: str, days: int = 0, **exchange: Any
+) -> Settings:
     return Settings.model_validate(
         {
             "exchange": {
@@ -36,7 +44,7 @@ def settings_for(path: Path, ws_url: str, rest_url: str, **exchange: Any) -> Set
             },
             "journal": {"path": str(path)},
             "status": {"port": 0},
-            "history": {"days": 0},
+            "history": {"days": days, "weight_per_minute": 2_400},
         }
     )
 
@@ -251,6 +259,119 @@ def test_a_dead_task_ends_the_run(path: Path) -> None:
 
     uvloop.run(run())
     Journal.open(path).close()
+
+
+def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Path) -> None:
+    async def run() -> None:
+        async with (
+            Simulator(SimulatorOptions(pairs=PAIRS, timeframes=("1m",), speed=60)) as sim,
+            running(settings_for(path, sim.ws_url, sim.rest_url, timeframes=["1m"])) as collector,
+        ):
+            await until(lambda: delivering(collector))
+            writer = collector._writer
+
+            def spoil(journal: Journal) -> None:
+                db = journal._db
+                (root,) = db.execute(
+                    "SELECT rootpage FROM sqlite_master WHERE name = 'refused_line'"
+                ).fetchone()
+                (size,) = db.execute("PRAGMA page_size").fetchone()
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                with path.open("r+b") as file:
+                    file.seek((root - 1) * size)
+                    file.write(b"\xff" * 100)
+                db.execute("PRAGMA shrink_memory").fetchall()
+
+            await writer.call(spoil)
+            with pytest.raises(JournalWriteError, match="malformed"):
+                await writer.take_stock()
+            await until(lambda: collector.report().journal.set_aside is not None)
+            # The feed was not disturbed, and goes on into the fresh file.
+            await until(lambda: pairs_stored() == PAIRS)
+            await until(lambda: delivering(collector))
+            assert [c.opened for c in collector.report().connections] == [1]
+
+    def pairs_stored() -> int:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT count(DISTINCT pair_id) FROM mark_price").fetchone()[0])
+
+    uvloop.run(run())
+
+
+def test_what_the_disk_budget_took_is_told_as_a_gap_where_it_was(path: Path) -> None:
+    async def run() -> None:
+        async with Simulator(SimulatorOptions(pairs=1, timeframes=("1m",), speed=SPEED)) as sim:
+            oldest_ms = floor_to(sim.now_ms() - 34 * HOUR_MS, 3_000)
+            batch = Batch()
+            batch.extend(
+                MarkPrice("BTC/USDT:USDT", oldest_ms + number * 3_000, 1.0, 1.0)
+                for number in range(40_000)
+            )
+            with Journal.open(path) as journal:
+                journal.write(batch)
+            settings = settings_for(
+                path, sim.ws_url, sim.rest_url, pairs={"top": 1}, timeframes=["1m"]
+            )
+            # Less than settings may ask for.
+            small = settings.journal.model_copy(update={"max_bytes": 1_000_000})
+            async with running(settings.model_copy(update={"journal": small})) as collector:
+                await until(lambda: len(gaps()) >= 2)
+                await until(lambda: delivering(collector))
+        told = gaps()
+        assert told[0][0] == oldest_ms
+        # One after the other, and nothing of them is there any more, but all that came after.
+        assert all(before[1] <= start_ms for before, (start_ms, _) in pairwise(told))
+        assert 0 <= stored()[0] - told[-1][1] < 3_000
+        assert len(stored()) >= 1_000
+
+    def gaps() -> list[tuple[int, int]]:
+        return rows(
+            """SELECT start, "end" FROM gap WHERE kind = 'disk_budget_mark_price' ORDER BY 1"""
+        )
+
+    def stored() -> list[int]:
+        return [ms for (ms,) in rows("SELECT time FROM mark_price ORDER BY time")]
+
+    def rows(query: str) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute(query).fetchall()
+
+    uvloop.run(run())
+
+
+def remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink()
+
+
+def test_history_of_a_journal_that_was_replaced_is_filled_at_once(path: Path) -> None:
+    """Not with the next look for holes, an hour later."""
+
+    async def run() -> None:
+        async with (
+            Simulator(SimulatorOptions(pairs=2, timeframes=("1m",), speed=SPEED)) as sim,
+            running(
+                settings_for(path, sim.ws_url, sim.rest_url, 1, pairs={"top": 2}, timeframes=["1m"])
+            ) as collector,
+        ):
+
+            def history() -> HistoryReport:
+                state = collector.report().history
+                assert state is not None
+                assert state.history is not None
+                return state.history
+
+            # Until it has found that nothing is left to be filled.
+            await until(lambda: collector.report().history is not None)
+            await until(lambda: history().complete and not history().stored)
+            remove(path)
+            await until(lambda: collector._writer.generation == 2)
+            await until(
+                lambda: history().complete and history().stored > 2_000,
+                timeout_s=LOOK_AGAIN_S / SPEED / 2,
+            )
+
+    uvloop.run(run())
 
 
 def test_health_metrics_and_status_are_served(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from marketfeed.backfill import Backfill
 from marketfeed.batch import Batch
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.connect import ConnectionStatus
@@ -25,7 +26,7 @@ from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
 from marketfeed.records import Candle, Gap
-from marketfeed.schema import DAY_MS, MINUTE_MS, TIMEFRAMES_MS
+from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
 
@@ -120,6 +121,7 @@ class Line:
         """Run from 5 s after the close of candle `at` - 1 on."""
         self.clock.set_server_time(T0 + at * MINUTE_MS + 5_000, 0.0, speed)
         async with JournalWriter(self.path) as writer, aiohttp.ClientSession() as session:
+            self.writer = writer
             decoder = FrameDecoder({SYMBOL: PAIR})
             self.intake = Intake(
                 writer, decoder, self.counters, self.clock.now_ms, MINUTE_MS, lambda: None
@@ -128,7 +130,7 @@ class Line:
                 self.intake, self.clock, self.counters, [self.instrument], channels, 3_000
             )
             turns = Turns(Budget(1_000_000), self.clock)
-            rest = BinanceRest(session, self.exchange.url, turns=turns)
+            self.rest = rest = BinanceRest(session, self.exchange.url, turns=turns)
             self.healer = Healer(
                 self.supervisor, rest, self.intake, writer, self.clock, self.counters,
                 {PAIR: self.instrument}.get,
@@ -327,6 +329,60 @@ def test_what_rest_does_not_have_is_given_up_with_its_reason_and_may_come_late(p
     # Ten pauses, and each time only what was left.
     assert line.exchange.asked == [(-39, 0)] + [(-20, -4)] * len(PAUSES_S)
     assert line.gaps()[-1][3] == "healed"
+
+
+def test_what_was_given_up_and_is_stored_by_history_is_missing_no_more(path: Path) -> None:
+    store(path, candle(-40))
+
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.counters.gaps["unresolvable"] == 2)
+        assert line.supervisor.missing_candles == 11
+        # An hour later the exchange has them.
+        line.exchange.trades = lambda _: 7
+        backfill = Backfill(
+            line.writer, line.rest, None, line.clock, lambda: [(BITCOIN, ("1m",))], HOUR_MS, 10**9,
+            on_stored=line.healer.on_stored,
+        )  # fmt: skip
+        await backfill.fill()
+        await line.until(lambda: line.supervisor.missing_candles == 0)
+
+    def before(exchange: Exchange) -> None:
+        exchange.trades = lambda n: None if -20 <= n < -10 or n == -5 else 7
+
+    line = run(path, check, before=before, speed=1_000.0)
+    assert [row[:4] for row in line.gaps() if row[1] < 0] == [
+        ("candle_1m", -39, 0, "healed"),
+        ("candle_1m", -20, -10, "healed"),
+        ("candle_1m", -5, -4, "healed"),
+    ]
+
+
+def test_what_was_given_up_and_stored_since_is_told_at_the_next_start(path: Path) -> None:
+    def gap(first: int, after: int) -> Gap:
+        return Gap(
+            "candle_1m",
+            PAIR,
+            T0 + first * MINUTE_MS,
+            T0 + after * MINUTE_MS,
+            "unresolvable",
+            NO_CANDLE,
+        )
+
+    stored = [candle(n) for n in (-9, -8, -7, -3, -1)]
+    store(path, *stored, gap(-9, -7), gap(-7, -6), gap(-5, -4), gap(-4, -2))
+
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.counters.gaps["healed"] == 2)
+
+    line = run(path, check)
+    # What is not there, or not all of it, stays given up.
+    assert [row[1:4] for row in line.gaps()] == [
+        (-9, -7, "healed"),
+        (-7, -6, "healed"),
+        (-5, -4, "unresolvable"),
+        (-4, -2, "unresolvable"),
+    ]
+    assert line.exchange.asked == []
 
 
 def test_a_candle_that_appears_late_is_taken(path: Path) -> None:

@@ -30,7 +30,7 @@ class Clock(Protocol):
         """Exchange time."""
 
     def certain_ms(self) -> int:
-        """Exchange time that is past for certain."""
+        """Exchange time that is past for certain; 0 while none is."""
 
     def elapsed_s(self) -> float:
         """Monotonic exchange seconds."""
@@ -71,7 +71,7 @@ class Turns:
         return Instant(self._clock.now_ms(), self._clock.elapsed_s())
 
     def certain_ms(self) -> int:
-        """Exchange time that is past for certain."""
+        """Exchange time that is past for certain; 0 while none is."""
         return self._clock.certain_ms()
 
     async def wait(self, cost: Cost, priority: Priority) -> Taken:

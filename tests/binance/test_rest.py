@@ -14,7 +14,7 @@ from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.rest import BinanceRest, Settlement
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
-from marketfeed.clock import ExchangeClock
+from marketfeed.clock import STAMPS_HOLD_S, ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
 from marketfeed.instruments import PRECISE_S, sync_clock
 from marketfeed.records import Candle
@@ -37,9 +37,14 @@ def ask(
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
+        clock = ExchangeClock()
+        clock.set_server_time(clock.now_ms(), 0.0)
+        turns = Turns(Budget(1_200), clock)
         try:
             async with aiohttp.ClientSession() as session:
-                return await question(BinanceRest(session, f"http://{host}:{port}", timeout_s))
+                return await question(
+                    BinanceRest(session, f"http://{host}:{port}", timeout_s, turns)
+                )
         finally:
             await runner.cleanup()
 
@@ -153,6 +158,57 @@ def test_a_clock_that_may_be_ahead_closes_no_candle(round_trip_s: float, closed:
         return await rest.klines(BITCOIN, "1m", open_ms, open_ms + 2 * MINUTE_MS, Priority.HEAL)
 
     assert len(ask(answering(body, []), question)) == closed
+
+
+def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
+    """The clock may be ahead: a row that forms would be closed, and one left out be absent."""
+    open_ms = json.loads(recorded("klines_1m_limit2"))[0][0]
+    asked: list[dict[str, str]] = []
+
+    async def question(rest: BinanceRest) -> list[Candle]:
+        clock = ExchangeClock()
+        rest.turns = Turns(Budget(1_200), clock)
+
+        async def klines() -> list[Candle]:
+            end_ms = open_ms + 2 * MINUTE_MS
+            return await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)
+
+        with pytest.raises(ExchangeError, match="not known for certain"):
+            await klines()
+        clock.set_server_time(open_ms + 10 * MINUTE_MS, 0.0)
+        # Frames say that this is hours ahead.
+        clock.hear(open_ms - 3 * 60 * MINUTE_MS, 30.0)
+        with pytest.raises(ExchangeError, match="not known for certain"):
+            await klines()
+        assert asked == []
+        clock.hear(open_ms + 10 * MINUTE_MS - 5_000, 30.0)
+        return await klines()
+
+    assert len(ask(answering(recorded("klines_1m_limit2"), asked), question)) == 2
+
+
+def test_what_frames_say_of_a_clock() -> None:
+    clock = ExchangeClock()
+    assert clock.certain_ms() == 0
+    clock.set_server_time(START_MS, 2.0)
+    assert 0 <= clock.certain_ms() - START_MS < MINUTE_MS
+    # Behind the frames it closes too little at worst.
+    clock.hear(START_MS + 60 * MINUTE_MS, 30.0)
+    assert clock.certain_ms() >= START_MS
+    clock.hear(START_MS - 60 * MINUTE_MS, 30.0)
+    assert clock.certain_ms() == 0
+    # Set right it is certain at once, set wrong again it is not.
+    clock.set_server_time(START_MS - 60 * MINUTE_MS + 1_000, 0.0)
+    assert clock.certain_ms() > 0
+    clock.set_server_time(START_MS, 0.0)
+    assert clock.certain_ms() == 0
+    # Without frames for long, there is no other word than the exchange's.
+    hasty = ExchangeClock()
+    hasty.set_server_time(START_MS, 0.0, speed=1e9)
+    hasty.hear(START_MS - 60 * MINUTE_MS, 30.0)
+    while hasty.elapsed_s() < 2 * STAMPS_HOLD_S:
+        pass
+    assert hasty.certain_ms() > START_MS
 
 
 def test_an_answer_that_took_long_makes_no_clock_worse() -> None:

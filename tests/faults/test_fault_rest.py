@@ -1,18 +1,22 @@
 """REST is down, hangs, refuses or lies: the collector says so, asks with patience, collects what it can."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
 import pytest
-from fault_line import START_MS, Line, run_line
+import uvloop
+from fault_line import START_MS, WAIT_S, Line, run_line, settings_for
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.turns import Turns
-from marketfeed.collect import CLOCK_DOUBT_EVERY_S
+from marketfeed.clock import ExchangeClock
+from marketfeed.collect import CLOCK_DOUBT_EVERY_S, Collector
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
 from marketfeed.instruments import sync_clock
 from marketfeed.schema import HOUR_MS, MINUTE_MS
@@ -255,6 +259,60 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
         assert abs(clock.now_ms() - line.sim.now_ms()) < 1_000
 
     run_line(path, check, speed=SPEED)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [RefuseRest("time", 503, count=1), ShiftClock(offset_ms=3 * HOUR_MS)],
+    ids=["not-told", "three-hours-ahead"],
+)
+def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault: Fault) -> None:
+    """Its clock is ahead, or the exchange's is: what REST tells of forming candles would close."""
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=2, timeframes=("1m",), speed=60.0)
+        async with Simulator(options) as sim:
+            settings = settings_for(path, sim)
+            async with _collecting(Collector(settings)) as first:
+                await _until(lambda: first.report().timeframes[0].candles >= 2)
+            stopped_ms, klines = sim.now_ms(), sim.rest.requests["klines"]
+            await _until(lambda: sim.now_ms() >= stopped_ms + 2 * MINUTE_MS)
+            await sim.faults.start(fault)
+            clock = ExchangeClock()
+            clock._anchor_ms = sim.now_ms() + 9_000.0
+            async with _collecting(Collector(settings, clock)) as second:
+
+                def waits() -> bool:
+                    healing = second.report().healing
+                    return healing is not None and "not known for certain" in healing.trouble
+
+                await _until(waits)
+                assert sim.rest.requests["klines"] == klines
+                await sim.faults.end()
+                # The time is asked again soon, not in five minutes.
+                await _until(lambda: sim.rest.requests["klines"] > klines)
+                assert clock.certain_ms()
+                await _until(lambda: not second.report().missing_candles)
+                await _until(lambda: second.report().healthy)
+
+    uvloop.run(run())
+
+
+@contextlib.asynccontextmanager
+async def _collecting(collector: Collector) -> AsyncIterator[Collector]:
+    stop = asyncio.Event()
+    running = asyncio.create_task(collector.run(stop))
+    try:
+        yield collector
+    finally:
+        stop.set()
+        await running
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def test_to_ask_what_is_traded_sets_no_clock(path: Path) -> None:
