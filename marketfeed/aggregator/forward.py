@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Bot, BotError, NotSentError, Trade
+from marketfeed.aggregator.bot import Bot, BotError, NotSentError, Trade
 from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Forward, Ledger, State
+from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
+from marketfeed.aggregator.settling import Item, Settling
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.errors import JournalError, LedgerError
@@ -27,37 +27,6 @@ log = logging.getLogger(__name__)
 
 WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
 """Statuses that speak of address or password, not of the order."""
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """How the worker is paced, in wall seconds.
-
-    After a refused connection it waits `retry_first_s`, doubled each time up to `retry_cap_s`. An unknown
-    outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for every
-    `look_lost_s`, for `forget_s`. A bot that nothing is sent to is asked for its version every `probe_s`.
-    """
-
-    retry_first_s: float = 0.1
-    retry_cap_s: float = 1.0
-    look_s: float = 1.0
-    settle_s: float = 40.0
-    look_lost_s: float = 15.0
-    forget_s: float = 900.0
-    probe_s: float = 30.0
-    ledger_retry_s: float = 0.5
-
-
-DEFAULT_PACE: Final = Pace()
-
-
-class _Unsettled:
-    """A forward of which nobody knows whether it was received. Seconds are monotonic ones."""
-
-    def __init__(self, forward: Forward, now_s: float, age_s: float) -> None:
-        self.forward = forward
-        self.sent_s = now_s - age_s
-        self.look_at_s = now_s
-        self.forget_at_s = now_s
 
 
 class Forwarder:
@@ -77,8 +46,6 @@ class Forwarder:
         """What is wrong with the bot, for `/health`; empty when it answered well last."""
         self.ledger_trouble = ""
         """Why nothing can be noted, and so nothing sent, for `/health`; empty when it can."""
-        self.lost: dict[int, str] = {}
-        """Windows whose orders may or may not have been executed, and what is known of each."""
         self.turned_s = time.monotonic()
         """When it last was at the head of its loop (monotonic): every wait in it has an end."""
         self._bot = bot
@@ -88,7 +55,7 @@ class Forwarder:
         self._pace = pace
         self._queue: deque[Forward] = deque()
         self._queued: set[int] = set()
-        self._unsettled: dict[int, _Unsettled] = {}
+        self._settling = Settling(pace)
         self._silent = False
         self._failures = 0
         self._retry_at_s = 0.0
@@ -104,7 +71,12 @@ class Forwarder:
     @property
     def unsettled(self) -> int:
         """Forwards of which it is not known yet whether they were received."""
-        return sum(1 for window in self._unsettled if window not in self.lost)
+        return self._settling.open
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """Windows whose orders may or may not have been executed, and what is known of each."""
+        return self._settling.lost
 
     def wake(self) -> None:
         """There are new forwards in the ledger."""
@@ -155,7 +127,7 @@ class Forwarder:
                     forward, "unknown", "the aggregator was stopped before the bot's answer came"
                 )
             if unknown is not None:
-                self._unsettle(unknown)
+                self._settling.take(unknown, self._now_ms(), time.monotonic())
                 self._silent = True
 
     async def _fetch(self) -> None:
@@ -177,8 +149,7 @@ class Forwarder:
         """Do one thing that is due; returns how long there is nothing to do."""
         now_s = time.monotonic()
         await self._expire()
-        due = [item for item in self._unsettled.values() if item.look_at_s <= now_s]
-        if due:
+        if self._settling.due(now_s):
             await self._look()
             return 0.0
         if self._queue and not self._silent and self._retry_at_s <= now_s:
@@ -190,7 +161,7 @@ class Forwarder:
             await self._probe()
             return 0.0
         times_s: list[float] = [] if trying else [self._probe_at_s]
-        times_s.extend(item.look_at_s for item in self._unsettled.values())
+        times_s.extend(item.look_at_s for item in self._settling)
         if self._queue:
             expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
             times_s.append(now_s + max(expires_s, 0.0) + 0.001)
@@ -293,7 +264,7 @@ class Forwarder:
         )
         unknown = await self._note(forward, "unknown", words)
         if unknown is not None:
-            self._unsettle(unknown)
+            self._settling.take(unknown, self._now_ms(), time.monotonic())
 
     # --- looking ----------------------------------------------------------------------------------------
 
@@ -307,21 +278,16 @@ class Forwarder:
             words = f"the bot could not be asked: {error}"
             self._trouble(_trouble_of(error))
         now_s = time.monotonic()
-        for item in [item for item in self._unsettled.values() if item.look_at_s <= now_s]:
-            trade = next((trade for trade in trades if _is_ours(trade, item.forward)), None)
+        for item in self._settling.due(now_s):
+            trade = next((trade for trade in trades if item.may_have_opened(trade)), None)
             if trade is not None:
                 await self._found(item, trade)
                 continue
-            age_s = now_s - item.sent_s
-            if age_s >= self._pace.settle_s and item.forward.window not in self.lost:
+            if self._settling.is_out_of_time(item, now_s):
                 await self._lose(item, words)
-            is_lost = item.forward.window in self.lost
-            item.look_at_s = now_s + (self._pace.look_lost_s if is_lost else self._pace.look_s)
-            if now_s >= item.forget_at_s:
-                del self._unsettled[item.forward.window]
-                self.lost.pop(item.forward.window, None)
+            self._settling.put_off(item, now_s)
 
-    async def _found(self, item: _Unsettled, trade: Trade) -> None:
+    async def _found(self, item: Item, trade: Trade) -> None:
         forward = item.forward
         words = f"trade {trade.trade_id} in the bot, opened at {trade.opened_ms}"
         if await self._note(forward, "found", words) is not None:
@@ -332,10 +298,9 @@ class Forwarder:
                 forward.tag,
                 trade.trade_id,
             )
-        self.lost.pop(forward.window, None)
-        self._unsettled.pop(forward.window, None)
+        self._settling.settle(item)
 
-    async def _lose(self, item: _Unsettled, words: str) -> None:
+    async def _lose(self, item: Item, words: str) -> None:
         forward = item.forward
         text = f"{words}; before that: {forward.answer}" if forward.answer else words
         log.critical(
@@ -348,7 +313,7 @@ class Forwarder:
             forward.sent_ms,
             text,
         )
-        self.lost[forward.window] = f"{forward.pair} {forward.tag!r}: {words}"
+        item.lost = f"{forward.pair} {forward.tag!r}: {words}"
         await self._note(forward, "lost", text)
 
     async def _probe(self) -> None:
@@ -404,14 +369,6 @@ class Forwarder:
             log.warning("ledger can be used again side=%s", self.side)
         self.ledger_trouble = ""
 
-    def _unsettle(self, forward: Forward) -> None:
-        # Its age since it was sent: restarts must not put the alarm off.
-        age_ms = self._now_ms() - (forward.sent_ms or forward.changed_ms)
-        now_s = time.monotonic()
-        item = _Unsettled(forward, now_s, min(max(age_ms / 1000, 0.0), self._pace.settle_s))
-        item.forget_at_s = now_s + self._pace.forget_s
-        self._unsettled[forward.window] = item
-
     def _drop(self, forward: Forward) -> None:
         self._queue = deque(item for item in self._queue if item.window != forward.window)
         self._queued.discard(forward.window)
@@ -435,13 +392,3 @@ class Forwarder:
 
 def _trouble_of(error: BotError) -> str:
     return f"not reachable: {error}" if isinstance(error, NotSentError) else f"not well: {error}"
-
-
-def _is_ours(trade: Trade, forward: Forward) -> bool:
-    return (
-        trade.pair == forward.pair
-        and trade.side == forward.side
-        and trade.tag == forward.tag
-        and forward.sent_ms is not None
-        and trade.opened_ms >= forward.sent_ms - CLOCK_TOLERANCE_MS
-    )

@@ -20,9 +20,10 @@ from marketfeed.aggregator.auth import Doorkeeper
 from marketfeed.aggregator.bot import Bot
 from marketfeed.aggregator.counters import AggregatorExposition, Counters, Gauges
 from marketfeed.aggregator.desk import Desk
-from marketfeed.aggregator.forward import DEFAULT_PACE, Forwarder, Pace
+from marketfeed.aggregator.forward import Forwarder
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.outbox import LedgerOutbox
+from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Decision, Rules

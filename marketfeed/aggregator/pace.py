@@ -1,0 +1,26 @@
+"""How the worker of a bot is paced."""
+
+from typing import Final
+
+import msgspec
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How the worker is paced, in wall seconds.
+
+    After a refused connection it waits `retry_first_s`, doubled each time up to `retry_cap_s`. An unknown
+    outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for every
+    `look_lost_s`, for `forget_s`. A bot that nothing is sent to is asked for its version every `probe_s`.
+    """
+
+    retry_first_s: float = 0.1
+    retry_cap_s: float = 1.0
+    look_s: float = 1.0
+    settle_s: float = 40.0
+    look_lost_s: float = 15.0
+    forget_s: float = 900.0
+    probe_s: float = 30.0
+    ledger_retry_s: float = 0.5
+
+
+DEFAULT_PACE: Final = Pace()

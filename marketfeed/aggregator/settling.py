@@ -1,0 +1,82 @@
+"""Forwards of which nobody knows whether they were received: when each is looked for, lost, forgotten.
+
+No clock and no bot in here: `now_s` is monotonic seconds, `now_ms` the time of the ledger.
+"""
+
+from collections.abc import Iterator
+
+from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Trade
+from marketfeed.aggregator.ledger import Forward
+from marketfeed.aggregator.pace import Pace
+
+
+class Item:
+    """One such forward. `lost` is what is known of it once it is lost, and empty before."""
+
+    __slots__ = ("forget_at_s", "forward", "look_at_s", "lost", "sent_s")
+
+    def __init__(
+        self, forward: Forward, sent_s: float, look_at_s: float, forget_at_s: float
+    ) -> None:
+        self.forward = forward
+        self.sent_s = sent_s
+        self.look_at_s = look_at_s
+        self.forget_at_s = forget_at_s
+        self.lost = ""
+
+    def may_have_opened(self, trade: Trade) -> bool:
+        """Whether a trade of the bot's is of this order's pair, side and tag, and not older than it."""
+        forward = self.forward
+        return (
+            trade.pair == forward.pair
+            and trade.side == forward.side
+            and trade.tag == forward.tag
+            and forward.sent_ms is not None
+            and trade.opened_ms >= forward.sent_ms - CLOCK_TOLERANCE_MS
+        )
+
+
+class Settling:
+    """All such forwards of one bot."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._items: dict[int, Item] = {}
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(tuple(self._items.values()))
+
+    @property
+    def open(self) -> int:
+        """How many are not lost yet."""
+        return sum(1 for item in self._items.values() if not item.lost)
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """Windows whose orders may or may not have been executed, and what is known of each."""
+        return {window: item.lost for window, item in self._items.items() if item.lost}
+
+    def take(self, forward: Forward, now_ms: int, now_s: float) -> None:
+        """Take in a forward that is `unknown`; it is looked for at once."""
+        # Its age since it was sent: restarts must not put the alarm off.
+        age_s = (now_ms - (forward.sent_ms or forward.changed_ms)) / 1000
+        sent_s = now_s - min(max(age_s, 0.0), self._pace.settle_s)
+        self._items[forward.window] = Item(forward, sent_s, now_s, now_s + self._pace.forget_s)
+
+    def due(self, now_s: float) -> list[Item]:
+        """Those that have to be looked for now."""
+        return [item for item in self._items.values() if item.look_at_s <= now_s]
+
+    def is_out_of_time(self, item: Item, now_s: float) -> bool:
+        """Whether it is to be lost now."""
+        return not item.lost and now_s - item.sent_s >= self._pace.settle_s
+
+    def put_off(self, item: Item, now_s: float) -> None:
+        """It was looked for and not found: look again later, or forget it."""
+        if now_s >= item.forget_at_s:
+            self.settle(item)
+        item.look_at_s = now_s + (self._pace.look_lost_s if item.lost else self._pace.look_s)
+
+    def settle(self, item: Item) -> None:
+        """It has been found, or forgotten."""
+        self._items.pop(item.forward.window, None)
