@@ -1,14 +1,15 @@
 """A Freqtrade bot's REST API, as far as it is used here: one `forceenter`, and looking for what it led to.
 
 What a failure means for money is told apart here: `NotSentError`, not a byte of the order has left this
-host; any other `BotError` after a POST, nobody knows.
+host; any other `BotError` after a POST, nobody knows. Nor does anybody after an answer that is not the
+bot's own word on the order (`Answer.meaning`).
 """
 
 import base64
 import errno
 import re
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 import aiohttp
@@ -36,11 +37,15 @@ class NotSentError(BotError):
     """Nothing of the request has left this host: it may be tried again."""
 
 
+Meaning = Literal["accepted", "refused", "unknown"]
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """A bot's answer to an order: its HTTP status and words."""
+    """A bot's answer to an order: its HTTP status and words, and what became of the order by them."""
 
     status: int
     words: str
+    meaning: Meaning
 
 
 class Trade(msgspec.Struct, frozen=True):
@@ -90,7 +95,7 @@ class Bot:
         return msgspec.json.encode(body)
 
     async def enter(self, forward: Forward) -> Answer:
-        """POST the order, once. Any complete answer is one.
+        """POST the order, once. Any complete answer is one, whoever gave it.
 
         Raises NotSentError, or BotError when it may or may not have been received.
         """
@@ -104,7 +109,8 @@ class Bot:
                 allow_redirects=False,
             ) as response:
                 body = await _read(response, _ORDER_ANSWER_BYTES)
-                return Answer(response.status, _hide(_words(body), headers))
+                words = _hide(_words(body), headers) or response.reason or "no words"
+                return Answer(response.status, words, _meaning(response.status, _decoded(body)))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Both are raised before a connection stands.
             raise NotSentError(_text(error)) from error
@@ -178,13 +184,34 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(body)
 
 
+def _decoded(body: bytes) -> object:
+    """What stands in a body of JSON; None if it is none."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _meaning(status: int, data: object) -> Meaning:
+    """What an answer to an order says of it.
+
+    Freqtrade 2026.9 (`rpc.py`, `webserver.py`): 200 and the trade, it is open; 200 and a `status` instead,
+    there is no open trade; 502 and an `error`, it was refused (RPCException). Any other exception is a plain
+    500, also one that came when the trade was open already or its order at the exchange. A proxy in between
+    answers in its own words, whatever the bot has done.
+    """
+    said = data if isinstance(data, dict) else {}
+    if 200 <= status < 300 and isinstance(said.get("trade_id"), int):
+        return "accepted"
+    if 300 <= status < 500 or isinstance(said.get({200: "status", 502: "error"}.get(status)), str):
+        return "refused"
+    return "unknown"
+
+
 def _words(body: bytes) -> str:
     """What a bot said, in one line: the sentence of its JSON if there is one, else the text."""
     text = body.decode("utf-8", "replace")
-    try:
-        data = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        data = None
+    data = _decoded(body)
     if isinstance(data, dict):
         if "trade_id" in data:
             text = f"trade {data['trade_id']}"

@@ -1,10 +1,10 @@
 """One worker per bot: takes decisions of its side there, one request at a time, each order at most once.
 
-Before the POST the ledger says `sending`, durably; what came of it is noted after it. A complete answer is
-final. Connect refused: nothing was sent, and it is tried again until the decision expires. Anything else
-after the POST began (a time-out, a cut, a crash of ours) is `unknown`: never sent again, but settled by
-looking for a trade of this pair with this tag, opened at or after the send time. If there is none within
-`settle_s`, it is `lost`, which alarms.
+Before the POST the ledger says `sending`, durably; what came of it is noted after it. The bot's own word on
+the order is final. Connect refused: nothing was sent, and it is tried again until the decision expires.
+Anything else after the POST began (a time-out, a cut, an error that says nothing of the order, a crash of
+ours) is `unknown`: never sent again, but settled by looking for a trade of this pair with this tag, opened
+at or after the send time. If there is none within `settle_s`, it is `lost`, which alarms.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from marketfeed.aggregator.bot import Bot, BotError, NotSentError, Trade
+from marketfeed.aggregator.bot import Answer, Bot, BotError, NotSentError, Trade
 from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Forward, Ledger, State
 from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
@@ -215,29 +215,33 @@ class Forwarder:
         except NotSentError as error:
             await self._not_sent(sending, str(error))
         except BotError as error:
-            await self._unknown(sending, str(error))
+            await self._unknown(sending, f"its answer did not come: {error}")
         except Exception as error:
             # Whatever it was, it may have been sent.
             log.exception("forward failed in an unforeseen way window=%d", forward.window)
             await self._unknown(sending, repr(error))
         else:
-            self._well()
-            accepted = 200 <= answer.status < 300
-            if answer.status in WRONG_ADDRESS:
-                self._trouble(f"it answers {answer.status}: {answer.words}")
-            state: State = "accepted" if accepted else "refused"
-            self._drop(forward)
-            log.log(
-                logging.INFO if accepted else logging.WARNING,
-                "forward %s window=%d pair=%s tag=%r status=%d words=%r",
-                state,
-                forward.window,
-                forward.pair,
-                forward.tag,
-                answer.status,
-                answer.words,
-            )
-            await self._note(sending, state, answer.words, answer.status)
+            await self._answered(sending, answer)
+
+    async def _answered(self, forward: Forward, answer: Answer) -> None:
+        if answer.meaning == "unknown":
+            await self._unknown(forward, f"it answered {answer.status}: {answer.words}")
+            return
+        self._well()
+        if answer.status in WRONG_ADDRESS:
+            self._trouble(f"it answers {answer.status}: {answer.words}")
+        self._drop(forward)
+        log.log(
+            logging.INFO if answer.meaning == "accepted" else logging.WARNING,
+            "forward %s window=%d pair=%s tag=%r status=%d words=%r",
+            answer.meaning,
+            forward.window,
+            forward.pair,
+            forward.tag,
+            answer.status,
+            answer.words,
+        )
+        await self._note(forward, answer.meaning, answer.words, answer.status)
 
     async def _not_sent(self, forward: Forward, words: str) -> None:
         self._trouble(f"not reachable: {words}")
@@ -254,7 +258,7 @@ class Forwarder:
         self._drop(forward)
         # Nothing else is sent to it until it answers something: it may still be at this one.
         self._silent = True
-        self._trouble(f"its answer did not come: {words}")
+        self._trouble(words)
         log.error(
             "forward unknown, looking for it in the bot window=%d pair=%s tag=%r words=%r",
             forward.window,

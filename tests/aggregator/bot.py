@@ -24,11 +24,16 @@ PASSWORD = "invented-b0t-password"  # noqa: S105 - invented
 
 Behaviour = Literal[
     "ok",  # opens a trade and answers 200
-    "status_only",  # opens a trade, answers 200 {"status": …}
+    "status_only",  # opens none, answers 200 {"status": …} in Freqtrade's words
     "slow",  # opens a trade, answers after `slow_s`
     "already_open",  # 502 in Freqtrade's words
     "full",  # 502 in Freqtrade's words
-    "bad_gateway",  # 502 as a proxy's
+    "error_500",  # opens a trade, 500 in Freqtrade's words: the wallets could not be read after it
+    "error_500_empty",  # opens none, 500 in Freqtrade's words
+    "bad_gateway",  # opens none, 502 as a proxy's
+    "gateway_timeout",  # opens a trade, 504 as a proxy's
+    "error_json",  # opens none, 503 with an "error" in JSON, as no Freqtrade says it
+    "redirect",  # 302
     "unauthorized",  # 401 to everything
     "hang",  # opens a trade and never answers; looks are answered
     "hang_empty",  # opens none and never answers; looks are answered
@@ -36,7 +41,8 @@ Behaviour = Literal[
     "cut",  # opens a trade and cuts the connection
     "cut_empty",  # opens none and cuts the connection
     "cut_body",  # opens a trade, cuts in the middle of the answer
-    "garbage",  # 200 with something that is no JSON
+    "garbage",  # opens a trade, 200 with something that is no JSON
+    "web_page",  # opens none, 200 with a page
     "mixed",  # one of `MIX` for each order
 ]
 MIX: dict[Behaviour, int] = {
@@ -44,7 +50,10 @@ MIX: dict[Behaviour, int] = {
     "status_only": 1,
     "slow": 4,
     "already_open": 1,
+    "error_500": 1,
+    "error_500_empty": 1,
     "bad_gateway": 1,
+    "gateway_timeout": 1,
     "hang": 1,
     "hang_empty": 1,
     "cut": 1,
@@ -171,8 +180,19 @@ class CountingBot:
                 return _error(f"position for {body['pair']} already open - id: 1")
             case "full":
                 return _error("Maximum number of trades is reached.")
+            case "status_only":
+                words = f"Error entering {body['side']} trade for pair {body['pair']}."
+                return web.json_response({"status": words})
+            case "error_500_empty":
+                return web.Response(status=500, text="Internal Server Error")
             case "bad_gateway":
                 return web.Response(status=502, text="<html>502 Bad Gateway</html>")
+            case "error_json":
+                return web.json_response({"error": "upstream"}, status=503)
+            case "redirect":
+                return web.Response(status=302, headers={"Location": "https://other.example/"})
+            case "web_page":
+                return web.Response(text="<html>Welcome to nginx!</html>")
             case "cut_empty":
                 return _cut(request)
             case "hang_empty":
@@ -193,8 +213,10 @@ class CountingBot:
                 return _cut(request)
             case "garbage":
                 return web.Response(body=b"\xff\x00 no JSON\n at all")
-            case "status_only":
-                return web.json_response({"status": f"Trade opened for {body['pair']}."})
+            case "error_500":
+                return web.Response(status=500, text="Internal Server Error")
+            case "gateway_timeout":
+                return web.Response(status=504, text="<html>504 Gateway Time-out</html>")
         return web.json_response(trade)
 
     def _open(self, body: dict[str, Any]) -> dict[str, Any]:
