@@ -8,6 +8,7 @@ bot's own word on the order (`Answer.meaning`).
 import base64
 import errno
 import re
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
@@ -49,14 +50,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Trade(msgspec.Struct, frozen=True):
-    """A trade of a bot's, open or closed. `opened_ms` is by the clock of this host."""
+    """A trade of a bot's, open or closed. `opened_ms` is by the clock of this host.
+
+    `added`: not the trade itself, but an order that enlarged it later, with a tag of its own.
+    """
 
     trade_id: int
     pair: str
     side: Side
     tag: str
     opened_ms: int
-    is_open: bool
+    added: bool = False
 
 
 class Bot:
@@ -121,18 +125,23 @@ class Bot:
         """Ask for the bot's version, which needs the password. Raises BotError."""
         await self._get("version", _ORDER_ANSWER_BYTES)
 
-    async def trades(self, now_ms: int) -> list[Trade]:
-        """All open trades and the newest closed ones. `now_ms` is the time now. Raises BotError."""
+    async def trades(self, now_ms: Callable[[], int]) -> list[Trade]:
+        """All open trades and the newest closed ones, by the clock that `now_ms` reads. Raises BotError."""
         found: list[Trade] = []
-        for path in ("status", f"trades?{urlencode({'limit': CLOSED_TRADES})}"):
+        # In the order of ids, Freqtrade would give the oldest ones.
+        closed = urlencode({"limit": CLOSED_TRADES, "order_by_id": "false"})
+        for path in ("status", f"trades?{closed}"):
             data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
             rows = data.get("trades") if isinstance(data, dict) else data
             if not isinstance(rows, list):
                 raise BotError(f"{self._base}/{path}: no list of trades")
-            found.extend(trade for row in rows if (trade := _trade(row, behind_ms)) is not None)
+            for row in rows:
+                found.extend(_trades(row, behind_ms))
         return found
 
-    async def _get(self, path: str, limit: int, now_ms: int = 0) -> tuple[Any, int]:
+    async def _get(
+        self, path: str, limit: int, now_ms: Callable[[], int] = lambda: 0
+    ) -> tuple[Any, int]:
         """The decoded answer, and how far (ms) the bot's clock is behind this host's."""
         headers = self._headers()
         try:
@@ -142,10 +151,12 @@ class Bot:
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:
+                # Now, not before: of a slow answer, every trade would seem older than it is.
+                behind_ms = _behind_ms(response, now_ms())
                 body = await _read(response, limit)
                 if response.status != 200:
                     raise BotError(f"status {response.status}: {_hide(_words(body), headers)}")
-                return msgspec.json.decode(body), _behind_ms(response, now_ms)
+                return msgspec.json.decode(body), behind_ms
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_text(error)) from error
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -241,19 +252,40 @@ def _behind_ms(response: aiohttp.ClientResponse, now_ms: int) -> int:
         return 0
 
 
-def _trade(row: object, behind_ms: int) -> Trade | None:
+def _trades(row: object, behind_ms: int) -> list[Trade]:
+    """A trade as the bot tells it, and what was added to it (`position_adjustment_enable`)."""
     try:
         found = msgspec.convert(row, _TradeRow)
     except msgspec.ValidationError:
-        return None
-    return Trade(
+        return []
+    trade = Trade(
         found.trade_id,
         found.pair,
         "short" if found.is_short else "long",
         found.enter_tag or "",
         found.open_timestamp + behind_ms,
-        found.is_open,
     )
+    try:
+        orders = msgspec.convert(found.orders, list[_OrderRow])
+    except msgspec.ValidationError:
+        orders = []
+    entries = [order for order in orders if order.ft_order_side == _ENTRY[trade.side]]
+    return [
+        trade,
+        *(
+            msgspec.structs.replace(
+                trade,
+                tag=order.ft_order_tag or "",
+                # In service the exchange's time, in a dry run the bot's: the one that is less is safe.
+                opened_ms=(order.order_timestamp or 0) + min(behind_ms, 0),
+                added=True,
+            )
+            for order in entries[1:]
+        ),
+    ]
+
+
+_ENTRY: Final[dict[Side, str]] = {"long": "buy", "short": "sell"}
 
 
 class _TradeRow(msgspec.Struct):
@@ -262,4 +294,10 @@ class _TradeRow(msgspec.Struct):
     open_timestamp: int
     is_short: bool = False
     enter_tag: str | None = None
-    is_open: bool = True
+    orders: object = ()
+
+
+class _OrderRow(msgspec.Struct):
+    ft_order_side: str
+    order_timestamp: int | None = None
+    ft_order_tag: str | None = None

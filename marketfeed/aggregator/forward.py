@@ -276,7 +276,7 @@ class Forwarder:
         words = "no such trade in the bot"
         trades: list[Trade] = []
         try:
-            trades = await self._bot.trades(self._now_ms())
+            trades = await self._bot.trades(self._now_ms)
             self._well()
         except BotError as error:
             words = f"the bot could not be asked: {error}"
@@ -293,7 +293,8 @@ class Forwarder:
 
     async def _found(self, item: Item, trade: Trade) -> None:
         forward = item.forward
-        words = f"trade {trade.trade_id} in the bot, opened at {trade.opened_ms}"
+        what = "enlarged" if trade.added else "opened"
+        words = f"trade {trade.trade_id} in the bot, {what} at {trade.opened_ms}"
         if await self._note(forward, "found", words) is not None:
             log.warning(
                 "forward settled: found in the bot window=%d pair=%s tag=%r trade=%d",

@@ -40,6 +40,7 @@ Behaviour = Literal[
     "freeze",  # opens a trade and answers nothing at all any more
     "cut",  # opens a trade and cuts the connection
     "cut_empty",  # opens none and cuts the connection
+    "cut_adding",  # enlarges the newest trade and cuts the connection
     "cut_body",  # opens a trade, cuts in the middle of the answer
     "garbage",  # opens a trade, 200 with something that is no JSON
     "web_page",  # opens none, 200 with a page
@@ -75,11 +76,13 @@ class CountingBot:
         port: int = 0,
         password: str = PASSWORD,
         slow_s: float = 1.0,
+        look_s: float = 0.0,
         log: Path | None = None,
         tell: Callable[[bytes], object] = len,
     ) -> None:
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
+        self.look_s = look_s
         self.posts: list[dict[str, Any]] = []
         self.authorizations: list[str] = []
         self.received_ms: list[int] = []
@@ -195,6 +198,10 @@ class CountingBot:
                 return web.Response(text="<html>Welcome to nginx!</html>")
             case "cut_empty":
                 return _cut(request)
+            case "cut_adding":
+                trade = self.trades[-1]
+                trade["orders"].append(self._order(trade, body["entry_tag"]))
+                return _cut(request)
             case "hang_empty":
                 await self._released.wait()
                 return _cut(request)
@@ -229,19 +236,36 @@ class CountingBot:
             "leverage": body.get("leverage"),
             "open_rate": 1.0,
             "open_timestamp": time.time_ns() // 1_000_000 + self.clock_ahead_ms,
+            "orders": [],
         }
+        trade["orders"].append(self._order(trade, trade["enter_tag"]))
         self.trades.append(trade)
         if len(self.trades) > OPEN_AT_MOST:
             self.trades[-OPEN_AT_MOST - 1]["is_open"] = False
         return trade
 
+    def _order(self, trade: dict[str, Any], tag: str) -> dict[str, Any]:
+        """An entry of now, as an exchange times it."""
+        return {
+            "pair": trade["pair"],
+            "ft_order_side": "sell" if trade["is_short"] else "buy",
+            "ft_order_tag": tag,
+            "order_timestamp": time.time_ns() // 1_000_000,
+        }
+
     async def _status(self, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(self.look_s)
         return web.json_response([trade for trade in self.trades if trade["is_open"]])
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
+        # The first of its order are given: by id, unless told otherwise, the oldest.
         closed = [trade for trade in self.trades if not trade["is_open"]]
-        newest = closed[-int(request.query.get("limit", "500")) :]
-        return web.json_response({"trades": newest, "trades_count": len(newest), "offset": 0})
+        if request.query.get("order_by_id", "true") == "false":
+            closed.reverse()
+        found = closed[: int(request.query.get("limit", "500"))]
+        return web.json_response(
+            {"trades": found, "trades_count": len(found), "offset": 0, "total_trades": len(closed)}
+        )
 
     async def _version(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"version": "2026.9"})

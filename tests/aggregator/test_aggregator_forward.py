@@ -185,6 +185,53 @@ def test_an_unknown_one_is_found_among_closed_trades_too(tmp_path: Path) -> None
     asyncio.run(scenario())
 
 
+def test_a_closed_one_is_found_among_more_than_are_looked_through(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.5)) as aggregator,
+        ):
+            for number in range(150):
+                bot._open({"pair": f"P{number}/USDT:USDT"})
+            await aggregator.post("73", 0.9)
+            await until(lambda: bot.posts, "an order")
+            bot.close_trades()
+            bot.behaviour = "ok"
+            assert await end_states(tmp_path) == ["found"]
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_look_does_not_make_a_trade_older(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut", look_s=4.0) as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=30)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            assert await end_states(tmp_path) == ["found"]
+            # At the first look, which took longer than an outcome may be unknown here.
+            assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_order_that_enlarged_a_trade_is_found(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut_adding") as bot,
+            running(one_vote(tmp_path, bot.url)) as aggregator,
+        ):
+            bot._open({"pair": PAIR, "side": "long", "entry_tag": "by hand"})
+            bot.trades[0]["open_timestamp"] -= 86_400_000
+            await aggregator.post("73", 0.9)
+            assert await end_states(tmp_path) == ["found"]
+            ((words,),) = rows(tmp_path, "SELECT answer FROM forward")
+            assert words.startswith("trade 1 in the bot, enlarged at ")
+
+    asyncio.run(scenario())
+
+
 def test_a_lost_one_that_turns_up_late_is_found(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
