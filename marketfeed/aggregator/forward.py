@@ -4,7 +4,8 @@ Before the POST the ledger says `sending`, durably; what came of it is noted aft
 the order is final. Connect refused: nothing was sent, and it is tried again until the decision expires.
 Anything else after the POST began (a time-out, a cut, an error that says nothing of the order, a crash of
 ours) is `unknown`: never sent again, but settled by looking for a trade of this pair with this tag, opened
-at or after the send time. If there is none within `settle_s`, it is `lost`, which alarms.
+at or after the send time. If there is none within `settle_s`, it is `lost`, which alarms. Until then no
+other order is sent to this bot: it may still be at that one, and looks at its limits before it queues.
 """
 
 import asyncio
@@ -57,6 +58,7 @@ class Forwarder:
         self._queued: set[int] = set()
         self._settling = Settling(pace)
         self._silent = False
+        """Whether the bot has not answered anything since it left an order without an answer."""
         self._failures = 0
         self._retry_at_s = 0.0
         self._probe_at_s = 0.0
@@ -152,11 +154,12 @@ class Forwarder:
         if self._settling.due(now_s):
             await self._look()
             return 0.0
-        if self._queue and not self._silent and self._retry_at_s <= now_s:
+        held = self._silent or self.unsettled > 0
+        if self._queue and not held and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
         # While orders are tried, they tell how the bot is.
-        trying = bool(self._queue) and not self._silent
+        trying = bool(self._queue) and not held
         if self._probe_at_s <= now_s and not trying:
             await self._probe()
             return 0.0
@@ -165,7 +168,7 @@ class Forwarder:
         if self._queue:
             expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
             times_s.append(now_s + max(expires_s, 0.0) + 0.001)
-            if not self._silent:
+            if not held:
                 times_s.append(self._retry_at_s)
         return max(min(times_s) - time.monotonic(), 0.001)
 
@@ -173,6 +176,10 @@ class Forwarder:
         now_ms = self._now_ms()
         for forward in [item for item in self._queue if now_ms >= item.expires_ms]:
             why = self.trouble or "others went first"
+            if self.unsettled:
+                why = (
+                    f"the outcome of another order is not known, {self.trouble or 'looking for it'}"
+                )
             if (
                 await self._note(forward, "expired", f"not sent before it expired: {why}")
                 is not None
@@ -256,7 +263,7 @@ class Forwarder:
 
     async def _unknown(self, forward: Forward, words: str) -> None:
         self._drop(forward)
-        # Nothing else is sent to it until it answers something: it may still be at this one.
+        # Lost or not, nothing else is sent to it until it answers something.
         self._silent = True
         self._trouble(words)
         log.error(

@@ -10,6 +10,7 @@ import logging
 import time
 from functools import partial
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -95,9 +96,21 @@ def require_complete(settings: AggregatorSettings) -> None:
                 f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
                 f"MARKETFEED_AGGREGATOR__BOTS__{side.upper()}__PASSWORD; found none"
             )
+    if len(places := [_place(bot.url) for bot in bots.values() if bot.url]) > len(set(places)):
+        mistakes.append(
+            "aggregator.bots.long.url, aggregator.bots.short.url: expected two bots, as one would get the "
+            f"orders of both sides at once; found {settings.bots.short.url} for both"
+        )
     if mistakes:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
+
+
+def _place(url: str) -> tuple[str | None, int | None, str]:
+    """What two spellings of one bot's address have in common."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.hostname, port, parts.path.removesuffix("/api/v1")
 
 
 def rules_of(settings: AggregatorSettings) -> Rules:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from bot import Behaviour, CountingBot
 from running import PAIR, QUICK, rows, running, settings, states, until
@@ -150,6 +151,39 @@ def test_nothing_else_is_sent_to_a_bot_that_hangs(tmp_path: Path) -> None:
             await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
             assert await end_states(tmp_path, 2) == ["lost", "expired"]
             assert [post["pair"] for post in bot.posts] == ["BTC/USDT:USDT"]
+
+    asyncio.run(scenario())
+
+
+def test_no_other_order_is_sent_while_one_is_unsettled(tmp_path: Path) -> None:
+    """A bot that is busy with an order for longer than it may take, and answers looks all the time."""
+
+    async def scenario() -> None:
+        pairs = [f"P{number}/USDT:USDT" for number in range(3)]
+        async with (
+            CountingBot("hang_empty") as bot,
+            running(
+                one_vote(tmp_path, bot.url, bot_timeout_s=0.3, expire_s=1.5),
+                msgspec.structs.replace(QUICK, settle_s=600),
+            ) as aggregator,
+        ):
+            await aggregator.post("73", 0.9, pair=pairs[0])
+            await until(lambda: "unknown" in states(tmp_path), "an order without an answer")
+            for pair in pairs[1:]:
+                await aggregator.post("73", 0.9, pair=pair)
+            await until(lambda: states(tmp_path) == ["unknown", "expired", "expired"], "the ends")
+            assert len(bot.posts) == 1
+            assert bot.requests["status"] > 1
+            for (words,) in rows(tmp_path, "SELECT answer FROM forward WHERE state = 'expired'"):
+                assert words.startswith(
+                    "not sent before it expired: the outcome of another order is not known, "
+                )
+            # It comes to a trade after all: what is decided now is sent.
+            bot._open(bot.posts[0])
+            bot.behaviour = "ok"
+            await until(lambda: states(tmp_path)[0] == "found", "the trade")
+            await aggregator.post("73", 0.9, pair="P3/USDT:USDT")
+            await until(lambda: states(tmp_path)[3:] == ["accepted"], "another order")
 
     asyncio.run(scenario())
 

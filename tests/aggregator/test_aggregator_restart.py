@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from bot import CountingBot
 from running import (
     FLEET,
@@ -25,7 +26,9 @@ from running import (
     until,
 )
 
+from marketfeed.aggregator.service import require_complete
 from marketfeed.config import load_settings
+from marketfeed.errors import SettingsError
 
 
 async def post(url: str, feeder: str, confidence: float) -> None:
@@ -144,6 +147,37 @@ def test_aggregate_says_all_that_is_missing(tmp_path: Path) -> None:
             "MARKETFEED_AGGREGATOR__BOTS__LONG__PASSWORD; found none"
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("http://BOT.example:8080", "http://bot.example:8080/api/v1/"),
+        ("http://bot.example", "http://bot.example:80"),
+        ("https://bot.example/1", "https://bot.example:443/1"),
+    ],
+)
+def test_one_bot_does_not_get_both_sides(tmp_path: Path, urls: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        require_complete(
+            settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator
+        )
+    assert (
+        "aggregator.bots.long.url, aggregator.bots.short.url: expected two bots, as one would get the "
+        "orders of both sides at once; found http"
+    ) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("http://bot.example:8080", "http://bot.example:8081"),
+        ("http://bot.example/1", "http://bot.example/2"),
+        ("http://bot1.example", "http://bot2.example"),
+    ],
+)
+def test_two_bots_have_a_side_each(tmp_path: Path, urls: tuple[str, str]) -> None:
+    require_complete(settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator)
 
 
 def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:
