@@ -19,7 +19,7 @@ from marketfeed.aggregator.bot import Answer, Bot, BotError, NotSentError, Trade
 from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Forward, Ledger, State
 from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
-from marketfeed.aggregator.settling import Item, Settling
+from marketfeed.aggregator.settling import Item, Settling, sent_ahead
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.errors import JournalError, LedgerError
@@ -123,11 +123,19 @@ class Forwarder:
         for forward in found:
             if forward.side != self.side:
                 continue
+            ahead = sent_ahead(forward, self._now_ms())
+            if ahead:
+                log.warning(
+                    "forward sent by a clock that was ahead, nobody knows when window=%d pair=%s",
+                    forward.window,
+                    forward.pair,
+                )
             unknown: Forward | None = forward
             if forward.state == "sending":
-                unknown = await self._note(
-                    forward, "unknown", "the aggregator was stopped before the bot's answer came"
-                )
+                words = "the aggregator was stopped before the bot's answer came"
+                if ahead:
+                    words += "; its clock was ahead, nobody knows when it was sent"
+                unknown = await self._note(forward, "unknown", words)
             if unknown is not None:
                 self._settling.take(unknown, self._now_ms(), time.monotonic())
                 self._silent = True
@@ -174,12 +182,14 @@ class Forwarder:
 
     async def _expire(self) -> None:
         now_ms = self._now_ms()
-        for forward in [item for item in self._queue if now_ms >= item.expires_ms]:
+        for forward in [item for item in self._queue if _is_over(item, now_ms)]:
             why = self.trouble or "others went first"
             if self.unsettled:
                 why = (
                     f"the outcome of another order is not known, {self.trouble or 'looking for it'}"
                 )
+            if _decided_ahead(forward, now_ms):
+                why = "it was decided by a clock that was ahead, nobody knows how long ago"
             if (
                 await self._note(forward, "expired", f"not sent before it expired: {why}")
                 is not None
@@ -404,3 +414,12 @@ class Forwarder:
 
 def _trouble_of(error: BotError) -> str:
     return f"not reachable: {error}" if isinstance(error, NotSentError) else f"not well: {error}"
+
+
+def _is_over(forward: Forward, now_ms: int) -> bool:
+    return now_ms >= forward.expires_ms or _decided_ahead(forward, now_ms)
+
+
+def _decided_ahead(forward: Forward, now_ms: int) -> bool:
+    """Whether it was decided, before a restart, by a clock that was ahead."""
+    return forward.decided_ms > now_ms

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 RETENTION_EVERY_S: Final = 600.0
 SHIPPING_TROUBLE_S: Final = 60.0
 """For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
+CLOCK_TROUBLE_S: Final = 2.0
 FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
 
@@ -290,6 +291,11 @@ class Aggregator:
             found.append(
                 f"the ledger was damaged and set aside as {self._ledger.set_aside}: what stood in it is "
                 "not known, look into the bots"
+            )
+        if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
+            found.append(
+                f"this host's clock has been set {'back' if ahead_s > 0 else 'forward'} by "
+                f"{abs(ahead_s):.0f} s since the start: times are by the old one until a restart"
             )
         if self._line is None:
             return [*found, "starting"]

@@ -4,21 +4,39 @@ No clock and no bot in here: `now_s` is monotonic seconds, `now_ms` the time of 
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Trade
 from marketfeed.aggregator.ledger import Forward
 from marketfeed.aggregator.pace import Pace
 
+LOOK_BACK_MS: Final = 86_400_000
+"""How old a trade may be of an order that was sent by a clock that was ahead, before a restart."""
+
+
+def sent_ahead(forward: Forward, now_ms: int) -> bool:
+    """Whether it was sent by a clock that was ahead: then nobody knows when."""
+    return forward.sent_ms is not None and forward.sent_ms > now_ms
+
 
 class Item:
-    """One such forward. `lost` is what is known of it once it is lost, and empty before."""
+    """One such forward. `lost` is what is known of it once it is lost, and empty before.
 
-    __slots__ = ("forget_at_s", "forward", "look_at_s", "lost", "sent_s")
+    A trade that opened before `since_ms` is not its trade.
+    """
+
+    __slots__ = ("forget_at_s", "forward", "look_at_s", "lost", "sent_s", "since_ms")
 
     def __init__(
-        self, forward: Forward, sent_s: float, look_at_s: float, forget_at_s: float
+        self,
+        forward: Forward,
+        since_ms: int,
+        sent_s: float,
+        look_at_s: float,
+        forget_at_s: float,
     ) -> None:
         self.forward = forward
+        self.since_ms = since_ms
         self.sent_s = sent_s
         self.look_at_s = look_at_s
         self.forget_at_s = forget_at_s
@@ -31,8 +49,7 @@ class Item:
             trade.pair == forward.pair
             and trade.side == forward.side
             and trade.tag == forward.tag
-            and forward.sent_ms is not None
-            and trade.opened_ms >= forward.sent_ms - CLOCK_TOLERANCE_MS
+            and trade.opened_ms >= self.since_ms
         )
 
 
@@ -58,10 +75,19 @@ class Settling:
 
     def take(self, forward: Forward, now_ms: int, now_s: float) -> None:
         """Take in a forward that is `unknown`; it is looked for at once."""
+        sent_ms = forward.changed_ms if forward.sent_ms is None else forward.sent_ms
         # Its age since it was sent: restarts must not put the alarm off.
-        age_s = (now_ms - (forward.sent_ms or forward.changed_ms)) / 1000
-        sent_s = now_s - min(max(age_s, 0.0), self._pace.settle_s)
-        self._items[forward.window] = Item(forward, sent_s, now_s, now_s + self._pace.forget_s)
+        age_s = max(now_ms - sent_ms, 0) / 1000
+        since_ms = sent_ms - CLOCK_TOLERANCE_MS
+        if sent_ahead(forward, now_ms):
+            since_ms = now_ms - LOOK_BACK_MS
+        self._items[forward.window] = Item(
+            forward,
+            since_ms,
+            now_s - min(age_s, self._pace.settle_s),
+            now_s,
+            now_s + self._pace.forget_s,
+        )
 
     def due(self, now_s: float) -> list[Item]:
         """Those that have to be looked for now."""

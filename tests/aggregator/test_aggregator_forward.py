@@ -381,6 +381,63 @@ def test_sending_at_the_crash_is_looked_for_and_never_sent_again(
     asyncio.run(scenario())
 
 
+AHEAD_MS = 7_200_000
+
+
+def test_what_a_clock_that_was_ahead_decided_is_not_sent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, age_ms=-AHEAD_MS)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+            assert await end_states(tmp_path) == ["expired"]
+            ((words,),) = rows(tmp_path, "SELECT answer FROM forward")
+            assert words == (
+                "not sent before it expired: it was decided by a clock that was ahead, "
+                "nobody knows how long ago"
+            )
+            assert bot.posts == []
+            # What is decided now has the right time.
+            await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
+            assert await end_states(tmp_path, 2) == ["expired", "accepted"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("steps", [("sending",), ("sending", "unknown")])
+@pytest.mark.parametrize(("opened_ago_s", "end"), [(600, "found"), (90_000, "lost")])
+def test_what_a_clock_that_was_ahead_sent_is_found(
+    tmp_path: Path, steps: tuple[str, ...], opened_ago_s: int, end: str
+) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, *steps, age_ms=-AHEAD_MS)
+        async with CountingBot() as bot:
+            ((tag,),) = rows(tmp_path, "SELECT tag FROM decision")
+            trade = bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+            trade["open_timestamp"] -= opened_ago_s * 1000
+            async with running(one_vote(tmp_path, bot.url)):
+                assert await end_states(tmp_path) == [end]
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("set_s", "words"), [(7_200, "back by 7200 s"), (-60, "forward by 60 s")])
+def test_a_clock_that_was_set_is_told(tmp_path: Path, set_s: int, words: str) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+            assert (await aggregator.status("health"))[0] == 200
+            now_ms = time.time_ns() // 1_000_000
+            aggregator.aggregator._clock.set_server_time(now_ms + 1000 * set_s, 0.0)
+            status, health = await aggregator.status("health")
+            assert status == 503
+            (reason,) = health["reasons"]
+            assert reason == (
+                f"this host's clock has been set {words} since the start: times are by the old one "
+                "until a restart"
+            )
+
+    asyncio.run(scenario())
+
+
 def test_an_alarm_is_not_put_off_by_restarts(tmp_path: Path) -> None:
     """`unknown` for longer than it may take is lost at the first look."""
 
