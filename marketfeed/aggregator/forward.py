@@ -190,19 +190,19 @@ class Forwarder:
                 )
             if _decided_ahead(forward, now_ms):
                 why = "it was decided by a clock that was ahead, nobody knows how long ago"
-            if (
-                await self._note(forward, "expired", f"not sent before it expired: {why}")
-                is not None
-            ):
-                log.error(
-                    "forward expired window=%d pair=%s side=%s tag=%r why=%r",
-                    forward.window,
-                    forward.pair,
-                    forward.side,
-                    forward.tag,
-                    why,
-                )
+            await self._end_unsent(forward, why)
             self._drop(forward)
+
+    async def _end_unsent(self, forward: Forward, why: str) -> None:
+        if await self._note(forward, "expired", f"not sent before it expired: {why}") is not None:
+            log.error(
+                "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+                forward.window,
+                forward.pair,
+                forward.side,
+                forward.tag,
+                why,
+            )
 
     # --- sending --------------------------------------------------------------------------------------
 
@@ -226,6 +226,12 @@ class Forwarder:
             await self._no_ledger(error)
             return
         self._ledger_well()
+        now_ms = self._now_ms()
+        if now_ms >= forward.expires_ms:
+            # However long the disk took, nothing has been sent.
+            self._drop(forward)
+            await self._end_unsent(sending, "the ledger took too long to note that it is sent")
+            return
         self._counters.close_to_send.add(max(now_ms - forward.decided_ms, 0))
         try:
             answer = await self._bot.enter(sending)

@@ -5,7 +5,7 @@ A forward goes through these states, and no other way (`STEPS`):
     queued ──► sending ──► accepted | refused      the bot's answer, which is final
        ▲          │ └────► unknown ──► found | lost   settled by looking into the bot; lost alarms
        └──────────┘ nothing was sent (connect refused)
-    queued ──► expired
+    queued | sending ──► expired    nothing was sent, and it is too late (sending: when it stood there)
 
 `sending` is on the disk before the POST, so that after a crash whatever stands there is `unknown`, and no
 decision is ever sent twice. Times are ms since the epoch. Every row that is shipped carries a `seq`, as in
@@ -36,7 +36,7 @@ STEPS: Final[Mapping[State, tuple[State, ...]]] = MappingProxyType(
         "accepted": ("sending",),
         "refused": ("sending",),
         "unknown": ("sending",),
-        "expired": ("queued",),
+        "expired": ("queued", "sending"),
         "found": ("unknown", "lost"),
         "lost": ("unknown",),
     }
@@ -366,32 +366,23 @@ class Ledger:
         """Take a forward to `state`, durably; returns it as it stands then.
 
         Raises LedgerError when it is not in a state from which that may be entered: a second POST is
-        prevented here, whatever its caller believes.
+        prevented here, whatever its caller believes. From `sending`, `queued` and `expired` are for
+        callers that know that nothing has left this host.
         """
         allowed = STEPS[state]
-        marks = ",".join("?" * len(allowed))
+        origins = ",".join(repr(origin) for origin in allowed)
         seq = self._next_seq
+        values = {"window": window, "state": state, "now": now_ms, "answer": answer}
         with self._transaction():
             changed = self._db.execute(
-                f"""UPDATE forward SET state = ?, changed = ?, seq = ?, answer = ?, status = ?,
-                        attempts = attempts + (? = 'sending'),
-                        sent = CASE ? WHEN 'sending' THEN ? WHEN 'queued' THEN NULL ELSE sent END,
-                        answered = CASE WHEN ? IN ('accepted', 'refused', 'found') THEN ? END
-                    WHERE window = ? AND state IN ({marks})""",
-                (
-                    state,
-                    now_ms,
-                    seq,
-                    answer,
-                    status,
-                    state,
-                    state,
-                    now_ms,
-                    state,
-                    now_ms,
-                    window,
-                    *allowed,
-                ),
+                f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
+                        answer = :answer, status = :status,
+                        attempts = attempts + (:state = 'sending'),
+                        sent = CASE WHEN :state = 'sending' THEN :now
+                                    WHEN :state NOT IN ('queued', 'expired') THEN sent END,
+                        answered = CASE WHEN :state IN ('accepted', 'refused', 'found') THEN :now END
+                    WHERE window = :window AND state IN ({origins})""",
+                values | {"status": status, "seq": seq},
             ).rowcount
             if changed != 1:
                 raise LedgerError(

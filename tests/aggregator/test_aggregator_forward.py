@@ -2,19 +2,26 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import aiohttp
 import msgspec
 import pytest
 from bot import Behaviour, CountingBot
 from running import PAIR, QUICK, rows, running, settings, states, until
 
-from marketfeed.aggregator.ledger import Ledger, Receipt
+from marketfeed.aggregator.bot import Bot
+from marketfeed.aggregator.counters import Counters
+from marketfeed.aggregator.forward import Forwarder
+from marketfeed.aggregator.ledger import Forward, Ledger, Receipt
 from marketfeed.aggregator.signals import Electorate, Signal
+from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Rules, Vote, Votes
 from marketfeed.config import Settings
 
+T = TypeVar("T")
 END_STATES = ("accepted", "refused", "expired", "found", "lost")
 
 
@@ -323,13 +330,54 @@ def test_a_trade_that_is_another_one_settles_nothing(tmp_path: Path, change: str
     asyncio.run(scenario())
 
 
+class SlowDisk(LedgerThread):
+    """A ledger on a disk that takes two minutes, by the clock that goes with it, to note `sending`."""
+
+    late_ms = 0
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.late_ms
+
+    async def call(self, function: Callable[[Ledger], T]) -> T:
+        found = await super().call(function)
+        if isinstance(found, Forward) and found.state == "sending":
+            self.late_ms = 120_000
+        return found
+
+
+def test_a_ledger_that_takes_too_long_ends_an_order_unsent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, expire_ms=60_000)
+        async with (
+            CountingBot() as bot,
+            aiohttp.ClientSession() as session,
+            SlowDisk(tmp_path / "ledger.db") as ledger,
+        ):
+            to_bot = Bot(one_vote(tmp_path, bot.url).aggregator.bots.long, session)
+            forwarder = Forwarder("long", to_bot, ledger, ledger.now_ms, Counters(), QUICK)
+            working = asyncio.create_task(forwarder.run())
+            assert await end_states(tmp_path) == ["expired"]
+            forwarder.end()
+            await working
+            ((words, sent, attempts),) = rows(
+                tmp_path, "SELECT answer, sent, attempts FROM forward"
+            )
+            assert words == (
+                "not sent before it expired: the ledger took too long to note that it is sent"
+            )
+            assert (sent, attempts) == (None, 1)
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
 # --- restarts ---------------------------------------------------------------------------------------
 
 
-def write_forward(path: Path, *steps: str, age_ms: int = 0) -> int:
+def write_forward(path: Path, *steps: str, age_ms: int = 0, expire_ms: int = 2_000) -> int:
     """A ledger in which one decision stands where a killed aggregator left it; returns when it was sent."""
     electorate = Electorate.of(("73",), ())
-    rules = Rules(200, 1, 0.7, "both", 0, 2_000, 1.0, 5.0, ("market",), electorate)
+    rules = Rules(200, 1, 0.7, "both", 0, expire_ms, 1.0, 5.0, ("market",), electorate)
     now_ms = time.time_ns() // 1_000_000 - age_ms
     with Ledger.open(path / "ledger.db") as ledger:
         votes = Votes(rules)

@@ -175,6 +175,15 @@ def test_a_forward_knows_when_it_was_sent_and_answered(ledger: Ledger) -> None:
     assert (done.status, done.answer) == (502, "already open")
 
 
+def test_what_expired_was_not_sent(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receive(ledger, votes)
+    decide(ledger, votes, T0 + 60_000)
+    ledger.step(1, "sending", T0 + 1)
+    expired = ledger.step(1, "expired", T0 + 2, "too late")
+    assert (expired.sent_ms, expired.answered_ms, expired.attempts) == (None, None, 1)
+
+
 # --- the file ---------------------------------------------------------------------------------------
 
 
