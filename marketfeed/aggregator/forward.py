@@ -13,9 +13,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-from marketfeed.aggregator.bot import Answer, Bot, BotError, NotSentError, Trade
+from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Answer, Bot, BotError, NotSentError, Trade
 from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Forward, Ledger, State
 from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
@@ -306,13 +307,32 @@ class Forwarder:
             self._trouble(_trouble_of(error))
         now_s = time.monotonic()
         for item in self._settling.due(now_s):
-            trade = next((trade for trade in trades if item.may_have_opened(trade)), None)
+            try:
+                trade = await self._trade_of(item, trades)
+            except JournalError as error:
+                await self._no_ledger(error)
+                return
             if trade is not None:
                 await self._found(item, trade)
                 continue
             if self._settling.is_out_of_time(item, now_s):
                 await self._lose(item, words)
             self._settling.put_off(item, now_s)
+
+    async def _trade_of(self, item: Item, trades: list[Trade]) -> Trade | None:
+        """The trade that this order led to. Raises JournalError."""
+        forward = item.forward
+        for trade in filter(item.may_have_opened, trades):
+            question = partial(
+                Ledger.is_another_s,
+                forward=forward,
+                trade_id=trade.trade_id,
+                opened_by_ms=trade.opened_ms + CLOCK_TOLERANCE_MS,
+                added=trade.added,
+            )
+            if not await self._ledger.call(question):
+                return trade
+        return None
 
     async def _found(self, item: Item, trade: Trade) -> None:
         forward = item.forward

@@ -355,6 +355,33 @@ class Ledger:
         )
         return [Forward(*row) for row in rows]
 
+    def is_another_s(
+        self, forward: Forward, trade_id: int, opened_by_ms: int, *, added: bool
+    ) -> bool:
+        """Whether a trade of this pair, side and tag is another forward's than this one.
+
+        It is whose answer names it; one that nobody names (or an order `added` to a trade, which has no
+        name) is that of the newest forward which had been sent when it opened, by `opened_by_ms`.
+        """
+        (found,) = self._db.execute(
+            """SELECT EXISTS(SELECT 1 FROM forwarded
+                WHERE pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
+                    state IN ('accepted', 'found') AND NOT :added
+                        AND (answer = :name OR answer LIKE :name || ' in the bot, opened %')
+                    OR window > :window AND sent <= :by AND (state IN ('sending', 'unknown', 'lost')
+                        OR :added AND state IN ('accepted', 'found'))))""",
+            {
+                "pair": forward.pair,
+                "side": forward.side,
+                "tag": forward.tag,
+                "window": forward.window,
+                "name": f"trade {trade_id}",
+                "by": opened_by_ms,
+                "added": added,
+            },
+        ).fetchone()
+        return bool(found)
+
     def step(
         self,
         window: int,

@@ -371,6 +371,61 @@ def test_a_ledger_that_takes_too_long_ends_an_order_unsent(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+async def looked_again(bot: CountingBot, times: int = 3) -> None:
+    wanted = bot.requests["trades"] + times
+    await until(lambda: bot.requests["trades"] >= wanted, "looks into the bot")
+
+
+def test_another_decision_s_trade_does_not_settle_a_lost_one(tmp_path: Path) -> None:
+    """The same feeder, the same confidence: both orders have the same tag."""
+
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut_empty") as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=10)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["lost"], "the alarm")
+            bot.behaviour = "ok"
+            await aggregator.post("73", 0.9, signal_strength=2)
+            await until(lambda: states(tmp_path)[1:] == ["accepted"], "another order")
+            await looked_again(bot)
+            # Sent without an answer, it goes before the older one as well.
+            bot.behaviour = "cut"
+            await aggregator.post("73", 0.9, signal_strength=3)
+            await until(lambda: states(tmp_path)[2:] == ["found"], "its trade")
+            await looked_again(bot)
+            assert states(tmp_path) == ["lost", "accepted", "found"]
+            words = [words for (words,) in rows(tmp_path, "SELECT answer FROM forward")]
+            assert words[1] == "trade 1"
+            assert words[2].startswith("trade 2 in the bot")
+            reasons = (await aggregator.status("health"))[1]["reasons"]
+            assert [reason.startswith("forward lost: ") for reason in reasons] == [True]
+            # Its own one at last, which nobody else names.
+            tag = bot.posts[0]["entry_tag"]
+            bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+            await until(lambda: states(tmp_path)[0] == "found", "the first one's trade")
+
+    asyncio.run(scenario())
+
+
+def test_the_trade_of_a_moment_before_settles_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot() as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=10)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["accepted"], "an order")
+            # Within what the clocks may differ by.
+            bot.trades[0]["open_timestamp"] += 60_000
+            bot.behaviour = "cut_empty"
+            await aggregator.post("73", 0.9, signal_strength=2)
+            await until(lambda: states(tmp_path)[1:] == ["lost"], "the alarm")
+
+    asyncio.run(scenario())
+
+
 # --- restarts ---------------------------------------------------------------------------------------
 
 
