@@ -10,7 +10,7 @@ import errno
 import re
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
 
 import aiohttp
@@ -159,7 +159,7 @@ class Bot:
                 return msgspec.json.decode(body), behind_ms
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_text(error)) from error
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
             raise BotError(_hide(_text(error), headers)) from error
 
     def _headers(self) -> dict[str, str]:
@@ -288,10 +288,13 @@ def _trades(row: object, behind_ms: int) -> list[Trade]:
 _ENTRY: Final[dict[Side, str]] = {"long": "buy", "short": "sell"}
 
 
+_Time = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
 class _TradeRow(msgspec.Struct):
     trade_id: int
     pair: str
-    open_timestamp: int
+    open_timestamp: _Time
     is_short: bool = False
     enter_tag: str | None = None
     orders: object = ()
@@ -299,5 +302,5 @@ class _TradeRow(msgspec.Struct):
 
 class _OrderRow(msgspec.Struct):
     ft_order_side: str
-    order_timestamp: int | None = None
+    order_timestamp: _Time | None = None
     ft_order_tag: str | None = None

@@ -305,6 +305,10 @@ class Forwarder:
         except BotError as error:
             words = f"the bot could not be asked: {error}"
             self._trouble(_trouble_of(error))
+        except Exception as error:
+            # Whatever it has answered, the other bot's worker lives in the same process.
+            words = f"the bot could not be asked: {error!r}"
+            self._unforeseen(error)
         now_s = time.monotonic()
         for item in self._settling.due(now_s):
             try:
@@ -370,6 +374,8 @@ class Forwarder:
             self._well()
         except BotError as error:
             self._trouble(_trouble_of(error))
+        except Exception as error:
+            self._unforeseen(error)
         soon = self._silent or self._queue
         pause_s = self._pace.look_s if soon else self._pace.probe_s
         self._probe_at_s = time.monotonic() + pause_s
@@ -429,6 +435,11 @@ class Forwarder:
         if self.trouble:
             log.warning("bot answers again side=%s", self.side)
         self.trouble = ""
+
+    def _unforeseen(self, error: Exception) -> None:
+        if (words := f"not well: {error!r}") != self.trouble:
+            log.error("asking failed in an unforeseen way side=%s", self.side, exc_info=error)
+        self._trouble(words)
 
     def _trouble(self, words: str) -> None:
         if not self.trouble:

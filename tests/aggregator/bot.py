@@ -44,6 +44,7 @@ Behaviour = Literal[
     "cut_body",  # opens a trade, cuts in the middle of the answer
     "garbage",  # opens a trade, 200 with something that is no JSON
     "web_page",  # opens none, 200 with a page
+    "nested",  # opens a trade, 200 with JSON that is nested too deeply; so to looks
     "mixed",  # one of `MIX` for each order
 ]
 MIX: dict[Behaviour, int] = {
@@ -163,7 +164,10 @@ class CountingBot:
             return web.json_response({"detail": "Unauthorized"}, status=401)
         if self.behaviour == "freeze" and request.method == "GET":
             await self._released.wait()
-        return await handler(request)
+        response = await handler(request)
+        if self.behaviour == "nested":
+            return web.Response(body=b"[" * 5_000, content_type="application/json")
+        return response
 
     async def _forceenter(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -40,6 +40,11 @@ async def end_states(path: Path, count: int = 1) -> list[str]:
     return states(path)
 
 
+async def looked_again(bot: CountingBot, times: int = 3) -> None:
+    wanted = bot.requests["status"] + times
+    await until(lambda: bot.requests["status"] >= wanted, "looks into the bot")
+
+
 EVERY_SORT: dict[Behaviour, tuple[str, int | None, str]] = {
     "ok": ("accepted", 200, "trade 1"),
     "status_only": ("refused", 200, "Error entering long trade for pair BTC/USDT:USDT."),
@@ -191,6 +196,32 @@ def test_no_other_order_is_sent_while_one_is_unsettled(tmp_path: Path) -> None:
             await until(lambda: states(tmp_path)[0] == "found", "the trade")
             await aggregator.post("73", 0.9, pair="P3/USDT:USDT")
             await until(lambda: states(tmp_path)[3:] == ["accepted"], "another order")
+
+    asyncio.run(scenario())
+
+
+def test_no_answer_of_a_bot_ends_the_aggregator(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("nested") as bot,
+            running(
+                one_vote(tmp_path, bot.url, expire_s=60),
+                msgspec.structs.replace(QUICK, settle_s=60),
+            ) as aggregator,
+        ):
+            trouble = ""
+            async with asyncio.timeout(30):
+                while "not well: " not in trouble:
+                    trouble = " ".join((await aggregator.status("health"))[1]["reasons"])
+            assert "RecursionError" in trouble
+            await aggregator.post("73", 0.9)
+            await until(lambda: "unknown" in states(tmp_path), "an answer that says nothing")
+            await looked_again(bot)
+            # And times that no trade has.
+            bot.trades.insert(0, bot.trades[0] | {"open_timestamp": -(10**30), "trade_id": 10**30})
+            bot.trades.insert(0, bot.trades[0] | {"open_timestamp": 10**30})
+            bot.behaviour = "ok"
+            assert await end_states(tmp_path) == ["found"]
 
     asyncio.run(scenario())
 
@@ -369,11 +400,6 @@ def test_a_ledger_that_takes_too_long_ends_an_order_unsent(tmp_path: Path) -> No
             assert bot.posts == []
 
     asyncio.run(scenario())
-
-
-async def looked_again(bot: CountingBot, times: int = 3) -> None:
-    wanted = bot.requests["trades"] + times
-    await until(lambda: bot.requests["trades"] >= wanted, "looks into the bot")
 
 
 def test_another_decision_s_trade_does_not_settle_a_lost_one(tmp_path: Path) -> None:
