@@ -20,7 +20,7 @@ from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Answer, Bot, BotError,
 from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Forward, Ledger, State
 from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
-from marketfeed.aggregator.settling import Item, Settling, sent_ahead
+from marketfeed.aggregator.settling import Item, Settling, alarm, sent_ahead
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.errors import JournalError, LedgerError
@@ -110,11 +110,14 @@ class Forwarder:
     # --- what there is to do --------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        """After a start: what stands at `sending` was cut off in the middle, so nobody knows."""
+        """After a start: what stands at `sending` was cut off in the middle, so nobody knows.
+
+        What was lost lately is looked for again, too, and its alarm lives on.
+        """
         while not self._ending:
             try:
                 found = await self._ledger.call(
-                    lambda ledger: ledger.forwards(("sending", "unknown"))
+                    lambda ledger: ledger.forwards(("sending", "unknown", "lost"))
                 )
                 break
             except JournalError as error:
@@ -123,6 +126,9 @@ class Forwarder:
             return
         for forward in found:
             if forward.side != self.side:
+                continue
+            age_s = (self._now_ms() - forward.changed_ms) / 1000
+            if forward.state == "lost" and age_s >= self._pace.recall_s:
                 continue
             ahead = sent_ahead(forward, self._now_ms())
             if ahead:
@@ -297,10 +303,11 @@ class Forwarder:
     # --- looking ----------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        words = "no such trade in the bot"
+        words, answered = "no such trade in the bot", False
         trades: list[Trade] = []
         try:
             trades = await self._bot.trades(self._now_ms)
+            answered = True
             self._well()
         except BotError as error:
             words = f"the bot could not be asked: {error}"
@@ -321,7 +328,7 @@ class Forwarder:
                 continue
             if self._settling.is_out_of_time(item, now_s):
                 await self._lose(item, words)
-            self._settling.put_off(item, now_s)
+            self._settling.put_off(item, now_s, answered=answered)
 
     async def _trade_of(self, item: Item, trades: list[Trade]) -> Trade | None:
         """The trade that this order led to. Raises JournalError."""
@@ -355,17 +362,8 @@ class Forwarder:
     async def _lose(self, item: Item, words: str) -> None:
         forward = item.forward
         text = f"{words}; before that: {forward.answer}" if forward.answer else words
-        log.critical(
-            "ALARM forward lost: it may or may not have been executed, look into the bot "
-            "window=%d pair=%s side=%s tag=%r sent_ms=%s words=%r",
-            forward.window,
-            forward.pair,
-            forward.side,
-            forward.tag,
-            forward.sent_ms,
-            text,
-        )
-        item.lost = f"{forward.pair} {forward.tag!r}: {words}"
+        alarm(forward, text)
+        item.lose(words)
         await self._note(forward, "lost", text)
 
     async def _probe(self) -> None:

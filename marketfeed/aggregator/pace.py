@@ -10,7 +10,8 @@ class Pace(msgspec.Struct, frozen=True):
 
     After a refused connection it waits `retry_first_s`, doubled each time up to `retry_cap_s`. An unknown
     outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for every
-    `look_lost_s`, for `forget_s`. A bot that nothing is sent to is asked for its version every `probe_s`.
+    `look_lost_s`, until the bot has answered looks for `forget_s`. After a start, those that were lost within
+    `recall_s` are looked for again. A bot that nothing is sent to is asked for its version every `probe_s`.
     """
 
     retry_first_s: float = 0.1
@@ -19,6 +20,7 @@ class Pace(msgspec.Struct, frozen=True):
     settle_s: float = 40.0
     look_lost_s: float = 15.0
     forget_s: float = 900.0
+    recall_s: float = 86_400.0
     probe_s: float = 30.0
     ledger_retry_s: float = 0.5
 

@@ -23,6 +23,7 @@ from marketfeed.aggregator.counters import AggregatorExposition, Counters, Gauge
 from marketfeed.aggregator.desk import Desk
 from marketfeed.aggregator.forward import Forwarder
 from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.orphans import Orphans
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
@@ -150,6 +151,7 @@ class Aggregator:
         self._clock = ExchangeClock()
         self._counters = Counters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path)
+        self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
         self._line: _Line | None = None
         self._listening = asyncio.Event()
         self._turns_proven = -1
@@ -195,6 +197,7 @@ class Aggregator:
         settings = self._settings.aggregator
         desk, forwarders, shipper = line.desk, line.forwarders, line.shipper
         await desk.open()
+        await self._orphans.end(self._ledger, self._clock.now_ms())
         confidence = settings.missing_confidence
         pairs = self._settings.exchange.pairs
         api = Api(
@@ -306,13 +309,21 @@ class Aggregator:
                 found.append(f"bot of {side}: {forwarder.trouble}")
             if forwarder.ledger_trouble:
                 found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble}")
-            found.extend(f"forward lost: {words}" for words in forwarder.lost.values())
+        for lost in self._lost().values():
+            found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._line.shipper) is not None:
             shipping = shipper.report()
             if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
                 found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
         for feeder, value in self._counters.often_missing(time.monotonic()):
             found.append(f"signals of feeder {feeder} often lack a {value}")
+        return found
+
+    def _lost(self) -> dict[str, list[str]]:
+        found = self._orphans.lost()
+        if self._line is not None:
+            for side, worker in self._line.forwarders.items():
+                found[side] = list(worker.lost.values())
         return found
 
     def report(self) -> AggregatorReport:
@@ -333,7 +344,7 @@ class Aggregator:
             forwards={" ".join(key): count for key, count in counters.forwards.items()},
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
-            lost={side: list(worker.lost.values()) for side, worker in forwarders.items()},
+            lost=self._lost(),
             shipping=None if line is None or line.shipper is None else line.shipper.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
@@ -348,7 +359,7 @@ class Aggregator:
             pending=0 if line is None else line.desk.pending,
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
-            lost={side: len(worker.lost) for side, worker in forwarders.items()},
+            lost={side: len(lost) for side, lost in self._lost().items()},
             bot_trouble={side: int(bool(worker.trouble)) for side, worker in forwarders.items()},
             limited_addresses=0 if line is None else line.doorkeeper.limited(),
         )

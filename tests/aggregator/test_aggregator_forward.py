@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 from bot import Behaviour, CountingBot
-from running import PAIR, QUICK, rows, running, settings, states, until
+from running import PAIR, QUICK, Running, rows, running, settings, states, until
 
 from marketfeed.aggregator.bot import Bot
 from marketfeed.aggregator.counters import Counters
@@ -575,5 +575,115 @@ def test_an_alarm_is_not_put_off_by_restarts(tmp_path: Path) -> None:
         async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)):
             assert await end_states(tmp_path) == ["lost"]
             assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())
+
+
+async def reasons_of(aggregator: Running) -> list[str]:
+    found = (await aggregator.status("health"))[1]["reasons"]
+    return [reason for reason in found if reason.startswith("forward lost: ")]
+
+
+def test_an_alarm_stays_while_the_bot_cannot_be_asked(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pace = msgspec.structs.replace(QUICK, forget_s=0.0, look_lost_s=0.02)
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.3), pace) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["lost"], "the alarm")
+            await looked_again(bot)
+            assert len(await reasons_of(aggregator)) == 1
+            # It was there all the time.
+            bot.behaviour = "ok"
+            await until(lambda: states(tmp_path) == ["found"], "the trade")
+
+    asyncio.run(scenario())
+
+
+def test_an_alarm_ends_when_the_bot_has_answered_for_long_enough(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pace = msgspec.structs.replace(QUICK, forget_s=0.5, look_lost_s=0.02)
+        async with (
+            CountingBot("cut_empty") as bot,
+            running(one_vote(tmp_path, bot.url), pace) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["lost"], "the alarm")
+            async with asyncio.timeout(30):
+                while await reasons_of(aggregator):
+                    await asyncio.sleep(0.02)
+            assert (await aggregator.status("health"))[0] == 200
+            assert states(tmp_path) == ["lost"]
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_does_not_end_an_alarm(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
+        async with CountingBot("freeze") as bot:
+            ((tag,),) = rows(tmp_path, "SELECT tag FROM decision")
+            given = one_vote(tmp_path, bot.url, bot_timeout_s=0.3)
+            async with running(given) as aggregator:
+                # For longer ago than it is looked for: the bot has not been asked since the start.
+                await looked_again(bot)
+                assert len(await reasons_of(aggregator)) == 1
+            async with running(given) as aggregator:
+                await looked_again(bot)
+                assert len(await reasons_of(aggregator)) == 1
+                trade = bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+                trade["open_timestamp"] -= 1_000_000
+                bot.behaviour = "ok"
+                await until(lambda: states(tmp_path) == ["found"], "the trade")
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_one_of_long_ago_is_looked_for_once_after_a_start(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+            async with asyncio.timeout(30):
+                while await reasons_of(aggregator):
+                    await asyncio.sleep(0.02)
+            assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("steps", "end", "words"),
+    [
+        ((), "expired", "not sent before it expired: no bot is set for long"),
+        (("sending",), "lost", "no bot is set for long that could be asked; before that: the agg"),
+        (
+            ("sending", "unknown"),
+            "lost",
+            "no bot is set for long that could be asked; before that:",
+        ),
+        (("sending", "unknown", "lost"), "lost", ""),
+    ],
+)
+def test_a_side_whose_bot_is_gone_leaves_nothing_open(
+    tmp_path: Path, steps: tuple[str, ...], end: str, words: str
+) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, *steps)
+        async with (
+            CountingBot() as bot,
+            running(settings(tmp_path, {"short": bot.url})) as aggregator,
+        ):
+            assert states(tmp_path) == [end]
+            ((answer,),) = rows(tmp_path, "SELECT answer FROM forward")
+            assert answer.startswith(words)
+            lost = await reasons_of(aggregator)
+            assert len(lost) == int(end == "lost")
+            assert (await aggregator.status())[1]["lost"].get("long", []) == [
+                reason.removeprefix("forward lost: ") for reason in lost
+            ]
+            assert (bot.posts, bot.requests["status"]) == ([], 0)
 
     asyncio.run(scenario())
