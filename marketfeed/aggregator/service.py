@@ -197,7 +197,11 @@ class Aggregator:
         settings = self._settings.aggregator
         desk, forwarders, shipper = line.desk, line.forwarders, line.shipper
         await desk.open()
-        await self._orphans.end(self._ledger, self._clock.now_ms())
+        try:
+            await self._orphans.end(self._ledger, self._clock.now_ms())
+        except JournalError as error:
+            # The other side's orders do not wait for it; the next start tries again.
+            log.error("forwards of a side without a bot not ended error=%r", str(error))
         confidence = settings.missing_confidence
         pairs = self._settings.exchange.pairs
         api = Api(
