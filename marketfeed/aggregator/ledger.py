@@ -47,6 +47,8 @@ OPEN_STATES: Final[tuple[State, ...]] = ("queued", "sending", "unknown")
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
 
+DAY_MS: Final = 86_400_000
+
 ROOM_BYTES: Final = 65_536
 """What `prove_room` writes: a commit of a few votes is half of it."""
 
@@ -443,15 +445,16 @@ class Ledger:
     def delete_old(self, keep_ms: int, below_seq: int | None = None) -> int:
         """Delete some of what is older than `keep_ms`, counted back from the newest vote.
 
-        Never from the wall clock: a wrong clock must not delete anything. Rows from `below_seq` on have
+        Never from the wall clock, and a day on which nothing was received does not count: what came while
+        the clock was ahead, however far, must not delete the days before it. Rows from `below_seq` on have
         not been shipped yet and stay, as do votes that wait for a decision and forwards in an open state.
         Returns how many rows went; call again until it is 0.
         """
-        (newest,) = self._db.execute("SELECT max(received) FROM signal").fetchone()
-        if newest is None:
+        oldest_ms = self._oldest_kept(keep_ms)
+        if oldest_ms is None:
             return 0
         below = self._next_seq if below_seq is None else below_seq
-        old = (newest - keep_ms, below)
+        old = (oldest_ms, below)
         open_states = ",".join(repr(state) for state in OPEN_STATES)
         with self._transaction():
             gone = self._db.execute(
@@ -474,6 +477,20 @@ class Ledger:
                 old,
             ).rowcount
         return gone
+
+    def _oldest_kept(self, keep_ms: int) -> int | None:
+        """The time from which on everything is kept; None: nothing is old."""
+        (newest_ms,) = self._db.execute("SELECT max(received) FROM signal").fetchone()
+        day_ms = newest_ms
+        # The days on which anything was received, from the newest on: one seek each.
+        for _ in range(keep_ms // DAY_MS + 1):
+            if day_ms is None:
+                return None
+            start_ms = day_ms - day_ms % DAY_MS
+            (day_ms,) = self._db.execute(
+                "SELECT max(received) FROM signal WHERE received < ?", (start_ms,)
+            ).fetchone()
+        return None if day_ms is None else min(newest_ms - keep_ms, start_ms)
 
     # --- inside -----------------------------------------------------------------------------------
 
