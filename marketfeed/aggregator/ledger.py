@@ -272,6 +272,13 @@ class Ledger:
             # A number that changes: SQLite writes no page for a value that stands there already.
             self._db.execute("UPDATE heartbeat SET beats = beats + 1")
 
+    def require_whole(self) -> None:
+        """Look whether the file is still there, the same and readable: what is written notices none of it.
+
+        Raises JournalWriteError (`damaged`), as `Database.require_whole` says.
+        """
+        self._database.require_whole(_READ_FIRST)
+
     def prove_room(self) -> None:
         """Commit more than a vote takes, and take it away: proof that votes are taken again.
 
@@ -512,6 +519,7 @@ class Ledger:
         (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()
 
 
+_READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 _SIGNAL_COLUMNS: Final = (
     "pair, side, feeder, called, confidence, leverage, ordertype, price, strength, tag, defaulted"
 )

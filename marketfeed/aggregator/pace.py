@@ -1,4 +1,4 @@
-"""How the worker of a bot is paced."""
+"""How the workers of the bots, and the looks at the ledger, are paced."""
 
 from typing import Final
 
@@ -6,12 +6,13 @@ import msgspec
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How the worker is paced, in wall seconds.
+    """Pauses and limits, in wall seconds.
 
-    After a refused connection it waits `retry_first_s`, doubled each time up to `retry_cap_s`. An unknown
-    outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for every
-    `look_lost_s`, until the bot has answered looks for `forget_s`. After a start, those that were lost within
-    `recall_s` are looked for again. A bot that nothing is sent to is asked for its version every `probe_s`.
+    After a refused connection a worker waits `retry_first_s`, doubled each time up to `retry_cap_s`. An
+    unknown outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for
+    every `look_lost_s`, until the bot has answered looks for `forget_s`. After a start, those that were lost
+    within `recall_s` are looked for again. A bot that nothing is sent to is asked for its version every
+    `probe_s`. Every `whole_s` is looked whether the ledger's file is still there and readable.
     """
 
     retry_first_s: float = 0.1
@@ -23,6 +24,7 @@ class Pace(msgspec.Struct, frozen=True):
     recall_s: float = 86_400.0
     probe_s: float = 30.0
     ledger_retry_s: float = 0.5
+    whole_s: float = 60.0
 
 
 DEFAULT_PACE: Final = Pace()

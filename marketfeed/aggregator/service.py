@@ -252,17 +252,25 @@ class Aggregator:
         return found
 
     async def _keep_ledger(self, shipper: Shipper | None) -> None:
-        keep_ms = self._settings.aggregator.ledger.keep.ms
+        """Raises JournalWriteError when the ledger is damaged or gone: nothing may rest on it any more."""
+        retain_at_s = 0.0
         while True:
-            try:
-                below = None if shipper is None else shipper.shipped_below()
-                delete = partial(Ledger.delete_old, keep_ms=keep_ms, below_seq=below)
-                # Call by call, so that commits of new votes pass in between.
-                while await self._ledger.call(delete):
-                    pass
-            except JournalError as error:
-                log.warning("retention failed, trying again later error=%r", str(error))
-            await asyncio.sleep(RETENTION_EVERY_S)
+            await self._ledger.call(Ledger.require_whole)
+            if (now_s := time.monotonic()) >= retain_at_s:
+                retain_at_s = now_s + RETENTION_EVERY_S
+                await self._delete_old(shipper)
+            await asyncio.sleep(self._pace.whole_s)
+
+    async def _delete_old(self, shipper: Shipper | None) -> None:
+        keep_ms = self._settings.aggregator.ledger.keep.ms
+        try:
+            below = None if shipper is None else shipper.shipped_below()
+            delete = partial(Ledger.delete_old, keep_ms=keep_ms, below_seq=below)
+            # Call by call, so that commits of new votes pass in between.
+            while await self._ledger.call(delete):
+                pass
+        except JournalError as error:
+            log.warning("retention failed, trying again later error=%r", str(error))
 
     # --- what it says of itself -----------------------------------------------------------------------
 

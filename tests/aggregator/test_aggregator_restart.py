@@ -6,17 +6,21 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from bot import CountingBot
 from running import (
     FLEET,
     FLEET_HASH,
     PAIR,
+    QUICK,
     Process,
+    Running,
     basic,
     config,
     rows,
@@ -26,9 +30,10 @@ from running import (
     until,
 )
 
-from marketfeed.aggregator.service import require_complete
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.service import Aggregator, require_complete
 from marketfeed.config import load_settings
-from marketfeed.errors import SettingsError
+from marketfeed.errors import JournalWriteError, SettingsError
 
 
 async def post(url: str, feeder: str, confidence: float) -> None:
@@ -115,6 +120,60 @@ def test_a_window_that_ended_long_ago_is_skipped_with_the_reason(tmp_path: Path)
             assert outcome == "skip"
             assert reasons.startswith("expired: the window closed ")
             assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+def move(path: Path) -> None:
+    path.rename(f"{path}.bak")
+
+
+def put_another(path: Path) -> None:
+    Ledger.open(path.with_name("other.db")).close()
+    path.with_name("other.db").rename(path)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(8192))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (move, "the file is gone"),
+        (put_another, "another file stands in its place"),
+        (overwrite, "file is not a database"),
+    ],
+)
+def test_a_ledger_that_is_taken_away_is_noticed(
+    tmp_path: Path, harm: Callable[[Path], None], words: str
+) -> None:
+    """It ends, and the start after it opens what stands there then."""
+
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            given = settings(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1)
+            pace = msgspec.structs.replace(QUICK, whole_s=0.05)
+            aggregator = Aggregator(given, pace)
+            task = asyncio.create_task(aggregator.run(asyncio.Event()))
+            await until(lambda: aggregator.url, "the door")
+            async with aiohttp.ClientSession() as session:
+                await Running(aggregator, session).post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["accepted"], "an order")
+            # So that what is read is the file, as after some minutes of service.
+            with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            assert not task.done()
+            harm(tmp_path / "ledger.db")
+            await until(task.done, "the end")
+            error = task.exception()
+            assert isinstance(error, ExceptionGroup)
+            (found,) = error.exceptions
+            assert isinstance(found, JournalWriteError)
+            assert words in str(found)
+            async with running(given, pace) as again:
+                assert (await again.post("74", 0.9))[0] == 200
 
     asyncio.run(scenario())
 
