@@ -369,13 +369,14 @@ class Ledger:
     ) -> bool:
         """Whether a trade of this pair, side and tag is another forward's than this one.
 
-        It is whose answer names it; one that nobody names (or an order `added` to a trade, which has no
-        name) is that of the newest forward which had been sent when it opened, by `opened_by_ms`.
+        It is whose answer names it, sent within a day of it: a bot with a fresh database counts anew. One
+        that nobody names (or an order `added` to a trade, which has no name) is that of the newest forward
+        which had been sent when it opened, by `opened_by_ms`.
         """
         (found,) = self._db.execute(
             """SELECT EXISTS(SELECT 1 FROM forwarded
                 WHERE pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
-                    state IN ('accepted', 'found') AND NOT :added
+                    state IN ('accepted', 'found') AND NOT :added AND abs(sent - :by) < :day
                         AND (answer = :name OR answer LIKE :name || ' in the bot, opened %')
                     OR window > :window AND sent <= :by AND (state IN ('sending', 'unknown', 'lost')
                         OR :added AND state IN ('accepted', 'found'))))""",
@@ -387,6 +388,7 @@ class Ledger:
                 "name": f"trade {trade_id}",
                 "by": opened_by_ms,
                 "added": added,
+                "day": DAY_MS,
             },
         ).fetchone()
         return bool(found)

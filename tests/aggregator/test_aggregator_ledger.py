@@ -187,6 +187,46 @@ def test_what_expired_was_not_sent(ledger: Ledger) -> None:
     assert (expired.sent_ms, expired.answered_ms, expired.attempts) == (None, None, 1)
 
 
+def test_whose_trade_it_is(ledger: Ledger) -> None:
+    """Forwards of one tag: accepted days ago; lost; accepted; refused; lost; lost, of another pair."""
+    sent_ms = {}
+    for number, (days, pair, answer) in enumerate(
+        [(-3, PAIR, "trade 7"), (0, PAIR, ""), (0, PAIR, "trade 8"), (0, PAIR, "-"), (0, PAIR, ""),
+         (0, "A/USDT:USDT", "")], start=1,
+    ):  # fmt: skip
+        at_ms = T0 + days * DAY + number * 10_000
+        votes = Votes(RULES)
+        window = receive(ledger, votes, at_ms=at_ms, pair=pair).window
+        decide(ledger, votes, at_ms + 60_000)
+        sent_ms[number] = ledger.step(window, "sending", at_ms).sent_ms or 0
+        if answer:
+            ledger.step(window, "refused" if answer == "-" else "accepted", at_ms + 1, answer)
+        else:
+            ledger.step(window, "unknown", at_ms + 1)
+            ledger.step(window, "lost", at_ms + 2)
+    forwards = {forward.window: forward for forward in ledger.forwards(get_args(State))}
+
+    def owners(trade_id: int, opened_by_ms: int, *, added: bool = False) -> list[int]:
+        return [
+            window
+            for window, forward in forwards.items()
+            if forward.state == "lost"
+            and forward.pair == PAIR
+            and not ledger.is_another_s(forward, trade_id, opened_by_ms, added=added)
+        ]
+
+    # Its number was another trade's, days ago; the one that was sent next says that 8 is its own.
+    assert owners(7, sent_ms[2] + 1) == [2, 5]
+    assert owners(7, sent_ms[3] + 1) == [2, 5]
+    assert owners(8, sent_ms[3] + 1) == []
+    assert owners(9, sent_ms[4] + 1) == [2, 5]
+    # The newest one that had been sent; what was refused has none.
+    assert owners(9, sent_ms[5]) == [5]
+    # An order that enlarged a trade has no number.
+    assert owners(8, sent_ms[3] - 1, added=True) == [2, 5]
+    assert owners(8, sent_ms[3], added=True) == [5]
+
+
 # --- the file ---------------------------------------------------------------------------------------
 
 
