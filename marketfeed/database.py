@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 CHECK_S: Final = 5.0
 """Wall seconds for the consistency check at start; a large file is checked as far as it comes."""
 _NO_HOLDER: Final = ""
+_BESIDE: Final = ("-wal", "-shm")
 
 
 class Kind(NamedTuple):
@@ -91,7 +92,8 @@ class Database:
 
         A file that SQLite finds damaged, or a `distrusted` one, is renamed to
         `<name>.corrupt-<UTC time>` and a fresh one started, with an error in the log and the new name
-        in `set_aside`. It is looked over for `check_s` wall seconds, not at all for 0.
+        in `set_aside`; so are a `-wal` and `-shm` that have lost their file. It is looked over for
+        `check_s` wall seconds, not at all for 0.
 
         Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
         JournalForeignError, JournalNewerError, JournalError.
@@ -290,6 +292,12 @@ def _open_or_set_aside(
     kind: Kind, path: Path, check_s: float, *, distrusted: bool
 ) -> tuple[sqlite3.Connection, Path | None]:
     found = "damage was seen while it was in use"
+    if not path.exists() and any(Path(f"{path}{suffix}").exists() for suffix in _BESIDE):
+        # SQLite would delete them. That the file is gone has to be told.
+        distrusted, found = (
+            True,
+            "what SQLite keeps beside it is left alone, as by a kill in mid-move",
+        )
     try:
         if not distrusted:
             try:
@@ -429,7 +437,9 @@ def _is_damage(error: sqlite3.Error) -> bool:
 def _put_aside(path: Path) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     target = Path(f"{path}.corrupt-{stamp}")
-    for suffix in ("-wal", "-shm", ""):
+    # The file itself first: without its -wal an older state of it would be taken for the newest, after a
+    # kill in between, and by readers.
+    for suffix in ("", *_BESIDE):
         source = Path(f"{path}{suffix}")
         if source.exists():
             source.rename(f"{target}{suffix}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -340,6 +341,51 @@ def test_a_damaged_journal_is_set_aside(path: Path, caplog: pytest.LogCaptureFix
         assert opened.set_aside.read_bytes() == content
         assert opened.write(batch_of(candle())) == 1
     assert "set aside" in caplog.text
+
+
+KILLED_AT_A_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from marketfeed.journal import KIND
+from marketfeed.database import Database
+
+left = int(sys.argv[2])
+
+def hook(event, arguments):
+    global left
+    if event == "os.rename":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+Database.open(KIND, Path(sys.argv[1]), distrusted=True)
+"""
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_a_kill_while_it_is_set_aside_brings_no_older_state_back(path: Path, renames: int) -> None:
+    with Journal.open(path) as opened:
+        opened.write(batch_of(*(candle(n) for n in range(5))))
+    with Journal.open(path) as opened:
+        opened.write(batch_of(*(candle(n) for n in range(5, 9))))
+        # As a kill leaves it: the newest rows are in the -wal.
+        left = {
+            Path(f"{path}{suffix}"): Path(f"{path}{suffix}").read_bytes()
+            for suffix in ("", "-wal", "-shm")
+        }
+    for file, content in left.items():
+        file.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_A_RENAME, str(path), str(renames)], check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    with Journal.open(path) as opened:
+        # Before the first rename nothing has happened; after it, the file is gone as a whole.
+        assert opened.row_counts()[schema.TABLE_CANDLE] == (9 if renames == 1 else 0)
+        assert (opened.set_aside is not None) == (renames > 1)
+    kept = {file.name.rpartition("Z")[2] for file in path.parent.glob("*.corrupt-*")}
+    assert kept == (set() if renames == 1 else {"", "-wal", "-shm"})
 
 
 @pytest.mark.parametrize("content", [b"not a database at all " * 100, os.urandom(5_000)])

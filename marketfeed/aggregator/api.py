@@ -125,14 +125,15 @@ class Api:
 
         async def asked(request: web.Request) -> web.StreamResponse:
             address = request.remote or "?"
-            caller = await self._doorkeeper.who(request.headers.get("Authorization"), address)
+            authorization = request.headers.get("Authorization")
+            caller = await self._doorkeeper.who(authorization, address)
             if isinstance(caller, Caller):
                 request[_CALLER] = caller
                 return await handler(request)
             if caller == "wrong":
                 self._counters.wrong_passwords += 1
                 return _json({"detail": "Unauthorized"}, 401)
-            wait_s = self._doorkeeper.wait_s(address)
+            wait_s = self._doorkeeper.wait_s(authorization, address)
             response = _json({"detail": "Too many wrong passwords, try again later"}, 429)
             response.headers["Retry-After"] = str(int(wait_s) + 1)
             return response

@@ -1,9 +1,11 @@
 """Who is calling: HTTP Basic against hashed passwords, compared in constant time, limited after failures.
 
-A password is hashed by scrypt (RFC 7914), which is slow on purpose: what was right once is remembered by a
-keyed digest, so that a feeder's next post costs a microsecond. An address that failed too often is refused
-without looking, except for credentials that have been right from that address: a guesser does not lock out
-the feeders behind the same address.
+A password is hashed by scrypt (RFC 7914), which is slow on purpose: what was right or wrong once is
+remembered by a keyed digest, so that a feeder's next post costs a microsecond. Who failed too often is
+refused without looking: an account at an address, and all names that are none together. A guesser does not
+lock out the feeders behind the same address (a proxy, NAT): credentials that have been right from there pass,
+and of an account that is refused two passwords a second are looked at all the same, one that comes for the
+first time and one that has come before. Guesses come once, feeders come again.
 """
 
 import asyncio
@@ -16,15 +18,20 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from marketfeed.settings_aggregator import Account
 
+K = TypeVar("K")
+
 FAILURES: Final = 20
 WITHIN_S: Final = 60.0
-"""After FAILURES wrong passwords within this time an address is refused until the oldest is older."""
+"""After FAILURES wrong passwords within this time there are no more until the oldest is older."""
+TURN_S: Final = 1.0
+SEEN_KEPT: Final = 10_000
+"""Passwords of refused accounts that are known when they come again."""
 ADDRESSES_KEPT: Final = 10_000
 KNOWN_KEPT: Final = 1_000
 HASHING_AT_MOST: Final = 50
@@ -64,28 +71,28 @@ def _matches(password: bytes, hashed: str) -> bool:
 
 
 class Limiter:
-    """Counts failures by address (IPv6: by /64). `now_s` is monotonic."""
+    """Counts failures by address (IPv6: by /64) and name; None: names that are none. `now_s` is monotonic."""
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, bytes | None], deque[float]] = OrderedDict()
 
-    def wait_s(self, address: str, now_s: float) -> float:
-        """For how long the address is refused; 0: it may try."""
-        times = self._failures.get(_group(address))
+    def wait_s(self, address: str, now_s: float, name: bytes | None = None) -> float:
+        """For how long the name is refused at the address; 0: it may try."""
+        times = self._failures.get((_group(address), name))
         if times is None or len(times) < FAILURES:
             return 0.0
         return max(times[0] + WITHIN_S - now_s, 0.0)
 
-    def fail(self, address: str, now_s: float) -> None:
-        """Count a failure. The addresses that failed longest ago are forgotten beyond ADDRESSES_KEPT."""
-        group = _group(address)
-        self._failures.setdefault(group, deque(maxlen=FAILURES)).append(now_s)
-        self._failures.move_to_end(group)
+    def fail(self, address: str, now_s: float, name: bytes | None = None) -> None:
+        """Count a failure. Beyond ADDRESSES_KEPT those that failed longest ago are forgotten."""
+        key = (_group(address), name)
+        self._failures.setdefault(key, deque(maxlen=FAILURES)).append(now_s)
+        self._failures.move_to_end(key)
         while len(self._failures) > ADDRESSES_KEPT:
             self._failures.popitem(last=False)
 
     def limited(self, now_s: float) -> int:
-        """How many addresses are refused now."""
+        """How many are refused now."""
         return sum(
             1
             for times in self._failures.values()
@@ -115,6 +122,9 @@ class Doorkeeper:
         self._nobody = hash_password(os.urandom(16).hex())
         self._right: OrderedDict[bytes, Caller] = OrderedDict()
         self._right_from: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._wrong: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._turns_s: dict[tuple[bytes, bool], float] = {}
         self._hashing: dict[bytes, asyncio.Task[Caller | None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrypt")
 
@@ -123,39 +133,58 @@ class Doorkeeper:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def limited(self) -> int:
-        """How many addresses are refused now."""
+        """How many accounts at an address, and addresses for other names, are refused now."""
         return self._limiter.limited(self._elapsed_s())
 
-    def wait_s(self, address: str) -> float:
-        """For how long `address` is refused."""
+    def wait_s(self, authorization: str | None, address: str) -> float:
+        """In how long it is worth to try again, for who was told `limited` or `busy`."""
+        credentials = _credentials(authorization)
+        if credentials is not None and credentials[0] in self._accounts:
+            return TURN_S
         return self._limiter.wait_s(address, self._elapsed_s())
 
     async def who(self, authorization: str | None, address: str) -> Caller | Denied:
         """Who sends this header from this address."""
-        credentials = _credentials(authorization)
+        credentials, now_s = _credentials(authorization), self._elapsed_s()
         if credentials is None:
             # No password was tried: it says nothing of a guesser.
-            return "limited" if authorization and self.wait_s(address) > 0 else "wrong"
+            limited = self._limiter.wait_s(address, now_s) > 0
+            return "limited" if authorization and limited else "wrong"
         name, password = credentials
         seal = hmac.digest(self._secret, len(name).to_bytes(4) + name + password, "sha256")
-        if self.wait_s(address) > 0:
-            caller = self._right.get(seal)
-            return caller if caller and (address, seal) in self._right_from else "limited"
+        if seal in self._wrong:
+            # A feeder that has not been told the new password yet is no guesser.
+            return "wrong"
+        account = name if name in self._accounts else None
         caller = self._right.get(seal)
+        if self._limiter.wait_s(address, now_s, account) > 0:
+            if caller and (address, seal) in self._right_from:
+                return caller
+            if account is None or not self._has_turn(account, seal, now_s):
+                return "limited"
         if caller is None:
             task = self._hashing.get(seal)
             if task is None:
                 if len(self._hashing) >= HASHING_AT_MOST:
                     return "busy"
                 # Counted before it is known: guesses side by side must not all slip through.
-                self._limiter.fail(address, self._elapsed_s())
+                self._limiter.fail(address, now_s, account)
                 task = asyncio.create_task(self._check(name, password, seal))
                 self._hashing[seal] = task
             caller = await asyncio.shield(task)
         if caller is None:
             return "wrong"
-        self._remember(address, seal)
+        _remember(self._right_from, (address, seal), KNOWN_KEPT)
         return caller
+
+    def _has_turn(self, account: bytes, seal: bytes, now_s: float) -> bool:
+        """Whether a password of an account that is refused is looked at all the same."""
+        turn = (account, seal in self._seen)
+        _remember(self._seen, seal, SEEN_KEPT)
+        if now_s < self._turns_s.get(turn, -TURN_S) + TURN_S:
+            return False
+        self._turns_s[turn] = now_s
+        return True
 
     async def _check(self, name: bytes, password: bytes, seal: bytes) -> Caller | None:
         try:
@@ -164,6 +193,7 @@ class Doorkeeper:
             loop = asyncio.get_running_loop()
             right = await loop.run_in_executor(self._thread, _matches, password, hashed)
             if account is None or not right:
+                _remember(self._wrong, seal, KNOWN_KEPT)
                 return None
             caller = Caller(account.username, account.feeder)
             self._right[seal] = caller
@@ -173,11 +203,12 @@ class Doorkeeper:
         finally:
             del self._hashing[seal]
 
-    def _remember(self, address: str, seal: bytes) -> None:
-        self._right_from[address, seal] = None
-        self._right_from.move_to_end((address, seal))
-        while len(self._right_from) > KNOWN_KEPT:
-            self._right_from.popitem(last=False)
+
+def _remember(kept: OrderedDict[K, None], key: K, at_most: int) -> None:
+    kept[key] = None
+    kept.move_to_end(key)
+    while len(kept) > at_most:
+        kept.popitem(last=False)
 
 
 def _credentials(authorization: str | None) -> tuple[bytes, bytes] | None:

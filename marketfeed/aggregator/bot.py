@@ -1,14 +1,16 @@
 """A Freqtrade bot's REST API, as far as it is used here: one `forceenter`, and looking for what it led to.
 
 What a failure means for money is told apart here: `NotSentError`, not a byte of the order has left this
-host; any other `BotError` after a POST, nobody knows.
+host; any other `BotError` after a POST, nobody knows. Nor does anybody after an answer that is not the
+bot's own word on the order (`Answer.meaning`).
 """
 
 import base64
 import errno
 import re
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
 
 import aiohttp
@@ -36,22 +38,29 @@ class NotSentError(BotError):
     """Nothing of the request has left this host: it may be tried again."""
 
 
+Meaning = Literal["accepted", "refused", "unknown"]
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """A bot's answer to an order: its HTTP status and words."""
+    """A bot's answer to an order: its HTTP status and words, and what became of the order by them."""
 
     status: int
     words: str
+    meaning: Meaning
 
 
 class Trade(msgspec.Struct, frozen=True):
-    """A trade of a bot's, open or closed. `opened_ms` is by the clock of this host."""
+    """A trade of a bot's, open or closed. `opened_ms` is by the clock of this host.
+
+    `added`: not the trade itself, but an order that enlarged it later, with a tag of its own.
+    """
 
     trade_id: int
     pair: str
     side: Side
     tag: str
     opened_ms: int
-    is_open: bool
+    added: bool = False
 
 
 class Bot:
@@ -90,7 +99,7 @@ class Bot:
         return msgspec.json.encode(body)
 
     async def enter(self, forward: Forward) -> Answer:
-        """POST the order, once. Any complete answer is one.
+        """POST the order, once. Any complete answer is one, whoever gave it.
 
         Raises NotSentError, or BotError when it may or may not have been received.
         """
@@ -104,7 +113,8 @@ class Bot:
                 allow_redirects=False,
             ) as response:
                 body = await _read(response, _ORDER_ANSWER_BYTES)
-                return Answer(response.status, _hide(_words(body), headers))
+                words = _hide(_words(body), headers) or response.reason or "no words"
+                return Answer(response.status, words, _meaning(response.status, _decoded(body)))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Both are raised before a connection stands.
             raise NotSentError(_text(error)) from error
@@ -115,18 +125,23 @@ class Bot:
         """Ask for the bot's version, which needs the password. Raises BotError."""
         await self._get("version", _ORDER_ANSWER_BYTES)
 
-    async def trades(self, now_ms: int) -> list[Trade]:
-        """All open trades and the newest closed ones. `now_ms` is the time now. Raises BotError."""
+    async def trades(self, now_ms: Callable[[], int]) -> list[Trade]:
+        """All open trades and the newest closed ones, by the clock that `now_ms` reads. Raises BotError."""
         found: list[Trade] = []
-        for path in ("status", f"trades?{urlencode({'limit': CLOSED_TRADES})}"):
+        # In the order of ids, Freqtrade would give the oldest ones.
+        closed = urlencode({"limit": CLOSED_TRADES, "order_by_id": "false"})
+        for path in ("status", f"trades?{closed}"):
             data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
             rows = data.get("trades") if isinstance(data, dict) else data
             if not isinstance(rows, list):
                 raise BotError(f"{self._base}/{path}: no list of trades")
-            found.extend(trade for row in rows if (trade := _trade(row, behind_ms)) is not None)
+            for row in rows:
+                found.extend(_trades(row, behind_ms))
         return found
 
-    async def _get(self, path: str, limit: int, now_ms: int = 0) -> tuple[Any, int]:
+    async def _get(
+        self, path: str, limit: int, now_ms: Callable[[], int] = lambda: 0
+    ) -> tuple[Any, int]:
         """The decoded answer, and how far (ms) the bot's clock is behind this host's."""
         headers = self._headers()
         try:
@@ -136,13 +151,15 @@ class Bot:
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:
+                # Now, not before: of a slow answer, every trade would seem older than it is.
+                behind_ms = _behind_ms(response, now_ms())
                 body = await _read(response, limit)
                 if response.status != 200:
                     raise BotError(f"status {response.status}: {_hide(_words(body), headers)}")
-                return msgspec.json.decode(body), _behind_ms(response, now_ms)
+                return msgspec.json.decode(body), behind_ms
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_text(error)) from error
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
             raise BotError(_hide(_text(error), headers)) from error
 
     def _headers(self) -> dict[str, str]:
@@ -178,13 +195,34 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(body)
 
 
+def _decoded(body: bytes) -> object:
+    """What stands in a body of JSON; None if it is none."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _meaning(status: int, data: object) -> Meaning:
+    """What an answer to an order says of it.
+
+    Freqtrade 2026.9 (`rpc.py`, `webserver.py`): 200 and the trade, it is open; 200 and a `status` instead,
+    there is no open trade; 502 and an `error`, it was refused (RPCException). Any other exception is a plain
+    500, also one that came when the trade was open already or its order at the exchange. A proxy in between
+    answers in its own words, whatever the bot has done.
+    """
+    said = data if isinstance(data, dict) else {}
+    if 200 <= status < 300 and isinstance(said.get("trade_id"), int):
+        return "accepted"
+    if 300 <= status < 500 or isinstance(said.get({200: "status", 502: "error"}.get(status)), str):
+        return "refused"
+    return "unknown"
+
+
 def _words(body: bytes) -> str:
     """What a bot said, in one line: the sentence of its JSON if there is one, else the text."""
     text = body.decode("utf-8", "replace")
-    try:
-        data = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        data = None
+    data = _decoded(body)
     if isinstance(data, dict):
         if "trade_id" in data:
             text = f"trade {data['trade_id']}"
@@ -214,25 +252,55 @@ def _behind_ms(response: aiohttp.ClientResponse, now_ms: int) -> int:
         return 0
 
 
-def _trade(row: object, behind_ms: int) -> Trade | None:
+def _trades(row: object, behind_ms: int) -> list[Trade]:
+    """A trade as the bot tells it, and what was added to it (`position_adjustment_enable`)."""
     try:
         found = msgspec.convert(row, _TradeRow)
     except msgspec.ValidationError:
-        return None
-    return Trade(
+        return []
+    trade = Trade(
         found.trade_id,
         found.pair,
         "short" if found.is_short else "long",
         found.enter_tag or "",
         found.open_timestamp + behind_ms,
-        found.is_open,
     )
+    try:
+        orders = msgspec.convert(found.orders, list[_OrderRow])
+    except msgspec.ValidationError:
+        orders = []
+    entries = [order for order in orders if order.ft_order_side == _ENTRY[trade.side]]
+    return [
+        trade,
+        *(
+            msgspec.structs.replace(
+                trade,
+                tag=order.ft_order_tag or "",
+                # In service the exchange's time, in a dry run the bot's: the one that is less is safe.
+                opened_ms=(order.order_timestamp or 0) + min(behind_ms, 0),
+                added=True,
+            )
+            for order in entries[1:]
+        ),
+    ]
+
+
+_ENTRY: Final[dict[Side, str]] = {"long": "buy", "short": "sell"}
+
+
+_Time = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class _TradeRow(msgspec.Struct):
     trade_id: int
     pair: str
-    open_timestamp: int
+    open_timestamp: _Time
     is_short: bool = False
     enter_tag: str | None = None
-    is_open: bool = True
+    orders: object = ()
+
+
+class _OrderRow(msgspec.Struct):
+    ft_order_side: str
+    order_timestamp: _Time | None = None
+    ft_order_tag: str | None = None

@@ -155,7 +155,11 @@ class AggregatorExposition:
             ("unhealthy_reasons", "Reasons that /health gives", g.reasons),
             ("open_windows", "Windows that collect votes", g.open_windows),
             ("pending_signals", "Signals received and not yet committed", g.pending),
-            ("limited_addresses", "Addresses refused after failures", g.limited_addresses),
+            (
+                "limited_addresses",
+                "Accounts or addresses refused after failures",
+                g.limited_addresses,
+            ),
             ("resident_memory_bytes", "Resident memory", rss_bytes()),
         ):
             yield GaugeMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)

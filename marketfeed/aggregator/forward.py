@@ -1,10 +1,11 @@
 """One worker per bot: takes decisions of its side there, one request at a time, each order at most once.
 
-Before the POST the ledger says `sending`, durably; what came of it is noted after it. A complete answer is
-final. Connect refused: nothing was sent, and it is tried again until the decision expires. Anything else
-after the POST began (a time-out, a cut, a crash of ours) is `unknown`: never sent again, but settled by
-looking for a trade of this pair with this tag, opened at or after the send time. If there is none within
-`settle_s`, it is `lost`, which alarms.
+Before the POST the ledger says `sending`, durably; what came of it is noted after it. The bot's own word on
+the order is final. Connect refused: nothing was sent, and it is tried again until the decision expires.
+Anything else after the POST began (a time-out, a cut, an error that says nothing of the order, a crash of
+ours) is `unknown`: never sent again, but settled by looking for a trade of this pair with this tag, opened
+at or after the send time. If there is none within `settle_s`, it is `lost`, which alarms. Until then no
+other order is sent to this bot: it may still be at that one, and looks at its limits before it queues.
 """
 
 import asyncio
@@ -12,13 +13,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-import msgspec
-
-from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Bot, BotError, NotSentError, Trade
+from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Answer, Bot, BotError, NotSentError, Trade
 from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Forward, Ledger, State
+from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
+from marketfeed.aggregator.settling import Item, Settling, alarm, sent_ahead
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.errors import JournalError, LedgerError
@@ -27,37 +29,6 @@ log = logging.getLogger(__name__)
 
 WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
 """Statuses that speak of address or password, not of the order."""
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """How the worker is paced, in wall seconds.
-
-    After a refused connection it waits `retry_first_s`, doubled each time up to `retry_cap_s`. An unknown
-    outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for every
-    `look_lost_s`, for `forget_s`. A bot that nothing is sent to is asked for its version every `probe_s`.
-    """
-
-    retry_first_s: float = 0.1
-    retry_cap_s: float = 1.0
-    look_s: float = 1.0
-    settle_s: float = 40.0
-    look_lost_s: float = 15.0
-    forget_s: float = 900.0
-    probe_s: float = 30.0
-    ledger_retry_s: float = 0.5
-
-
-DEFAULT_PACE: Final = Pace()
-
-
-class _Unsettled:
-    """A forward of which nobody knows whether it was received. Seconds are monotonic ones."""
-
-    def __init__(self, forward: Forward, now_s: float, age_s: float) -> None:
-        self.forward = forward
-        self.sent_s = now_s - age_s
-        self.look_at_s = now_s
-        self.forget_at_s = now_s
 
 
 class Forwarder:
@@ -77,8 +48,6 @@ class Forwarder:
         """What is wrong with the bot, for `/health`; empty when it answered well last."""
         self.ledger_trouble = ""
         """Why nothing can be noted, and so nothing sent, for `/health`; empty when it can."""
-        self.lost: dict[int, str] = {}
-        """Windows whose orders may or may not have been executed, and what is known of each."""
         self.turned_s = time.monotonic()
         """When it last was at the head of its loop (monotonic): every wait in it has an end."""
         self._bot = bot
@@ -88,8 +57,9 @@ class Forwarder:
         self._pace = pace
         self._queue: deque[Forward] = deque()
         self._queued: set[int] = set()
-        self._unsettled: dict[int, _Unsettled] = {}
+        self._settling = Settling(pace)
         self._silent = False
+        """Whether the bot has not answered anything since it left an order without an answer."""
         self._failures = 0
         self._retry_at_s = 0.0
         self._probe_at_s = 0.0
@@ -104,7 +74,12 @@ class Forwarder:
     @property
     def unsettled(self) -> int:
         """Forwards of which it is not known yet whether they were received."""
-        return sum(1 for window in self._unsettled if window not in self.lost)
+        return self._settling.open
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """Windows whose orders may or may not have been executed, and what is known of each."""
+        return self._settling.lost
 
     def wake(self) -> None:
         """There are new forwards in the ledger."""
@@ -135,11 +110,14 @@ class Forwarder:
     # --- what there is to do --------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        """After a start: what stands at `sending` was cut off in the middle, so nobody knows."""
+        """After a start: what stands at `sending` was cut off in the middle, so nobody knows.
+
+        What was lost lately is looked for again, too, and its alarm lives on.
+        """
         while not self._ending:
             try:
                 found = await self._ledger.call(
-                    lambda ledger: ledger.forwards(("sending", "unknown"))
+                    lambda ledger: ledger.forwards(("sending", "unknown", "lost"))
                 )
                 break
             except JournalError as error:
@@ -149,13 +127,24 @@ class Forwarder:
         for forward in found:
             if forward.side != self.side:
                 continue
+            age_s = (self._now_ms() - forward.changed_ms) / 1000
+            if forward.state == "lost" and age_s >= self._pace.recall_s:
+                continue
+            ahead = sent_ahead(forward, self._now_ms())
+            if ahead:
+                log.warning(
+                    "forward sent by a clock that was ahead, nobody knows when window=%d pair=%s",
+                    forward.window,
+                    forward.pair,
+                )
             unknown: Forward | None = forward
             if forward.state == "sending":
-                unknown = await self._note(
-                    forward, "unknown", "the aggregator was stopped before the bot's answer came"
-                )
+                words = "the aggregator was stopped before the bot's answer came"
+                if ahead:
+                    words += "; its clock was ahead, nobody knows when it was sent"
+                unknown = await self._note(forward, "unknown", words)
             if unknown is not None:
-                self._unsettle(unknown)
+                self._settling.take(unknown, self._now_ms(), time.monotonic())
                 self._silent = True
 
     async def _fetch(self) -> None:
@@ -177,44 +166,50 @@ class Forwarder:
         """Do one thing that is due; returns how long there is nothing to do."""
         now_s = time.monotonic()
         await self._expire()
-        due = [item for item in self._unsettled.values() if item.look_at_s <= now_s]
-        if due:
+        if self._settling.due(now_s):
             await self._look()
             return 0.0
-        if self._queue and not self._silent and self._retry_at_s <= now_s:
+        held = self._silent or self.unsettled > 0
+        if self._queue and not held and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
         # While orders are tried, they tell how the bot is.
-        trying = bool(self._queue) and not self._silent
+        trying = bool(self._queue) and not held
         if self._probe_at_s <= now_s and not trying:
             await self._probe()
             return 0.0
         times_s: list[float] = [] if trying else [self._probe_at_s]
-        times_s.extend(item.look_at_s for item in self._unsettled.values())
+        times_s.extend(item.look_at_s for item in self._settling)
         if self._queue:
             expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
             times_s.append(now_s + max(expires_s, 0.0) + 0.001)
-            if not self._silent:
+            if not held:
                 times_s.append(self._retry_at_s)
         return max(min(times_s) - time.monotonic(), 0.001)
 
     async def _expire(self) -> None:
         now_ms = self._now_ms()
-        for forward in [item for item in self._queue if now_ms >= item.expires_ms]:
+        for forward in [item for item in self._queue if _is_over(item, now_ms)]:
             why = self.trouble or "others went first"
-            if (
-                await self._note(forward, "expired", f"not sent before it expired: {why}")
-                is not None
-            ):
-                log.error(
-                    "forward expired window=%d pair=%s side=%s tag=%r why=%r",
-                    forward.window,
-                    forward.pair,
-                    forward.side,
-                    forward.tag,
-                    why,
+            if self.unsettled:
+                why = (
+                    f"the outcome of another order is not known, {self.trouble or 'looking for it'}"
                 )
+            if _decided_ahead(forward, now_ms):
+                why = "it was decided by a clock that was ahead, nobody knows how long ago"
+            await self._end_unsent(forward, why)
             self._drop(forward)
+
+    async def _end_unsent(self, forward: Forward, why: str) -> None:
+        if await self._note(forward, "expired", f"not sent before it expired: {why}") is not None:
+            log.error(
+                "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+                forward.window,
+                forward.pair,
+                forward.side,
+                forward.tag,
+                why,
+            )
 
     # --- sending --------------------------------------------------------------------------------------
 
@@ -238,35 +233,45 @@ class Forwarder:
             await self._no_ledger(error)
             return
         self._ledger_well()
+        now_ms = self._now_ms()
+        if now_ms >= forward.expires_ms:
+            # However long the disk took, nothing has been sent.
+            self._drop(forward)
+            await self._end_unsent(sending, "the ledger took too long to note that it is sent")
+            return
         self._counters.close_to_send.add(max(now_ms - forward.decided_ms, 0))
         try:
             answer = await self._bot.enter(sending)
         except NotSentError as error:
             await self._not_sent(sending, str(error))
         except BotError as error:
-            await self._unknown(sending, str(error))
+            await self._unknown(sending, f"its answer did not come: {error}")
         except Exception as error:
             # Whatever it was, it may have been sent.
             log.exception("forward failed in an unforeseen way window=%d", forward.window)
             await self._unknown(sending, repr(error))
         else:
-            self._well()
-            accepted = 200 <= answer.status < 300
-            if answer.status in WRONG_ADDRESS:
-                self._trouble(f"it answers {answer.status}: {answer.words}")
-            state: State = "accepted" if accepted else "refused"
-            self._drop(forward)
-            log.log(
-                logging.INFO if accepted else logging.WARNING,
-                "forward %s window=%d pair=%s tag=%r status=%d words=%r",
-                state,
-                forward.window,
-                forward.pair,
-                forward.tag,
-                answer.status,
-                answer.words,
-            )
-            await self._note(sending, state, answer.words, answer.status)
+            await self._answered(sending, answer)
+
+    async def _answered(self, forward: Forward, answer: Answer) -> None:
+        if answer.meaning == "unknown":
+            await self._unknown(forward, f"it answered {answer.status}: {answer.words}")
+            return
+        self._well()
+        if answer.status in WRONG_ADDRESS:
+            self._trouble(f"it answers {answer.status}: {answer.words}")
+        self._drop(forward)
+        log.log(
+            logging.INFO if answer.meaning == "accepted" else logging.WARNING,
+            "forward %s window=%d pair=%s tag=%r status=%d words=%r",
+            answer.meaning,
+            forward.window,
+            forward.pair,
+            forward.tag,
+            answer.status,
+            answer.words,
+        )
+        await self._note(forward, answer.meaning, answer.words, answer.status)
 
     async def _not_sent(self, forward: Forward, words: str) -> None:
         self._trouble(f"not reachable: {words}")
@@ -281,9 +286,9 @@ class Forwarder:
 
     async def _unknown(self, forward: Forward, words: str) -> None:
         self._drop(forward)
-        # Nothing else is sent to it until it answers something: it may still be at this one.
+        # Lost or not, nothing else is sent to it until it answers something.
         self._silent = True
-        self._trouble(f"its answer did not come: {words}")
+        self._trouble(words)
         log.error(
             "forward unknown, looking for it in the bot window=%d pair=%s tag=%r words=%r",
             forward.window,
@@ -293,37 +298,57 @@ class Forwarder:
         )
         unknown = await self._note(forward, "unknown", words)
         if unknown is not None:
-            self._unsettle(unknown)
+            self._settling.take(unknown, self._now_ms(), time.monotonic())
 
     # --- looking ----------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        words = "no such trade in the bot"
+        words, answered = "no such trade in the bot", False
         trades: list[Trade] = []
         try:
-            trades = await self._bot.trades(self._now_ms())
+            trades = await self._bot.trades(self._now_ms)
+            answered = True
             self._well()
         except BotError as error:
             words = f"the bot could not be asked: {error}"
             self._trouble(_trouble_of(error))
+        except Exception as error:
+            # Whatever it has answered, the other bot's worker lives in the same process.
+            words = f"the bot could not be asked: {error!r}"
+            self._unforeseen(error)
         now_s = time.monotonic()
-        for item in [item for item in self._unsettled.values() if item.look_at_s <= now_s]:
-            trade = next((trade for trade in trades if _is_ours(trade, item.forward)), None)
+        for item in self._settling.due(now_s):
+            try:
+                trade = await self._trade_of(item, trades)
+            except JournalError as error:
+                await self._no_ledger(error)
+                return
             if trade is not None:
                 await self._found(item, trade)
                 continue
-            age_s = now_s - item.sent_s
-            if age_s >= self._pace.settle_s and item.forward.window not in self.lost:
+            if self._settling.is_out_of_time(item, now_s):
                 await self._lose(item, words)
-            is_lost = item.forward.window in self.lost
-            item.look_at_s = now_s + (self._pace.look_lost_s if is_lost else self._pace.look_s)
-            if now_s >= item.forget_at_s:
-                del self._unsettled[item.forward.window]
-                self.lost.pop(item.forward.window, None)
+            self._settling.put_off(item, now_s, answered=answered)
 
-    async def _found(self, item: _Unsettled, trade: Trade) -> None:
+    async def _trade_of(self, item: Item, trades: list[Trade]) -> Trade | None:
+        """The trade that this order led to. Raises JournalError."""
         forward = item.forward
-        words = f"trade {trade.trade_id} in the bot, opened at {trade.opened_ms}"
+        for trade in filter(item.may_have_opened, trades):
+            question = partial(
+                Ledger.is_another_s,
+                forward=forward,
+                trade_id=trade.trade_id,
+                opened_by_ms=trade.opened_ms + CLOCK_TOLERANCE_MS,
+                added=trade.added,
+            )
+            if not await self._ledger.call(question):
+                return trade
+        return None
+
+    async def _found(self, item: Item, trade: Trade) -> None:
+        forward = item.forward
+        what = "enlarged" if trade.added else "opened"
+        words = f"trade {trade.trade_id} in the bot, {what} at {trade.opened_ms}"
         if await self._note(forward, "found", words) is not None:
             log.warning(
                 "forward settled: found in the bot window=%d pair=%s tag=%r trade=%d",
@@ -332,23 +357,13 @@ class Forwarder:
                 forward.tag,
                 trade.trade_id,
             )
-        self.lost.pop(forward.window, None)
-        self._unsettled.pop(forward.window, None)
+        self._settling.settle(item)
 
-    async def _lose(self, item: _Unsettled, words: str) -> None:
+    async def _lose(self, item: Item, words: str) -> None:
         forward = item.forward
         text = f"{words}; before that: {forward.answer}" if forward.answer else words
-        log.critical(
-            "ALARM forward lost: it may or may not have been executed, look into the bot "
-            "window=%d pair=%s side=%s tag=%r sent_ms=%s words=%r",
-            forward.window,
-            forward.pair,
-            forward.side,
-            forward.tag,
-            forward.sent_ms,
-            text,
-        )
-        self.lost[forward.window] = f"{forward.pair} {forward.tag!r}: {words}"
+        alarm(forward, text)
+        item.lose(words)
         await self._note(forward, "lost", text)
 
     async def _probe(self) -> None:
@@ -357,6 +372,8 @@ class Forwarder:
             self._well()
         except BotError as error:
             self._trouble(_trouble_of(error))
+        except Exception as error:
+            self._unforeseen(error)
         soon = self._silent or self._queue
         pause_s = self._pace.look_s if soon else self._pace.probe_s
         self._probe_at_s = time.monotonic() + pause_s
@@ -404,14 +421,6 @@ class Forwarder:
             log.warning("ledger can be used again side=%s", self.side)
         self.ledger_trouble = ""
 
-    def _unsettle(self, forward: Forward) -> None:
-        # Its age since it was sent: restarts must not put the alarm off.
-        age_ms = self._now_ms() - (forward.sent_ms or forward.changed_ms)
-        now_s = time.monotonic()
-        item = _Unsettled(forward, now_s, min(max(age_ms / 1000, 0.0), self._pace.settle_s))
-        item.forget_at_s = now_s + self._pace.forget_s
-        self._unsettled[forward.window] = item
-
     def _drop(self, forward: Forward) -> None:
         self._queue = deque(item for item in self._queue if item.window != forward.window)
         self._queued.discard(forward.window)
@@ -425,6 +434,11 @@ class Forwarder:
             log.warning("bot answers again side=%s", self.side)
         self.trouble = ""
 
+    def _unforeseen(self, error: Exception) -> None:
+        if (words := f"not well: {error!r}") != self.trouble:
+            log.error("asking failed in an unforeseen way side=%s", self.side, exc_info=error)
+        self._trouble(words)
+
     def _trouble(self, words: str) -> None:
         if not self.trouble:
             log.error("bot in trouble side=%s url=%s words=%r", self.side, self._bot.url, words)
@@ -437,11 +451,10 @@ def _trouble_of(error: BotError) -> str:
     return f"not reachable: {error}" if isinstance(error, NotSentError) else f"not well: {error}"
 
 
-def _is_ours(trade: Trade, forward: Forward) -> bool:
-    return (
-        trade.pair == forward.pair
-        and trade.side == forward.side
-        and trade.tag == forward.tag
-        and forward.sent_ms is not None
-        and trade.opened_ms >= forward.sent_ms - CLOCK_TOLERANCE_MS
-    )
+def _is_over(forward: Forward, now_ms: int) -> bool:
+    return now_ms >= forward.expires_ms or _decided_ahead(forward, now_ms)
+
+
+def _decided_ahead(forward: Forward, now_ms: int) -> bool:
+    """Whether it was decided, before a restart, by a clock that was ahead."""
+    return forward.decided_ms > now_ms

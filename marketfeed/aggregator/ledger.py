@@ -5,7 +5,7 @@ A forward goes through these states, and no other way (`STEPS`):
     queued ──► sending ──► accepted | refused      the bot's answer, which is final
        ▲          │ └────► unknown ──► found | lost   settled by looking into the bot; lost alarms
        └──────────┘ nothing was sent (connect refused)
-    queued ──► expired
+    queued | sending ──► expired    nothing was sent, and it is too late (sending: when it stood there)
 
 `sending` is on the disk before the POST, so that after a crash whatever stands there is `unknown`, and no
 decision is ever sent twice. Times are ms since the epoch. Every row that is shipped carries a `seq`, as in
@@ -36,7 +36,7 @@ STEPS: Final[Mapping[State, tuple[State, ...]]] = MappingProxyType(
         "accepted": ("sending",),
         "refused": ("sending",),
         "unknown": ("sending",),
-        "expired": ("queued",),
+        "expired": ("queued", "sending"),
         "found": ("unknown", "lost"),
         "lost": ("unknown",),
     }
@@ -46,6 +46,8 @@ OPEN_STATES: Final[tuple[State, ...]] = ("queued", "sending", "unknown")
 
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
+
+DAY_MS: Final = 86_400_000
 
 ROOM_BYTES: Final = 65_536
 """What `prove_room` writes: a commit of a few votes is half of it."""
@@ -270,6 +272,13 @@ class Ledger:
             # A number that changes: SQLite writes no page for a value that stands there already.
             self._db.execute("UPDATE heartbeat SET beats = beats + 1")
 
+    def require_whole(self) -> None:
+        """Look whether the file is still there, the same and readable: what is written notices none of it.
+
+        Raises JournalWriteError (`damaged`), as `Database.require_whole` says.
+        """
+        self._database.require_whole(_READ_FIRST)
+
     def prove_room(self) -> None:
         """Commit more than a vote takes, and take it away: proof that votes are taken again.
 
@@ -355,6 +364,35 @@ class Ledger:
         )
         return [Forward(*row) for row in rows]
 
+    def is_another_s(
+        self, forward: Forward, trade_id: int, opened_by_ms: int, *, added: bool
+    ) -> bool:
+        """Whether a trade of this pair, side and tag is another forward's than this one.
+
+        It is whose answer names it, sent within a day of it: a bot with a fresh database counts anew. One
+        that nobody names (or an order `added` to a trade, which has no name) is that of the newest forward
+        which had been sent when it opened, by `opened_by_ms`.
+        """
+        (found,) = self._db.execute(
+            """SELECT EXISTS(SELECT 1 FROM forwarded
+                WHERE pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
+                    state IN ('accepted', 'found') AND NOT :added AND abs(sent - :by) < :day
+                        AND (answer = :name OR answer LIKE :name || ' in the bot, opened %')
+                    OR window > :window AND sent <= :by AND (state IN ('sending', 'unknown', 'lost')
+                        OR :added AND state IN ('accepted', 'found'))))""",
+            {
+                "pair": forward.pair,
+                "side": forward.side,
+                "tag": forward.tag,
+                "window": forward.window,
+                "name": f"trade {trade_id}",
+                "by": opened_by_ms,
+                "added": added,
+                "day": DAY_MS,
+            },
+        ).fetchone()
+        return bool(found)
+
     def step(
         self,
         window: int,
@@ -366,32 +404,23 @@ class Ledger:
         """Take a forward to `state`, durably; returns it as it stands then.
 
         Raises LedgerError when it is not in a state from which that may be entered: a second POST is
-        prevented here, whatever its caller believes.
+        prevented here, whatever its caller believes. From `sending`, `queued` and `expired` are for
+        callers that know that nothing has left this host.
         """
         allowed = STEPS[state]
-        marks = ",".join("?" * len(allowed))
+        origins = ",".join(repr(origin) for origin in allowed)
         seq = self._next_seq
+        values = {"window": window, "state": state, "now": now_ms, "answer": answer}
         with self._transaction():
             changed = self._db.execute(
-                f"""UPDATE forward SET state = ?, changed = ?, seq = ?, answer = ?, status = ?,
-                        attempts = attempts + (? = 'sending'),
-                        sent = CASE ? WHEN 'sending' THEN ? WHEN 'queued' THEN NULL ELSE sent END,
-                        answered = CASE WHEN ? IN ('accepted', 'refused', 'found') THEN ? END
-                    WHERE window = ? AND state IN ({marks})""",
-                (
-                    state,
-                    now_ms,
-                    seq,
-                    answer,
-                    status,
-                    state,
-                    state,
-                    now_ms,
-                    state,
-                    now_ms,
-                    window,
-                    *allowed,
-                ),
+                f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
+                        answer = :answer, status = :status,
+                        attempts = attempts + (:state = 'sending'),
+                        sent = CASE WHEN :state = 'sending' THEN :now
+                                    WHEN :state NOT IN ('queued', 'expired') THEN sent END,
+                        answered = CASE WHEN :state IN ('accepted', 'refused', 'found') THEN :now END
+                    WHERE window = :window AND state IN ({origins})""",
+                values | {"status": status, "seq": seq},
             ).rowcount
             if changed != 1:
                 raise LedgerError(
@@ -430,15 +459,16 @@ class Ledger:
     def delete_old(self, keep_ms: int, below_seq: int | None = None) -> int:
         """Delete some of what is older than `keep_ms`, counted back from the newest vote.
 
-        Never from the wall clock: a wrong clock must not delete anything. Rows from `below_seq` on have
+        Never from the wall clock, and a day on which nothing was received does not count: what came while
+        the clock was ahead, however far, must not delete the days before it. Rows from `below_seq` on have
         not been shipped yet and stay, as do votes that wait for a decision and forwards in an open state.
         Returns how many rows went; call again until it is 0.
         """
-        (newest,) = self._db.execute("SELECT max(received) FROM signal").fetchone()
-        if newest is None:
+        oldest_ms = self._oldest_kept(keep_ms)
+        if oldest_ms is None:
             return 0
         below = self._next_seq if below_seq is None else below_seq
-        old = (newest - keep_ms, below)
+        old = (oldest_ms, below)
         open_states = ",".join(repr(state) for state in OPEN_STATES)
         with self._transaction():
             gone = self._db.execute(
@@ -462,6 +492,20 @@ class Ledger:
             ).rowcount
         return gone
 
+    def _oldest_kept(self, keep_ms: int) -> int | None:
+        """The time from which on everything is kept; None: nothing is old."""
+        (newest_ms,) = self._db.execute("SELECT max(received) FROM signal").fetchone()
+        day_ms = newest_ms
+        # The days on which anything was received, from the newest on: one seek each.
+        for _ in range(keep_ms // DAY_MS + 1):
+            if day_ms is None:
+                return None
+            start_ms = day_ms - day_ms % DAY_MS
+            (day_ms,) = self._db.execute(
+                "SELECT max(received) FROM signal WHERE received < ?", (start_ms,)
+            ).fetchone()
+        return None if day_ms is None else min(newest_ms - keep_ms, start_ms)
+
     # --- inside -----------------------------------------------------------------------------------
 
     def _save_seq(self, seq: int) -> None:
@@ -482,6 +526,7 @@ class Ledger:
         (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()
 
 
+_READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 _SIGNAL_COLUMNS: Final = (
     "pair, side, feeder, called, confidence, leverage, ordertype, price, strength, tag, defaulted"
 )

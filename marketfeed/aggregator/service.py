@@ -10,6 +10,7 @@ import logging
 import time
 from functools import partial
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -20,9 +21,11 @@ from marketfeed.aggregator.auth import Doorkeeper
 from marketfeed.aggregator.bot import Bot
 from marketfeed.aggregator.counters import AggregatorExposition, Counters, Gauges
 from marketfeed.aggregator.desk import Desk
-from marketfeed.aggregator.forward import DEFAULT_PACE, Forwarder, Pace
+from marketfeed.aggregator.forward import Forwarder
 from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.orphans import Orphans
 from marketfeed.aggregator.outbox import LedgerOutbox
+from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Decision, Rules
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 RETENTION_EVERY_S: Final = 600.0
 SHIPPING_TROUBLE_S: Final = 60.0
 """For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
+CLOCK_TROUBLE_S: Final = 2.0
 FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
 
@@ -94,9 +98,21 @@ def require_complete(settings: AggregatorSettings) -> None:
                 f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
                 f"MARKETFEED_AGGREGATOR__BOTS__{side.upper()}__PASSWORD; found none"
             )
+    if len(places := [_place(bot.url) for bot in bots.values() if bot.url]) > len(set(places)):
+        mistakes.append(
+            "aggregator.bots.long.url, aggregator.bots.short.url: expected two bots, as one would get the "
+            f"orders of both sides at once; found {settings.bots.short.url} for both"
+        )
     if mistakes:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
+
+
+def _place(url: str) -> tuple[str | None, int | None, str]:
+    """What two spellings of one bot's address have in common."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.hostname, port, parts.path.removesuffix("/api/v1")
 
 
 def rules_of(settings: AggregatorSettings) -> Rules:
@@ -135,6 +151,7 @@ class Aggregator:
         self._clock = ExchangeClock()
         self._counters = Counters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path)
+        self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
         self._line: _Line | None = None
         self._listening = asyncio.Event()
         self._turns_proven = -1
@@ -180,6 +197,11 @@ class Aggregator:
         settings = self._settings.aggregator
         desk, forwarders, shipper = line.desk, line.forwarders, line.shipper
         await desk.open()
+        try:
+            await self._orphans.end(self._ledger, self._clock.now_ms())
+        except JournalError as error:
+            # The other side's orders do not wait for it; the next start tries again.
+            log.error("forwards of a side without a bot not ended error=%r", str(error))
         confidence = settings.missing_confidence
         pairs = self._settings.exchange.pairs
         api = Api(
@@ -230,17 +252,25 @@ class Aggregator:
         return found
 
     async def _keep_ledger(self, shipper: Shipper | None) -> None:
-        keep_ms = self._settings.aggregator.ledger.keep.ms
+        """Raises JournalWriteError when the ledger is damaged or gone: nothing may rest on it any more."""
+        retain_at_s = 0.0
         while True:
-            try:
-                below = None if shipper is None else shipper.shipped_below()
-                delete = partial(Ledger.delete_old, keep_ms=keep_ms, below_seq=below)
-                # Call by call, so that commits of new votes pass in between.
-                while await self._ledger.call(delete):
-                    pass
-            except JournalError as error:
-                log.warning("retention failed, trying again later error=%r", str(error))
-            await asyncio.sleep(RETENTION_EVERY_S)
+            await self._ledger.call(Ledger.require_whole)
+            if (now_s := time.monotonic()) >= retain_at_s:
+                retain_at_s = now_s + RETENTION_EVERY_S
+                await self._delete_old(shipper)
+            await asyncio.sleep(self._pace.whole_s)
+
+    async def _delete_old(self, shipper: Shipper | None) -> None:
+        keep_ms = self._settings.aggregator.ledger.keep.ms
+        try:
+            below = None if shipper is None else shipper.shipped_below()
+            delete = partial(Ledger.delete_old, keep_ms=keep_ms, below_seq=below)
+            # Call by call, so that commits of new votes pass in between.
+            while await self._ledger.call(delete):
+                pass
+        except JournalError as error:
+            log.warning("retention failed, trying again later error=%r", str(error))
 
     # --- what it says of itself -----------------------------------------------------------------------
 
@@ -277,6 +307,11 @@ class Aggregator:
                 f"the ledger was damaged and set aside as {self._ledger.set_aside}: what stood in it is "
                 "not known, look into the bots"
             )
+        if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
+            found.append(
+                f"this host's clock has been set {'back' if ahead_s > 0 else 'forward'} by "
+                f"{abs(ahead_s):.0f} s since the start: times are by the old one until a restart"
+            )
         if self._line is None:
             return [*found, "starting"]
         if self._line.desk.trouble:
@@ -286,13 +321,21 @@ class Aggregator:
                 found.append(f"bot of {side}: {forwarder.trouble}")
             if forwarder.ledger_trouble:
                 found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble}")
-            found.extend(f"forward lost: {words}" for words in forwarder.lost.values())
+        for lost in self._lost().values():
+            found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._line.shipper) is not None:
             shipping = shipper.report()
             if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
                 found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
         for feeder, value in self._counters.often_missing(time.monotonic()):
             found.append(f"signals of feeder {feeder} often lack a {value}")
+        return found
+
+    def _lost(self) -> dict[str, list[str]]:
+        found = self._orphans.lost()
+        if self._line is not None:
+            for side, worker in self._line.forwarders.items():
+                found[side] = list(worker.lost.values())
         return found
 
     def report(self) -> AggregatorReport:
@@ -313,7 +356,7 @@ class Aggregator:
             forwards={" ".join(key): count for key, count in counters.forwards.items()},
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
-            lost={side: list(worker.lost.values()) for side, worker in forwarders.items()},
+            lost=self._lost(),
             shipping=None if line is None or line.shipper is None else line.shipper.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
@@ -328,7 +371,7 @@ class Aggregator:
             pending=0 if line is None else line.desk.pending,
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
-            lost={side: len(worker.lost) for side, worker in forwarders.items()},
+            lost={side: len(lost) for side, lost in self._lost().items()},
             bot_trouble={side: int(bool(worker.trouble)) for side, worker in forwarders.items()},
             limited_addresses=0 if line is None else line.doorkeeper.limited(),
         )

@@ -92,7 +92,7 @@ class Mistake(msgspec.Struct, frozen=True):
             "type": self.kind,
             "loc": list(self.loc),
             "msg": self.message,
-            "input": self.found,
+            "input": _shown(self.found),
         }
         if self.context is not None:
             item["ctx"] = self.context
@@ -111,9 +111,12 @@ class Refused(msgspec.Struct, frozen=True):
         return self.mistakes[0].reason
 
 
-_NUMBER: Final = r"([^\s,;()]+)"
+# A comma ends it, unless a digit follows: 0,89 is no number, and must not be read as 0.
+_NUMBER: Final = r"((?:[^\s,;()\[\]{}]|,(?=[0-9]))+)"
 _TAG_FEEDER: Final = re.compile(r"\bfrom\b\s*[=:]?\s*([A-Za-z0-9_.-]{1,32})", re.IGNORECASE)
-_TAG_CONFIDENCE: Final = re.compile(rf"\bconf(?:idence)?\b\s*[=:]\s*{_NUMBER}", re.IGNORECASE)
+_TAG_CONFIDENCE: Final = re.compile(
+    rf"(?<![\w.-])conf(?:idence)?\b\s*[=:]\s*{_NUMBER}", re.IGNORECASE
+)
 _DECIMAL: Final = re.compile(
     r"[+-]?([0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15})(e[+-]?[0-9]{1,2})?", re.IGNORECASE
 )
@@ -234,8 +237,12 @@ class _Reading:
 
     def _confidence(self, tag: str) -> float | None:
         key, raw = "confidence", self._data.get("confidence")
-        if raw is None and (found := _TAG_CONFIDENCE.search(tag)):
-            key, raw = "entry_tag", found[1]
+        if raw is None and (found := _TAG_CONFIDENCE.findall(tag)):
+            key, raw = "entry_tag", found[0].rstrip(".")
+            if len({_decimal(text.rstrip(".")) for text in found}) > 1:
+                what = "The tag says more than one confidence"
+                self._wrong("bad_confidence", "value_error", key, what, ", ".join(found))
+                return None
         if raw is None:
             if self._defaults.confidence is None:
                 what = (
@@ -328,6 +335,13 @@ class _Reading:
         context: Mapping[str, str] | None = None,
     ) -> None:
         self._mistakes.append(Mistake(reason, kind, ("body", key), message, found, context))
+
+
+def _shown(found: object) -> object:
+    """What is repeated of a wrong value: a body that is nested deeply cannot be encoded again."""
+    if not found or isinstance(found, str | int | float):
+        return found
+    return "an object" if isinstance(found, dict) else "an array"
 
 
 def _decimal(raw: object) -> float | None:

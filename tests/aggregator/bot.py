@@ -24,19 +24,27 @@ PASSWORD = "invented-b0t-password"  # noqa: S105 - invented
 
 Behaviour = Literal[
     "ok",  # opens a trade and answers 200
-    "status_only",  # opens a trade, answers 200 {"status": …}
+    "status_only",  # opens none, answers 200 {"status": …} in Freqtrade's words
     "slow",  # opens a trade, answers after `slow_s`
     "already_open",  # 502 in Freqtrade's words
     "full",  # 502 in Freqtrade's words
-    "bad_gateway",  # 502 as a proxy's
+    "error_500",  # opens a trade, 500 in Freqtrade's words: the wallets could not be read after it
+    "error_500_empty",  # opens none, 500 in Freqtrade's words
+    "bad_gateway",  # opens none, 502 as a proxy's
+    "gateway_timeout",  # opens a trade, 504 as a proxy's
+    "error_json",  # opens none, 503 with an "error" in JSON, as no Freqtrade says it
+    "redirect",  # 302
     "unauthorized",  # 401 to everything
     "hang",  # opens a trade and never answers; looks are answered
     "hang_empty",  # opens none and never answers; looks are answered
     "freeze",  # opens a trade and answers nothing at all any more
     "cut",  # opens a trade and cuts the connection
     "cut_empty",  # opens none and cuts the connection
+    "cut_adding",  # enlarges the newest trade and cuts the connection
     "cut_body",  # opens a trade, cuts in the middle of the answer
-    "garbage",  # 200 with something that is no JSON
+    "garbage",  # opens a trade, 200 with something that is no JSON
+    "web_page",  # opens none, 200 with a page
+    "nested",  # opens a trade, 200 with JSON that is nested too deeply; so to looks
     "mixed",  # one of `MIX` for each order
 ]
 MIX: dict[Behaviour, int] = {
@@ -44,7 +52,10 @@ MIX: dict[Behaviour, int] = {
     "status_only": 1,
     "slow": 4,
     "already_open": 1,
+    "error_500": 1,
+    "error_500_empty": 1,
     "bad_gateway": 1,
+    "gateway_timeout": 1,
     "hang": 1,
     "hang_empty": 1,
     "cut": 1,
@@ -66,11 +77,13 @@ class CountingBot:
         port: int = 0,
         password: str = PASSWORD,
         slow_s: float = 1.0,
+        look_s: float = 0.0,
         log: Path | None = None,
         tell: Callable[[bytes], object] = len,
     ) -> None:
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
+        self.look_s = look_s
         self.posts: list[dict[str, Any]] = []
         self.authorizations: list[str] = []
         self.received_ms: list[int] = []
@@ -151,7 +164,10 @@ class CountingBot:
             return web.json_response({"detail": "Unauthorized"}, status=401)
         if self.behaviour == "freeze" and request.method == "GET":
             await self._released.wait()
-        return await handler(request)
+        response = await handler(request)
+        if self.behaviour == "nested":
+            return web.Response(body=b"[" * 5_000, content_type="application/json")
+        return response
 
     async def _forceenter(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -171,9 +187,24 @@ class CountingBot:
                 return _error(f"position for {body['pair']} already open - id: 1")
             case "full":
                 return _error("Maximum number of trades is reached.")
+            case "status_only":
+                words = f"Error entering {body['side']} trade for pair {body['pair']}."
+                return web.json_response({"status": words})
+            case "error_500_empty":
+                return web.Response(status=500, text="Internal Server Error")
             case "bad_gateway":
                 return web.Response(status=502, text="<html>502 Bad Gateway</html>")
+            case "error_json":
+                return web.json_response({"error": "upstream"}, status=503)
+            case "redirect":
+                return web.Response(status=302, headers={"Location": "https://other.example/"})
+            case "web_page":
+                return web.Response(text="<html>Welcome to nginx!</html>")
             case "cut_empty":
+                return _cut(request)
+            case "cut_adding":
+                trade = self.trades[-1]
+                trade["orders"].append(self._order(trade, body["entry_tag"]))
                 return _cut(request)
             case "hang_empty":
                 await self._released.wait()
@@ -193,8 +224,10 @@ class CountingBot:
                 return _cut(request)
             case "garbage":
                 return web.Response(body=b"\xff\x00 no JSON\n at all")
-            case "status_only":
-                return web.json_response({"status": f"Trade opened for {body['pair']}."})
+            case "error_500":
+                return web.Response(status=500, text="Internal Server Error")
+            case "gateway_timeout":
+                return web.Response(status=504, text="<html>504 Gateway Time-out</html>")
         return web.json_response(trade)
 
     def _open(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -207,19 +240,36 @@ class CountingBot:
             "leverage": body.get("leverage"),
             "open_rate": 1.0,
             "open_timestamp": time.time_ns() // 1_000_000 + self.clock_ahead_ms,
+            "orders": [],
         }
+        trade["orders"].append(self._order(trade, trade["enter_tag"]))
         self.trades.append(trade)
         if len(self.trades) > OPEN_AT_MOST:
             self.trades[-OPEN_AT_MOST - 1]["is_open"] = False
         return trade
 
+    def _order(self, trade: dict[str, Any], tag: str) -> dict[str, Any]:
+        """An entry of now, as an exchange times it."""
+        return {
+            "pair": trade["pair"],
+            "ft_order_side": "sell" if trade["is_short"] else "buy",
+            "ft_order_tag": tag,
+            "order_timestamp": time.time_ns() // 1_000_000,
+        }
+
     async def _status(self, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(self.look_s)
         return web.json_response([trade for trade in self.trades if trade["is_open"]])
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
+        # The first of its order are given: by id, unless told otherwise, the oldest.
         closed = [trade for trade in self.trades if not trade["is_open"]]
-        newest = closed[-int(request.query.get("limit", "500")) :]
-        return web.json_response({"trades": newest, "trades_count": len(newest), "offset": 0})
+        if request.query.get("order_by_id", "true") == "false":
+            closed.reverse()
+        found = closed[: int(request.query.get("limit", "500"))]
+        return web.json_response(
+            {"trades": found, "trades_count": len(found), "offset": 0, "total_trades": len(closed)}
+        )
 
     async def _version(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"version": "2026.9"})

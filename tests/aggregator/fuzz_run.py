@@ -56,11 +56,11 @@ async def feed(path: Path, count: int, rate: float, seed: int) -> dict[str, obje
     accounts = [{"username": name, "hash": hash_password(word)} for name, word in (FLEET, FUZZ)]
     async with (
         CountingBot() as bot,
+        CountingBot() as short_bot,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
-        file = config(
-            path, {"long": bot.url, "short": bot.url}, accounts=accounts, window_s=3, expire_s=60
-        )
+        bots = {"long": bot.url, "short": short_bot.url}
+        file = config(path, bots, accounts=accounts, window_s=3, expire_s=60)
         process = await asyncio.to_thread(Process, file)
         url = process.url + "/api/v1/forceenter"
 
@@ -117,7 +117,7 @@ async def feed(path: Path, count: int, rate: float, seed: int) -> dict[str, obje
         "posts per s": round(len(waits) / seconds),
         "stored": stored,
         "stored of the attackers": fuzzed,
-        "orders": len(bot.posts),
+        "orders": len(bot.posts) + len(short_bot.posts),
         "p50 ms": p50,
         "p99 ms": p99,
         "max ms": round(1000 * waits[-1], 1),

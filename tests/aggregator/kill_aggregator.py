@@ -32,8 +32,8 @@ import uvloop
 from bot import CountingBot
 from running import FLEET, LONG, basic, rows, settings
 
-from marketfeed.aggregator.forward import DEFAULT_PACE, Pace
 from marketfeed.aggregator.ledger import KIND
+from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
 from marketfeed.aggregator.service import Aggregator
 from marketfeed.config import Settings
 from marketfeed.database import inspect

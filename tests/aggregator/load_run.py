@@ -23,7 +23,7 @@ async def main(path: Path) -> None:
     posts: Counter[int] = Counter()
     guesses: Counter[int] = Counter()
     async with CountingBot() as bot, aiohttp.ClientSession() as session:
-        file = config(path, {"long": bot.url, "short": bot.url}, window_s=3, expire_s=60)
+        file = config(path, {"long": bot.url}, window_s=3, expire_s=60)
         process = await asyncio.to_thread(Process, file)
         url = process.url + "/api/v1/forceenter"
 

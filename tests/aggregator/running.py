@@ -18,8 +18,8 @@ import aiohttp
 import yaml
 from bot import PASSWORD
 
-from marketfeed.aggregator.forward import Pace
 from marketfeed.aggregator.ledger import KIND
+from marketfeed.aggregator.pace import Pace
 from marketfeed.aggregator.service import Aggregator
 from marketfeed.config import Settings, load_settings
 from marketfeed.database import reading

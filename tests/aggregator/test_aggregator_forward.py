@@ -2,18 +2,26 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import aiohttp
+import msgspec
 import pytest
 from bot import Behaviour, CountingBot
-from running import PAIR, QUICK, rows, running, settings, states, until
+from running import PAIR, QUICK, Running, rows, running, settings, states, until
 
-from marketfeed.aggregator.ledger import Ledger, Receipt
+from marketfeed.aggregator.bot import Bot
+from marketfeed.aggregator.counters import Counters
+from marketfeed.aggregator.forward import Forwarder
+from marketfeed.aggregator.ledger import Forward, Ledger, Receipt
 from marketfeed.aggregator.signals import Electorate, Signal
+from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Rules, Vote, Votes
 from marketfeed.config import Settings
 
+T = TypeVar("T")
 END_STATES = ("accepted", "refused", "expired", "found", "lost")
 
 
@@ -32,18 +40,29 @@ async def end_states(path: Path, count: int = 1) -> list[str]:
     return states(path)
 
 
+async def looked_again(bot: CountingBot, times: int = 3) -> None:
+    wanted = bot.requests["status"] + times
+    await until(lambda: bot.requests["status"] >= wanted, "looks into the bot")
+
+
 EVERY_SORT: dict[Behaviour, tuple[str, int | None, str]] = {
     "ok": ("accepted", 200, "trade 1"),
-    "status_only": ("accepted", 200, "Trade opened for BTC/USDT:USDT."),
-    "garbage": ("accepted", 200, "no JSON at all"),
+    "status_only": ("refused", 200, "Error entering long trade for pair BTC/USDT:USDT."),
     "already_open": ("refused", 502, "position for BTC/USDT:USDT already open - id: 1"),
     "full": ("refused", 502, "Maximum number of trades is reached."),
-    "bad_gateway": ("refused", 502, "502 Bad Gateway"),
     "unauthorized": ("refused", 401, "Unauthorized"),
+    "redirect": ("refused", 302, "Found"),
+    "garbage": ("found", None, "trade 1 in the bot"),
+    "error_500": ("found", None, "trade 1 in the bot"),
+    "gateway_timeout": ("found", None, "trade 1 in the bot"),
     "slow": ("found", None, "trade 1 in the bot"),
     "hang": ("found", None, "trade 1 in the bot"),
     "cut": ("found", None, "trade 1 in the bot"),
     "cut_body": ("found", None, "trade 1 in the bot"),
+    "error_500_empty": ("lost", None, "before that: it answered 500: Internal Server Error"),
+    "bad_gateway": ("lost", None, "before that: it answered 502: <html>502 Bad Gateway</html>"),
+    "error_json": ("lost", None, "before that: it answered 503: upstream"),
+    "web_page": ("lost", None, "before that: it answered 200: <html>Welcome to nginx!</html>"),
     "hang_empty": ("lost", None, "no such trade in the bot"),
     "cut_empty": ("lost", None, "no such trade in the bot"),
     "freeze": ("lost", None, "the bot could not be asked"),
@@ -91,7 +110,7 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
             "attempts": 1,
             "posts": 0 if behaviour == "unauthorized" else 1,
             "alarms": int(state == "lost"),
-            "health": 503 if state == "lost" or behaviour == "unauthorized" else 200,
+            "health": 503 if state == "lost" or behaviour in ("unauthorized", "redirect") else 200,
             "posts again": 0,
             "state again": [state],
         }
@@ -148,6 +167,65 @@ def test_nothing_else_is_sent_to_a_bot_that_hangs(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_no_other_order_is_sent_while_one_is_unsettled(tmp_path: Path) -> None:
+    """A bot that is busy with an order for longer than it may take, and answers looks all the time."""
+
+    async def scenario() -> None:
+        pairs = [f"P{number}/USDT:USDT" for number in range(3)]
+        async with (
+            CountingBot("hang_empty") as bot,
+            running(
+                one_vote(tmp_path, bot.url, bot_timeout_s=0.3, expire_s=1.5),
+                msgspec.structs.replace(QUICK, settle_s=600),
+            ) as aggregator,
+        ):
+            await aggregator.post("73", 0.9, pair=pairs[0])
+            await until(lambda: "unknown" in states(tmp_path), "an order without an answer")
+            for pair in pairs[1:]:
+                await aggregator.post("73", 0.9, pair=pair)
+            await until(lambda: states(tmp_path) == ["unknown", "expired", "expired"], "the ends")
+            assert len(bot.posts) == 1
+            assert bot.requests["status"] > 1
+            for (words,) in rows(tmp_path, "SELECT answer FROM forward WHERE state = 'expired'"):
+                assert words.startswith(
+                    "not sent before it expired: the outcome of another order is not known, "
+                )
+            # It comes to a trade after all: what is decided now is sent.
+            bot._open(bot.posts[0])
+            bot.behaviour = "ok"
+            await until(lambda: states(tmp_path)[0] == "found", "the trade")
+            await aggregator.post("73", 0.9, pair="P3/USDT:USDT")
+            await until(lambda: states(tmp_path)[3:] == ["accepted"], "another order")
+
+    asyncio.run(scenario())
+
+
+def test_no_answer_of_a_bot_ends_the_aggregator(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("nested") as bot,
+            running(
+                one_vote(tmp_path, bot.url, expire_s=60),
+                msgspec.structs.replace(QUICK, settle_s=60),
+            ) as aggregator,
+        ):
+            trouble = ""
+            async with asyncio.timeout(30):
+                while "not well: " not in trouble:
+                    trouble = " ".join((await aggregator.status("health"))[1]["reasons"])
+            assert "RecursionError" in trouble
+            await aggregator.post("73", 0.9)
+            await until(lambda: "unknown" in states(tmp_path), "an answer that says nothing")
+            await looked_again(bot)
+            # And times that no trade has.
+            bot.trades.insert(0, bot.trades[0] | {"open_timestamp": -(10**30), "trade_id": 10**30})
+            bot.trades.insert(0, bot.trades[0] | {"open_timestamp": 10**30})
+            bot.behaviour = "ok"
+            assert await end_states(tmp_path) == ["found"]
+
+    asyncio.run(scenario())
+
+
 def test_one_request_at_a_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
@@ -175,6 +253,53 @@ def test_an_unknown_one_is_found_among_closed_trades_too(tmp_path: Path) -> None
             bot.behaviour = "ok"
             assert await end_states(tmp_path) == ["found"]
             assert len(bot.posts) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_one_is_found_among_more_than_are_looked_through(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.5)) as aggregator,
+        ):
+            for number in range(150):
+                bot._open({"pair": f"P{number}/USDT:USDT"})
+            await aggregator.post("73", 0.9)
+            await until(lambda: bot.posts, "an order")
+            bot.close_trades()
+            bot.behaviour = "ok"
+            assert await end_states(tmp_path) == ["found"]
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_look_does_not_make_a_trade_older(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut", look_s=4.0) as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=30)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            assert await end_states(tmp_path) == ["found"]
+            # At the first look, which took longer than an outcome may be unknown here.
+            assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_order_that_enlarged_a_trade_is_found(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut_adding") as bot,
+            running(one_vote(tmp_path, bot.url)) as aggregator,
+        ):
+            bot._open({"pair": PAIR, "side": "long", "entry_tag": "by hand"})
+            bot.trades[0]["open_timestamp"] -= 86_400_000
+            await aggregator.post("73", 0.9)
+            assert await end_states(tmp_path) == ["found"]
+            ((words,),) = rows(tmp_path, "SELECT answer FROM forward")
+            assert words.startswith("trade 1 in the bot, enlarged at ")
 
     asyncio.run(scenario())
 
@@ -236,13 +361,104 @@ def test_a_trade_that_is_another_one_settles_nothing(tmp_path: Path, change: str
     asyncio.run(scenario())
 
 
+class SlowDisk(LedgerThread):
+    """A ledger on a disk that takes two minutes, by the clock that goes with it, to note `sending`."""
+
+    late_ms = 0
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.late_ms
+
+    async def call(self, function: Callable[[Ledger], T]) -> T:
+        found = await super().call(function)
+        if isinstance(found, Forward) and found.state == "sending":
+            self.late_ms = 120_000
+        return found
+
+
+def test_a_ledger_that_takes_too_long_ends_an_order_unsent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, expire_ms=60_000)
+        async with (
+            CountingBot() as bot,
+            aiohttp.ClientSession() as session,
+            SlowDisk(tmp_path / "ledger.db") as ledger,
+        ):
+            to_bot = Bot(one_vote(tmp_path, bot.url).aggregator.bots.long, session)
+            forwarder = Forwarder("long", to_bot, ledger, ledger.now_ms, Counters(), QUICK)
+            working = asyncio.create_task(forwarder.run())
+            assert await end_states(tmp_path) == ["expired"]
+            forwarder.end()
+            await working
+            ((words, sent, attempts),) = rows(
+                tmp_path, "SELECT answer, sent, attempts FROM forward"
+            )
+            assert words == (
+                "not sent before it expired: the ledger took too long to note that it is sent"
+            )
+            assert (sent, attempts) == (None, 1)
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+def test_another_decision_s_trade_does_not_settle_a_lost_one(tmp_path: Path) -> None:
+    """The same feeder, the same confidence: both orders have the same tag."""
+
+    async def scenario() -> None:
+        async with (
+            CountingBot("cut_empty") as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=10)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["lost"], "the alarm")
+            bot.behaviour = "ok"
+            await aggregator.post("73", 0.9, signal_strength=2)
+            await until(lambda: states(tmp_path)[1:] == ["accepted"], "another order")
+            await looked_again(bot)
+            # Sent without an answer, it goes before the older one as well.
+            bot.behaviour = "cut"
+            await aggregator.post("73", 0.9, signal_strength=3)
+            await until(lambda: states(tmp_path)[2:] == ["found"], "its trade")
+            await looked_again(bot)
+            assert states(tmp_path) == ["lost", "accepted", "found"]
+            words = [words for (words,) in rows(tmp_path, "SELECT answer FROM forward")]
+            assert words[1] == "trade 1"
+            assert words[2].startswith("trade 2 in the bot")
+            reasons = (await aggregator.status("health"))[1]["reasons"]
+            assert [reason.startswith("forward lost: ") for reason in reasons] == [True]
+            # Its own one at last, which nobody else names.
+            tag = bot.posts[0]["entry_tag"]
+            bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+            await until(lambda: states(tmp_path)[0] == "found", "the first one's trade")
+
+    asyncio.run(scenario())
+
+
+def test_the_trade_of_a_moment_before_settles_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            CountingBot() as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=10)) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["accepted"], "an order")
+            # Within what the clocks may differ by.
+            bot.trades[0]["open_timestamp"] += 60_000
+            bot.behaviour = "cut_empty"
+            await aggregator.post("73", 0.9, signal_strength=2)
+            await until(lambda: states(tmp_path)[1:] == ["lost"], "the alarm")
+
+    asyncio.run(scenario())
+
+
 # --- restarts ---------------------------------------------------------------------------------------
 
 
-def write_forward(path: Path, *steps: str, age_ms: int = 0) -> int:
+def write_forward(path: Path, *steps: str, age_ms: int = 0, expire_ms: int = 2_000) -> int:
     """A ledger in which one decision stands where a killed aggregator left it; returns when it was sent."""
     electorate = Electorate.of(("73",), ())
-    rules = Rules(200, 1, 0.7, "both", 0, 2_000, 1.0, 5.0, ("market",), electorate)
+    rules = Rules(200, 1, 0.7, "both", 0, expire_ms, 1.0, 5.0, ("market",), electorate)
     now_ms = time.time_ns() // 1_000_000 - age_ms
     with Ledger.open(path / "ledger.db") as ledger:
         votes = Votes(rules)
@@ -294,6 +510,63 @@ def test_sending_at_the_crash_is_looked_for_and_never_sent_again(
     asyncio.run(scenario())
 
 
+AHEAD_MS = 7_200_000
+
+
+def test_what_a_clock_that_was_ahead_decided_is_not_sent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, age_ms=-AHEAD_MS)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+            assert await end_states(tmp_path) == ["expired"]
+            ((words,),) = rows(tmp_path, "SELECT answer FROM forward")
+            assert words == (
+                "not sent before it expired: it was decided by a clock that was ahead, "
+                "nobody knows how long ago"
+            )
+            assert bot.posts == []
+            # What is decided now has the right time.
+            await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
+            assert await end_states(tmp_path, 2) == ["expired", "accepted"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("steps", [("sending",), ("sending", "unknown")])
+@pytest.mark.parametrize(("opened_ago_s", "end"), [(600, "found"), (90_000, "lost")])
+def test_what_a_clock_that_was_ahead_sent_is_found(
+    tmp_path: Path, steps: tuple[str, ...], opened_ago_s: int, end: str
+) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, *steps, age_ms=-AHEAD_MS)
+        async with CountingBot() as bot:
+            ((tag,),) = rows(tmp_path, "SELECT tag FROM decision")
+            trade = bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+            trade["open_timestamp"] -= opened_ago_s * 1000
+            async with running(one_vote(tmp_path, bot.url)):
+                assert await end_states(tmp_path) == [end]
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("set_s", "words"), [(7_200, "back by 7200 s"), (-60, "forward by 60 s")])
+def test_a_clock_that_was_set_is_told(tmp_path: Path, set_s: int, words: str) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+            assert (await aggregator.status("health"))[0] == 200
+            now_ms = time.time_ns() // 1_000_000
+            aggregator.aggregator._clock.set_server_time(now_ms + 1000 * set_s, 0.0)
+            status, health = await aggregator.status("health")
+            assert status == 503
+            (reason,) = health["reasons"]
+            assert reason == (
+                f"this host's clock has been set {words} since the start: times are by the old one "
+                "until a restart"
+            )
+
+    asyncio.run(scenario())
+
+
 def test_an_alarm_is_not_put_off_by_restarts(tmp_path: Path) -> None:
     """`unknown` for longer than it may take is lost at the first look."""
 
@@ -302,5 +575,115 @@ def test_an_alarm_is_not_put_off_by_restarts(tmp_path: Path) -> None:
         async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)):
             assert await end_states(tmp_path) == ["lost"]
             assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())
+
+
+async def reasons_of(aggregator: Running) -> list[str]:
+    found = (await aggregator.status("health"))[1]["reasons"]
+    return [reason for reason in found if reason.startswith("forward lost: ")]
+
+
+def test_an_alarm_stays_while_the_bot_cannot_be_asked(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pace = msgspec.structs.replace(QUICK, forget_s=0.0, look_lost_s=0.02)
+        async with (
+            CountingBot("freeze") as bot,
+            running(one_vote(tmp_path, bot.url, bot_timeout_s=0.3), pace) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["lost"], "the alarm")
+            await looked_again(bot)
+            assert len(await reasons_of(aggregator)) == 1
+            # It was there all the time.
+            bot.behaviour = "ok"
+            await until(lambda: states(tmp_path) == ["found"], "the trade")
+
+    asyncio.run(scenario())
+
+
+def test_an_alarm_ends_when_the_bot_has_answered_for_long_enough(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pace = msgspec.structs.replace(QUICK, forget_s=0.5, look_lost_s=0.02)
+        async with (
+            CountingBot("cut_empty") as bot,
+            running(one_vote(tmp_path, bot.url), pace) as aggregator,
+        ):
+            await aggregator.post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["lost"], "the alarm")
+            async with asyncio.timeout(30):
+                while await reasons_of(aggregator):
+                    await asyncio.sleep(0.02)
+            assert (await aggregator.status("health"))[0] == 200
+            assert states(tmp_path) == ["lost"]
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_does_not_end_an_alarm(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
+        async with CountingBot("freeze") as bot:
+            ((tag,),) = rows(tmp_path, "SELECT tag FROM decision")
+            given = one_vote(tmp_path, bot.url, bot_timeout_s=0.3)
+            async with running(given) as aggregator:
+                # For longer ago than it is looked for: the bot has not been asked since the start.
+                await looked_again(bot)
+                assert len(await reasons_of(aggregator)) == 1
+            async with running(given) as aggregator:
+                await looked_again(bot)
+                assert len(await reasons_of(aggregator)) == 1
+                trade = bot._open({"pair": PAIR, "side": "long", "entry_tag": tag})
+                trade["open_timestamp"] -= 1_000_000
+                bot.behaviour = "ok"
+                await until(lambda: states(tmp_path) == ["found"], "the trade")
+            assert bot.posts == []
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_one_of_long_ago_is_looked_for_once_after_a_start(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+            async with asyncio.timeout(30):
+                while await reasons_of(aggregator):
+                    await asyncio.sleep(0.02)
+            assert bot.requests["status"] == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("steps", "end", "words"),
+    [
+        ((), "expired", "not sent before it expired: no bot is set for long"),
+        (("sending",), "lost", "no bot is set for long that could be asked; before that: the agg"),
+        (
+            ("sending", "unknown"),
+            "lost",
+            "no bot is set for long that could be asked; before that:",
+        ),
+        (("sending", "unknown", "lost"), "lost", ""),
+    ],
+)
+def test_a_side_whose_bot_is_gone_leaves_nothing_open(
+    tmp_path: Path, steps: tuple[str, ...], end: str, words: str
+) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, *steps)
+        async with (
+            CountingBot() as bot,
+            running(settings(tmp_path, {"short": bot.url})) as aggregator,
+        ):
+            assert states(tmp_path) == [end]
+            ((answer,),) = rows(tmp_path, "SELECT answer FROM forward")
+            assert answer.startswith(words)
+            lost = await reasons_of(aggregator)
+            assert len(lost) == int(end == "lost")
+            assert (await aggregator.status())[1]["lost"].get("long", []) == [
+                reason.removeprefix("forward lost: ") for reason in lost
+            ]
+            assert (bot.posts, bot.requests["status"]) == ([], 0)
 
     asyncio.run(scenario())

@@ -2,11 +2,14 @@
 
 import itertools
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from marketfeed.aggregator.flow import Flow
 from marketfeed.aggregator.ledger import (
@@ -175,6 +178,55 @@ def test_a_forward_knows_when_it_was_sent_and_answered(ledger: Ledger) -> None:
     assert (done.status, done.answer) == (502, "already open")
 
 
+def test_what_expired_was_not_sent(ledger: Ledger) -> None:
+    votes = Votes(RULES)
+    receive(ledger, votes)
+    decide(ledger, votes, T0 + 60_000)
+    ledger.step(1, "sending", T0 + 1)
+    expired = ledger.step(1, "expired", T0 + 2, "too late")
+    assert (expired.sent_ms, expired.answered_ms, expired.attempts) == (None, None, 1)
+
+
+def test_whose_trade_it_is(ledger: Ledger) -> None:
+    """Forwards of one tag: accepted days ago; lost; accepted; refused; lost; lost, of another pair."""
+    sent_ms = {}
+    for number, (days, pair, answer) in enumerate(
+        [(-3, PAIR, "trade 7"), (0, PAIR, ""), (0, PAIR, "trade 8"), (0, PAIR, "-"), (0, PAIR, ""),
+         (0, "A/USDT:USDT", "")], start=1,
+    ):  # fmt: skip
+        at_ms = T0 + days * DAY + number * 10_000
+        votes = Votes(RULES)
+        window = receive(ledger, votes, at_ms=at_ms, pair=pair).window
+        decide(ledger, votes, at_ms + 60_000)
+        sent_ms[number] = ledger.step(window, "sending", at_ms).sent_ms or 0
+        if answer:
+            ledger.step(window, "refused" if answer == "-" else "accepted", at_ms + 1, answer)
+        else:
+            ledger.step(window, "unknown", at_ms + 1)
+            ledger.step(window, "lost", at_ms + 2)
+    forwards = {forward.window: forward for forward in ledger.forwards(get_args(State))}
+
+    def owners(trade_id: int, opened_by_ms: int, *, added: bool = False) -> list[int]:
+        return [
+            window
+            for window, forward in forwards.items()
+            if forward.state == "lost"
+            and forward.pair == PAIR
+            and not ledger.is_another_s(forward, trade_id, opened_by_ms, added=added)
+        ]
+
+    # Its number was another trade's, days ago; the one that was sent next says that 8 is its own.
+    assert owners(7, sent_ms[2] + 1) == [2, 5]
+    assert owners(7, sent_ms[3] + 1) == [2, 5]
+    assert owners(8, sent_ms[3] + 1) == []
+    assert owners(9, sent_ms[4] + 1) == [2, 5]
+    # The newest one that had been sent; what was refused has none.
+    assert owners(9, sent_ms[5]) == [5]
+    # An order that enlarged a trade has no number.
+    assert owners(8, sent_ms[3] - 1, added=True) == [2, 5]
+    assert owners(8, sent_ms[3], added=True) == [5]
+
+
 # --- the file ---------------------------------------------------------------------------------------
 
 
@@ -226,17 +278,65 @@ def test_what_is_old_goes_what_is_open_or_unshipped_stays(ledger: Ledger) -> Non
     ledger.step(1, "sending", T0 + 60_001)
     ledger.step(1, "accepted", T0 + 60_002)
     ledger.step(2, "sending", T0 + 60_003)
-    receive(ledger, votes, at_ms=T0 + 31 * DAY, pair="C/USDT:USDT")
+    for day in (10, 20, 31):
+        receive(ledger, votes, at_ms=T0 + day * DAY, pair=f"C{day}/USDT:USDT")
     assert ledger.delete_old(40 * DAY) == 0
-    assert ledger.delete_old(30 * DAY, below_seq=1) == 0
-    while ledger.delete_old(30 * DAY):
+    # The days that count are those on which something came.
+    assert ledger.delete_old(3 * DAY) == 0
+    assert ledger.delete_old(2 * DAY, below_seq=1) == 0
+    while ledger.delete_old(2 * DAY):
         pass
     left = [row[0] for row in ledger._db.execute("SELECT pair FROM decision")]
     assert left == ["B/USDT:USDT"]
     assert [forward.state for forward in ledger.forwards()] == ["sending"]
     assert ledger.answered([("fleet", "old")]) == {}
-    assert [vote.signal.pair for vote in ledger.undecided()] == ["C/USDT:USDT"]
-    assert ledger.next_number() == 4
+    waiting = ["C10/USDT:USDT", "C20/USDT:USDT", "C31/USDT:USDT"]
+    assert [vote.signal.pair for vote in ledger.undecided()] == waiting
+    assert ledger.next_number() == 6
+
+
+@given(
+    days=st.lists(st.integers(0, 12), min_size=1, max_size=30).map(sorted),
+    keep_days=st.integers(1, 10),
+)
+@settings(deadline=None, max_examples=30)
+def test_nothing_younger_than_it_is_kept_for_goes(days: list[int], keep_days: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        left = kept(Path(directory), [T0 + day * DAY for day in days], keep_days)
+    young = {day for day in days if day >= days[-1] - keep_days}
+    assert young <= {(received - T0) // DAY for received in left}
+
+
+@pytest.mark.parametrize("ahead_days", [1, 31, 365])
+def test_a_clock_that_was_ahead_deletes_no_history(tmp_path: Path, ahead_days: int) -> None:
+    past = [T0 + day * DAY for day in range(40)]
+    newest = past[-1]
+    ahead = [newest + ahead_days * DAY + hour * 3_600_000 for hour in range(3)]
+    # While it is ahead, and when it has been set right.
+    left = kept(tmp_path, [*past, *ahead], 30)
+    assert set(past[-28:]) | set(ahead) <= set(left)
+    assert past[0] not in left
+    later = [newest + 3_600_000, newest + 7_200_000]
+    assert set(later) | set(past[-28:]) <= set(kept(tmp_path, later, 30))
+
+
+def kept(path: Path, received_ms: list[int], keep_days: int) -> list[int]:
+    """Receive, decide and send a vote at each of these times, in this order; what retention leaves."""
+    with Ledger.open(path / "ledger.db") as ledger:
+        for at_ms in received_ms:
+            votes = Votes(RULES)
+            window = receive(ledger, votes, at_ms=at_ms).window
+            decide(ledger, votes, at_ms + 60_000)
+            ledger.step(window, "sending", at_ms + 60_001)
+            ledger.step(window, "accepted", at_ms + 60_002)
+        while ledger.delete_old(keep_days * DAY):
+            pass
+        found = ledger._db.execute("SELECT received FROM signal ORDER BY number").fetchall()
+        counts = ledger._db.execute(
+            "SELECT (SELECT count(*) FROM decision), (SELECT count(*) FROM forward)"
+        ).fetchone()
+        assert counts == (len(found), len(found))
+    return [received for (received,) in found]
 
 
 # --- what people see --------------------------------------------------------------------------------

@@ -6,16 +6,21 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
+import pytest
 from bot import CountingBot
 from running import (
     FLEET,
     FLEET_HASH,
     PAIR,
+    QUICK,
     Process,
+    Running,
     basic,
     config,
     rows,
@@ -25,7 +30,10 @@ from running import (
     until,
 )
 
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.service import Aggregator, require_complete
 from marketfeed.config import load_settings
+from marketfeed.errors import JournalWriteError, SettingsError
 
 
 async def post(url: str, feeder: str, confidence: float) -> None:
@@ -116,6 +124,60 @@ def test_a_window_that_ended_long_ago_is_skipped_with_the_reason(tmp_path: Path)
     asyncio.run(scenario())
 
 
+def move(path: Path) -> None:
+    path.rename(f"{path}.bak")
+
+
+def put_another(path: Path) -> None:
+    Ledger.open(path.with_name("other.db")).close()
+    path.with_name("other.db").rename(path)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(8192))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (move, "the file is gone"),
+        (put_another, "another file stands in its place"),
+        (overwrite, "file is not a database"),
+    ],
+)
+def test_a_ledger_that_is_taken_away_is_noticed(
+    tmp_path: Path, harm: Callable[[Path], None], words: str
+) -> None:
+    """It ends, and the start after it opens what stands there then."""
+
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            given = settings(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1)
+            pace = msgspec.structs.replace(QUICK, whole_s=0.05)
+            aggregator = Aggregator(given, pace)
+            task = asyncio.create_task(aggregator.run(asyncio.Event()))
+            await until(lambda: aggregator.url, "the door")
+            async with aiohttp.ClientSession() as session:
+                await Running(aggregator, session).post("73", 0.9)
+            await until(lambda: states(tmp_path) == ["accepted"], "an order")
+            # So that what is read is the file, as after some minutes of service.
+            with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            assert not task.done()
+            harm(tmp_path / "ledger.db")
+            await until(task.done, "the end")
+            error = task.exception()
+            assert isinstance(error, ExceptionGroup)
+            (found,) = error.exceptions
+            assert isinstance(found, JournalWriteError)
+            assert words in str(found)
+            async with running(given, pace) as again:
+                assert (await again.post("74", 0.9))[0] == 200
+
+    asyncio.run(scenario())
+
+
 # --- the commands -----------------------------------------------------------------------------------
 
 
@@ -144,6 +206,37 @@ def test_aggregate_says_all_that_is_missing(tmp_path: Path) -> None:
             "MARKETFEED_AGGREGATOR__BOTS__LONG__PASSWORD; found none"
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("http://BOT.example:8080", "http://bot.example:8080/api/v1/"),
+        ("http://bot.example", "http://bot.example:80"),
+        ("https://bot.example/1", "https://bot.example:443/1"),
+    ],
+)
+def test_one_bot_does_not_get_both_sides(tmp_path: Path, urls: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        require_complete(
+            settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator
+        )
+    assert (
+        "aggregator.bots.long.url, aggregator.bots.short.url: expected two bots, as one would get the "
+        "orders of both sides at once; found http"
+    ) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("http://bot.example:8080", "http://bot.example:8081"),
+        ("http://bot.example/1", "http://bot.example/2"),
+        ("http://bot1.example", "http://bot2.example"),
+    ],
+)
+def test_two_bots_have_a_side_each(tmp_path: Path, urls: tuple[str, str]) -> None:
+    require_complete(settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator)
 
 
 def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:

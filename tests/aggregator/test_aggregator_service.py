@@ -20,7 +20,7 @@ from proc_disk import SmallDisk, on_small_disk
 from service_manager import Manager
 
 WATCHDOG_S = 3.0
-DEAD_BOTS = {"long": "http://127.0.0.1:9", "short": "http://127.0.0.1:9"}
+DEAD_BOTS = {"long": "http://127.0.0.1:9", "short": "http://127.0.0.2:9"}
 DISK_BYTES = 8 << 20
 BOT = Path(__file__).with_name("bot.py")
 

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,12 +100,34 @@ def test_structured_fields_go_before_the_tag() -> None:
         ("from 74. confidence = 0.9)", "74", 0.9),
         ("from 73 conf=7e-1", "73", 0.7),
         ("from 73 conf=0 profit=0.99", "73", 0.0),
+        ("from 73 [conf=0.89]", "73", 0.89),
+        ("from 73 {conf=0.89,profit=3.05%}", "73", 0.89),
+        ("from 73, conf=0.89. (DQ)", "73", 0.89),
+        ("min-conf=0.70 long from 73 conf=0.89", "73", 0.89),
+        ("min_conf=0.70, min.conf=0.71, minconf=0.72 from 73 conf=0.89", "73", 0.89),
+        ("from 73 conf=0.89 (conf=0.890)", "73", 0.89),
     ],
 )
 def test_tags(tag: str, called: str, confidence: float) -> None:
     for key in ("enter_tag", "entry_tag"):
         found = signal({key: tag})
         assert (found.called, found.confidence, found.tag) == (called, confidence, tag)
+
+
+@pytest.mark.parametrize(
+    ("tag", "sentence"),
+    [
+        # Not 0, which would count as a vote without any confidence.
+        ("long from 75a conf=0,89", "Confidence should be a number from 0 to 1"),
+        ("long from 75a conf=0,89 (DQ: profit=3.05%)", "Confidence should be a number from 0 to 1"),
+        ("long from 75a conf=0.89 was conf=0.7", "The tag says more than one confidence"),
+        ("conf=0.7, long from 75a conf=0.89", "The tag says more than one confidence"),
+        ("long from 75a conf=0.89 conf=high", "The tag says more than one confidence"),
+    ],
+)
+def test_a_confidence_that_is_not_clear_is_refused(tag: str, sentence: str) -> None:
+    ((_, place, found),) = refused({"pair": PAIR, "enter_tag": tag}, Defaults(0.75, "73"))
+    assert (place, found) == ("body.entry_tag", sentence)
 
 
 def test_what_a_freqtrade_client_sends() -> None:
@@ -251,6 +274,25 @@ def test_what_is_no_json(body: bytes) -> None:
     assert (kind, place, sentence) == ("json_invalid", "body.0", "JSON decode error")
 
 
+def test_a_refusal_can_be_told_however_deep_the_body_is() -> None:
+    def tell(refused: Refused) -> None:
+        encode({"detail": [mistake.plain() for mistake in refused.mistakes]})
+
+    def encode(answer: object) -> None:
+        # From some frames further down than where the body was decoded, as in the service.
+        msgspec.json.encode(answer)
+
+    depths = 0
+    for depth in range(1, 1_200):
+        for head in (b'{"x":', b'{"pair":"BTC/USDT:USDT","feeder_id":', b'{"confidence":'):
+            found = read_signal(head + b"[" * depth + b"]" * depth + b"}", ELECTORATE, REJECT)
+            assert isinstance(found, Refused)
+            tell(found)
+            depths += found.reason != "not_json"
+    # As deep as a body can be decoded, and deeper.
+    assert 0 < depths < 3 * 1_199
+
+
 @pytest.mark.parametrize("body", [b"[]", b'"x"', b"1", b"null"])
 def test_json_that_is_no_object(body: bytes) -> None:
     ((kind, place, _),) = refused(body)
@@ -290,7 +332,10 @@ def test_anything_is_a_signal_in_bounds_or_refused_with_words(body: Any) -> None
     found = read(json.dumps(body).encode(), Defaults(0.75, "73"))
     if isinstance(found, Refused):
         assert found.mistakes
-        json.dumps([mistake.plain() for mistake in found.mistakes], allow_nan=False)
+        plain = [mistake.plain() for mistake in found.mistakes]
+        assert msgspec.json.decode(msgspec.json.encode(plain)) == json.loads(
+            json.dumps(plain, allow_nan=False)
+        )
     else:
         assert 0.0 <= found.confidence <= 1.0
         assert ELECTORATE.side_of[found.feeder] == found.side
