@@ -21,8 +21,6 @@ from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, Instrumen
 from marketfeed.writer import JournalWriter
 
 NOW_MS: Final = 1_790_006_400_000
-FAST: Final = 10_000_000.0
-"""Exchange seconds in a wall second: hours are over in no time."""
 WAIT_S: Final = 30.0
 
 
@@ -59,6 +57,15 @@ class Exchange:
         return web.json_response(rows)
 
 
+class Passing(ExchangeClock):
+    """A clock on which hours pass at a word: a fast one would run on while a busy machine does not."""
+
+    passed_s = 0.0
+
+    def elapsed_s(self) -> float:
+        return super().elapsed_s() + self.passed_s
+
+
 class Line:
     """A source over a journal; `restart` makes another one, as a next start does."""
 
@@ -71,7 +78,7 @@ class Line:
     ) -> None:
         self.exchange = exchange
         self.writer = writer
-        self.clock = ExchangeClock()
+        self.clock = Passing()
         self._settings = settings
         self._rest = rest
         self.source = self.restart()
@@ -85,13 +92,9 @@ class Line:
             listing = await self.source.load_once()
         return [one.pair for one in listing.selection.instruments]
 
-    async def pass_s(self, exchange_s: float) -> None:
+    def pass_s(self, exchange_s: float) -> None:
         """Let exchange seconds pass between two answers."""
-        until_s = self.clock.elapsed_s() + exchange_s
-        self.clock.set_server_time(NOW_MS, 0.0, FAST)
-        while self.clock.elapsed_s() < until_s:
-            await asyncio.sleep(0.001)
-        self.clock.set_server_time(NOW_MS, 0.0, 1.0)
+        self.clock.passed_s += exchange_s
 
 
 def run(
@@ -159,11 +162,11 @@ def test_that_many_have_vanished_is_believed_when_it_was_said_for_hours(
         assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
         assert "lists 13 of 53 known contracts no more; believed" in line.source.problem
         assert "in 6.0 h" in line.source.problem
-        await line.pass_s(BELIEVED_AFTER_S / 2)
+        line.pass_s(BELIEVED_AFTER_S / 2)
         # Another listing, another end: that is no other answer.
         line.exchange.contracts = [*TRADING[1:40], contract("NEW")]
         assert len(await line.ask()) == 53
-        await line.pass_s(BELIEVED_AFTER_S / 2)
+        line.pass_s(BELIEVED_AFTER_S / 2)
         assert len(await line.ask()) == 40
         assert line.source.problem == ""
         assert len(line.source.vanished) == 14
@@ -189,7 +192,7 @@ def test_that_many_have_vanished_is_not_believed(path: Path, between: str) -> No
         await line.ask()
         line.exchange.contracts = TRADING[:40]
         await line.ask(3 if between == "few" else BELIEVED_ANSWERS + 5)
-        await line.pass_s(BELIEVED_AFTER_S + 60)
+        line.pass_s(BELIEVED_AFTER_S + 60)
         if between == "whole":
             line.exchange.contracts = TRADING
             assert len(await line.ask()) == 53
