@@ -278,7 +278,8 @@ def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault:
             stopped_ms, klines = sim.now_ms(), sim.rest.requests["klines"]
             await _until(lambda: sim.now_ms() >= stopped_ms + 2 * MINUTE_MS)
             await sim.faults.start(fault)
-            clock = ExchangeClock()
+            # Ahead by less than frames are held against.
+            clock = ExchangeClock(speed=60.0)
             clock._anchor_ms = sim.now_ms() + 9_000.0
             async with _collecting(Collector(settings, clock)) as second:
 
