@@ -48,9 +48,9 @@ Behaviour = Literal[
     "mixed",  # one of `MIX` for each order
 ]
 MIX: dict[Behaviour, int] = {
-    "ok": 6,
+    "ok": 12,
     "status_only": 1,
-    "slow": 4,
+    "slow": 10,
     "already_open": 1,
     "error_500": 1,
     "error_500_empty": 1,
@@ -62,7 +62,7 @@ MIX: dict[Behaviour, int] = {
     "cut_empty": 1,
     "cut_body": 1,
 }
-"""How often each is drawn."""
+"""How often each is drawn. One that opens none and does not say so holds up all orders until it is lost."""
 OPEN_AT_MOST = 200
 """Older trades are closed, as a bot's are sooner or later."""
 
