@@ -169,7 +169,7 @@ class Forwarder:
         if self._settling.due(now_s):
             await self._look()
             return 0.0
-        held = self._silent or self.unsettled > 0
+        held = self._silent or self._settling.holding
         if self._queue and not held and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
@@ -191,7 +191,7 @@ class Forwarder:
         now_ms = self._now_ms()
         for forward in [item for item in self._queue if _is_over(item, now_ms)]:
             why = self.trouble or "others went first"
-            if self.unsettled:
+            if self._settling.holding:
                 why = (
                     f"the outcome of another order is not known, {self.trouble or 'looking for it'}"
                 )
@@ -255,7 +255,9 @@ class Forwarder:
 
     async def _answered(self, forward: Forward, answer: Answer) -> None:
         if answer.meaning == "unknown":
-            await self._unknown(forward, f"it answered {answer.status}: {answer.words}")
+            # With a 500 of its own it has ended with the order, if not well; a proxy knows nothing.
+            over = answer.status == 500
+            await self._unknown(forward, f"it answered {answer.status}: {answer.words}", over=over)
             return
         self._well()
         if answer.status in WRONG_ADDRESS:
@@ -284,10 +286,10 @@ class Forwarder:
         )
         self._retry_at_s = time.monotonic() + delay_s
 
-    async def _unknown(self, forward: Forward, words: str) -> None:
+    async def _unknown(self, forward: Forward, words: str, *, over: bool = False) -> None:
         self._drop(forward)
         # Lost or not, nothing else is sent to it until it answers something.
-        self._silent = True
+        self._silent = not over
         self._trouble(words)
         log.error(
             "forward unknown, looking for it in the bot window=%d pair=%s tag=%r words=%r",
@@ -298,7 +300,7 @@ class Forwarder:
         )
         unknown = await self._note(forward, "unknown", words)
         if unknown is not None:
-            self._settling.take(unknown, self._now_ms(), time.monotonic())
+            self._settling.take(unknown, self._now_ms(), time.monotonic(), holds=not over)
 
     # --- looking ----------------------------------------------------------------------------------------
 

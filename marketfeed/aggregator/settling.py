@@ -46,14 +46,24 @@ class Item:
     """One such forward. `lost` is what is known of it once it is lost, and empty before.
 
     A trade that opened before `since_ms` is not its trade. Once a look has been answered, it is forgotten
-    `keep_s` later.
+    `keep_s` later. `holds`: the bot may still be at it.
     """
 
-    __slots__ = ("answered_s", "forward", "keep_s", "look_at_s", "lost", "sent_s", "since_ms")
+    __slots__ = (
+        "answered_s",
+        "forward",
+        "holds",
+        "keep_s",
+        "look_at_s",
+        "lost",
+        "sent_s",
+        "since_ms",
+    )
 
     def __init__(
         self, forward: Forward, since_ms: int, sent_s: float, look_at_s: float, keep_s: float
     ) -> None:
+        self.holds = True
         self.forward = forward
         self.since_ms = since_ms
         self.sent_s = sent_s
@@ -93,11 +103,16 @@ class Settling:
         return sum(1 for item in self._items.values() if not item.lost)
 
     @property
+    def holding(self) -> bool:
+        """Whether the bot may still be at one: it gets no other order then."""
+        return any(item.holds and not item.lost for item in self._items.values())
+
+    @property
     def lost(self) -> dict[int, str]:
         """Windows whose orders may or may not have been executed, and what is known of each."""
         return {window: item.lost for window, item in self._items.items() if item.lost}
 
-    def take(self, forward: Forward, now_ms: int, now_s: float) -> None:
+    def take(self, forward: Forward, now_ms: int, now_s: float, *, holds: bool = True) -> None:
         """Take in a forward that is `unknown` or `lost`; it is looked for at once."""
         sent_ms = forward.changed_ms if forward.sent_ms is None else forward.sent_ms
         since_ms = sent_ms - CLOCK_TOLERANCE_MS
@@ -107,6 +122,7 @@ class Settling:
         age_s = max(now_ms - sent_ms, 0) / 1000
         sent_s = now_s - min(age_s, self._pace.settle_s)
         item = Item(forward, since_ms, sent_s, now_s, self._pace.forget_s)
+        item.holds = holds
         if forward.state == "lost":
             item.lose(forward.answer)
             item.keep_s -= max(now_ms - forward.changed_ms, 0) / 1000

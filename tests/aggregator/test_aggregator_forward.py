@@ -200,6 +200,26 @@ def test_no_other_order_is_sent_while_one_is_unsettled(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_bot_that_has_ended_with_an_order_gets_the_next(tmp_path: Path) -> None:
+    """A 500 of its own: what came of the order is not known, but it is not at it any more."""
+
+    async def scenario() -> None:
+        async with (
+            CountingBot("error_500_empty") as bot,
+            running(
+                one_vote(tmp_path, bot.url, expire_s=30),
+                msgspec.structs.replace(QUICK, settle_s=600),
+            ) as aggregator,
+        ):
+            await aggregator.post("73", 0.9, pair="BTC/USDT:USDT")
+            await until(lambda: "unknown" in states(tmp_path), "an order that went wrong")
+            bot.behaviour = "ok"
+            await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
+            await until(lambda: states(tmp_path) == ["unknown", "accepted"], "the next")
+
+    asyncio.run(scenario())
+
+
 def test_no_answer_of_a_bot_ends_the_aggregator(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
