@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -106,6 +106,14 @@ class Writer(Protocol):
 
     async def call(self, function: Callable[[Shipped], T]) -> T:
         """Run `function` on the file, in the writer's thread."""
+
+
+class _Look(NamedTuple):
+    """What is read beside a batch: whether all is to be shipped again, what is fresh, when (monotonic)."""
+
+    is_demanded: bool
+    fresh: Fresh
+    now_s: float
 
 
 class Shipper:
@@ -209,14 +217,15 @@ class Shipper:
                     or self._generation != self._writer.generation
                 ):
                     started_s = time.monotonic()
-                    consignment, full = await ahead
+                    consignment, full, look = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = Ranges([*self._shipped, *consignment.covers])
                         ahead = asyncio.create_task(self._take(assumed))
-                    await self._ship_states()
                     await self._settle(started_s)
                     acknowledged = await self._ship(consignment)
+                    if look is not None:
+                        await self._ship_states(look)
                     self._well()
                     await noting
                     # Saved while the next batch travels: what is not saved is sent again, harmlessly.
@@ -260,7 +269,7 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                consignment, full = await self._take(self._shipped)
+                consignment, full, _ = await self._take(self._shipped)
                 await self._note(await self._ship(consignment))
                 if not full:
                     break
@@ -269,17 +278,22 @@ class Shipper:
         except (NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Ranges) -> tuple[Consignment, bool]:
-        """Read what is to be shipped next, and whether there may be more of it."""
-        room = self._room
+    async def _take(self, shipped: Ranges) -> tuple[Consignment, bool, _Look | None]:
+        """Read what is to be shipped next, whether there may be more of it, and what goes beside it."""
+        room, target = self._room, self._influx.target
 
-        def take() -> tuple[Consignment, bool]:
+        def take() -> tuple[Consignment, bool, _Look | None]:
             outbox = self._the_outbox()
+            look = None
+            if self._states.are_due(now_s := time.monotonic()):
+                # Before the batch, and shipped after it: no forming candle arrives before the closed one
+                # that it follows.
+                look = _Look(outbox.is_demanded_again(target), self._states.take(outbox), now_s)
             if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
             consignment = outbox.newest(shipped, room)
-            return consignment, len(consignment.lines) >= room
+            return consignment, len(consignment.lines) >= room, look
 
         return await self._in_thread(take)
 
@@ -339,17 +353,8 @@ class Shipper:
 
         await self._writer.call(note)
 
-    async def _ship_states(self) -> None:
-        now_s = time.monotonic()
-        if not self._states.are_due(now_s):
-            return
-        target = self._influx.target
-
-        def take() -> tuple[bool, Fresh]:
-            outbox = self._the_outbox()
-            return outbox.is_demanded_again(target), self._states.take(outbox)
-
-        self._is_demanded, fresh = await self._in_thread(take)
+    async def _ship_states(self, look: _Look) -> None:
+        self._is_demanded, fresh, now_s = look
         refused = await self._delivery.states(fresh.texts, self._room)
         if refused:
             self._state_refused(*refused[0], len(refused))

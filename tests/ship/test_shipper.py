@@ -273,6 +273,35 @@ def test_forming_candles_are_shipped_as_they_stand_last(path: Path) -> None:
     run(path, scenario)
 
 
+def test_no_forming_candle_arrives_before_the_closed_one_that_it_follows(path: Path) -> None:
+    """A reader takes what lies before a forming candle for closed, and misses it."""
+
+    def minute(number: int) -> Batch:
+        batch = Batch()
+        for n, closed in ((number, True), (number + 1, False)):
+            at_ms = T0 + n * MINUTE
+            batch.add(
+                Candle(PAIRS[0], "1m", at_ms, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5, closed, at_ms)
+            )
+        return batch
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        for number in range(200):
+            await writer.call(lambda journal, n=number: journal.write(minute(n)))
+            await asyncio.sleep(0.002)
+        last = "forming_1m,pair=BTC/USDT:USDT", str(T0 + 200 * MINUTE)
+        await until(lambda: last in server.points)
+        newest_ms = 0
+        for line in (line for lines in server.requests for line in lines):
+            at_ms = int(line.rpartition(" ")[2])
+            if line.startswith("ohlcv_1m"):
+                newest_ms = max(newest_ms, at_ms)
+            elif line.startswith("forming_1m"):
+                assert newest_ms >= at_ms - MINUTE, f"{line!r} after {newest_ms}"
+
+    run(path, scenario)
+
+
 def test_a_new_token_in_its_file_needs_no_restart(path: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("revoked\n")
