@@ -135,7 +135,7 @@ class Keeper:
         for instrument in self._roster.instruments:
             self._catalog.note(instrument, instrument.ended_ms)
         dropped = not_wanted(stored, self._settings, listing.selection)
-        self._drop(dropped.values(), info, now_ms)
+        self._drop(to_drop(dropped.values(), info, now_ms))
         self._roster.remember(
             _as_instrument(entry)
             for entry in stored
@@ -159,22 +159,15 @@ class Keeper:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _drop(self, entries: Iterable[CatalogEntry], info: ExchangeInfo, now_ms: int) -> None:
+    def _drop(self, entries: Sequence[CatalogEntry]) -> None:
         """Have the catalog end what is collected no more: to readers it would be live for ever, and stale."""
-        dropped = []
         for entry in entries:
-            row = info.instruments.get(entry.pair)
-            trades = row is not None and row.symbol == entry.symbol and row.collectable
-            has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
-            # What the exchange has ended stays so, unless it trades again and nobody would notice.
-            if not entry.dropped and (trades or not has_ended):
-                self._catalog.drop(entry)
-                dropped.append(entry.pair)
-        if dropped:
+            self._catalog.drop(entry)
+        if entries:
             log.warning(
                 "pairs dropped: the settings name them no more count=%d first=%s",
-                len(dropped),
-                dropped[0],
+                len(entries),
+                entries[0].pair,
             )
 
     async def _on_listing(self, listing: Listing) -> None:
@@ -288,6 +281,23 @@ def not_wanted(
     # What is named, or was once chosen, and does not trade is refused.
     wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
     return {entry.pair: entry for entry in stored if entry.pair not in wanted}
+
+
+def to_drop(
+    not_wanted: Iterable[CatalogEntry], info: ExchangeInfo, now_ms: int
+) -> list[CatalogEntry]:
+    """Which of these the catalog does not tell the end of yet.
+
+    What the exchange has ended stays so, unless it trades again and nobody would notice.
+    """
+    found = []
+    for entry in not_wanted:
+        row = info.instruments.get(entry.pair)
+        trades = row is not None and row.symbol == entry.symbol and row.collectable
+        has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
+        if not entry.dropped and (trades or not has_ended):
+            found.append(entry)
+    return found
 
 
 def _as_instrument(entry: CatalogEntry) -> Instrument:

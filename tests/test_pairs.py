@@ -368,6 +368,8 @@ def test_a_pair_that_the_settings_drop_is_no_longer_live_and_may_be_taken_up_aga
             for _ in range(2):
                 async with _running(path, sim, {"pairs": fewer}) as following:
                     await following.until(lambda: following.delivering)
+                    # Until candles have closed that the dropped ones lack.
+                    await following.until_ms(sim.now_ms() + 2 * MINUTE_MS)
                     await following.settle()
                     catalog = following.catalog()
                     kept = {pair for pair, one in catalog.items() if one.ended_ms is None}

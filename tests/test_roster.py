@@ -11,10 +11,10 @@ from marketfeed.binance.symbols import (
     select_named,
 )
 from marketfeed.config import ExchangeSettings
-from marketfeed.lifecycle import not_wanted
+from marketfeed.lifecycle import not_wanted, to_drop
 from marketfeed.records import CatalogEntry
 from marketfeed.roster import ENDED_AFTER_MS, Roster
-from marketfeed.schema import DAY_MS, MINUTE_MS
+from marketfeed.schema import DAY_MS, DROPPED, MINUTE_MS
 
 T0 = 1_791_360_000_000
 
@@ -155,8 +155,11 @@ def test_what_ended_while_nobody_looked_is_found_and_what_is_not_configured_is_l
     assert held.update(listed, wanted, T0 + 2 * MINUTE_MS).ended == ()
 
 
-def row(pair: str) -> CatalogEntry:
-    return CatalogEntry(pair, pair.replace("/", ""), ("3m",), T0, None, None, T0)
+def row(
+    pair: str, ended_ms: int | None = None, timeframes: tuple[str, ...] = ("3m",)
+) -> CatalogEntry:
+    symbol = pair.partition(":")[0].replace("/", "")
+    return CatalogEntry(pair, symbol, timeframes, T0, None, ended_ms, T0)
 
 
 def test_what_the_settings_ask_for_is_wanted_whether_it_trades_or_not() -> None:
@@ -176,6 +179,25 @@ def test_what_the_settings_ask_for_is_wanted_whether_it_trades_or_not() -> None:
     assert len(not_wanted(stored, other, select_all(listed, "USDC"))) == 4
     assert not_wanted([usdc], other, select_all(listed, "USDC")) == {}
     assert list(not_wanted([usdc], every, select_all(listed, "USDT"))) == [usdc.pair]
+
+
+def test_what_is_dropped_once_or_was_ended_by_the_exchange_stays_as_it_is() -> None:
+    pairs = [f"C{n}/USDT:USDT" for n in range(6)]
+    live = row(pairs[0])
+    ending = row(pairs[1], T0 + DAY_MS)
+    delisted = row(pairs[2], T0 - DAY_MS)
+    halted = row(pairs[3], T0 - DAY_MS)
+    back = row(pairs[4], T0 - DAY_MS)
+    dropped = row(pairs[5], T0 - DAY_MS, (DROPPED, "3m"))
+    listed = info(
+        contract("C0"),
+        replace(contract("C2"), delivery_ms=T0 - DAY_MS, status="SETTLING"),
+        replace(contract("C3"), status="HALT"),
+        contract("C4"),
+        contract("C5"),
+    )
+    stored = [live, ending, delisted, halted, back, dropped]
+    assert to_drop(stored, listed, T0) == [live, ending, back]
 
 
 def test_a_rename_is_guessed_once_and_nothing_is_stitched() -> None:
