@@ -31,8 +31,8 @@ class FreqaiWithMarketfeed(IStrategy):
     stoploss = -0.05
 
     def bot_start(self, **kwargs: object) -> None:
-        """Open the store."""
-        self.reader = MarketReader.connect()
+        """Open the store; one that keeps silent must not hold the bot up for long."""
+        self.reader = MarketReader.connect(timeout_s=10)
 
     def feature_engineering_expand_all(
         self, dataframe: DataFrame, period: int, metadata: dict, **kwargs: object

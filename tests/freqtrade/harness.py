@@ -309,9 +309,16 @@ class Line(NamedTuple):
         return f"sqlite:///{self.journal}"
 
     def requests(self) -> dict[str, int]:
-        """How often each REST endpoint was asked so far."""
-        asked: dict[str, int] = get(self.exchange.rest_url + "/simulator/state").json["requests"]
-        return asked
+        """How often each REST endpoint was asked so far, by others than the collector (it heals, too)."""
+        while True:
+            own: dict[str, int] = self.collector.status()["rest"]["requests"]
+            # What it has counted has arrived, and nothing has been asked in between.
+            time.sleep(0.5)
+            asked: dict[str, int] = get(self.exchange.rest_url + "/simulator/state").json[
+                "requests"
+            ]
+            if self.collector.status()["rest"]["requests"] == own:
+                return {name: count - own.get(name, 0) for name, count in asked.items()}
 
 
 @contextlib.contextmanager

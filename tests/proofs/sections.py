@@ -51,7 +51,7 @@ class Proofs:
     # --- faults -----------------------------------------------------------------------------------
 
     def faults(self) -> Section:
-        """The scoreboard: one row for each fault that the tests make, and half a day full of them."""
+        """The scoreboard: one row for each fault that the tests make, and hours full of them."""
         section = Section(title="Faults, and what they cost")
         board, junit = self._logs / "faults.jsonl", self._logs / "faults.xml"
         board.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class Proofs:
             environment={VARIABLE: str(board)},
         )
         section.took(done)
-        hours, every = ("0.5", "0.7") if self._quick else ("12", "1.5")
+        hours, every = ("0.5", "0.7") if self._quick else ("8", "1.5")
         soak = run(
             [
                 *("-m", "tests.faults.soak", "--exchange-hours", hours, "--speed", "240"),
@@ -100,8 +100,8 @@ class Proofs:
         return section
 
     def kills(self) -> Section:
-        """Kill -9 of collectors and shippers, and of either of two collectors."""
-        kills = "20" if self._quick else "300"
+        """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""
+        kills = "20" if self._quick else "120"
         section = Section(title=f"kill -9, {kills} times each")
         rows: Table = [["what is killed", "tests passed", "failed", "wall s"]]
         for what, tests in (
@@ -113,6 +113,10 @@ class Proofs:
             (
                 "either of two collectors with one bucket",
                 ["tests/influx/test_two_collectors.py"],
+            ),
+            (
+                "an aggregator, between a signal's receipt and the bot's answer",
+                ["tests/aggregator/test_aggregator_kill.py"],
             ),
         ):
             name = Path(tests[0]).stem
@@ -134,7 +138,8 @@ class Proofs:
             "",
             (
                 "A test passes when every committed row is there, once, with its numbers, and InfluxDB holds "
-                "what the journal holds."
+                "what the journal holds; of the aggregator, when no decision led to two orders, none is lost "
+                "without a reason, and every unknown outcome is settled or alarmed."
             ),
         ]
         return section
