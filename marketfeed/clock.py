@@ -46,11 +46,16 @@ class ExchangeClock:
     def certain_ms(self) -> int:
         """Exchange time that is past for certain: what `now_ms` may be ahead is taken off.
 
-        0 while nothing is certain: before the first setting, and while frames say that it is far ahead.
+        0 before the first setting. While frames say that it is far ahead, the time that they tell.
         """
-        if self._error_ms is None or self._is_ahead():
+        if self._error_ms is None:
             return 0
-        return self.now_ms() - math.ceil(self._error_ms)
+        now_ms = self.now_ms()
+        return now_ms - math.ceil(self._ahead_ms(now_ms)) - math.ceil(self._error_ms)
+
+    def is_contradicted(self) -> bool:
+        """Whether frames say that `now_ms` is far ahead."""
+        return self._ahead_ms(self.now_ms()) > 0
 
     def hear(self, stamp_ms: int, tolerance_s: float) -> None:
         """Note the exchange time that fresh frames are stamped with: `now_ms` is there, more or less.
@@ -80,12 +85,14 @@ class ExchangeClock:
         self._anchor_ms = server_time_ms + self._error_ms
         self._speed = speed
 
-    def _is_ahead(self) -> bool:
+    def _ahead_ms(self, now_ms: int) -> float:
+        """How far `now_ms` is ahead of what frames tell; 0 within their tolerance, or without any."""
         if self._heard is None:
-            return False
+            return 0.0
         stamp_ms, heard_s, tolerance_ms = self._heard
         passed_s = self.elapsed_s() - heard_s
         # Carried on by the monotonic clock, which stands still while a host is suspended: not for ever.
         if passed_s > STAMPS_HOLD_S:
-            return False
-        return self.now_ms() - (stamp_ms + passed_s * 1000.0) > tolerance_ms
+            return 0.0
+        ahead_ms = now_ms - (stamp_ms + passed_s * 1000.0)
+        return ahead_ms if ahead_ms > tolerance_ms else 0.0

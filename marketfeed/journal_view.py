@@ -6,6 +6,7 @@ created beside it.
 """
 
 import contextlib
+import logging
 import sqlite3
 import zlib
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from marketfeed.errors import JournalError
 from marketfeed.journal import KIND, inspect_journal
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.stretches import Stretch
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -61,14 +64,17 @@ class JournalView:
         )
 
     def document(self, name: str) -> bytes | None:
-        """What was last saved under `name`, or None."""
+        """What was last saved under `name`, or None: there is none, or it is spoilt."""
         row = self._ask(
             lambda db: db.execute("SELECT body FROM document WHERE name = ?", (name,)).fetchone()
         )
         try:
             return None if row is None else zlib.decompress(row[0])
         except zlib.error as error:
-            raise JournalError(f"journal {self.path}: document {name}: {error}") from error
+            log.error(
+                "document cannot be read, going on without name=%s error=%r", name, str(error)
+            )
+            return None
 
     def candles(self, pair: str, timeframe: str, stretch: Stretch) -> list[Candle]:
         """The closed candles of a stretch, oldest first, all numbers; `event_time_ms` is the close."""

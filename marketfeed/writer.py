@@ -126,8 +126,9 @@ class JournalWriter:
         found = identity(self.path)
         self._open(distrusted=found is not None and found == self._reprieved)
         self._run(self._save_documents)
-        # Last: what failed for another reason (a full disk) is tried again with the same file.
-        self._reprieved = identity(self.path)
+        # Last: what failed for another reason (a full disk) is tried again with the same file. A fresh
+        # one has no damage behind it.
+        self._reprieved = found if identity(self.path) == found else None
 
     def _save_documents(self, journal: Journal) -> None:
         for name, (body, saved_ms) in self._documents.items():

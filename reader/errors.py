@@ -95,7 +95,14 @@ class GapError(ReaderError):
 
 
 class StoreUnavailableError(ReaderError):
-    """The store cannot be read. The text says what was found and what to do."""
+    """The store cannot be read. The text says what was found and what to do.
+
+    `silent`: it was waited for until a time-out, and asked again it may take as long.
+    """
+
+    def __init__(self, message: str, silent: bool = False) -> None:
+        super().__init__(message, silent)
+        self.silent = silent
 
 
 class StoreAuthError(ReaderError):

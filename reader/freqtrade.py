@@ -49,9 +49,8 @@ Missing = Literal["exchange", "raise"]
 
 TIMEOUT_S: Final = 10.0
 """So long an InfluxDB may keep silent."""
-SLOW_S: Final = 2.0
 REST_S: Final = 10.0
-"""A store that took longer than SLOW_S to be found down is not asked again for REST_S (both wall seconds).
+"""Wall seconds for which a store that kept silent until a time-out is not asked again.
 
 Freqtrade refreshes in chunks of 100 series, one after the other, each of which would wait as long.
 """
@@ -76,8 +75,8 @@ class _Waiting(NamedTuple):
 class Installed:
     """What `install` put in place: `answered` and `refused` count series, `requests` those left over.
 
-    `requests` are downloads that went to the exchange after all, by candle type. A store that took
-    longer than `slow_s` to be found down is not asked again for `rest_s`.
+    `requests` are downloads that went to the exchange after all, by candle type. A store that kept
+    silent is not asked again for `rest_s`.
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class Installed:
         reader: MarketReader | None,
         missing: Missing,
         *,
-        slow_s: float = SLOW_S,
         rest_s: float = REST_S,
     ) -> None:
         self.missing: Missing = missing
@@ -100,7 +98,6 @@ class Installed:
         )
         self._said: set[tuple[str, ...]] = set()
         self._down = False
-        self._slow_s = slow_s
         self._rest_s = rest_s
         # What is answered until then (monotonic) without asking.
         self._silence = ""
@@ -137,15 +134,14 @@ class Installed:
                 one.answer.set_result(found)
 
     def _ask(self, downloads: list[Download]) -> list[list[Row] | ReaderError]:
-        started_s = time.monotonic()
-        if started_s < self._silent_until_s:
+        if time.monotonic() < self._silent_until_s:
             raise StoreUnavailableError(self._silence)
         try:
             return self._open().answer(downloads)
         except StoreUnavailableError as error:
-            now_s = time.monotonic()
-            if now_s - started_s > self._slow_s:
-                self._silence, self._silent_until_s = str(error), now_s + self._rest_s
+            if error.silent:
+                self._silence = str(error)
+                self._silent_until_s = time.monotonic() + self._rest_s
             raise
 
     def _open(self) -> Feeder:

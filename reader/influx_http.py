@@ -270,9 +270,12 @@ class InfluxHttp:
             connection.close()
 
     def _unreachable(self, error: Exception) -> StoreUnavailableError:
-        return self._unavailable(
+        found = self._unavailable(
             f"cannot be reached ({self._reason(error)}); does it run, and is MARKETFEED_URL right?"
         )
+        refused = isinstance(error, NewConnectionError)
+        waited = isinstance(error, TimeoutError | ReadTimeoutError | ConnectTimeoutError)
+        return StoreUnavailableError(str(found), silent=waited and not refused)
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, TimeoutError | ReadTimeoutError):

@@ -155,8 +155,9 @@ class BinanceRest:
         """Fetch the closed candles with start_ms <= open time < end_ms, oldest first (weight 1 or 2).
 
         At most `MAX_KLINES` of them lie in that range. One whose close time is not past on the
-        exchange's clock is left out: REST has no other mark of being closed. While that clock is not
-        known for certain, none is fetched (ExchangeError): what is left out would seem not to be there.
+        exchange's clock is left out: REST has no other mark of being closed. Of a range that reaches
+        beyond the time that is known for certain none is fetched (ExchangeError): what is left out would
+        seem not to be there.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
         limit = -(-(end_ms - start_ms) // length_ms)
@@ -169,10 +170,10 @@ class BinanceRest:
             "endTime": str(end_ms - 1),
             "limit": str(limit),
         }
-        _require_time(self.turns.certain_ms())
+        self._require_time(self.turns.certain_ms(), end_ms)
         # Read before it is asked: the row is older than the answer.
         body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
-        _require_time(asked_ms)
+        self._require_time(asked_ms, end_ms)
         rows = _decoded("klines", body, list[_Kline])
         closed_ms = asked_ms - CLOSED_AFTER_MS
         candles = [
@@ -183,6 +184,13 @@ class BinanceRest:
         ]
         _require_order("klines", [candle.open_time_ms for candle in candles], start_ms, end_ms)
         return candles
+
+    def _require_time(self, certain_ms: int, end_ms: int) -> None:
+        beyond = end_ms > certain_ms - CLOSED_AFTER_MS
+        if not certain_ms or (beyond and self.turns.is_contradicted()):
+            raise ExchangeError(
+                "klines: not asked while the exchange's time is not known for certain: what has closed?"
+            )
 
     async def settlements(
         self,
@@ -259,13 +267,6 @@ class BinanceRest:
         if silence_s is not None and wait_s is not None:
             self.turns.stop(wait_s, response.status, text)
         return ExchangeRefusedError(text, response.status, wait_s)
-
-
-def _require_time(certain_ms: int) -> None:
-    if not certain_ms:
-        raise ExchangeError(
-            "klines: not asked while the exchange's time is not known for certain: what has closed?"
-        )
 
 
 def _decoded(endpoint: str, body: bytes, kind: type[T]) -> T:

@@ -32,6 +32,9 @@ class Clock(Protocol):
     def certain_ms(self) -> int:
         """Exchange time that is past for certain; 0 while none is."""
 
+    def is_contradicted(self) -> bool:
+        """Whether frames say that `now_ms` is far ahead."""
+
     def elapsed_s(self) -> float:
         """Monotonic exchange seconds."""
 
@@ -73,6 +76,10 @@ class Turns:
     def certain_ms(self) -> int:
         """Exchange time that is past for certain; 0 while none is."""
         return self._clock.certain_ms()
+
+    def is_contradicted(self) -> bool:
+        """Whether frames say that the time is far less than it seems to be."""
+        return self._clock.is_contradicted()
 
     async def wait(self, cost: Cost, priority: Priority) -> Taken:
         """Return when a request may go out; it is counted then. End it with `answered`.

@@ -181,6 +181,11 @@ def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
         with pytest.raises(ExchangeError, match="not known for certain"):
             await klines()
         assert asked == []
+        # Frames that are late, as a whole: what they prove is past, can be had.
+        clock.hear(open_ms + 5 * MINUTE_MS, 30.0)
+        assert clock.is_contradicted()
+        assert len(await klines()) == 2
+        asked.clear()
         clock.hear(open_ms + 10 * MINUTE_MS - 5_000, 30.0)
         return await klines()
 
@@ -195,19 +200,22 @@ def test_what_frames_say_of_a_clock() -> None:
     # Behind the frames it closes too little at worst.
     clock.hear(START_MS + 60 * MINUTE_MS, 30.0)
     assert clock.certain_ms() >= START_MS
+    assert not clock.is_contradicted()
     clock.hear(START_MS - 60 * MINUTE_MS, 30.0)
-    assert clock.certain_ms() == 0
-    # Set right it is certain at once, set wrong again it is not.
+    assert clock.is_contradicted()
+    assert 0 < clock.certain_ms() < START_MS - 59 * MINUTE_MS
+    # Set right it goes by itself at once, set wrong again by the frames.
     clock.set_server_time(START_MS - 60 * MINUTE_MS + 1_000, 0.0)
-    assert clock.certain_ms() > 0
+    assert not clock.is_contradicted()
     clock.set_server_time(START_MS, 0.0)
-    assert clock.certain_ms() == 0
+    assert clock.is_contradicted()
     # Without frames for long, there is no other word than the exchange's.
     hasty = ExchangeClock()
     hasty.set_server_time(START_MS, 0.0, speed=1e9)
     hasty.hear(START_MS - 60 * MINUTE_MS, 30.0)
     while hasty.elapsed_s() < 2 * STAMPS_HOLD_S:
         pass
+    assert not hasty.is_contradicted()
     assert hasty.certain_ms() > START_MS
 
 

@@ -341,6 +341,9 @@ class _Clock:
     def certain_ms(self) -> int:
         return self.now_ms()
 
+    def is_contradicted(self) -> bool:
+        return False
+
     def elapsed_s(self) -> float:
         return self.passed_s
 

@@ -218,7 +218,7 @@ def test_a_bot_does_not_wait_for_a_server_that_hangs_once_for_every_chunk(tmp_pa
         Both(server, "market_data", tmp_path / "journal.db").add(entry(PAIR, ("1m",)), candles)
         http = Counting(urlsplit(server.url), "market_data", read_s=1.0)
         with MarketReader(InfluxStore(http)) as reader:
-            held_up = Installed(reader, "exchange", slow_s=0.1)
+            held_up = Installed(reader, "exchange")
             assert [len(rows) for rows in refresh(held_up)] == [20] * 5
             server.pause()
             try:
@@ -229,7 +229,7 @@ def test_a_bot_does_not_wait_for_a_server_that_hangs_once_for_every_chunk(tmp_pa
                         assert "no answer within 1 s" in str(problem)
                 assert http.asked == asked + 1
                 # It is asked again some time later.
-                quick = Installed(reader, "exchange", slow_s=0.1, rest_s=0.2)
+                quick = Installed(reader, "exchange", rest_s=0.2)
                 assert isinstance(refresh(quick)[0], StoreUnavailableError)
             finally:
                 server.resume()
