@@ -1,6 +1,9 @@
 """`marketfeed check` and `setup`, as far as InfluxDB is concerned."""
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import aiohttp
 
@@ -8,12 +11,12 @@ from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.check import Finding
 from marketfeed.check_aggregator import is_configured
 from marketfeed.config import Duration, InfluxSettings, Settings
-from marketfeed.database import absence
+from marketfeed.database import Kind, absence
 from marketfeed.errors import JournalError
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 from marketfeed.influx_write import target_of
 from marketfeed.journal import KIND as JOURNAL
-from marketfeed.shipped import demand_again
+from marketfeed.shipped import demand_again, withdraw
 
 
 async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
@@ -107,6 +110,7 @@ async def setup_influx(
     admin = InfluxAdmin(influx, session)
     done: list[Finding] = []
     what = "database" if influx.api == "v1" else "bucket"
+    demanded: list[tuple[Kind, Path]] = []
     try:
         if influx.api == "v1":
             is_there = influx.bucket in await admin.databases()
@@ -114,7 +118,8 @@ async def setup_influx(
             is_there = await admin.bucket_id() is not None
         if ship_again or not is_there:
             # First: killed in between, it must not leave a new bucket of which no shipper knows.
-            done += await asyncio.to_thread(_demand_again, settings, ship_again)
+            found, demanded = await asyncio.to_thread(_demand_again, settings, ship_again)
+            done += found
         if is_there:
             done.append(Finding(what, "good", f"{influx.bucket!r} is there"))
         elif influx.api == "v1":
@@ -123,6 +128,7 @@ async def setup_influx(
         else:
             await admin.create_bucket()
             done.append(Finding(what, "good", f"{influx.bucket!r} created, without expiry"))
+        demanded = []
         if influx.api == "v1":
             return done
         if influx.bucket in await admin.databases():
@@ -131,13 +137,27 @@ async def setup_influx(
             await admin.create_mapping()
             done.append(Finding("mapping", "good", f"{influx.bucket!r} created for InfluxQL"))
     except InfluxError as error:
+        if demanded and error.refused and not ship_again:
+            # Perhaps it is there, and the token may not see it: nothing was created, nothing is to be filled.
+            done = [Finding(kind.name, "good", "nothing is shipped again") for kind, _ in demanded]
+            await asyncio.to_thread(_withdraw, settings, demanded)
         done.append(Finding("influxdb", "bad", str(error)))
     return done
 
 
-def _demand_again(settings: Settings, asked: bool) -> list[Finding]:
-    """Demand it of the journal and of the ledger, if there are such files; `asked`: by the user."""
+def _withdraw(settings: Settings, demanded: Sequence[tuple[Kind, Path]]) -> None:
+    for kind, path in demanded:
+        with contextlib.suppress(JournalError):
+            withdraw(kind, path, target_of(settings.influxdb))
+
+
+def _demand_again(settings: Settings, asked: bool) -> tuple[list[Finding], list[tuple[Kind, Path]]]:
+    """Demand it of the journal and of the ledger, if there are such files; `asked`: by the user.
+
+    Also returns the files of which it had not been demanded before.
+    """
     findings: list[Finding] = []
+    demanded: list[tuple[Kind, Path]] = []
     files = ((JOURNAL, settings.journal.path), (LEDGER, settings.aggregator.ledger.path))
     for kind, path in files:
         try:
@@ -146,10 +166,12 @@ def _demand_again(settings: Settings, asked: bool) -> list[Finding]:
             text = f"it is not shipped again, say `marketfeed setup --ship-again`: {error}"
             findings.append(Finding(kind.name, "bad" if asked else "warning", text))
             continue
+        if demand is not None and not demand.known:
+            demanded.append((kind, path))
         if demand is not None and (asked or demand.shipped_before):
             who = f"process {demand.holder} begins" if demand.holder else "its next writer begins"
             text = f"{path}: everything in it is shipped again, {who} with the newest"
             findings.append(Finding(kind.name, "good", text))
         elif demand is None and asked and kind is JOURNAL:
             findings.append(Finding(kind.name, "warning", absence(kind, path)))
-    return findings
+    return findings, demanded

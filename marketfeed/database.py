@@ -64,6 +64,11 @@ def errors_told(kind: Kind, path: Path) -> Iterator[None]:
         raise JournalWriteError(f"{kind.name} {path}: {error}", _is_damage(error)) from error
 
 
+def has_been_open(path: Path) -> bool:
+    """Whether a file was kept at `path` before, be it gone now: its lock outlives it."""
+    return Path(f"{path}.lock").exists()
+
+
 class Database:
     """An open file and its lock. Not safe for concurrent calls: give it to one thread at a time."""
 

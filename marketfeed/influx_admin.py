@@ -26,7 +26,14 @@ _TYPES: Final = {float: "float", int: "integer", str: "string", bool: "boolean"}
 
 
 class InfluxError(MarketfeedError):
-    """InfluxDB did not answer, or with an error. The text says what to do."""
+    """InfluxDB did not answer, or with an error. The text says what to do.
+
+    `refused`: it has answered, with a status (4xx) that says that nothing was done.
+    """
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.refused = status is not None and 400 <= status < 500
 
 
 class Clash(msgspec.Struct, frozen=True):
@@ -161,7 +168,8 @@ class InfluxAdmin:
                 if answer.status != 200 or b'"error"' in body:
                     words = body[:200].decode("utf-8", "replace")
                     raise InfluxError(
-                        f"the database was not created: status {answer.status}: {words}"
+                        f"the database was not created: status {answer.status}: {words}",
+                        answer.status,
                     )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise InfluxError(f"{self._url}: {words_of(error)}") from error
@@ -300,4 +308,4 @@ class _told:  # noqa: N801 - used as a context manager, like contextlib's
             words = hide_token(words.encode(), auth_headers(self._settings)).decode()
         place = f"status {status}: " if status else ""
         url = self._settings.url
-        raise InfluxError(f"{url}: {place}{' '.join(words[:200].split())}") from None
+        raise InfluxError(f"{url}: {place}{' '.join(words[:200].split())}", status) from None

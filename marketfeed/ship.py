@@ -20,7 +20,7 @@ import msgspec
 
 from marketfeed.answers import Verdict
 from marketfeed.delivery import Delivery, NotNowError
-from marketfeed.doubts import Doubts
+from marketfeed.doubts import MOST_LINES, Doubts
 from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
@@ -310,15 +310,24 @@ class Shipper:
     async def _knock(self) -> None:
         """Ask a server that gave no answer with a line that it may have already, and with no other.
 
-        So an outage leaves one batch in doubt, however often it is tried.
+        So an outage leaves little in doubt, however often it is tried. Every second time new rows are
+        tried all the same: it may be the line's own shard that fails, and nothing else.
         """
         while lines := self._doubts.unanswered(1):
             standing = await self._as_they_stand(lines)
             texts = [text for text in standing if text is not None]
-            if texts:
-                await self._delivery.rows(texts, self._room)
-                return
             self._doubts.drop(lines)
+            if not texts:
+                continue
+            # Last in the row: the next time it is another one's turn.
+            self._doubts.add(lines)
+            try:
+                await self._delivery.rows(texts, self._room)
+            except NotNowError as error:
+                only_this = error.verdict.pending and self._failures % 2 == 0
+                if not only_this or len(self._doubts) >= MOST_LINES:
+                    raise
+            return
 
     async def _settle(self, now_s: float) -> None:
         """Send again what has changed since it was sent without an answer: the server may have undone it."""
@@ -331,7 +340,13 @@ class Shipper:
             ]
             if changed:
                 log.info("sent again after a request without an answer lines=%d", len(changed))
-                refused = await self._delivery.rows(changed, self._room)
+                try:
+                    refused = await self._delivery.rows(changed, self._room)
+                except NotNowError:
+                    # Some time later again, and not before everything else.
+                    self._doubts.settled(len(lines))
+                    self._doubts.add(changed)
+                    raise
                 if refused:
                     await self._put_aside(refused)
             self._doubts.settled(len(lines))

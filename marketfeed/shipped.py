@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from marketfeed.database import Kind, inspect
+from marketfeed.database import Kind, errors_told, inspect
 from marketfeed.errors import JournalError
 from marketfeed.ranges import Ranges
 
@@ -72,10 +72,14 @@ def lines_gone(db: sqlite3.Connection) -> int:
 
 
 class Demand(NamedTuple):
-    """What was found when a demand was noted: whether anything had been shipped, and who writes the file."""
+    """What was found when a demand was noted: whether anything had been shipped, and who writes the file.
+
+    `known`: it had been demanded already.
+    """
 
     shipped_before: bool
     holder: str
+    known: bool = False
 
 
 def demand_again(kind: Kind, path: Path, target: str) -> Demand | None:
@@ -90,11 +94,21 @@ def demand_again(kind: Kind, path: Path, target: str) -> Demand | None:
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db:
             before = db.execute("SELECT 1 FROM shipped WHERE target = ?", (target,)).fetchone()
+            known = is_demanded(db, target)
             # One statement, one transaction. A second demand is the same one.
             db.execute("INSERT OR REPLACE INTO shipped VALUES (?, 1, 1)", (_AGAIN + target,))
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error
-    return Demand(before is not None, found.holder)
+    return Demand(before is not None, found.holder, known)
+
+
+def withdraw(kind: Kind, path: Path, target: str) -> None:
+    """Take a demand back, if nobody has taken it up yet. Raises JournalError."""
+    with (
+        errors_told(kind, path),
+        contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
+    ):
+        db.execute("DELETE FROM shipped WHERE target = ?", (_AGAIN + target,))
 
 
 def is_demanded(db: sqlite3.Connection, target: str) -> bool:

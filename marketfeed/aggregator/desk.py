@@ -86,6 +86,7 @@ class Desk:
         self._woken = asyncio.Event()
         self._ending = False
         self._newest_ms = 0
+        self._held_until_ms: int | None = None
 
     @property
     def pending(self) -> int:
@@ -126,6 +127,10 @@ class Desk:
         for decision, digests in decided:
             self._votes.remember(decision, digests, now_ms)
         self._votes.restore(undecided, now_ms)
+        if self._ledger.loss:
+            if self._held_until_ms is None:
+                self._held_until_ms = now_ms + self._rules.cooldown_ms
+            self._votes.hold(self._held_until_ms, self._ledger.loss)
         if undecided:
             log.info(
                 "windows rebuilt from the ledger windows=%d votes=%d",

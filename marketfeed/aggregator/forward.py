@@ -341,6 +341,7 @@ class Forwarder:
                 forward=forward,
                 trade_id=trade.trade_id,
                 opened_by_ms=trade.opened_ms + CLOCK_TOLERANCE_MS,
+                since_ms=item.since_ms,
                 added=trade.added,
             )
             if not await self._ledger.call(question):

@@ -24,7 +24,7 @@ import msgspec
 from marketfeed import shipped, tables
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
-from marketfeed.database import Database, FileFound, Kind, inspect, reading
+from marketfeed.database import Database, FileFound, Kind, has_been_open, inspect, reading
 from marketfeed.errors import LedgerError
 from marketfeed.ranges import Ranges
 
@@ -48,6 +48,8 @@ DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
 
 DAY_MS: Final = 86_400_000
+ANSWERED_BEFORE_MS: Final = 600_000
+"""An order that was answered so long before another was sent has no trade that opened after that."""
 
 ROOM_BYTES: Final = 65_536
 """What `prove_room` writes: a commit of a few votes is half of it."""
@@ -230,7 +232,10 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self.path = database.path
-        self.set_aside = database.set_aside
+        self.loss = ""
+        """What became of a predecessor that should stand here; empty when nothing is known to be lost."""
+        if database.set_aside is not None:
+            self.loss = f"the ledger was damaged and set aside as {database.set_aside}"
         self._database = database
         self._db = database.db
         self._next_seq = 1
@@ -239,9 +244,13 @@ class Ledger:
     @classmethod
     def open(cls, path: Path, *, wait_lock_s: float = 0.0) -> Self:
         """Open or create the ledger at `path` and take its lock, as `Database.open` says."""
+        vanished = has_been_open(path) and not path.exists()
         database = Database.open(KIND, path, wait_lock_s=wait_lock_s)
         try:
-            return cls(database)
+            ledger = cls(database)
+            if vanished and not ledger.loss:
+                ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
+            return ledger
         except BaseException:
             database.close()
             raise
@@ -365,18 +374,20 @@ class Ledger:
         return [Forward(*row) for row in rows]
 
     def is_another_s(
-        self, forward: Forward, trade_id: int, opened_by_ms: int, *, added: bool
+        self, forward: Forward, trade_id: int, opened_by_ms: int, since_ms: int, *, added: bool
     ) -> bool:
         """Whether a trade of this pair, side and tag is another forward's than this one.
 
-        It is whose answer names it, sent within a day of it: a bot with a fresh database counts anew. One
-        that nobody names (or an order `added` to a trade, which has no name) is that of the newest forward
-        which had been sent when it opened, by `opened_by_ms`.
+        It is whose answer names it, sent within a day of it and not answered long before this one was sent: a
+        bot with a fresh database counts anew. One that nobody names (or an order `added` to a trade, which
+        has no name) is that of the newest forward which had been sent when it opened, by `opened_by_ms`. This
+        one's trade opened after `since_ms`.
         """
         (found,) = self._db.execute(
             """SELECT EXISTS(SELECT 1 FROM forwarded
                 WHERE pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
                     state IN ('accepted', 'found') AND NOT :added AND abs(sent - :by) < :day
+                        AND (state = 'found' OR answered >= :since)
                         AND (answer = :name OR answer LIKE :name || ' in the bot, opened %')
                     OR window > :window AND sent <= :by AND (state IN ('sending', 'unknown', 'lost')
                         OR :added AND state IN ('accepted', 'found'))))""",
@@ -389,6 +400,7 @@ class Ledger:
                 "by": opened_by_ms,
                 "added": added,
                 "day": DAY_MS,
+                "since": since_ms - ANSWERED_BEFORE_MS,
             },
         ).fetchone()
         return bool(found)

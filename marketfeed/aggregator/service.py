@@ -302,11 +302,8 @@ class Aggregator:
     def reasons(self) -> list[str]:
         """Why the aggregator is not well; nothing: it is."""
         found = []
-        if self._ledger.set_aside is not None:
-            found.append(
-                f"the ledger was damaged and set aside as {self._ledger.set_aside}: what stood in it is "
-                "not known, look into the bots"
-            )
+        if self._ledger.loss:
+            found.append(f"{self._ledger.loss}: what stood in it is not known, look into the bots")
         if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
             found.append(
                 f"this host's clock has been set {'back' if ahead_s > 0 else 'forward'} by "

@@ -23,7 +23,8 @@ class LedgerThread:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.set_aside: Path | None = None
+        self.loss = ""
+        """What became of a ledger that should stand here; empty when nothing is known to be lost."""
         self.next_seq = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._ledger: Ledger | None = None
@@ -47,7 +48,7 @@ class LedgerThread:
     def _open(self) -> None:
         # A predecessor that was killed may take a moment to go.
         self._ledger = ledger = Ledger.open(self.path, wait_lock_s=2.0)
-        self.set_aside = ledger.set_aside
+        self.loss = ledger.loss
         self.next_seq = ledger.next_seq
 
     def _run(self, function: Callable[[Ledger], T]) -> T:

@@ -126,6 +126,7 @@ class Votes:
         self._forwarded_ms: dict[Key, int] = {}
         self._passed_ms: dict[Key, int] = {}
         self._recent: dict[tuple[Key, str, bytes], tuple[int, int]] = {}
+        self._held = (0, "")
         self._sizes: dict[Side, int] = {
             side: rules.electorate.size(side) for side in ("long", "short")
         }
@@ -172,6 +173,10 @@ class Votes:
         """Take over a decision that was stored, at a start: cool-down, conflicts, repeats."""
         at_ms = min(decision.decided_ms, now_ms)
         self._note(decision, at_ms, digests)
+
+    def hold(self, until_ms: int, why: str) -> None:
+        """Forward nothing until then: what was forwarded before is not known, so every cool-down may run."""
+        self._held = (until_ms, why)
 
     # --- decisions out ------------------------------------------------------------------------------
 
@@ -225,6 +230,9 @@ class Votes:
             until_ms = self._forwarded_ms.get(key, now_ms) + self._rules.cooldown_ms
             if not against and key in self._forwarded_ms and now_ms < until_ms:
                 against = [f"cool-down for another {(until_ms - now_ms) / 1000:.1f} s"]
+            elif not against and now_ms < self._held[0]:
+                left_s = (self._held[0] - now_ms) / 1000
+                against = [f"{self._held[1]}: cool-down of all for another {left_s:.1f} s"]
             elif not against and window.side not in self._rules.bots:
                 against = [f"no bot is set for {window.side}"]
         decisions = []

@@ -212,7 +212,9 @@ def test_whose_trade_it_is(ledger: Ledger) -> None:
             for window, forward in forwards.items()
             if forward.state == "lost"
             and forward.pair == PAIR
-            and not ledger.is_another_s(forward, trade_id, opened_by_ms, added=added)
+            and not ledger.is_another_s(
+                forward, trade_id, opened_by_ms, forward.sent_ms or 0, added=added
+            )
         ]
 
     # Its number was another trade's, days ago; the one that was sent next says that 8 is its own.
@@ -225,6 +227,19 @@ def test_whose_trade_it_is(ledger: Ledger) -> None:
     # An order that enlarged a trade has no number.
     assert owners(8, sent_ms[3] - 1, added=True) == [2, 5]
     assert owners(8, sent_ms[3], added=True) == [5]
+
+
+@pytest.mark.parametrize("before_s", [590, 610])
+def test_whose_trade_it_is_of_a_bot_that_counts_anew(ledger: Ledger, before_s: int) -> None:
+    """What had its answer long before another order was sent has no trade that opened after that."""
+    for at_ms in (T0 - before_s * 1_000, T0):
+        votes = Votes(RULES)
+        window = receive(ledger, votes, at_ms=at_ms).window
+        decide(ledger, votes, at_ms + 60_000)
+        ledger.step(window, "sending", at_ms)
+    ledger.step(1, "accepted", T0 - before_s * 1_000, "trade 1")
+    lost = ledger.step(2, "unknown", T0 + 5_000)
+    assert ledger.is_another_s(lost, 1, T0 + 100, T0, added=False) == (before_s < 600)
 
 
 # --- the file ---------------------------------------------------------------------------------------
@@ -250,7 +265,7 @@ def test_a_second_aggregator_refuses(ledger: Ledger) -> None:
 def test_a_damaged_ledger_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"not an SQLite file at all" * 100)
     with Ledger.open(tmp_path / "ledger.db") as ledger:
-        assert ledger.set_aside is not None
+        assert "damaged and set aside as " in ledger.loss
         assert ledger.undecided() == []
 
 

@@ -178,6 +178,38 @@ def test_a_ledger_that_is_taken_away_is_noticed(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_after_a_lost_ledger_every_cool_down_may_run(tmp_path: Path, damaged: bool) -> None:
+    """What was sent before is not known: a signal that is repeated must not become a second order."""
+
+    async def scenario() -> None:
+        file = tmp_path / "ledger.db"
+        async with CountingBot() as bot:
+            given = settings(
+                tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1, cooldown_s=300
+            )
+            async with running(given) as aggregator:
+                await aggregator.post("73", 0.9)
+                await until(lambda: states(tmp_path) == ["accepted"], "an order")
+            if damaged:
+                file.write_bytes(b"not an SQLite file at all" * 1_000)
+            else:
+                file.unlink()
+            async with running(given) as aggregator:
+                for pair in (PAIR, "ETH/USDT:USDT"):
+                    await aggregator.post("73", 0.9, pair=pair)
+                await until(lambda: len(rows(tmp_path, "SELECT 1 FROM decision")) == 2, "decisions")
+                for outcome, reasons in rows(tmp_path, "SELECT outcome, reasons FROM decision"):
+                    assert outcome == "skip"
+                    assert "cool-down of all for another 29" in reasons
+                status, answer = await aggregator.status("health")
+                assert status == 503
+                assert any("look into the bots" in reason for reason in answer["reasons"])
+            assert len(bot.posts) == 1
+
+    asyncio.run(scenario())
+
+
 # --- the commands -----------------------------------------------------------------------------------
 
 

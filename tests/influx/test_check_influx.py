@@ -19,6 +19,8 @@ from shipped import Target, marketfeed, v1_target, v2_target
 from marketfeed.check import Finding
 from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.config import Settings
+from marketfeed.influx_write import target_of
+from marketfeed.journal import Journal
 
 T0_MS = 1_767_225_600_000
 
@@ -272,6 +274,38 @@ def test_a_token_that_may_set_up_nothing(v2: Target) -> None:
     assert item.verdict == "bad"
     assert re.search(r"status 401: .*write:orgs/\w+/buckets is unauthorized", item.text), item.text
     assert "later" not in v2.front.buckets
+
+
+@pytest.mark.parametrize("ship_again", [False, True])
+def test_a_token_that_sees_no_bucket_has_nothing_shipped_again(
+    v2: Target, tmp_path: Path, ship_again: bool
+) -> None:
+    """The bucket may well be there: only on the user's word everything in the journal is shipped anew."""
+    assert v2.front is not None
+    v2.front.tokens["writer"] = Rights(manage=False)
+    given = Settings.model_validate(
+        {
+            "journal": {"path": str(tmp_path / "journal.db")},
+            "aggregator": {"ledger": {"path": str(tmp_path / "ledger.db")}},
+            "influxdb": {**v2.settings, "token": "writer", "bucket": "unseen"},
+        }
+    )
+    where = target_of(given.influxdb)
+    with Journal.open(given.journal.path) as journal:
+        journal.note_shipped(where, [(1, 5_000)])
+
+    async def ask() -> list[Finding]:
+        async with aiohttp.ClientSession() as session:
+            return await setup_influx(given, session, ship_again=ship_again)
+
+    findings = asyncio.run(ask())
+    assert [(item.subject, item.verdict) for item in findings] == [
+        ("journal", "good"),
+        ("influxdb", "bad"),
+    ]
+    with Journal.open(given.journal.path) as journal:
+        assert journal.forget_if_demanded(where) == ship_again
+        assert list(journal.shipped(where)) == ([] if ship_again else [(1, 5_000)])
 
 
 def test_a_server_that_is_not_there_or_not_well(v2: Target) -> None:

@@ -24,7 +24,7 @@ from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, Gap
-from marketfeed.ship import Shipper
+from marketfeed.ship import FEWEST_LINES, Shipper
 from marketfeed.writer import JournalWriter
 
 PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)
@@ -141,15 +141,58 @@ def test_a_backlog_is_not_shipped_twice_for_an_outage_without_answers(path: Path
             await until(lambda n=number: len(server.requests) > n)
         rows = 40 * 20 * 9 + 3
         in_vain = sum(map(len, server.requests))
-        # The first as large as it was, then a line each.
-        assert in_vain <= PACE.max_lines + len(server.requests)
-        assert len(shipper._doubts) <= PACE.max_lines
+        # The first as large as it was, then a line or a small batch by turns.
+        knocks = sum(len(lines) == 1 for lines in server.requests)
+        assert knocks >= len(server.requests) // 2 - 1
+        assert in_vain <= PACE.max_lines + len(server.requests) * FEWEST_LINES
+        in_doubt = len(shipper._doubts)
+        assert in_doubt <= in_vain
         server.answer = stored
         await until(lambda: shipper.shipped_below() == writer.next_seq)
         await until(lambda: len(shipper._doubts) == 0)
         again = sum(map(len, server.requests)) - in_vain - rows
         assert again <= 10, "knocks, and none of the rows: no one has changed"
         assert len(server.points) == rows
+
+    run(path, scenario, PACE)
+
+
+def closed(start_ms: int, count: int, trades: int = 5) -> Batch:
+    batch = Batch()
+    for number in range(count):
+        at_ms = start_ms + number * MINUTE
+        batch.add(
+            Candle(PAIRS[0], "1m", at_ms, 1.0, 9.0, 1.0, 2.0, 1.0, 1.0, 1.0, trades, True, at_ms)
+        )
+    return batch
+
+
+def test_rows_that_a_server_cannot_store_now_hold_no_others_up(path: Path) -> None:
+    """Those of an old shard that is read-only, say: each of them is answered 500, corrected or not."""
+    old_ms = T0 - 40_000 * MINUTE
+
+    def answer(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+        if any(int(line.rpartition(" ")[2]) < T0 for line in lines):
+            return 500, b"engine: read-only file system", {}
+        return stored(lines)
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        server.answer = answer
+        await writer.call(lambda journal: journal.write(closed(old_ms, 15)))
+        await until(lambda: len(server.requests) > 5)
+        await writer.call(lambda journal: journal.write(closed(T0, 300)))
+        await until(lambda: len(server.points) >= 250)
+        await writer.call(lambda journal: journal.write(closed(old_ms, 15, trades=9)))
+        sent = len(server.requests)
+        await until(lambda: len(server.requests) > sent + 5)
+        before = len(server.points)
+        await writer.call(lambda journal: journal.write(closed(T0 + 1_000 * MINUTE, 300)))
+        await until(lambda: len(server.points) >= before + 250)
+        server.answer = stored
+        await until(lambda: shipper.shipped_below() == writer.next_seq)
+        await until(lambda: len(shipper._doubts) == 0)
+        assert len(server.points) == 615
+        assert server.points == await asyncio.to_thread(standing, path)
 
     run(path, scenario, PACE)
 
