@@ -35,7 +35,7 @@ _NOTES: Final = (
     f"after {WARM_UP_S} s of warm-up; CPU in % of a core, MB are 10^6 bytes, MB/h of the journal",
     "commit: exchange ms from a candle's close to its commit (the collector's histogram), with its",
     "own delay: a busy pair closes at once, a quiet one after 2 s; read: wall ms from sending to reading",
-    "RSS takes in SQLite's page cache, 8 MB, which fills within minutes",
+    "RSS grows in the first hour, caches and allocators fill; tests.faults.soak shows days",
 )
 
 
