@@ -41,7 +41,7 @@ class Verdict(msgspec.Struct, frozen=True):
     `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
     `split` will find the bad ones; otherwise it may be the request that is wrong. So many as
     `beyond_retention` are older than what the bucket keeps. `pending` says that the lines may be carried
-    out yet, even after what is sent later.
+    out yet, even after what is sent later; `answered`, that the server (or what is before it) has spoken.
     """
 
     action: Action
@@ -50,6 +50,7 @@ class Verdict(msgspec.Struct, frozen=True):
     blames_lines: bool = False
     beyond_retention: int = 0
     pending: bool = False
+    answered: bool = True
 
 
 def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) -> Verdict:
@@ -85,6 +86,7 @@ def judge_failure(error: BaseException, *, connected: bool = True) -> Verdict:
         "retry",
         f"{type(error).__name__}: {words_of(error)}" if str(error) else type(error).__name__,
         pending=connected,
+        answered=False,
     )
 
 

@@ -1,7 +1,6 @@
 """`marketfeed check` and `setup`, as far as InfluxDB is concerned."""
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,16 +138,22 @@ async def setup_influx(
     except InfluxError as error:
         if demanded and error.refused and not ship_again:
             # Perhaps it is there, and the token may not see it: nothing was created, nothing is to be filled.
-            done = [Finding(kind.name, "good", "nothing is shipped again") for kind, _ in demanded]
-            await asyncio.to_thread(_withdraw, settings, demanded)
+            done = await asyncio.to_thread(_withdraw, settings, demanded)
         done.append(Finding("influxdb", "bad", str(error)))
     return done
 
 
-def _withdraw(settings: Settings, demanded: Sequence[tuple[Kind, Path]]) -> None:
+def _withdraw(settings: Settings, demanded: Sequence[tuple[Kind, Path]]) -> list[Finding]:
+    findings = []
     for kind, path in demanded:
-        with contextlib.suppress(JournalError):
+        try:
             withdraw(kind, path, target_of(settings.influxdb))
+        except JournalError as error:
+            text = f"everything in it is shipped again, that could not be taken back: {error}"
+            findings.append(Finding(kind.name, "warning", text))
+        else:
+            findings.append(Finding(kind.name, "good", f"{path}: nothing in it is shipped again"))
+    return findings
 
 
 def _demand_again(settings: Settings, asked: bool) -> tuple[list[Finding], list[tuple[Kind, Path]]]:

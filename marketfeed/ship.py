@@ -310,8 +310,8 @@ class Shipper:
     async def _knock(self) -> None:
         """Ask a server that gave no answer with a line that it may have already, and with no other.
 
-        So an outage leaves little in doubt, however often it is tried. Every second time new rows are
-        tried all the same: it may be the line's own shard that fails, and nothing else.
+        So an outage leaves one batch in doubt, however often it is tried. When it answers with an error
+        of its own, new rows are tried every second time: the line's own shard may fail, and nothing else.
         """
         while lines := self._doubts.unanswered(1):
             standing = await self._as_they_stand(lines)
@@ -324,7 +324,8 @@ class Shipper:
             try:
                 await self._delivery.rows(texts, self._room)
             except NotNowError as error:
-                only_this = error.verdict.pending and self._failures % 2 == 0
+                verdict = error.verdict
+                only_this = verdict.pending and verdict.answered and self._failures % 2 == 0
                 if not only_this or len(self._doubts) >= MOST_LINES:
                     raise
             return

@@ -257,5 +257,5 @@ def refuse_gaps(result: jobs.Received, candles: int) -> None:
     Some are late in its eyes where exchange time runs a thousand times as fast as the wall clock and one
     connection is read a few milliseconds before another. Not for floods: there it is a minute.
     """
-    if result.gaps > candles // 10:
+    if result.gaps > candles // 20:
         raise BenchError(f"{result.gaps} of {candles} candles were missed")

@@ -31,7 +31,7 @@ import msgspec
 from marketfeed.audit import AuditReport
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.control import State
-from marketfeed.simulator.fault_kinds import Fault, FaultReport, ShiftClock, StopListening
+from marketfeed.simulator.fault_kinds import Fault, FaultReport, StopListening
 from marketfeed.simulator.published import Published
 from marketfeed.status import StatusReport
 from tests.faults.fault_audit import Audit, audit
@@ -226,7 +226,7 @@ class _Run:
             # Behind time, for nobody could be told, they come one by one later on.
             if disconnects and at_s >= disconnects[0] and self._strike_once(schedule.disconnect):
                 disconnects.pop(0)
-            if kills and at_s >= kills[0] and not self._lies_about_time():
+            if kills and at_s >= kills[0]:
                 kills.pop(0)
                 self._kill()
             if at_s >= next_sample_s:
@@ -360,13 +360,6 @@ class _Run:
             collector = Process(log, "run", f"--config={self._config}")
         self._collectors.append(collector)
         self._status_url = collector.urls()["status_url"]
-
-    def _lies_about_time(self) -> bool:
-        # A collector that starts meanwhile believes it until the first frames: ARCHITECTURE.md, rule 4.
-        try:
-            return any(isinstance(one.fault, ShiftClock) for one in self._exchange.faults().faults)
-        except urllib.error.URLError:
-            return True
 
     def _kill(self) -> None:
         self._collector.kill()
