@@ -1,7 +1,7 @@
-"""What went through the aggregator, event by event, read from the ledger beside its writer."""
+"""What went through the aggregator: event by event, and the newest; read beside the ledger's writer."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -99,3 +99,60 @@ class Flow:
                 events.append(Event(at_ms, what, window, pair, side, side, None, text))
         self._after_seq = next_seq - 1
         return sorted(events, key=lambda event: (event.time_ms, event.window))
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """A signal as it was taken down, without what may identify its sender."""
+
+    number: int
+    received_ms: int
+    pair: str
+    side: str
+    feeder: str
+    confidence: float
+    outcome: str
+    window: int
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """A decision and how its forward stands; `state` None: there is none."""
+
+    window: int
+    decided_ms: int
+    pair: str
+    side: str
+    outcome: str
+    reasons: str
+    votes: int
+    of: int
+    confidence: float
+    primary: str
+    state: str | None
+    changed_ms: int | None
+    attempts: int | None
+    status: int | None
+
+
+class Recent(NamedTuple):
+    """The newest signals and decisions, newest first."""
+
+    posted: list[Posted]
+    decided: list[Decided]
+
+
+def recent(path: Path, limit: int) -> Recent:
+    """What the ledger at `path` holds last, read beside its writer. Raises JournalError."""
+    with reading(KIND, path) as db:
+        posted = db.execute(
+            """SELECT number, received, pair, side, feeder, confidence, outcome, window
+               FROM signal ORDER BY number DESC LIMIT ?""",
+            (limit,),
+        ).fetchall()
+        decided = db.execute(
+            """SELECT decision.window, decided, pair, decision.side, outcome, reasons, votes, of,
+                      confidence, "primary", state, changed, attempts, status
+               FROM decision LEFT JOIN forward ON forward.window = decision.window
+               ORDER BY decided DESC, decision.window DESC LIMIT ?""",
+            (limit,),
+        ).fetchall()
+    return Recent([Posted(*row) for row in posted], [Decided(*row) for row in decided])

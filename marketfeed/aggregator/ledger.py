@@ -17,14 +17,14 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
 from marketfeed import shipped, tables
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
-from marketfeed.database import Database, FileFound, Kind, has_been_open, inspect, reading
+from marketfeed.database import Database, FileFound, Kind, has_been_open, inspect
 from marketfeed.errors import LedgerError
 from marketfeed.ranges import Ranges
 
@@ -164,63 +164,6 @@ class Forward(msgspec.Struct, frozen=True):
     answered_ms: int | None
     status: int | None
     answer: str
-
-
-class Posted(msgspec.Struct, frozen=True):
-    """A signal as it was taken down, without what may identify its sender."""
-
-    number: int
-    received_ms: int
-    pair: str
-    side: str
-    feeder: str
-    confidence: float
-    outcome: str
-    window: int
-
-
-class Decided(msgspec.Struct, frozen=True):
-    """A decision and how its forward stands; `state` None: there is none."""
-
-    window: int
-    decided_ms: int
-    pair: str
-    side: str
-    outcome: str
-    reasons: str
-    votes: int
-    of: int
-    confidence: float
-    primary: str
-    state: str | None
-    changed_ms: int | None
-    attempts: int | None
-    status: int | None
-
-
-class Recent(NamedTuple):
-    """The newest signals and decisions, newest first."""
-
-    posted: list[Posted]
-    decided: list[Decided]
-
-
-def recent(path: Path, limit: int) -> Recent:
-    """What the ledger at `path` holds last, read beside its writer. Raises JournalError."""
-    with reading(KIND, path) as db:
-        posted = db.execute(
-            """SELECT number, received, pair, side, feeder, confidence, outcome, window
-               FROM signal ORDER BY number DESC LIMIT ?""",
-            (limit,),
-        ).fetchall()
-        decided = db.execute(
-            """SELECT decision.window, decided, pair, decision.side, outcome, reasons, votes, of,
-                      confidence, "primary", state, changed, attempts, status
-               FROM decision LEFT JOIN forward ON forward.window = decision.window
-               ORDER BY decided DESC, decision.window DESC LIMIT ?""",
-            (limit,),
-        ).fetchall()
-    return Recent([Posted(*row) for row in posted], [Decided(*row) for row in decided])
 
 
 class Ledger:
