@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 STAMPS_HOLD_S: Final = 60.0
-"""Exchange seconds for which the last stamp of a frame can contradict this clock."""
+"""Wall seconds for which the last stamp of a frame can contradict this clock: a reconnect takes less."""
 
 
 class ExchangeClock:
@@ -92,7 +92,7 @@ class ExchangeClock:
         stamp_ms, heard_s, tolerance_ms = self._heard
         passed_s = self.elapsed_s() - heard_s
         # Carried on by the monotonic clock, which stands still while a host is suspended: not for ever.
-        if passed_s > STAMPS_HOLD_S:
+        if passed_s > STAMPS_HOLD_S * self._speed:
             return 0.0
         ahead_ms = now_ms - (stamp_ms + passed_s * 1000.0)
         return ahead_ms if ahead_ms > tolerance_ms else 0.0
