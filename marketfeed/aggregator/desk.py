@@ -17,7 +17,15 @@ from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Answered, Ledger, Receipt
 from marketfeed.aggregator.signals import Signal
 from marketfeed.aggregator.thread import LedgerThread
-from marketfeed.aggregator.votes import FORWARD, Counted, Decision, Rules, Vote, Votes
+from marketfeed.aggregator.votes import (
+    FORWARD,
+    Counted,
+    Decision,
+    Rules,
+    Vote,
+    Votes,
+    remembered_since,
+)
 from marketfeed.errors import JournalError, JournalWriteError
 
 log = logging.getLogger(__name__)
@@ -119,9 +127,9 @@ class Desk:
     async def open(self) -> None:
         """Build the votes up from the ledger. Raises JournalError."""
         now_ms = self._time_ms()
-        since_ms = now_ms - max(self._rules.window_ms, self._rules.cooldown_ms)
-        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
         undecided = await self._ledger.call(lambda ledger: ledger.undecided())
+        since_ms = remembered_since(self._rules, undecided, now_ms)
+        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
         self._number = await self._ledger.call(lambda ledger: ledger.next_number())
         self._votes = Votes(self._rules)
         for decision, digests in decided:
