@@ -6,6 +6,7 @@ commit fails, nothing of the turn has happened: the votes are built up again fro
 """
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -34,12 +35,19 @@ MAX_PENDING: Final = 5_000
 """Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
 MAX_TURN: Final = 1_000
 RETRY_S: Final = 0.5
+MAX_KEPT_BODY: Final = 1_024
+"""Bytes of a body that the ledger keeps; feeders' own have a few hundred."""
 PROVE_EVERY_S: Final = 2.0
 """While the ledger takes no votes, it is asked so often (wall seconds) whether it would take one."""
 
 
+def kept_body(raw: bytes) -> bytes:
+    """What the ledger keeps of a body: the body as it came, or the SHA-256 of one beyond `MAX_KEPT_BODY`."""
+    return raw if len(raw) <= MAX_KEPT_BODY else hashlib.sha256(raw).digest()
+
+
 class Post(msgspec.Struct, frozen=True):
-    """A signal as it was posted: by which account, from where; `body` is the digest of the raw body."""
+    """A signal as it was posted: by which account, from where; `body` as `kept_body` gives it."""
 
     signal: Signal
     account: str
@@ -224,7 +232,10 @@ class Desk:
         for decision in decisions:
             self._tell(decision)
         for receipt in receipts:
-            self._counters.signals[receipt.vote.signal.feeder, receipt.outcome] += 1
+            signal = receipt.vote.signal
+            self._counters.signals[signal.feeder, receipt.outcome] += 1
+            if signal.strength_text is not None:
+                self._counters.strength_texts[signal.feeder] += 1
         for waiting, status, text in replies:
             waiting.reply(status, text)
 
@@ -264,7 +275,8 @@ class Desk:
 
 
 def _repeated(stored: Answered, post: Post) -> tuple[int, str]:
-    if stored.body == post.body:
+    # Of older rows it is the digest that was stored.
+    if stored.body in (post.body, hashlib.sha256(post.body).digest()):
         return 200, stored.answer
     return 422, "this Idempotency-Key was used with another body"
 
