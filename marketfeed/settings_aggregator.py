@@ -159,7 +159,7 @@ def parse_missing_feeder(value: object) -> str:
 
 
 def parse_on_conflict(value: object) -> Literal["both", "neither"]:
-    """Read what happens when long and short of a pair are decided within one window."""
+    """Read what happens to long and short of a pair whose windows opened less than `window_s` apart."""
     if value == "both":
         return "both"
     if value == "neither":

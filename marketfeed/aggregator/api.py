@@ -6,7 +6,6 @@ headers and body may take 5 s each at the most, a body has 16 KB.
 """
 
 import asyncio
-import hashlib
 import logging
 import re
 import time
@@ -20,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.counters import MISSING_ALARM, NOBODY, Counters
-from marketfeed.aggregator.desk import Desk, Post
+from marketfeed.aggregator.desk import Desk, Post, kept_body
 from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
 from marketfeed.listening import listen
 
@@ -165,8 +164,7 @@ class Api:
             return self._refuse(signal)
         for value in signal.defaulted:
             self._note_missing(signal.feeder, value, "took the default")
-        digest = hashlib.sha256(body).digest()
-        post = Post(signal, caller.username, request.remote or "?", key, digest)
+        post = Post(signal, caller.username, request.remote or "?", key, kept_body(body))
         reply = await self._desk.post(post)
         if reply.status == 200:
             return _json({"status": reply.text})

@@ -33,6 +33,8 @@ class Counters:
         self.started_s = time.time()
         self.signals: Counter[tuple[str, str]] = Counter()
         """By feeder and outcome."""
+        self.strength_texts: Counter[str] = Counter()
+        """By feeder: signals stored whose strength is a text, which is in the body alone."""
         self.refused: Counter[str] = Counter()
         """By reason: posts that were no signal."""
         self.missing: Counter[tuple[str, str]] = Counter()
@@ -121,6 +123,14 @@ class AggregatorExposition:
             for key, count in counts.items():
                 family.add_metric(list(key), count)
             yield family
+        texts = CounterMetricFamily(
+            "marketfeed_aggregator_strength_texts",
+            "Signals stored whose strength is a text",
+            labels=["feeder"],
+        )
+        for feeder, count in c.strength_texts.items():
+            texts.add_metric([feeder], count)
+        yield texts
         refused = CounterMetricFamily(
             "marketfeed_aggregator_refused", "Posts that were no signal", labels=["reason"]
         )

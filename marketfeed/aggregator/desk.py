@@ -6,6 +6,7 @@ commit fails, nothing of the turn has happened: the votes are built up again fro
 """
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,15 @@ from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Answered, Ledger, Receipt
 from marketfeed.aggregator.signals import Signal
 from marketfeed.aggregator.thread import LedgerThread
-from marketfeed.aggregator.votes import FORWARD, Counted, Decision, Rules, Vote, Votes
+from marketfeed.aggregator.votes import (
+    FORWARD,
+    Counted,
+    Decision,
+    Rules,
+    Vote,
+    Votes,
+    remembered_since,
+)
 from marketfeed.errors import JournalError, JournalWriteError
 
 log = logging.getLogger(__name__)
@@ -26,12 +35,19 @@ MAX_PENDING: Final = 5_000
 """Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
 MAX_TURN: Final = 1_000
 RETRY_S: Final = 0.5
+MAX_KEPT_BODY: Final = 1_024
+"""Bytes of a body that the ledger keeps; feeders' own have a few hundred."""
 PROVE_EVERY_S: Final = 2.0
 """While the ledger takes no votes, it is asked so often (wall seconds) whether it would take one."""
 
 
+def kept_body(raw: bytes) -> bytes:
+    """What the ledger keeps of a body: the body as it came, or the SHA-256 of one beyond `MAX_KEPT_BODY`."""
+    return raw if len(raw) <= MAX_KEPT_BODY else hashlib.sha256(raw).digest()
+
+
 class Post(msgspec.Struct, frozen=True):
-    """A signal as it was posted: by which account, from where; `body` is the digest of the raw body."""
+    """A signal as it was posted: by which account, from where; `body` as `kept_body` gives it."""
 
     signal: Signal
     account: str
@@ -119,9 +135,9 @@ class Desk:
     async def open(self) -> None:
         """Build the votes up from the ledger. Raises JournalError."""
         now_ms = self._time_ms()
-        since_ms = now_ms - max(self._rules.window_ms, self._rules.cooldown_ms)
-        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
         undecided = await self._ledger.call(lambda ledger: ledger.undecided())
+        since_ms = remembered_since(self._rules, undecided, now_ms)
+        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
         self._number = await self._ledger.call(lambda ledger: ledger.next_number())
         self._votes = Votes(self._rules)
         for decision, digests in decided:
@@ -216,7 +232,10 @@ class Desk:
         for decision in decisions:
             self._tell(decision)
         for receipt in receipts:
-            self._counters.signals[receipt.vote.signal.feeder, receipt.outcome] += 1
+            signal = receipt.vote.signal
+            self._counters.signals[signal.feeder, receipt.outcome] += 1
+            if signal.strength_text is not None:
+                self._counters.strength_texts[signal.feeder] += 1
         for waiting, status, text in replies:
             waiting.reply(status, text)
 
@@ -256,7 +275,8 @@ class Desk:
 
 
 def _repeated(stored: Answered, post: Post) -> tuple[int, str]:
-    if stored.body == post.body:
+    # Of older rows it is the digest that was stored.
+    if stored.body in (post.body, hashlib.sha256(post.body).digest()):
         return 200, stored.answer
     return 422, "this Idempotency-Key was used with another body"
 

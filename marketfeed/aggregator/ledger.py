@@ -125,7 +125,7 @@ def inspect_ledger(path: Path) -> FileFound | None:
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """A vote as it is stored: who posted it from where, the body's digest, and the answer it got."""
+    """A vote as it is stored: who posted it from where, the body that is kept, and the answer it got."""
 
     vote: Vote
     account: str
@@ -138,7 +138,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What was stored under an Idempotency-Key: the digest of the first body, and its answer."""
+    """What was stored under an Idempotency-Key: of the first body what is kept, and its answer."""
 
     body: bytes
     answer: str

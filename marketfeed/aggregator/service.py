@@ -50,7 +50,7 @@ FORWARDER_STUCK_S: Final = 300.0
 
 
 class AggregatorReport(msgspec.Struct, frozen=True):
-    """What the aggregator says of itself. Counts of forwards are by side."""
+    """What the aggregator says of itself. Counts of forwards are by side, `strength_texts` by feeder."""
 
     version: str
     healthy: bool
@@ -60,6 +60,7 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     open_windows: int
     pending: int
     signals: dict[str, int]
+    strength_texts: dict[str, int]
     refused: dict[str, int]
     decisions: dict[str, int]
     forwards: dict[str, int]
@@ -348,6 +349,7 @@ class Aggregator:
             open_windows=0 if line is None else line.desk.open_windows,
             pending=0 if line is None else line.desk.pending,
             signals={" ".join(key): count for key, count in counters.signals.items()},
+            strength_texts=dict(counters.strength_texts),
             refused=dict(counters.refused),
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},

@@ -57,6 +57,7 @@ class Signal(msgspec.Struct, frozen=True):
     """What a feeder wants: `called` is how it named itself, `feeder` as whom it votes.
 
     `confidence` is from 0 to 1. `defaulted` names the values that were missing and took a default.
+    At most one of `strength` and `strength_text` is set: a number, or a text that is none, such as `high`.
     """
 
     pair: str
@@ -70,10 +71,15 @@ class Signal(msgspec.Struct, frozen=True):
     strength: float | None = None
     tag: str = ""
     defaulted: tuple[str, ...] = ()
+    strength_text: str | None = None
 
     def digest(self) -> bytes:
         """What tells this signal from another one of the same feeder, whatever the bodies looked like."""
-        return hashlib.sha256(msgspec.json.encode(self)).digest()[:16]
+        fields = msgspec.structs.asdict(self)
+        if self.strength_text is None:
+            # Ledgers hold digests from before there was this field: a repeat must go on being one.
+            del fields["strength_text"]
+        return hashlib.sha256(msgspec.json.encode(fields)).digest()[:16]
 
 
 class Mistake(msgspec.Struct, frozen=True):
@@ -175,7 +181,7 @@ class _Reading:
         price = self._number("entry_price", above=0.0)
         if price is None:
             price = self._number("price", above=0.0)
-        strength = self._number("signal_strength")
+        strength, strength_text = self._strength()
         self._number("stakeamount")
         if feeder is not None and side is not None and self._electorate.side_of[feeder] != side:
             own = self._electorate.side_of[feeder]
@@ -195,6 +201,7 @@ class _Reading:
             strength,
             tag[:MAX_TAG],
             tuple(self._defaulted),
+            strength_text,
         )
 
     # --- who and how sure -------------------------------------------------------------------------
@@ -325,6 +332,24 @@ class _Reading:
             return None
         return value
 
+    def _strength(self) -> tuple[float | None, str | None]:
+        """The strength as a number, or as a text: feeders post either.
+
+        The text of a finite number ("0.8") is that number, as in every other field. Any other text ("high",
+        "80%", "NaN", "") is a text, of which `MAX_TAG` characters are kept. null is no strength. All else
+        is a mistake: true, [], {}, a number beyond a float's range.
+        """
+        raw = self._data.get("signal_strength")
+        if raw is None:
+            return None, None
+        value = _decimal(raw)
+        if value is None and isinstance(raw, str):
+            return None, raw[:MAX_TAG]
+        if value is None:
+            what = f"signal_strength should be a number or a text, found {_named(raw)}"
+            self._wrong("bad_signal_strength", "float_parsing", "signal_strength", what, raw)
+        return value, None
+
     def _wrong(
         self,
         reason: str,
@@ -341,6 +366,15 @@ def _shown(found: object) -> object:
     """What is repeated of a wrong value: a body that is nested deeply cannot be encoded again."""
     if not found or isinstance(found, str | int | float):
         return found
+    return "an object" if isinstance(found, dict) else "an array"
+
+
+def _named(found: object) -> str:
+    """What kind of JSON value it is, in words; its digits may be thousands."""
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    if isinstance(found, int | float):
+        return "a number out of range"
     return "an object" if isinstance(found, dict) else "an array"
 
 

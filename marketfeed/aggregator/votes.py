@@ -9,7 +9,7 @@ Times are ms since the epoch, by a clock that the monotonic one drives.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -114,6 +114,25 @@ class _Window:
 Key = tuple[str, Side]
 
 
+class _Passed(NamedTuple):
+    """What conflicts are measured by: the last decision of a (pair, side) that passed."""
+
+    opened_ms: int
+    decided_ms: int
+    forwarded: bool
+
+
+def remembered_since(rules: Rules, undecided: Iterable[Vote], now_ms: int) -> int:
+    """From when on stored decisions matter (by `decided_ms`), at a start with these undecided votes.
+
+    A decision that conflicts with an open window opened less than a window before it, however long ago:
+    it may have been decided then at the earliest.
+    """
+    oldest_ms = min((vote.received_ms for vote in undecided), default=now_ms)
+    kept_ms = max(2 * rules.window_ms, rules.cooldown_ms)
+    return min(now_ms - kept_ms, oldest_ms - rules.window_ms)
+
+
 class Votes:
     """All open windows, and what is remembered of the decided ones. Not thread-safe.
 
@@ -124,7 +143,7 @@ class Votes:
         self._rules = rules
         self._open: dict[Key, _Window] = {}
         self._forwarded_ms: dict[Key, int] = {}
-        self._passed_ms: dict[Key, int] = {}
+        self._passed: dict[Key, _Passed] = {}
         self._recent: dict[tuple[Key, str, bytes], tuple[int, int]] = {}
         self._held = (0, "")
         self._sizes: dict[Side, int] = {
@@ -170,9 +189,12 @@ class Votes:
     def remember(
         self, decision: Decision, digests: Iterable[tuple[str, bytes]], now_ms: int
     ) -> None:
-        """Take over a decision that was stored, at a start: cool-down, conflicts, repeats."""
-        at_ms = min(decision.decided_ms, now_ms)
-        self._note(decision, at_ms, digests)
+        """Take over a decision that was stored, at a start: cool-down, conflicts, repeats.
+
+        Times ahead of the clock count as now, as in `restore`.
+        """
+        opened_ms, at_ms = min(decision.opened_ms, now_ms), min(decision.decided_ms, now_ms)
+        self._note(decision, opened_ms, at_ms, digests)
 
     def hold(self, until_ms: int, why: str) -> None:
         """Forward nothing until then: what was forwarded before is not known, so every cool-down may run."""
@@ -226,7 +248,6 @@ class Votes:
             elif (words := self._decided_before(window, now_ms)) is not None:
                 against = [words]
         if passed:
-            self._passed_ms[key] = now_ms
             until_ms = self._forwarded_ms.get(key, now_ms) + self._rules.cooldown_ms
             if not against and key in self._forwarded_ms and now_ms < until_ms:
                 against = [f"cool-down for another {(until_ms - now_ms) / 1000:.1f} s"]
@@ -239,9 +260,14 @@ class Votes:
         for item in both:
             decision = self._decision(item, now_ms, against, passed=passed)
             del self._open[item.pair, item.side]
-            self._note(decision, now_ms, item.seen)
+            self._note(decision, self._began_ms(item), now_ms, item.seen)
             decisions.append(decision)
+        self._forget(now_ms)
         return decisions
+
+    def _began_ms(self, window: _Window) -> int:
+        """When it opened by the clock of this start: what was received ahead of it counts as its start."""
+        return window.closes_ms - self._rules.window_ms
 
     def _failures(self, window: _Window, now_ms: int) -> list[str]:
         """What keeps a window's votes from passing, as they stand."""
@@ -260,15 +286,20 @@ class Votes:
         return found
 
     def _decided_before(self, window: _Window, now_ms: int) -> str | None:
-        """The words for it when the other side has passed less than one window ago."""
+        """The words for it when a window of the other side passed that opened less than one window apart."""
         other: Key = (window.pair, OTHER[window.side])
-        passed_ms = self._passed_ms.get(other)
-        if passed_ms is None or now_ms - passed_ms > self._rules.window_ms:
+        passed = self._passed.get(other)
+        if passed is None:
             return None
-        age_s = (now_ms - passed_ms) / 1000
-        sent = self._forwarded_ms.get(other) == passed_ms
-        gone = " and forwarded" if sent else ""
-        return f"{other[1]} was decided{gone} {age_s:.1f} s ago, within one window"
+        apart_ms = abs(self._began_ms(window) - passed.opened_ms)
+        if apart_ms >= self._rules.window_ms:
+            return None
+        age_s = (now_ms - passed.decided_ms) / 1000
+        gone = " and forwarded" if passed.forwarded else ""
+        return (
+            f"{other[1]} was decided{gone} {age_s:.1f} s ago, and the two windows opened "
+            f"{apart_ms / 1000:.1f} s apart, within one window"
+        )
 
     def _decision(
         self, window: _Window, now_ms: int, against: list[str], *, passed: bool
@@ -310,23 +341,29 @@ class Votes:
             price=signal.price if ordertype == "limit" else None,
         )
 
-    def _note(self, decision: Decision, at_ms: int, digests: Iterable[tuple[str, bytes]]) -> None:
+    def _note(
+        self, decision: Decision, opened_ms: int, at_ms: int, digests: Iterable[tuple[str, bytes]]
+    ) -> None:
         key: Key = (decision.pair, decision.side)
         if decision.outcome == FORWARD:
             self._forwarded_ms[key] = at_ms
         if decision.passed:
-            self._passed_ms[key] = at_ms
+            self._passed[key] = _Passed(opened_ms, at_ms, decision.outcome == FORWARD)
         # A client that repeats a POST after the window has been decided must not open another one.
         until_ms = at_ms + self._rules.window_ms
         for feeder, digest in digests:
             self._recent[key, feeder, digest] = (decision.window, until_ms)
-        self._forget(at_ms)
 
     def _forget(self, now_ms: int) -> None:
         # What no rule looks at any more: pairs are whatever feeders name.
-        kept_ms = max(self._rules.window_ms, self._rules.cooldown_ms)
-        for times in (self._forwarded_ms, self._passed_ms):
-            for key in [key for key, at_ms in times.items() if now_ms - at_ms > kept_ms]:
-                del times[key]
+        cooldown_ms, passed_ms = self._rules.cooldown_ms, 2 * self._rules.window_ms
+        for key in [k for k, at_ms in self._forwarded_ms.items() if now_ms - at_ms > cooldown_ms]:
+            del self._forwarded_ms[key]
+        for key in [
+            k for k, passed in self._passed.items() if now_ms - passed.opened_ms >= passed_ms
+        ]:
+            # A window of the other side that is decided late may still conflict with it.
+            if (key[0], OTHER[key[1]]) not in self._open:
+                del self._passed[key]
         for name in [name for name, (_, until_ms) in self._recent.items() if until_ms <= now_ms]:
             del self._recent[name]

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +19,7 @@ from running import FLEET, PAIR, Running, basic, quick_hash, rows, running, sett
 from marketfeed import __version__
 from marketfeed.aggregator.api import TIMEOUT_S
 from marketfeed.aggregator.auth import FAILURES, Caller, Doorkeeper, Limiter, hash_password
+from marketfeed.aggregator.desk import MAX_KEPT_BODY
 from marketfeed.settings_aggregator import Account, parse_accounts
 
 
@@ -122,6 +125,39 @@ def test_a_stated_default_is_counted_and_alarms_when_frequent(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_a_text_strength_is_counted_and_the_body_kept_as_it_came(tmp_path: Path) -> None:
+    body = (
+        b'{"pair":"BTC/USDT:USDT","side":"long","feeder_id":73,"confidence":0.85,"entry_price":95000,'
+        b'"signal_strength":"high"}'
+    )
+    long_body = body.replace(b'"high"', b'"high",' + b" " * MAX_KEPT_BODY + b'"leverage":2')
+
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            status, answer = await aggregator.send(body)
+            assert (status, "1/5 votes" in answer["status"]) == (200, True)
+            assert (await aggregator.send(long_body))[0] == 200
+            assert (await aggregator.send(body.replace(b'"high"', b'"0.8"')))[0] == 200
+            status, answer = await aggregator.send(body.replace(b'"high"', b"true"))
+            assert (status, answer["detail"][0]["loc"]) == (422, ["body", "signal_strength"])
+            stored = rows(
+                tmp_path, "SELECT body, strength, typeof(strength) FROM vote ORDER BY number"
+            )
+            assert stored == [
+                (body, None, "null"),
+                (hashlib.sha256(long_body).digest(), None, "null"),
+                (body.replace(b'"high"', b'"0.8"'), 0.8, "real"),
+            ]
+            _, report = await aggregator.status()
+            assert report["strength_texts"] == {"73": 2}
+            async with aggregator.session.get(aggregator.aggregator.status_url + "/metrics") as got:
+                assert 'marketfeed_aggregator_strength_texts_total{feeder="73"} 2.0' in (
+                    await got.text()
+                )
+
+    asyncio.run(scenario())
+
+
 # --- the same signal again --------------------------------------------------------------------------
 
 
@@ -146,6 +182,23 @@ def test_an_idempotency_key_gives_the_first_answer_again_and_after_a_restart(
             assert rows(tmp_path, "SELECT count(*) FROM signal") == [(1,)]
             bad = {"Idempotency-Key": "x" * 201}
             assert (await aggregator.post("73", 0.9, headers=bad))[0] == 422
+
+    asyncio.run(scenario())
+
+
+def test_a_key_from_before_bodies_were_kept_gives_its_answer_again(tmp_path: Path) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    body = b'{"pair":"BTC/USDT:USDT","feeder_id":73,"confidence":0.85}'
+
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            first = await aggregator.send(body, headers=key)
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+            db.execute("UPDATE signal SET body = ?", (hashlib.sha256(body).digest(),))
+            db.commit()
+        async with door(tmp_path) as aggregator:
+            assert await aggregator.send(body, headers=key) == first
+            assert (await aggregator.send(body + b" ", headers=key))[0] == 422
 
     asyncio.run(scenario())
 

@@ -17,8 +17,10 @@ from bot import CountingBot
 from running import (
     FLEET,
     FLEET_HASH,
+    LONG,
     PAIR,
     QUICK,
+    SHORT,
     Process,
     Running,
     basic,
@@ -36,8 +38,8 @@ from marketfeed.config import load_settings
 from marketfeed.errors import JournalWriteError, SettingsError
 
 
-async def post(url: str, feeder: str, confidence: float) -> None:
-    body = {"pair": PAIR, "side": "long", "enter_tag": f"from {feeder} conf={confidence}"}
+async def post(url: str, feeder: str, confidence: float, side: str = "long") -> None:
+    body = {"pair": PAIR, "side": side, "enter_tag": f"from {feeder} conf={confidence}"}
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{url}/api/v1/forceenter", json=body, headers=basic(FLEET)) as response,
@@ -65,6 +67,44 @@ def test_killed_in_mid_window_it_forgets_nothing(tmp_path: Path) -> None:
                 tmp_path, "SELECT opened, (SELECT min(received) FROM signal) FROM decision"
             )
             assert opened == received
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_the_other_side_decides_after_an_early_decision_is_held_back(
+    tmp_path: Path, killed: bool
+) -> None:
+    """All long feeders at once, decided at once; the short window closes more than a window later."""
+
+    async def scenario() -> None:
+        async with CountingBot() as long_bot, CountingBot() as short_bot:
+            bots = {"long": long_bot.url, "short": short_bot.url}
+            file = config(tmp_path, bots, 30, window_s=4, expire_s=600)
+            process = await asyncio.to_thread(Process, file)
+            try:
+                await asyncio.gather(*(post(process.url, feeder, 0.9) for feeder in LONG))
+                await until(lambda: states(tmp_path) == ["accepted"], "the long order")
+                for feeder in SHORT[:3]:
+                    await post(process.url, feeder, 0.9, "short")
+                if killed:
+                    process.kill()
+                    process = await asyncio.to_thread(Process, file)
+                await until(lambda: len(rows(tmp_path, "SELECT 1 FROM decision")) == 2, "short")
+                shown = await asyncio.to_thread(command, "signals", "--json", "--config", file)
+                # A forward would have been made in the commit of its decision.
+                await asyncio.to_thread(process.stop)
+            finally:
+                process.kill()
+            assert states(tmp_path) == ["accepted"]
+            assert (len(long_bot.posts), len(short_bot.posts)) == (1, 0)
+            (held,) = rows(
+                tmp_path, "SELECT side, outcome, passed, reasons FROM decision WHERE window > 5"
+            )
+            assert held[:3] == ("short", "skip", 1)
+            assert held[3].startswith("long was decided and forwarded ")
+            events = json.loads(shown.stdout)["events"]
+            assert [event["what"] for event in events if event["side"] == "short"][-1] == "skipped"
 
     asyncio.run(scenario())
 

@@ -156,6 +156,40 @@ def test_numbers_may_be_text_and_long_tags_are_cut() -> None:
     assert (found.leverage, len(found.tag)) == (5.0, MAX_TAG)
 
 
+@pytest.mark.parametrize(
+    ("posted", "strength", "text"),
+    [
+        ("high", None, "high"),
+        ("80%", None, "80%"),
+        ("0,8", None, "0,8"),
+        ("NaN", None, "NaN"),
+        ("Infinity", None, "Infinity"),
+        ("", None, ""),
+        ("x" * 999, None, "x" * MAX_TAG),
+        # The text of a number is the number.
+        ("0.8", 0.8, None),
+        (" 8e-1 ", 0.8, None),
+        (0.8, 0.8, None),
+        (-2, -2.0, None),
+        (None, None, None),
+    ],
+)
+def test_a_strength_is_a_number_or_a_text(
+    posted: Any, strength: float | None, text: str | None
+) -> None:
+    found = signal({"feeder_id": 73, "confidence": 0.85, "signal_strength": posted})
+    assert (found.strength, found.strength_text) == (strength, text)
+
+
+def test_signals_of_different_strengths_are_different_signals() -> None:
+    bodies: list[dict[str, Any]] = [{}, *({"signal_strength": s} for s in ("high", "low", 1, 2))]
+    found = [signal({"feeder_id": 73, "confidence": 0.85} | body).digest() for body in bodies]
+    assert len(set(found)) == len(bodies)
+    # As in ledgers of before: a signal that is repeated after an upgrade is a repeat.
+    plain = Signal(PAIR, "long", "73", "73", 0.85, 3.0, "market", 95000.0, 2.0, "tag", ("feeder",))
+    assert plain.digest().hex() == "df6e46c3d9a14e531ea8edaa8fd0fae1"
+
+
 # --- missing values ---------------------------------------------------------------------------------
 
 
@@ -238,7 +272,22 @@ GOOD = {"pair": PAIR, "side": "long", "feeder_id": "73", "confidence": 0.9}
         ({"feeder_id": 73.0}, "string_type", "feeder_id", None),
         ({"feeder_id": ["73"]}, "string_type", "feeder_id", None),
         ({"enter_tag": 5}, "string_type", "enter_tag", None),
-        ({"signal_strength": "x"}, "float_parsing", "signal_strength", None),
+        *(
+            (
+                {"signal_strength": strength},
+                "float_parsing",
+                "signal_strength",
+                f"signal_strength should be a number or a text, found {found}",
+            )
+            for strength, found in (
+                (True, "true"),
+                (False, "false"),
+                ([1], "an array"),
+                ([], "an array"),
+                ({"high": 1}, "an object"),
+                (10**400, "a number out of range"),
+            )
+        ),
         ({"stakeamount": "all"}, "float_parsing", "stakeamount", None),
     ],
 )

@@ -1,5 +1,6 @@
 """Windows, quorum, conflicts and cool-downs: examples, and random histories against a plain model."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import msgspec
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from marketfeed.aggregator.signals import Electorate, Signal
-from marketfeed.aggregator.votes import Counted, Decision, Rules, Vote, Votes
+from marketfeed.aggregator.votes import Counted, Decision, Rules, Vote, Votes, remembered_since
 
 LONG = ("73", "74", "75", "79", "108")
 SHORT = ("120", "121", "122", "123", "124")
@@ -199,20 +200,89 @@ def test_a_cool_down_ends_to_the_millisecond(after_ms: int, outcome: str) -> Non
     assert [d.outcome for d in ballot.decisions] == ["forward", outcome]
 
 
-@pytest.mark.parametrize(("after_ms", "outcome"), [(0, "skip"), (1, "forward")])
-def test_one_window_after_the_other_side_to_the_millisecond(after_ms: int, outcome: str) -> None:
-    ballot = Ballot(min_agreements=1)
-    ballot.post("73", 0.9)
-    ballot.wait(WINDOW)
-    # Decided first of the two, and what is old is forgotten then.
+@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "skip"), (WINDOW, "forward")])
+def test_windows_conflict_by_when_they_opened_to_the_millisecond(
+    after_ms: int, outcome: str
+) -> None:
+    ballot = Ballot()
+    for called in LONG:
+        ballot.post(called, 0.9)
+    # Decided before the short ones, and what is old is forgotten then.
     ballot.post("74", 0.9, after_ms, pair="ETH/USDT:USDT")
-    ballot.post("120", 0.9)
+    for called in SHORT[:3]:
+        ballot.post(called, 0.9)
     ballot.wait(WINDOW)
-    assert [(d.side, d.outcome) for d in ballot.decisions] == [
-        ("long", "forward"),
-        ("long", "forward"),
-        ("short", outcome),
+    assert [(d.pair[:3], d.side, d.outcome) for d in ballot.decisions] == [
+        ("BTC", "long", "forward"),
+        ("ETH", "long", "skip"),
+        ("BTC", "short", outcome),
     ]
+
+
+def test_an_early_decision_is_remembered_when_the_other_side_closes() -> None:
+    ballot = Ballot()
+    for called in LONG:
+        ballot.post(called, 0.9)
+    ballot.wait(0)
+    ballot.wait(100)
+    for called in SHORT[:3]:
+        ballot.post(called, 0.9)
+    assert [(d.side, d.outcome) for d in ballot.decisions] == [("long", "forward")]
+    ballot.wait(WINDOW)
+    assert (ballot.last().side, ballot.last().outcome, ballot.last().passed) == (
+        "short",
+        "skip",
+        True,
+    )
+    assert ballot.last().reasons == (
+        (
+            "long was decided and forwarded 60.1 s ago, and the two windows opened 0.1 s apart, "
+            "within one window"
+        ),
+    )
+
+
+def test_an_early_decision_is_remembered_through_a_stand_still() -> None:
+    ballot = Ballot(min_agreements=1, expire_ms=3_600_000)
+    for called in LONG:
+        ballot.post(called, 0.9)
+    ballot.wait(0)
+    # Closes first, and is decided first after it.
+    ballot.post("74", 0.9, 50, pair="ETH/USDT:USDT")
+    ballot.post("120", 0.9, 50)
+    ballot.wait(10 * WINDOW)
+    assert [(d.pair[:3], d.side, d.outcome) for d in ballot.decisions] == [
+        ("BTC", "long", "forward"),
+        ("ETH", "long", "forward"),
+        ("BTC", "short", "skip"),
+    ]
+
+
+@pytest.mark.parametrize("late_ms", [0, 10 * WINDOW])
+@pytest.mark.parametrize("set_ms", [0, -3_600_000])
+def test_a_conflict_outlives_a_restart(late_ms: int, set_ms: int) -> None:
+    """However long nobody was here, and when the clock was set back meanwhile."""
+    rules = msgspec.structs.replace(RULES, expire_ms=3_600_000)
+    ballot = Ballot(expire_ms=3_600_000)
+    for called in LONG:
+        ballot.post(called, 0.9)
+    shorts = []
+    ballot.wait(100)
+    for called in SHORT[:3]:
+        signal = Signal(PAIR, "short", called, called, 0.9)
+        ballot.number += 1
+        shorts.append(Vote(ballot.number, ballot.now_ms, signal, signal.digest()))
+    (early,) = ballot.decisions
+    restarted = Votes(rules)
+    now_ms = ballot.now_ms + late_ms + set_ms
+    assert early.decided_ms >= remembered_since(rules, shorts, now_ms)
+    restarted.remember(early, [], now_ms)
+    # Of another pair, and decided since: what is old is not forgotten while it may matter.
+    other = msgspec.structs.replace(early, window=99, pair="ETH/USDT:USDT", decided_ms=now_ms)
+    restarted.remember(other, [], now_ms)
+    restarted.restore(shorts, now_ms)
+    (decision,) = restarted.due(now_ms + WINDOW)
+    assert (early.outcome, decision.outcome) == ("forward", "skip")
 
 
 @pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "duplicate"), (WINDOW, "voted")])
@@ -295,7 +365,10 @@ def test_the_other_side_shortly_after_a_forward_is_not_sent() -> None:
     ballot.post("120", 0.95, 20_000)
     ballot.wait(10_000)
     assert ballot.last().reasons == (
-        "long was decided and forwarded 30.0 s ago, within one window",
+        (
+            "long was decided and forwarded 30.0 s ago, and the two windows opened 30.0 s apart, "
+            "within one window"
+        ),
     )
     ballot.post("121", 0.95, 40_000)
     ballot.wait(WINDOW)
@@ -344,6 +417,7 @@ class PlainDecision(NamedTuple):
     window: int
     pair: str
     side: str
+    opened: int
     at: int
     goes: bool
     passed: bool
@@ -419,13 +493,14 @@ class Plain:
     def decide(self, pair: str, side: str, now: int) -> None:
         other = "short" if side == "long" else "long"
         passed = self.passes(pair, side, now)
+        opened = self.closes(pair, side) - WINDOW
         goes = passed
         together = [side]
         if passed and self.rules.on_conflict == "neither":
             if self.window(pair, other) is not None and self.passes(pair, other, now):
                 goes, together = False, [side, other]
             elif any(
-                d.passed and (d.pair, d.side) == (pair, other) and now - d.at <= WINDOW
+                d.passed and (d.pair, d.side) == (pair, other) and abs(opened - d.opened) < WINDOW
                 for d in self.decided
             ):
                 goes = False
@@ -441,7 +516,8 @@ class Plain:
             tag = f"{one} ensemble {len(found)}/5 conf={average:.2f} from={best.feeder}"
             window = self.window(pair, one)
             assert window is not None
-            self.decided.append(PlainDecision(window, pair, one, now, goes, passed, tag))
+            opened = self.closes(pair, one) - WINDOW
+            self.decided.append(PlainDecision(window, pair, one, opened, now, goes, passed, tag))
 
 
 PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT")
@@ -454,10 +530,15 @@ class History(RuleBasedStateMachine):
         quorum=st.sampled_from([1, 2, 3]),
         conflict=st.sampled_from(["both", "neither"]),
         cooldown_ms=st.sampled_from([0, 60_000, 120_000]),
+        expire_ms=st.sampled_from([30_000, 3_600_000]),
     )
-    def start(self, quorum: int, conflict: Any, cooldown_ms: int) -> None:
+    def start(self, quorum: int, conflict: Any, cooldown_ms: int, expire_ms: int) -> None:
         self.rules = msgspec.structs.replace(
-            RULES, min_agreements=quorum, on_conflict=conflict, cooldown_ms=cooldown_ms
+            RULES,
+            min_agreements=quorum,
+            on_conflict=conflict,
+            cooldown_ms=cooldown_ms,
+            expire_ms=expire_ms,
         )
         self.votes, self.plain = Votes(self.rules), Plain(self.rules)
         self.now, self.number = T0, 0
@@ -482,13 +563,31 @@ class History(RuleBasedStateMachine):
             self.stored.append((vote, counted.window))
             assert counted.votes == len(self.plain.latest(pair, side))
 
-    @rule(ms=st.sampled_from([1, 999, 30_000, 59_999, 60_000, 95_000]))
+    @rule(
+        house=st.sampled_from([LONG, SHORT]),
+        pair=st.sampled_from(PAIRS),
+        confidence=st.sampled_from([0.7, 0.9]),
+    )
+    def full_house(self, house: tuple[str, ...], pair: str, confidence: float) -> None:
+        for feeder in house:
+            self.vote(feeder, pair, confidence, 0)
+
+    @rule(ms=st.sampled_from([1, 999, 30_000, 59_999, 60_000, 95_000, 300_000]))
     def pass_time(self, ms: int) -> None:
         self.now += ms
         made = self.votes.due(self.now)
         self.decisions += made
         assert [
-            (d.window, d.pair, d.side, d.decided_ms, d.outcome == "forward", d.passed, d.tag)
+            PlainDecision(
+                d.window,
+                d.pair,
+                d.side,
+                d.opened_ms,
+                d.decided_ms,
+                d.outcome == "forward",
+                d.passed,
+                d.tag,
+            )
             for d in made
         ] == self.plain.due(self.now)
         assert all(decision.reasons for decision in made)
@@ -497,7 +596,9 @@ class History(RuleBasedStateMachine):
     def restart(self) -> None:
         """What a ledger would give back after a crash."""
         self.votes = Votes(self.rules)
-        since = self.now - max(WINDOW, self.rules.cooldown_ms)
+        decided = {decision.window for decision in self.decisions}
+        open_votes = [vote for vote, window in self.stored if window not in decided]
+        since = remembered_since(self.rules, open_votes, self.now)
         for decision in self.decisions:
             if decision.decided_ms >= since:
                 digests = [
@@ -506,8 +607,6 @@ class History(RuleBasedStateMachine):
                     if window == decision.window
                 ]
                 self.votes.remember(decision, digests, self.now)
-        decided = {decision.window for decision in self.decisions}
-        open_votes = [vote for vote, window in self.stored if window not in decided]
         self.votes.restore(open_votes, self.now)
 
     @invariant()
@@ -515,6 +614,21 @@ class History(RuleBasedStateMachine):
         if hasattr(self, "decisions"):
             windows = [decision.window for decision in self.decisions]
             assert len(windows) == len(set(windows))
+
+    @invariant()
+    def neither_never_sends_both_sides_of_a_pair_within_one_window(self) -> None:
+        if not hasattr(self, "decisions") or self.rules.on_conflict != "neither":
+            return
+        sent = [d for d in self.decisions if d.outcome == "forward"]
+        for d, other in itertools.combinations(sent, 2):
+            if d.pair == other.pair and d.side != other.side:
+                assert abs(d.opened_ms - other.opened_ms) >= WINDOW
+
+    @rule(late_ms=st.sampled_from([30_000, 59_999, 300_000]))
+    def restart_late(self, late_ms: int) -> None:
+        """Nobody was here meanwhile: nothing was decided."""
+        self.now += late_ms
+        self.restart()
 
 
 History.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 from influxd import Influxd
@@ -13,7 +14,17 @@ AGGREGATOR_TESTS = Path(__file__).parents[1] / "aggregator"
 sys.path.append(str(AGGREGATOR_TESTS))
 
 from bot import CountingBot  # noqa: E402 - the directory has to be known first
-from running import PAIR, config, rows, running, states, until  # noqa: E402
+from running import (  # noqa: E402
+    FLEET,
+    PAIR,
+    Process,
+    basic,
+    config,
+    rows,
+    running,
+    states,
+    until,
+)
 
 from marketfeed import schema  # noqa: E402
 from marketfeed.aggregator.outbox import LedgerOutbox  # noqa: E402
@@ -21,8 +32,8 @@ from marketfeed.config import Settings, load_settings  # noqa: E402
 from marketfeed.ranges import Ranges  # noqa: E402
 
 
-def shipping(path: Path, influxd: Influxd, database: str, bot_url: str) -> Settings:
-    file = config(path, {"long": bot_url}, window_s=0.5, expire_s=30)
+def shipping(path: Path, influxd: Influxd, database: str, bot_url: str, **changes: Any) -> Settings:
+    file = config(path, {"long": bot_url}, **{"window_s": 0.5, "expire_s": 30} | changes)
     data = yaml.safe_load(file.read_text())
     data["influxdb"] = {"url": influxd.url, "api": "v1", "bucket": database}
     file.write_text(yaml.safe_dump(data))
@@ -104,3 +115,63 @@ def test_votes_decisions_and_forwards_are_points(
     key, time = forward.partition(" ")[0], forward.rpartition(" ")[2]
     assert outbox.as_they_stand([f'{key} state="queued",answer="" {time}']) == [forward]
     outbox.close()
+
+
+def test_a_text_strength_does_not_park_shipping(
+    tmp_path: Path, influxd: Influxd, database: str
+) -> None:
+    """The fleet's own body, among others with a number, over a process and a real server."""
+    with_text = (
+        b'{"pair":"BTC/USDT:USDT","side":"long","feeder_id":73,"confidence":0.85,"entry_price":95000,'
+        b'"signal_strength":"high"}'
+    )
+    bodies = [
+        with_text.replace(b"73", b"74").replace(b'"high"', b"2"),
+        with_text,
+        with_text.replace(b"73", b"79").replace(b'"high"', b'"0.8"'),
+        with_text.replace(b"73", b"75").replace(b'"high"', b"null"),
+        with_text.replace(b"73", b"108").replace(b'"high"', b"-1.5"),
+    ]
+    shipped = "SELECT 1 FROM shipped, sequence WHERE last = next - 1 AND first = 1"
+
+    async def scenario() -> None:
+        async with CountingBot() as bot, aiohttp.ClientSession() as session:
+            # Decided when all have voted, however slow the machine is.
+            shipping(tmp_path, influxd, database, bot.url, window_s=600)
+            process = await asyncio.to_thread(Process, tmp_path / "config.yaml")
+            try:
+                for number, body in enumerate(bodies, 1):
+                    url = f"{process.url}/api/v1/forceenter"
+                    async with session.post(url, data=body, headers=basic(FLEET)) as answer:
+                        assert answer.status == 200, await answer.text()
+                    # Each on its own, so that a bad one could hold back the next.
+                    await until(
+                        lambda n=number: len(points(influxd, database, schema.SIGNAL)) == n,
+                        f"point {number}",
+                    )
+                await until(lambda: states(tmp_path), "a forward")
+                await until(lambda: states(tmp_path) == ["accepted"], "an answer")
+                await until(lambda: rows(tmp_path, shipped), "everything shipped")
+            finally:
+                await asyncio.to_thread(process.stop)
+            assert [post["entry_tag"] for post in bot.posts] == [
+                "long ensemble 5/5 conf=0.85 from=74"
+            ]
+
+    asyncio.run(scenario())
+    assert rows(tmp_path, "SELECT body, strength FROM vote ORDER BY number") == [
+        (bodies[0], 2.0),
+        (bodies[1], None),
+        (bodies[2], 0.8),
+        (bodies[3], None),
+        (bodies[4], -1.5),
+    ]
+    assert rows(tmp_path, "SELECT count(*) FROM refused_line") == [(0,)]
+    found = {point["feeder"]: point for point in points(influxd, database, schema.SIGNAL)}
+    assert {feeder: point.get("strength") for feeder, point in found.items()} == {
+        "74": 2.0,
+        "73": None,
+        "79": 0.8,
+        "75": None,
+        "108": -1.5,
+    }
