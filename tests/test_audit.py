@@ -88,6 +88,7 @@ def settings_for(path: Path, sim: Simulator, **exchange: Any) -> Settings:
             "exchange": {
                 "ws_url": sim.ws_url,
                 "rest_url": sim.rest_url,
+                "archive": True,
                 "archive_url": sim.rest_url,
                 "pairs": "all",
                 "timeframes": ["3m", "1h"],
