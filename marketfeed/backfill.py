@@ -1,4 +1,4 @@
-"""Fills the journal's holes back to the beginning of its history, from REST and the public archive.
+"""Fills the journal's holes back to the beginning of its history, from REST or the public archive, too.
 
 What is missing is found in the journal itself, so that it may be killed at any point: the next run asks
 for what is missing then. The newest candles of every series come first, feeders need not wait for the

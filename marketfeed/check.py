@@ -11,6 +11,9 @@ from typing import Final, Literal
 import aiohttp
 import msgspec
 
+from marketfeed import schema
+from marketfeed.binance.archive import TERMS
+from marketfeed.binance.budget import KEPT_FREE, klines_weight
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
@@ -23,10 +26,12 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.database import Kind, inspect
 from marketfeed.errors import ExchangeError, JournalError, words_of
+from marketfeed.history import kept_ms, uses_archive
 from marketfeed.instruments import Listing, select
 from marketfeed.journal import KIND
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
+from marketfeed.stretches import TILE_CANDLES
 
 Verdict = Literal["good", "warning", "bad"]
 
@@ -72,6 +77,7 @@ async def check(
         except ExchangeError as error:
             return [*findings, Finding("exchange", "bad", str(error))]
         findings += _check_pairs(info, selection)
+        findings += check_history(settings, len(selection.instruments))
         if selection.instruments and live is not None:
             findings += await live(Listing(selection, body))
         elif selection.instruments:
@@ -144,6 +150,37 @@ def _check_pairs(info: ExchangeInfo, selection: Selection) -> list[Finding]:
         text = f"{info.not_understood} rows of exchangeInfo could not be understood"
         findings.append(Finding("exchange", "warning", text))
     return findings
+
+
+def check_history(settings: Settings, pairs: int) -> list[Finding]:
+    """Say how long the history of so many pairs takes by REST, into a journal that has none of it."""
+    wanted_ms = kept_ms(settings)
+    if not wanted_ms or not pairs:
+        return []
+    if uses_archive(settings):
+        return [Finding("history", "warning", f"exchange.archive is true; {TERMS}")]
+    per_minute = settings.history.weight_per_minute * (1.0 - KEPT_FREE)
+
+    def time_for(weight: int) -> str:
+        return f"{max(0.1, weight / per_minute):,.1f} min"
+
+    findings: list[Finding] = []
+    all_weight = 0
+    for timeframe in settings.exchange.timeframes:
+        full, rest = divmod(wanted_ms // schema.TIMEFRAMES_MS[timeframe], TILE_CANDLES)
+        requests = pairs * (full + bool(rest))
+        weight = pairs * (full * klines_weight(TILE_CANDLES) + (klines_weight(rest) if rest else 0))
+        all_weight += weight
+        text = (
+            f"{timeframe}: {wanted_ms / schema.DAY_MS:g} days of {pairs:,} pairs by REST are {requests:,} "
+            f"requests of weight {weight:,}: {time_for(weight)}"
+        )
+        findings.append(Finding("history", "good", text))
+    text = (
+        f"all timeframes: weight {all_weight:,}, {time_for(all_weight)} at {per_minute:,.0f} of weight a "
+        "minute, if the journal has none of it"
+    )
+    return [*findings, Finding("history", "good", text)]
 
 
 async def _check_stream(

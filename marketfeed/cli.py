@@ -61,6 +61,14 @@ class _Source(StrEnum):
     rest = "rest"
 
 
+class _FillSource(StrEnum):
+    """Where history comes from."""
+
+    auto = "auto"
+    rest = "rest"
+    archive = "archive"
+
+
 def _version(show: bool) -> None:
     if show:
         typer.echo(f"marketfeed {__version__}")
@@ -329,14 +337,13 @@ def backfill(
         str | None, typer.Option(help="Only these, comma-separated.", show_default=False)
     ] = None,
     source: Annotated[
-        _Source | None,
+        _FillSource,
         typer.Option(
             "--from",
-            help="archive: the public archive first; rest: REST alone. Without: the archive for more "
-            "than a few days.",
-            show_default=False,
+            help="auto: as exchange.archive says; rest: REST alone; archive: the public archive first, "
+            "whose terms forbid its use for live trading.",
         ),
-    ] = None,
+    ] = _FillSource.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Fill the journal's history: every candle that is missing, the newest first. Exit 1 if any is left.
@@ -355,11 +362,7 @@ def backfill(
     if not wanted:
         raise typer.BadParameter("history.days is 0: say how many --days")
     with filling(quiet=as_json) as tell:
-        outcome = uvloop.run(
-            run_backfill(
-                settings, wanted, _names(pairs), "auto" if source is None else source.value, tell
-            )
-        )
+        outcome = uvloop.run(run_backfill(settings, wanted, _names(pairs), source.value, tell))
     if as_json:
         _print_json(outcome)
     else:
@@ -397,7 +400,12 @@ def audit(
         ),
     ] = 600,
     source: Annotated[
-        _Source, typer.Option("--from", help="Whom to compare with: whole days from the archive.")
+        _Source,
+        typer.Option(
+            "--from",
+            help="Whom to compare with: archive: whole days from the public archive, whose terms forbid "
+            "its use for live trading.",
+        ),
     ] = _Source.rest,
     repair: Annotated[
         bool,
@@ -528,7 +536,8 @@ def simulate(
 ) -> None:
     """Run a Binance USD-M futures exchange on loopback until Ctrl-C.
 
-    Point a collector at it: exchange.ws_url, exchange.rest_url and exchange.archive_url as printed.
+    Point a collector at it: exchange.ws_url and exchange.rest_url as printed, and exchange.archive_url with
+    exchange.archive: true.
     """
     from marketfeed.simulator.server import Simulator, SimulatorOptions
 

@@ -100,6 +100,8 @@ _Retention = Annotated[
 class ExchangeSettings(BaseModel):
     """What is collected, and from where.
 
+    `archive` says whether history may come from the public archive at `archive_url`, whose terms forbid
+    its use for live trading.
     `mark_price_every` is the stream's cadence, `funding_rate_every` the grid on which running funding
     rates are stored. `timeframes` are in ascending order, whatever order they were written in.
     """
@@ -108,6 +110,7 @@ class ExchangeSettings(BaseModel):
 
     ws_url: Annotated[str, _url("wss", "ws", may_have_path=False)] = "wss://fstream.binance.com"
     rest_url: Annotated[str, _url("https", "http")] = "https://fapi.binance.com"
+    archive: Annotated[bool, PlainValidator(values.parse_switch)] = False
     archive_url: Annotated[str, _url("https", "http")] = "https://data.binance.vision"
     quote: Annotated[str, PlainValidator(values.parse_quote)] = "USDT"
     # After `quote`, against which the validator compares.
@@ -261,6 +264,11 @@ def load_settings(
         *(port.token_file for port in ports),
     ):
         _warn_of_open_file(file)
+    exchange = settings.exchange
+    if not exchange.archive and exchange.archive_url != ExchangeSettings().archive_url:
+        log.warning(
+            "exchange.archive_url is set, but exchange.archive is false: history comes from REST alone"
+        )
     return settings
 
 

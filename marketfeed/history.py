@@ -1,6 +1,7 @@
 """History in the service: fills it in the background, and audits what is stored once that is done."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -11,13 +12,15 @@ from marketfeed import schema
 from marketfeed.auditor import AuditingReport, Auditor
 from marketfeed.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
 from marketfeed.backfill_plan import Series
-from marketfeed.binance.archive import Archive
+from marketfeed.binance.archive import TERMS, Archive
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings, Settings
 from marketfeed.records import Candle
 from marketfeed.writer import JournalWriter
+
+log = logging.getLogger(__name__)
 
 _BINANCE: Final = ExchangeSettings()
 AUDIT_SHARE: Final = 20
@@ -37,17 +40,22 @@ def kept_ms(settings: Settings, days: int | None = None) -> int:
     return min(wanted_ms, settings.journal.retention.candles.ms)
 
 
-def archive_of(settings: Settings, session: aiohttp.ClientSession) -> Archive | None:
-    """The archive of the exchange that is collected; None if it is another one's.
+def uses_archive(settings: Settings, source: Source = "auto") -> bool:
+    """Whether history may come from the archive: as the settings say, or `source` as the operator's word.
 
-    A `rest_url` of another place (a simulator) beside the archive's own default would fill a journal
-    with candles of two worlds.
+    Never from that of another exchange: a `rest_url` of another place (a simulator) beside the archive's own
+    default would fill a journal with candles of two worlds.
     """
     exchange = settings.exchange
-    elsewhere = exchange.rest_url != _BINANCE.rest_url
-    if elsewhere and exchange.archive_url == _BINANCE.archive_url:
-        return None
-    return Archive(session, exchange.archive_url)
+    if exchange.rest_url != _BINANCE.rest_url and exchange.archive_url == _BINANCE.archive_url:
+        return False
+    return source == "archive" or (source == "auto" and exchange.archive)
+
+
+def open_archive(settings: Settings, session: aiohttp.ClientSession) -> Archive:
+    """A client of the archive; the log names its terms."""
+    log.warning("%s", TERMS)
+    return Archive(session, settings.exchange.archive_url)
 
 
 def make_backfill(
@@ -62,11 +70,14 @@ def make_backfill(
     leave_newest_ms: int = LEAVE_NEWEST_MS,
     on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
 ) -> Backfill:
-    """A backfill of these instruments in all timeframes of the settings."""
+    """A backfill of these instruments in all timeframes of the settings.
+
+    `source` auto: as `exchange.archive` says.
+    """
     return Backfill(
         writer,
         rest,
-        archive_of(settings, session),
+        open_archive(settings, session) if uses_archive(settings, source) else None,
         clock,
         lambda: [(one, settings.exchange.timeframes) for one in instruments()],
         kept_ms(settings, days),

@@ -19,7 +19,6 @@ from marketfeed import schema
 from marketfeed.audit import Audit, AuditOptions, AuditProgress, AuditReport, audited_series
 from marketfeed.backfill import HistoryReport, Source
 from marketfeed.batch import Batch
-from marketfeed.binance.archive import Archive
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
@@ -27,7 +26,7 @@ from marketfeed.binance.turns import RestReport, Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import Settings
 from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
-from marketfeed.history import make_backfill
+from marketfeed.history import make_backfill, open_archive
 from marketfeed.instruments import InstrumentSource, sync_clock
 from marketfeed.journal import Journal
 from marketfeed.journal_view import JournalView
@@ -74,6 +73,7 @@ async def run_backfill(
 ) -> BackfillOutcome:
     """Fill `days` of history, of these pairs alone if given; `tell` hears of the progress.
 
+    `source` auto: as `exchange.archive` says. The log names the archive's terms where it is used.
     Raises CollectorRunsError when a collector holds the journal and will not fill that, ExchangeError,
     JournalError, SettingsError.
     """
@@ -242,7 +242,7 @@ async def run_audit(
                 since_ms = min(entry.since_ms for entry in catalog)
             since_ms = max(since_ms, now_ms - settings.journal.retention.candles.ms)
         options = AuditOptions(since_ms, now_ms if until_ms is None else until_ms, sample_weight)
-        archive = Archive(session, settings.exchange.archive_url) if source == "archive" else None
+        archive = open_archive(settings, session) if source == "archive" else None
         audit = Audit(view, series, options, rest, archive, clock.now_ms)
         running = asyncio.create_task(audit.run(), name="audit")
         try:

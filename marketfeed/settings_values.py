@@ -164,6 +164,18 @@ def parse_funding_rate_every(value: object) -> Duration:
     raise expected("3s, 4s, 5s, 6s, 10s, 12s, 15s, 20s, 30s or 60s (it must divide a minute)")
 
 
+# --- switches ---------------------------------------------------------------------------------------
+
+
+def parse_switch(value: object) -> bool:
+    """Read `true` or `false`."""
+    if value is True or value == "true":
+        return True
+    if value is False or value == "false":
+        return False
+    raise expected("true or false")
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.resources
 import random
 import sqlite3
 from collections.abc import AsyncIterator
@@ -34,6 +33,7 @@ from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle, CatalogEntry
+from marketfeed.simulator.dataset import made_zip
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch
 from marketfeed.writer import JournalWriter
@@ -88,6 +88,7 @@ def settings_for(path: Path, sim: Simulator, **exchange: Any) -> Settings:
             "exchange": {
                 "ws_url": sim.ws_url,
                 "rest_url": sim.rest_url,
+                "archive": True,
                 "archive_url": sim.rest_url,
                 "pairs": "all",
                 "timeframes": ["3m", "1h"],
@@ -201,11 +202,10 @@ def test_a_whole_journal_is_told_to_be_whole_and_every_fault_is_found_and_mended
     uvloop.run(run())
 
 
-def test_the_recorded_day_from_an_archive_equals_the_exchange_that_serves_the_same_day(
+def test_a_day_from_an_archive_equals_the_exchange_that_serves_the_same_day(
     tmp_path: Path,
 ) -> None:
-    """Imported from a local archive that serves the real file, audited against REST and archive."""
-    recorded = importlib.resources.files("marketfeed.simulator") / "data/BTCUSDT-1m-2025-01-02.zip"
+    """Imported from a local archive that serves its file, audited against REST and archive."""
 
     async def run(path: Path, body: bytes, checksum: str | None, *, refused: int) -> None:
         options = SimulatorOptions(
@@ -226,14 +226,14 @@ def test_the_recorded_day_from_an_archive_equals_the_exchange_that_serves_the_sa
             report = await audited(settings, since_ms=DAY.start_ms, until_ms=DAY.end_ms)
             assert report.good
             assert report.compared == report.expected == 1_440
-            server.put(file.path, recorded.read_bytes())
+            server.put(file.path, made_zip())
             report = await audited(settings, "archive", since_ms=DAY.start_ms, until_ms=DAY.end_ms)
             assert report.good
             assert report.compared == 1_440
             first = JournalView(path).candles(PAIR, "1m", DAY)[0]
-            assert (first.close, first.volume, first.trades) == (94600.60, 51.415, 1343)
+            assert (first.close, first.volume, first.trades) == (94460.40, 129.224, 2228)
 
-    good = recorded.read_bytes()
+    good = made_zip()
     uvloop.run(run(tmp_path / "good.db", good, None, refused=0))
     uvloop.run(run(tmp_path / "sum.db", good, "0" * 64, refused=1))
     broken = good[:30_000] + b"x" + good[30_001:]

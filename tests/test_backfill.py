@@ -21,6 +21,7 @@ from aiohttp import web
 from marketfeed import schema
 from marketfeed.backfill import ABSENT, AT_ONCE, Backfill, HistoryReport, Source
 from marketfeed.batch import Batch
+from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import NEVER_MS, Instrument
@@ -50,6 +51,7 @@ def settings_for(path: Path, sim: Simulator, **sections: dict[str, Any]) -> Sett
         "exchange": {
             "ws_url": sim.ws_url,
             "rest_url": sim.rest_url,
+            "archive": True,
             "archive_url": sim.rest_url,
             "pairs": "all",
             "timeframes": ["3m"],
@@ -231,6 +233,31 @@ def test_months_and_days_of_the_archive_with_holes_in_it(
     assert "BTCUSDT-3m-2026-10-12.zip: sha256" in refused[0]
 
 
+@pytest.mark.parametrize(
+    ("setting", "source", "used"),
+    [
+        (False, "auto", False),
+        (False, "archive", True),
+        (True, "auto", True),
+        (True, "rest", False),
+    ],
+)
+def test_the_archive_is_used_as_the_operator_says_and_its_terms_are_named(
+    path: Path, caplog: pytest.LogCaptureFixture, *, setting: bool, source: Source, used: bool
+) -> None:
+    async def run() -> None:
+        async with simulated(1, speed=1.0) as sim:
+            settings = settings_for(path, sim, exchange={"archive": setting})
+            report = await fill(settings, 10, source)
+            assert report.complete
+            assert sim.archive is not None
+            assert (sim.archive.asked > 0) == (report.files > 0) == used
+            await require_whole(settings, 10)
+
+    uvloop.run(run())
+    assert caplog.text.count(TERMS) == used
+
+
 def test_an_archive_that_is_not_to_be_had_costs_nothing_but_time(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,7 +278,9 @@ def test_an_archive_that_is_not_to_be_had_costs_nothing_but_time(
     assert caplog.text.count("archive not to be had, REST instead") == 1
 
 
-def test_another_exchange_than_the_archives_is_filled_from_rest_alone(path: Path) -> None:
+def test_another_exchange_than_the_archives_is_filled_from_rest_alone(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def run() -> None:
         async with simulated(1, speed=1.0) as sim:
             settings = settings_for(
@@ -265,6 +294,7 @@ def test_another_exchange_than_the_archives_is_filled_from_rest_alone(path: Path
             assert report.files == report.files_absent == 0
 
     uvloop.run(run())
+    assert TERMS not in caplog.text
 
 
 # --- an exchange that a test makes ----------------------------------------------------------------

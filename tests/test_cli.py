@@ -163,6 +163,32 @@ def test_check_tells_what_is_found(config: Path) -> None:
     assert "\x1b[" not in table.stdout
 
 
+def test_check_says_how_long_history_takes_and_warns_of_an_archive_that_is_not_used(
+    config: Path, simulator: dict[str, str]
+) -> None:
+    variables = {
+        "MARKETFEED_HISTORY__DAYS": "30",
+        "MARKETFEED_EXCHANGE__TIMEFRAMES": "1m,3m",
+        "MARKETFEED_EXCHANGE__ARCHIVE_URL": simulator["rest_url"],
+    }
+    line = "3m: 30 days of 1 pairs by REST are 29 requests of weight 58: 0.1 min"
+    done = marketfeed("check", "--config", config, "--json", **variables)
+    history = [f for f in json.loads(done.stdout)["findings"] if f["subject"] == "history"]
+    assert [finding["verdict"] for finding in history] == ["good"] * 3
+    assert history[1]["text"] == line
+    unused = "exchange.archive_url is set, but exchange.archive is false"
+    assert done.stderr.count(unused) == 1
+    shown = marketfeed("check", "--config", config, **variables)
+    assert line in shown.stdout
+    assert shown.stderr.count(unused) == 1
+    named = marketfeed(
+        "check", "--config", config, **variables, MARKETFEED_EXCHANGE__ARCHIVE="true"
+    )
+    assert named.returncode == 0
+    assert named.stdout.count("CC BY-NC-SA 4.0") == 1
+    assert unused not in named.stderr
+
+
 def test_check_exits_1_when_something_is_bad(config: Path) -> None:
     closed = marketfeed(
         "check", "--config", config, MARKETFEED_EXCHANGE__REST_URL="http://127.0.0.1:1"

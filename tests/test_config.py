@@ -83,6 +83,7 @@ def test_the_defaults() -> None:
         "exchange": {
             "ws_url": "wss://fstream.binance.com",
             "rest_url": "https://fapi.binance.com",
+            "archive": False,
             "archive_url": "https://data.binance.vision",
             "quote": "USDT",
             "pairs": {"top": 164},
@@ -155,6 +156,22 @@ def test_this_process_s_environment_is_the_default(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("STATUS__PORT", "8")
     assert load_settings(None).status.port == 7
     assert Settings().status.port == 9108
+
+
+def test_an_archive_that_is_not_used_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    url = "https://archive.example"
+    address = {"MARKETFEED_EXCHANGE__ARCHIVE_URL": url}
+    shipped = {"MARKETFEED_EXCHANGE__ARCHIVE_URL": "https://data.binance.vision/"}
+    switch = {"MARKETFEED_EXCHANGE__ARCHIVE": "true"}
+    for environ in ({}, shipped, switch, switch | address):
+        load_settings(None, environ)
+        assert not caplog.records
+    assert load_settings(None, address).exchange.archive_url == url
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(
+        "exchange.archive_url is set, but exchange.archive is false"
+    )
 
 
 def test_settings_are_immutable_and_made_by_hand_are_validated_too() -> None:

@@ -37,6 +37,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
     texts = {
         "exchange.ws_url": "ws://127.0.0.1:1",
         "exchange.rest_url": "http://127.0.0.1:2",
+        "exchange.archive": "true",
         "exchange.archive_url": "http://127.0.0.1:3/a",
         "exchange.quote": "USDC",
         "exchange.pairs": "BTC/USDC:USDC",

@@ -102,6 +102,17 @@ def test_whole_number_refuses(value: object) -> None:
         values.parse_whole_number(value, 0, 10)
 
 
+@pytest.mark.parametrize("value", ["True", "yes", "on", "1", 1, 0, "", None, []])
+def test_switch_refuses(value: object) -> None:
+    with pytest.raises(PydanticCustomError, match="expected true or false"):
+        values.parse_switch(value)
+
+
+def test_switch() -> None:
+    texts = (True, "true", False, "false")
+    assert [values.parse_switch(v) for v in texts] == [True, True, False, False]
+
+
 def test_whole_number_takes_both_ends() -> None:
     assert [values.parse_whole_number(v, 0, 10) for v in ("0", 0, "10", 10)] == [0, 0, 10, 10]
 
@@ -280,6 +291,7 @@ def test_whatever_is_there_nothing_but_the_one_error_is_raised(value: object) ->
         lambda v: values.parse_whole_number(v, 0, 5),
         lambda v: values.parse_size(v, 0, 5),
         lambda v: values.parse_duration(v, low, high),
+        values.parse_switch,
         values.parse_mark_price_every,
         values.parse_funding_rate_every,
         values.parse_name,

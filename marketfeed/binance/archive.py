@@ -26,6 +26,11 @@ from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError, w
 from marketfeed.records import Candle
 from marketfeed.stretches import Stretch
 
+TERMS: Final = (
+    "the public archive's files are under CC BY-NC-SA 4.0 and further terms (of 2026-08-26), which forbid "
+    "their use for live trading and in trading bot platforms: they are for research, with attribution"
+)
+"""What whoever takes candles from the archive has to know; binance/binance-public-data has the terms."""
 TIMEOUT_S: Final = 60.0
 MAX_ZIP_BYTES: Final = 16 * 1024 * 1024
 MAX_CSV_BYTES: Final = 32 * 1024 * 1024

@@ -13,15 +13,17 @@ from typing import Final
 from aiohttp import web
 
 from marketfeed import schema
+from marketfeed.simulator.frames import Bar
 from marketfeed.simulator.instrument import Instrument, decimal
 from marketfeed.simulator.market import Market
 
 DAY_AFTER_MS: Final = 6 * schema.HOUR_MS
 MONTH_AFTER_MS: Final = 2 * schema.DAY_MS
-_NAMES: Final = (
+COLUMNS: Final = (
     "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,"
     "taker_buy_quote_volume,ignore"
 )
+"""The first line of recent files."""
 _ROUTE: Final = "/data/futures/um/{folder:daily|monthly}/klines/{symbol}/{timeframe}/{name}"
 _ABSENT: Final = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
@@ -32,13 +34,15 @@ _ABSENT: Final = (
 class Archive:
     """Serves the files of a market; `now_ms` gives exchange time, `catch_up` brings the market to it.
 
-    `corrupt` holds names of files to break: the zip is served with a byte changed.
+    `corrupt` holds names of files to break: the zip is served with a byte changed. `asked` counts requests,
+    whatever their answer, `served` zips.
     """
 
     def __init__(
         self, market: Market, now_ms: Callable[[], int], catch_up: Callable[[], None]
     ) -> None:
         self.corrupt: set[str] = set()
+        self.asked = 0
         self.served = 0
         self._market = market
         self._now_ms = now_ms
@@ -52,6 +56,7 @@ class Archive:
     async def _answer(self, request: web.Request) -> web.Response:
         match = request.match_info
         name = match["name"].removesuffix(".CHECKSUM")
+        self.asked += 1
         self._catch_up()
         body = self._zip(match["folder"], match["symbol"], match["timeframe"], name)
         if body is None:
@@ -96,17 +101,24 @@ class Archive:
         bars = self._market.candles(
             instrument.symbol, timeframe, first_ms, (end_ms - first_ms) // length_ms
         )
-        price, quantity = instrument.price_precision, instrument.quantity_precision
-        quote = instrument.quote_precision
-        lines = [_NAMES]
+        lines = [COLUMNS]
         lines += [
-            f"{open_ms},{decimal(bar.open, price)},{decimal(bar.high, price)},"
-            f"{decimal(bar.low, price)},{decimal(bar.close, price)},{decimal(bar.volume, quantity)},"
-            f"{open_ms + length_ms - 1},{decimal(bar.quote, quote)},{bar.trades},"
-            f"{decimal(bar.taker_buy, quantity)},{decimal(bar.taker_buy_quote, quote)},0"
+            row(instrument, open_ms, length_ms, bar)
             for open_ms, bar in zip(range(first_ms, end_ms, length_ms), bars, strict=True)
         ]
         return "\n".join(lines) + "\n"
+
+
+def row(instrument: Instrument, open_ms: int, length_ms: int, bar: Bar) -> str:
+    """Return one candle's line, without its end."""
+    price, quantity = instrument.price_precision, instrument.quantity_precision
+    quote = instrument.quote_precision
+    return (
+        f"{open_ms},{decimal(bar.open, price)},{decimal(bar.high, price)},"
+        f"{decimal(bar.low, price)},{decimal(bar.close, price)},{decimal(bar.volume, quantity)},"
+        f"{open_ms + length_ms - 1},{decimal(bar.quote, quote)},{bar.trades},"
+        f"{decimal(bar.taker_buy, quantity)},{decimal(bar.taker_buy_quote, quote)},0"
+    )
 
 
 def pack(name: str, text: str) -> bytes:

@@ -37,6 +37,7 @@ class State(msgspec.Struct, frozen=True):
     bytes_sent: int
     published: int
     requests: Mapping[str, int]
+    archive_requests: int
     lag_ms: int
     cpu_s: float
     uptime_s: float

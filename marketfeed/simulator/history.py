@@ -151,44 +151,27 @@ class GeneratedSource:
         return self._price_ticks(minutes) * self._tick
 
 
-class RecordedDay(NamedTuple):
-    """One day of real one-minute candles, numbers as in the archive: `rows` from 00:00 UTC on."""
+class MadeDay(NamedTuple):
+    """One day of a contract's one-minute candles from 00:00 UTC on, in its whole units."""
 
     symbol: str
-    rows: Sequence[tuple[str, ...]]
+    bars: Sequence[Bar]
 
 
-class RecordedSource:
-    """Candles of one real day, again and again, by the minute of the day.
+class DaySource:
+    """Candles of one day, again and again, by the minute of the day.
 
-    Prices and volumes are the real ones; of the trades, half are left out and never more than 30 a
-    second remain, so that a test can afford them, unless `every_trade` is wanted.
+    Prices and volumes are the day's; of the trades, half are left out and never more than 30 a second
+    remain, so that a test can afford them, unless `every_trade` is wanted.
     """
 
-    def __init__(
-        self, instrument: Instrument, day: RecordedDay, *, every_trade: bool = False
-    ) -> None:
-        if len(day.rows) != MINUTES_PER_DAY:
-            raise ValueError(f"{day.symbol}: a day of {len(day.rows)} minutes")
-        price, lots = instrument.price_precision, instrument.quantity_precision
-        quote = instrument.quote_precision
-        self._table = np.array(
-            [
-                Bar(
-                    open=_units(row[1], price),
-                    high=_units(row[2], price),
-                    low=_units(row[3], price),
-                    close=_units(row[4], price),
-                    volume=_units(row[5], lots),
-                    trades=int(row[8]) if every_trade else min(1_800, max(4, int(row[8]) // 2)),
-                    quote=_units(row[7], quote),
-                    taker_buy=_units(row[9], lots),
-                    taker_buy_quote=_units(row[10], quote),
-                )
-                for row in day.rows
-            ],
-            dtype=np.int64,
-        ).T
+    def __init__(self, day: MadeDay, *, every_trade: bool = False) -> None:
+        if len(day.bars) != MINUTES_PER_DAY:
+            raise ValueError(f"{day.symbol}: a day of {len(day.bars)} minutes")
+        self._table = np.array(day.bars, dtype=np.int64).T
+        if not every_trade:
+            trades = self._table[Bar._fields.index("trades")]
+            trades[:] = np.clip(trades // 2, 4, 1_800)
 
     def minutes(self, first_minute: int, count: int) -> Ints:
         """Return `count` one-minute candles: an array of 9 rows, in the order of `Bar`."""
@@ -200,14 +183,6 @@ class RecordedSource:
         """Return what the price was at the end of each of these minutes (price units)."""
         prices: Ints = self._table[3, minutes % MINUTES_PER_DAY]
         return prices
-
-
-def _units(text: str, precision: int) -> int:
-    """Read a decimal as whole units of `10 ** -precision`; what lies beyond must be zeros."""
-    whole, _, part = text.partition(".")
-    if part[precision:].strip("0"):
-        raise ValueError(f"{text} has more than {precision} decimals")
-    return int(whole + part[:precision].ljust(precision, "0"))
 
 
 class Lifespan:

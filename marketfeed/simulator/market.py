@@ -19,11 +19,11 @@ from marketfeed.simulator.catalogue import make_instrument
 from marketfeed.simulator.frames import Bar
 from marketfeed.simulator.funding import Funding
 from marketfeed.simulator.history import (
+    DaySource,
     GeneratedSource,
     Lifespan,
+    MadeDay,
     MinuteSource,
-    RecordedDay,
-    RecordedSource,
 )
 from marketfeed.simulator.instrument import Instrument, decimal
 from marketfeed.simulator.listings import (
@@ -70,10 +70,9 @@ class Market:
 
     `timeframes` are those of the kline streams; REST answers for every timeframe of the schema.
     `bystanders` are contracts that are listed and have prices, but neither streams nor candles.
-    `day` gives one contract the path of a real day, with `every_trade` all of its trades. With
-    `empty_closes` an interval without any trade
-    gets a closing frame too; without, only REST has its row. Implements `venue.Venue`. Raises
-    SettingsError for timeframes that are unknown, doubled or none.
+    `day` gives one contract the path of that day, with `every_trade` all of its trades. With
+    `empty_closes` an interval without any trade gets a closing frame too; without, only REST has its row.
+    Implements `venue.Venue`. Raises SettingsError for timeframes that are unknown, doubled or none.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Market:
         start_ms: int,
         seed: int = 1,
         bystanders: Sequence[Instrument] = (),
-        day: RecordedDay | None = None,
+        day: MadeDay | None = None,
         empty_closes: bool = True,
         every_trade: bool = False,
     ) -> None:
@@ -137,13 +136,13 @@ class Market:
         self,
         instrument: Instrument,
         start_ms: int,
-        day: RecordedDay | None,
+        day: MadeDay | None,
         *,
         every_trade: bool = False,
     ) -> None:
         symbol, seed = instrument.symbol, self._seed
         source: MinuteSource = (
-            RecordedSource(instrument, day, every_trade=every_trade)
+            DaySource(day, every_trade=every_trade)
             if day is not None and day.symbol == symbol
             else GeneratedSource(instrument, seed)
         )

@@ -50,7 +50,7 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     from, None now. `replay` names a recording to play instead of a simulated market: `pairs`,
     `timeframes`, `seed`, `start_ms` and `empty_closes` then mean nothing, and time begins a second after
     the first subscription. `paused` starts with time standing still, until `resume`. `every_trade` gives
-    the real day that BTC follows all of its trades (up to 200 a second) instead of some of them.
+    the day that BTC repeats all of its trades (up to 150 a second) instead of some of them.
     """
 
     host: str = "127.0.0.1"
@@ -340,6 +340,7 @@ class Simulator:
             bytes_sent=self.hub.bytes_sent,
             published=self.published_log.last_number,
             requests=dict(self.rest.requests),
+            archive_requests=0 if self.archive is None else self.archive.asked,
             lag_ms=max(0, now_ms - self._reached_ms),
             cpu_s=time.process_time(),
             uptime_s=time.monotonic() - self._started_s,
@@ -394,7 +395,7 @@ def _make_venue(options: SimulatorOptions) -> Venue:
         start_ms=start_ms,
         seed=options.seed,
         bystanders=catalogue.bystanders(start_ms),
-        day=dataset.recorded_day(),
+        day=dataset.made_day(),
         empty_closes=options.empty_closes,
         every_trade=options.every_trade,
     )

@@ -1,7 +1,6 @@
 """The public archive's files: read exactly, or refused whole."""
 
 import asyncio
-import importlib.resources
 import io
 import zipfile
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from marketfeed.binance.archive import Archive, day_file, month_file, month_of, 
 from marketfeed.binance.archive_rows import parse_rows
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError
+from marketfeed.simulator.dataset import made_zip
 from marketfeed.stretches import Stretch
 
 T = TypeVar("T")
@@ -29,12 +29,6 @@ NAMES = b"open_time,open,high,low,close,volume,close_time,quote_volume,count,tbv
 
 def instrument(symbol: str = "BTCUSDT", pair: str = PAIR) -> Instrument:
     return Instrument(symbol, pair, "USDT", "TRADING", "PERPETUAL", 0, 4_133_404_800_000)
-
-
-def recorded() -> bytes:
-    """The real file of 2025-01-02, as the archive serves it."""
-    path = importlib.resources.files("marketfeed.simulator") / "data/BTCUSDT-1m-2025-01-02.zip"
-    return path.read_bytes()
 
 
 def row(
@@ -70,27 +64,27 @@ def test_names_of_files() -> None:
     assert december.end_ms == month.stretch.start_ms
 
 
-def test_the_recorded_day_is_read_exactly() -> None:
+def test_a_day_is_read_exactly() -> None:
     async def check(server: ArchiveServer, archive: Archive) -> None:
         file = day_file("BTCUSDT", "1m", DAY_MS)
-        server.put(file.path, recorded())
+        server.put(file.path, made_zip())
         candles = await archive.candles(instrument(), file)
         assert [c.open_time_ms for c in candles] == list(range(*DAY, schema.MINUTE_MS))
         first, last = candles[0], candles[-1]
         assert (first.open, first.high, first.low, first.close) == (
-            94580.90, 94614.20, 94563.50, 94600.60,
+            94500.00, 94513.90, 94460.30, 94460.40,
         )  # fmt: skip
         assert (first.volume, first.quote_volume, first.taker_buy_volume, first.trades) == (
-            51.415, 4863394.64580, 30.683, 1343,
+            129.224, 12209555.18760, 12.922, 2228,
         )  # fmt: skip
-        assert last.close == 96967.50
+        assert last.close == 94397.60
         assert all(c.closed and c.pair == PAIR for c in candles)
 
     ask(check)
 
 
 def test_a_file_without_the_line_of_names_is_read_the_same() -> None:
-    text = unpack(recorded())
+    text = unpack(made_zip())
     with_names = parse_rows(text, PAIR, "1m", DAY)
     assert parse_rows(text.partition(b"\n")[2], PAIR, "1m", DAY) == with_names
     assert parse_rows(text.replace(b"\n", b"\r\n"), PAIR, "1m", DAY) == with_names
@@ -129,7 +123,7 @@ def test_a_row_that_makes_no_sense_refuses_the_file(text: bytes, why: str) -> No
 def test_an_absent_file_and_one_that_is_not_to_be_trusted() -> None:
     async def check(server: ArchiveServer, archive: Archive) -> None:
         file = day_file("BTCUSDT", "1m", DAY_MS)
-        good = recorded()
+        good = made_zip()
         with pytest.raises(ArchiveAbsentError):
             await archive.candles(instrument(), file)
         for body, checksum, why in (
@@ -158,7 +152,7 @@ def test_an_absent_file_and_one_that_is_not_to_be_trusted() -> None:
 def test_a_byte_that_was_changed_on_the_way_is_noticed() -> None:
     async def check(server: ArchiveServer, archive: Archive) -> None:
         file = day_file("BTCUSDT", "1m", DAY_MS)
-        good = recorded()
+        good = made_zip()
         server.put(file.path, good)
         for at in (0, 100, len(good) // 2, len(good) - 1):
             server.files[file.path] = good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :]

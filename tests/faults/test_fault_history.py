@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from proc_commands import (
     MARKETFEED,
     Collecting,
     Exchange,
     Process,
+    environment,
     exchange,
     get,
     run_command,
@@ -22,9 +24,12 @@ from proc_commands import (
     write_config,
 )
 
+from marketfeed.binance.archive import TERMS
 from marketfeed.journal import Journal
 
 KILLS = 3
+SHIPPED = Path(__file__).resolve().parents[2] / "config.yaml"
+UNUSED = "exchange.archive_url is set, but exchange.archive is false"
 
 
 def configured(directory: Path, sim: Exchange, port: int, days: int, weight: int) -> Path:
@@ -32,7 +37,12 @@ def configured(directory: Path, sim: Exchange, port: int, days: int, weight: int
         directory,
         sim.ws_url,
         sim.rest_url,
-        exchange={"pairs": "all", "timeframes": ["3m", "5m"], "archive_url": sim.rest_url},
+        exchange={
+            "pairs": "all",
+            "timeframes": ["3m", "5m"],
+            "archive": True,
+            "archive_url": sim.rest_url,
+        },
         history={"days": days, "weight_per_minute": weight},
         status={"port": port},
     )
@@ -154,3 +164,70 @@ def test_what_cannot_be_filled_or_audited_is_said(tmp_path: Path) -> None:
         assert json.loads(nothing.stdout)["expected"] == 0
         code, report = audit(config, "--days=0.5", f"--until={minutes_ago(sim, 10)}")
         assert (code, report["missing"], report["different"]) == (0, 0, 0)
+
+
+# --- the public archive -----------------------------------------------------------------------------
+
+
+def archive_requests(sim: Exchange) -> int:
+    count: int = get(sim.rest_url + "/simulator/state").json["archive_requests"]
+    return count
+
+
+def as_shipped(directory: Path, sim: Exchange, *, archive: bool) -> dict[str, str]:
+    """The environment in which the shipped settings meet that exchange, and its archive."""
+    exchange = {"WS_URL": sim.ws_url, "REST_URL": sim.rest_url, "ARCHIVE_URL": sim.rest_url}
+    if archive:
+        exchange["ARCHIVE"] = "true"
+    return environment(
+        MARKETFEED_CONFIG=str(SHIPPED),
+        MARKETFEED_JOURNAL__PATH=str(directory / "journal.db"),
+        MARKETFEED_STATUS__PORT="0",
+        **{f"MARKETFEED_EXCHANGE__{key}": value for key, value in exchange.items()},
+    )
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_collector_asks_the_archive_only_where_the_settings_say_so(
+    tmp_path: Path, *, archive: bool
+) -> None:
+    with exchange(tmp_path, pairs=3, speed=60.0, timeframes="3m,5m,15m,1h") as sim:
+        command = [*MARKETFEED, "run"]
+        env = as_shipped(tmp_path, sim, archive=archive)
+        with Collecting(command, tmp_path / "run.log", env) as collecting:
+
+            def filled() -> bool:
+                state = collecting.status()["history"]
+                return state is not None and state["history"]["state"] == "complete"
+
+            until(filled)
+            report = collecting.status()["history"]["history"]
+            # 30 days of 3m, 5m, 15m and 1h.
+            assert report["stored"] >= 3 * 30 * (480 + 288 + 96 + 24) - 3 * 4 * 60
+            assert collecting.stop() == 0
+        assert (archive_requests(sim) > 0) == (report["files"] > 0) == archive
+        assert collecting.log.count(TERMS) == archive
+        assert collecting.log.count(UNUSED) == (not archive)
+
+
+def test_commands_use_the_archive_at_the_operators_word_and_name_its_terms(tmp_path: Path) -> None:
+    with exchange(tmp_path, pairs=1, speed=1.0, timeframes="3m") as sim:
+        env = as_shipped(tmp_path, sim, archive=False)
+
+        def asked_by(*command: str) -> tuple[int, int]:
+            """How many requests the archive got, and how often the terms were printed."""
+            before = archive_requests(sim)
+            done = run_marketfeed(*command, "--json", env=env)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads(done.stdout)
+            assert done.stderr.count(UNUSED) == 1
+            return archive_requests(sim) - before, done.stderr.count(TERMS)
+
+        assert asked_by("backfill", "--days=4") == (0, 0)
+        requests, named = asked_by("backfill", "--days=12", "--from=archive")
+        assert requests > 0
+        assert named == 1
+        assert asked_by("audit", "--days=1") == (0, 0)
+        requests, named = asked_by("audit", "--days=6", "--from=archive")
+        assert requests > 0
+        assert named == 1

@@ -31,7 +31,7 @@ the host that is to collect:
 
 ```console
 $ marketfeed check --live 120          # connects, subscribes, and looks at two minutes of real frames
-$ marketfeed audit --from archive      # the next morning: every stored candle against Binance's own files
+$ marketfeed audit --all --days 1      # the next morning: every stored candle against Binance's own
 ```
 """
 

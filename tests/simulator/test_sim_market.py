@@ -219,8 +219,9 @@ def test_frames_of_streams_nobody_wants_are_not_written_but_closed_candles_are_k
     assert all(event.closed is not None for event in events)
 
 
-def test_bitcoin_follows_the_real_day() -> None:
-    day = dataset.recorded_day()
+def test_bitcoin_follows_the_made_day() -> None:
+    day = dataset.made_day()
+    rows = [line.split(",") for line in dataset.made_csv().splitlines()[1:]]
     offset_minutes = 700
     start_ms = schema.floor_to(START_MS, schema.DAY_MS) + offset_minutes * MINUTE_MS
     market = Market(catalogue.instruments(1), ("1m",), start_ms=start_ms, day=day)
@@ -228,7 +229,7 @@ def test_bitcoin_follows_the_real_day() -> None:
     candles = [event.closed for event in events if event.closed is not None]
     assert len(candles) >= 30
     for at, candle in enumerate(candles):
-        row = day.rows[offset_minutes + at]
+        row = rows[offset_minutes + at]
         assert candle.open_time_ms == start_ms + at * MINUTE_MS
         assert [candle.open, candle.high, candle.low, candle.close] == [float(n) for n in row[1:5]]
         assert candle.volume == float(row[5])
@@ -239,7 +240,7 @@ def test_bitcoin_follows_the_real_day() -> None:
 
 
 def test_bitcoin_starts_the_day_again_at_midnight() -> None:
-    day = dataset.recorded_day()
+    day = dataset.made_day()
     midnight_ms = schema.floor_to(START_MS, schema.DAY_MS)
     start_ms = midnight_ms - 2 * MINUTE_MS
     market = Market(catalogue.instruments(1), ("1m",), start_ms=start_ms, day=day)
@@ -247,7 +248,7 @@ def test_bitcoin_starts_the_day_again_at_midnight() -> None:
         e.closed for e in market.advance(midnight_ms + 2 * MINUTE_MS) if e.closed is not None
     ]
     assert [candle.close for candle in candles[:3]] == [
-        float(day.rows[at][4]) for at in (-2, -1, 0)
+        day.bars[at].close / 100 for at in (-2, -1, 0)
     ]
 
 
@@ -293,7 +294,7 @@ def test_the_decoder_takes_every_frame() -> None:
     instruments = catalogue.instruments(40)
     market = Market(
         instruments, tuple(schema.TIMEFRAMES_MS), start_ms=START_MS,
-        bystanders=catalogue.bystanders(START_MS), day=dataset.recorded_day(),
+        bystanders=catalogue.bystanders(START_MS), day=dataset.made_day(),
     )  # fmt: skip
     for stream in market.streams.values():
         stream.wanted = True

@@ -1,0 +1,48 @@
+"""What `check` says of settings alone."""
+
+from typing import Any
+
+import pytest
+
+from marketfeed.binance.archive import TERMS
+from marketfeed.check import check_history
+from marketfeed.config import Settings
+
+NONE_YET = ", if the journal has none of it"
+
+
+def found(pairs: int = 164, **sections: dict[str, Any]) -> list[tuple[str, str]]:
+    findings = check_history(Settings.model_validate(sections), pairs)
+    assert {finding.subject for finding in findings} <= {"history"}
+    return [(finding.verdict, finding.text) for finding in findings]
+
+
+def test_how_long_the_shipped_settings_history_takes() -> None:
+    """30 days of 3m are a weight of 58 a pair (facts of the exchange), and so on."""
+    assert found() == [
+        ("good", "3m: 30 days of 164 pairs by REST are 4,756 requests of weight 9,512: 8.8 min"),
+        ("good", "5m: 30 days of 164 pairs by REST are 2,952 requests of weight 5,904: 5.5 min"),
+        ("good", "15m: 30 days of 164 pairs by REST are 984 requests of weight 1,968: 1.8 min"),
+        ("good", "1h: 30 days of 164 pairs by REST are 328 requests of weight 656: 0.6 min"),
+        ("good", f"all timeframes: weight 18,040, 16.7 min at 1,080 of weight a minute{NONE_YET}"),
+    ]
+
+
+def test_what_is_left_over_weighs_less_and_retention_ends_history() -> None:
+    (first, last) = found(
+        2,
+        exchange={"timeframes": ["1d"]},
+        history={"days": 600, "weight_per_minute": 10},
+        journal={"retention": {"candles": "550d"}},
+    )
+    assert first == ("good", "1d: 550 days of 2 pairs by REST are 4 requests of weight 6: 0.7 min")
+    assert last[1].startswith("all timeframes: weight 6, 0.7 min at 9 of weight a minute")
+
+
+def test_with_the_archive_its_terms_are_a_warning() -> None:
+    assert found(exchange={"archive": True}) == [("warning", f"exchange.archive is true; {TERMS}")]
+
+
+@pytest.mark.parametrize(("pairs", "days"), [(0, 30), (164, 0)])
+def test_where_nothing_is_to_be_filled_nothing_is_said(pairs: int, days: int) -> None:
+    assert found(pairs, history={"days": days}) == []
