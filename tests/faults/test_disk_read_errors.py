@@ -145,7 +145,9 @@ def end_traced(collector: Collecting) -> None:
 def chosen(reads: int, count: int) -> Sequence[int]:
     """So many N from the first reads to the last, close together where a start begins."""
     highest = reads - 1
-    return sorted({round(FIRST * (highest / FIRST) ** (n / (count - 1))) for n in range(count)})
+    return sorted(
+        {round(FIRST * (highest / FIRST) ** (n / max(count - 1, 1))) for n in range(count)}
+    )
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
