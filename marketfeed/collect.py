@@ -130,13 +130,15 @@ class Collector:
             source = InstrumentSource(self._settings.exchange, rest, self._clock, self._writer)
             self._reporter.source = source
             keeping = asyncio.create_task(self._keep_budget(), name="budget")
+            looking = asyncio.create_task(self._look_beside(), name="set aside")
             try:
                 listing = await source.load(stop)
                 if listing is not None:
                     await self._collect(listing, source, rest, session, stop)
             finally:
                 keeping.cancel()
-                await asyncio.gather(keeping, return_exceptions=True)
+                looking.cancel()
+                await asyncio.gather(keeping, looking, return_exceptions=True)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
     async def _prove_alive(self) -> str:
@@ -381,6 +383,12 @@ class Collector:
             except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
             await asyncio.sleep(RETENTION_EVERY_S)
+
+    async def _look_beside(self) -> None:
+        """Know of damaged journals that were set aside, by this run or an earlier, until they are removed."""
+        while True:
+            await asyncio.sleep(LOOK_AT_JOURNAL_EVERY_S)
+            await self._writer.look_beside()
 
     async def _watch_journal(self, intake: Intake) -> None:
         """Find damage that no commit meets: SQLite writes on from memory while readers fail."""

@@ -11,11 +11,19 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 from urllib.parse import quote
 
+from marketfeed.damage import (
+    BESIDE,
+    check,
+    is_damage,
+    is_failed_read,
+    is_there,
+    put_aside,
+    require_readable,
+)
 from marketfeed.errors import (
     JournalError,
     JournalForeignError,
@@ -29,7 +37,6 @@ log = logging.getLogger(__name__)
 CHECK_S: Final = 5.0
 """Wall seconds for the consistency check at start; a large file is checked as far as it comes."""
 _NO_HOLDER: Final = ""
-_BESIDE: Final = ("-wal", "-shm")
 
 
 class Kind(NamedTuple):
@@ -61,7 +68,7 @@ def errors_told(kind: Kind, path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise JournalWriteError(f"{kind.name} {path}: {error}", _is_damage(error)) from error
+        raise JournalWriteError(f"{kind.name} {path}: {error}", is_damage(error)) from error
 
 
 def has_been_open(path: Path) -> bool:
@@ -91,14 +98,16 @@ class Database:
         *,
         wait_lock_s: float = 0.0,
         distrusted: bool = False,
+        proven: bool = False,
         check_s: float = CHECK_S,
     ) -> Self:
         """Open or create the file at `path` and take its lock.
 
-        A file that SQLite finds damaged, or a `distrusted` one, is renamed to
+        A file that SQLite finds damaged twice, or a `distrusted` one, is renamed to
         `<name>.corrupt-<UTC time>` and a fresh one started, with an error in the log and the new name
         in `set_aside`; so are a `-wal` and `-shm` that have lost their file. It is looked over for
-        `check_s` wall seconds, not at all for 0.
+        `check_s` wall seconds, not at all for 0. One that its disk does not let read stays as it is.
+        `proven`: every byte could be read since damage was first met, so that once more is enough.
 
         Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
         JournalForeignError, JournalNewerError, JournalError.
@@ -117,7 +126,9 @@ class Database:
             text = f"{kind.name} {path}: {error.strerror or error}{hint}"
             raise JournalError(text) from error
         try:
-            db, set_aside = _open_or_set_aside(kind, path, check_s, distrusted=distrusted)
+            db, set_aside = _open_or_set_aside(
+                kind, path, check_s, distrusted=distrusted, proven=proven
+            )
         except BaseException:
             os.close(lock_fd)
             raise
@@ -143,7 +154,19 @@ class Database:
         `queries` read what readers read first. Raises JournalWriteError (`damaged`) when the file is
         gone, another one stands in its place, or SQLite finds it damaged.
         """
-        found = identity(self.path)
+        try:
+            self._look(queries)
+        except JournalWriteError as error:
+            # A read that failed looks like damage, too: once is not enough.
+            log.warning("%s looked damaged, looking again error=%r", self.kind.name, str(error))
+            self._look(queries)
+
+    def _look(self, queries: Iterable[str]) -> None:
+        try:
+            found = identity(self.path)
+        except OSError as error:
+            log.debug("%s not looked at error=%r", self.kind.name, str(error))
+            return
         if found != self._identity:
             what = "the file is gone" if found is None else "another file stands in its place"
             raise JournalWriteError(f"{self.kind.name} {self.path}: {what}", damaged=True)
@@ -153,7 +176,7 @@ class Database:
                     db.execute(query).fetchall()
         except sqlite3.DatabaseError as error:
             # SQLITE_ERROR: there is no such table, as after the file was emptied.
-            if _is_damage(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            if is_damage(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
                 text = f"{self.kind.name} {self.path}: {error}"
                 raise JournalWriteError(text, damaged=True) from error
             # Busy, or nothing left to open it with: that says nothing of the file.
@@ -250,10 +273,13 @@ def _connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connec
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of its name; None if there is none."""
+    """What tells a file from another one of its name; None if there is none.
+
+    Raises OSError when the disk does not say.
+    """
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 
@@ -294,24 +320,24 @@ def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
 
 
 def _open_or_set_aside(
-    kind: Kind, path: Path, check_s: float, *, distrusted: bool
+    kind: Kind, path: Path, check_s: float, *, distrusted: bool, proven: bool
 ) -> tuple[sqlite3.Connection, Path | None]:
     found = "damage was seen while it was in use"
-    if not path.exists() and any(Path(f"{path}{suffix}").exists() for suffix in _BESIDE):
-        # SQLite would delete them. That the file is gone has to be told.
-        distrusted, found = (
-            True,
-            "what SQLite keeps beside it is left alone, as by a kill in mid-move",
-        )
     try:
+        if not is_there(path) and any(is_there(Path(f"{path}{suffix}")) for suffix in BESIDE):
+            # SQLite would delete them. That the file is gone has to be told.
+            distrusted, found = (
+                True,
+                "what SQLite keeps beside it is left alone, as by a kill in mid-move",
+            )
         if not distrusted:
             try:
-                return _open(kind, path, check_s), None
+                return _open_or_again(kind, path, check_s, proven=proven), None
             except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 found = str(error)
-        set_aside = _put_aside(path)
+        set_aside = put_aside(path)
         log.error(
             "%s damaged, set aside, starting a fresh one path=%s error=%r set_aside=%s",
             kind.name,
@@ -326,6 +352,20 @@ def _open_or_set_aside(
         raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
 
 
+def _open_or_again(kind: Kind, path: Path, check_s: float, *, proven: bool) -> sqlite3.Connection:
+    """Open a file; a second time when it cannot be read, after all of it was read unless `proven`."""
+    try:
+        return _open(kind, path, check_s)
+    except sqlite3.DatabaseError as error:
+        if proven or not (is_damage(error) or is_failed_read(error)):
+            raise
+        log.warning(
+            "%s could not be read, reading it again path=%s error=%r", kind.name, path, str(error)
+        )
+    require_readable(kind.name, path)
+    return _open(kind, path, check_s)
+
+
 def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
@@ -338,7 +378,7 @@ def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
         if version == 0:
             _create(kind, db)
         else:
-            _check(db, check_s)
+            check(db, check_s)
             _migrate(kind, path, db, version)
     except BaseException:
         db.close()
@@ -403,50 +443,3 @@ def _schema_change(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
-
-
-def _check(db: sqlite3.Connection, check_s: float) -> None:
-    """Let SQLite look over the file for at most so long; raise DatabaseError on damage."""
-    if check_s <= 0.0:
-        return
-    deadline_s = time.monotonic() + check_s
-    db.set_progress_handler(lambda: time.monotonic() > deadline_s, 100_000)
-    try:
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-            raise
-        verdict = "ok"
-    finally:
-        db.set_progress_handler(None, 0)
-    if verdict != "ok":
-        raise damage(verdict)
-
-
-def damage(what: str) -> sqlite3.DatabaseError:
-    """An error as SQLite's own of a corrupt file, for what it does not look at."""
-    error = sqlite3.DatabaseError(f"database disk image is malformed: {what}")
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)
-    # A short read: the file has been cut off. Python reads texts, and SQLite does not look at them.
-    return (
-        code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        or code == sqlite3.SQLITE_IOERR_SHORT_READ
-        or (not code and "decode to UTF-8" in str(error))
-    )
-
-
-def _put_aside(path: Path) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    target = Path(f"{path}.corrupt-{stamp}")
-    # The file itself first: without its -wal an older state of it would be taken for the newest, after a
-    # kill in between, and by readers.
-    for suffix in ("", *_BESIDE):
-        source = Path(f"{path}{suffix}")
-        if source.exists():
-            source.rename(f"{target}{suffix}")
-    return target

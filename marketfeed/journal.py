@@ -19,13 +19,13 @@ from typing import Final, NamedTuple, Self
 
 from marketfeed import rows, schema, shipped, tables
 from marketfeed.batch import Batch
+from marketfeed.damage import damage
 from marketfeed.database import (
     CHECK_S,
     Database,
     FileFound,
     Kind,
     absence,
-    damage,
     errors_told,
     inspect,
 )
@@ -141,6 +141,7 @@ class Journal:
         *,
         wait_lock_s: float = 0.0,
         distrusted: bool = False,
+        proven: bool = False,
         check_s: float = CHECK_S,
     ) -> Self:
         """Open or create the journal at `path` and take its lock, as `Database.open` says.
@@ -148,7 +149,12 @@ class Journal:
         Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
         """
         database = Database.open(
-            KIND, path, wait_lock_s=wait_lock_s, distrusted=distrusted, check_s=check_s
+            KIND,
+            path,
+            wait_lock_s=wait_lock_s,
+            distrusted=distrusted,
+            proven=proven,
+            check_s=check_s,
         )
         try:
             with errors_told(KIND, path):

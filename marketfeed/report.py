@@ -12,6 +12,7 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
+from marketfeed.damage import aside_reason
 from marketfeed.heal import Healer
 from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
@@ -198,6 +199,8 @@ class Reporter:
         reasons = [] if self.stage == "running" else [f"the collector is {self.stage}"]
         if self.source is not None and self.source.problem:
             reasons.append(self.source.problem)
+        if self._writer.beside:
+            reasons.append(aside_reason("journal", self._writer.beside))
         line = self.line
         if line is None:
             return reasons

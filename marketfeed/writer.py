@@ -1,15 +1,20 @@
 """The journal on a thread of its own: one caller at a time, the event loop never waits for the disk."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from marketfeed.database import CHECK_S, identity
+from marketfeed.damage import find_damage, is_certain, require_readable, set_aside_beside
+from marketfeed.database import CHECK_S, errors_told, identity
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.journal import Journal
+from marketfeed.journal import KIND, Journal
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -18,7 +23,8 @@ class JournalWriter:
     """Opens the journal at `path` and runs calls on it, in their order. An async context manager.
 
     A file is looked over for `check_s` wall seconds when it is opened. Entering raises what
-    `Journal.open` raises, but for damage: a damaged file is set aside, wherever a start meets that.
+    `Journal.open` raises, but for damage: a damaged file is set aside, wherever a start meets that. One that
+    its disk does not let read is not damaged.
     """
 
     def __init__(self, path: Path, check_s: float = CHECK_S) -> None:
@@ -27,6 +33,8 @@ class JournalWriter:
         """Called on the event loop when a call has met damage: the file is to be replaced."""
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
+        self.beside: tuple[str, ...] = ()
+        """The damaged files that lie beside this one, by this run or an earlier; see `look_beside`."""
         self.generation = 0
         """Rises by one with every file that is opened: the numbers of a fresh one begin anew."""
         self.next_seq = 0
@@ -39,6 +47,8 @@ class JournalWriter:
         self._check_s = check_s
         # The file that was gone on with after damage had been met in it, by its identity.
         self._reprieved: tuple[int, int] | None = None
+        # Whether something was met since then that no failed read can look like.
+        self._certain = False
 
     async def __aenter__(self) -> Self:
         try:
@@ -60,8 +70,10 @@ class JournalWriter:
         try:
             return await self._in_thread(lambda: self._run(function))
         except JournalWriteError as error:
-            if error.damaged and self.on_damage is not None:
-                self.on_damage(error)
+            if error.damaged:
+                self._certain |= is_certain(error.__cause__)
+                if self.on_damage is not None:
+                    self.on_damage(error)
             raise
 
     async def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
@@ -79,12 +91,14 @@ class JournalWriter:
     async def replace(self) -> None:
         """Start anew after damage: the file is set aside as at a start, documents are kept.
 
-        A file that proves to be whole is gone on with (closing it has mended it, or it is a backup), once:
-        what is met in it again lies beyond the checks.
+        A file that proves to be whole is gone on with: a read had failed, closing it has mended it, or it
+        is a backup. What is met in it again lies beyond the checks of a start: then all of it is checked.
 
-        Raises JournalError when no fresh file can be made; it may be tried again.
+        Raises JournalError when it cannot be read, or no fresh file can be made; it may be tried again.
         """
-        await self._in_thread(self._replace)
+        # Beside all calls: the heartbeat does not wait until a large file is read.
+        distrusted = await asyncio.to_thread(self._is_damaged)
+        await self._in_thread(partial(self._replace, distrusted=distrusted))
 
     async def require_whole(self) -> None:
         """Raise JournalWriteError (`damaged`) when readers cannot read the file; beside all calls."""
@@ -96,19 +110,37 @@ class JournalWriter:
                 if journal is self._journal:
                     raise
 
-    def _open(self, *, distrusted: bool = False) -> None:
+    async def look_beside(self) -> None:
+        """Bring `beside` up to date; it stays as it is while the disk does not say."""
+        with contextlib.suppress(OSError):
+            self.beside = await asyncio.to_thread(set_aside_beside, self.path)
+
+    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
         try:
-            self._open_and_look(distrusted=distrusted)
+            self._open_and_look(distrusted=distrusted, proven=proven)
         except JournalWriteError as error:
-            if distrusted or not error.damaged:
+            if distrusted:
+                raise
+            log.warning("journal could not be read, reading it again error=%r", str(error))
+            self._open_again(proven=proven)
+        with contextlib.suppress(OSError):
+            self.beside = set_aside_beside(self.path)
+
+    def _open_again(self, *, proven: bool) -> None:
+        if not proven:
+            require_readable(KIND.name, self.path)
+        try:
+            self._open_and_look(distrusted=False, proven=True)
+        except JournalWriteError as error:
+            if not error.damaged:
                 raise
             # The check at opening did not come as far as the damage.
-            self._open_and_look(distrusted=True)
+            self._open_and_look(distrusted=True, proven=True)
 
-    def _open_and_look(self, *, distrusted: bool) -> None:
+    def _open_and_look(self, *, distrusted: bool, proven: bool) -> None:
         """Open the file, and prove that what a collector reads first can be read."""
         self._journal = journal = Journal.open(
-            self.path, distrusted=distrusted, check_s=self._check_s
+            self.path, distrusted=distrusted, proven=proven, check_s=self._check_s
         )
         try:
             self._run(self._note)
@@ -121,14 +153,37 @@ class JournalWriter:
                 self.set_aside = journal.set_aside
         self.generation += 1
 
-    def _replace(self) -> None:
+    def _is_damaged(self) -> bool:
+        """Whether the file is the one that was gone on with, and damage is proven by now."""
+        require_readable(KIND.name, self.path)
+        found = self._identity()
+        if found is None or found != self._reprieved:
+            return False
+        if self._certain:
+            return True
+        with errors_told(KIND, self.path):
+            what = find_damage(self.path)
+        if not what:
+            return False
+        require_readable(KIND.name, self.path)
+        with errors_told(KIND, self.path):
+            return find_damage(self.path) == what
+
+    def _replace(self, *, distrusted: bool) -> None:
         self._close()
-        found = identity(self.path)
-        self._open(distrusted=found is not None and found == self._reprieved)
+        found = self._identity()
+        self._open(distrusted=distrusted, proven=True)
         self._run(self._save_documents)
         # Last: what failed for another reason (a full disk) is tried again with the same file. A fresh
         # one has no damage behind it.
-        self._reprieved = found if identity(self.path) == found else None
+        self._reprieved = found if self._identity() == found else None
+        self._certain = False
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            return identity(self.path)
+        except OSError as error:
+            raise JournalError(f"journal {self.path}: {error.strerror or error}") from error
 
     def _save_documents(self, journal: Journal) -> None:
         for name, (body, saved_ms) in self._documents.items():

@@ -294,6 +294,9 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
             await until(lambda: collector.report().journal.set_aside is not None)
             # The feed was not disturbed, and goes on into the fresh file.
             await until(lambda: pairs_stored() == PAIRS)
+            await until(lambda: "was set aside" in "".join(collector.report().reasons))
+            for file in path.parent.glob("*.corrupt-*"):
+                file.unlink()
             await until(lambda: delivering(collector))
             assert [c.opened for c in collector.report().connections] == [1]
 

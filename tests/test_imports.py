@@ -15,6 +15,7 @@ ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
         "marketfeed/backup.py",
+        "marketfeed/damage.py",
         "marketfeed/database.py",
         "marketfeed/journal.py",
         "marketfeed/journal_view.py",

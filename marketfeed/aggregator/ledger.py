@@ -24,7 +24,7 @@ import msgspec
 from marketfeed import shipped, tables
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
-from marketfeed.database import Database, FileFound, Kind, has_been_open, inspect
+from marketfeed.database import Database, FileFound, Kind, errors_told, has_been_open, inspect
 from marketfeed.errors import LedgerError
 from marketfeed.ranges import Ranges
 
@@ -186,11 +186,15 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, *, wait_lock_s: float = 0.0) -> Self:
-        """Open or create the ledger at `path` and take its lock, as `Database.open` says."""
+        """Open or create the ledger at `path` and take its lock, as `Database.open` says.
+
+        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
+        """
         vanished = has_been_open(path) and not path.exists()
         database = Database.open(KIND, path, wait_lock_s=wait_lock_s)
         try:
-            ledger = cls(database)
+            with errors_told(KIND, path):
+                ledger = cls(database)
             if vanished and not ledger.loss:
                 ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
             return ledger

@@ -31,6 +31,7 @@ from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import AggregatorSettings, Settings
+from marketfeed.damage import aside_reason
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.metrics import cpu_s, rss_bytes
@@ -42,6 +43,7 @@ from marketfeed.status import StatusServer
 log = logging.getLogger(__name__)
 
 RETENTION_EVERY_S: Final = 600.0
+LOOK_BESIDE_EVERY_S: Final = 3.0
 SHIPPING_TROUBLE_S: Final = 60.0
 """For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
 CLOCK_TROUBLE_S: Final = 2.0
@@ -226,6 +228,7 @@ class Aggregator:
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
             retention = group.create_task(self._keep_ledger(shipper), name="retention")
+            looking = group.create_task(self._look_beside(), name="set aside")
             try:
                 async with api:
                     self.url = api.url
@@ -238,6 +241,7 @@ class Aggregator:
                 for forwarder in forwarders.values():
                     forwarder.end()
                 retention.cancel()
+                looking.cancel()
                 if shipper is not None:
                     shipper.end()
 
@@ -261,6 +265,12 @@ class Aggregator:
                 retain_at_s = now_s + RETENTION_EVERY_S
                 await self._delete_old(shipper)
             await asyncio.sleep(self._pace.whole_s)
+
+    async def _look_beside(self) -> None:
+        """Know of damaged ledgers that were set aside, by this run or an earlier, until they are removed."""
+        while True:
+            await asyncio.sleep(LOOK_BESIDE_EVERY_S)
+            await self._ledger.look_beside()
 
     async def _delete_old(self, shipper: Shipper | None) -> None:
         keep_ms = self._settings.aggregator.ledger.keep.ms
@@ -305,6 +315,8 @@ class Aggregator:
         found = []
         if self._ledger.loss:
             found.append(f"{self._ledger.loss}: what stood in it is not known, look into the bots")
+        if self._ledger.beside:
+            found.append(aside_reason("ledger", self._ledger.beside))
         if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
             found.append(
                 f"this host's clock has been set {'back' if ahead_s > 0 else 'forward'} by "

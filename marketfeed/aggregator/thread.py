@@ -1,12 +1,15 @@
 """The ledger on a thread of its own: one caller at a time, the event loop never waits for the disk."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger import KIND, Ledger
+from marketfeed.damage import set_aside_beside
+from marketfeed.database import errors_told
 from marketfeed.errors import JournalError
 
 T = TypeVar("T")
@@ -25,6 +28,8 @@ class LedgerThread:
         self.path = path
         self.loss = ""
         """What became of a ledger that should stand here; empty when nothing is known to be lost."""
+        self.beside: tuple[str, ...] = ()
+        """The damaged ledgers that lie beside this one, by this run or an earlier; see `look_beside`."""
         self.next_seq = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._ledger: Ledger | None = None
@@ -42,20 +47,31 @@ class LedgerThread:
         self._thread.shutdown()
 
     async def call(self, function: Callable[[Ledger], T]) -> T:
-        """Run `function` on the ledger, after all calls before. Raises what it raises."""
+        """Run `function` on the ledger, after all calls before. Raises what it raises.
+
+        What SQLite raises comes as JournalWriteError.
+        """
         return await self._in_thread(lambda: self._run(function))
+
+    async def look_beside(self) -> None:
+        """Bring `beside` up to date; it stays as it is while the disk does not say."""
+        with contextlib.suppress(OSError):
+            self.beside = await asyncio.to_thread(set_aside_beside, self.path)
 
     def _open(self) -> None:
         # A predecessor that was killed may take a moment to go.
         self._ledger = ledger = Ledger.open(self.path, wait_lock_s=2.0)
         self.loss = ledger.loss
         self.next_seq = ledger.next_seq
+        with contextlib.suppress(OSError):
+            self.beside = set_aside_beside(self.path)
 
     def _run(self, function: Callable[[Ledger], T]) -> T:
         if self._ledger is None:
             raise JournalError(f"ledger {self.path}: not open")
         try:
-            return function(self._ledger)
+            with errors_told(KIND, self.path):
+                return function(self._ledger)
         finally:
             self.next_seq = self._ledger.next_seq
 

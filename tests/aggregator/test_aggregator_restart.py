@@ -250,6 +250,27 @@ def test_after_a_lost_ledger_every_cool_down_may_run(tmp_path: Path, damaged: bo
     asyncio.run(scenario())
 
 
+def test_a_ledger_that_was_set_aside_is_a_reason_while_it_lies_there(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "ledger.db").write_bytes(b"not an SQLite file at all" * 1_000)
+        async with CountingBot() as bot:
+            given = settings(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1)
+            async with running(given):
+                (kept,) = tmp_path.glob("ledger.db.corrupt-*")  # noqa: ASYNC240
+            # A later run, which has lost nothing itself.
+            async with running(given) as aggregator:
+                status, answer = await aggregator.status("health")
+                assert status == 503
+                (reason,) = answer["reasons"]
+                assert "a damaged ledger was set aside" in reason
+                assert str(kept) in reason
+                kept.unlink()
+                await until(lambda: not aggregator.aggregator.reasons(), "a clean directory")
+                assert (await aggregator.status("health"))[0] == 200
+
+    asyncio.run(scenario())
+
+
 # --- the commands -----------------------------------------------------------------------------------
 
 

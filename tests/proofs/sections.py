@@ -60,10 +60,10 @@ class Proofs:
             tests = ["tests/faults/test_fault_exchange_frames.py"]
         done = run(
             ["-m", "pytest", "-q", *tests, f"--junitxml={junit}"],
-            900.0,
+            1_200.0,
             python=sys.executable,
             log=self._logs / "faults.log",
-            environment={VARIABLE: str(board)},
+            environment={VARIABLE: str(board), "READ_ERRORS": "12"},
         )
         section.took(done)
         hours, every = ("0.5", "0.7") if self._quick else ("8", "1.5")
