@@ -36,6 +36,7 @@ from marketfeed.backfill_plan import (
 from marketfeed.batch import Batch
 from marketfeed.binance.archive import Archive, ArchiveFile, day_file, month_file, month_of
 from marketfeed.binance.budget import Priority
+from marketfeed.binance.liveness import WATCHED_BEFORE_MS
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
@@ -48,7 +49,7 @@ from marketfeed.errors import (
 )
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch, candles_in, missing
+from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, missing
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ ABSENT: Final = "history_absent"
 AT_ONCE: Final = 8
 """Requests under way; files of the archive, which are larger, half as many."""
 ROWS_PER_COMMIT: Final = 1_000
-LEAVE_NEWEST_MS: Final = schema.MINUTE_MS
-"""What closed less than this ago is left to the feed and to healing."""
+LEAVE_NEWEST_MS: Final = WATCHED_BEFORE_MS
+"""What closed less than this ago is left to the feed and to healing, which await it from the start."""
 MAY_BE_LATE_MS: Final = schema.HOUR_MS
 """For so long after its close a candle that the exchange does not have may still come."""
 DOUBTED_FOR_S: Final = 60.0
@@ -74,6 +75,8 @@ FILE_WORTH: Final = 200
 DAY_FILE_AFTER_MS: Final = 6 * schema.HOUR_MS
 MONTH_FILE_AFTER_MS: Final = 3 * schema.DAY_MS
 """How long after its end a file is there."""
+GIVEN_UP_AFTER_S: Final = 600.0
+"""Exchange seconds for which a series counts as unfilled for what the exchange answers without."""
 ATTEMPTS: Final = 6
 RETRY_FIRST_S: Final = 1.0
 SKIPPED_IN_A_ROW: Final = 8
@@ -117,7 +120,8 @@ class Backfill:
     """Fills the history of `series()` in the journal that `writer` writes.
 
     `keep_ms` is how far back; `max_bytes` the journal's disk budget. `archive` None: REST alone.
-    `on_stored` hears of what was stored.
+    `on_stored` hears of what was stored. A pass is not complete while any of `left_to_healing()` candles,
+    which are newer than what is filled here, are not there.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Backfill:
         leave_newest_ms: int = LEAVE_NEWEST_MS,
         doubted_for_s: float = DOUBTED_FOR_S,
         on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
+        left_to_healing: Callable[[], int] = lambda: 0,
     ) -> None:
         self._writer = writer
         self._view = JournalView(writer.path)
@@ -146,6 +151,11 @@ class Backfill:
         self._leave_newest_ms = leave_newest_ms
         self._doubted_for_s = doubted_for_s
         self._on_stored = on_stored
+        self._left_to_healing = left_to_healing
+        # How many of its newest candles a series lacks, by the journal's generation and its key; and since
+        # when (s) the exchange answers without them.
+        self._newest_lacking: dict[tuple[int, str], int] = {}
+        self._without_s: dict[str, float] = {}
         self._absent = Absent()
         self._doubts = Doubts()
         self._woken = asyncio.Event()
@@ -174,17 +184,19 @@ class Backfill:
         """How filling goes now."""
         left = self._left.total()
         done = self._wanted - left
+        awaited = self._left_to_healing()
+        state = "filling" if awaited and self._state == "complete" else self._state
         passed_s = time.monotonic() - self._started_s
         known = self._state == "filling" and done > 0
         replaced = self._writer.generation != self._generation
         return HistoryReport(
             # Nothing of what was told of the file before holds for a fresh one.
-            state="waiting" if replaced else self._state,
+            state="waiting" if replaced else state,
             days=self._keep_ms // schema.DAY_MS,
             pairs=len(self._pairs),
             pairs_done=sum(self._left[pair] <= 0 for pair in self._pairs),
-            candles=self._wanted,
-            candles_left=left,
+            candles=self._wanted + awaited,
+            candles_left=left + awaited,
             stored=self._stored,
             absent=self._found_absent,
             files=self._files["read"],
@@ -194,8 +206,26 @@ class Backfill:
             trouble=self._given_up or self._trouble,
         )
 
+    def unfilled(self) -> list[str]:
+        """The series that lack some of their newest 499 candles, or were not looked through yet.
+
+        What the exchange answers without for ten minutes does not count.
+        """
+        generation = self._writer.generation
+        given_up_s = self._clock.elapsed_s() - GIVEN_UP_AFTER_S
+        keys = [Series(one, name).key for one, names in self._series() for name in names]
+        return [
+            key
+            for key in keys
+            if self._newest_lacking.get((generation, key), 1)
+            and self._without_s.get(key, given_up_s) >= given_up_s
+        ]
+
     def wake(self) -> None:
-        """Have the next pass begin at once: the pairs have changed, or the journal was replaced."""
+        """Have the next pass begin at once: the pairs have changed, or the journal was replaced.
+
+        One that is under way ends for it: the newest candles of all series go first.
+        """
         self._woken.set()
 
     async def run(self) -> None:
@@ -221,6 +251,9 @@ class Backfill:
             await self._fill()
         except (ExchangeError, JournalError) as error:
             self._give_up(str(error))
+        if self._woken.is_set():
+            # Broken off: the next one begins at once.
+            return
         left = self._left.total()
         self._state = "incomplete" if left or self._given_up else "complete"
         self.first_pass.set()
@@ -281,11 +314,24 @@ class Backfill:
                 series = Series(instrument, timeframe)
                 within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
                 holes = await self._holes(series, within)
+                newest_ms = within.end_ms - TILE_CANDLES * series.length_ms
+                self._note_newest(series, overlap(holes, Stretch(newest_ms, within.end_ms)))
                 if holes:
                     found.append(Holes(series, within, holes))
                     self._left[instrument.pair] += found[-1].candles
         self._wanted = max(self._wanted, self._stored + self._found_absent + self._left.total())
         return found
+
+    def _note_newest(
+        self, series: Series, holes: Iterable[Stretch], *, answered: bool = False
+    ) -> None:
+        """Note what is lacking of a series' newest candles; `answered`: the exchange was asked for it."""
+        lacking = _candles(holes, series)
+        self._newest_lacking[self._generation, series.key] = lacking
+        if not lacking:
+            self._without_s.pop(series.key, None)
+        elif answered:
+            self._without_s.setdefault(series.key, self._clock.elapsed_s())
 
     async def _holes(self, series: Series, within: Stretch) -> tuple[Stretch, ...]:
         pair, timeframe = series.instrument.pair, series.timeframe
@@ -354,7 +400,7 @@ class Backfill:
                     self._give_up(self._trouble)
 
     def _is_over(self) -> bool:
-        return bool(self._given_up)
+        return bool(self._given_up) or self._woken.is_set()
 
     def _give_up(self, why: str) -> None:
         if not self._given_up:
@@ -362,6 +408,13 @@ class Backfill:
             log.warning("history pass given up error=%r", why)
 
     async def _ask(self, tile: Tile) -> None:
+        """Fill a tile, and note what its series' newest candles lack then."""
+        await self._fill_tile(tile)
+        if tile.wave == 0 and self._newest_lacking[self._generation, tile.series.key]:
+            holes = await self._holes(tile.series, tile.stretch)
+            self._note_newest(tile.series, holes, answered=True)
+
+    async def _fill_tile(self, tile: Tile) -> None:
         """Fill what is missing of a tile by now (the feed and healing fill holes, too)."""
         series = tile.series
         pair, key = series.instrument.pair, series.key

@@ -57,13 +57,16 @@ class Tile(NamedTuple):
 
 
 def range_of(series: Series, since_ms: int, until_ms: int) -> Stretch:
-    """The series' stretch of [since, until): on its grid, after its listing and before its end."""
+    """The series' stretch of [since, until): on its grid, from its listing's first candle to its end.
+
+    That candle opens before the listing, unless this is on the grid.
+    """
     length_ms = series.length_ms
-    first_ms = max(since_ms, series.instrument.listed_ms)
+    listed_ms = schema.floor_to(series.instrument.listed_ms, length_ms)
     last_ms = until_ms
     if series.instrument.ended_ms is not None:
         last_ms = min(last_ms, series.instrument.ended_ms)
-    start_ms = -(-first_ms // length_ms) * length_ms
+    start_ms = max(-(-since_ms // length_ms) * length_ms, listed_ms)
     return Stretch(start_ms, max(start_ms, schema.floor_to(last_ms, length_ms)))
 
 

@@ -235,6 +235,7 @@ class Collector:
         def on_replaced() -> None:
             catalog.note_all()
             source.on_journal_replaced()
+            supervisor.on_journal_replaced()
             history.wake()
 
         intake = Intake(
@@ -266,6 +267,7 @@ class Collector:
             self._clock,
             lambda: roster.instruments,
             healer.on_stored,
+            lambda: supervisor.unfilled().total(),
         )
         settling = Settling(
             rest,

@@ -69,6 +69,7 @@ def make_backfill(
     source: Source = "auto",
     leave_newest_ms: int = LEAVE_NEWEST_MS,
     on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
+    left_to_healing: Callable[[], int] = lambda: 0,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings.
 
@@ -85,13 +86,14 @@ def make_backfill(
         source,
         leave_newest_ms,
         on_stored=on_stored,
+        left_to_healing=left_to_healing,
     )
 
 
 class History:
     """Fills and audits the history of `instruments()` in the journal of `writer`.
 
-    `on_stored` hears of what either has stored.
+    `on_stored` hears of what either has stored; `left_to_healing` as in Backfill.
     """
 
     def __init__(
@@ -103,11 +105,19 @@ class History:
         clock: ExchangeClock,
         instruments: Callable[[], Sequence[Instrument]],
         on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
+        left_to_healing: Callable[[], int] = lambda: 0,
     ) -> None:
         self.backfill: Backfill | None = None
         if settings.history.days:
             self.backfill = make_backfill(
-                settings, writer, rest, session, clock, instruments, on_stored=on_stored
+                settings,
+                writer,
+                rest,
+                session,
+                clock,
+                instruments,
+                on_stored=on_stored,
+                left_to_healing=left_to_healing,
             )
         timeframes = settings.exchange.timeframes
         self._auditor = Auditor(
@@ -125,6 +135,10 @@ class History:
         """How it stands."""
         backfill = self.backfill
         return HistoryState(None if backfill is None else backfill.report(), self._auditor.report())
+
+    def unfilled(self) -> list[str]:
+        """The series whose newest candles are not filled; none if no history is filled."""
+        return [] if self.backfill is None else self.backfill.unfilled()
 
     def wake(self) -> None:
         """Look for holes at once: the pairs have changed, or the journal was replaced."""

@@ -243,6 +243,14 @@ class Reporter:
                 f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
                 f"{_named(series)}{trouble}"
             )
+        unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
+        if self.history is not None:
+            unfilled = list(dict.fromkeys([*unfilled, *self.history.unfilled()]))
+        if unfilled:
+            reasons.append(
+                f"{len(unfilled)} series lack some of their newest candles from before the start: "
+                f"{_named(unfilled)}"
+            )
         state = self._history()
         if state is not None and (unmended := state.audit.unmended):
             reasons.append(

@@ -29,7 +29,7 @@ from marketfeed.intake import Intake
 from marketfeed.metrics import Counters
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
-from marketfeed.stretches import Stretch, candles_in
+from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Supervisor:
         self._keep_ms = 0
         self._mark_price_every_ms = mark_price_every_ms
         self._ends_ms: dict[str, int | None] = {i.pair: i.ended_ms for i in instruments}
+        self._listed_ms = {i.pair: i.listed_ms for i in instruments}
         self._streams = self._streams_of(instruments)
         self._asked_again_s: dict[Series, float] = {}
         # Since when (ms), and why.
@@ -130,6 +131,25 @@ class Supervisor:
                 old[series] += self._candles(series, self._liveness.left(series, start_ms))
         return old
 
+    def unfilled(self) -> Counter[Series]:
+        """How many of the newest candles from before its subscription each series lacks.
+
+        Of so many as a feeder asks for; what was given up does not count.
+        """
+        lacking = Counter(dict(self._liveness.not_due()))
+        for (series, start_ms), gap in self._open.items():
+            began_ms = self._liveness.began_ms(series)
+            from_ms = began_ms - TILE_CANDLES * TIMEFRAMES_MS[series.channel]
+            if start_ms < began_ms and gap.end_ms > from_ms:
+                lacking[series] += self._candles(
+                    series,
+                    [
+                        Stretch(max(part.start_ms, from_ms), min(part.end_ms, began_ms))
+                        for part in self._liveness.left(series, start_ms)
+                    ],
+                )
+        return +lacking
+
     def contradicts(self, server_time_ms: int) -> bool:
         """Whether fresh frames agree with the clock as it is, and a time that the server tells does not."""
         off_s = abs(server_time_ms - self._clock.now_ms()) / 1000
@@ -144,7 +164,12 @@ class Supervisor:
         now_ms = self._clock.now_ms()
         self._keep_ms = keep_ms
         self._liveness.watch(
-            self._streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - keep_ms
+            self._streams,
+            self._clock.elapsed_s(),
+            now_ms,
+            stored_open_ms,
+            now_ms - keep_ms,
+            self._listed_ms,
         )
         for pair, ended_ms in self._ends_ms.items():
             self._liveness.expect_until(pair, ended_ms)
@@ -219,7 +244,12 @@ class Supervisor:
         self._streams.update(streams)
         now_ms = self._clock.now_ms()
         self._liveness.watch(
-            streams, self._clock.elapsed_s(), now_ms, stored_open_ms, now_ms - self._keep_ms
+            streams,
+            self._clock.elapsed_s(),
+            now_ms,
+            stored_open_ms,
+            now_ms - self._keep_ms,
+            {instrument.pair: instrument.listed_ms for instrument in instruments},
         )
         for instrument in instruments:
             self.expect_until(instrument.pair, instrument.ended_ms)
@@ -256,6 +286,10 @@ class Supervisor:
                 if silent:
                     self._counters.resubscribed += len(silent)
                     asking = group.create_task(feed.resubscribe(silent), name="resubscribe")
+
+    def on_journal_replaced(self) -> None:
+        """Take note that nothing is stored any more."""
+        self._liveness.watch_anew(self._clock.now_ms())
 
     def stopping(self) -> None:
         """Say that connections close on purpose from now on."""

@@ -267,7 +267,9 @@ def _judge(
     else:
         first_ms = ceil_to(asked.since_ms, length_ms)
         end_ms = min(end_ms, first_ms + asked.limit * length_ms)
-    first_ms = max(first_ms, ceil_to(asked.listed_ms or 0, length_ms))
+    # The first candle opens before the listing. Put together from parts it is none: they are not all there.
+    listed_on = schema.floor_to if asked.timeframe in info.timeframes else ceil_to
+    first_ms = max(first_ms, listed_on(asked.listed_ms or 0, length_ms))
     values = _values(frame)
     # A forming candle never counts as closed, however late it is.
     closed = values[: len(values) - frame.attrs["forming"]]

@@ -19,7 +19,14 @@ import uvloop
 from aiohttp import web
 
 from marketfeed import schema
-from marketfeed.backfill import ABSENT, AT_ONCE, Backfill, HistoryReport, Source
+from marketfeed.backfill import (
+    ABSENT,
+    AT_ONCE,
+    GIVEN_UP_AFTER_S,
+    Backfill,
+    HistoryReport,
+    Source,
+)
 from marketfeed.batch import Batch
 from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
@@ -314,11 +321,13 @@ class Scripted:
         self.asked: list[Stretch] = []
         self.fail_next = 0
         self.status = 200
+        self.on_request: Callable[[], None] = lambda: None
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer /fapi/v1/klines and time."""
         if request.path.endswith("/time"):
             return web.json_response({"serverTime": NOW_MS})
+        self.on_request()
         start_ms, end_ms = int(request.query["startTime"]), int(request.query["endTime"]) + 1
         self.asked.append(Stretch(start_ms, end_ms))
         self.asked_s.append(time.monotonic())
@@ -412,6 +421,64 @@ def newest_open_ms(path: Path) -> int:
         return int(db.execute("SELECT max(open_time) FROM candle").fetchone()[0] or 0)
 
 
+def test_a_series_is_unfilled_until_its_newest_candles_are_there(path: Path) -> None:
+    """Before it was looked through, too; with the rest of the history it has nothing to do."""
+    exchange = Scripted(0)
+
+    async def check(backfill: Backfill) -> None:
+        assert backfill.unfilled() == ["X/USDT:USDT 3m"]
+        told: list[list[str]] = []
+        exchange.on_request = lambda: told.append(backfill.unfilled())
+        await backfill.fill()
+        assert backfill.unfilled() == []
+        assert told[0] == ["X/USDT:USDT 3m"]
+        # Well before the last of 29 requests.
+        assert [] in told
+        await asyncio.to_thread(path.unlink)
+        await backfill._writer.replace()
+        assert backfill.unfilled() == ["X/USDT:USDT 3m"]
+
+    scripted(path, exchange, check)
+
+
+def test_what_the_exchange_answers_without_is_unfilled_for_ten_minutes(path: Path) -> None:
+    end_ms = NOW_MS - 90_000
+    late = Stretch(end_ms - 5 * LENGTH_MS, end_ms - 4 * LENGTH_MS)
+    exchange = Scripted(0, (late,))
+
+    async def check(backfill: Backfill) -> None:
+        await backfill.fill()
+        assert backfill.report().state == "incomplete"
+        assert backfill.unfilled() == ["X/USDT:USDT 3m"]
+        clock = backfill._clock
+        clock._elapsed_s += GIVEN_UP_AFTER_S + 1.0
+        assert backfill.unfilled() == []
+        # That it is asked for again changes nothing; when it comes, the next one counts anew.
+        await backfill.fill()
+        assert (backfill.report().candles_left, backfill.unfilled()) == (1, [])
+        exchange.holes = ()
+        await backfill.fill()
+        assert backfill.report().complete
+        assert backfill._without_s == {}
+
+    scripted(path, exchange, check)
+
+
+def test_a_pass_is_not_complete_before_what_is_left_to_healing_has_come(path: Path) -> None:
+    exchange = Scripted(0)
+
+    async def check(backfill: Backfill) -> None:
+        left = [3]
+        backfill._left_to_healing = lambda: left[0]
+        await backfill.fill()
+        report = backfill.report()
+        assert (report.state, report.complete, report.candles_left) == ("filling", False, 3)
+        left[0] = 0
+        assert backfill.report().complete
+
+    scripted(path, exchange, check)
+
+
 def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
     exchange = Scripted(NOW_MS - 90_000 - 1_000 * LENGTH_MS)
 
@@ -488,12 +555,18 @@ def test_what_was_said_just_now_is_left_and_asked_again_when_woken(path: Path) -
     exchange.empty = set(range(1, 29 + 10 + 1))
 
     async def check(backfill: Backfill) -> None:
-        # Woken by a new pair: nothing is waited for then, and nothing believed.
-        backfill.wake()
-        await backfill.fill()
+        running = asyncio.create_task(backfill.run())
+        async with asyncio.timeout(20):
+            while len(exchange.asked) < 29:
+                await asyncio.sleep(0.005)
+            # Woken by a new pair: nothing is waited for then, and nothing believed.
+            backfill.wake()
+            while len(exchange.asked) < 29 + 29 or backfill.report().candles_left > 10 * 499:
+                await asyncio.sleep(0.005)
         report = backfill.report()
-        assert (report.state, report.absent, report.stored) == ("incomplete", 0, 14_399 - 10 * 499)
-        assert report.candles_left == 10 * 499
+        assert (report.state, report.absent, report.stored) == ("filling", 0, 14_399 - 10 * 499)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
     scripted(path, exchange, check, doubted_for_s=3_600.0)
 

@@ -91,11 +91,27 @@ def test_a_range_lies_on_the_grid_within_what_was_asked_and_listed(
     wanted = {
         ms
         for ms in range(0, 10**7 + 180_000, 180_000)
-        if ms >= max(since_ms, listed_ms)
+        # The first candle of a listing opens before it.
+        if ms >= since_ms
+        and ms + 180_000 > listed_ms
         and ms + 180_000 <= until_ms
         and (not delivery_ms or ms + 180_000 <= delivery_ms)
     }
     assert set(range(*found, 180_000)) == wanted
+
+
+def test_a_listing_within_a_day_begins_with_that_days_candle() -> None:
+    """As of BTCUSDT: 2019-09-08 17:55, and 1d candles from 00:00 on."""
+    listed_ms = 1_567_965_300_000
+    midnight_ms = listed_ms - (17 * 60 + 55) * schema.MINUTE_MS
+    for timeframe, first_ms in (
+        ("1d", midnight_ms),
+        ("4h", midnight_ms + 16 * schema.HOUR_MS),
+        ("1h", midnight_ms + 17 * schema.HOUR_MS),
+        ("5m", listed_ms),
+    ):
+        found = range_of(series(timeframe, listed_ms), 0, listed_ms + 9 * schema.DAY_MS)
+        assert found.start_ms == first_ms
 
 
 def test_what_the_exchange_does_not_have_is_believed_for_a_week() -> None:

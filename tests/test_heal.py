@@ -26,7 +26,7 @@ from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
 from marketfeed.records import Candle, Gap
-from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS
+from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
 
@@ -135,7 +135,13 @@ class Line:
                 self.supervisor, rest, self.intake, writer, self.clock, self.counters,
                 {PAIR: self.instrument}.get,
             )  # fmt: skip
-            self.supervisor.start(await writer.call(Journal.newest_candles), 30 * DAY_MS)
+            # What closed before counts as stored where nothing is.
+            known = {
+                (PAIR, name): floor_to(self.clock.now_ms(), length_ms) - length_ms
+                for name, length_ms in TIMEFRAMES_MS.items()
+            }
+            known |= await writer.call(Journal.newest_candles)
+            self.supervisor.start(known, 30 * DAY_MS)
             tasks = [
                 asyncio.create_task(self.intake.run()),
                 asyncio.create_task(self.healer.run()),

@@ -7,8 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.binance.liveness import Missing
+from marketfeed.binance.liveness import Missing, Series
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.intake import Intake
@@ -43,7 +45,7 @@ def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
             decoder = FrameDecoder({"BTCUSDT": PAIR})
             intake = Intake(writer, decoder, counters, clock.now_ms, MINUTE_MS, lambda: None)
             supervisor = Supervisor(intake, clock, counters, [BITCOIN], ["1m"], 3_000)
-            supervisor.start({}, DAY_MS)
+            supervisor.start({(PAIR, "1m"): START_MS - MINUTE_MS}, DAY_MS)
             committing = asyncio.create_task(intake.run())
             # Nobody looks around: there are commits only, as before a crash.
             for number in (0, 2):
@@ -88,3 +90,62 @@ def test_what_a_returning_pair_lacks_is_missing_as_far_back_as_is_kept(tmp_path:
     assert found
     first_ms = min(gap.start_ms for gap in found)
     assert now_ms - DAY_MS - MINUTE_MS <= first_ms <= now_ms - DAY_MS + MINUTE_MS
+
+
+def test_a_series_is_unfilled_while_it_lacks_what_closed_before_its_subscription(
+    tmp_path: Path,
+) -> None:
+    clock = ExchangeClock()
+    series = Series(PAIR, "1m")
+
+    async def run(
+        stored: dict[tuple[str, str], int], now_ms: int
+    ) -> tuple[Supervisor, list[Missing]]:
+        found: list[Missing] = []
+        clock.set_server_time(now_ms, 0.0)
+        async with JournalWriter(tmp_path / "journal.db") as writer:
+            intake = Intake(
+                writer, FrameDecoder({}), Counters(), clock.now_ms, MINUTE_MS, lambda: None
+            )
+            supervisor = Supervisor(intake, clock, Counters(), [BITCOIN], ["1m"], 3_000)
+            supervisor.on_missing = found.append
+            supervisor.start(stored, 30 * DAY_MS)
+        return supervisor, found
+
+    # Before it is due, too.
+    supervisor, found = asyncio.run(run({}, START_MS + 1_000))
+    assert (supervisor.unfilled(), found) == ({series: 1}, [])
+    supervisor, _ = asyncio.run(run({}, START_MS + 12_000))
+    supervisor._look()
+    assert supervisor.unfilled() == {series: 1}
+    # What is given up is unfilled no more.
+    supervisor.give_up(series, START_MS - MINUTE_MS, "the exchange has none")
+    assert (supervisor.unfilled(), supervisor.missing_candles) == ({}, 1)
+    # After a long absence so many as feeders ask for count.
+    supervisor, found = asyncio.run(run({(PAIR, "1m"): START_MS - 2 * DAY_MS}, START_MS + 12_000))
+    assert supervisor.unfilled() == {series: 499}
+    assert supervisor.missing_candles == 2 * 1_440 - 1
+    # All is there; what is lost later is no matter of the start.
+    supervisor, _ = asyncio.run(run({(PAIR, "1m"): START_MS - MINUTE_MS}, START_MS + 12_000))
+    clock.set_server_time(START_MS + MINUTE_MS + 12_000, 0.0)
+    supervisor._look()
+    assert (supervisor.unfilled(), supervisor.missing_candles) == ({}, 1)
+
+
+def test_nothing_is_awaited_from_before_a_listing(tmp_path: Path) -> None:
+    clock = ExchangeClock()
+    clock.set_server_time(START_MS + 12_000, 0.0)
+    new = msgspec.structs.replace(BITCOIN, listed_ms=START_MS)
+
+    async def run() -> Supervisor:
+        async with JournalWriter(tmp_path / "journal.db") as writer:
+            intake = Intake(
+                writer, FrameDecoder({}), Counters(), clock.now_ms, MINUTE_MS, lambda: None
+            )
+            supervisor = Supervisor(intake, clock, Counters(), [new], ["1m"], 3_000)
+            supervisor.start({}, DAY_MS)
+            supervisor._look()
+        return supervisor
+
+    supervisor = asyncio.run(run())
+    assert (supervisor.unfilled(), supervisor.missing_candles) == ({}, 0)

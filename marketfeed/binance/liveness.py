@@ -4,7 +4,7 @@ Pure: the caller passes the time. `now_s` is monotonic exchange seconds, `now_ms
 clock that jumps finds nothing late, and against a simulator at speed deadlines shrink with its seconds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -19,12 +19,16 @@ CANDLE_DUE_MS: Final = 4_000
 come by then is missing."""
 CANDLE_SILENT_MS: Final = 15_000
 """A series that has brought nothing this long after a candle's close is silent."""
+WATCHED_BEFORE_MS: Final = schema.MINUTE_MS
+"""Of a series without a stored candle, what closed within this before its subscription is awaited, too:
+history leaves that."""
 MARK_PRICE: Final = schema.MARK_PRICE
 NEVER_MS: Final = 1 << 62
 SINGLY: Final = 10
 """Up to so many candles in a row are reported one by one, more as one range."""
 HOLES_KEPT: Final = 2_000
 """Holes remembered of one series; the journal has recorded them all, and `resume` takes them up."""
+_NO_TIMES: Final[Mapping[str, int]] = {}
 
 
 class Series(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -78,31 +82,41 @@ class _Candles:
     `awaited_ms` is the first open time that is neither seen nor reported; up to `seen_ms` the stream has
     come by what it last brought, closed candle or not. `fetched` are candles from `awaited_ms` on that
     were had otherwise, and `forgotten` is how many holes were too many to be remembered. From `until_ms`
-    on nothing is expected any more.
+    on nothing is expected any more. What opened before `began_ms` did so before the subscription; nothing
+    is awaited from before `listed_ms`, where the first candle of the listing opens.
     """
 
     __slots__ = (
         "awaited_ms",
+        "began_ms",
         "ended",
         "fetched",
         "forgotten",
         "holes",
         "length_ms",
+        "listed_ms",
         "ranges",
         "seen_ms",
         "until_ms",
     )
 
-    def __init__(self, awaited_ms: int, length_ms: int) -> None:
-        self.awaited_ms = awaited_ms
+    def __init__(self, now_ms: int, length_ms: int, listed_ms: int) -> None:
         self.length_ms = length_ms
-        self.seen_ms = awaited_ms - length_ms
+        self.listed_ms = schema.floor_to(listed_ms, length_ms)
+        self.begin(now_ms)
+        self.seen_ms = self.began_ms - length_ms
         self.holes: dict[int, None] = {}
         self.ranges: dict[int, _Range] = {}
         self.fetched: set[int] = set()
         self.forgotten = 0
         self.ended = False
         self.until_ms = NEVER_MS
+
+    def begin(self, now_ms: int) -> None:
+        """Await what history leaves, and all that follows."""
+        self.began_ms = schema.floor_to(now_ms, self.length_ms)
+        left_ms = schema.floor_to(now_ms - WATCHED_BEFORE_MS, self.length_ms)
+        self.awaited_ms = min(max(left_ms, self.listed_ms), self.began_ms)
 
 
 class Liveness:
@@ -151,12 +165,13 @@ class Liveness:
         now_ms: int,
         stored_open_ms: Mapping[tuple[str, str], int],
         since_ms: int = 0,
+        listed_ms: Mapping[str, int] = _NO_TIMES,
     ) -> None:
         """Start the deadlines of series that are subscribed from now on; known ones keep theirs.
 
-        The candle that is forming now is the first one that can come: its closing frame holds all of
-        it. What lies between the newest stored one (`stored_open_ms`, by pair and timeframe) and that
-        is missing from the start, back to `since_ms`.
+        What lies between the newest stored candle (`stored_open_ms`, by pair and timeframe) and the one
+        that is forming now is missing from the start, back to `since_ms`. Where nothing is stored, what
+        closed less than `WATCHED_BEFORE_MS` ago is awaited; nothing from before `listed_ms` (by pair).
         """
         for item in series:
             if item.channel == MARK_PRICE:
@@ -165,17 +180,40 @@ class Liveness:
                 length_ms = schema.TIMEFRAMES_MS[item.channel]
                 forming_ms = schema.floor_to(now_ms, length_ms)
                 before = self._candles.get(item)
-                self._candles[item] = state = _Candles(forming_ms, length_ms)
+                state = _Candles(now_ms, length_ms, listed_ms.get(item.pair, 0))
+                self._candles[item] = state
                 if before is not None:
                     # It is back: what was missing then still is.
                     state.holes, state.ranges = before.holes, before.ranges
+                    state.awaited_ms = min(max(state.awaited_ms, before.awaited_ms), forming_ms)
                 newest_ms = stored_open_ms.get((item.pair, item.channel))
                 if newest_ms is not None and newest_ms >= forming_ms:
                     state.awaited_ms = newest_ms + length_ms
                     state.seen_ms = newest_ms
                 elif newest_ms is not None:
-                    first_ms = max(newest_ms + length_ms, -(-since_ms // length_ms) * length_ms)
+                    kept_ms = -(-since_ms // length_ms) * length_ms
+                    first_ms = max(newest_ms + length_ms, min(kept_ms, state.awaited_ms))
                     self._lost(item, state, first_ms, forming_ms)
+                    state.awaited_ms = forming_ms
+
+    def watch_anew(self, now_ms: int) -> None:
+        """Take in that nothing is stored any more: await what history will leave, as at a first start."""
+        for state in self._candles.values():
+            if not state.ended:
+                state.begin(now_ms)
+
+    def began_ms(self, series: Series) -> int:
+        """Where the candle opens that was forming when the series was subscribed; 0 of none."""
+        state = self._candles.get(series)
+        return 0 if state is None else state.began_ms
+
+    def not_due(self) -> Iterator[tuple[Series, int]]:
+        """Of each series, how many candles from before its subscription are awaited and not missing yet."""
+        for series, state in self._candles.items():
+            end_ms = min(state.began_ms, state.until_ms)
+            if not state.ended and state.awaited_ms < end_ms:
+                fetched = sum(state.awaited_ms <= at_ms < end_ms for at_ms in state.fetched)
+                yield series, (end_ms - state.awaited_ms) // state.length_ms - fetched
 
     def expect_until(self, pair: str, ended_ms: int | None) -> None:
         """Expect nothing of a pair from its end on, nor a candle that its end cuts; None takes it back."""
@@ -307,6 +345,11 @@ class Liveness:
                 self._news.append(Missing(series, open_ms, open_ms + length_ms, healed=True))
             for start_ms, gap in list(state.ranges.items()):
                 self._take_out(series, state, start_ms, Stretch(forming_ms, gap.end_ms))
+            if state.began_ms > forming_ms:
+                # So it was when watching began: what history leaves is another candle.
+                known = state.holes or state.ranges
+                state.begin(now_ms)
+                state.awaited_ms = forming_ms if known else state.awaited_ms
 
     def overdue(self, now_s: float, now_ms: int, due_ms: int = CANDLE_DUE_MS) -> list[Overdue]:
         """All series that are silent past their deadline, the longest first; notes what is missing.

@@ -95,7 +95,7 @@ class Archive:
         self, instrument: Instrument, timeframe: str, start_ms: int, end_ms: int
     ) -> str | None:
         length_ms = schema.TIMEFRAMES_MS[timeframe]
-        first_ms = max(start_ms, -(-instrument.onboard_ms // length_ms) * length_ms)
+        first_ms = max(start_ms, schema.floor_to(instrument.onboard_ms, length_ms))
         if first_ms >= end_ms:
             return None
         bars = self._market.candles(

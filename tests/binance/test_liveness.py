@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.binance.liveness import HOLES_KEPT, SINGLY, Liveness, Missing, Series
+from marketfeed.binance.liveness import (
+    HOLES_KEPT,
+    SINGLY,
+    WATCHED_BEFORE_MS,
+    Liveness,
+    Missing,
+    Series,
+)
 from marketfeed.stretches import Stretch
 
 PAIR = "BTC/USDT:USDT"
@@ -16,9 +23,11 @@ T0 = 1_791_360_000_000
 
 
 def watching(*series: Series, stored: dict[tuple[str, str], int] | None = None) -> Liveness:
-    """Series watched from ten seconds after T0 on, at 100 monotonic seconds."""
+    """Series watched from ten seconds after T0 on, at 100 monotonic seconds; what closed by T0 is stored."""
     liveness = Liveness()
-    liveness.watch(series, 100.0, T0 + 10_000, stored or {})
+    if stored is None:
+        stored = {(PAIR, "1m"): T0 - MINUTE}
+    liveness.watch(series, 100.0, T0 + 10_000, stored)
     return liveness
 
 
@@ -91,11 +100,13 @@ def test_a_clock_that_was_ahead_is_forgiven() -> None:
     liveness.watch([CANDLES], 0.0, T0 + hours, {})
     # A minute later it finds one missing, of three hours from now.
     liveness.overdue(80.0, T0 + hours + 80_000)
-    assert lost(liveness.take_news()) == [180]
+    assert lost(liveness.take_news()) == [179, 180]
     liveness.reanchor(T0 + 80_000)
-    assert [item.healed for item in liveness.take_news()] == [True]
+    assert [item.healed for item in liveness.take_news()] == [True, True]
     assert liveness.missing_candles == 0
-    assert liveness.overdue(80.0, T0 + MINUTE + 80_000 - MINUTE) == []
+    assert liveness.overdue(80.0, T0 + 80_000) == []
+    # By the right clock it is another candle that history leaves.
+    assert lost(liveness.take_news()) == [0]
     liveness.overdue(150.0, T0 + 2 * MINUTE + 15_001)
     assert lost(liveness.take_news()) == [1]
     # A clock that was right stays as it is, a close that it has not reached yet included.
@@ -121,6 +132,58 @@ def test_what_is_absent_since_the_last_run_is_missing_from_the_start() -> None:
     assert watching(CANDLES, stored={(PAIR, "1m"): T0 - MINUTE}).take_news() == []
     # The exchange's clock was ahead when that was stored.
     assert watching(CANDLES, stored={(PAIR, "1m"): T0 + MINUTE}).take_news() == []
+
+
+def test_where_nothing_is_stored_what_history_leaves_is_awaited() -> None:
+    hour = 60 * MINUTE
+    hours = Series(PAIR, "1h")
+    starts = (0, 1_500, 12_000, 59_999, 60_000, 60_001, hour - 1)
+    for since_ms in (hour + start for start in starts):
+        for series, length in ((CANDLES, MINUTE), (hours, hour)):
+            liveness = Liveness()
+            liveness.watch([series], 0.0, T0 + since_ms, {})
+            assert lost(liveness.take_news()) == []
+            # No silence: its stream cannot bring them.
+            assert liveness.overdue(0.0, T0 + since_ms) == []
+            liveness.overdue(4.1, T0 + since_ms + 4_100)
+            first_ms = (since_ms - WATCHED_BEFORE_MS) // length * length
+            end_ms = max(first_ms, (since_ms + 4_099 - 4_000) // length * length)
+            found = lost(liveness.take_news())
+            assert found == list(range(first_ms // MINUTE, end_ms // MINUTE, length // MINUTE))
+
+
+def test_what_is_not_due_yet_is_told_until_it_has_come() -> None:
+    liveness = watching(CANDLES, stored={})
+    assert dict(liveness.not_due()) == {CANDLES: 1}
+    assert liveness.began_ms(CANDLES) == T0
+    liveness.fetched(PAIR, "1m", T0 - MINUTE, trades=1)
+    assert dict(liveness.not_due()) == {CANDLES: 0}
+    late(liveness, 0.0)
+    assert (lost(liveness.take_news()), dict(liveness.not_due())) == ([], {})
+
+
+def test_nothing_is_awaited_from_before_a_listing() -> None:
+    def first(listed_ms: int, channel: str = "1m") -> list[int]:
+        liveness, series = Liveness(), Series(PAIR, channel)
+        liveness.watch([series], 0.0, T0 + 10_000, {}, listed_ms={PAIR: listed_ms})
+        liveness.overdue(0.0, T0 + 14_000)
+        return lost(liveness.take_news())
+
+    assert first(T0 - 61_000) == first(T0 - MINUTE) == first(T0 - 1) == [-1]
+    assert first(T0) == first(T0 + 5_000) == first(T0 + 99 * MINUTE) == []
+    # The first candle opens before the listing.
+    assert first(T0 - 1, "1h") == [-60]
+    assert T0 % (60 * MINUTE) == 0
+
+
+def test_a_journal_that_is_begun_anew_is_as_a_first_start() -> None:
+    liveness = watching(CANDLES)
+    for number in range(5):
+        liveness.closed(PAIR, "1m", T0 + number * MINUTE)
+    liveness.watch_anew(T0 + 5 * MINUTE + 10_000)
+    assert dict(liveness.not_due()) == {CANDLES: 1}
+    late(liveness, 5 * 60.0)
+    assert lost(liveness.take_news()) == [4]
 
 
 def test_a_long_absence_is_one_range() -> None:

@@ -26,6 +26,9 @@ from proc_commands import (
 
 from marketfeed.binance.archive import TERMS
 from marketfeed.journal import Journal
+from marketfeed.schema import DAY_MS, floor_to
+from reader import MarketReader
+from reader.feeder import FUTURES, Download, Feeder
 
 KILLS = 3
 SHIPPED = Path(__file__).resolve().parents[2] / "config.yaml"
@@ -146,6 +149,49 @@ def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -
             table = run_marketfeed("status", "--config", config)
             assert "complete, 3 days, pairs 3 of 3, 0 candles left" in table.stdout
             assert collecting.stop() == 0
+
+
+def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) -> None:
+    """It opens before the listing: that of 2019-09-25 00:00 of a contract that is listed at 08:00."""
+    with exchange(tmp_path, pairs=1, speed=10.0, timeframes="1m,8h,1d") as sim:
+        (row,) = [
+            one
+            for one in get(sim.rest_url + "/fapi/v1/exchangeInfo").json["symbols"]
+            if one["symbol"] == "BTCUSDT"
+        ]
+        listed_ms = row["onboardDate"]
+        first_ms = floor_to(listed_ms, DAY_MS)
+        assert first_ms < listed_ms
+        config = write_config(
+            tmp_path,
+            sim.ws_url,
+            sim.rest_url,
+            exchange={"pairs": "all", "timeframes": ["1d"], "archive_url": sim.rest_url},
+            history={"days": 3_650, "weight_per_minute": 2_400},
+            journal={
+                "path": str(tmp_path / "journal.db"),
+                "retention": {"candles": "4000d"},
+            },
+        )
+        with Collecting(run_command(config), tmp_path / "run.log") as collecting:
+            until(lambda: collecting.status()["pairs"] == 1)
+            until(lambda: (collecting.status()["history"] or {})["history"]["state"] == "complete")
+            now_ms = collecting.status()["exchange_time_ms"]
+            url = f"sqlite:///{tmp_path / 'journal.db'}"
+            with MarketReader.connect(url, now_ms=lambda: now_ms) as reader:
+                frame = reader.get_ohlcv("BTC/USDT:USDT", "1d", since=first_ms, max_age_s=None)
+                assert frame["date"].iloc[0].timestamp() * 1_000 == first_ms
+                assert frame.attrs["missing"] == []
+                assert frame["volume"].iloc[0] > 0
+                asked = Download("BTC/USDT:USDT", "1d", FUTURES, first_ms, 499, listed_ms)
+                (rows,) = Feeder(reader, lambda: now_ms).answer([asked])
+                assert isinstance(rows, list)
+                assert (rows[0][0], len(rows)) == (first_ms, 499)
+            assert collecting.stop() == 0
+        code, report = audit(config, "--days=3650")
+        assert code == 0, report
+        assert report["missing"] == report["different"] == 0
+        assert report["expected"] == len(frame) - frame.attrs["forming"]
 
 
 def test_what_cannot_be_filled_or_audited_is_said(tmp_path: Path) -> None:

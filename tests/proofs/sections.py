@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tests.faults.cold_start import Start
 from tests.faults.scoreboard import VARIABLE, Row, read_rows
 from tests.proofs.commands import ROOT, Done, run
 
@@ -97,6 +98,42 @@ class Proofs:
             section.failed("The soak of random faults", soak)
         else:
             section.body += ["", _soak_words(_json(soak))]
+        return section
+
+    def starts(self) -> Section:
+        """Cold starts at moments around a minute's boundary, in real time."""
+        moments, pairs = ("1", "6") if self._quick else ("12", "40")
+        section = Section(title=f"Cold starts, {moments} around a minute's boundary, {pairs} pairs")
+        done = run(
+            [
+                *("-m", "tests.faults.cold_start", "--moments", moments),
+                *("--pairs", pairs, "--json"),
+            ],
+            600.0,
+            python=sys.executable,
+            log=self._logs / "starts.log",
+        )
+        section.took(done)
+        found = msgspec.json.decode(done.output or "[]", type=list[Start])
+        if done.code != 0 or not found:
+            section.failed("The cold starts", done)
+        table = [["s after the boundary", "pairs whole", "whole after s", "well after s", "good"]]
+        for start in found:
+            times = [
+                "-" if value is None else f"{value:.1f}" for value in (start.whole_s, start.well_s)
+            ]
+            whole = f"{start.whole_pairs} of {start.pairs}"
+            verdict = "yes" if start.good else f"**NO** {start.well_while_lacking}"
+            table.append([f"{start.at_s:.1f}", whole, *times, verdict])
+        section.body = [
+            *markdown(table),
+            "",
+            (
+                "From the start of the process (wall seconds) until a feeder's 499 closed candles of every "
+                "pair were there, and until `/health` was 200; good: within 45 s, and not well while one "
+                "lacked."
+            ),
+        ]
         return section
 
     def kills(self) -> Section:

@@ -111,8 +111,11 @@ def test_a_hole_is_not_stored(feeder) -> None:
 def test_too_short_a_history_is_not_stored_unless_the_pair_is_new(feeder) -> None:
     made = feeder(candles(20, 30))
     assert isinstance(problem(made, live()), NotStoredError)
-    new = live()._replace(listed_ms=START_MS + 20 * M1 - 5_000)
+    # The first candle of a listing opens before it.
+    new = live()._replace(listed_ms=START_MS + 20 * M1 + 55_000)
     assert one(made, new)[:-1] == ticks(*candles(20, 30))
+    older = new._replace(listed_ms=START_MS + 20 * M1 - 5_000)
+    assert isinstance(problem(made, older), NotStoredError)
     assert isinstance(problem(made, new._replace(listed_ms=None)), NotStoredError)
 
 
