@@ -42,6 +42,7 @@ PURE = {
     "marketfeed/lines.py",
     "marketfeed/ranges.py",
     "marketfeed/records.py",
+    "marketfeed/retry_after.py",
     "marketfeed/rows.py",
     "marketfeed/schema.py",
     "marketfeed/stretches.py",

@@ -2,11 +2,12 @@
 
 Endpoints and weights: Binance USD-M "Market Data Endpoints". Every call has a time-out in wall seconds
 (its waiting not counted) and raises ExchangeError (no answer, or not the documented one) or
-ExchangeRefusedError (an error status). After a 429, 418 or 403 nothing at all is asked until the
-exchange's `Retry-After` has passed: carrying on is a ban.
+ExchangeRefusedError (an error status). After a 429, 418 or 403 nothing at all is asked until the time
+that the exchange names has passed, in `Retry-After` or in the words of a ban: carrying on is a ban.
 """
 
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -17,13 +18,14 @@ import aiohttp
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.budget import Budget, Cost, Priority, klines_weight
+from marketfeed.binance.budget import BANNED, Budget, Cost, Priority, klines_weight, max_stop_s
 from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
 from marketfeed.binance.symbols import Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, words_of
 from marketfeed.records import Candle
+from marketfeed.retry_after import date_s, retry_after_s
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +42,17 @@ SILENCE_S: Final[Mapping[int, float]] = {
     HTTPStatus.IM_A_TEAPOT: 120.0,
     HTTPStatus.FORBIDDEN: 300.0,
 }
-"""How long nothing is asked after such an answer that does not tell: the budget is one of a minute, the
-shortest ban lasts two, the firewall (403) looks at five."""
+"""How long nothing is asked after such an answer, at least: the budget is one of a minute, the shortest ban
+lasts two, the firewall (403) looks at five."""
+BAN_MARGIN_S: Final = 1.0
+"""So much later than the end that a ban names: clocks drift apart while nothing is asked."""
 CLOSED_AFTER_MS: Final = 1_000
 """How long past its close a REST row must be to count as closed: two clocks are compared.
 
 What this host's may be ahead for all that is known comes on top (`ExchangeClock.certain_ms`)."""
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
 _FREE: Final = Cost(1)
+_BANNED_UNTIL: Final = re.compile(rb"banned until (\d{13})\b")
 
 
 class ServerTime(msgspec.Struct, frozen=True):
@@ -258,14 +263,26 @@ class BinanceRest:
     def _refused(
         self, path: str, response: aiohttp.ClientResponse, body: bytes
     ) -> ExchangeRefusedError:
-        wait_s = _retry_after_s(response.headers.get("Retry-After"))
-        silence_s = SILENCE_S.get(response.status)
-        if silence_s is not None and wait_s is None:
-            wait_s = silence_s
-        text = f"{path}: status {response.status}: {_excerpt(body)}"
-        self.turns.refused[response.status] += 1
-        if silence_s is not None and wait_s is not None:
-            self.turns.stop(wait_s, response.status, text)
+        status, headers = response.status, response.headers
+        # The date of the answer is by the clock that a date in it is meant by.
+        told_s = date_s(headers.get("Date"))
+        now_s = self.turns.now().now_ms / 1000
+        wait_s = retry_after_s(headers.get("Retry-After"), now_s if told_s is None else told_s)
+        silence_s = SILENCE_S.get(status)
+        text = f"{path}: status {status}: {_excerpt(body)}"
+        self.turns.refused[status] += 1
+        if silence_s is None:
+            if wait_s is not None:
+                wait_s = min(max(wait_s, 0.0), max_stop_s(status))
+            return ExchangeRefusedError(text, status, wait_s)
+        wait_s = max(silence_s, wait_s or 0.0)
+        if ban := _BANNED_UNTIL.search(body):
+            status = BANNED
+            # Exchange time: by its clock if that is known, which is never ahead then.
+            known_s = self.turns.certain_ms() / 1000 or told_s or now_s
+            wait_s = max(wait_s, int(ban[1]) / 1000 - known_s + BAN_MARGIN_S)
+        wait_s = min(wait_s, max_stop_s(status))
+        self.turns.stop(wait_s, status, text)
         return ExchangeRefusedError(text, response.status, wait_s)
 
 
@@ -342,13 +359,6 @@ async def _whole(path: str, response: aiohttp.ClientResponse) -> bytes:
 
 def _excerpt(body: bytes) -> str:
     return body[:200].decode("utf-8", "replace")
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    try:
-        return None if header is None else max(0.0, float(header))
-    except ValueError:
-        return None
 
 
 def _number(header: str | None) -> int | None:

@@ -95,12 +95,92 @@ def test_another_answer_than_documented_is_an_error(body: bytes) -> None:
 @pytest.mark.parametrize("status", [400, 403, 418, 429, 500])
 def test_a_refusal_tells_its_status_and_retry_after(status: int) -> None:
     async def refuse(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, text="no", headers={"Retry-After": "7"})
+        return web.Response(status=status, text="no", headers={"Retry-After": "307"})
 
     with pytest.raises(ExchangeRefusedError, match=f"status {status}: no") as caught:
         ask(refuse, BinanceRest.exchange_info)
     assert caught.value.status == status
-    assert caught.value.retry_after_s == 7.0
+    assert caught.value.retry_after_s == 307.0
+
+
+BANNED_UNTIL_MS = 1_796_003_971_316
+"""As the words of a recorded ban name it."""
+BAN = (
+    b'{"code":-1003,"msg":"Way too many requests; IP(203.0.113.7) banned until 1796003971316. '
+    b'Please use the websocket for live updates to avoid bans."}'
+)
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "body", "left_s", "wait_s"),
+    [
+        # A ban's end by its words; with or without a header, the later one holds.
+        (418, None, BAN, 7_200.0, 7_201.0),
+        (418, "0", BAN, 7_200.0, 7_201.0),
+        (418, "10000", BAN, 7_200.0, 10_000.0),
+        (418, None, BAN, -50.0, 120.0),
+        (418, None, BAN, 30 * DAY_S, 3 * DAY_S),
+        (429, "5", BAN, 7_200.0, 7_201.0),
+        # Never less than what such an answer costs anyway.
+        (418, "0", b"", 0.0, 120.0),
+        (418, "-7", b"", 0.0, 120.0),
+        (418, "nan", b"", 0.0, 120.0),
+        (418, "soon", b"", 0.0, 120.0),
+        (429, "0", b"", 0.0, 60.0),
+        (403, "1", b"", 0.0, 300.0),
+        # Never for ever.
+        (418, "1764457200", b"", 0.0, 3 * DAY_S),
+        (429, "1764457200", b"", 0.0, 600.0),
+        (403, "inf", b"", 0.0, 600.0),
+        (503, "1764457200", b"", 0.0, 600.0),
+        (503, "-3", b"", 0.0, 0.0),
+        (503, "7", b"", 0.0, 7.0),
+        (503, None, b"", 0.0, None),
+        # A date, by the server's own clock, whatever this host's says.
+        (418, "Mon, 30 Nov 2026 12:00:00 GMT", b"", 0.0, 10_800.0),
+        (418, "Mon, 30 Nov 2026 08:00:00 GMT", b"", 0.0, 120.0),
+        (503, "Mon, 30 Nov 2026 09:05:00 GMT", b"", 0.0, 300.0),
+        (503, "Mon, 30 Nov 9999999 09:05:00 GMT", b"", 0.0, None),
+    ],
+)
+def test_how_long_a_refusal_lasts_has_bounds(
+    status: int, retry_after: str | None, body: bytes, left_s: float, wait_s: float | None
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        headers = {"Date": "Mon, 30 Nov 2026 09:00:00 GMT"}
+        if retry_after is not None:
+            headers["Retry-After"] = retry_after
+        return web.Response(status=status, body=body, headers=headers)
+
+    async def question(rest: BinanceRest) -> None:
+        clock = ExchangeClock()
+        clock.set_server_time(BANNED_UNTIL_MS - round(left_s * 1000), 0.0, 1e-9)
+        rest.turns = Turns(Budget(1_200), clock)
+        with pytest.raises(ExchangeRefusedError) as caught:
+            await rest.exchange_info()
+        assert caught.value.status == status
+        assert caught.value.retry_after_s == (None if wait_s is None else pytest.approx(wait_s))
+        stopped_s = 0.0 if status == 503 else wait_s
+        assert rest.turns.report().stopped_s == pytest.approx(stopped_s)
+
+    ask(refuse, question)
+
+
+def test_a_ban_met_before_the_exchanges_time_is_known_ends_by_the_answers_own_date() -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        # Two hours and 51.316 s before the end that the words name.
+        headers = {"Date": "Sun, 29 Nov 2026 23:58:40 GMT"}
+        return web.Response(status=418, body=BAN, headers=headers)
+
+    async def question(rest: BinanceRest) -> None:
+        clock = ExchangeClock()
+        rest.turns = Turns(Budget(1_200), clock)
+        with pytest.raises(ExchangeRefusedError) as caught:
+            await rest.server_time()
+        assert caught.value.retry_after_s == pytest.approx(7_252.316, abs=0.001)
+
+    ask(refuse, question)
 
 
 def test_an_answer_that_does_not_come_is_an_error() -> None:

@@ -354,7 +354,7 @@ def test_after_a_limit_nothing_at_all_is_asked() -> None:
         async with Simulator(SimulatorOptions(pairs=1)) as sim, aiohttp.ClientSession() as session:
             rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(1_200), clock))
             for status, retry_after_s, silence_s in (
-                (429, 30, 30.0),
+                (429, 90, 90.0),
                 (418, None, SILENCE_S[418]),
                 (403, None, SILENCE_S[403]),
             ):
