@@ -36,6 +36,7 @@ PURE = {
     "marketfeed/batch.py",
     "marketfeed/binance/budget.py",
     "marketfeed/binance/decode.py",
+    "marketfeed/binance/odd_rows.py",
     "marketfeed/binance/symbols.py",
     "marketfeed/doubts.py",
     "marketfeed/errors.py",

@@ -209,7 +209,7 @@ def test_after_a_limit_all_wait_and_all_is_completed(status: int) -> None:
                         rows = await rest.klines(
                             instrument, "1m", since_ms, since_ms + 10 * MINUTE_MS, Priority.HISTORY
                         )
-                        return len(rows)
+                        return len(rows.candles)
                     except Exception:
                         await asyncio.sleep(0)
 
