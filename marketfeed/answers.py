@@ -6,12 +6,12 @@ Telegraf's InfluxDB outputs, with one more: a refused batch is halved until the 
 
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Final, Literal
 
 import msgspec
 
 from marketfeed.errors import words_of
+from marketfeed.retry_after import retry_after_s
 
 MAX_RETRY_AFTER_S: Final = 600.0
 """A server may ask for so much patience, not more."""
@@ -70,7 +70,7 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
         dropped = 0 if too_old is None else int(too_old[1])
         return Verdict("split", text, blames_lines=blames_lines, beyond_retention=dropped)
     if status in (429, 503):
-        return Verdict("retry", text, _retry_after_s(headers.get("Retry-After"), now_s))
+        return Verdict("retry", text, _bounded_s(headers.get("Retry-After"), now_s))
     if status >= 500:
         # A server, or a proxy before it, that has waited long enough; what it waited for may go on.
         return Verdict("retry", text, pending=True)
@@ -104,17 +104,6 @@ def _words(body: bytes) -> str:
     return " ".join(text[:_TEXT].split())
 
 
-def _retry_after_s(header: str | None, now_s: float) -> float | None:
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header).timestamp() - now_s
-        except (ValueError, OverflowError):
-            # No date, or one so far off that no clock has it.
-            return None
-    if seconds != seconds:  # noqa: PLR0124 - NaN
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+def _bounded_s(header: str | None, now_s: float) -> float | None:
+    asked_s = retry_after_s(header, now_s)
+    return None if asked_s is None else min(max(asked_s, 0.0), MAX_RETRY_AFTER_S)

@@ -17,6 +17,7 @@ from marketfeed.backfill import ABSENT, DAY_FILE_AFTER_MS
 from marketfeed.backfill_plan import Absent, Series, range_of, without
 from marketfeed.binance.archive import Archive, day_file
 from marketfeed.binance.budget import Priority
+from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.comparison import Comparison, compare
@@ -260,6 +261,11 @@ class Audit:
                 self._errors.append(f"{series.key}: {error}")
             self._add(series, await asyncio.to_thread(self._completeness, series, stretch))
             return
+        for part in truth.unclear:
+            # Neither wrong nor proven: what is there of it is counted in the journal.
+            if len(self._errors) < NAMED:
+                self._errors.append(f"{series.key}: odd rows for {part.start_ms} to {part.end_ms}")
+            self._add(series, await asyncio.to_thread(self._completeness, series, part))
         found = await compare_stored(self._view, series, stretch, truth)
         missing, different = len(found.missing), len(found.different)
         self._add(
@@ -270,13 +276,13 @@ class Audit:
         room = NAMED - len(self._differences)
         self._differences += [str(one) for one in found.different[: max(0, room)]]
 
-    async def _truth(self, series: Series, stretch: Stretch) -> list[Candle]:
+    async def _truth(self, series: Series, stretch: Stretch) -> Klines:
         if self._archive is None:
             return await self._rest.klines(
                 series.instrument, series.timeframe, *stretch, Priority.AUDIT
             )
         file = day_file(series.instrument.symbol, series.timeframe, stretch.start_ms)
-        return await self._archive.candles(series.instrument, file)
+        return Klines(await self._archive.candles(series.instrument, file))
 
     def _report(self) -> AuditReport:
         total = _Sums()
@@ -305,10 +311,10 @@ class Audit:
 
 
 async def compare_stored(
-    view: JournalView, series: Series, stretch: Stretch, truth: Sequence[Candle]
+    view: JournalView, series: Series, stretch: Stretch, truth: Klines
 ) -> Comparison:
     """Compare what is stored of a stretch, read now, with what the exchange has. Raises JournalError."""
     stored = await asyncio.to_thread(
         view.candles, series.instrument.pair, series.timeframe, stretch
     )
-    return compare(stored, truth)
+    return compare(stored, truth.candles, truth.unclear)

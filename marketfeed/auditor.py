@@ -16,13 +16,14 @@ from marketfeed.audit import CLOSED_FOR_MS, compare_stored
 from marketfeed.backfill_plan import Series, range_of
 from marketfeed.batch import Batch
 from marketfeed.binance.budget import Priority
+from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import Different
-from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch
+from marketfeed.stretches import Stretch, cut
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ class AuditingReport(msgspec.Struct, frozen=True):
 class Auditor:
     """Audits `series()` in the journal of `writer`; `run` goes on until cancelled.
 
-    `complete` says whether history has been filled: before that nothing counts as missing. `on_stored`
-    hears of what was mended.
+    `complete` says whether the history of a pair has been filled: before that nothing of it counts as
+    missing. `on_stored` hears of what was mended.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Auditor:
         clock: ExchangeClock,
         series: Callable[[], Sequence[Series]],
         keep_ms: int,
-        complete: Callable[[], bool],
+        complete: Callable[[str], bool],
         weight_per_minute: int = WEIGHT_PER_MINUTE,
         chance: random.Random | None = None,
         on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
@@ -110,6 +111,9 @@ class Auditor:
             try:
                 await self.look()
                 self._failing = False
+            except OddAnswerError:
+                # It concerns that series alone, and was named.
+                self._errors += 1
             except (ExchangeError, JournalError) as error:
                 self._errors += 1
                 if not self._failing:
@@ -123,7 +127,7 @@ class Auditor:
             return
         series, stretch = chosen
         generation = self._writer.generation
-        complete = self._complete()
+        complete = self._complete(series.instrument.pair)
         stored = await asyncio.to_thread(
             self._view.holes, series.instrument.pair, series.timeframe, stretch
         )
@@ -133,6 +137,7 @@ class Auditor:
         truth = await self._rest.klines(
             series.instrument, series.timeframe, *stretch, Priority.AUDIT
         )
+        self._errors += bool(truth.unclear)
         found = await compare_stored(self._view, series, stretch, truth)
         if generation != self._writer.generation:
             return
@@ -174,14 +179,16 @@ class Auditor:
             log.error("audit: a candle differs %s", item)
         return len(fresh)
 
-    async def _settle(self, series: Series, stretch: Stretch, truth: Sequence[Candle]) -> None:
+    async def _settle(self, series: Series, stretch: Stretch, truth: Klines) -> None:
         """Look again: what still differs is kept until it agrees."""
         found = await compare_stored(self._view, series, stretch, truth)
         still = {_key(item.stored): str(item) for item in found.different}
         pair, timeframe = series.instrument.pair, series.timeframe
         for key in list(self._unmended):
-            within = stretch.start_ms <= key[2] < stretch.end_ms
-            if key[:2] == (pair, timeframe) and within and key not in still:
+            told = any(
+                part.start_ms <= key[2] < part.end_ms for part in cut(stretch, truth.unclear)
+            )
+            if key[:2] == (pair, timeframe) and told and key not in still:
                 del self._unmended[key]
         self._unmended.update(still)
         for key in list(self._unmended)[:-KEPT]:

@@ -37,6 +37,7 @@ from marketfeed.batch import Batch
 from marketfeed.binance.archive import Archive, ArchiveFile, day_file, month_file, month_of
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.liveness import WATCHED_BEFORE_MS
+from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
@@ -46,10 +47,11 @@ from marketfeed.errors import (
     ExchangeError,
     ExchangeRefusedError,
     JournalError,
+    OddAnswerError,
 )
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle
-from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, missing
+from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, missing
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
@@ -83,10 +85,15 @@ SKIPPED_IN_A_ROW: Final = 8
 """After so many requests in a row that failed for good a pass ends: it is not the requests' fault."""
 AGAIN_S: Final = 60.0
 LOOK_AGAIN_S: Final = 3_600.0
-"""Exchange seconds until the next pass: after one that left or stored something; after one that found all."""
+"""Exchange seconds until the next pass: after one that left or stored something; after one that found all.
+
+After passes that only met odd rows it is twice as long each time, from the one to the other.
+"""
 ROOM_KEPT: Final = 0.9
 """Share of `journal.max_bytes` up to which history is filled: beyond it would soon be deleted again."""
 _STOCK_EVERY: Final = 50
+_ODD_PASSES: Final = 10
+"""So many in a row count: the pause between them is the longest by then."""
 
 
 class HistoryReport(msgspec.Struct, frozen=True):
@@ -161,6 +168,7 @@ class Backfill:
         self._woken = asyncio.Event()
         self._storing = asyncio.Lock()
         self._stores = 0
+        self._odd_passes = 0
         self._state = "waiting"
         self.first_pass = asyncio.Event()
         """Set when a pass has ended, whatever it has left."""
@@ -178,6 +186,8 @@ class Backfill:
         self._found_absent = 0
         self._files: Counter[str] = Counter()
         self._refused: set[str] = set()
+        self._met_odd = False
+        self._scanned = False
         self._started_s = time.monotonic()
 
     def report(self) -> HistoryReport:
@@ -221,6 +231,11 @@ class Backfill:
             and self._without_s.get(key, given_up_s) >= given_up_s
         ]
 
+    def is_complete(self, pair: str) -> bool:
+        """Whether the last pass has left nothing of a pair, whatever it has left of others."""
+        ended = self._state in ("complete", "incomplete") and self._scanned
+        return ended and self._writer.generation == self._generation and self._left[pair] <= 0
+
     def wake(self) -> None:
         """Have the next pass begin at once: the pairs have changed, or the journal was replaced.
 
@@ -236,7 +251,11 @@ class Backfill:
             # After one that stored something, too: what closed within its last minute was left out, and
             # at a first start the feed has not brought it.
             done = self.report().complete and not self._stored
+            odd = self._met_odd and not self._stored and not self._given_up
+            self._odd_passes = min(self._odd_passes + 1, _ODD_PASSES) if odd else 0
             wait_s = LOOK_AGAIN_S if done else AGAIN_S
+            if odd:
+                wait_s = min(AGAIN_S * 2.0 ** (self._odd_passes - 1), LOOK_AGAIN_S)
             await self._until_woken(max(wait_s / self._clock.speed, RETRY_FIRST_S))
 
     async def _until_woken(self, timeout_s: float) -> None:
@@ -304,7 +323,7 @@ class Backfill:
 
     async def _scan(self) -> list[Holes]:
         """Look through the journal for holes, and count them."""
-        self._state = "scanning"
+        self._state, self._scanned = "scanning", False
         now_ms = self._clock.now_ms()
         found: list[Holes] = []
         self._left.clear()
@@ -320,6 +339,7 @@ class Backfill:
                     found.append(Holes(series, within, holes))
                     self._left[instrument.pair] += found[-1].candles
         self._wanted = max(self._wanted, self._stored + self._found_absent + self._left.total())
+        self._scanned = True
         return found
 
     def _note_newest(
@@ -424,7 +444,7 @@ class Backfill:
         self._left[pair] -= tile.candles - _candles(holes, series)
         for stretch, _ in covering(holes, series.length_ms):
             try:
-                candles = await self._rest.klines(
+                answer = await self._rest.klines(
                     series.instrument, series.timeframe, *stretch, Priority.HISTORY
                 )
             except ExchangeRefusedError as error:
@@ -434,21 +454,26 @@ class Backfill:
                     log.error("history is refused series=%r error=%r", key, str(error))
                 self._refused.add(key)
                 return
-            stored = await self._store(candles, holes)
-            absent = self._note_absent(series, stretch, candles)
+            except OddAnswerError:
+                # Asked for in another pass: now it would only keep others waiting.
+                answer = Klines([], [stretch])
+            self._met_odd |= bool(answer.unclear)
+            stored = await self._store(answer.candles, holes)
+            absent = self._note_absent(series, stretch, answer)
             self._left[pair] -= stored + absent
 
-    def _note_absent(self, series: Series, stretch: Stretch, candles: Sequence[Candle]) -> int:
+    def _note_absent(self, series: Series, stretch: Stretch, answer: Klines) -> int:
         """Remember what the exchange does not have; returns how many candles of the stretch that are.
 
         It has a row for every interval of a listed pair, and what is new may only be late. So it must
-        have said so a while ago, too: until then these candles are left.
+        have said so a while ago, too: until then these candles are left. Of an odd row it has said nothing.
         """
         now_ms = self._clock.now_ms()
-        opens = [candle.open_time_ms for candle in candles]
+        opens = [candle.open_time_ms for candle in answer.candles]
         lacking = [
             part
-            for part in missing(opens, stretch, series.length_ms)
+            for hole in missing(opens, stretch, series.length_ms)
+            for part in cut(hole, answer.unclear)
             if part.end_ms <= now_ms - MAY_BE_LATE_MS
         ]
         absent = self._doubts.take(

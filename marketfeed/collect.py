@@ -139,6 +139,7 @@ class Collector:
                 keeping.cancel()
                 looking.cancel()
                 await asyncio.gather(keeping, looking, return_exceptions=True)
+                await self._save_budget()
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
     async def _prove_alive(self) -> str:
@@ -349,17 +350,17 @@ class Collector:
         while True:
             await asyncio.sleep(KEEP_BUDGET_EVERY_S)
             changes = self._turns.changes
-            if changes == saved:
-                continue
-            at = self._turns.now()
-            try:
-                await self._writer.save_document(
-                    REST_BUDGET, self._turns.budget.state(at), at.now_ms
-                )
+            if changes != saved and await self._save_budget():
                 saved = changes
-            except JournalError:
-                # The intake has said so; what counts here is the next attempt.
-                continue
+
+    async def _save_budget(self) -> bool:
+        at = self._turns.now()
+        try:
+            await self._writer.save_document(REST_BUDGET, self._turns.budget.state(at), at.now_ms)
+        except JournalError:
+            # The intake has said so; what counts here is the next attempt.
+            return False
+        return True
 
     async def _keep_journal(self, intake: Intake, shipper: Shipper | None) -> None:
         """Delete what is older than the settings keep, and what the disk budget does not hold.

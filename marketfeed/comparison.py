@@ -6,6 +6,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.records import Candle
+from marketfeed.stretches import Stretch
 
 
 class Different(msgspec.Struct, frozen=True, gc=False):
@@ -39,7 +40,7 @@ class Different(msgspec.Struct, frozen=True, gc=False):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """What came of it: how many are stored, and what is wrong."""
+    """What came of it: how many that are stored were compared, and what is wrong."""
 
     stored: int
     missing: list[Candle]
@@ -57,9 +58,18 @@ class Comparison(msgspec.Struct, frozen=True):
         return [*self.missing, *(d.truth for d in self.different if d.truth is not None)]
 
 
-def compare(stored: Sequence[Candle], truth: Sequence[Candle]) -> Comparison:
-    """Compare the candles of one series and stretch; all numbers count, the trades too."""
-    ours = {candle.open_time_ms: candle for candle in stored}
+def compare(
+    stored: Sequence[Candle], truth: Sequence[Candle], unclear: Sequence[Stretch] = ()
+) -> Comparison:
+    """Compare the candles of one series and stretch; all numbers count, the trades too.
+
+    What is stored of `unclear` stretches is left out: nothing is known of it.
+    """
+    ours = {
+        candle.open_time_ms: candle
+        for candle in stored
+        if not any(part.start_ms <= candle.open_time_ms < part.end_ms for part in unclear)
+    }
     theirs = {candle.open_time_ms: candle for candle in truth}
     missing = [candle for open_ms, candle in theirs.items() if open_ms not in ours]
     different = [

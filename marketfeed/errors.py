@@ -12,6 +12,7 @@
     * LedgerError             a forward is not in the state that the next step needs: nothing was sent
     * ExchangeError           the exchange did not answer, or not as documented
         * ExchangeRefusedError  it answered with an error status (`status`, `retry_after_s`)
+        * OddAnswerError      it answered with a list of which no row is good, or in disorder
         * ArchiveError        a file of the archive is not to be trusted
             * ArchiveAbsentError  there is no such file
 """
@@ -83,6 +84,10 @@ class ExchangeRefusedError(ExchangeError):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+class OddAnswerError(ExchangeError):
+    """The exchange answered with a list, and no row of it can be taken: it concerns who was asked for."""
 
 
 class ArchiveError(ExchangeError):

@@ -3,7 +3,8 @@
 A fetched candle goes through the intake into the journal, where it gives way to none with fewer trades; the
 supervisor sees it there, and the gap is healed in the same commit. The newest holes go first. While REST
 fails, one request at a time asks whether it is back; holes stay holes, and nothing is given up for that.
-What REST answers without is asked for again with growing pauses, and is `unresolvable` in the end.
+What REST answers without is asked for again with growing pauses, and is `unresolvable` in the end; what it
+answers an odd row for is asked for on and on.
 """
 
 import asyncio
@@ -18,10 +19,11 @@ import msgspec
 
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.liveness import MARK_PRICE, Missing, Series
+from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import MAX_KLINES, BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
@@ -67,15 +69,19 @@ class HealReport(msgspec.Struct, frozen=True):
 
 
 class _Gap:
-    """A gap on its way: `without` are stretches that this round's answers lacked, `pauses` past rounds."""
+    """A gap on its way: `without` are stretches that this round's answers lacked, `pauses` past rounds.
 
-    __slots__ = ("due_s", "end_ms", "pauses", "without")
+    For those that are `unclear`, too, there were odd rows.
+    """
+
+    __slots__ = ("due_s", "end_ms", "pauses", "unclear", "without")
 
     def __init__(self, end_ms: int, due_s: float) -> None:
         self.end_ms = end_ms
         self.due_s = due_s
         self.pauses = 0
         self.without: list[Stretch] = []
+        self.unclear: list[Stretch] = []
 
 
 class _Queue:
@@ -234,16 +240,19 @@ class Healer:
                 return
             reason = NO_CANDLE
             try:
-                candles = await self._rest.klines(instrument, series.channel, *tile, Priority.HEAL)
+                answer = await self._rest.klines(instrument, series.channel, *tile, Priority.HEAL)
             except ExchangeRefusedError as error:
                 if error.status != HTTPStatus.BAD_REQUEST:
                     raise
                 # That is an answer.
-                candles, reason = [], str(error)
+                answer, reason = Klines([]), str(error)
+            except OddAnswerError:
+                # REST is there: the trouble is this series' alone.
+                answer = Klines([], [tile])
             ended_ms = instrument.ended_ms
             if ended_ms is not None and ended_ms < tile.end_ms:
                 reason = ENDED
-            self._take_answer(series, tile, candles, reason)
+            self._take_answer(series, tile, answer, reason)
         except ExchangeError as error:
             self._failed(str(error))
         finally:
@@ -251,32 +260,34 @@ class Healer:
             self._under_way -= 1
             self._wake.set()
 
-    def _take_answer(
-        self, series: Series, tile: Stretch, candles: Sequence[Candle], reason: str
-    ) -> None:
+    def _take_answer(self, series: Series, tile: Stretch, answer: Klines, reason: str) -> None:
         if self._failures:
             log.info("REST answers again, healing goes on failures=%d", self._failures)
             self._failures, self.trouble = 0, ""
-        for candle in candles:
+        for candle in answer.candles:
             self._intake.add(candle)
         self._supervisor.take_in()
         length_ms = TIMEFRAMES_MS[series.channel]
-        absent = missing((candle.open_time_ms for candle in candles), tile, length_ms)
+        absent = missing((candle.open_time_ms for candle in answer.candles), tile, length_ms)
         now_s = self._clock.elapsed_s()
         queue = self._queues[series]
         for start_ms, gap in list(queue.gaps.items()):
             if start_ms >= tile.end_ms or gap.end_ms <= tile.start_ms:
                 continue
             gap.without += absent
+            gap.unclear += answer.unclear
             left = self._supervisor.left(series, start_ms)
             if not left:
                 queue.gaps.pop(start_ms, None)
             elif not any(cut(stretch, gap.without) for stretch in left):
                 # All of it was asked for.
-                gap.without = []
+                is_unclear = any(cut(stretch, gap.unclear) != [stretch] for stretch in left)
+                gap.without, gap.unclear = [], []
                 if gap.pauses < len(PAUSES_S):
                     gap.due_s = now_s + PAUSES_S[gap.pauses]
                     gap.pauses += 1
+                elif is_unclear:
+                    gap.due_s = now_s + PAUSES_S[-1]
                 else:
                     queue.gaps.pop(start_ms, None)
                     self._supervisor.give_up(series, start_ms, reason)
@@ -362,7 +373,7 @@ class Healer:
         try:
             if instrument is not None and self._rechecked_ms.get(series, 0) < end_ms:
                 told = await self._rest.klines(instrument, series.channel, *where, Priority.AUDIT)
-                await self._compare(series, where, told)
+                await self._compare(series, where, told.candles)
                 self._rechecked_ms[series] = end_ms
         except (ExchangeError, JournalError) as error:
             if isinstance(error, ExchangeRefusedError) and error.status == HTTPStatus.BAD_REQUEST:

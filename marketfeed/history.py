@@ -158,5 +158,5 @@ class History:
             await self.backfill.first_pass.wait()
         await self._auditor.run()
 
-    def _is_complete(self) -> bool:
-        return self.backfill is not None and self.backfill.report().complete
+    def _is_complete(self, pair: str) -> bool:
+        return self.backfill is not None and self.backfill.is_complete(pair)

@@ -21,6 +21,7 @@ from marketfeed.binance.symbols import (
     select_named,
     select_top,
 )
+from marketfeed.binance.turns import UNNAMED
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import ExchangeSettings, TopPairs
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
@@ -260,12 +261,15 @@ class InstrumentSource:
     async def _fetch(self) -> bytes:
         """Take exchangeInfo, and keep it. Raises ExchangeError."""
         body = await self._rest.exchange_info()
-        listed = parse_exchange_info(body).instruments
+        info = parse_exchange_info(body)
+        listed = info.instruments
+        odd = [(symbol or UNNAMED, why) for symbol, why in info.odd.items()]
+        self._rest.turns.note_odd("exchangeInfo", odd)
         if self._known is None:
             known = await self._writer.load_document(EXCHANGE_INFO)
             self._known = {} if known is None else parse_exchange_info(known[0]).instruments
         before, now_s = self._known, self._clock.elapsed_s()
-        self._require_whole(before, listed, now_s)
+        self._require_whole(before, info, now_s)
         # It is 1.2 MB: written when it says something new, and once in a while.
         if before != listed or now_s - self._saved_s >= SAVE_EVERY_S:
             await self._save(EXCHANGE_INFO, body)
@@ -278,7 +282,7 @@ class InstrumentSource:
         return body
 
     def _require_whole(
-        self, before: Mapping[str, Instrument], listed: Mapping[str, Instrument], now_s: float
+        self, before: Mapping[str, Instrument], info: ExchangeInfo, now_s: float
     ) -> None:
         """Raise ExchangeError when an answer has lost too many contracts, until it is said for hours.
 
@@ -286,7 +290,11 @@ class InstrumentSource:
         them in between; and not while data comes of what it has lost.
         """
         lasting = {pair for pair, one in before.items() if one.is_lasting}
-        gone = frozenset(lasting - listed.keys())
+        gone = frozenset(
+            pair
+            for pair in lasting - info.instruments.keys()
+            if not info.may_list(before[pair].symbol)
+        )
         most = max(MAY_VANISH * len(lasting), 1)
         if len(gone) <= most:
             self._doubt = None

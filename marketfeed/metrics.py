@@ -281,6 +281,7 @@ def _rest(report: RestReport) -> Iterable[Metric]:
     for name, label, text, counts in (
         ("rest_requests", "endpoint", "REST requests sent", report.requests),
         ("rest_refusals", "status", "REST answers with an error status", report.refused),
+        ("rest_odd_rows", "endpoint", "Rows of REST answers that were left out", report.odd_rows),
     ):
         family = CounterMetricFamily(f"marketfeed_{name}", text, labels=[label])
         for key, count in counts.items():

@@ -281,9 +281,11 @@ def _audit(state: HistoryState | None) -> str:
 
 def _rest(report: RestReport) -> str:
     stopped = f", STOPPED for {report.stopped_s:.0f} s more" if report.stopped_s else ""
+    rows = {name: count for name, count in report.odd_rows.items() if count}
+    odd = f", odd rows left out: {_counts(rows)}" if rows else ""
     return (
         f"weight {report.weight_used:,} of {report.weight_limit:,} this minute, "
-        f"{report.waiting:,} waiting{stopped}"
+        f"{report.waiting:,} waiting{stopped}{odd}"
     )
 
 

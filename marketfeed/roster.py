@@ -231,6 +231,8 @@ class Roster:
 def _problem(known: Instrument, info: ExchangeInfo) -> str:
     """What is wrong with a contract that was collected, by what the exchange lists; empty if nothing."""
     row = info.instruments.get(known.pair)
+    if (row is None or row.symbol != known.symbol) and info.may_list(known.symbol):
+        return ""
     if row is None:
         return "the exchange lists it no more"
     if row.symbol != known.symbol:

@@ -20,7 +20,7 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest, Settlement
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.metrics import Counters
@@ -44,6 +44,9 @@ TOLD_WITHIN_MS: Final = schema.HOUR_MS
 """What was settled within this may not be told yet: history does not take it for absent."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """The same when the exchange does not answer."""
+ODD_PAUSE_S: Final = 30.0
+"""Half of the exchange seconds until what odd rows have left of history is asked for again, at first."""
+_ODD_ROUNDS: Final = 10
 USUAL_HOURS: Final = 8
 COVERED: Final = "settled_funding"
 SAVE_EVERY: Final = 20
@@ -104,6 +107,21 @@ def plan(
 
 def _rows(part: Stretch, hours: int) -> int:
     return (part.end_ms - part.start_ms) // (hours * schema.HOUR_MS) + 1
+
+
+class _Told(NamedTuple):
+    """Whose rates of which times were told, by pair; and of which there were odd rows, as far as is known."""
+
+    rates: set[tuple[str, int]]
+    odd: list[tuple[str | None, int | None]]
+
+    def unclear(self, pair: str, where: Stretch) -> list[Stretch]:
+        """What of a stretch may hold a rate of a pair that could not be read: it is not complete."""
+        return [
+            where if time_ms is None else Stretch(time_ms, time_ms + _STEP_MS)
+            for whose, time_ms in self.odd
+            if whose in (None, pair)
+        ]
 
 
 class _Awaited:
@@ -235,13 +253,13 @@ class Settling:
         where = Stretch(start_ms, _minute(self._clock.now_ms()) + _STEP_MS)
         had = await self._fetch(None, where, Priority.SETTLED)
         for key in due:
-            self._take_answer(key, key in had)
+            self._take_answer(key, key in had.rates)
         # What is given up and asked for now and then is not had either.
         waiting = {pair for pair, _ in self._awaited}
         end_ms = where.end_ms - 2 * _STEP_MS
         for pair, to_ms in self._live_to_ms.items():
             if pair not in waiting and where.start_ms <= to_ms < end_ms:
-                self._cover(pair, Stretch(to_ms, end_ms))
+                self._cover(pair, Stretch(to_ms, end_ms), had)
                 self._live_to_ms[pair] = end_ms
         await self._save()
 
@@ -268,8 +286,11 @@ class Settling:
     # --- history ----------------------------------------------------------------------------------
 
     async def _keep_history(self) -> None:
-        """Fill what is missing: at the start, of new pairs, and when the journal had to be replaced."""
-        failures = 0
+        """Fill what is missing: at the start, of new pairs, and when the journal had to be replaced.
+
+        What odd rows have left is asked for again, less and less often.
+        """
+        failures = odd_rounds = 0
         while True:
             self._look_back.clear()
             try:
@@ -280,8 +301,12 @@ class Settling:
                 await self._sleep(self._failed("history", error, failures))
                 failures += 1
                 continue
+            odd_rounds = min(odd_rounds + 1, _ODD_ROUNDS) if self._incomplete else 0
+            again_s = self._clock.elapsed_s() + min(ODD_PAUSE_S * 2.0**odd_rounds, LATE_PAUSE_S)
             while not self._look_back.is_set() and self._writer.generation == self._generation:
                 await self._sleep(LOOK_EVERY_S)
+                if self._incomplete and self._clock.elapsed_s() >= again_s:
+                    break
 
     async def _load(self) -> None:
         if self._writer.generation == self._generation:
@@ -338,7 +363,7 @@ class Settling:
             for symbol in symbols:
                 if symbol in self._pairs:
                     pair, every_h = self._pairs[symbol], hours.get(symbol, USUAL_HOURS)
-                    self._cover(pair, self._complete(pair, part, every_h, told))
+                    self._cover(pair, self._complete(pair, part, every_h, told.rates), told)
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
@@ -360,28 +385,40 @@ class Settling:
 
     # --- both -------------------------------------------------------------------------------------
 
-    async def _fetch(
-        self, symbol: str | None, where: Stretch, priority: Priority
-    ) -> set[tuple[str, int]]:
-        """Fetch and store what was settled in a stretch; returns whose rates of which times were told."""
-        told: set[tuple[str, int]] = set()
+    async def _fetch(self, symbol: str | None, where: Stretch, priority: Priority) -> _Told:
+        """Fetch and store what was settled in a stretch."""
+        told = _Told(set(), [])
         start_ms = where.start_ms
         while True:
             # A settlement's time is off by some ms, here rounded to the minute.
-            rows = await self._rest.settlements(
-                start_ms - _STEP_MS // 2, where.end_ms - _STEP_MS // 2 - 1, priority, symbol
-            )
-            told |= await self._store(rows)
-            if len(rows) < MAX_SETTLEMENTS:
+            try:
+                answer = await self._rest.settlements(
+                    start_ms - _STEP_MS // 2, where.end_ms - _STEP_MS // 2 - 1, priority, symbol
+                )
+            except OddAnswerError:
+                if symbol is None:
+                    raise
+                # Others are had all the same.
+                if symbol in self._pairs:
+                    told.odd.append((self._pairs[symbol], None))
                 return told
-            if rows[-1].time_ms > start_ms:
-                start_ms = rows[-1].time_ms
+            told.rates.update(await self._store(answer.rates))
+            for odd in answer.odd:
+                name = odd.symbol or symbol
+                if name is None or name in self._pairs:
+                    told.odd.append((None if name is None else self._pairs[name], odd.time_ms))
+            if not answer.full:
+                return told
+            if answer.rates[-1].time_ms > start_ms:
+                start_ms = answer.rates[-1].time_ms
                 continue
             # More at one time than a request tells: one by one.
             if symbol is None:
                 only = Stretch(start_ms, start_ms + _STEP_MS)
                 for one in list(self._pairs):
-                    told |= await self._fetch(one, only, priority)
+                    more = await self._fetch(one, only, priority)
+                    told.rates.update(more.rates)
+                    told.odd.extend(more.odd)
             start_ms += _STEP_MS
             if start_ms >= where.end_ms:
                 return told
@@ -400,8 +437,10 @@ class Settling:
             self._counters.rows_changed += changed
         return {(item.pair, item.time_ms) for item in batch.settled}
 
-    def _cover(self, pair: str, part: Stretch) -> None:
-        self._covered[pair] = joined([*self._covered.get(pair, ()), part], _STEP_MS, 0)
+    def _cover(self, pair: str, part: Stretch, told: _Told) -> None:
+        """Note a part as complete, but for what odd rows were told of."""
+        clear = cut(part, told.unclear(pair, part))
+        self._covered[pair] = joined([*self._covered.get(pair, ()), *clear], _STEP_MS, 0)
 
     async def _save(self) -> None:
         body, now_ms = msgspec.json.encode(self._covered), self._clock.now_ms()

@@ -70,6 +70,13 @@ def test_everything_wrong_is_found_and_nothing_else(
     assert {c.open_time_ms for c in found.mending} == (theirs - ours) | (ours & theirs & changed)
 
 
+def test_what_had_an_odd_row_is_neither_wrong_nor_right() -> None:
+    stored = [candle(0), candle(1, close=9.0), candle(2)]
+    found = compare(stored, [candle(0), candle(3)], [Stretch(1, 3)])
+    assert (found.stored, found.different) == (1, [])
+    assert found.missing == [candle(3)]
+
+
 @pytest.mark.parametrize("name", list(schema.CANDLE_FIELDS))
 def test_every_number_counts_to_its_last_bit(name: str) -> None:
     value = getattr(candle(0), name)
@@ -300,7 +307,7 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 told: list[Candle] = []
                 auditor = Auditor(
                     writer, rest, clock, lambda: [Series(one, "3m")], 3 * schema.DAY_MS,
-                    lambda: True, chance=random.Random(1), on_stored=told.extend,
+                    lambda _: True, chance=random.Random(1), on_stored=told.extend,
                 )  # fmt: skip
                 for _ in range(400):
                     await auditor.look()

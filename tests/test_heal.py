@@ -64,6 +64,8 @@ class Exchange:
         """First candle and the one after the last of each request, as numbers from T0 on."""
         self.failing: int | None = None
         self.trades: Callable[[int], int | None] = lambda _: 7
+        self.odd: set[int] = set()
+        """Candles whose rows have no volume."""
         self.at_once = self.most_at_once = 0
         self.hold: asyncio.Event | None = None
         self.url = ""
@@ -83,8 +85,9 @@ class Exchange:
             if self.failing is not None:
                 return web.json_response({"code": -1, "msg": "no"}, status=self.failing)
             rows = [(n, self.trades(n)) for n in range(first, after)]
+            told = [(n, kline_row(n, count)) for n, count in rows if count is not None]
             return web.json_response(
-                [kline_row(n, count) for n, count in rows if count is not None]
+                [[*row[:5], None, *row[6:]] if n in self.odd else row for n, row in told]
             )
         finally:
             self.at_once -= 1
@@ -335,6 +338,29 @@ def test_what_rest_does_not_have_is_given_up_with_its_reason_and_may_come_late(p
     # Ten pauses, and each time only what was left.
     assert line.exchange.asked == [(-39, 0)] + [(-20, -4)] * len(PAUSES_S)
     assert line.gaps()[-1][3] == "healed"
+
+
+def test_an_odd_row_costs_itself_and_is_asked_for_until_it_is_good(path: Path) -> None:
+    store(path, candle(-40))
+
+    async def check(line: Line) -> None:
+        await line.until(
+            lambda: sum(first == -5 for first, _ in line.exchange.asked) > len(PAUSES_S) + 3
+        )
+        # REST is there all the while: nobody else waits for this candle.
+        assert line.healer.trouble == ""
+        assert line.healer.report().open_gaps["healing"] >= 1
+        assert line.supervisor.missing_candles >= 1
+        await line.committed()
+        assert {n for n in line.stored() if n < 0} == {*range(-40, 0)} - {-5}
+        line.exchange.odd.clear()
+        await line.until(lambda: -5 in line.stored())
+        assert line.counters.gaps["unresolvable"] == 0
+
+    def before(exchange: Exchange) -> None:
+        exchange.odd = {-5}
+
+    run(path, check, before=before, speed=3_000.0)
 
 
 def test_what_was_given_up_and_is_stored_by_history_is_missing_no_more(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is collected follows what the exchange lists, and nothing is believed that is not said twice."""
 
+import pytest
 from msgspec.structs import replace
 
 from marketfeed.binance.symbols import (
@@ -65,6 +66,22 @@ def test_an_announced_end_is_waited_for_and_then_comes_with_its_date() -> None:
     for status in ("SETTLING", "CLOSE", "TRADING", "NEVER_SEEN"):
         listed = info(BTC, replace(ending, status=status))
         assert held.update(listed, select_all(listed, "USDT"), end_ms + DAY_MS).joined == ()
+
+
+@pytest.mark.parametrize("name", ["TONUSDT", ""])
+def test_a_row_that_cannot_be_read_ends_nothing(name: str) -> None:
+    held = roster(BTC, TON)
+    listed = ExchangeInfo({BTC.pair: BTC}, 1, {name: "onboardDate"})
+    for minutes in range(5):
+        changes = held.update(listed, select_all(listed, "USDT"), T0 + minutes * MINUTE_MS)
+        assert (changes.ended, changes.doubted) == ((), {})
+    # Nor does another contract of that name, which only its absence lets through.
+    quarterly = replace(TON, symbol="TONUSDT_261225", contract_type="CURRENT_QUARTER")
+    listed = ExchangeInfo({BTC.pair: BTC, TON.pair: quarterly}, 1, {name: "onboardDate"})
+    for minutes in range(5, 10):
+        changes = held.update(listed, select_all(listed, "USDT"), T0 + minutes * MINUTE_MS)
+        assert (changes.ended, changes.doubted) == ((), {})
+    assert TON.pair in held
 
 
 def test_an_end_that_is_taken_back_is_none() -> None:

@@ -110,6 +110,8 @@ class Rates:
         self.asked: list[str | None] = []
         self.told_from_ms: dict[str, int] = {}
         self.untold: set[tuple[str, int]] = set()
+        self.odd: Callable[[str, int], bool] = lambda *_: False
+        """Whether the row of a symbol and time has no rate."""
         self.failing = False
         self.url = ""
 
@@ -126,7 +128,7 @@ class Rates:
             {
                 "symbol": name,
                 "fundingTime": time_ms + number % 7,
-                "fundingRate": f"0.000{number % 9 + 1}",
+                "fundingRate": None if self.odd(name, time_ms) else f"0.000{number % 9 + 1}",
                 "markPrice": "" if number % 2 else "100.5",
             }
             for time_ms in range(first_ms, end_ms + 1, step_ms)
@@ -224,6 +226,11 @@ async def complete(line: Line) -> None:
     )
 
 
+async def complete_at_once(line: Line) -> None:
+    await asyncio.sleep(0.2)
+    assert line.settling.report().history_pairs == 0
+
+
 @pytest.mark.parametrize(
     ("collected", "listed", "most"),
     # 1,400 rates at one time are more than one answer holds.
@@ -280,7 +287,7 @@ def test_more_rates_at_one_time_than_an_answer_holds(path: Path) -> None:
         told = await line.settling._fetch(
             None, Stretch(T0 - HOUR_MS, T0 + MINUTE_MS), Priority.SETTLED
         )
-        assert len(told) == 5
+        assert len(told.rates) == 5
 
     rates = run(path, check, collected=5, listed=MAX_SETTLEMENTS + 400, days=0)
     assert [symbol for symbol in rates.asked if symbol] == [f"S{n}USDT" for n in range(5)]
@@ -301,6 +308,47 @@ def test_history_goes_on_after_a_failure_and_after_a_kill(path: Path) -> None:
     if len(settled(path)) < 4 * 60:
         run(path, complete, collected=4, listed=530, days=20)
     assert len(settled(path)) == 4 * 60
+
+
+def test_an_odd_rate_costs_itself_and_is_asked_for_again(path: Path) -> None:
+    odd = instrument(1).symbol, T0 - 16 * HOUR_MS
+
+    async def check(line: Line) -> None:
+        line.rates.odd = lambda *row: row == odd
+        await line.until(lambda: line.settling.report().history_pairs == 1)
+        assert len(settled(path)) == 300 * 6 - 1
+        assert line.settling.report().trouble == ""
+        line.rates.odd = lambda *_: False
+        await line.until(lambda: line.settling.report().history_pairs == 0)
+
+    run(path, check, collected=300, listed=530, days=2, speed=200.0)
+    assert len(settled(path)) == 300 * 6
+    # What was once odd is complete now, for a restart, too.
+    assert run(path, complete_at_once, collected=300, listed=530, days=2).asked == []
+
+
+def test_a_restart_asks_for_what_was_odd(path: Path) -> None:
+    odd = instrument(1).symbol, T0 - 16 * HOUR_MS
+
+    async def check(line: Line) -> None:
+        line.rates.odd = lambda *row: row == odd
+        await line.until(lambda: line.settling.report().history_pairs == 1)
+
+    run(path, check, collected=300, listed=530, days=2)
+    run(path, complete, collected=300, listed=530, days=2)
+    assert len(settled(path)) == 300 * 6
+
+
+def test_a_symbol_without_any_good_row_keeps_no_other_waiting(path: Path) -> None:
+    async def check(line: Line) -> None:
+        line.rates.odd = lambda symbol, _: symbol == instrument(0).symbol
+        await line.until(lambda: line.settling.report().history_pairs == 1)
+        assert len(settled(path)) == 2 * 60
+        line.rates.odd = lambda *_: False
+        await line.until(lambda: line.settling.report().history_pairs == 0)
+
+    run(path, check, collected=3, listed=530, days=20, speed=200.0)
+    assert len(settled(path)) == 3 * 60
 
 
 def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_told(path: Path) -> None:
@@ -445,9 +493,8 @@ def test_the_collector_has_settlements_and_their_history(path: Path) -> None:
             info = parse_exchange_info(await rest.exchange_info())
             for one in sim.market.instruments:
                 symbol = info.instruments[one.pair].symbol
-                for row in await rest.settlements(
-                    since_ms, until_ms, Priority.HISTORY, symbol=symbol
-                ):
+                answer = await rest.settlements(since_ms, until_ms, Priority.HISTORY, symbol=symbol)
+                for row in answer.rates:
                     found[one.pair, row.time_ms] = row.rate
         return found
 

@@ -26,8 +26,11 @@ _DIVIDED_FROM: Final = 100
 _RAMP_FROM_MS: Final = 2_000
 _RAMP_MS: Final = 50_000
 _RAMP_TO_MS: Final = 58_000
-MAX_STOP_S: Final = 3 * 86_400.0
+BANNED: Final = 418
+MAX_BAN_S: Final = 3 * 86_400.0
 """The longest ban that Binance speaks of."""
+MAX_STOP_S: Final = 600.0
+"""The longest that anything else than a ban may ask for."""
 
 
 class Priority(IntEnum):
@@ -155,8 +158,11 @@ class Budget:
             self._used = max(self._used, told)
 
     def stop(self, at: Instant, for_s: float, status: int, why: str) -> None:
-        """Ask nothing for `for_s` exchange seconds from `at` on: an answer had that `status`."""
-        until_s = at.elapsed_s + min(for_s, MAX_STOP_S)
+        """Ask nothing for `for_s` exchange seconds from `at` on: an answer had that `status`.
+
+        At most `max_stop_s` of it, whoever says so: a header, or what another run has saved.
+        """
+        until_s = at.elapsed_s + min(for_s, max_stop_s(status))
         if until_s > self._stopped_until_s:
             self._stopped_until_s = until_s
             self.stopped_status, self.stopped_why = status, why
@@ -209,6 +215,11 @@ class Budget:
 
 def _past_ms(at: Instant, elapsed_s: float) -> int:
     return at.now_ms - int((at.elapsed_s - elapsed_s) * 1000)
+
+
+def max_stop_s(status: int) -> float:
+    """The longest pause (s) that an answer with this status may ask for."""
+    return MAX_BAN_S if status == BANNED else MAX_STOP_S
 
 
 def klines_weight(limit: int) -> int:

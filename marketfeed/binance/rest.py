@@ -2,30 +2,38 @@
 
 Endpoints and weights: Binance USD-M "Market Data Endpoints". Every call has a time-out in wall seconds
 (its waiting not counted) and raises ExchangeError (no answer, or not the documented one) or
-ExchangeRefusedError (an error status). After a 429, 418 or 403 nothing at all is asked until the
-exchange's `Retry-After` has passed: carrying on is a ban.
+ExchangeRefusedError (an error status). After a 429, 418 or 403 nothing at all is asked until the time
+that the exchange names has passed, in `Retry-After` or in the words of a ban: carrying on is a ban.
 """
 
-import logging
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import aiohttp
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.budget import Budget, Cost, Priority, klines_weight
+from marketfeed.binance.budget import BANNED, Budget, Cost, Priority, klines_weight, max_stop_s
 from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
+from marketfeed.binance.odd_rows import (
+    Klines,
+    OddRowError,
+    klines_of,
+    listed,
+    row_by_row,
+    symbol_of,
+    tried,
+)
 from marketfeed.binance.symbols import Instrument
-from marketfeed.binance.turns import Turns
+from marketfeed.binance.turns import UNNAMED, Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, words_of
 from marketfeed.records import Candle
-
-log = logging.getLogger(__name__)
+from marketfeed.retry_after import date_s, retry_after_s
+from marketfeed.stretches import Stretch
 
 T = TypeVar("T")
 
@@ -34,20 +42,25 @@ MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_KLINES: Final = 499
 """The most candles that are asked at a time: of all limits this one costs the least weight a row."""
 MAX_SETTLEMENTS: Final = 1_000
+MAX_INTERVAL_HOURS: Final = 24
+"""The longest funding interval that is believed: Binance has 1, 2, 4 and 8 hours."""
 WEIGHT_PER_MINUTE: Final = 1_200
 SILENCE_S: Final[Mapping[int, float]] = {
     HTTPStatus.TOO_MANY_REQUESTS: 60.0,
     HTTPStatus.IM_A_TEAPOT: 120.0,
     HTTPStatus.FORBIDDEN: 300.0,
 }
-"""How long nothing is asked after such an answer that does not tell: the budget is one of a minute, the
-shortest ban lasts two, the firewall (403) looks at five."""
+"""How long nothing is asked after such an answer, at least: the budget is one of a minute, the shortest ban
+lasts two, the firewall (403) looks at five."""
+BAN_MARGIN_S: Final = 1.0
+"""So much later than the end that a ban names: clocks drift apart while nothing is asked."""
 CLOSED_AFTER_MS: Final = 1_000
 """How long past its close a REST row must be to count as closed: two clocks are compared.
 
 What this host's may be ahead for all that is known comes on top (`ExchangeClock.certain_ms`)."""
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
 _FREE: Final = Cost(1)
+_BANNED_UNTIL: Final = re.compile(rb"banned until (\d{13})\b")
 
 
 class ServerTime(msgspec.Struct, frozen=True):
@@ -74,6 +87,21 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     kind: str
 
 
+class OddSettlement(NamedTuple):
+    """A settled rate that could not be read: of whom and when, None where that cannot be read either."""
+
+    symbol: str | None
+    time_ms: int | None
+
+
+class Settlements(NamedTuple):
+    """An answer of settled rates. `full`: there were as many rows as were asked for, there may be more."""
+
+    rates: Sequence[Settlement]
+    odd: Sequence[OddSettlement]
+    full: bool
+
+
 class _Time(msgspec.Struct, rename="camel"):
     server_time: int
     speed: float = 1.0
@@ -97,17 +125,28 @@ class _Kline(msgspec.Struct, array_like=True, gc=False):
     taker_buy_volume: float
 
 
+_decode_kline = msgspec.json.Decoder(_Kline, strict=False).decode
+
+
 class _Settlement(msgspec.Struct, rename="camel", gc=False):
     symbol: str
     funding_time: int
     funding_rate: float
-    mark_price: str = ""
+    mark_price: str | float | None = ""
     rate_type: str = "Regular"
 
 
 class _FundingInfo(msgspec.Struct, rename="camel"):
     symbol: str
     funding_interval_hours: int
+
+
+class _Settled(msgspec.Struct, rename="camel"):
+    funding_time: int
+
+
+class _Opened(msgspec.Struct, array_like=True):
+    open_ms: int
 
 
 class BinanceRest:
@@ -141,8 +180,12 @@ class BinanceRest:
     async def quote_volumes(self) -> Mapping[str, float]:
         """Fetch the 24 h quote volume of every symbol (weight 40)."""
         body, _ = await self._get("ticker/24hr", {}, Cost(40), Priority.LIVE)
-        tickers = _decoded("ticker/24hr", body, list[_Ticker])
-        return {ticker.symbol: ticker.quote_volume for ticker in tickers}
+
+        def read(row: msgspec.Raw) -> tuple[str, float]:
+            ticker = msgspec.json.decode(row, type=_Ticker, strict=False)
+            return ticker.symbol, ticker.quote_volume
+
+        return self._by_symbol("ticker/24hr", body, read)
 
     async def klines(
         self,
@@ -151,13 +194,13 @@ class BinanceRest:
         start_ms: int,
         end_ms: int,
         priority: Priority,
-    ) -> list[Candle]:
+    ) -> Klines:
         """Fetch the closed candles with start_ms <= open time < end_ms, oldest first (weight 1 or 2).
 
         At most `MAX_KLINES` of them lie in that range. One whose close time is not past on the
         exchange's clock is left out: REST has no other mark of being closed. Of a range that reaches
         beyond the time that is known for certain none is fetched (ExchangeError): what is left out would
-        seem not to be there.
+        seem not to be there. Raises OddAnswerError when there are rows, and none of them is good.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
         limit = -(-(end_ms - start_ms) // length_ms)
@@ -174,16 +217,34 @@ class BinanceRest:
         # Read before it is asked: the row is older than the answer.
         body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
         self._require_time(asked_ms, end_ms)
-        rows = _decoded("klines", body, list[_Kline])
         closed_ms = asked_ms - CLOSED_AFTER_MS
-        candles = [
-            candle
-            for row in rows
-            if row.open_ms + length_ms <= closed_ms
-            and (candle := _candle(instrument, timeframe, row)) is not None
-        ]
-        _require_order("klines", [candle.open_time_ms for candle in candles], start_ms, end_ms)
-        return candles
+        within = Stretch(start_ms, end_ms)
+
+        def key_of(row: msgspec.Raw) -> int | None:
+            opened = tried(row, _Opened)
+            return (
+                opened.open_ms if opened and _is_place(opened.open_ms, within, length_ms) else None
+            )
+
+        def read(row: msgspec.Raw) -> tuple[int, Candle] | None:
+            try:
+                kline = _decode_kline(row)
+            except msgspec.DecodeError:
+                opened = tried(row, _Opened)
+                if opened and closed_ms - length_ms < opened.open_ms < end_ms:
+                    return None
+                raise
+            if closed_ms - length_ms < kline.open_ms < end_ms:
+                return None
+            if not _is_place(kline.open_ms, within, length_ms):
+                raise OddRowError(f"open time {kline.open_ms} is none of those asked for")
+            return kline.open_ms, _candle(instrument, timeframe, kline)
+
+        found = row_by_row(listed("klines", body), read, key_of)
+        name = f"{instrument.symbol} {timeframe}"
+        odd = [(name, f"open time {key}: {why}") for key, why in found.odd]
+        self.turns.note_odd("klines", odd)
+        return klines_of(found, within, length_ms)
 
     def _require_time(self, certain_ms: int, end_ms: int) -> None:
         beyond = end_ms > certain_ms - CLOSED_AFTER_MS
@@ -199,16 +260,26 @@ class BinanceRest:
         priority: Priority,
         symbol: str | None = None,
         limit: int = MAX_SETTLEMENTS,
-    ) -> list[Settlement]:
+    ) -> Settlements:
         """Fetch the first `limit` settled rates with start_ms <= time <= end_ms, oldest first.
 
-        Of all symbols unless one is named (one of the 500 funding requests in 5 minutes).
+        Of all symbols unless one is named (one of the 500 funding requests in 5 minutes). Raises
+        OddAnswerError when there are rows, and none of them is good.
         """
         params = {"startTime": str(start_ms), "endTime": str(end_ms), "limit": str(limit)}
         if symbol is not None:
             params["symbol"] = symbol
         body, _ = await self._get("fundingRate", params, Cost(0, funding=True), priority)
-        return [_settlement(row) for row in _decoded("fundingRate", body, list[_Settlement])]
+        rows = listed("fundingRate", body)
+        found = row_by_row(rows, _settlement, _settlement_key)
+        self.turns.note_odd("fundingRate", [(_symbol(odd.key), odd.why) for odd in found.odd])
+        found.require_some("fundingRate")
+        lost = [odd.key for odd in found.odd if odd.key not in found.good]
+        return Settlements(
+            list(found.good.values()),
+            [OddSettlement(None, None) if key is None else OddSettlement(*key[:2]) for key in lost],
+            len(rows) >= limit,
+        )
 
     async def funding_info(self, priority: Priority) -> Mapping[str, int]:
         """Fetch the funding interval, in hours, of every symbol that differs from the usual 8.
@@ -216,8 +287,22 @@ class BinanceRest:
         It is one of the 500 funding requests in 5 minutes.
         """
         body, _ = await self._get("fundingInfo", {}, Cost(0, funding=True), priority)
-        rows = _decoded("fundingInfo", body, list[_FundingInfo])
-        return {row.symbol: row.funding_interval_hours for row in rows}
+
+        def read(row: msgspec.Raw) -> tuple[str, int]:
+            info = msgspec.json.decode(row, type=_FundingInfo, strict=False)
+            if not 0 < info.funding_interval_hours <= MAX_INTERVAL_HOURS:
+                raise OddRowError(f"fundingIntervalHours {info.funding_interval_hours}")
+            return info.symbol, info.funding_interval_hours
+
+        return self._by_symbol("fundingInfo", body, read)
+
+    def _by_symbol(
+        self, endpoint: str, body: bytes, read: Callable[[msgspec.Raw], tuple[str, T]]
+    ) -> Mapping[str, T]:
+        found = row_by_row(listed(endpoint, body), read, symbol_of)
+        self.turns.note_odd(endpoint, [(odd.key or UNNAMED, odd.why) for odd in found.odd])
+        found.require_some(endpoint)
+        return found.good
 
     async def _get(
         self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority
@@ -258,14 +343,26 @@ class BinanceRest:
     def _refused(
         self, path: str, response: aiohttp.ClientResponse, body: bytes
     ) -> ExchangeRefusedError:
-        wait_s = _retry_after_s(response.headers.get("Retry-After"))
-        silence_s = SILENCE_S.get(response.status)
-        if silence_s is not None and wait_s is None:
-            wait_s = silence_s
-        text = f"{path}: status {response.status}: {_excerpt(body)}"
-        self.turns.refused[response.status] += 1
-        if silence_s is not None and wait_s is not None:
-            self.turns.stop(wait_s, response.status, text)
+        status, headers = response.status, response.headers
+        # The date of the answer is by the clock that a date in it is meant by.
+        told_s = date_s(headers.get("Date"))
+        now_s = self.turns.now().now_ms / 1000
+        wait_s = retry_after_s(headers.get("Retry-After"), now_s if told_s is None else told_s)
+        silence_s = SILENCE_S.get(status)
+        text = f"{path}: status {status}: {_excerpt(body)}"
+        self.turns.refused[status] += 1
+        if silence_s is None:
+            if wait_s is not None:
+                wait_s = min(max(wait_s, 0.0), max_stop_s(status))
+            return ExchangeRefusedError(text, status, wait_s)
+        wait_s = max(silence_s, wait_s or 0.0)
+        if ban := _BANNED_UNTIL.search(body):
+            status = BANNED
+            # Exchange time: by its clock if that is known, which is never ahead then.
+            known_s = self.turns.certain_ms() / 1000 or told_s or now_s
+            wait_s = max(wait_s, int(ban[1]) / 1000 - known_s + BAN_MARGIN_S)
+        wait_s = min(wait_s, max_stop_s(status))
+        self.turns.stop(wait_s, status, text)
         return ExchangeRefusedError(text, response.status, wait_s)
 
 
@@ -276,7 +373,11 @@ def _decoded(endpoint: str, body: bytes, kind: type[T]) -> T:
         raise ExchangeError(f"{endpoint}: not the documented answer: {error}") from error
 
 
-def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle | None:
+def _is_place(open_ms: int, within: Stretch, length_ms: int) -> bool:
+    return within.start_ms <= open_ms < within.end_ms and not open_ms % length_ms
+
+
+def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle:
     candle = Candle(
         instrument.pair,
         timeframe,
@@ -296,20 +397,17 @@ def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle | Non
     if not problem and row.last_ms + 1 != candle.close_time_ms:
         problem = f"close time {row.last_ms}"
     if problem:
-        # It costs itself only, and stays missing.
-        log.warning(
-            "klines: row left out symbol=%s timeframe=%s open_ms=%d problem=%r",
-            instrument.symbol,
-            timeframe,
-            row.open_ms,
-            problem,
-        )
-        return None
+        raise OddRowError(problem)
     return candle
 
 
-def _settlement(row: _Settlement) -> Settlement:
+_SettlementKey: TypeAlias = tuple[str | None, int | None, str | None]
+
+
+def _settlement(raw: msgspec.Raw) -> tuple[_SettlementKey, Settlement]:
+    row = msgspec.json.decode(raw, type=_Settlement, strict=False)
     try:
+        # The rate is as good without it: old rows have none.
         mark_price = float(row.mark_price) if row.mark_price else None
     except ValueError:
         mark_price = -1.0
@@ -318,16 +416,27 @@ def _settlement(row: _Settlement) -> Settlement:
         or not 0 < row.funding_time < MAX_TIME_MS
         or (mark_price is not None and not 0.0 <= mark_price < float("inf"))
     ):
-        raise ExchangeError(f"fundingRate: makes no sense: {row}")
-    minute_ms = schema.MINUTE_MS
-    time_ms = schema.floor_to(row.funding_time + minute_ms // 2, minute_ms)
-    return Settlement(row.symbol, time_ms, row.funding_rate, mark_price or None, row.rate_type)
+        raise OddRowError(f"makes no sense: {row}")
+    time_ms = _minute(row.funding_time)
+    settlement = Settlement(
+        row.symbol, time_ms, row.funding_rate, mark_price or None, row.rate_type
+    )
+    return (row.symbol, time_ms, row.rate_type), settlement
 
 
-def _require_order(endpoint: str, times_ms: Sequence[int], start_ms: int, end_ms: int) -> None:
-    bounds = (start_ms - 1, *times_ms, end_ms)
-    if any(later <= earlier for earlier, later in pairwise(bounds)):
-        raise ExchangeError(f"{endpoint}: rows out of order, or not of [{start_ms}, {end_ms})")
+def _settlement_key(row: msgspec.Raw) -> _SettlementKey:
+    settled = tried(row, _Settled)
+    at_ms = settled.funding_time if settled and 0 < settled.funding_time < MAX_TIME_MS else None
+    # Whatever its kind: of the two of one time, either may be meant.
+    return symbol_of(row), None if at_ms is None else _minute(at_ms), None
+
+
+def _minute(time_ms: int) -> int:
+    return schema.floor_to(time_ms + schema.MINUTE_MS // 2, schema.MINUTE_MS)
+
+
+def _symbol(key: _SettlementKey | None) -> str:
+    return (key[0] if key else None) or UNNAMED
 
 
 async def _whole(path: str, response: aiohttp.ClientResponse) -> bytes:
@@ -342,13 +451,6 @@ async def _whole(path: str, response: aiohttp.ClientResponse) -> bytes:
 
 def _excerpt(body: bytes) -> str:
     return body[:200].decode("utf-8", "replace")
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    try:
-        return None if header is None else max(0.0, float(header))
-    except ValueError:
-        return None
 
 
 def _number(header: str | None) -> int | None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
+from marketfeed.binance.odd_rows import symbol_of
 from marketfeed.errors import ExchangeError
 
 NEVER_MS: Final = 4_133_404_800_000
@@ -66,10 +67,18 @@ class _ExchangeInfo(msgspec.Struct):
 
 
 class ExchangeInfo(msgspec.Struct, frozen=True):
-    """What exchangeInfo lists: instruments by pair, and how many rows could not be understood."""
+    """What exchangeInfo lists: instruments by pair, and how many rows could not be understood.
+
+    `odd` tells why, by symbol ("" where that cannot be read either): these contracts are not gone.
+    """
 
     instruments: Mapping[str, Instrument]
     not_understood: int
+    odd: Mapping[str, str] = {}
+
+    def may_list(self, symbol: str) -> bool:
+        """Whether a row that could not be understood may be the one of this contract."""
+        return symbol in self.odd or "" in self.odd
 
 
 def parse_exchange_info(body: bytes) -> ExchangeInfo:
@@ -83,10 +92,12 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
         raise ExchangeError(f"exchangeInfo: not the documented answer: {error}") from error
     instruments: dict[str, Instrument] = {}
     not_understood = 0
+    odd: dict[str, str] = {}
     for row in rows:
         try:
             item = msgspec.json.decode(row, type=_Symbol)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            odd[symbol_of(row) or ""] = str(error)
             not_understood += 1
             continue
         pair = f"{item.base_asset}/{item.quote_asset}:{item.margin_asset or item.quote_asset}"
@@ -105,7 +116,7 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
             instruments[pair] = instrument
     if not instruments:
         raise ExchangeError("exchangeInfo: lists no instrument that could be understood")
-    return ExchangeInfo(instruments, not_understood)
+    return ExchangeInfo(instruments, not_understood, odd)
 
 
 def _rank(instrument: Instrument) -> tuple[bool, bool, int]:

@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import logging
 from collections import Counter
+from collections.abc import Collection
 from itertools import count
 from typing import Final, Protocol
 
@@ -17,6 +18,10 @@ log = logging.getLogger(__name__)
 _AT_LEAST_S: Final = 0.001
 _AT_MOST_S: Final = 1.0
 """Wall seconds between two looks at the budget: its clock may be set meanwhile."""
+UNNAMED: Final = "?"
+"""Stands for the name of a row that cannot be read so far."""
+_NAMED_AT_MOST: Final = 10_000
+_NAMED_AT_A_TIME: Final = 3
 
 
 class Clock(Protocol):
@@ -51,6 +56,8 @@ class RestReport(msgspec.Struct, frozen=True):
     stopped_why: str
     requests: dict[str, int]
     refused: dict[str, int]
+    odd_rows: dict[str, int] = {}
+    """Rows of its answers that were left out, by endpoint."""
 
 
 class Turns:
@@ -62,12 +69,15 @@ class Turns:
         """Requests sent, by endpoint."""
         self.refused: Counter[int] = Counter()
         """Error answers, by status."""
+        self.odd_rows: Counter[str] = Counter()
+        """Rows of answers that were left out, by endpoint."""
         self.changes = 0
         """Rises with everything that `Budget.state` tells."""
         self._clock = clock
         self._number = count()
         self._queues = _Queue(), _Queue()
         self._timer: asyncio.TimerHandle | None = None
+        self._named: set[tuple[str, str]] = set()
 
     def now(self) -> Instant:
         """Read the clock."""
@@ -109,6 +119,25 @@ class Turns:
         log.error("REST stopped for_s=%.0f status=%d why=%r", for_s, status, why)
         self._let_go()
 
+    def note_odd(self, endpoint: str, rows: Collection[tuple[str, str]]) -> None:
+        """Count rows of an answer that were left out: of what each is (symbol, series), and why.
+
+        Each of these is named once, however often the exchange serves it.
+        """
+        self.odd_rows[endpoint] += len(rows)
+        fresh = {name[:64]: why for name, why in rows if (endpoint, name[:64]) not in self._named}
+        if not fresh or len(self._named) >= _NAMED_AT_MOST:
+            return
+        self._named.update((endpoint, name) for name in fresh)
+        first = list(fresh.items())[:_NAMED_AT_A_TIME]
+        log.warning(
+            "odd rows of an answer left out endpoint=%s count=%d of=%d names named=%r",
+            endpoint,
+            len(rows),
+            len(fresh),
+            "; ".join(f"{name}: {why[:200]}" for name, why in first),
+        )
+
     def report(self) -> RestReport:
         """What was asked, and what may be."""
         at = self.now()
@@ -123,6 +152,7 @@ class Turns:
             stopped_why=budget.stopped_why,
             requests=dict(self.requests),
             refused={str(status): number for status, number in self.refused.items()},
+            odd_rows=dict(self.odd_rows),
         )
 
     def _let_go(self) -> None:

@@ -1,6 +1,7 @@
 """The REST budget: never above the limit in any minute, nothing asked after a stop, the urgent first."""
 
 import asyncio
+import json
 from collections import Counter
 from itertools import pairwise
 
@@ -137,6 +138,24 @@ def test_a_restart_knows_what_was_asked() -> None:
     assert late.stopped_s(Instant(START_MS - 3_600_000, 3.0)) == pytest.approx(599.0)
 
 
+@pytest.mark.parametrize(("status", "most_s"), [(418, 3 * 86_400.0), (429, 600.0), (403, 600.0)])
+def test_a_pause_that_was_saved_has_bounds_too(status: int, most_s: float) -> None:
+    state = json.dumps(
+        {
+            "minute": 1,
+            "used": 0,
+            "funding_ms": [],
+            "stopped_until_ms": START_MS + 1_764_457_200_000,
+            "stopped_status": status,
+            "stopped_why": "by an earlier version",
+            "stopped_s": 1_764_457_200.0,
+        }
+    )
+    budget = Budget(100)
+    budget.restore(at(0), state.encode())
+    assert budget.stopped_s(at(0)) == pytest.approx(most_s)
+
+
 def test_the_most_urgent_goes_first_and_a_cancelled_one_not_at_all() -> None:
     async def run() -> None:
         clock = ExchangeClock(speed=600.0)
@@ -190,7 +209,7 @@ def test_after_a_limit_all_wait_and_all_is_completed(status: int) -> None:
                         rows = await rest.klines(
                             instrument, "1m", since_ms, since_ms + 10 * MINUTE_MS, Priority.HISTORY
                         )
-                        return len(rows)
+                        return len(rows.candles)
                     except Exception:
                         await asyncio.sleep(0)
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
@@ -15,11 +15,12 @@ from marketfeed.binance.rest import BinanceRest, Settlement
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import STAMPS_HOLD_S, ExchangeClock
-from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
 from marketfeed.instruments import PRECISE_S, sync_clock
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from marketfeed.stretches import Stretch
 
 START_MS = 1_790_000_040_000
 
@@ -95,12 +96,92 @@ def test_another_answer_than_documented_is_an_error(body: bytes) -> None:
 @pytest.mark.parametrize("status", [400, 403, 418, 429, 500])
 def test_a_refusal_tells_its_status_and_retry_after(status: int) -> None:
     async def refuse(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, text="no", headers={"Retry-After": "7"})
+        return web.Response(status=status, text="no", headers={"Retry-After": "307"})
 
     with pytest.raises(ExchangeRefusedError, match=f"status {status}: no") as caught:
         ask(refuse, BinanceRest.exchange_info)
     assert caught.value.status == status
-    assert caught.value.retry_after_s == 7.0
+    assert caught.value.retry_after_s == 307.0
+
+
+BANNED_UNTIL_MS = 1_796_003_971_316
+"""As the words of a recorded ban name it."""
+BAN = (
+    b'{"code":-1003,"msg":"Way too many requests; IP(203.0.113.7) banned until 1796003971316. '
+    b'Please use the websocket for live updates to avoid bans."}'
+)
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "body", "left_s", "wait_s"),
+    [
+        # A ban's end by its words; with or without a header, the later one holds.
+        (418, None, BAN, 7_200.0, 7_201.0),
+        (418, "0", BAN, 7_200.0, 7_201.0),
+        (418, "10000", BAN, 7_200.0, 10_000.0),
+        (418, None, BAN, -50.0, 120.0),
+        (418, None, BAN, 30 * DAY_S, 3 * DAY_S),
+        (429, "5", BAN, 7_200.0, 7_201.0),
+        # Never less than what such an answer costs anyway.
+        (418, "0", b"", 0.0, 120.0),
+        (418, "-7", b"", 0.0, 120.0),
+        (418, "nan", b"", 0.0, 120.0),
+        (418, "soon", b"", 0.0, 120.0),
+        (429, "0", b"", 0.0, 60.0),
+        (403, "1", b"", 0.0, 300.0),
+        # Never for ever.
+        (418, "1764457200", b"", 0.0, 3 * DAY_S),
+        (429, "1764457200", b"", 0.0, 600.0),
+        (403, "inf", b"", 0.0, 600.0),
+        (503, "1764457200", b"", 0.0, 600.0),
+        (503, "-3", b"", 0.0, 0.0),
+        (503, "7", b"", 0.0, 7.0),
+        (503, None, b"", 0.0, None),
+        # A date, by the server's own clock, whatever this host's says.
+        (418, "Mon, 30 Nov 2026 12:00:00 GMT", b"", 0.0, 10_800.0),
+        (418, "Mon, 30 Nov 2026 08:00:00 GMT", b"", 0.0, 120.0),
+        (503, "Mon, 30 Nov 2026 09:05:00 GMT", b"", 0.0, 300.0),
+        (503, "Mon, 30 Nov 9999999 09:05:00 GMT", b"", 0.0, None),
+    ],
+)
+def test_how_long_a_refusal_lasts_has_bounds(
+    status: int, retry_after: str | None, body: bytes, left_s: float, wait_s: float | None
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        headers = {"Date": "Mon, 30 Nov 2026 09:00:00 GMT"}
+        if retry_after is not None:
+            headers["Retry-After"] = retry_after
+        return web.Response(status=status, body=body, headers=headers)
+
+    async def question(rest: BinanceRest) -> None:
+        clock = ExchangeClock()
+        clock.set_server_time(BANNED_UNTIL_MS - round(left_s * 1000), 0.0, 1e-9)
+        rest.turns = Turns(Budget(1_200), clock)
+        with pytest.raises(ExchangeRefusedError) as caught:
+            await rest.exchange_info()
+        assert caught.value.status == status
+        assert caught.value.retry_after_s == (None if wait_s is None else pytest.approx(wait_s))
+        stopped_s = 0.0 if status == 503 else wait_s
+        assert rest.turns.report().stopped_s == pytest.approx(stopped_s)
+
+    ask(refuse, question)
+
+
+def test_a_ban_met_before_the_exchanges_time_is_known_ends_by_the_answers_own_date() -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        # Two hours and 51.316 s before the end that the words name.
+        headers = {"Date": "Sun, 29 Nov 2026 23:58:40 GMT"}
+        return web.Response(status=418, body=BAN, headers=headers)
+
+    async def question(rest: BinanceRest) -> None:
+        clock = ExchangeClock()
+        rest.turns = Turns(Budget(1_200), clock)
+        with pytest.raises(ExchangeRefusedError) as caught:
+            await rest.server_time()
+        assert caught.value.retry_after_s == pytest.approx(7_252.316, abs=0.001)
+
+    ask(refuse, question)
 
 
 def test_an_answer_that_does_not_come_is_an_error() -> None:
@@ -149,13 +230,14 @@ def test_a_clock_that_may_be_ahead_closes_no_candle(round_trip_s: float, closed:
     open_ms = json.loads(body)[0][0]
     clock = ExchangeClock()
 
-    async def question(rest: BinanceRest) -> list[Candle]:
+    async def question(rest: BinanceRest) -> Sequence[Candle]:
         rest.turns = Turns(Budget(1_200), clock)
         # The server's clock was read when the first candle still had 5 s to go, or 5 s after its close.
         read_ms = open_ms + MINUTE_MS + (5_000 if closed else -5_000)
         clock.set_server_time(read_ms, round_trip_s)
         assert clock.now_ms() >= open_ms + MINUTE_MS + 5_000
-        return await rest.klines(BITCOIN, "1m", open_ms, open_ms + 2 * MINUTE_MS, Priority.HEAL)
+        end_ms = open_ms + 2 * MINUTE_MS
+        return (await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)).candles
 
     assert len(ask(answering(body, []), question)) == closed
 
@@ -165,13 +247,14 @@ def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
     open_ms = json.loads(recorded("klines_1m_limit2"))[0][0]
     asked: list[dict[str, str]] = []
 
-    async def question(rest: BinanceRest) -> list[Candle]:
+    async def question(rest: BinanceRest) -> Sequence[Candle]:
         clock = ExchangeClock()
         rest.turns = Turns(Budget(1_200), clock)
 
-        async def klines() -> list[Candle]:
+        async def klines() -> Sequence[Candle]:
             end_ms = open_ms + 2 * MINUTE_MS
-            return await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)
+            answer = await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)
+            return answer.candles
 
         with pytest.raises(ExchangeError, match="not known for certain"):
             await klines()
@@ -261,11 +344,12 @@ def test_recorded_klines_are_candles() -> None:
     open_ms = row[0]
     asked: list[dict[str, str]] = []
 
-    async def question(rest: BinanceRest) -> list[Candle]:
+    async def question(rest: BinanceRest) -> Sequence[Candle]:
         end_ms = open_ms + 2 * MINUTE_MS
         found = await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)
         assert rest.turns.report().weight_used >= 77
-        return found
+        assert not found.unclear
+        return found.candles
 
     candles = ask(answering(body, asked), question)
     assert len(candles) == 2
@@ -295,26 +379,160 @@ def test_a_candle_that_still_forms_is_none() -> None:
             until_ms = START_MS + MINUTE_MS
             # The clock stands at the close of the third candle: a second must have passed.
             found = await rest.klines(BITCOIN, "1m", since_ms, until_ms, Priority.HEAL)
-            assert [one.open_time_ms for one in found] == [since_ms, since_ms + MINUTE_MS]
+            assert [one.open_time_ms for one in found.candles] == [since_ms, since_ms + MINUTE_MS]
             clock.set_server_time(START_MS + 1_001, 0.0, 1e-9)
             found = await rest.klines(BITCOIN, "1m", since_ms, until_ms, Priority.HEAL)
-            assert len(found) == 3
+            assert len(found.candles) == 3
+            assert not found.unclear
 
     asyncio.run(run())
 
 
-def test_a_bad_row_costs_itself_only_and_rows_in_disorder_the_answer() -> None:
-    row = json.loads(recorded("klines_1m_limit2"))[0]
-    open_ms = row[0]
-    bad = [open_ms + MINUTE_MS, "NaN", *row[2:6], row[6] + MINUTE_MS, *row[7:]]
+CASES = json.loads((Path(__file__).parents[1] / "data/odd_rows.json").read_bytes())
+"""Lists of which one row is odd."""
+OPEN_MS = 1_790_006_400_000
+SECOND = OPEN_MS + MINUTE_MS
+THIRD = OPEN_MS + 2 * MINUTE_MS
+GOOD: list[list[Any]] = [
+    [ms, *CASES["klines"][0][1:6], ms + MINUTE_MS - 1, *CASES["klines"][0][7:]]
+    for ms in range(OPEN_MS, OPEN_MS + 3 * MINUTE_MS, MINUTE_MS)
+]
 
-    def klines(rest: BinanceRest) -> Awaitable[list[Candle]]:
-        return rest.klines(BITCOIN, "1m", open_ms, open_ms + 2 * MINUTE_MS, Priority.HEAL)
 
-    found = ask(answering(json.dumps([row, bad]).encode(), []), klines)
-    assert [one.open_time_ms for one in found] == [open_ms]
-    with pytest.raises(ExchangeError, match="out of order"):
-        ask(answering(json.dumps([row, row]).encode(), []), klines)
+def klines_in(rows: object) -> tuple[list[int], list[Stretch], int]:
+    """Open times of what an answer with these rows gives, what is unclear of it, and odd rows counted."""
+
+    async def question(rest: BinanceRest) -> tuple[list[int], list[Stretch], int]:
+        end_ms = OPEN_MS + 3 * MINUTE_MS
+        found = await rest.klines(BITCOIN, "1m", OPEN_MS, end_ms, Priority.HEAL)
+        odd = rest.turns.report().odd_rows["klines"]
+        return [one.open_time_ms for one in found.candles], list(found.unclear), odd
+
+    return ask(answering(json.dumps(rows).encode(), []), question)
+
+
+def other(row: list[Any], **changes: Any) -> list[Any]:
+    return [changes.get(f"at{index}", value) for index, value in enumerate(row)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "opens", "unclear", "odd"),
+    [
+        (GOOD, [OPEN_MS, SECOND, THIRD], [], 0),
+        (CASES["klines"], [OPEN_MS, THIRD], [Stretch(SECOND, THIRD)], 1),
+        (CASES["klines, last row repeated"], [OPEN_MS, SECOND], [], 1),
+        ([*GOOD, GOOD[0]], [OPEN_MS, SECOND, THIRD], [], 1),
+        # Which of two that differ holds? Neither, until there is one.
+        ([*GOOD, other(GOOD[1], at5="8.0")], [OPEN_MS, THIRD], [Stretch(SECOND, THIRD)], 1),
+        ([*GOOD, other(GOOD[1], at5=None)], [OPEN_MS, THIRD], [Stretch(SECOND, THIRD)], 1),
+        ([GOOD[0], other(GOOD[1], at1="NaN")], [OPEN_MS], [Stretch(SECOND, THIRD)], 1),
+        ([*GOOD[:2], other(GOOD[2], at6=5)], [OPEN_MS, SECOND], [Stretch(THIRD, THIRD + 60_000)], 1),
+        # Of which candle it is cannot be read: it may be any of those that are lacking.
+        ([GOOD[0], None], [OPEN_MS], [Stretch(SECOND, THIRD + 60_000)], 1),
+        ([other(GOOD[0], at0="x"), GOOD[1]], [SECOND],
+         [Stretch(OPEN_MS, SECOND), Stretch(THIRD, THIRD + 60_000)], 1),
+        ([GOOD[1], other(GOOD[0], at0=OPEN_MS - MINUTE_MS, at6=OPEN_MS - 1)], [SECOND],
+         [Stretch(OPEN_MS, SECOND), Stretch(THIRD, THIRD + 60_000)], 1),
+        # What is simply not there is not unclear.
+        ([GOOD[0], GOOD[2]], [OPEN_MS, THIRD], [], 0),
+        ([], [], [], 0),
+    ],
+)  # fmt: skip
+def test_an_odd_kline_costs_itself_and_is_not_absent(
+    rows: object, opens: list[int], unclear: list[Stretch], odd: int
+) -> None:
+    assert klines_in(rows) == (opens, unclear, odd)
+
+
+@pytest.mark.parametrize(
+    "rows", [[None], CASES["klines"][1:2], [GOOD[0], other(GOOD[0], at5="8.0")], GOOD[::-1]]
+)
+def test_where_no_row_is_good_or_they_are_in_disorder_the_answer_is_an_error(rows: object) -> None:
+    with pytest.raises(OddAnswerError):
+        klines_in(rows)
+
+
+def test_an_odd_row_that_still_forms_is_nothing_to_speak_of() -> None:
+    async def question(rest: BinanceRest) -> list[int]:
+        clock = ExchangeClock()
+        clock.set_server_time(THIRD + 5_000, 0.0)
+        rest.turns = Turns(Budget(1_200), clock)
+        found = await rest.klines(BITCOIN, "1m", OPEN_MS, THIRD + MINUTE_MS, Priority.HEAL)
+        assert not found.unclear
+        assert rest.turns.report().odd_rows == {"klines": 0}
+        return [one.open_time_ms for one in found.candles]
+
+    rows = [*GOOD[:2], other(GOOD[2], at5=None)]
+    assert ask(answering(json.dumps(rows).encode(), []), question) == [OPEN_MS, SECOND]
+
+
+def test_an_odd_row_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def question(rest: BinanceRest) -> None:
+        for _ in range(5):
+            await rest.klines(BITCOIN, "1m", OPEN_MS, THIRD + MINUTE_MS, Priority.HEAL)
+        assert rest.turns.report().odd_rows == {"klines": 5}
+
+    ask(answering(json.dumps(CASES["klines"]).encode(), []), question)
+    (line,) = [r.getMessage() for r in caplog.records if "odd rows" in r.message]
+    assert f"endpoint=klines count=1 of=1 names named='BTCUSDT 1m: open time {SECOND}:" in line
+
+
+def test_odd_rows_of_other_lists_cost_themselves() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        rows: list[Any] = CASES.get(request.path.removeprefix("/fapi/v1/"), [])
+        if request.path.endswith("fundingInfo"):
+            usual = {"symbol": "AAAUSDT", "fundingIntervalHours": 4}
+            rows = [usual, {"symbol": "BBBUSDT", "fundingIntervalHours": 0}, usual, 5]
+        return web.json_response(rows)
+
+    async def question(rest: BinanceRest) -> None:
+        assert await rest.quote_volumes() == {"AAAUSDT": 5.0, "BBBUSDT": 4.0}
+        assert await rest.funding_info(Priority.SETTLED) == {"AAAUSDT": 4}
+        assert rest.turns.report().odd_rows == {"ticker/24hr": 1, "fundingInfo": 3}
+        # A mark price that is not known is no fault of the rate.
+        found = await rest.settlements(1, 2, Priority.SETTLED)
+        assert [(one.symbol, one.rate, one.mark_price) for one in found.rates] == [
+            ("AAAUSDT", 0.0001, 10.0),
+            ("BBBUSDT", 0.0001, None),
+            ("CCCUSDT", -0.0002, 3.0),
+        ]
+        assert (found.odd, found.full) == ([], False)
+
+    ask(answer, question)
+
+
+def rate(
+    symbol: object = "AUSDT", at: object = OPEN_MS, value: object = "0.0001"
+) -> dict[str, Any]:
+    return {"symbol": symbol, "fundingTime": at, "fundingRate": value, "markPrice": "5"}
+
+
+@pytest.mark.parametrize(
+    ("row", "lost"),
+    [
+        (rate(value=None), ("AUSDT", OPEN_MS)),
+        (rate(value="7"), ("AUSDT", OPEN_MS)),
+        (rate(at=None), ("AUSDT", None)),
+        (rate(symbol=None), (None, OPEN_MS)),
+        (None, (None, None)),
+        ({**rate(), "markPrice": "x"}, ("AUSDT", OPEN_MS)),
+        # The other one of two that differ.
+        (rate("BUSDT", value="0.0002"), ("BUSDT", OPEN_MS)),
+    ],
+)
+def test_of_an_odd_settlement_is_told_whose_it_is_as_far_as_can_be_read(
+    row: object, lost: tuple[str | None, int | None]
+) -> None:
+    rows = [rate("CUSDT"), rate("BUSDT"), row, rate("CUSDT")]
+    found = ask(
+        answering(json.dumps(rows).encode(), []),
+        lambda rest: rest.settlements(1, 2, Priority.SETTLED, limit=4),
+    )
+    left = {one.symbol for one in found.rates}
+    assert left == {"BUSDT", "CUSDT"} - {lost[0]}
+    assert found.odd == [lost]
+    # The page was full, whatever of it was left out: there may be more.
+    assert found.full
 
 
 def test_recorded_settlements() -> None:
@@ -323,7 +541,7 @@ def test_recorded_settlements() -> None:
     asked: list[dict[str, str]] = []
     found = ask(
         answering(body, asked), lambda rest: rest.settlements(1, 2, Priority.SETTLED, "BTCUSDT")
-    )
+    ).rates
     assert len(found) == len(rows)
     for settlement, row in zip(found, rows, strict=True):
         assert settlement.rate == float(row["fundingRate"])
@@ -333,7 +551,9 @@ def test_recorded_settlements() -> None:
     old = (
         b'[{"symbol":"BTCUSDT","fundingTime":1568102400005,"fundingRate":"0.0001","markPrice":""}]'
     )
-    (settlement,) = ask(answering(old, []), lambda rest: rest.settlements(1, 2, Priority.SETTLED))
+    (settlement,) = ask(
+        answering(old, []), lambda rest: rest.settlements(1, 2, Priority.SETTLED)
+    ).rates
     assert settlement == Settlement("BTCUSDT", 1568102400000, 0.0001, None, "Regular")
 
 
