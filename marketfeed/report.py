@@ -244,14 +244,16 @@ class Reporter:
                 f"{_named(series)}{trouble}"
             )
         unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
-        if self.history is not None:
+        state = self._history()
+        trouble = line.healer.trouble
+        if self.history is not None and state is not None and state.history is not None:
             unfilled = list(dict.fromkeys([*unfilled, *self.history.unfilled()]))
+            trouble = trouble or state.history.trouble
         if unfilled:
             reasons.append(
-                f"{len(unfilled)} series lack some of their newest candles from before the start: "
-                f"{_named(unfilled)}"
+                f"{len(unfilled)} series lack some of their newest candles from before they were subscribed: "
+                f"{_named(unfilled)}{f'; {trouble}' if trouble else ''}"
             )
-        state = self._history()
         if state is not None and (unmended := state.audit.unmended):
             reasons.append(
                 f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"

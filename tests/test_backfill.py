@@ -326,6 +326,9 @@ class Scripted:
         self.fail_next = 0
         self.status = 200
         self.on_request: Callable[[], None] = lambda: None
+        self.symbols: list[str] = []
+        self.series: list[tuple[Instrument, tuple[str, ...]]] = []
+        """What is filled."""
 
     def is_odd(self, open_ms: int, symbol: str) -> bool:
         """Whether a row has no volume."""
@@ -335,6 +338,7 @@ class Scripted:
         """Answer /fapi/v1/klines and time."""
         if request.path.endswith("/time"):
             return web.json_response({"serverTime": NOW_MS, "speed": self.speed})
+        self.symbols.append(request.query["symbol"])
         self.on_request()
         start_ms, end_ms = int(request.query["startTime"]), int(request.query["endTime"]) + 1
         self.asked.append(Stretch(start_ms, end_ms))
@@ -393,6 +397,7 @@ def scripted(
                 rest = BinanceRest(session, url, turns=Turns(Budget(100_000), clock))
                 await sync_clock(rest, clock)
                 one = [(ONE, ("3m",))]
+                exchange.series = one
                 backfill = Backfill(
                     writer, rest, None, clock, lambda: one, 30 * schema.DAY_MS, 10**9,
                     doubted_for_s=doubted_for_s,
@@ -590,6 +595,31 @@ def test_what_was_said_just_now_is_left_and_asked_again_when_woken(path: Path) -
         await asyncio.gather(running, return_exceptions=True)
 
     scripted(path, exchange, check, doubted_for_s=3_600.0)
+
+
+def test_a_pair_that_joins_a_long_pass_has_its_newest_candles_first(path: Path) -> None:
+    exchange = Scripted(0)
+    other = msgspec.structs.replace(ONE, symbol="YUSDT", pair="Y/USDT:USDT")
+
+    async def check(backfill: Backfill) -> None:
+        def on_request() -> None:
+            if len(exchange.asked) == 2:
+                exchange.series.append((other, ("3m",)))
+                assert backfill.unfilled()[-1:] == ["Y/USDT:USDT 3m"]
+                backfill.wake()
+
+        exchange.on_request = on_request
+        running = asyncio.create_task(backfill.run())
+        async with asyncio.timeout(20):
+            while not backfill.report().complete:
+                await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        # Those that were under way, and the newest of the other series, go before it.
+        assert exchange.symbols.index("YUSDT") <= 2 + AT_ONCE + 1
+        assert backfill.unfilled() == []
+
+    scripted(path, exchange, check)
 
 
 def test_what_the_exchange_lacks_in_between_is_remembered_and_the_newest_is_not(path: Path) -> None:
