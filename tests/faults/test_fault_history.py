@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from proc_commands import (
 )
 
 from marketfeed.journal import Journal
+from tests.ports import held_port
 
 KILLS = 3
 
@@ -36,13 +36,6 @@ def configured(directory: Path, sim: Exchange, port: int, days: int, weight: int
         history={"days": days, "weight_per_minute": weight},
         status={"port": port},
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def candles(path: Path) -> int:
@@ -106,7 +99,7 @@ def minutes_ago(sim: Exchange, minutes: int) -> str:
 
 def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=3, speed=10.0, timeframes="1m,3m,5m") as sim:
-        config = configured(tmp_path, sim, free_port(), days=3, weight=2_400)
+        config = configured(tmp_path, sim, held_port(), days=3, weight=2_400)
         until_then = minutes_ago(sim, 10)
         with Collecting(run_command(config), tmp_path / "run.log") as collecting:
             until(lambda: collecting.status()["pairs"] == 3)

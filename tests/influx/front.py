@@ -23,6 +23,8 @@ from aiohttp import web
 from front_faults import TOO_LARGE, Answer, Cut, Fault, Partial, Slow
 from influxd import Influxd, quoted
 
+from tests.ports import held_port
+
 VERSION = "v2.7.6"
 MAX_BODY_BYTES = 50 * 2**20
 _PRECISIONS = {"ns": "n", "us": "u", "ms": "ms", "s": "s"}
@@ -97,7 +99,7 @@ class Front:
         self.counts = Counts()
         self.buckets: dict[str, Bucket] = {}
         self.mappings: list[dict[str, Any]] = []
-        self.port = 0
+        self.port = held_port()
         self._influxd = influxd
         self._faults: deque[Fault | None] = deque()
         self._always: Fault | None = None
@@ -179,7 +181,6 @@ class Front:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.2)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
-        self.port = self._runner.addresses[0][1]
 
     async def _end(self) -> None:
         runner, self._runner = self._runner, None

@@ -29,6 +29,7 @@ from reader.freqtrade import Installed
 from reader.influx import InfluxStore
 from reader.influx_answers import StatementAnswer
 from reader.influx_http import InfluxHttp
+from tests.ports import held_port
 
 HIDDEN = "hunter2"
 READER = "readers-own"
@@ -61,12 +62,10 @@ def filled(front: Front, tmp_path: Path) -> Front:
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     with pytest.raises(
         StoreUnavailableError, match=r"cannot be reached \(Connection refused\); does"
     ):
-        connect(f"http://127.0.0.1:{port}")
+        connect(f"http://127.0.0.1:{held_port()}")
 
 
 def test_a_host_that_does_not_exist() -> None:
