@@ -59,6 +59,7 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     url: str
     open_windows: int
     pending: int
+    commits: int
     signals: dict[str, int]
     refused: dict[str, int]
     decisions: dict[str, int]
@@ -347,6 +348,7 @@ class Aggregator:
             url=self.url,
             open_windows=0 if line is None else line.desk.open_windows,
             pending=0 if line is None else line.desk.pending,
+            commits=counters.commits,
             signals={" ".join(key): count for key, count in counters.signals.items()},
             refused=dict(counters.refused),
             decisions={" ".join(key): count for key, count in counters.decisions.items()},

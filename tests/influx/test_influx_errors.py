@@ -53,7 +53,7 @@ def connect(url: str, **options: str | float) -> MarketReader:
 
 @pytest.fixture
 def filled(front: Front, tmp_path: Path) -> Front:
-    both = Both(front._influxd, front.buckets["market_data"].database, tmp_path / "journal.db")
+    both = Both(front.influxd, front.buckets["market_data"].database, tmp_path / "journal.db")
     both.add(entry(), candle(START_MS))
     return front
 
@@ -423,7 +423,7 @@ def test_the_environment_names_bucket_and_token(
     filled: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = filled.add_bucket("other")
-    Both(filled._influxd, bucket.database, tmp_path / "other.db").add(entry("A/B:B"))
+    Both(filled.influxd, bucket.database, tmp_path / "other.db").add(entry("A/B:B"))
     monkeypatch.setenv("MARKETFEED_URL", filled.url)
     monkeypatch.setenv("MARKETFEED_TOKEN", filled.token)
     with MarketReader.connect() as reader:
