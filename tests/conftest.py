@@ -36,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ROWS_BEFORE] = len(scoreboard.read_rows(path))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long ones: side by side, whoever were left with one of them would end alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Say to a process that runs tests beside others where its rows go."""

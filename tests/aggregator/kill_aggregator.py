@@ -41,7 +41,7 @@ from tests.ports import held_port
 GIVE_UP_S: Final = 20.0
 PAIR_EVERY_S: Final = 0.1
 WINDOW_S: Final = 0.1
-BOT_TIMEOUT_S: Final = 0.2
+BOT_TIMEOUT_S: Final = 0.5
 SETTLED_S: Final = 60.0
 PR_SET_PDEATHSIG: Final = 1
 ASKED: Final = ("sending", "unknown", "accepted", "refused", "found", "lost")

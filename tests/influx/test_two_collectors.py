@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import pytest
 from influxd import Influxd
 
 from marketfeed import schema
@@ -119,6 +120,7 @@ def marks(path: Path) -> set[tuple[str, int, float, float]]:
         return set(db.execute(text))
 
 
+@pytest.mark.long
 def test_either_of_two_collectors_may_die(influxd: Influxd, database: str, tmp_path: Path) -> None:
     arguments = (f"--pairs={PAIRS}", f"--timeframes={','.join(TIMEFRAMES)}", f"--speed={SPEED}")
     with Process(tmp_path / "exchange.log", "simulate", *arguments, "--port=0") as simulator:
