@@ -7,6 +7,10 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Tests wait half of their time: two at once for each core. Whoever is done takes over from another.
+SIDE_BY_SIDE ?= $(shell expr 2 '*' "$$(nproc)")
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(SIDE_BY_SIDE) --dist=worksteal
+
 # What Debian and Ubuntu call what is needed: said when an installation fails, under pip's own words.
 NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
@@ -42,13 +46,13 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/marketfeed demo
 
 test: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.bench

@@ -1,4 +1,4 @@
-"""Records -> InfluxDB line protocol, as the schema says. Times in ms.
+"""Rows of the journal and the ledger -> InfluxDB line protocol, as the schema says. Times in ms.
 
 Syntax: InfluxDB 2 "Line protocol". A NaN or an infinity has no spelling in it, and one such line would
 cost its whole batch on InfluxDB 2: it is refused here, before it becomes a line.
@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
 
 _TAG: Final = str.maketrans(
     {",": r"\,", "=": r"\=", " ": r"\ ", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -224,57 +223,3 @@ def _numbers(numbers: Mapping[str, float | None]) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def candle_line(candle: Candle) -> str:
-    """One closed candle for `ohlcv_<timeframe>`, or a forming one for `forming_<timeframe>`."""
-    name = schema.ohlcv_measurement if candle.closed else schema.forming_measurement
-    return candle_text(
-        name(candle.timeframe),
-        escape_tag(candle.pair),
-        candle.open,
-        candle.high,
-        candle.low,
-        candle.close,
-        candle.volume,
-        candle.quote_volume,
-        candle.taker_buy_volume,
-        candle.trades,
-        candle.open_time_ms,
-    )
-
-
-def mark_price_line(mark: MarkPrice) -> str:
-    """One mark price; its time is floored to the second."""
-    time_ms = schema.floor_to(mark.event_time_ms, schema.SECOND_MS)
-    return mark_price_text(escape_tag(mark.pair), time_ms, mark.mark_price, mark.index_price)
-
-
-def funding_rate_line(funding: FundingRate, every_ms: int, settled_rate: float | None) -> str:
-    """One running funding rate; its time is floored to `every_ms`."""
-    time_ms = schema.floor_to(funding.event_time_ms, every_ms)
-    tag = escape_tag(funding.pair)
-    return funding_rate_text(tag, time_ms, funding.rate, settled_rate, funding.next_funding_time_ms)
-
-
-def funding_settled_line(settled: FundingSettled) -> str:
-    """One settled funding rate."""
-    tag = escape_tag(settled.pair)
-    return funding_settled_text(tag, settled.time_ms, settled.rate, settled.mark_price)
-
-
-def gap_line(gap: Gap, collector: str) -> str:
-    """One gap. A gap of all pairs has the tag `pair=*`."""
-    tag = escape_tag(gap.pair or ALL_PAIRS)
-    return gap_text(tag, gap.kind, collector, gap.start_ms, gap.end_ms, gap.healed, gap.state)
-
-
-def catalog_line(entry: CatalogEntry) -> str:
-    """What is collected of a pair, at the time when that changed."""
-    return catalog_text(
-        escape_tag(entry.pair),
-        ",".join(entry.timeframes),
-        entry.listed_ms,
-        entry.ended_ms,
-        entry.changed_ms,
-    )

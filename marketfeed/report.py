@@ -119,6 +119,9 @@ class Reporter:
             streams=0 if line is None else line.streams,
             frames=counters.frames,
             frames_per_s=self._rate(),
+            answers=counters.answers,
+            resubscribed=counters.resubscribed,
+            rollovers=dict(counters.rollovers),
             records=dict(counters.records),
             rejects=dict(counters.rejects),
             overdue=dict(Counter(item.series.channel for item in overdue)),
@@ -273,6 +276,7 @@ class Reporter:
         counters, writer = self._counters, self._writer
         return JournalReport(
             path=str(writer.path),
+            generation=writer.generation,
             bytes_used=writer.bytes_used,
             next_seq=writer.next_seq,
             pending=0 if self.line is None else self.line.intake.pending,

@@ -62,7 +62,10 @@ DEFAULT_PACE: Final = Pace()
 
 
 class ShipReport(msgspec.Struct, frozen=True):
-    """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`."""
+    """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`.
+
+    `in_doubt` are lines that were sent without an answer, or whose answer may be carried out late.
+    """
 
     target: str
     state: str
@@ -73,6 +76,7 @@ class ShipReport(msgspec.Struct, frozen=True):
     refused: int
     batches: int
     acknowledged_ago_s: float | None
+    in_doubt: int
 
 
 class Shipped(Protocol):
@@ -169,6 +173,7 @@ class Shipper:
             refused=self.refused,
             batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
+            in_doubt=len(self._doubts),
         )
 
     def shipped_below(self) -> int:

@@ -47,9 +47,13 @@ class TimeframeReport(msgspec.Struct, frozen=True):
 
 
 class JournalReport(msgspec.Struct, frozen=True):
-    """State of the journal. `set_aside` names a damaged predecessor found at the start."""
+    """State of the journal. `set_aside` names a damaged predecessor found at the start.
+
+    `generation` is 1, and rises with every damaged file that is replaced while it runs.
+    """
 
     path: str
+    generation: int
     bytes_used: int
     next_seq: int
     pending: int
@@ -76,6 +80,12 @@ class StatusReport(msgspec.Struct, frozen=True):
     streams: int
     frames: int
     frames_per_s: float
+    answers: int
+    """To SUBSCRIBE and the like."""
+    resubscribed: int
+    """How often a silent stream was asked for again."""
+    rollovers: dict[str, int]
+    """Connections that were rolled over, by how that ended."""
     records: dict[str, int]
     rejects: dict[str, int]
     overdue: dict[str, int]

@@ -7,10 +7,57 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.faults import scoreboard
+
 NOBODY = 65534
+_ROWS_BEFORE = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose where the rows of faults go: side by side, where the process that began this one says."""
+    begun_by: dict[str, Any] | None = getattr(config, "workerinput", None)
+    # There is none with `-p no:cacheprovider`.
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if begun_by is not None:
+        path = Path(begun_by["scoreboard"])
+    elif named := os.environ.get(scoreboard.VARIABLE):
+        path = Path(named).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif cache is None:
+        path = Path(tempfile.mkdtemp(prefix="marketfeed-tests-")) / "faults.jsonl"
+    else:
+        path = cache.mkdir("scoreboard") / "faults.jsonl"
+        path.unlink(missing_ok=True)
+    config.stash[scoreboard.PATH] = path
+    config.stash[_ROWS_BEFORE] = len(scoreboard.read_rows(path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long ones: side by side, whoever were left with one of them would end alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Say to a process that runs tests beside others where its rows go."""
+    node.workerinput["scoreboard"] = str(node.config.stash[scoreboard.PATH])
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show the rows that this run has written."""
+    path = config.stash[scoreboard.PATH]
+    rows = scoreboard.read_rows(path)[config.stash[_ROWS_BEFORE] :]
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(f"rows in {path}; times in exchange seconds")
+        for line in scoreboard.table(rows):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from marketfeed.records import MarkPrice
 from marketfeed.schema import CANDLE_FIELDS, HOUR_MS, floor_to
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
+from tests.ports import held_port
 
 PAIRS = 8
 SPEED = 60.0
@@ -98,7 +99,7 @@ def test_every_published_candle_is_stored_with_its_numbers(path: Path) -> None:
     async def run() -> None:
         before = asyncio.all_tasks()
         async with Simulator(
-            SimulatorOptions(pairs=PAIRS, timeframes=("1m", "3m"), speed=240, start_ms=START_MS)
+            SimulatorOptions(pairs=PAIRS, timeframes=("1m", "3m"), speed=120, start_ms=START_MS)
         ) as sim:
             async with running(settings_for(path, sim.ws_url, sim.rest_url)) as collector:
                 await until(lambda: delivering(collector))
@@ -209,18 +210,16 @@ def test_a_pair_that_is_not_traded_is_named_and_the_rest_collected(
 
 def test_the_exchange_may_be_down_at_the_start(path: Path) -> None:
     async def run() -> None:
-        options = SimulatorOptions(pairs=PAIRS, timeframes=("1m", "3m"), speed=60)
+        options = SimulatorOptions(pairs=PAIRS, timeframes=("1m", "3m"), speed=60, port=held_port())
         async with Simulator(options) as sim:
-            port, ws_url, rest_url = sim.port, sim.ws_url, sim.rest_url
+            ws_url, rest_url = sim.ws_url, sim.rest_url
             async with running(settings_for(path, ws_url, rest_url)) as collector:
                 await until(lambda: delivering(collector))
         # Down, with a last-known list: it starts, says what is wrong, and collects once all is back.
         async with running(settings_for(path, ws_url, rest_url)) as collector:
             await until(lambda: collector.report().pairs == PAIRS)
             assert not collector.report().healthy
-            async with Simulator(
-                SimulatorOptions(pairs=PAIRS, timeframes=("1m", "3m"), speed=60, port=port)
-            ):
+            async with Simulator(options):
                 await until(lambda: delivering(collector))
         # Down at the very first start: it waits, and can be stopped while it does.
         async with running(settings_for(path.with_name("new.db"), ws_url, rest_url)) as collector:
@@ -380,7 +379,7 @@ def test_history_of_a_journal_that_was_replaced_is_filled_at_once(path: Path) ->
                     since_s = time.monotonic()
                 await asyncio.sleep(0.005)
             remove(path)
-            await until(lambda: collector._writer.generation == 2)
+            await until(lambda: collector.report().journal.generation == 2)
             await until(
                 lambda: history().complete and history().stored > 2_000,
                 timeout_s=LOOK_AGAIN_S / SPEED / 2,

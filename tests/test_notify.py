@@ -245,7 +245,7 @@ def test_without_systemd_nothing_is_proven(
     assert systemd.read() == []
 
 
-@pytest.mark.parametrize("pid", ["1", str(os.getpid())])
+@pytest.mark.parametrize("pid", ["1", str(os.getpid())], ids=["another", "this"])
 def test_a_watchdog_of_another_process(
     systemd: Listener, monkeypatch: pytest.MonkeyPatch, pid: str
 ) -> None:

@@ -35,7 +35,7 @@ class Rolling:
         """What had closed by then was stored or healed before the collector was stopped."""
 
     def outcomes(self, name: str) -> int:
-        return self.collector._counters.rollovers[name]
+        return self.collector.report().rollovers.get(name, 0)
 
     def names(self) -> set[str]:
         return {one.name.partition("-")[0] for one in self.collector.report().connections}

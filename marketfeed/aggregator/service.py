@@ -61,6 +61,7 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     url: str
     open_windows: int
     pending: int
+    commits: int
     signals: dict[str, int]
     strength_texts: dict[str, int]
     refused: dict[str, int]
@@ -360,6 +361,7 @@ class Aggregator:
             url=self.url,
             open_windows=0 if line is None else line.desk.open_windows,
             pending=0 if line is None else line.desk.pending,
+            commits=counters.commits,
             signals={" ".join(key): count for key, count in counters.signals.items()},
             strength_texts=dict(counters.strength_texts),
             refused=dict(counters.refused),

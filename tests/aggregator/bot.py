@@ -19,6 +19,8 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
+from tests.ports import held_port
+
 USERNAME = "freqtrader"
 PASSWORD = "invented-b0t-password"  # noqa: S105 - invented
 
@@ -94,7 +96,7 @@ class CountingBot:
         self.clock_ahead_ms = 0
         self._at_once = 0
         self._password = password
-        self._port = port
+        self._port = port or held_port()
         self._log = log
         self._tell = tell
         self._runner: web.AppRunner | None = None
@@ -122,8 +124,7 @@ class CountingBot:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
         await site.start()
-        host, self._port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{self._port}"
+        self.url = f"http://127.0.0.1:{self._port}"
 
     async def stop(self) -> None:
         """Go away: connections are refused from now on. `start` comes back at the same port."""

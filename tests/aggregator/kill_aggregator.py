@@ -17,7 +17,6 @@ import os
 import random
 import select
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -37,11 +36,12 @@ from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
 from marketfeed.aggregator.service import Aggregator
 from marketfeed.config import Settings
 from marketfeed.database import inspect
+from tests.ports import held_port
 
 GIVE_UP_S: Final = 20.0
 PAIR_EVERY_S: Final = 0.1
 WINDOW_S: Final = 0.1
-BOT_TIMEOUT_S: Final = 0.2
+BOT_TIMEOUT_S: Final = 0.5
 SETTLED_S: Final = 60.0
 PR_SET_PDEATHSIG: Final = 1
 ASKED: Final = ("sending", "unknown", "accepted", "refused", "found", "lost")
@@ -369,16 +369,10 @@ def _parted(line: str) -> tuple[str, str, str]:
 # --- the run ----------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def run(kills: int, seed: int, directory: Path, pace: Pace) -> Report:
     """Kill `kills` times; ends early, with the fault in the report, when something is wrong."""
     report, events, random_ = Report(), Events(), random.Random(seed)
-    port, bot_port = free_port(), free_port()
+    port, bot_port = held_port(), held_port()
     given = settings(
         directory,
         {"long": f"http://127.0.0.1:{bot_port}"},

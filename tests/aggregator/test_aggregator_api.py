@@ -501,7 +501,7 @@ def test_200_signals_side_by_side_are_all_stored(tmp_path: Path) -> None:
             assert {status for status, _ in answers} == {200}
             assert rows(tmp_path, "SELECT count(*) FROM vote") == [(160,)]
             # In groups: fewer commits than signals.
-            assert aggregator.aggregator._counters.commits < 160
+            assert aggregator.aggregator.report().commits < 160
             await until(lambda: aggregator.aggregator.report().open_windows == 40)
 
     asyncio.run(scenario())

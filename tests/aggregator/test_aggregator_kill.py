@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 KILLS = int(os.environ.get("KILLS", "50"))
 SEED = int(os.environ.get("SEED", "1"))
 SETTLE_S = float(os.environ.get("SETTLE_S", "2"))
@@ -18,6 +20,7 @@ START_S, EACH_S = 180.0, 5.0
 """Far more than it takes: to end a run that hangs."""
 
 
+@pytest.mark.long
 def test_kills_send_nothing_twice_and_lose_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, RUNNER, str(KILLS), str(SEED), str(tmp_path), str(SETTLE_S)],

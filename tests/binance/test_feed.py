@@ -7,7 +7,6 @@ import ipaddress
 import json
 import logging
 import signal
-import socket
 import ssl
 import sys
 from collections import Counter
@@ -36,6 +35,7 @@ from websockets.frames import Frame, Opcode
 
 from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.feed import Feed
+from tests.ports import held_port
 
 DATA: Final = Path(__file__).parent.parent / "data"
 BTC: Final = "btcusdt@kline_1m"
@@ -560,9 +560,7 @@ def test_stop_during_back_off() -> None:
 def test_stop_while_nobody_listens() -> None:
     async def test() -> None:
         async with rig() as r:
-            with socket.create_server(("127.0.0.1", 0)) as unused:
-                port = unused.getsockname()[1]
-            async with running(r.feed(BTC, ws_url=f"ws://127.0.0.1:{port}")):
+            async with running(r.feed(BTC, ws_url=f"ws://127.0.0.1:{held_port()}")):
                 await r.until(lambda: len(r.states) >= 6)
             assert {status.state for status in r.states[:6]} == {"connecting", "failed"}
 

@@ -1,6 +1,7 @@
 """The scoreboard of faults: one row for each fault that a test has made, kept as JSON lines.
 
 Rows go to the file that `MARKETFEED_SCOREBOARD` names, appended, or else to a fresh one in pytest's cache.
+Tests that run side by side, each in a process of its own, append to one file.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import pytest
 
 VARIABLE: Final = "MARKETFEED_SCOREBOARD"
+PATH: Final = pytest.StashKey[Path]()
+"""Where the rows of this run of pytest go."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,21 +33,21 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scoreboard:
-    """Takes the rows of one session and appends each to `path` as one line of JSON."""
+    """Appends each row to `path` as one line of JSON."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = []
 
     def add(self, row: Row) -> None:
         """Write one row."""
-        self.rows.append(row)
         with self.path.open("ab") as file:
             file.write(msgspec.json.encode(row) + b"\n")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a file, in their order."""
+    """Read the rows of a file, in their order; none where there is no file."""
+    if not path.exists():
+        return []
     return [msgspec.json.decode(line, type=Row) for line in path.read_bytes().splitlines()]
 
 

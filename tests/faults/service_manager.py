@@ -19,7 +19,9 @@ from typing import Final, NamedTuple, Self
 from proc_commands import environment, until
 
 ABORT_S: Final = 2.0
-"""Wall seconds between SIGABRT and SIGKILL (TimeoutAbortSec)."""
+"""Wall seconds between SIGABRT and SIGKILL (TimeoutAbortSec), unless a test asks for more."""
+TRACED_ABORT_S: Final = 60.0
+"""The same where a tracer looks on: each of the many writes of faulthandler stops twice for it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 # systemd tells the main process's id; a shell that becomes it knows that.
 _AS_MAIN: Final = ("sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh")
@@ -47,6 +49,7 @@ class Manager:
         watchdog_s: float,
         stderrs: Sequence[Path] = (),
         restart: bool = True,
+        abort_s: float = ABORT_S,
     ) -> None:
         self.told: list[Told] = []
         self.runs: list[int] = []
@@ -58,6 +61,7 @@ class Manager:
         self._stderrs = [*stderrs, self.log]
         self._watchdog_s = watchdog_s
         self._restart = restart
+        self._abort_s = abort_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         # The path of a socket may have 107 bytes: pytest's directories can be too deep.
@@ -96,6 +100,13 @@ class Manager:
         until(lambda: time.monotonic() >= deadline_s or len(self.ends) >= runs, seconds + 30)
         assert self.ends == [], self.log.read_text()
         assert len(self.said("WATCHDOG")) > first
+
+    def aborted_in(self, file: str) -> None:
+        """Wait until faulthandler has written that a thread is in `file`."""
+        until(
+            lambda: file in self.log.read_text().partition("Fatal Python error: Aborted")[2],
+            self._watchdog_s + self._abort_s,
+        )
 
     def _of(self, run: int) -> list[Told]:
         pid = self.runs[run] if self.runs else None
@@ -150,7 +161,7 @@ class Manager:
                 why, deadline_s = "watchdog", None
                 process.send_signal(signal.SIGABRT)
                 try:
-                    process.wait(ABORT_S)
+                    process.wait(self._abort_s)
                 except subprocess.TimeoutExpired:
                     process.kill()
         while (told := self._receive()) is not None:

@@ -109,7 +109,7 @@ def test_a_connection_that_is_silent_from_its_first_second(
 
 def test_acknowledged_and_silent(path: Path, scoreboard: Scoreboard) -> None:
     async def check(line: Line) -> None:
-        await line.until(lambda: line.collector._counters.answers >= 2)
+        await line.until(lambda: line.report.answers >= 2)
         fault_ms = line.sim.now_ms()
         found_ms = await line.until(lambda: line.says("feed-1") and line.says("feed-2"))
         noticed_s = (found_ms - fault_ms) / 1000
@@ -117,7 +117,7 @@ def test_acknowledged_and_silent(path: Path, scoreboard: Scoreboard) -> None:
         await line.until(lambda: line.report.overdue.get("mark_price") == 60)
         await line.assert_shown("60 series are silent", "mark_price")
         assert await line.metric("marketfeed_overdue_series", channel="mark_price") == 60.0
-        assert line.report.frames == line.collector._counters.answers
+        assert line.report.frames == line.report.answers
         await line.until(lambda: min(opened(line)) >= 2)
         await line.sim.faults.end()
         whole_ms = await line.until(lambda: line.flowing)

@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from marketfeed.journal import Journal
 from marketfeed.schema import DAY_MS, floor_to
 from reader import MarketReader
 from reader.feeder import FUTURES, Download, Feeder
+from tests.ports import held_port
 
 KILLS = 3
 SHIPPED = Path(__file__).resolve().parents[2] / "config.yaml"
@@ -49,13 +49,6 @@ def configured(directory: Path, sim: Exchange, port: int, days: int, weight: int
         history={"days": days, "weight_per_minute": weight},
         status={"port": port},
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def candles(path: Path) -> int:
@@ -117,9 +110,10 @@ def minutes_ago(sim: Exchange, minutes: int) -> str:
     return f"{datetime.fromtimestamp(now_ms / 1000 - minutes * 60, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
+@pytest.mark.long
 def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=3, speed=10.0, timeframes="1m,3m,5m") as sim:
-        config = configured(tmp_path, sim, free_port(), days=3, weight=2_400)
+        config = configured(tmp_path, sim, held_port(), days=3, weight=2_400)
         until_then = minutes_ago(sim, 10)
         with Collecting(run_command(config), tmp_path / "run.log") as collecting:
             until(lambda: collecting.status()["pairs"] == 3)

@@ -62,6 +62,7 @@ def look(frame: bytes, *, at_refused: bool = True) -> tuple[Any, ...]:
     return items
 
 
+@pytest.mark.long
 def test_no_spoilt_frame_raises_or_gives_a_wrong_row(scoreboard: Scoreboard) -> None:
     mutator = Mutator(corpus(), SEED)
     seen: Counter[str] = Counter()

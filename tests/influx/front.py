@@ -23,6 +23,8 @@ from aiohttp import web
 from front_faults import TOO_LARGE, Answer, Cut, Fault, Partial, Slow
 from influxd import Influxd, quoted
 
+from tests.ports import held_port
+
 VERSION = "v2.7.6"
 MAX_BODY_BYTES = 50 * 2**20
 _PRECISIONS = {"ns": "n", "us": "u", "ms": "ms", "s": "s"}
@@ -97,8 +99,8 @@ class Front:
         self.counts = Counts()
         self.buckets: dict[str, Bucket] = {}
         self.mappings: list[dict[str, Any]] = []
-        self.port = 0
-        self._influxd = influxd
+        self.port = held_port()
+        self.influxd = influxd
         self._faults: deque[Fault | None] = deque()
         self._always: Fault | None = None
         self._numbers = itertools.count(0x0A00_0000_0000_0000)
@@ -111,7 +113,7 @@ class Front:
     # --- what a test says -------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._influxd.query(f"CREATE DATABASE {quoted(self._scratch)}")
+        self.influxd.query(f"CREATE DATABASE {quoted(self._scratch)}")
         self._thread.start()
         self._call(self._start())
         return self
@@ -121,9 +123,9 @@ class Front:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        if self._influxd.running:
+        if self.influxd.running:
             for name in [self._scratch, *(bucket.database for bucket in self.buckets.values())]:
-                self._influxd.query(f"DROP DATABASE {quoted(name)}")
+                self.influxd.query(f"DROP DATABASE {quoted(name)}")
 
     @property
     def url(self) -> str:
@@ -135,7 +137,7 @@ class Front:
         number = self._next_id()
         # influxd takes no slashes in names.
         bucket = Bucket(number, name, name if not set("/\\") & set(name) else number)
-        self._influxd.query(f"CREATE DATABASE {quoted(bucket.database)}")
+        self.influxd.query(f"CREATE DATABASE {quoted(bucket.database)}")
         self.buckets[name] = bucket
         return bucket
 
@@ -179,7 +181,6 @@ class Front:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.2)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
-        self.port = self._runner.addresses[0][1]
 
     async def _end(self) -> None:
         runner, self._runner = self._runner, None
@@ -284,7 +285,7 @@ class Front:
     async def _influxd_write(self, database: str, body: bytes, precision: str) -> tuple[int, str]:
         query = {"db": database, "precision": precision}
         async with self._session.post(
-            f"{self._influxd.url}/write", params=query, data=body
+            f"{self.influxd.url}/write", params=query, data=body
         ) as answer:
             text = await answer.text()
         return answer.status, json.loads(text)["error"] if text else ""
@@ -313,7 +314,7 @@ class Front:
         form["db"] = readable[name].database
         accept = {"Accept": "" if self.json_only else request.headers.get("Accept", "")}
         async with self._session.post(
-            f"{self._influxd.url}/query", data=form, headers=accept
+            f"{self.influxd.url}/query", data=form, headers=accept
         ) as answer:
             body = await answer.read()
         return web.Response(status=answer.status, body=body, content_type=answer.content_type)

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,9 +19,10 @@ from urllib.parse import urlencode
 
 import urllib3
 
+from tests.ports import held_port
+
 PACKAGE = "influxdb"
 READY_S = 30.0
-_LISTENING = re.compile(r"Listening on HTTP.* addr=\S*?:(\d+)")
 _APT = ("apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2")
 
 CONFIG = """
@@ -149,7 +149,7 @@ class Influxd:
         self._max_body_bytes = max_body_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._http = urllib3.PoolManager(retries=False, timeout=30.0)
-        self.port = 0
+        self.port = held_port()
 
     def __enter__(self) -> Self:
         self.start()
@@ -198,17 +198,13 @@ class Influxd:
                 env={"HOME": str(self._home), "PATH": os.environ["PATH"]},
             )
         deadline_s = time.monotonic() + READY_S
-        while not self._is_ready(log):
+        while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self.kill()
                 raise InfluxdError(f"influxd did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.01)
 
-    def _is_ready(self, log: Path) -> bool:
-        found = _LISTENING.search(log.read_text(errors="replace"))
-        if found is None:
-            return False
-        self.port = int(found[1])
+    def _is_ready(self) -> bool:
         with contextlib.suppress(urllib3.exceptions.HTTPError):
             return self._http.request("GET", f"{self.url}/ping").status == 204
         return False

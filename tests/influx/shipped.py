@@ -58,7 +58,7 @@ def v2_target(front: Front) -> Target:
     """The bucket market_data of a 2.x server."""
     bucket = front.buckets["market_data"]
     settings = {"url": front.url, "org": front.org, "token": front.token, "bucket": bucket.name}
-    return Target(settings, front._influxd, bucket.database, front)
+    return Target(settings, front.influxd, bucket.database, front)
 
 
 @contextlib.asynccontextmanager

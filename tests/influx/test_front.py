@@ -45,7 +45,7 @@ def post_body(front: Front, body: bytes, **more: str) -> urllib3.BaseHTTPRespons
 
 def stored(front: Front) -> list[float]:
     bucket = front.buckets["market_data"]
-    series = front._influxd.query("SELECT open FROM m", bucket.database)
+    series = front.influxd.query("SELECT open FROM m", bucket.database)
     return [value for each in series for _, value in each["values"]]
 
 
@@ -150,7 +150,7 @@ def test_it_refuses_connections_until_it_accepts_them(front: Front) -> None:
 def test_any_bucket_name(front: Front, name: str) -> None:
     bucket = front.add_bucket(name)
     assert post(front, *GOOD, bucket=name).status == 204
-    assert len(front._influxd.query("SELECT open FROM m", bucket.database)[0]["values"]) == 5
+    assert len(front.influxd.query("SELECT open FROM m", bucket.database)[0]["values"]) == 5
 
 
 # --- the lines that influxd is not asked about ------------------------------------------------------

@@ -222,7 +222,7 @@ def exported() -> dict[str, set[str]]:
             for name, kind in Gauges.__init__.__annotations__.items()
             if name not in ("shipping", "rest", "history", "return")
         },
-        shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0),
+        shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0, 0),
         history=HistoryState(
             HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),
             AuditingReport(1, 1, 1, 1, 1, []),

@@ -29,6 +29,7 @@ from reader.freqtrade import Installed
 from reader.influx import InfluxStore
 from reader.influx_answers import StatementAnswer
 from reader.influx_http import InfluxHttp
+from tests.ports import held_port
 
 HIDDEN = "hunter2"
 READER = "readers-own"
@@ -52,7 +53,7 @@ def connect(url: str, **options: str | float) -> MarketReader:
 
 @pytest.fixture
 def filled(front: Front, tmp_path: Path) -> Front:
-    both = Both(front._influxd, front.buckets["market_data"].database, tmp_path / "journal.db")
+    both = Both(front.influxd, front.buckets["market_data"].database, tmp_path / "journal.db")
     both.add(entry(), candle(START_MS))
     return front
 
@@ -61,12 +62,10 @@ def filled(front: Front, tmp_path: Path) -> Front:
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     with pytest.raises(
         StoreUnavailableError, match=r"cannot be reached \(Connection refused\); does"
     ):
-        connect(f"http://127.0.0.1:{port}")
+        connect(f"http://127.0.0.1:{held_port()}")
 
 
 def test_a_host_that_does_not_exist() -> None:
@@ -424,7 +423,7 @@ def test_the_environment_names_bucket_and_token(
     filled: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = filled.add_bucket("other")
-    Both(filled._influxd, bucket.database, tmp_path / "other.db").add(entry("A/B:B"))
+    Both(filled.influxd, bucket.database, tmp_path / "other.db").add(entry("A/B:B"))
     monkeypatch.setenv("MARKETFEED_URL", filled.url)
     monkeypatch.setenv("MARKETFEED_TOKEN", filled.token)
     with MarketReader.connect() as reader:

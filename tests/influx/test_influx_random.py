@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from both import Both
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -176,6 +177,7 @@ questions = st.builds(
 )
 
 
+@pytest.mark.long
 @given(histories(), st.lists(questions, min_size=20, max_size=40))
 @settings(
     max_examples=100,

@@ -45,8 +45,9 @@ def store_of(reader: MarketReader) -> InfluxStore:
     return reader._store
 
 
-def line(item: Candle) -> str:
-    return lines.candle_line(item)
+def write_beside(both: Both, item: Candle) -> None:
+    """Write a candle into the database that the journal does not hold."""
+    Both(both.influxd, both.database, both.path.with_name("beside.db")).add(item)
 
 
 # --- how much ---------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def test_more_rows_than_the_server_puts_into_one_piece(both: Both, reader, clock
     count = 25_000
     candles = [candle(START_MS + n * M1, timeframe="1m") for n in range(count)]
     both.add(entry(timeframes=("1m",)), entry(OTHER, ("1m",)), candles)
-    both.influxd.write(both.database, [line(candle(START_MS, OTHER, "1m"))])
+    write_beside(both, candle(START_MS, OTHER, "1m"))
     clock.ms = START_MS + count * M1
     frame = reader.get_ohlcv(PAIR, "1m", since=START_MS)
     assert len(frame) == count
@@ -144,7 +145,7 @@ def test_a_limit_is_met_however_long_the_gap(both: Both, reader, clock, gap: int
 
 def test_a_point_from_the_far_future_costs_time_only(both: Both, reader, clock) -> None:
     both.add([entry(), entry(OTHER)], [candle(START_MS + n * M3) for n in range(5)])
-    both.influxd.write(both.database, [line(candle(4_000_000_000_000 // M3 * M3, OTHER))])
+    write_beside(both, candle(4_000_000_000_000 // M3 * M3, OTHER))
     clock.ms = START_MS + 5 * M3
     assert len(reader.get_ohlcv(OTHER, "3m")) == 1
     assert len(reader.get_ohlcv(PAIR, "3m")) == 5
@@ -404,7 +405,8 @@ def test_parent_and_children_read_on_after_forks(both: Both, reader, clock) -> N
 def test_points_with_a_further_tag_are_told_of(both: Both, reader, clock) -> None:
     both.add(entry(), [candle(START_MS + n * M3) for n in range(3)])
     clock.ms = START_MS + 3 * M3
-    twin = line(candle(START_MS + M3)).replace(" ", ",exchange=x ", 1)
+    tags = f"{lines.escape_tag(PAIR)},exchange=x"
+    twin = lines.candle_text("ohlcv_3m", tags, *[1.5] * 7, trades=1, open_time_ms=START_MS + M3)
     both.influxd.write(both.database, [twin])
     with pytest.raises(StoreUnavailableError, match=r"several candles at one time.*further tag"):
         reader.get_ohlcv(PAIR, "3m")

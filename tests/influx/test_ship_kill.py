@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from front import Front
 from front_faults import SERVER_ERROR, UNAVAILABLE, Cut, Slow, too_many
 from influxd import Influxd
@@ -44,6 +45,7 @@ def compared(path: Path, target: dict[str, Any]) -> Comparison:
     return asyncio.run(ask())
 
 
+@pytest.mark.long
 def test_kills_while_shipping_lose_nothing_and_double_nothing(
     influxd: Influxd, database: str, front: Front, tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def test_an_older_line_that_is_carried_out_late_is_put_right(path: Path) -> None
         await writer.call(lambda journal: journal.write(corrected(9, "healed")))
         await until(lambda: bool(undone) and rights() == (True, True))
         assert undone == [(False, False)]
-        await until(lambda: len(shipper._doubts) == 0)
+        await until(lambda: shipper.report().in_doubt == 0)
         assert shipper.shipped_below() == writer.next_seq
         # Nobody is told of it twice.
         sent = len(server.requests)
@@ -123,7 +123,7 @@ def test_in_whatever_order_a_server_carries_requests_out(
             await writer.call(lambda journal, batch=batch: journal.write(batch))
             await asyncio.sleep(0.01)
         await until(lambda: shipper.shipped_below() == writer.next_seq)
-        await until(lambda: len(shipper._doubts) == 0)
+        await until(lambda: shipper.report().in_doubt == 0)
         found = {key: fields for key, fields in server.points.items() if "feed_gap" not in key[0]}
         assert found == await asyncio.to_thread(standing, path)
 
@@ -143,10 +143,10 @@ def test_a_backlog_is_not_shipped_twice_for_an_outage_without_answers(path: Path
         in_vain = sum(map(len, server.requests))
         # The first as large as it was, then a line each.
         assert in_vain <= PACE.max_lines + len(server.requests)
-        assert len(shipper._doubts) <= PACE.max_lines
+        assert shipper.report().in_doubt <= PACE.max_lines
         server.answer = stored
         await until(lambda: shipper.shipped_below() == writer.next_seq)
-        await until(lambda: len(shipper._doubts) == 0)
+        await until(lambda: shipper.report().in_doubt == 0)
         again = sum(map(len, server.requests)) - in_vain - rows
         assert again <= 10, "knocks, and none of the rows: no one has changed"
         assert len(server.points) == rows
@@ -187,7 +187,7 @@ def test_rows_that_a_server_cannot_store_now_hold_no_others_up(path: Path) -> No
         await until(lambda: len(server.points) >= before + 250)
         server.answer = stored
         await until(lambda: shipper.shipped_below() == writer.next_seq)
-        await until(lambda: len(shipper._doubts) == 0)
+        await until(lambda: shipper.report().in_doubt == 0)
         assert len(server.points) == 615
         assert server.points == await asyncio.to_thread(standing, path)
 
