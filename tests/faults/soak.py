@@ -464,9 +464,9 @@ class _Run:
         return _ask("GET", self._status_url + "/metrics").decode().splitlines()
 
     def _quiet_tasks(self) -> int:
-        """The fewest tasks at a few looks: some come and go, for a request or a command."""
+        """The fewest tasks at many looks: some come and go, for a request or a command."""
         found = []
-        for _ in range(10):
+        for _ in range(40):
             found.append(self._metric("marketfeed_tasks"))
             time.sleep(0.05)
         return min(found)

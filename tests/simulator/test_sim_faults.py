@@ -434,13 +434,14 @@ def test_faults_over_http() -> None:
 def test_a_fault_lasts_as_long_as_it_was_told_to() -> None:
     async def check(simulator: Simulator, connect: Connect) -> None:
         started_ms = simulator.now_ms()
-        await simulator.faults.start(Mute(for_s=120.0))
+        await simulator.faults.start(Mute(for_s=60.0))
         client = await connect()
         await client.subscribe("btcusdt@markPrice")
+        # Frames are a moment behind the clock, by which it ends: here that is less than they are apart.
         simulator.resume()
-        assert json.loads(await client.text())["data"]["E"] >= started_ms + 120_000
+        assert json.loads(await client.text())["data"]["E"] >= started_ms + 60_000
 
-    with_sockets(check, speed=600.0, paused=True)
+    with_sockets(check, speed=60.0, paused=True)
 
 
 @pytest.mark.parametrize(

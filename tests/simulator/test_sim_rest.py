@@ -307,7 +307,7 @@ def test_a_row_whose_close_time_is_past_is_final() -> None:
         _, final, _ = await get("klines", symbol="BTCUSDT", interval="1m", limit=1_500)
         assert [row for row in final if row[0] in seen] == list(seen.values())
 
-    with_rest(check, speed=5_000.0, paused=False, timeframes=("1m",))
+    with_rest(check, speed=1_000.0, paused=False, timeframes=("1m",))
 
 
 def test_the_book_stands_around_the_last_price() -> None:
