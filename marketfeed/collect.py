@@ -28,7 +28,10 @@ from marketfeed.binance.rollover import Ages
 from marketfeed.binance.symbols import parse_exchange_info, stream_names
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
+from marketfeed.collector.metrics import Exposition
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.config import Settings
+from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.heal import Healer
 from marketfeed.history import History
@@ -43,15 +46,14 @@ from marketfeed.instruments import (
 from marketfeed.intake import Intake
 from marketfeed.journal import Cut, Journal
 from marketfeed.lifecycle import Catalog, Keeper
-from marketfeed.metrics import Counters, Exposition
 from marketfeed.notify import Told
 from marketfeed.page.collector import CollectorPage
 from marketfeed.records import Gap
 from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.roster import Roster
+from marketfeed.service.status_port import StatusServer
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
-from marketfeed.status import StatusReport, StatusServer
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
 

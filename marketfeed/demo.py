@@ -26,13 +26,13 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.clock import ExchangeClock
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.config import load_settings
 from marketfeed.errors import MarketfeedError
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import compare
 from marketfeed.journal import Journal
 from marketfeed.simulator.published import Published
-from marketfeed.status import StatusReport
 from reader import MarketReader
 
 START_TIMEOUT_S: Final = 60.0

@@ -23,10 +23,10 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import MAX_KLINES, BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
-from marketfeed.metrics import Counters
 from marketfeed.records import Candle
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
 from marketfeed.stretches import Stretch, cut, joined, missing, tiles

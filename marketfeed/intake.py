@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 from marketfeed import schema
 from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
+from marketfeed.counters import Counters
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.metrics import Counters
 from marketfeed.records import Candle, DeadLetter, FundingRate, FundingSettled, MarkPrice, Record
 from marketfeed.writer import JournalWriter
 

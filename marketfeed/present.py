@@ -13,13 +13,13 @@ from marketfeed.aggregator.flow import Event
 from marketfeed.backup import BackupReport
 from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.demo import DemoResult, SeriesResult
 from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
 from marketfeed.records import RefusedLine
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
-from marketfeed.status import StatusReport
 
 
 @contextlib.contextmanager

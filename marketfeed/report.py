@@ -12,16 +12,22 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
+from marketfeed.collector.metrics import Gauges
+from marketfeed.collector.status_report import (
+    ConnectionReport,
+    JournalReport,
+    StatusReport,
+    TimeframeReport,
+)
+from marketfeed.counters import Counters, cpu_s, rss_bytes
 from marketfeed.damage import aside_reason
 from marketfeed.heal import Healer
 from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
-from marketfeed.metrics import Counters, Gauges, cpu_s, rss_bytes
 from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
-from marketfeed.status import ConnectionReport, JournalReport, StatusReport, TimeframeReport
 from marketfeed.supervise import HOLE_SHOWN_S, Supervisor
 from marketfeed.tiles import Tile, make_tiles
 from marketfeed.writer import JournalWriter

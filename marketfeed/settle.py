@@ -20,10 +20,10 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest, Settlement
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
-from marketfeed.metrics import Counters
 from marketfeed.records import FundingSettled
 from marketfeed.stretches import Stretch, cut, joined, tiles
 from marketfeed.writer import JournalWriter

@@ -5,8 +5,8 @@ from http import HTTPStatus
 import aiohttp
 import msgspec
 
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import MarketfeedError, words_of
-from marketfeed.status import StatusReport
 from marketfeed.tokens import Token
 
 

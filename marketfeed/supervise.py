@@ -25,8 +25,8 @@ from marketfeed.binance.liveness import (
 )
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
 from marketfeed.intake import Intake
-from marketfeed.metrics import Counters
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in

@@ -21,10 +21,10 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
 from marketfeed.heal import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
-from marketfeed.metrics import Counters
 from marketfeed.records import Candle, Gap
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.supervise import Supervisor

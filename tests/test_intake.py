@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.counters import Counters
 from marketfeed.errors import JournalWriteError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
-from marketfeed.metrics import Counters
 from marketfeed.records import CatalogEntry
 from marketfeed.writer import JournalWriter
 from reader import MarketReader

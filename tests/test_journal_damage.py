@@ -14,10 +14,10 @@ import pytest
 
 from marketfeed.batch import Batch
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.counters import Counters
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal, RefusedLines
-from marketfeed.metrics import Counters
 from marketfeed.records import (
     Candle,
     CatalogEntry,

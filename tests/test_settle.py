@@ -23,9 +23,9 @@ from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.config import Settings
+from marketfeed.counters import Counters
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
-from marketfeed.metrics import Counters
 from marketfeed.records import FundingRate, FundingSettled
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settle import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan

@@ -13,8 +13,8 @@ from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.liveness import Missing, Series
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
 from marketfeed.intake import Intake
-from marketfeed.metrics import Counters
 from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter

@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 
 from marketfeed import __version__
-from marketfeed.metrics import Tally, cpu_s, rss_bytes
+from marketfeed.counters import Tally, cpu_s, rss_bytes
 
 SEND_LAG_BUCKETS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 30_000)
 """Upper bounds for the time from a decision to the beginning of its POST."""

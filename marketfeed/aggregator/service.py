@@ -31,14 +31,14 @@ from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.clock import ExchangeClock
 from marketfeed.config import AggregatorSettings, Settings
+from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.damage import aside_reason
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.metrics import cpu_s, rss_bytes
 from marketfeed.notify import Told
 from marketfeed.page.aggregator import AggregatorPage
+from marketfeed.service.status_port import StatusServer
 from marketfeed.ship import Shipper, ShipReport
-from marketfeed.status import StatusServer
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rollover import Ages, Proof, is_quiet
 from marketfeed.clock import ExchangeClock
-from marketfeed.metrics import Counters
+from marketfeed.counters import Counters
 
 log = logging.getLogger(__name__)
 

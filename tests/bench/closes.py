@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 
 from marketfeed.clock import ExchangeClock
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.simulator.fault_kinds import Mute
 from marketfeed.simulator.published import Published
-from marketfeed.status import StatusReport
 from reader import MarketReader, ReaderError
 from tests.bench import workload
 from tests.bench.child import BenchError, Service, wait_for

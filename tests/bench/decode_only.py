@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.metrics import cpu_s
+from marketfeed.counters import cpu_s
 from tests.bench import jobs, workload
 from tests.bench.tape import Tape
 

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.simulator.published import Published
-from marketfeed.status import StatusReport
 from reader import MarketReader
 from tests.bench.child import BenchError, Service, wait_for
 from tests.faults.fault_truth import judge

@@ -21,7 +21,7 @@ from cryptofeed.defines import CANDLES, FUNDING
 from cryptofeed.exchanges.binance_futures import BinanceFutures
 from cryptofeed.symbols import Symbols
 
-from marketfeed.metrics import cpu_s
+from marketfeed.counters import cpu_s
 from tests.bench import jobs, workload
 
 _LOOK_EVERY_S: Final = 0.01

@@ -15,9 +15,9 @@ import uvloop
 from proc_disk import SmallDisk
 
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.counters import Counters, rss_bytes
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
-from marketfeed.metrics import Counters, rss_bytes
 from marketfeed.writer import JournalWriter
 
 T0: Final = 1_790_000_040_000

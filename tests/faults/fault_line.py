@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from marketfeed.binance.rest import TIMEOUT_S
 from marketfeed.collect import Collector
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.config import Settings
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import Fault
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.status import StatusReport
 from marketfeed.supervise import candle_due_ms
 
 START_MS: Final = 1_790_000_160_000
@@ -187,7 +187,7 @@ async def _running(
             await sim.faults.start(fault)
         collector = Collector(settings_for(path, sim, **exchange), None, rest_timeout_s)
         line = Line(sim, collector, path, session)
-        logger = logging.getLogger("marketfeed.status")
+        logger = logging.getLogger("marketfeed.collector.status_report")
         logger.addHandler(line._status)
         logger.setLevel(logging.INFO)
         stop = asyncio.Event()

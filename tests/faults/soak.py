@@ -29,11 +29,11 @@ from typing import Final
 import msgspec
 
 from marketfeed.audit import AuditReport
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.control import State
 from marketfeed.simulator.fault_kinds import Fault, FaultReport, StopListening
 from marketfeed.simulator.published import Published
-from marketfeed.status import StatusReport
 from tests.faults.fault_audit import Audit, audit
 from tests.faults.fault_truth import judge, read_gaps
 from tests.faults.scoreboard import VARIABLE, Scoreboard

@@ -24,9 +24,9 @@ from mutator import Mutator
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
+from marketfeed.counters import Counters, rss_bytes
 from marketfeed.intake import DEAD_LETTERS_PER_COMMIT, Intake
 from marketfeed.journal import DEAD_LETTERS_KEPT
-from marketfeed.metrics import Counters, rss_bytes
 from marketfeed.records import Candle, FundingRate, MarkPrice
 from marketfeed.writer import JournalWriter
 

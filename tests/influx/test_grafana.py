@@ -18,8 +18,9 @@ from marketfeed import lines, schema
 from marketfeed.auditor import AuditingReport
 from marketfeed.backfill import HistoryReport
 from marketfeed.binance.turns import RestReport
+from marketfeed.collector.metrics import Exposition, Gauges
+from marketfeed.counters import Counters
 from marketfeed.history import HistoryState
-from marketfeed.metrics import Counters, Exposition, Gauges
 from marketfeed.ship import ShipReport
 
 GRAFANA = Path(__file__).parents[2] / "grafana"

@@ -14,8 +14,8 @@ import pytest
 from influxd import Influxd
 
 from marketfeed import schema
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.simulator.published import Published
-from marketfeed.status import StatusReport
 from tests.faults.soak_process import Process
 
 TIMEFRAMES: Final = ("1m", "3m")

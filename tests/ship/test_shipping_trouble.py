@@ -15,10 +15,10 @@ import pytest
 import uvloop
 
 from marketfeed.collect import Collector
+from marketfeed.collector.status_report import StatusReport
 from marketfeed.config import Settings
 from marketfeed.report import SHIPPING_TROUBLE_S
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.status import StatusReport
 
 PAIRS = 3
 

@@ -1,6 +1,6 @@
-"""The status port: `/health`, `/metrics`, `/status` and the status page of a running collector.
+"""The status port: `/health`, `/metrics`, `/status` and the status page of a running service.
 
-Bound to 127.0.0.1 unless set otherwise; who may ask is `page.guard`'s to say. `/health` answers 200 while
+Bound to 127.0.0.1 unless set otherwise; who may ask is `guard`'s to say. `/health` answers 200 while
 all is well and 503 with the reasons when not; it is never a reason to restart the service by itself.
 """
 
@@ -11,104 +11,12 @@ from typing import Protocol, Self
 import msgspec
 from aiohttp import web
 
-from marketfeed.binance.turns import RestReport
-from marketfeed.heal import HealReport
-from marketfeed.history import HistoryState
 from marketfeed.listening import listen
 from marketfeed.page.guard import HEALTH, TRUSTED, Guard
 from marketfeed.settings_status import StatusSettings
-from marketfeed.settle import SettleReport
-from marketfeed.ship import ShipReport
 from marketfeed.tokens import Token
 
 log = logging.getLogger(__name__)
-
-
-class ConnectionReport(msgspec.Struct, frozen=True):
-    """One WebSocket connection. `last_frame_age_s` is None before its first frame (wall seconds)."""
-
-    name: str
-    state: str
-    streams: int
-    opened: int
-    frames: int
-    last_frame_age_s: float | None
-    last_error: str
-
-
-class TimeframeReport(msgspec.Struct, frozen=True):
-    """How far a timeframe has come: its newest closed candle's open time (ms), and who has it."""
-
-    timeframe: str
-    newest_open_time_ms: int | None
-    pairs_with_newest: int
-    pairs: int
-    candles: int
-
-
-class JournalReport(msgspec.Struct, frozen=True):
-    """State of the journal. `set_aside` names a damaged predecessor found at the start.
-
-    `generation` is 1, and rises with every damaged file that is replaced while it runs.
-    """
-
-    path: str
-    generation: int
-    bytes_used: int
-    next_seq: int
-    pending: int
-    commits: int
-    commit_failures: int
-    records_given_up: dict[str, int]
-    dead_letters: int
-    refused_lines: int
-    set_aside: str | None
-
-
-class StatusReport(msgspec.Struct, frozen=True):
-    """All that `marketfeed status` shows. Times in ms are exchange time."""
-
-    version: str
-    healthy: bool
-    reasons: list[str]
-    uptime_s: float
-    exchange_time_ms: int
-    clock_offset_ms: float
-    speed: float
-    pairs: int
-    refused_pairs: dict[str, str]
-    streams: int
-    frames: int
-    frames_per_s: float
-    answers: int
-    """To SUBSCRIBE and the like."""
-    resubscribed: int
-    """How often a silent stream was asked for again."""
-    rollovers: dict[str, int]
-    """Connections that were rolled over, by how that ended."""
-    records: dict[str, int]
-    rejects: dict[str, int]
-    overdue: dict[str, int]
-    """How many series are silent past their deadline, by channel (`mark_price` or timeframe)."""
-    overdue_series: list[str]
-    """The longest silent of them, as text."""
-    missing_candles: int
-    """Candles that are due and have not come, since the start or of an earlier run."""
-    healing: HealReport | None
-    """None before it has started to collect."""
-    settled: SettleReport | None
-    mark_price_age_s: float | None
-    """Age of the oldest of all pairs' newest mark prices; None until every pair has one."""
-    timeframes: list[TimeframeReport]
-    connections: list[ConnectionReport]
-    journal: JournalReport
-    shipping: ShipReport | None
-    """None without InfluxDB: the journal is the store."""
-    rest: RestReport
-    history: HistoryState | None
-    """None until the collector has begun to collect."""
-    rss_bytes: int
-    cpu_s: float
 
 
 class Report(Protocol):

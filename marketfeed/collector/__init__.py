@@ -1,0 +1,1 @@
+"""The collector: its wiring, its upkeep, and what it reports of itself."""

@@ -1,0 +1,77 @@
+"""Plain counters of a process: the hot path counts in integers, a scrape turns them into metrics."""
+
+import resource
+import time
+from collections import Counter
+from typing import Final
+
+CLOSE_LAG_BUCKETS_MS: Final = (50, 100, 250, 500, 1_000, 2_100, 2_500, 5_000, 10_000, 30_000)
+"""Upper bounds for the time from a candle's close to its commit; quiet pairs close after 2,000 ms."""
+HEALED_LAG_BUCKETS_MS: Final = (
+    4_250,
+    4_500,
+    5_000,
+    6_000,
+    8_000,
+    12_000,
+    30_000,
+    60_000,
+    600_000,
+    3_600_000,
+)
+"""Upper bounds for the time from a missing candle's close until it was had: it is due after 4,000 ms."""
+
+
+class Tally:
+    """A histogram of whole milliseconds: counts per bucket and their sum."""
+
+    def __init__(self, bounds: tuple[int, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum_ms = 0
+
+    def add(self, value_ms: int) -> None:
+        """Count one observation."""
+        self.sum_ms += value_ms
+        for index, bound in enumerate(self.bounds):
+            if value_ms <= bound:
+                self.counts[index] += 1
+                return
+        self.counts[-1] += 1
+
+
+class Counters:
+    """What the collector has done since it started. Written on the event loop only."""
+
+    def __init__(self) -> None:
+        self.started_s = time.time()
+        self.frames = 0
+        self.answers = 0
+        self.refused_requests = 0
+        self.connection_events: Counter[str] = Counter()
+        self.rollovers: Counter[str] = Counter()
+        self.resubscribed = 0
+        self.gaps: Counter[str] = Counter()
+        self.rejects: Counter[str] = Counter()
+        self.records: Counter[str] = Counter()
+        self.commits = 0
+        self.commit_failures = 0
+        self.commit_s = 0.0
+        self.rows_changed = 0
+        self.records_given_up: Counter[str] = Counter()
+        self.close_lag = Tally(CLOSE_LAG_BUCKETS_MS)
+        self.healed_lag = Tally(HEALED_LAG_BUCKETS_MS)
+        self.rechecked = 0
+        self.rechecked_different = 0
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now, in bytes (Linux: /proc/self/statm)."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def cpu_s() -> float:
+    """CPU seconds, user and system, that this process has used."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
