@@ -6,9 +6,9 @@ from marketfeed.aggregator.bot import Bot, BotError
 from marketfeed.aggregator.ledger import KIND
 from marketfeed.aggregator.service import require_complete
 from marketfeed.check import Finding, check_file
-from marketfeed.config import AggregatorSettings, Settings
 from marketfeed.errors import SettingsError
-from marketfeed.settings_aggregator import BotSettings
+from marketfeed.settings.aggregator import BotSettings
+from marketfeed.settings.model import AggregatorSettings, Settings
 
 
 def is_configured(settings: AggregatorSettings) -> bool:

@@ -9,12 +9,12 @@ import aiohttp
 from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.check import Finding
 from marketfeed.check_aggregator import is_configured
-from marketfeed.config import Duration, InfluxSettings, Settings
 from marketfeed.database import Kind, absence
 from marketfeed.errors import JournalError
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 from marketfeed.influx_write import target_of
 from marketfeed.journal import KIND as JOURNAL
+from marketfeed.settings.model import Duration, InfluxSettings, Settings
 from marketfeed.shipped import demand_again, withdraw
 
 

@@ -92,7 +92,7 @@ def run(config: ConfigOption = None) -> None:
     Example: marketfeed run --config /etc/marketfeed/config.yaml
     """
     from marketfeed.collect import Collector
-    from marketfeed.config import load_settings
+    from marketfeed.settings.load import load_settings
 
     log_to_stderr()
     settings = load_settings(config)
@@ -163,9 +163,9 @@ def check(
     from marketfeed.check import check as look
     from marketfeed.check_aggregator import check_aggregator, is_configured
     from marketfeed.check_influx import check_influx
-    from marketfeed.config import load_settings
     from marketfeed.live import prove_streams
     from marketfeed.present import findings_table, stages
+    from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
     with stages(quiet=as_json) as progress:
@@ -203,9 +203,9 @@ def backup(
     """
     from marketfeed.aggregator.ledger import KIND as LEDGER
     from marketfeed.backup import back_up
-    from marketfeed.config import load_settings
     from marketfeed.journal import KIND as JOURNAL
     from marketfeed.present import backup_text, stages
+    from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
     path = settings.aggregator.ledger.path if ledger else settings.journal.path
@@ -237,8 +237,8 @@ def setup(
     import aiohttp
 
     from marketfeed.check_influx import setup_influx
-    from marketfeed.config import load_settings
     from marketfeed.present import findings_table
+    from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
     if settings.influxdb.url is None:
@@ -273,9 +273,9 @@ def deadletter(
     Exit 1 if there are any (after --resend: any left). The collector may run meanwhile. The newest 10,000 are
     kept: `setup --ship-again` sends those that are gone, once their cause is mended.
     """
-    from marketfeed.config import load_settings
     from marketfeed.deadletters import lines_gone, read_refused, resend_refused
     from marketfeed.present import refused_table
+    from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
     if resend:
@@ -304,10 +304,10 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
-    from marketfeed.config import load_settings
     from marketfeed.present import status_tables
+    from marketfeed.settings.load import load_settings
+    from marketfeed.settings.tokens import Token
     from marketfeed.status_client import fetch_status, status_url
-    from marketfeed.tokens import Token
 
     token = None
     if url is None or config is not None:
@@ -353,9 +353,9 @@ def backfill(
 
     Example: marketfeed backfill --days 90 --pairs BTC/USDT:USDT,ETH/USDT:USDT
     """
-    from marketfeed.config import load_settings
     from marketfeed.history_commands import run_backfill
     from marketfeed.present_history import filling, history_table
+    from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
     wanted = settings.history.days if days is None else days
@@ -420,9 +420,9 @@ def audit(
     What is missing is counted over the whole range, values are compared of a random sample, or of --all.
     The collector may run meanwhile, but for --repair.
     """
-    from marketfeed.config import load_settings
     from marketfeed.history_commands import run_audit
     from marketfeed.present_history import audit_tables, auditing
+    from marketfeed.settings.load import load_settings
 
     if days is not None and since is not None:
         raise typer.BadParameter("--days or --since, not both")
@@ -459,7 +459,7 @@ def aggregate(config: ConfigOption = None) -> None:
     Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
     """
     from marketfeed.aggregator.service import Aggregator
-    from marketfeed.config import load_settings
+    from marketfeed.settings.load import load_settings
 
     log_to_stderr()
     _run_until_signal(Aggregator(load_settings(config)).run)
@@ -495,8 +495,8 @@ def signals(
 ) -> None:
     """Show what went through the aggregator: received, voted, decided, sent, answered."""
     from marketfeed.aggregator.flow import Flow
-    from marketfeed.config import load_settings
     from marketfeed.present import show_flow
+    from marketfeed.settings.load import load_settings
 
     flow = Flow(load_settings(config).aggregator.ledger.path)
     events = flow.read(newest)

@@ -30,7 +30,6 @@ from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import Exposition
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.config import Settings
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.heal import Healer
@@ -52,6 +51,7 @@ from marketfeed.records import Gap
 from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.roster import Roster
 from marketfeed.service.status_port import StatusServer
+from marketfeed.settings.model import Settings
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.supervise import Supervisor

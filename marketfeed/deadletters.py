@@ -8,12 +8,12 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from marketfeed.config import Settings
 from marketfeed.errors import MarketfeedError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import RefusedLines
 from marketfeed.outbox import Outbox
 from marketfeed.records import RefusedLine
+from marketfeed.settings.model import Settings
 
 AT_ONCE: Final = 500
 

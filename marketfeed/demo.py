@@ -27,11 +27,11 @@ import msgspec
 from marketfeed import schema
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.config import load_settings
 from marketfeed.errors import MarketfeedError
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import compare
 from marketfeed.journal import Journal
+from marketfeed.settings.load import load_settings
 from marketfeed.simulator.published import Published
 from reader import MarketReader
 

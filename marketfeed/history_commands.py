@@ -25,13 +25,13 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.binance.turns import RestReport, Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.config import Settings
 from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.history import make_backfill, open_archive
 from marketfeed.instruments import InstrumentSource, sync_clock
 from marketfeed.journal import Journal
 from marketfeed.journal_view import JournalView
 from marketfeed.records import CatalogEntry
+from marketfeed.settings.model import Settings
 from marketfeed.status_client import NoCollectorError, fetch_status, status_url
 from marketfeed.writer import JournalWriter
 

@@ -14,9 +14,9 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.answers import Verdict
-from marketfeed.config import InfluxSettings
 from marketfeed.errors import MarketfeedError, words_of
 from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token, token_of
+from marketfeed.settings.model import InfluxSettings
 
 if TYPE_CHECKING:
     from influxdb_client import InfluxDBClient

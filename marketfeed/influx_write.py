@@ -14,8 +14,8 @@ import aiohttp
 import msgspec
 
 from marketfeed.answers import Verdict, judge, judge_failure
-from marketfeed.config import InfluxSettings
-from marketfeed.tokens import Token
+from marketfeed.settings.model import InfluxSettings
+from marketfeed.settings.tokens import Token
 
 log = logging.getLogger(__name__)
 

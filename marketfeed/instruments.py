@@ -23,8 +23,8 @@ from marketfeed.binance.symbols import (
 )
 from marketfeed.binance.turns import UNNAMED
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import ExchangeSettings, TopPairs
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
+from marketfeed.settings.model import ExchangeSettings, TopPairs
 from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)

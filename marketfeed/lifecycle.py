@@ -20,13 +20,13 @@ from marketfeed.binance.symbols import (
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import ExchangeSettings
 from marketfeed.errors import JournalError
 from marketfeed.instruments import InstrumentSource, Listing
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.records import CatalogEntry
 from marketfeed.roster import Changes, Ended, Roster
+from marketfeed.settings.model import ExchangeSettings
 from marketfeed.supervise import Supervisor
 from marketfeed.writer import JournalWriter
 

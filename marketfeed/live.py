@@ -16,8 +16,8 @@ from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOpt
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.check import Finding
-from marketfeed.config import ExchangeSettings
 from marketfeed.instruments import Listing
+from marketfeed.settings.model import ExchangeSettings
 
 NAMED: Final = 10
 _PREFIX: Final = b'{"stream":"'

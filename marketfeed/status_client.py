@@ -7,7 +7,7 @@ import msgspec
 
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import MarketfeedError, words_of
-from marketfeed.tokens import Token
+from marketfeed.settings.tokens import Token
 
 
 class NoCollectorError(MarketfeedError):

@@ -27,12 +27,12 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import compare
-from marketfeed.config import Settings
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle, CatalogEntry
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.dataset import made_zip
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch

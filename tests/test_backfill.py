@@ -34,13 +34,13 @@ from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import Settings
 from marketfeed.errors import JournalError
 from marketfeed.history_commands import run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal import Journal
 from marketfeed.journal_view import JournalView
 from marketfeed.records import Candle
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch, missing
 from marketfeed.writer import JournalWriter

@@ -6,7 +6,7 @@ import pytest
 
 from marketfeed.binance.archive import TERMS
 from marketfeed.check import check_history
-from marketfeed.config import Settings
+from marketfeed.settings.model import Settings
 
 NONE_YET = ", if the journal has none of it"
 

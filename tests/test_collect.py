@@ -19,11 +19,11 @@ from marketfeed.batch import Batch
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
-from marketfeed.config import Settings
 from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.journal import Journal
 from marketfeed.records import MarkPrice
 from marketfeed.schema import CANDLE_FIELDS, HOUR_MS, floor_to
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
 from tests.ports import held_port

@@ -15,9 +15,9 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import NEVER_MS
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import ExchangeSettings
 from marketfeed.errors import ExchangeError
 from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
+from marketfeed.settings.model import ExchangeSettings
 from marketfeed.writer import JournalWriter
 
 NOW_MS: Final = 1_790_006_400_000

@@ -13,10 +13,10 @@ import uvloop
 
 from marketfeed.backfill import LOOK_AGAIN_S
 from marketfeed.collect import Collector
-from marketfeed.config import Settings
 from marketfeed.journal import Journal
 from marketfeed.records import CatalogEntry
 from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS, floor_to
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import ShrinkExchangeInfo
 from marketfeed.simulator.listings import Delist, Enlist, Rename, SetStatus
 from marketfeed.simulator.server import Simulator, SimulatorOptions

@@ -14,9 +14,9 @@ import uvloop
 
 from marketfeed.binance.rollover import Ages
 from marketfeed.collect import Collector
-from marketfeed.config import Settings
 from marketfeed.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Drop, Mute, Refuse
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 

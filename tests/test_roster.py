@@ -11,11 +11,11 @@ from marketfeed.binance.symbols import (
     select_all,
     select_named,
 )
-from marketfeed.config import ExchangeSettings
 from marketfeed.lifecycle import not_wanted, to_drop
 from marketfeed.records import CatalogEntry
 from marketfeed.roster import ENDED_AFTER_MS, Roster
 from marketfeed.schema import DAY_MS, DROPPED, MINUTE_MS
+from marketfeed.settings.model import ExchangeSettings
 
 T0 = 1_791_360_000_000
 

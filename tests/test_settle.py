@@ -22,12 +22,12 @@ from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
-from marketfeed.config import Settings
 from marketfeed.counters import Counters
 from marketfeed.intake import Intake
 from marketfeed.journal import Journal
 from marketfeed.records import FundingRate, FundingSettled
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
+from marketfeed.settings.model import Settings
 from marketfeed.settle import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch

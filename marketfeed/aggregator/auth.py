@@ -22,7 +22,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from marketfeed.settings_aggregator import Account
+from marketfeed.settings.aggregator import Account
 
 K = TypeVar("K")
 

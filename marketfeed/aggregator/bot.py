@@ -19,7 +19,7 @@ import msgspec
 from marketfeed.aggregator.ledger import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
-from marketfeed.settings_aggregator import BotSettings
+from marketfeed.settings.aggregator import BotSettings
 
 WORDS_KEPT: Final = 500
 CLOSED_TRADES: Final = 100

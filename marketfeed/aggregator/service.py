@@ -30,7 +30,6 @@ from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.clock import ExchangeClock
-from marketfeed.config import AggregatorSettings, Settings
 from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.damage import aside_reason
 from marketfeed.errors import JournalError, SettingsError
@@ -38,6 +37,7 @@ from marketfeed.influx_write import InfluxWriter
 from marketfeed.notify import Told
 from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.service.status_port import StatusServer
+from marketfeed.settings.model import AggregatorSettings, Settings
 from marketfeed.ship import Shipper, ShipReport
 
 log = logging.getLogger(__name__)

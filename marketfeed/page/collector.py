@@ -13,7 +13,6 @@ import msgspec
 from aiohttp import web
 
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.config import Settings
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError
 from marketfeed.journal_view import ChartRow, JournalView
@@ -21,6 +20,7 @@ from marketfeed.page.events import Events, Snapshot
 from marketfeed.page.files import SHARED, Files
 from marketfeed.page.reads import Reads, answer, refuse
 from marketfeed.schema import TIMEFRAMES_MS
+from marketfeed.settings.model import Settings
 from marketfeed.tiles import Tile
 
 MAX_CANDLES: Final = 1_000

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from marketfeed.listening import listen
 from marketfeed.page.guard import HEALTH, TRUSTED, Guard
-from marketfeed.settings_status import StatusSettings
-from marketfeed.tokens import Token
+from marketfeed.settings.status import StatusSettings
+from marketfeed.settings.tokens import Token
 
 log = logging.getLogger(__name__)
 

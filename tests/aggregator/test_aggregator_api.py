@@ -20,7 +20,7 @@ from marketfeed import __version__
 from marketfeed.aggregator.api import TIMEOUT_S
 from marketfeed.aggregator.auth import FAILURES, Caller, Doorkeeper, Limiter, hash_password
 from marketfeed.aggregator.desk import MAX_KEPT_BODY
-from marketfeed.settings_aggregator import Account, parse_accounts
+from marketfeed.settings.aggregator import Account, parse_accounts
 
 
 @contextlib.asynccontextmanager

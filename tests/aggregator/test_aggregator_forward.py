@@ -19,7 +19,7 @@ from marketfeed.aggregator.ledger import Forward, Ledger, Receipt
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Rules, Vote, Votes
-from marketfeed.config import Settings
+from marketfeed.settings.model import Settings
 
 T = TypeVar("T")
 END_STATES = ("accepted", "refused", "expired", "found", "lost")

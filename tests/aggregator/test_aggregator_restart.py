@@ -34,8 +34,8 @@ from running import (
 
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.service import Aggregator, require_complete
-from marketfeed.config import load_settings
 from marketfeed.errors import JournalWriteError, SettingsError
+from marketfeed.settings.load import load_settings
 
 
 async def post(url: str, feeder: str, confidence: float, side: str = "long") -> None:

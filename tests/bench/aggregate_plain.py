@@ -11,7 +11,7 @@ import uvloop
 from aiohttp import web
 
 from marketfeed.aggregator.auth import Caller, Doorkeeper
-from marketfeed.settings_aggregator import Account
+from marketfeed.settings.aggregator import Account
 from tests.bench import jobs
 
 

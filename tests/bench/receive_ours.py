@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
-from marketfeed.config import load_settings
 from marketfeed.counters import Counters, cpu_s
+from marketfeed.settings.load import load_settings
 from tests.bench import jobs, workload
 from tests.bench.tape import event_times
 

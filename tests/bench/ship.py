@@ -17,12 +17,12 @@ import uvloop
 
 from marketfeed import schema
 from marketfeed.batch import Batch
-from marketfeed.config import InfluxSettings
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, MarkPrice
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import DEFAULT_PACE, Shipper
 from marketfeed.writer import JournalWriter
 from tests.bench import workload

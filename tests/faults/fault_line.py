@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from marketfeed.binance.rest import TIMEOUT_S
 from marketfeed.collect import Collector
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.config import Settings
 from marketfeed.schema import MINUTE_MS
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Fault
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.supervise import candle_due_ms

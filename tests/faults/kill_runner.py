@@ -27,9 +27,9 @@ import uvloop
 from kill_child import LENGTH, Begun, Committed, Message, Opened, Stopped, collect_and_tell
 from kill_model import Known, LostError
 
-from marketfeed.config import Settings
 from marketfeed.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.published import Published
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 

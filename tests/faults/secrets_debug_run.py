@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from marketfeed.collect import Collector
-from marketfeed.config import load_settings
+from marketfeed.settings.load import load_settings
 
 
 async def run(config: Path) -> None:

@@ -17,7 +17,7 @@ import uvloop
 
 from marketfeed.binance.rollover import Ages
 from marketfeed.collect import Collector
-from marketfeed.config import load_settings
+from marketfeed.settings.load import load_settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 
 MODULE: Final = "tests.faults.soak_child"

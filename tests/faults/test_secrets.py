@@ -23,8 +23,8 @@ from proc_commands import (
 from scoreboard import Row, Scoreboard
 from secrets_influx import talkative_influx
 
-from marketfeed.config import load_settings
 from marketfeed.errors import SettingsError
+from marketfeed.settings.load import load_settings
 
 CANARY = "cAnArY-9f86d081884c7d65"
 COMMANDS = (["check"], ["setup", "--json"], ["status", "--json"], ["deadletter"])

@@ -11,8 +11,8 @@ import proc_tools
 import pytest
 from proc_commands import run_marketfeed
 
-from marketfeed.config import JournalSettings
 from marketfeed.notify import BEATS_TO_A_WATCHDOG
+from marketfeed.settings.model import JournalSettings
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(SYSTEMD.glob("*.service"))

@@ -14,10 +14,10 @@ import uvloop
 
 from marketfeed.answers import Verdict
 from marketfeed.batch import Batch
-from marketfeed.config import InfluxSettings
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Pace, Shipper
 from marketfeed.writer import JournalWriter
 

@@ -23,9 +23,9 @@ from typing import Final
 import msgspec
 from kill_ship_child import ANSWERED, NOTED, NOTING, OPENED, SENDING, ship_and_tell
 
-from marketfeed.config import InfluxSettings
 from marketfeed.influx_write import target_of
 from marketfeed.journal import KIND
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.shipped import demand_again
 
 GIVE_UP_S: Final = 20.0

@@ -17,11 +17,11 @@ import uvloop
 
 from marketfeed.answers import Verdict
 from marketfeed.batch import Batch
-from marketfeed.config import InfluxSettings
 from marketfeed.counters import rss_bytes
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.records import MarkPrice
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Shipper
 from marketfeed.writer import JournalWriter
 

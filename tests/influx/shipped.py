@@ -17,10 +17,10 @@ from filled import QUICK
 from front import Front
 from influxd import Influxd
 
-from marketfeed.config import InfluxSettings
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
 from marketfeed.influx_write import InfluxWriter
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Pace, Shipper
 from marketfeed.writer import JournalWriter
 

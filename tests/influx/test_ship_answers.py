@@ -20,12 +20,12 @@ from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.batch import Batch
 from marketfeed.check_influx import check_influx, setup_influx
-from marketfeed.config import Settings
 from marketfeed.deadletters import read_refused, resend_refused
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, Gap, MarkPrice
+from marketfeed.settings.model import Settings
 from marketfeed.ship import Shipper
 from marketfeed.writer import JournalWriter
 

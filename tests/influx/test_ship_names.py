@@ -22,9 +22,9 @@ from stored import START_MS, candle, entry
 
 from marketfeed.batch import Batch
 from marketfeed.check_influx import check_influx, setup_influx
-from marketfeed.config import Settings
 from marketfeed.deadletters import read_refused
 from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
+from marketfeed.settings.model import Settings
 from reader import MarketReader, UnknownPairError
 from reader.influx import InfluxStore
 from reader.rows import CandleQuery

@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from marketfeed.page.guard import HEALTH, TRUSTED, Guard
-from marketfeed.tokens import Token
+from marketfeed.settings.tokens import Token
 
 TOKEN = "an-invented-token-0123"  # noqa: S105
 OTHER = "another-invented-token"

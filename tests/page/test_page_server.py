@@ -16,15 +16,15 @@ import uvloop
 from pydantic import SecretStr
 
 from marketfeed.collect import Collector
-from marketfeed.config import Settings
 from marketfeed.journal_view import JournalView
 from marketfeed.page.collector import FILES, MAX_CANDLES
 from marketfeed.schema import MINUTE_MS
+from marketfeed.settings.model import Settings
+from marketfeed.settings.tokens import Token
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.status_client import NoCollectorError, fetch_status
 from marketfeed.stretches import Stretch
 from marketfeed.tiles import State
-from marketfeed.tokens import Token
 
 PAIRS = 3
 PAIR = "BTC/USDT:USDT"

@@ -11,8 +11,8 @@ import uvloop
 from aiohttp import web
 from filled import QUICK
 
-from marketfeed.config import InfluxSettings
 from marketfeed.influx_write import InfluxWriter
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Pace, Shipper
 from marketfeed.writer import JournalWriter
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from marketfeed import doubts
 from marketfeed.batch import Batch
-from marketfeed.config import InfluxSettings, Settings
 from marketfeed.deadletters import AT_ONCE, read_refused, resend_refused
 from marketfeed.doubts import Doubts
 from marketfeed.influx_write import InfluxWriter
@@ -24,6 +23,7 @@ from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, Gap
+from marketfeed.settings.model import InfluxSettings, Settings
 from marketfeed.ship import Shipper
 from marketfeed.writer import JournalWriter
 

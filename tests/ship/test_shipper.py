@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed.batch import Batch
-from marketfeed.config import InfluxSettings
 from marketfeed.deadletters import read_refused
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.records import Candle
+from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Shipper
 from marketfeed.writer import JournalWriter
 

@@ -16,8 +16,8 @@ import uvloop
 
 from marketfeed.collect import Collector
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.config import Settings
 from marketfeed.report import SHIPPING_TROUBLE_S
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 
 PAIRS = 3

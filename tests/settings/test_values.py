@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from pydantic_core import PydanticCustomError
 
 from marketfeed import schema
-from marketfeed import settings_values as values
-from marketfeed.settings_values import Duration, TopPairs
+from marketfeed.settings import values
+from marketfeed.settings.values import Duration, TopPairs
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),

@@ -23,9 +23,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from marketfeed import settings_values as values
-from marketfeed.settings_status import AggregatorStatusSettings
-from marketfeed.settings_values import Duration, FromText, expected, expected_items
+from marketfeed.settings import values
+from marketfeed.settings.status import AggregatorStatusSettings
+from marketfeed.settings.values import Duration, FromText, expected, expected_items
 
 _CONFIG: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

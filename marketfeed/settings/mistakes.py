@@ -13,8 +13,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from marketfeed import settings_values as values
-from marketfeed.settings_source import (
+from marketfeed.settings import values
+from marketfeed.settings.sources import (
     KeyPath,
     Mistake,
     Origin,

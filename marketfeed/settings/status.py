@@ -17,8 +17,8 @@ from pydantic import (
     field_validator,
 )
 
-from marketfeed import settings_values as values
-from marketfeed.settings_values import expected
+from marketfeed.settings import values
+from marketfeed.settings.values import expected
 
 MIN_TOKEN: Final = 16
 """Characters: nobody counts wrong guesses at a status port, so none may come near."""

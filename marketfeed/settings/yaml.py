@@ -12,7 +12,7 @@ from typing import Final
 import yaml
 from pydantic import BaseModel
 
-from marketfeed.settings_source import (
+from marketfeed.settings.sources import (
     CONFIG_VARIABLE,
     DELIMITER,
     KeyPath,

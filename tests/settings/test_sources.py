@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from marketfeed.config import (
-    Duration,
-    RetentionSettings,
-    Settings,
-    TopPairs,
-    load_settings,
-    variables,
-)
 from marketfeed.errors import SettingsError
-from marketfeed.settings_source import MAX_CREDENTIAL_BYTES
+from marketfeed.settings.load import load_settings, variables
+from marketfeed.settings.model import Duration, RetentionSettings, Settings, TopPairs
+from marketfeed.settings.sources import MAX_CREDENTIAL_BYTES
 
 CANARY = "c4n4ry"
 

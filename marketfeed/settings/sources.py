@@ -21,7 +21,7 @@ from pydantic_settings import (
     SecretsSettingsSource,
 )
 
-from marketfeed.settings_values import FromText, decode_json
+from marketfeed.settings.values import FromText, decode_json
 
 PREFIX: Final = "MARKETFEED_"
 DELIMITER: Final = "__"

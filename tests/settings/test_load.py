@@ -10,20 +10,18 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from marketfeed import config
-from marketfeed.config import (
+from marketfeed.errors import SettingsError
+from marketfeed.settings import model as config
+from marketfeed.settings.aggregator import AggregatorSettings, BotsSettings, FeedersSettings
+from marketfeed.settings.load import describe, load_settings, variables
+from marketfeed.settings.model import (
     Duration,
     ExchangeSettings,
     InfluxSettings,
     Settings,
     TopPairs,
-    describe,
-    load_settings,
-    variables,
 )
-from marketfeed.errors import SettingsError
-from marketfeed.settings_aggregator import AggregatorSettings, BotsSettings, FeedersSettings
-from marketfeed.settings_source import FOREIGN_VARIABLES, TEST_PREFIX
+from marketfeed.settings.sources import FOREIGN_VARIABLES, TEST_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "config.yaml"

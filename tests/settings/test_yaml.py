@@ -8,9 +8,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from marketfeed.config import Settings, describe, load_settings
 from marketfeed.errors import SettingsError
-from marketfeed.settings_yaml import MAX_CONFIG_BYTES, read_config
+from marketfeed.settings.load import describe, load_settings
+from marketfeed.settings.model import Settings
+from marketfeed.settings.yaml import MAX_CONFIG_BYTES, read_config
 
 CANARY = "c4n4ry"
 

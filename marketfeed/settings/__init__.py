@@ -1,0 +1,1 @@
+"""Settings: file, environment and credential files as one frozen object."""

@@ -1,0 +1,104 @@
+"""Loads the settings: file, environment and credential files, with all mistakes reported together."""
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from marketfeed.errors import SettingsError
+from marketfeed.settings.mistakes import validate
+from marketfeed.settings.model import ExchangeSettings, Settings
+from marketfeed.settings.sources import (
+    CONFIG_VARIABLE,
+    SECRETS_DIR_VARIABLE,
+    Reading,
+    dotted,
+    keys,
+    read_credentials,
+    read_environment,
+    variable,
+)
+from marketfeed.settings.yaml import read_config
+
+log = logging.getLogger(__name__)
+
+
+class _Keys(Settings, BaseSettings):
+    """The same keys for pydantic-settings' sources. Never constructed: that would read the environment."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+
+def load_settings(
+    path: Path | None,
+    environ: Mapping[str, str] | None = None,
+    secrets_dir: Path | None = None,
+) -> Settings:
+    """Load the settings from config.yaml at `path`, the environment and credential files.
+
+    Without `path`, the file is the one that MARKETFEED_CONFIG names, or none. `environ` is this process's
+    environment unless given. Credential files are looked for in `secrets_dir`, else where
+    MARKETFEED_SECRETS_DIR says, else in systemd's CREDENTIALS_DIRECTORY.
+
+    Raises SettingsError, whose text lists every mistake on a line of its own.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and environ.get(CONFIG_VARIABLE):
+        path = Path(environ[CONFIG_VARIABLE])
+    directory = environ.get(SECRETS_DIR_VARIABLE) or environ.get("CREDENTIALS_DIRECTORY")
+    if secrets_dir is None and directory:
+        secrets_dir = Path(directory)
+
+    # From the lowest precedence to the highest.
+    readings = [
+        read_config(Settings, path) if path else Reading(),
+        read_credentials(_Keys, secrets_dir) if secrets_dir else Reading(),
+        read_environment(_Keys, environ),
+    ]
+    mistakes = [mistake for reading in readings for mistake in reading.mistakes]
+    settings: Settings | None = None
+    if all(reading.complete for reading in readings):
+        settings, wrong = validate(Settings, readings)
+        mistakes += wrong
+    if mistakes or settings is None:
+        count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
+        raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
+    bots, influxdb = settings.aggregator.bots, settings.influxdb
+    ports = (settings.status, settings.aggregator.status)
+    for file in (
+        influxdb.token_file,
+        bots.long.password_file,
+        bots.short.password_file,
+        *(port.token_file for port in ports),
+    ):
+        _warn_of_open_file(file)
+    exchange = settings.exchange
+    if not exchange.archive and exchange.archive_url != ExchangeSettings().archive_url:
+        log.warning(
+            "exchange.archive_url is set, but exchange.archive is false: history comes from REST alone"
+        )
+    return settings
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The settings as nested plain values (text, int, list, dict, None), with `***` for every secret.
+
+    Written as YAML and read again, it gives equal settings, but for the secrets.
+    """
+    return settings.model_dump(mode="json")
+
+
+def variables() -> dict[str, str]:
+    """Every key's path (`exchange.pairs`) and the environment variable that sets it."""
+    return {dotted(path): variable(path) for path in keys(Settings)}
+
+
+def _warn_of_open_file(path: Path | None) -> None:
+    if path is not None and (mode := path.stat().st_mode) & stat.S_IROTH:
+        log.warning(
+            "secret file is readable by everybody path=%s mode=%04o", path, stat.S_IMODE(mode)
+        )
