@@ -23,7 +23,6 @@ from marketfeed.binance.symbols import (
     stream_name,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.database import Kind, inspect
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.history import kept_ms, uses_archive
 from marketfeed.instruments import Listing, select
@@ -31,6 +30,7 @@ from marketfeed.journal import KIND
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings
+from marketfeed.storage.database import Kind, inspect
 from marketfeed.stretches import TILE_CANDLES
 
 Verdict = Literal["good", "warning", "bad"]

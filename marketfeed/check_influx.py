@@ -9,13 +9,13 @@ import aiohttp
 from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.check import Finding
 from marketfeed.check_aggregator import is_configured
-from marketfeed.database import Kind, absence
 from marketfeed.errors import JournalError
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 from marketfeed.influx_write import target_of
 from marketfeed.journal import KIND as JOURNAL
 from marketfeed.settings.model import Duration, InfluxSettings, Settings
-from marketfeed.shipped import demand_again, withdraw
+from marketfeed.storage.acknowledged import demand_again, withdraw
+from marketfeed.storage.database import Kind, absence
 
 
 async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:

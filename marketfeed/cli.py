@@ -202,10 +202,10 @@ def backup(
     Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
     """
     from marketfeed.aggregator.ledger import KIND as LEDGER
-    from marketfeed.backup import back_up
     from marketfeed.journal import KIND as JOURNAL
     from marketfeed.present import backup_text, stages
     from marketfeed.settings.load import load_settings
+    from marketfeed.storage.backup import back_up
 
     settings = load_settings(config)
     path = settings.aggregator.ledger.path if ledger else settings.journal.path

@@ -9,7 +9,7 @@ import msgspec
 from marketfeed import lines, schema
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.outbox import Outbox
-from marketfeed.ranges import Ranges
+from marketfeed.storage.ranges import Ranges
 
 Row: TypeAlias = Mapping[str, Any]
 

@@ -17,20 +17,9 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, NamedTuple, Self
 
-from marketfeed import rows, schema, shipped, tables
+from marketfeed import rows, schema, tables
 from marketfeed.batch import Batch
-from marketfeed.damage import damage
-from marketfeed.database import (
-    CHECK_S,
-    Database,
-    FileFound,
-    Kind,
-    absence,
-    errors_told,
-    inspect,
-)
 from marketfeed.errors import JournalError
-from marketfeed.ranges import Ranges
 from marketfeed.records import (
     CANDLE_GAP,
     REGULAR,
@@ -39,6 +28,18 @@ from marketfeed.records import (
     FundingSettled,
     RefusedLine,
 )
+from marketfeed.storage import acknowledged
+from marketfeed.storage.damage import damage
+from marketfeed.storage.database import (
+    CHECK_S,
+    Database,
+    FileFound,
+    Kind,
+    absence,
+    errors_told,
+    inspect,
+)
+from marketfeed.storage.ranges import Ranges
 from marketfeed.stretches import Stretch, missing
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ KIND: Final = Kind(
     setting="journal.path",
     application_id=schema.APPLICATION_ID,
     version=schema.SCHEMA_VERSION,
-    create=tables.CREATE,
+    create=tables.CREATE + acknowledged.CREATE_SHIPPED,
     migrations=MappingProxyType({1: tables.FROM_1_TO_2}),
 )
 
@@ -91,7 +92,7 @@ class RefusedLines:
 
     def gone(self) -> int:
         """How many more there were, pushed out by newer ones."""
-        return shipped.lines_gone(self._db)
+        return acknowledged.lines_gone(self._db)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
@@ -377,17 +378,17 @@ class Journal:
 
     def shipped(self, target: str) -> Ranges:
         """What `target` (a server and bucket) has acknowledged, as ranges of seq."""
-        return shipped.read_shipped(self._db, target)
+        return acknowledged.read_shipped(self._db, target)
 
     def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
         """Save ranges that `target` has acknowledged; those within them are replaced."""
         with self._transaction():
-            shipped.note_shipped(self._db, target, ranges)
+            acknowledged.note_shipped(self._db, target, ranges)
 
     def forget_if_demanded(self, target: str) -> bool:
         """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
         with self._transaction():
-            return shipped.take_demand(self._db, target)
+            return acknowledged.take_demand(self._db, target)
 
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
         """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
@@ -395,7 +396,7 @@ class Journal:
         Returns how many older ones are gone by that.
         """
         with self._transaction():
-            return shipped.put_aside(self._db, target, refused, refused_ms)
+            return acknowledged.put_aside(self._db, target, refused, refused_ms)
 
     # --- retention ---------------------------------------------------------------------------------
 

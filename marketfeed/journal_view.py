@@ -15,10 +15,10 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from marketfeed import schema
-from marketfeed.database import absence
 from marketfeed.errors import JournalError
 from marketfeed.journal import KIND, inspect_journal
 from marketfeed.records import Candle, CatalogEntry
+from marketfeed.storage.database import absence
 from marketfeed.stretches import Stretch
 
 log = logging.getLogger(__name__)

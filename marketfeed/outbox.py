@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
-from marketfeed import lines, schema, shipped, tables
+from marketfeed import lines, schema, tables
 from marketfeed.errors import JournalError
-from marketfeed.ranges import Ranges
+from marketfeed.storage import acknowledged
+from marketfeed.storage.ranges import Ranges
 
 Row: TypeAlias = tuple[Any, ...]
 Write: TypeAlias = Callable[[list[Row]], list[str]]
@@ -126,7 +127,7 @@ class Outbox:
     def is_demanded_again(self, target: str) -> bool:
         """Whether someone has demanded that everything be shipped to `target` again."""
         with self._one_state():
-            return shipped.is_demanded(self._db, target)
+            return acknowledged.is_demanded(self._db, target)
 
     def catalog_changed(self, after_seq: int, until_ms: int) -> bool:
         """Whether a row of the catalog that is newer than `after_seq` changed by `until_ms`."""

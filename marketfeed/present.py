@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from marketfeed.aggregator.flow import Event
-from marketfeed.backup import BackupReport
 from marketfeed.binance.turns import RestReport
 from marketfeed.check import Finding
 from marketfeed.collector.status_report import StatusReport
@@ -20,6 +19,7 @@ from marketfeed.history import HistoryState
 from marketfeed.records import RefusedLine
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
+from marketfeed.storage.backup import BackupReport
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from marketfeed.collector.status_report import (
     TimeframeReport,
 )
 from marketfeed.counters import Counters, cpu_s, rss_bytes
-from marketfeed.damage import aside_reason
 from marketfeed.heal import Healer
 from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
@@ -28,6 +27,7 @@ from marketfeed.intake import Intake
 from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
+from marketfeed.storage.damage import aside_reason
 from marketfeed.supervise import HOLE_SHOWN_S, Supervisor
 from marketfeed.tiles import Tile, make_tiles
 from marketfeed.writer import JournalWriter

@@ -25,8 +25,8 @@ from marketfeed.errors import JournalError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.lines import LineError
 from marketfeed.outbox import Consignment, Outbox
-from marketfeed.ranges import Ranges
 from marketfeed.ship_states import Fresh, States
+from marketfeed.storage.ranges import Ranges
 
 log = logging.getLogger(__name__)
 

@@ -8,20 +8,7 @@ Each upsert says in its WHERE what counts as news: a repeat changes nothing and 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-CREATE_SHIPPED: Final = """
-CREATE TABLE shipped(
-    target TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    PRIMARY KEY (target, first)
-) WITHOUT ROWID;
-CREATE TABLE refused_line(
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    refused INTEGER NOT NULL, target TEXT NOT NULL, line TEXT NOT NULL, answer TEXT NOT NULL
-);
-"""
-"""The two tables of `shipped.py`, in the journal as in the ledger."""
-
-CREATE: Final = (
-    """
+CREATE: Final = """
 CREATE TABLE pair(
     id INTEGER PRIMARY KEY,
     pair TEXT NOT NULL UNIQUE
@@ -84,8 +71,6 @@ CREATE TABLE document(
     name TEXT PRIMARY KEY, saved INTEGER NOT NULL, body BLOB NOT NULL
 ) WITHOUT ROWID;
 """
-    + CREATE_SHIPPED
-)
 
 FROM_1_TO_2: Final = (
     # A gap has a state. What the disk budget took is gone; a candle that did not come may be had yet.

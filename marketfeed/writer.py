@@ -9,10 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from marketfeed.damage import find_damage, is_certain, require_readable, set_aside_beside
-from marketfeed.database import CHECK_S, errors_told, identity
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal import KIND, Journal
+from marketfeed.storage.damage import (
+    find_damage,
+    is_certain,
+    require_readable,
+    set_aside_beside,
+)
+from marketfeed.storage.database import CHECK_S, errors_told, identity
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from marketfeed import __version__
-from marketfeed.database import inspect
 from marketfeed.errors import JournalError
 from marketfeed.journal import KIND, Journal
+from marketfeed.storage.database import inspect
 
 TIMEOUT_S = 60.0
 

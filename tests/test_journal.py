@@ -347,7 +347,7 @@ KILLED_AT_A_RENAME = """
 import os, signal, sys
 from pathlib import Path
 from marketfeed.journal import KIND
-from marketfeed.database import Database
+from marketfeed.storage.database import Database
 
 left = int(sys.argv[2])
 

@@ -9,10 +9,10 @@ import pytest
 
 from marketfeed import schema
 from marketfeed.batch import Batch
-from marketfeed.database import Database
 from marketfeed.errors import JournalError
 from marketfeed.journal import KIND, Journal
 from marketfeed.records import Gap
+from marketfeed.storage.database import Database
 
 DDL = (Path(__file__).parent / "data" / "journal_version_1.sql").read_text("utf-8")
 PAIR = "BTC/USDT:USDT"

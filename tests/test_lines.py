@@ -13,7 +13,6 @@ from marketfeed import lines
 from marketfeed.batch import Batch
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
-from marketfeed.ranges import Ranges
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -23,6 +22,7 @@ from marketfeed.records import (
     MarkPrice,
     Record,
 )
+from marketfeed.storage.ranges import Ranges
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_791_360_000_000

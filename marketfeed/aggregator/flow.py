@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed.aggregator.ledger import KIND
-from marketfeed.database import reading
+from marketfeed.storage.database import reading
 
 NEWEST: Final = 200
 """Votes that a first look goes back, unless told otherwise."""

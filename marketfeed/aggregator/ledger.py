@@ -21,12 +21,19 @@ from typing import Any, Final, Literal, Self
 
 import msgspec
 
-from marketfeed import shipped, tables
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
-from marketfeed.database import Database, FileFound, Kind, errors_told, has_been_open, inspect
 from marketfeed.errors import LedgerError
-from marketfeed.ranges import Ranges
+from marketfeed.storage import acknowledged
+from marketfeed.storage.database import (
+    Database,
+    FileFound,
+    Kind,
+    errors_told,
+    has_been_open,
+    inspect,
+)
+from marketfeed.storage.ranges import Ranges
 
 State = Literal["queued", "sending", "unknown", "accepted", "refused", "expired", "found", "lost"]
 STEPS: Final[Mapping[State, tuple[State, ...]]] = MappingProxyType(
@@ -103,7 +110,7 @@ CREATE VIEW forwarded AS
     SELECT forward.*, decision.pair, decision."primary", decision.decided, decision.expires,
            decision.tag, decision.leverage, decision.ordertype, decision.price
     FROM forward JOIN decision ON decision.window = forward.window;
-{tables.CREATE_SHIPPED.strip().removesuffix(";")}
+{acknowledged.CREATE_SHIPPED.strip().removesuffix(";")}
 """
 
 KIND: Final = Kind(
@@ -396,22 +403,22 @@ class Ledger:
 
     def shipped(self, target: str) -> Ranges:
         """What `target` has acknowledged, as ranges of seq."""
-        return shipped.read_shipped(self._db, target)
+        return acknowledged.read_shipped(self._db, target)
 
     def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
         """Save ranges that `target` has acknowledged; those within them are replaced."""
         with self._transaction():
-            shipped.note_shipped(self._db, target, ranges)
+            acknowledged.note_shipped(self._db, target, ranges)
 
     def forget_if_demanded(self, target: str) -> bool:
         """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
         with self._transaction():
-            return shipped.take_demand(self._db, target)
+            return acknowledged.take_demand(self._db, target)
 
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
         """Keep lines that `target` refused, each with its answer; returns how many older ones are gone."""
         with self._transaction():
-            return shipped.put_aside(self._db, target, refused, refused_ms)
+            return acknowledged.put_aside(self._db, target, refused, refused_ms)
 
     # --- retention ---------------------------------------------------------------------------------
 

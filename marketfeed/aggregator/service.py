@@ -31,7 +31,6 @@ from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import cpu_s, rss_bytes
-from marketfeed.damage import aside_reason
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.notify import Told
@@ -39,6 +38,7 @@ from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.service.status_port import StatusServer
 from marketfeed.settings.model import AggregatorSettings, Settings
 from marketfeed.ship import Shipper, ShipReport
+from marketfeed.storage.damage import aside_reason
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from marketfeed.aggregator.ledger import KIND, Ledger
-from marketfeed.damage import set_aside_beside
-from marketfeed.database import errors_told
 from marketfeed.errors import JournalError
+from marketfeed.storage.damage import set_aside_beside
+from marketfeed.storage.database import errors_told
 
 T = TypeVar("T")
 

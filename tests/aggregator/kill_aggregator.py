@@ -34,8 +34,8 @@ from running import FLEET, LONG, basic, rows, settings
 from marketfeed.aggregator.ledger import KIND
 from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
 from marketfeed.aggregator.service import Aggregator
-from marketfeed.database import inspect
 from marketfeed.settings.model import Settings
+from marketfeed.storage.database import inspect
 from tests.ports import held_port
 
 GIVE_UP_S: Final = 20.0

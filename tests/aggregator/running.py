@@ -21,9 +21,9 @@ from bot import PASSWORD
 from marketfeed.aggregator.ledger import KIND
 from marketfeed.aggregator.pace import Pace
 from marketfeed.aggregator.service import Aggregator
-from marketfeed.database import reading
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings
+from marketfeed.storage.database import reading
 
 Login = tuple[str, str]
 FLEET: Login = ("fleet", "invented-fleet-password")

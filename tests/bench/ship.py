@@ -20,10 +20,10 @@ from marketfeed.batch import Batch
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
-from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, MarkPrice
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import DEFAULT_PACE, Shipper
+from marketfeed.storage.ranges import Ranges
 from marketfeed.writer import JournalWriter
 from tests.bench import workload
 from tests.bench.child import BenchError

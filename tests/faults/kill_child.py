@@ -16,10 +16,10 @@ import uvloop
 
 from marketfeed.batch import Batch
 from marketfeed.collect import Collector
-from marketfeed.database import Database
 from marketfeed.journal import Cut, Journal
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
 from marketfeed.settings.model import Settings
+from marketfeed.storage.database import Database
 from marketfeed.writer import JournalWriter
 
 LENGTH: Final = struct.Struct("<I")

@@ -14,9 +14,9 @@ from proc_commands import run_marketfeed, write_config
 from scoreboard import Row, Scoreboard
 
 from marketfeed import schema
-from marketfeed.database import Database, Kind, inspect
 from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.journal import Journal
+from marketfeed.storage.database import Database, Kind, inspect
 
 ROWS = 20_000
 """Of 1 kB each: more than SQLite's cache holds, so that a half-done change has reached the file."""
@@ -108,7 +108,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_disk_migration import add_length, kind
-from marketfeed.database import Database
+from marketfeed.storage.database import Database
 
 def killed(db):
     db.execute("CREATE TABLE entry AS SELECT id, text || text AS text FROM item")

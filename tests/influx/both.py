@@ -8,7 +8,7 @@ from stored import write
 
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
-from marketfeed.ranges import Ranges
+from marketfeed.storage.ranges import Ranges
 
 COLLECTOR = "test host"
 _ALL = 1 << 40

@@ -26,7 +26,7 @@ from kill_ship_child import ANSWERED, NOTED, NOTING, OPENED, SENDING, ship_and_t
 from marketfeed.influx_write import target_of
 from marketfeed.journal import KIND
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.shipped import demand_again
+from marketfeed.storage.acknowledged import demand_again
 
 GIVE_UP_S: Final = 20.0
 LAST_S: Final = 60.0

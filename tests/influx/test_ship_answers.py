@@ -23,10 +23,10 @@ from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.deadletters import read_refused, resend_refused
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
-from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.settings.model import Settings
 from marketfeed.ship import Shipper
+from marketfeed.storage.ranges import Ranges
 from marketfeed.writer import JournalWriter
 
 GAP_TAGS = "kind=connection_feed-1,pair=*"

@@ -20,13 +20,13 @@ from front import Front
 from front_faults import SERVER_ERROR, UNAVAILABLE, Cut, Slow, too_many
 from influxd import Influxd
 
-from marketfeed.database import reading
 from marketfeed.deadletters import read_refused
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
 from marketfeed.influx_write import target_of
 from marketfeed.journal import KIND
 from marketfeed.settings.model import InfluxSettings
+from marketfeed.storage.database import reading
 
 KILLS = int(os.environ.get("KILLS", "50"))
 SEED = int(os.environ.get("SEED", "1"))

@@ -21,10 +21,10 @@ from marketfeed.doubts import Doubts
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.journal import Journal
 from marketfeed.outbox import Outbox
-from marketfeed.ranges import Ranges
 from marketfeed.records import Candle, Gap
 from marketfeed.settings.model import InfluxSettings, Settings
 from marketfeed.ship import Shipper
+from marketfeed.storage.ranges import Ranges
 from marketfeed.writer import JournalWriter
 
 PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.ranges import Ranges
+from marketfeed.storage.ranges import Ranges
 
 pieces = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 12)), max_size=20)
 

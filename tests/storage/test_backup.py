@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from marketfeed.aggregator.ledger import Ledger, inspect_ledger
-from marketfeed.backup import back_up
 from marketfeed.batch import Batch
 from marketfeed.errors import BackupError, JournalError, JournalForeignError
 from marketfeed.journal import KIND, Journal
 from marketfeed.records import Candle
+from marketfeed.storage.backup import back_up
 from reader import MarketReader
 
 PAIR = "BTC/USDT:USDT"
@@ -126,7 +126,7 @@ journal = Journal.open(Path({str(path)!r}))
 journal.write(candles(0, 100))
 os.kill(os.getpid(), 9)
 """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=False, cwd=root)
     assert Path(f"{path}-wal").exists()
     back_up(KIND, path, folder / "copy.db", nothing)
@@ -189,7 +189,7 @@ def test_a_kill_leaves_no_name(path: Path, tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-from marketfeed.backup import back_up
+from marketfeed.storage.backup import back_up
 from marketfeed.journal import KIND
 def tell(stage, _):
     if stage == "checking the copy":

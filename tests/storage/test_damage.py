@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from marketfeed.damage import (
+from marketfeed.errors import JournalError
+from marketfeed.journal import Journal
+from marketfeed.storage.damage import (
     aside_reason,
     damage,
     find_damage,
@@ -16,8 +18,6 @@ from marketfeed.damage import (
     require_readable,
     set_aside_beside,
 )
-from marketfeed.errors import JournalError
-from marketfeed.journal import Journal
 
 
 def error_of(code: int, text: str = "") -> sqlite3.DatabaseError:

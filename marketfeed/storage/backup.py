@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from marketfeed.database import Kind, absence, inspect
 from marketfeed.errors import BackupError
+from marketfeed.storage.database import Kind, absence, inspect
 
 PAGES_A_STEP: Final = 1024
 """Pages of 4 KiB copied between two turns of the progress bar."""

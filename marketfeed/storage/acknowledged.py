@@ -1,6 +1,6 @@
 """What of a durable file a server has acknowledged or refused: the SQL of two tables in each such file.
 
-`tables.CREATE_SHIPPED` creates them. In `shipped` stand, besides the ranges of a target, two notes about it
+`CREATE_SHIPPED` creates them. In `shipped` stand, besides the ranges of a target, two notes about it
 under names that no target has: that everything is to be shipped again, and how many refused lines are gone.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from marketfeed.database import Kind, errors_told, inspect
 from marketfeed.errors import JournalError
-from marketfeed.ranges import Ranges
+from marketfeed.storage.database import Kind, errors_told, inspect
+from marketfeed.storage.ranges import Ranges
 
 REFUSED_LINES_KEPT: Final = 10_000
 _AGAIN: Final = "ship again: "
@@ -129,3 +129,16 @@ def take_demand(db: sqlite3.Connection, target: str) -> bool:
     text = "DELETE FROM shipped WHERE target = ?"
     forgotten, *_ = [db.execute(text, (name,)).rowcount for name in names]
     return forgotten > 0
+
+
+CREATE_SHIPPED: Final = """
+CREATE TABLE shipped(
+    target TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    PRIMARY KEY (target, first)
+) WITHOUT ROWID;
+CREATE TABLE refused_line(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    refused INTEGER NOT NULL, target TEXT NOT NULL, line TEXT NOT NULL, answer TEXT NOT NULL
+);
+"""
+"""The two tables of `shipped.py`, in the journal as in the ledger."""

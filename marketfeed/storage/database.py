@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 from urllib.parse import quote
 
-from marketfeed.damage import (
+from marketfeed.errors import (
+    JournalError,
+    JournalForeignError,
+    JournalLockedError,
+    JournalNewerError,
+    JournalWriteError,
+)
+from marketfeed.storage.damage import (
     BESIDE,
     check,
     is_damage,
@@ -23,13 +30,6 @@ from marketfeed.damage import (
     is_there,
     put_aside,
     require_readable,
-)
-from marketfeed.errors import (
-    JournalError,
-    JournalForeignError,
-    JournalLockedError,
-    JournalNewerError,
-    JournalWriteError,
 )
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""A durable SQLite file: opening, one writing thread, acknowledged ranges, backup."""
