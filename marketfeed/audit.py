@@ -22,7 +22,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.comparison import Comparison, compare
 from marketfeed.errors import ExchangeError
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, tiles
 

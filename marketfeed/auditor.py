@@ -14,17 +14,17 @@ import msgspec
 
 from marketfeed.audit import CLOSED_FOR_MS, compare_stored
 from marketfeed.backfill_plan import Series, range_of
-from marketfeed.batch import Batch
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import Different
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.view import JournalView
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.stretches import Stretch, cut
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

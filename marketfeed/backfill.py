@@ -33,7 +33,6 @@ from marketfeed.backfill_plan import (
     range_of,
     without,
 )
-from marketfeed.batch import Batch
 from marketfeed.binance.archive import Archive, ArchiveFile, day_file, month_file, month_of
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.liveness import WATCHED_BEFORE_MS
@@ -49,10 +48,11 @@ from marketfeed.errors import (
     JournalError,
     OddAnswerError,
 )
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.view import JournalView
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, missing
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

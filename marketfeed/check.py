@@ -26,7 +26,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.history import kept_ms, uses_archive
 from marketfeed.instruments import Listing, select
-from marketfeed.journal import KIND
+from marketfeed.journal.journal import KIND
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings

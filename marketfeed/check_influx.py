@@ -12,7 +12,7 @@ from marketfeed.check_aggregator import is_configured
 from marketfeed.errors import JournalError
 from marketfeed.influx_admin import InfluxAdmin, InfluxError
 from marketfeed.influx_write import target_of
-from marketfeed.journal import KIND as JOURNAL
+from marketfeed.journal.journal import KIND as JOURNAL
 from marketfeed.settings.model import Duration, InfluxSettings, Settings
 from marketfeed.storage.acknowledged import demand_again, withdraw
 from marketfeed.storage.database import Kind, absence

@@ -202,7 +202,7 @@ def backup(
     Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
     """
     from marketfeed.aggregator.ledger import KIND as LEDGER
-    from marketfeed.journal import KIND as JOURNAL
+    from marketfeed.journal.journal import KIND as JOURNAL
     from marketfeed.present import backup_text, stages
     from marketfeed.settings.load import load_settings
     from marketfeed.storage.backup import back_up

@@ -43,7 +43,8 @@ from marketfeed.instruments import (
     sync_clock,
 )
 from marketfeed.intake import Intake
-from marketfeed.journal import Cut, Journal
+from marketfeed.journal.journal import Cut, Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.lifecycle import Catalog, Keeper
 from marketfeed.notify import Told
 from marketfeed.page.collector import CollectorPage
@@ -55,7 +56,6 @@ from marketfeed.settings.model import Settings
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 from marketfeed.supervise import Supervisor
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

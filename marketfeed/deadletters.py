@@ -10,7 +10,7 @@ import msgspec
 
 from marketfeed.errors import MarketfeedError
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.journal import RefusedLines
+from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.outbox import Outbox
 from marketfeed.records import RefusedLine
 from marketfeed.settings.model import Settings

@@ -30,7 +30,7 @@ from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import MarketfeedError
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import compare
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.settings.load import load_settings
 from marketfeed.simulator.published import Published
 from reader import MarketReader

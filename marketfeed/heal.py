@@ -26,12 +26,12 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
 from marketfeed.stretches import Stretch, cut, joined, missing, tiles
 from marketfeed.supervise import Supervisor, candle_due_ms
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from marketfeed.binance.archive import TERMS, Archive
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import ExchangeSettings, Settings
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

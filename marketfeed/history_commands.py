@@ -18,7 +18,6 @@ import msgspec
 from marketfeed import schema
 from marketfeed.audit import Audit, AuditOptions, AuditProgress, AuditReport, audited_series
 from marketfeed.backfill import HistoryReport, Source
-from marketfeed.batch import Batch
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
@@ -28,12 +27,13 @@ from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.history import make_backfill, open_archive
 from marketfeed.instruments import InstrumentSource, sync_clock
-from marketfeed.journal import Journal
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.view import JournalView
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import Settings
 from marketfeed.status_client import NoCollectorError, fetch_status, status_url
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from marketfeed.binance.symbols import (
 from marketfeed.binance.turns import UNNAMED
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import ExchangeSettings, TopPairs
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from marketfeed import schema
-from marketfeed.batch import Batch
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError, JournalWriteError
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, DeadLetter, FundingRate, FundingSettled, MarkPrice, Record
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

@@ -23,12 +23,12 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.instruments import InstrumentSource, Listing
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
 from marketfeed.roster import Changes, Ended, Roster
 from marketfeed.settings.model import ExchangeSettings
 from marketfeed.supervise import Supervisor
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ from marketfeed.heal import Healer
 from marketfeed.history import History, HistoryState
 from marketfeed.instruments import InstrumentSource
 from marketfeed.intake import Intake
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.storage.damage import aside_reason
 from marketfeed.supervise import HOLE_SHOWN_S, Supervisor
 from marketfeed.tiles import Tile, make_tiles
-from marketfeed.writer import JournalWriter
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
-from marketfeed.batch import Batch
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest, Settlement
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
@@ -23,10 +22,11 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingSettled
 from marketfeed.stretches import Stretch, cut, joined, tiles
-from marketfeed.writer import JournalWriter
 
 log = logging.getLogger(__name__)
 

@@ -30,13 +30,13 @@ from marketfeed.comparison import compare
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.instruments import sync_clock
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.view import JournalView
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.dataset import made_zip
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch
-from marketfeed.writer import JournalWriter
 
 PAIR = "BTC/USDT:USDT"
 DAY_MS = 1_735_776_000_000  # 2025-01-02

@@ -27,7 +27,6 @@ from marketfeed.backfill import (
     HistoryReport,
     Source,
 )
-from marketfeed.batch import Batch
 from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
@@ -37,13 +36,14 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.history_commands import run_audit, run_backfill
 from marketfeed.instruments import sync_clock
-from marketfeed.journal import Journal
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.view import JournalView
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch, missing
-from marketfeed.writer import JournalWriter
 from reader import MarketReader
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import pytest
 
 from marketfeed import __version__
 from marketfeed.errors import JournalError
-from marketfeed.journal import KIND, Journal
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.database import inspect
 
 TIMEOUT_S = 60.0

@@ -15,12 +15,12 @@ import pytest
 import uvloop
 
 from marketfeed.backfill import AGAIN_S, LOOK_AGAIN_S, HistoryReport
-from marketfeed.batch import Batch
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.errors import JournalLockedError, JournalWriteError
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
 from marketfeed.records import MarkPrice
 from marketfeed.schema import CANDLE_FIELDS, HOUR_MS, floor_to
 from marketfeed.settings.model import Settings

@@ -13,7 +13,6 @@ import pytest
 from aiohttp import web
 
 from marketfeed.backfill import Backfill
-from marketfeed.batch import Batch
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.connect import ConnectionStatus
 from marketfeed.binance.decode import FrameDecoder
@@ -24,11 +23,12 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.heal import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.supervise import Supervisor
-from marketfeed.writer import JournalWriter
 
 PAIR: Final = "BTC/USDT:USDT"
 SYMBOL: Final = "BTCUSDT"

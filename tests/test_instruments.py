@@ -17,8 +17,8 @@ from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
 from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import ExchangeSettings
-from marketfeed.writer import JournalWriter
 
 NOW_MS: Final = 1_790_006_400_000
 WAIT_S: Final = 30.0

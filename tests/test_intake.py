@@ -15,9 +15,9 @@ from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalWriteError
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
-from marketfeed.writer import JournalWriter
 from reader import MarketReader
 
 T = TypeVar("T")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import lines
-from marketfeed.batch import Batch
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.records import (
     Candle,

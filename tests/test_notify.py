@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from marketfeed.errors import JournalWriteError
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.notify import STATUS_CHARS, Told
-from marketfeed.writer import JournalWriter
 
 TIMEOUT_S = 30.0
 

@@ -13,7 +13,7 @@ import uvloop
 
 from marketfeed.backfill import LOOK_AGAIN_S
 from marketfeed.collect import Collector
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry
 from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.settings.model import Settings

@@ -14,7 +14,7 @@ import uvloop
 
 from marketfeed.binance.rollover import Ages
 from marketfeed.collect import Collector
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Drop, Mute, Refuse

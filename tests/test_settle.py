@@ -14,7 +14,6 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.batch import Batch
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import BinanceRest
@@ -24,14 +23,15 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.counters import Counters
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingRate, FundingSettled
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.settle import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.stretches import Stretch
-from marketfeed.writer import JournalWriter
 from reader import MarketReader
 
 T0: Final = 1_790_006_400_000

@@ -15,9 +15,9 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.intake import Intake
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.supervise import Supervisor
-from marketfeed.writer import JournalWriter
 
 PAIR: Final = "BTC/USDT:USDT"
 BITCOIN: Final = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, 0)

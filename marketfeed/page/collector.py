@@ -15,7 +15,7 @@ from aiohttp import web
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError
-from marketfeed.journal_view import ChartRow, JournalView
+from marketfeed.journal.view import ChartRow, JournalView
 from marketfeed.page.events import Events, Snapshot
 from marketfeed.page.files import SHARED, Files
 from marketfeed.page.reads import Reads, answer, refuse

@@ -29,7 +29,7 @@ from marketfeed.errors import (
     JournalWriteError,
     LedgerError,
 )
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_795_000_000_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle
 from tests.bench import jobs, tape, workload
 from tests.bench.child import BenchError, Child

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from marketfeed import schema
-from marketfeed.batch import Batch
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle, CatalogEntry, FundingRate
 from reader import MarketReader
 from tests.bench import workload

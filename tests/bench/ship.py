@@ -16,15 +16,15 @@ import numpy as np
 import uvloop
 
 from marketfeed import schema
-from marketfeed.batch import Batch
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.outbox import Outbox
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, MarkPrice
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import DEFAULT_PACE, Shipper
 from marketfeed.storage.ranges import Ranges
-from marketfeed.writer import JournalWriter
 from tests.bench import workload
 from tests.bench.child import BenchError
 from tests.bench.report import Column, Row, Section

@@ -17,8 +17,8 @@ from proc_disk import SmallDisk
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters, rss_bytes
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal
-from marketfeed.writer import JournalWriter
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 
 T0: Final = 1_790_000_040_000
 PAIRS: Final = 1_000

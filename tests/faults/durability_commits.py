@@ -6,10 +6,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from marketfeed.batch import Batch
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
-from marketfeed.writer import JournalWriter
 
 
 def batch(number: int) -> Batch:

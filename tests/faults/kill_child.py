@@ -14,13 +14,13 @@ from typing import Final, TypeAlias
 import msgspec
 import uvloop
 
-from marketfeed.batch import Batch
 from marketfeed.collect import Collector
-from marketfeed.journal import Cut, Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Cut, Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Database
-from marketfeed.writer import JournalWriter
 
 LENGTH: Final = struct.Struct("<I")
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from kill_child import Committed, Deleting, Message, Opened, Saved
 
 from marketfeed import schema
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
 
 NUMBERED: Final = {

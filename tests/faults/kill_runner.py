@@ -27,7 +27,7 @@ import uvloop
 from kill_child import LENGTH, Begun, Committed, Message, Opened, Stopped, collect_and_tell
 from kill_model import Known, LostError
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.published import Published

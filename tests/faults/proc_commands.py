@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS
 from marketfeed.simulator.published import Published
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.errors import JournalError
-from marketfeed.journal import Journal
-from marketfeed.writer import JournalWriter
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 
 TRIES = 20
 

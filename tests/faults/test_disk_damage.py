@@ -20,7 +20,7 @@ from proc_commands import (
 from scoreboard import Row, Scoreboard
 
 from marketfeed.errors import JournalWriteError
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from reader import MarketReader, StoreUnavailableError
 
 

@@ -15,7 +15,7 @@ from scoreboard import Row, Scoreboard
 
 from marketfeed import schema
 from marketfeed.errors import JournalError, JournalNewerError
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.storage.database import Database, Kind, inspect
 
 ROWS = 20_000

@@ -33,8 +33,8 @@ from proc_commands import (
 from scoreboard import Row, Scoreboard
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.batch import Batch
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 

@@ -24,7 +24,7 @@ from proc_commands import (
 )
 
 from marketfeed.binance.archive import TERMS
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.schema import DAY_MS, floor_to
 from reader import MarketReader
 from reader.feeder import FUTURES, Download, Feeder

@@ -26,9 +26,9 @@ from scoreboard import Row, Scoreboard
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.counters import Counters, rss_bytes
 from marketfeed.intake import DEAD_LETTERS_PER_COMMIT, Intake
-from marketfeed.journal import DEAD_LETTERS_KEPT
+from marketfeed.journal.journal import DEAD_LETTERS_KEPT
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, MarkPrice
-from marketfeed.writer import JournalWriter
 
 FRAMES = int(os.environ.get("FRAMES", "1000000"))
 SEED = int(os.environ.get("SEED", "1"))

@@ -17,8 +17,8 @@ from kill_child import Committed, Message
 from kill_model import Known, LostError
 from scoreboard import Row, Scoreboard
 
-from marketfeed.batch import Batch
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle, MarkPrice
 
 KILLS = int(os.environ.get("KILLS", "50"))

@@ -22,7 +22,7 @@ from proc_commands import (
 )
 from scoreboard import Row, Scoreboard
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 
 STOP_WITHIN_S = 5.0
 

@@ -20,7 +20,7 @@ from proc_commands import Exchange, exchange, get, run_command, until, write_con
 from scoreboard import Row, Scoreboard
 from service_manager import ABORT_S, TRACED_ABORT_S, Fifo, Manager
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 
 WATCHDOG_S = 5.0
 STOP_WITHIN_S = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from proc_commands import environment, exchange, get, run_command, until, write_config
 
-from marketfeed.journal import KIND
+from marketfeed.journal.journal import KIND
 from marketfeed.storage.backup import back_up
 from reader import MarketReader, StoreUnavailableError
 

@@ -41,8 +41,8 @@ from proc_commands import (  # noqa: E402
 )
 
 from marketfeed import schema  # noqa: E402
-from marketfeed.batch import Batch  # noqa: E402
-from marketfeed.journal import Journal  # noqa: E402
+from marketfeed.journal.batch import Batch  # noqa: E402
+from marketfeed.journal.journal import Journal  # noqa: E402
 from marketfeed.records import Candle, FundingSettled, MarkPrice  # noqa: E402
 from marketfeed.simulator.catalogue import choose_pairs  # noqa: E402
 

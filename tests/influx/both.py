@@ -6,7 +6,7 @@ from typing import Any
 from influxd import Influxd
 from stored import write
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.outbox import Outbox
 from marketfeed.storage.ranges import Ranges
 

@@ -13,13 +13,13 @@ import aiohttp
 import uvloop
 
 from marketfeed.answers import Verdict
-from marketfeed.batch import Batch
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Pace, Shipper
-from marketfeed.writer import JournalWriter
 
 PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安人生/USDT:USDT", "1000PEPE/USDT:USDT")
 START_MS: Final = 1_767_225_600_000

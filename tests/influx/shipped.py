@@ -20,9 +20,9 @@ from influxd import Influxd
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
 from marketfeed.influx_write import InfluxWriter
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Pace, Shipper
-from marketfeed.writer import JournalWriter
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.deadletters import lines_gone, read_refused
 from marketfeed.influx_write import target_of
-from marketfeed.journal import KIND, Journal
+from marketfeed.journal.journal import KIND, Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Shipper
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
 from marketfeed.storage.database import reading
-from marketfeed.writer import JournalWriter
 
 
 @pytest.fixture(params=["v1", "v2"])

@@ -18,16 +18,16 @@ from front_faults import SERVER_ERROR, UNAVAILABLE, Answer, Cut, Partial, Slow, 
 from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
-from marketfeed.batch import Batch
 from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.deadletters import read_refused, resend_refused
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.outbox import Outbox
 from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.settings.model import Settings
 from marketfeed.ship import Shipper
 from marketfeed.storage.ranges import Ranges
-from marketfeed.writer import JournalWriter
 
 GAP_TAGS = "kind=connection_feed-1,pair=*"
 

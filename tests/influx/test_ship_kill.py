@@ -24,7 +24,7 @@ from marketfeed.deadletters import read_refused
 from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
 from marketfeed.influx_write import target_of
-from marketfeed.journal import KIND
+from marketfeed.journal.journal import KIND
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.database import reading
 

@@ -20,9 +20,9 @@ from influxd import Influxd
 from shipped import shipping
 from stored import START_MS, candle, entry
 
-from marketfeed.batch import Batch
 from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.deadletters import read_refused
+from marketfeed.journal.batch import Batch
 from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.settings.model import Settings
 from reader import MarketReader, UnknownPairError

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from marketfeed.batch import Batch
 from marketfeed.errors import JournalError
-from marketfeed.journal import Journal
-from marketfeed.journal_view import Chart, JournalView
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.view import Chart, JournalView
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice, Record
 
 PAIR = "BTC/USDT:USDT"

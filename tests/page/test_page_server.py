@@ -16,7 +16,7 @@ import uvloop
 from pydantic import SecretStr
 
 from marketfeed.collect import Collector
-from marketfeed.journal_view import JournalView
+from marketfeed.journal.view import JournalView
 from marketfeed.page.collector import FILES, MAX_CANDLES
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings

@@ -11,8 +11,8 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from marketfeed import schema
-from marketfeed.batch import Batch
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle, CatalogEntry, Record
 
 PAIR = "BTC/USDT:USDT"

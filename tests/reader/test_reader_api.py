@@ -11,7 +11,7 @@ import pytest
 from stored import M3, OTHER, PAIR, START_MS, candle, entry, store, url, write
 
 import reader
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.records import FundingRate as FundingRecord
 from marketfeed.records import MarkPrice as MarkRecord
 from reader import MarketReader, ReaderError, StoreUnavailableError

@@ -11,7 +11,7 @@ import pytest
 from stored import M3, PAIR, START_MS, Child, Writer, candle, entry, store, url, write
 
 from marketfeed import schema
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from reader import MarketReader, StoreUnavailableError
 
 

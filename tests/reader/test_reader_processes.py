@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stored import M1, M3, OTHER, PAIR, START_MS, Child, Writer, candle, entry, store, url, write
 
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from reader import MarketReader, StaleDataError, UnknownTimeframeError
 from reader.errors import ArgumentError
 

@@ -12,9 +12,9 @@ from aiohttp import web
 from filled import QUICK
 
 from marketfeed.influx_write import InfluxWriter
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Pace, Shipper
-from marketfeed.writer import JournalWriter
 
 Answer = Callable[[list[str]], tuple[int, bytes, dict[str, str]]]
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from marketfeed.batch import Batch
+from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.ship import Pace
 

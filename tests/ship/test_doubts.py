@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed import doubts
-from marketfeed.batch import Batch
 from marketfeed.deadletters import AT_ONCE, read_refused, resend_refused
 from marketfeed.doubts import Doubts
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.outbox import Outbox
 from marketfeed.records import Candle, Gap
 from marketfeed.settings.model import InfluxSettings, Settings
 from marketfeed.ship import Shipper
 from marketfeed.storage.ranges import Ranges
-from marketfeed.writer import JournalWriter
 
 PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)
 

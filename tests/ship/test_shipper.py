@@ -13,14 +13,14 @@ from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketfeed.batch import Batch
 from marketfeed.deadletters import read_refused
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.journal import Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.ship import Shipper
-from marketfeed.writer import JournalWriter
 
 
 def test_every_table_is_shipped_once_as_the_schema_says(path: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from marketfeed.aggregator.ledger import Ledger, inspect_ledger
-from marketfeed.batch import Batch
 from marketfeed.errors import BackupError, JournalError, JournalForeignError
-from marketfeed.journal import KIND, Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import Candle
 from marketfeed.storage.backup import back_up
 from reader import MarketReader

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from marketfeed.errors import JournalError
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 from marketfeed.storage.damage import (
     aside_reason,
     damage,

@@ -6,8 +6,9 @@
 from collections.abc import Collection
 from typing import Any, TypeAlias
 
-from marketfeed import schema, tables
-from marketfeed.batch import Batch
+from marketfeed import schema
+from marketfeed.journal import tables
+from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry
 
 Rows: TypeAlias = list[tuple[Any, ...]]

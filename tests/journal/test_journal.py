@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.batch import Batch
 from marketfeed.errors import (
     JournalError,
     JournalForeignError,
@@ -23,7 +22,8 @@ from marketfeed.errors import (
     JournalNewerError,
     JournalWriteError,
 )
-from marketfeed.journal import DEAD_LETTERS_KEPT, Cut, Journal, inspect_journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import DEAD_LETTERS_KEPT, Cut, Journal, inspect_journal
 from marketfeed.records import (
     Candle,
     CatalogEntry,

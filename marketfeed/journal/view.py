@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from marketfeed import schema
 from marketfeed.errors import JournalError
-from marketfeed.journal import KIND, inspect_journal
+from marketfeed.journal.journal import KIND, inspect_journal
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.storage.database import absence
 from marketfeed.stretches import Stretch

@@ -12,12 +12,14 @@ from typing import Final
 
 import pytest
 
-from marketfeed.batch import Batch
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.intake import Intake
-from marketfeed.journal import Journal, RefusedLines
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.refused_lines import RefusedLines
+from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -28,7 +30,6 @@ from marketfeed.records import (
     MarkPrice,
 )
 from marketfeed.schema import MINUTE_MS
-from marketfeed.writer import JournalWriter
 
 PAIR: Final = "BTC/USDT:USDT"
 T0: Final = 1_790_000_160_000

@@ -8,13 +8,13 @@ from types import MappingProxyType
 import pytest
 
 from marketfeed import schema
-from marketfeed.batch import Batch
 from marketfeed.errors import JournalError
-from marketfeed.journal import KIND, Journal
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import Gap
 from marketfeed.storage.database import Database
 
-DDL = (Path(__file__).parent / "data" / "journal_version_1.sql").read_text("utf-8")
+DDL = (Path(__file__).parents[1] / "data" / "journal_version_1.sql").read_text("utf-8")
 PAIR = "BTC/USDT:USDT"
 T0 = 1_791_360_000_000
 GAPS = [

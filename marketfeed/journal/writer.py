@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.journal import KIND, Journal
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.damage import (
     find_damage,
     is_certain,

@@ -1,0 +1,1 @@
+"""The journal: tables, rows, batch, writer, view, retention, refused lines."""

@@ -1,0 +1,56 @@
+"""The lines that InfluxDB refused, put aside in a journal: read and dropped beside a running collector."""
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from marketfeed.errors import JournalError
+from marketfeed.journal.journal import KIND, inspect_journal
+from marketfeed.records import (
+    RefusedLine,
+)
+from marketfeed.storage import acknowledged
+from marketfeed.storage.database import (
+    absence,
+    errors_told,
+)
+
+
+class RefusedLines:
+    """The lines put aside in a journal, on a connection of its own: a collector may write beside it.
+
+    A context manager. Raises JournalError when there is no journal at `path`, or it cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if inspect_journal(path) is None:
+            raise JournalError(absence(KIND, path))
+        with errors_told(KIND, path):
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._db.close()
+
+    def read(self) -> list[RefusedLine]:
+        """All of them, oldest first."""
+        text = "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
+        with errors_told(KIND, self._path):
+            return [RefusedLine(*row) for row in self._db.execute(text)]
+
+    def gone(self) -> int:
+        """How many more there were, pushed out by newer ones."""
+        return acknowledged.lines_gone(self._db)
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Delete lines by their numbers: they were taken after all."""
+        with errors_told(KIND, self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
+            )
+            self._db.execute("COMMIT")
