@@ -10,8 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from marketfeed.errors import words_of
-from marketfeed.retry_after import retry_after_s
+from marketfeed.errors import retry_after_s, words_of
 
 MAX_RETRY_AFTER_S: Final = 600.0
 """A server may ask for so much patience, not more."""

@@ -22,9 +22,9 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.comparison import Comparison, compare
 from marketfeed.errors import ExchangeError
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
-from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, tiles
 
 log = logging.getLogger(__name__)
 

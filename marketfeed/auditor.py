@@ -20,11 +20,11 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import Different
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
+from marketfeed.grid import Stretch, cut
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch, cut
 
 log = logging.getLogger(__name__)
 

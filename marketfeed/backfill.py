@@ -48,11 +48,11 @@ from marketfeed.errors import (
     JournalError,
     OddAnswerError,
 )
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, missing
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
-from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, missing
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.symbols import Instrument
-from marketfeed.stretches import TILE_CANDLES, Stretch, candles_in, cut, joined
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, joined
 
 BELIEVED_FOR_MS: Final = 7 * schema.DAY_MS
 """For how long the exchange's word that it has no candles for a stretch is taken: it may have erred."""

@@ -24,6 +24,7 @@ from marketfeed.binance.symbols import (
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, JournalError, words_of
+from marketfeed.grid import TILE_CANDLES
 from marketfeed.history import kept_ms, uses_archive
 from marketfeed.instruments import Listing, select
 from marketfeed.journal.journal import KIND
@@ -31,7 +32,6 @@ from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Kind, inspect
-from marketfeed.stretches import TILE_CANDLES
 
 Verdict = Literal["good", "warning", "bad"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from marketfeed import schema
+from marketfeed.grid import Stretch
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch
 
 
 class Different(msgspec.Struct, frozen=True, gc=False):

@@ -1,4 +1,4 @@
-"""The error tree, and how a connection that failed is worded.
+"""The error tree, how a connection that failed is worded, and for how long a server asks to be left alone.
 
 * MarketfeedError
     * SettingsError           config.yaml, the environment or a credential file is wrong (exit 2)
@@ -18,6 +18,8 @@
 """
 
 import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 _AIOHTTP_SSL: Final = re.compile(r" ssl:.*? \[(.*)\]$", re.DOTALL)
@@ -104,3 +106,31 @@ def words_of(error: BaseException) -> str:
     aiohttp's "Cannot connect to host H:P ssl:default [reason]" loses its ssl:…, said without TLS, too.
     """
     return _AIOHTTP_SSL.sub(r": \1", str(error)) or type(error).__name__
+
+
+def retry_after_s(header: str | None, now_s: float) -> float | None:
+    """Seconds that a `Retry-After` header asks for; None without one, or when it is neither form.
+
+    `now_s` is the server's clock (epoch), for a date. What comes back may be anything but NaN, negative
+    and infinite included: the caller sets the bounds.
+    """
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        when_s = date_s(header)
+        return None if when_s is None else when_s - now_s
+    return None if seconds != seconds else seconds  # noqa: PLR0124 - NaN
+
+
+def date_s(header: str | None) -> float | None:
+    """The time (epoch, s) of a header that holds a date, such as `Date`; None when it is none."""
+    if header is None:
+        return None
+    try:
+        when = parsedate_to_datetime(header)
+        return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        # No date, or one so far off that no clock has it.
+        return None

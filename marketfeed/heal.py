@@ -25,12 +25,12 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
+from marketfeed.grid import Stretch, cut, joined, missing, tiles
 from marketfeed.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
-from marketfeed.stretches import Stretch, cut, joined, missing, tiles
 from marketfeed.supervise import Supervisor, candle_due_ms
 
 log = logging.getLogger(__name__)

@@ -21,12 +21,12 @@ from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
+from marketfeed.grid import Stretch, cut, joined, tiles
 from marketfeed.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingSettled
-from marketfeed.stretches import Stretch, cut, joined, tiles
 
 log = logging.getLogger(__name__)
 

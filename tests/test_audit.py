@@ -28,6 +28,7 @@ from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import compare
 from marketfeed.errors import ExchangeRefusedError
+from marketfeed.grid import Stretch
 from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal.view import JournalView
@@ -36,7 +37,6 @@ from marketfeed.records import Candle, CatalogEntry
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.dataset import made_zip
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.stretches import Stretch
 
 PAIR = "BTC/USDT:USDT"
 DAY_MS = 1_735_776_000_000  # 2025-01-02

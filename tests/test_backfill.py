@@ -34,6 +34,7 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
+from marketfeed.grid import Stretch, missing
 from marketfeed.history_commands import run_audit, run_backfill
 from marketfeed.instruments import sync_clock
 from marketfeed.journal.batch import Batch
@@ -43,7 +44,6 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.stretches import Stretch, missing
 from reader import MarketReader
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from marketfeed.backfill_plan import (
     without,
 )
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.stretches import Stretch, joined
+from marketfeed.grid import Stretch, joined
 
 LENGTHS = st.sampled_from([schema.MINUTE_MS, 3 * schema.MINUTE_MS, schema.HOUR_MS, schema.DAY_MS])
 

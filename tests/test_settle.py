@@ -22,6 +22,7 @@ from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.counters import Counters
+from marketfeed.grid import Stretch
 from marketfeed.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
@@ -31,7 +32,6 @@ from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.settle import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.stretches import Stretch
 from reader import MarketReader
 
 T0: Final = 1_790_006_400_000

@@ -23,8 +23,8 @@ from marketfeed import schema
 from marketfeed.binance.archive_rows import parse_rows
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError, words_of
+from marketfeed.grid import Stretch
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch
 
 TERMS: Final = (
     "the public archive's files are under CC BY-NC-SA 4.0 and further terms (of 2026-08-26), which forbid "

@@ -9,8 +9,8 @@ from typing import Final
 from marketfeed import schema
 from marketfeed.binance.decode import candle_problem
 from marketfeed.errors import ArchiveError
+from marketfeed.grid import Stretch
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch
 
 _LEAST_COLUMNS: Final = 11
 

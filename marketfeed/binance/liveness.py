@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.stretches import Stretch, candles_in, cut, missing
+from marketfeed.grid import Stretch, candles_in, cut, missing
 
 MARK_PRICE_DUE_S: Final = 10.0
 """A mark price is due this long after the last one: the stream's cadence is 1 or 3 s."""

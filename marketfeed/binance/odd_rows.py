@@ -11,8 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from marketfeed.errors import ExchangeError, OddAnswerError
+from marketfeed.grid import Stretch, joined, missing
 from marketfeed.records import Candle
-from marketfeed.stretches import Stretch, joined, missing
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")

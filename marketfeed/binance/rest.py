@@ -30,10 +30,9 @@ from marketfeed.binance.odd_rows import (
 from marketfeed.binance.symbols import Instrument
 from marketfeed.binance.turns import UNNAMED, Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, ExchangeRefusedError, words_of
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, date_s, retry_after_s, words_of
+from marketfeed.grid import Stretch
 from marketfeed.records import Candle
-from marketfeed.retry_after import date_s, retry_after_s
-from marketfeed.stretches import Stretch
 
 T = TypeVar("T")
 

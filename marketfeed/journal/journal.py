@@ -18,6 +18,7 @@ from types import MappingProxyType, TracebackType
 from typing import Final, NamedTuple, Self
 
 from marketfeed import schema
+from marketfeed.grid import Stretch, missing
 from marketfeed.journal import rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.records import (
@@ -38,7 +39,6 @@ from marketfeed.storage.database import (
     inspect,
 )
 from marketfeed.storage.ranges import Ranges
-from marketfeed.stretches import Stretch, missing
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 from marketfeed import schema
 from marketfeed.errors import JournalError
+from marketfeed.grid import Stretch
 from marketfeed.journal.journal import KIND, inspect_journal
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.storage.database import absence
-from marketfeed.stretches import Stretch
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from marketfeed.binance.archive import Archive, day_file, month_file, month_of, 
 from marketfeed.binance.archive_rows import parse_rows
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError
+from marketfeed.grid import Stretch
 from marketfeed.simulator.dataset import made_zip
-from marketfeed.stretches import Stretch
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from marketfeed.binance.liveness import (
     Missing,
     Series,
 )
-from marketfeed.stretches import Stretch
+from marketfeed.grid import Stretch
 
 PAIR = "BTC/USDT:USDT"
 MARK = Series(PAIR, "mark_price")

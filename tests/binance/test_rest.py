@@ -16,11 +16,11 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.binance.turns import Turns
 from marketfeed.clock import STAMPS_HOLD_S, ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
+from marketfeed.grid import Stretch
 from marketfeed.instruments import PRECISE_S, sync_clock
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.stretches import Stretch
 
 START_MS = 1_790_000_040_000
 

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.stretches import Stretch, tiles
+from marketfeed.grid import Stretch, tiles
 
 PAGE: Final = 1_500
 _TRIES: Final = 200

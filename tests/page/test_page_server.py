@@ -16,6 +16,7 @@ import uvloop
 from pydantic import SecretStr
 
 from marketfeed.collect import Collector
+from marketfeed.grid import Stretch
 from marketfeed.journal.view import JournalView
 from marketfeed.page.collector import FILES, MAX_CANDLES
 from marketfeed.schema import MINUTE_MS
@@ -23,7 +24,6 @@ from marketfeed.settings.model import Settings
 from marketfeed.settings.tokens import Token
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.status_client import NoCollectorError, fetch_status
-from marketfeed.stretches import Stretch
 from marketfeed.tiles import State
 
 PAIRS = 3

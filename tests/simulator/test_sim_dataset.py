@@ -7,9 +7,9 @@ from pathlib import Path
 
 from marketfeed.binance.archive import unpack
 from marketfeed.binance.archive_rows import parse_rows
+from marketfeed.grid import Stretch
 from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.simulator import dataset
-from marketfeed.stretches import Stretch
 
 
 def test_the_day_is_the_same_on_every_machine() -> None:

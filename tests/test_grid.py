@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.stretches import Stretch, candles_in, cut, joined, missing, tiles
+from marketfeed.grid import Stretch, candles_in, cut, joined, missing, tiles
 
 LENGTHS = st.sampled_from(sorted(schema.TIMEFRAMES_MS.values()))
 STRETCHES = st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)).map(sorted)
