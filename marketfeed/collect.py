@@ -17,16 +17,17 @@ import aiohttp
 import msgspec
 
 from marketfeed import __version__, schema
+from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
 from marketfeed.binance.budget import Budget
-from marketfeed.binance.connect import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.rollover import Ages
+from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.binance.symbols import parse_exchange_info, stream_names
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import Exposition
 from marketfeed.collector.status_report import StatusReport
@@ -35,13 +36,7 @@ from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.heal import Healer
 from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
-from marketfeed.instruments import (
-    PRECISE_S,
-    RETRY_CAP_S,
-    InstrumentSource,
-    Listing,
-    sync_clock,
-)
+from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing
 from marketfeed.intake import Intake
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter

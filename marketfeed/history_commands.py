@@ -20,13 +20,14 @@ from marketfeed.audit import Audit, AuditOptions, AuditProgress, AuditReport, au
 from marketfeed.backfill import HistoryReport, Source
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import RestReport, Turns
+from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import Instrument
-from marketfeed.binance.turns import RestReport, Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.history import make_backfill, open_archive
-from marketfeed.instruments import InstrumentSource, sync_clock
+from marketfeed.instruments import InstrumentSource
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView

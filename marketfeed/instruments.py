@@ -11,6 +11,8 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import UNNAMED
+from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import (
     COLLECTED_CONTRACTS,
     ExchangeInfo,
@@ -21,7 +23,6 @@ from marketfeed.binance.symbols import (
     select_named,
     select_top,
 )
-from marketfeed.binance.turns import UNNAMED
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
 from marketfeed.journal.writer import JournalWriter
@@ -38,8 +39,6 @@ LISTING_EVERY_S: Final = 180.0
 LISTING_AT_LEAST_S: Final = 0.25
 EXCHANGE_INFO: Final = "exchange_info"
 CHOSEN_PAIRS: Final = "chosen_pairs"
-PRECISE_S: Final = 2.0
-"""Wall seconds that an answer of `time` may take: half of it is what a clock set by it may be off."""
 MAY_VANISH: Final = 0.1
 """Share of the lasting contracts that exchangeInfo may have lost, or one: what ends stays in it for years."""
 BELIEVED_AFTER_S: Final = 6 * 3_600.0
@@ -57,27 +56,6 @@ class Listing(msgspec.Struct, frozen=True):
 
     selection: Selection
     exchange_info: bytes
-
-
-async def sync_clock(
-    rest: BinanceRest, clock: ExchangeClock, contradicts: Callable[[int], bool] = lambda _: False
-) -> None:
-    """Take over the exchange's time, unless something `contradicts` it. Raises ExchangeError.
-
-    An answer that took long says little of the time; a clock that is known better is not set by it.
-    """
-    answer = await rest.server_time()
-    error_ms = answer.round_trip_s / 2 * 1000 * answer.speed
-    known_ms = clock.error_ms
-    # Not "worse than known": where all answers take long, the clock would be left to itself.
-    if answer.round_trip_s > PRECISE_S and known_ms is not None and error_ms > 2 * known_ms:
-        raise ExchangeError(f"time: the answer took {answer.round_trip_s:.1f} s: not taken")
-    if contradicts(answer.time_ms):
-        off_s = (answer.time_ms - clock.now_ms()) / 1000
-        raise ExchangeError(
-            f"time: {off_s:+.0f} s from what all frames are stamped with: not taken"
-        )
-    clock.set_server_time(answer.time_ms, answer.round_trip_s, answer.speed)
 
 
 async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeInfo) -> Selection:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions
+from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.check import Finding

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from marketfeed.aggregator.flow import Event
-from marketfeed.binance.turns import RestReport
+from marketfeed.binance.rest_queue import RestReport
 from marketfeed.check import Finding
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.demo import DemoResult, SeriesResult

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from marketfeed.audit import AuditProgress, AuditReport, SeriesAudit
 from marketfeed.backfill import HistoryReport
-from marketfeed.binance.turns import RestReport
+from marketfeed.binance.rest_queue import RestReport
 
 SERIES_SHOWN: Final = 40
 DIFFERENCES_SHOWN: Final = 20

@@ -10,7 +10,7 @@ from typing import Final
 from marketfeed import __version__, schema
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import Overdue
-from marketfeed.binance.turns import Turns
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import Gauges
 from marketfeed.collector.status_report import (

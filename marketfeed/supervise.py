@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from marketfeed.binance.connect import ConnectionStatus
+from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.liveness import (
     CANDLE_DUE_MS,

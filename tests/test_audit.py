@@ -23,14 +23,14 @@ from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import day_file
 from marketfeed.binance.budget import Budget, Instant
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import Turns
+from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.comparison import compare
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.grid import Stretch
 from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
-from marketfeed.instruments import sync_clock
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry

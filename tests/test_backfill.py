@@ -30,13 +30,13 @@ from marketfeed.backfill import (
 from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
+from marketfeed.binance.rest_queue import Turns
+from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.grid import Stretch, missing
 from marketfeed.history_commands import run_audit, run_backfill
-from marketfeed.instruments import sync_clock
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView

@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 
 from marketfeed.backfill import Backfill
+from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.budget import Budget
-from marketfeed.binance.connect import ConnectionStatus
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import Instrument
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.heal import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer

@@ -51,7 +51,7 @@ PURE = {
     "marketfeed/backfill_plan.py",
     "marketfeed/comparison.py",
     "marketfeed/binance/archive_rows.py",
-    "marketfeed/binance/connect.py",
+    "marketfeed/binance/backoff.py",
     "marketfeed/binance/liveness.py",
     "marketfeed/binance/rollover.py",
     "marketfeed/roster.py",

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
 from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource

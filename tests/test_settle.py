@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.counters import Counters

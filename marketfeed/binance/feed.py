@@ -28,7 +28,7 @@ from cryptofeed.connection import AsyncConnection
 from cryptofeed.exchanges.binance_futures import BinanceFutures
 from cryptofeed.symbols import Symbols
 
-from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions, spread
+from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions, spread
 from marketfeed.binance.market_socket import MarketSocket, OnState, WebSocket
 
 log = logging.getLogger(__name__)

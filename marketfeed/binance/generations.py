@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from marketfeed.binance.connect import ConnectionStatus
+from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rollover import Ages, Proof, is_quiet

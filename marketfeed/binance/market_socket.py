@@ -16,7 +16,7 @@ from itertools import islice
 import aiohttp
 import msgspec
 
-from marketfeed.binance.connect import (
+from marketfeed.binance.backoff import (
     Backoff,
     ConnectionState,
     ConnectionStatus,

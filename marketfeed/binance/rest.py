@@ -27,8 +27,8 @@ from marketfeed.binance.odd_rows import (
     symbol_of,
     tried,
 )
+from marketfeed.binance.rest_queue import UNNAMED, Turns
 from marketfeed.binance.symbols import Instrument
-from marketfeed.binance.turns import UNNAMED, Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, date_s, retry_after_s, words_of
 from marketfeed.grid import Stretch

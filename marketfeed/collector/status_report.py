@@ -2,7 +2,7 @@
 
 import msgspec
 
-from marketfeed.binance.turns import RestReport
+from marketfeed.binance.rest_queue import RestReport
 from marketfeed.heal import HealReport
 from marketfeed.history import HistoryState
 from marketfeed.settle import SettleReport

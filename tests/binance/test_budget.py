@@ -21,8 +21,8 @@ from marketfeed.binance.budget import (
     Priority,
 )
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import parse_exchange_info
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.simulator.fault_kinds import RefuseRest
 from marketfeed.simulator.server import Simulator, SimulatorOptions

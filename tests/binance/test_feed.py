@@ -33,7 +33,7 @@ from scripted_exchange import (
 )
 from websockets.frames import Frame, Opcode
 
-from marketfeed.binance.connect import ConnectionStatus, ConnectLimiter, FeedOptions
+from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.feed import Feed
 from tests.ports import held_port
 

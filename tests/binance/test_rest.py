@@ -12,12 +12,12 @@ from aiohttp import web
 
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.rest import BinanceRest, Settlement
+from marketfeed.binance.rest_queue import Turns
+from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.binance.turns import Turns
 from marketfeed.clock import STAMPS_HOLD_S, ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
 from marketfeed.grid import Stretch
-from marketfeed.instruments import PRECISE_S, sync_clock
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.server import Simulator, SimulatorOptions

@@ -13,11 +13,11 @@ from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
-from marketfeed.binance.turns import Turns
+from marketfeed.binance.rest_queue import Turns
+from marketfeed.binance.server_time import sync_clock
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import CLOCK_DOUBT_EVERY_S, Collector
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
-from marketfeed.instruments import sync_clock
 from marketfeed.schema import HOUR_MS, MINUTE_MS
 from marketfeed.simulator.fault_kinds import (
     Fault,

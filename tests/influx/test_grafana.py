@@ -17,7 +17,7 @@ from influxd import Influxd
 from marketfeed import lines, schema
 from marketfeed.auditor import AuditingReport
 from marketfeed.backfill import HistoryReport
-from marketfeed.binance.turns import RestReport
+from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.metrics import Exposition, Gauges
 from marketfeed.counters import Counters
 from marketfeed.history import HistoryState

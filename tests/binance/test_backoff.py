@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.binance.connect import Backoff, ConnectLimiter, FeedOptions, spread
+from marketfeed.binance.backoff import Backoff, ConnectLimiter, FeedOptions, spread
 
 
 def test_address_is_the_market_route() -> None:
