@@ -36,8 +36,8 @@ from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.heal import Healer
 from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
+from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing
-from marketfeed.intake import Intake
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.lifecycle import Catalog, Keeper

@@ -26,7 +26,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut, joined, missing, tiles
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle

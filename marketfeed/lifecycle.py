@@ -21,8 +21,8 @@ from marketfeed.binance.symbols import (
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
+from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import InstrumentSource, Listing
-from marketfeed.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry

@@ -22,8 +22,8 @@ from marketfeed.collector.status_report import (
 from marketfeed.counters import Counters, cpu_s, rss_bytes
 from marketfeed.heal import Healer
 from marketfeed.history import History, HistoryState
+from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import InstrumentSource
-from marketfeed.intake import Intake
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.roster import Roster
 from marketfeed.settle import Settling

@@ -22,7 +22,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut, joined, tiles
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter

@@ -27,7 +27,7 @@ from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
 

@@ -22,7 +22,7 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.heal import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter

@@ -23,7 +23,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.counters import Counters
 from marketfeed.grid import Stretch
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter

@@ -14,7 +14,7 @@ from marketfeed.binance.liveness import Missing, Series
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.supervise import Supervisor

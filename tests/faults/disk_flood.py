@@ -16,7 +16,7 @@ from proc_disk import SmallDisk
 
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters, rss_bytes
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 

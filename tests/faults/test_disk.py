@@ -24,7 +24,7 @@ from proc_commands import (
 from proc_disk import SmallDisk, on_small_disk
 from scoreboard import Row, Scoreboard
 
-from marketfeed.intake import MAX_PENDING_RECORDS
+from marketfeed.ingest.intake import MAX_PENDING_RECORDS
 
 DISK_BYTES = 16 << 20
 FLOOD = Path(__file__).with_name("disk_flood.py")

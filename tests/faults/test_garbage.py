@@ -25,7 +25,7 @@ from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.counters import Counters, rss_bytes
-from marketfeed.intake import DEAD_LETTERS_PER_COMMIT, Intake
+from marketfeed.ingest.intake import DEAD_LETTERS_PER_COMMIT, Intake
 from marketfeed.journal.journal import DEAD_LETTERS_KEPT
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, MarkPrice

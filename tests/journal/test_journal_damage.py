@@ -15,7 +15,7 @@ import pytest
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.refused_lines import RefusedLines

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalWriteError
-from marketfeed.intake import Intake
+from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
@@ -23,7 +23,7 @@ from reader import MarketReader
 T = TypeVar("T")
 NOW_MS = 1_800_000_000_000
 """After everything recorded."""
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 SYMBOLS = ("BTCUSDT", "SUSHIUSDT", "AKROUSDT", "KEEPUSDT", "CTKUSDT")
 PAIRS = {symbol: f"{symbol.removesuffix('USDT')}/USDT:USDT" for symbol in SYMBOLS}
 

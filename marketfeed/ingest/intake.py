@@ -8,13 +8,14 @@ the batch is kept and tried again; the socket is read on, in bounded memory.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError, JournalWriteError
+from marketfeed.ingest.freshness import Freshness, Seen
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, DeadLetter, FundingRate, FundingSettled, MarkPrice, Record
@@ -32,44 +33,6 @@ MAX_AHEAD_MS: Final = schema.DAY_MS
 """How far ahead of the exchange's clock a frame's stamp may be: far more than any host's clock is wrong."""
 DEAD_LETTERS_PER_COMMIT: Final = 200
 """Bad frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
-
-
-class Freshness:
-    """The newest that is *stored* of each series. Times in ms, exchange time."""
-
-    def __init__(self) -> None:
-        self.mark_event_ms: dict[str, int] = {}
-        self.newest_open_ms: dict[tuple[str, str], int] = {}
-        self.candles: dict[str, int] = {}
-
-    def note(self, batch: Batch) -> None:
-        """Take over what a commit has just stored."""
-        marks = self.mark_event_ms
-        for (pair, _), mark in batch.mark_prices.items():
-            if mark.event_time_ms > marks.get(pair, 0):
-                marks[pair] = mark.event_time_ms
-        newest = self.newest_open_ms
-        for candle in batch.candles:
-            key = (candle.pair, candle.timeframe)
-            if candle.open_time_ms > newest.get(key, -1):
-                newest[key] = candle.open_time_ms
-            self.candles[candle.timeframe] = self.candles.get(candle.timeframe, 0) + 1
-
-
-class Seen(NamedTuple):
-    """What has come, stored or not: a full disk is no silence.
-
-    `marks` are pairs with mark prices, `closed` candles as (pair, timeframe, open time in ms), `forming`
-    the open time that each series last had an open frame of, by pair and timeframe. `newest_event_ms` is
-    the exchange's latest stamp on a mark price, 0 without any. `fetched` are closed candles that came
-    otherwise than by frames.
-    """
-
-    marks: Collection[str]
-    closed: Sequence[tuple[str, str, int]]
-    forming: Mapping[tuple[str, str], int]
-    newest_event_ms: int
-    fetched: Sequence[Candle]
 
 
 class Intake:

@@ -1,0 +1,1 @@
+"""From frames to commits, and how fresh what was committed is."""
