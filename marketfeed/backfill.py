@@ -35,7 +35,6 @@ from marketfeed.backfill_plan import (
 )
 from marketfeed.binance.archive import Archive, ArchiveFile, day_file, month_file, month_of
 from marketfeed.binance.budget import Priority
-from marketfeed.binance.liveness import WATCHED_BEFORE_MS
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
@@ -48,6 +47,7 @@ from marketfeed.errors import (
     JournalError,
     OddAnswerError,
 )
+from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, missing
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView

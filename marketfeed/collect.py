@@ -33,7 +33,8 @@ from marketfeed.collector.metrics import Exposition
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError
-from marketfeed.heal import Healer
+from marketfeed.gaps.healer import Healer
+from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.history import History
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.ingest.intake import Intake
@@ -50,7 +51,6 @@ from marketfeed.service.status_port import StatusServer
 from marketfeed.settings.model import Settings
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
-from marketfeed.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 

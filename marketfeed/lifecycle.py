@@ -21,6 +21,7 @@ from marketfeed.binance.symbols import (
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
+from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import InstrumentSource, Listing
 from marketfeed.journal.journal import Journal
@@ -28,7 +29,6 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
 from marketfeed.roster import Changes, Ended, Roster
 from marketfeed.settings.model import ExchangeSettings
-from marketfeed.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 

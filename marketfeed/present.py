@@ -14,7 +14,7 @@ from marketfeed.binance.rest_queue import RestReport
 from marketfeed.check import Finding
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.demo import DemoResult, SeriesResult
-from marketfeed.heal import HealReport
+from marketfeed.gaps.healer import HealReport
 from marketfeed.history import HistoryState
 from marketfeed.records import RefusedLine
 from marketfeed.settle import SettleReport

@@ -9,7 +9,6 @@ from typing import Final
 
 from marketfeed import __version__, schema
 from marketfeed.binance.generations import Generations
-from marketfeed.binance.liveness import Overdue
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import Gauges
@@ -20,7 +19,9 @@ from marketfeed.collector.status_report import (
     TimeframeReport,
 )
 from marketfeed.counters import Counters, cpu_s, rss_bytes
-from marketfeed.heal import Healer
+from marketfeed.gaps.deadlines import Overdue
+from marketfeed.gaps.healer import Healer
+from marketfeed.gaps.supervisor import HOLE_SHOWN_S, Supervisor
 from marketfeed.history import History, HistoryState
 from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import InstrumentSource
@@ -29,7 +30,6 @@ from marketfeed.roster import Roster
 from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.storage.damage import aside_reason
-from marketfeed.supervise import HOLE_SHOWN_S, Supervisor
 from marketfeed.tiles import Tile, make_tiles
 
 NAMED_SERIES: Final = 20

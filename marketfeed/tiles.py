@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.binance.liveness import MARK_PRICE_DUE_S, Overdue, Series
+from marketfeed.gaps.deadlines import MARK_PRICE_DUE_S, Overdue, Series
 
 LATE_WALL_S: Final = 2.0
 """Against a fast exchange: commits come four times a wall second, which is many exchange seconds."""

@@ -52,7 +52,7 @@ PURE = {
     "marketfeed/comparison.py",
     "marketfeed/binance/archive_rows.py",
     "marketfeed/binance/backoff.py",
-    "marketfeed/binance/liveness.py",
+    "marketfeed/gaps/deadlines.py",
     "marketfeed/binance/rollover.py",
     "marketfeed/roster.py",
     *(

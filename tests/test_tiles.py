@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.binance.liveness import MARK_PRICE, Overdue, Series
+from marketfeed.gaps.deadlines import MARK_PRICE, Overdue, Series
 from marketfeed.tiles import State, Tile, make_tiles
 
 NOW_MS = 1_790_000_000_000

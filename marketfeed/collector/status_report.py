@@ -3,7 +3,7 @@
 import msgspec
 
 from marketfeed.binance.rest_queue import RestReport
-from marketfeed.heal import HealReport
+from marketfeed.gaps.healer import HealReport
 from marketfeed.history import HistoryState
 from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport

@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from marketfeed.binance.rest import TIMEOUT_S
 from marketfeed.collect import Collector
 from marketfeed.collector.status_report import StatusReport
+from marketfeed.gaps.supervisor import candle_due_ms
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Fault
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.supervise import candle_due_ms
 
 START_MS: Final = 1_790_000_160_000
 """A full minute, at whose end nothing but 1m candles close: 3m a minute later, 5m three."""

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.heal import RECHECKS, REQUESTS
+from marketfeed.gaps.healer import RECHECKS, REQUESTS
 from tests.faults.fault_audit import Audit
 from tests.faults.fault_truth import Verdict
 from tests.faults.scoreboard import Row

@@ -6,10 +6,10 @@ import pytest
 from fault_line import START_MS, Line, run_line
 from scoreboard import Row, Scoreboard
 
-from marketfeed.binance.liveness import CANDLE_SILENT_MS, MARK_PRICE_DUE_S
+from marketfeed.gaps.deadlines import CANDLE_SILENT_MS, MARK_PRICE_DUE_S
+from marketfeed.gaps.supervisor import candle_due_ms
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import Mute
-from marketfeed.supervise import candle_due_ms
 
 PAIR = "ETH/USDT:USDT"
 MARK = "ethusdt@markPrice"

@@ -10,14 +10,14 @@ from typing import Final
 import msgspec
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.binance.liveness import Missing, Series
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
+from marketfeed.gaps.deadlines import Missing, Series
+from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.schema import DAY_MS, MINUTE_MS
-from marketfeed.supervise import Supervisor
 
 PAIR: Final = "BTC/USDT:USDT"
 BITCOIN: Final = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, 0)

@@ -14,7 +14,10 @@ from typing import Final
 
 from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.generations import Generations
-from marketfeed.binance.liveness import (
+from marketfeed.binance.symbols import Instrument, stream_name
+from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
+from marketfeed.gaps.deadlines import (
     CANDLE_DUE_MS,
     MARK_PRICE,
     MARK_PRICE_DUE_S,
@@ -23,9 +26,6 @@ from marketfeed.binance.liveness import (
     Overdue,
     Series,
 )
-from marketfeed.binance.symbols import Instrument, stream_name
-from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState

@@ -21,14 +21,14 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
-from marketfeed.heal import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
+from marketfeed.gaps.healer import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
+from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
-from marketfeed.supervise import Supervisor
 
 PAIR: Final = "BTC/USDT:USDT"
 SYMBOL: Final = "BTCUSDT"

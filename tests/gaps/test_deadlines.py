@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.binance.liveness import (
+from marketfeed.gaps.deadlines import (
     HOLES_KEPT,
     SINGLY,
     WATCHED_BEFORE_MS,

@@ -18,20 +18,20 @@ from typing import Final
 import msgspec
 
 from marketfeed.binance.budget import Priority
-from marketfeed.binance.liveness import MARK_PRICE, Missing, Series
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import MAX_KLINES, BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
+from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
+from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
 from marketfeed.grid import Stretch, cut, joined, missing, tiles
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
-from marketfeed.supervise import Supervisor, candle_due_ms
 
 log = logging.getLogger(__name__)
 

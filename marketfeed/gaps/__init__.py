@@ -1,0 +1,1 @@
+"""What is silent or missing, and its healing: deadlines, supervisor, healer."""
