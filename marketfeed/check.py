@@ -25,7 +25,7 @@ from marketfeed.binance.symbols import (
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
-from marketfeed.history import kept_ms, uses_archive
+from marketfeed.history.background import kept_ms, uses_archive
 from marketfeed.instruments import Listing, select
 from marketfeed.journal.journal import KIND
 from marketfeed.records import MarkPrice

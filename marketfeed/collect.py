@@ -35,7 +35,8 @@ from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError
 from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.supervisor import Supervisor
-from marketfeed.history import History
+from marketfeed.history.background import History
+from marketfeed.history.funding import Settling
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing
@@ -49,7 +50,6 @@ from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.roster import Roster
 from marketfeed.service.status_port import StatusServer
 from marketfeed.settings.model import Settings
-from marketfeed.settle import Settling
 from marketfeed.ship import Shipper
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,6 @@ import aiohttp
 import msgspec
 
 from marketfeed import schema
-from marketfeed.audit import Audit, AuditOptions, AuditProgress, AuditReport, audited_series
-from marketfeed.backfill import HistoryReport, Source
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import RestReport, Turns
@@ -26,7 +24,15 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
-from marketfeed.history import make_backfill, open_archive
+from marketfeed.history.audit import (
+    Audit,
+    AuditOptions,
+    AuditProgress,
+    AuditReport,
+    audited_series,
+)
+from marketfeed.history.backfill import HistoryReport, Source
+from marketfeed.history.background import make_backfill, open_archive
 from marketfeed.instruments import InstrumentSource
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal

@@ -15,9 +15,9 @@ from marketfeed.check import Finding
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.demo import DemoResult, SeriesResult
 from marketfeed.gaps.healer import HealReport
-from marketfeed.history import HistoryState
+from marketfeed.history.background import HistoryState
+from marketfeed.history.funding import SettleReport
 from marketfeed.records import RefusedLine
-from marketfeed.settle import SettleReport
 from marketfeed.ship import ShipReport
 from marketfeed.storage.backup import BackupReport
 

@@ -10,9 +10,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from marketfeed.audit import AuditProgress, AuditReport, SeriesAudit
-from marketfeed.backfill import HistoryReport
 from marketfeed.binance.rest_queue import RestReport
+from marketfeed.history.audit import AuditProgress, AuditReport, SeriesAudit
+from marketfeed.history.backfill import HistoryReport
 
 SERIES_SHOWN: Final = 40
 DIFFERENCES_SHOWN: Final = 20

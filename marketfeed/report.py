@@ -22,12 +22,12 @@ from marketfeed.counters import Counters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.supervisor import HOLE_SHOWN_S, Supervisor
-from marketfeed.history import History, HistoryState
+from marketfeed.history.background import History, HistoryState
+from marketfeed.history.funding import Settling
 from marketfeed.ingest.intake import Intake
 from marketfeed.instruments import InstrumentSource
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.roster import Roster
-from marketfeed.settle import Settling
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.storage.damage import aside_reason
 from marketfeed.tiles import Tile, make_tiles

@@ -14,11 +14,11 @@ import aiohttp
 import pytest
 import uvloop
 
-from marketfeed.backfill import AGAIN_S, LOOK_AGAIN_S, HistoryReport
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.errors import JournalLockedError, JournalWriteError
+from marketfeed.history.backfill import AGAIN_S, LOOK_AGAIN_S, HistoryReport
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.records import MarkPrice

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from marketfeed.backfill import LOOK_AGAIN_S
 from marketfeed.collect import Collector
+from marketfeed.history.backfill import LOOK_AGAIN_S
 from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry
 from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS, floor_to

@@ -15,7 +15,7 @@ from prometheus_client.core import (
 from marketfeed import __version__
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.counters import Counters, Tally, cpu_s, rss_bytes
-from marketfeed.history import HistoryState
+from marketfeed.history.background import HistoryState
 from marketfeed.records import GapState
 from marketfeed.ship import ShipReport
 

@@ -4,8 +4,8 @@ import msgspec
 
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.gaps.healer import HealReport
-from marketfeed.history import HistoryState
-from marketfeed.settle import SettleReport
+from marketfeed.history.background import HistoryState
+from marketfeed.history.funding import SettleReport
 from marketfeed.ship import ShipReport
 
 

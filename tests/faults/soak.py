@@ -28,8 +28,8 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.audit import AuditReport
 from marketfeed.collector.status_report import StatusReport
+from marketfeed.history.audit import AuditReport
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.control import State
 from marketfeed.simulator.fault_kinds import Fault, FaultReport, StopListening

@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from marketfeed.backfill import Backfill
 from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.decode import FrameDecoder
@@ -23,6 +22,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.gaps.healer import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
 from marketfeed.gaps.supervisor import Supervisor
+from marketfeed.history.backfill import Backfill
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal

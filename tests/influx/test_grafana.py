@@ -15,12 +15,12 @@ import yaml
 from influxd import Influxd
 
 from marketfeed import lines, schema
-from marketfeed.auditor import AuditingReport
-from marketfeed.backfill import HistoryReport
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.metrics import Exposition, Gauges
 from marketfeed.counters import Counters
-from marketfeed.history import HistoryState
+from marketfeed.history.backfill import HistoryReport
+from marketfeed.history.background import HistoryState
+from marketfeed.history.continuous_audit import AuditingReport
 from marketfeed.ship import ShipReport
 
 GRAFANA = Path(__file__).parents[2] / "grafana"

@@ -19,14 +19,6 @@ import uvloop
 from aiohttp import web
 
 from marketfeed import schema
-from marketfeed.backfill import (
-    ABSENT,
-    AT_ONCE,
-    GIVEN_UP_AFTER_S,
-    Backfill,
-    HistoryReport,
-    Source,
-)
 from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
@@ -36,6 +28,14 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.grid import Stretch, missing
+from marketfeed.history.backfill import (
+    ABSENT,
+    AT_ONCE,
+    GIVEN_UP_AFTER_S,
+    Backfill,
+    HistoryReport,
+    Source,
+)
 from marketfeed.history_commands import run_audit, run_backfill
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal

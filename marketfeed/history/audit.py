@@ -13,16 +13,17 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
-from marketfeed.backfill import ABSENT, DAY_FILE_AFTER_MS
-from marketfeed.backfill_plan import Absent, Series, range_of, without
 from marketfeed.binance.archive import Archive, day_file
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
-from marketfeed.comparison import Comparison, compare
 from marketfeed.errors import ExchangeError
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles
+from marketfeed.history.absent import Absent
+from marketfeed.history.backfill import ABSENT, DAY_FILE_AFTER_MS
+from marketfeed.history.comparison import Comparison, compare
+from marketfeed.history.plan import Series, range_of, without
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
 

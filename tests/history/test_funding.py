@@ -23,6 +23,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.collect import Collector
 from marketfeed.counters import Counters
 from marketfeed.grid import Stretch
+from marketfeed.history.funding import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
@@ -30,7 +31,6 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingRate, FundingSettled
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import Settings
-from marketfeed.settle import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
 

@@ -9,13 +9,13 @@ import aiohttp
 import msgspec
 
 from marketfeed import schema
-from marketfeed.auditor import AuditingReport, Auditor
-from marketfeed.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
-from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import TERMS, Archive
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.history.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
+from marketfeed.history.continuous_audit import AuditingReport, Auditor
+from marketfeed.history.plan import Series
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import ExchangeSettings, Settings

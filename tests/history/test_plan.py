@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.backfill_plan import (
-    BELIEVED_FOR_MS,
-    Absent,
-    Doubts,
+from marketfeed.binance.symbols import NEVER_MS, Instrument
+from marketfeed.grid import Stretch, joined
+from marketfeed.history.absent import BELIEVED_FOR_MS, Absent, Doubts
+from marketfeed.history.plan import (
     Holes,
     Series,
     covering,
@@ -19,8 +19,6 @@ from marketfeed.backfill_plan import (
     range_of,
     without,
 )
-from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.grid import Stretch, joined
 
 LENGTHS = st.sampled_from([schema.MINUTE_MS, 3 * schema.MINUTE_MS, schema.HOUR_MS, schema.DAY_MS])
 

@@ -20,19 +20,6 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from marketfeed import schema
-from marketfeed.backfill_plan import (
-    Absent,
-    Doubts,
-    Holes,
-    Series,
-    Tile,
-    covering,
-    in_order,
-    missing_days,
-    overlap,
-    range_of,
-    without,
-)
 from marketfeed.binance.archive import Archive, ArchiveFile, day_file, month_file, month_of
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
@@ -49,6 +36,18 @@ from marketfeed.errors import (
 )
 from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, missing
+from marketfeed.history.absent import Absent, Doubts
+from marketfeed.history.plan import (
+    Holes,
+    Series,
+    Tile,
+    covering,
+    in_order,
+    missing_days,
+    overlap,
+    range_of,
+    without,
+)
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter

@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.audit import CLOSED_FOR_MS, compare_stored
-from marketfeed.backfill_plan import Series, range_of
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
-from marketfeed.comparison import Different
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut
+from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
+from marketfeed.history.comparison import Different
+from marketfeed.history.plan import Series, range_of
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter

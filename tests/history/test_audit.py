@@ -17,9 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.audit import AuditReport, audited_series
-from marketfeed.auditor import Auditor
-from marketfeed.backfill_plan import Series
 from marketfeed.binance.archive import day_file
 from marketfeed.binance.budget import Budget, Instant
 from marketfeed.binance.rest import BinanceRest
@@ -27,9 +24,12 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.comparison import compare
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.grid import Stretch
+from marketfeed.history.audit import AuditReport, audited_series
+from marketfeed.history.comparison import compare
+from marketfeed.history.continuous_audit import Auditor
+from marketfeed.history.plan import Series
 from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter

@@ -1,0 +1,1 @@
+"""Older candles and settled funding rates: plan, backfill, audit, comparison."""
