@@ -26,8 +26,8 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.history.background import kept_ms, uses_archive
-from marketfeed.instruments import Listing, select
 from marketfeed.journal.journal import KIND
+from marketfeed.pairs.selection import Listing, select
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings

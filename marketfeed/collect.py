@@ -39,15 +39,17 @@ from marketfeed.history.background import History
 from marketfeed.history.funding import Settling
 from marketfeed.influx_write import InfluxWriter
 from marketfeed.ingest.intake import Intake
-from marketfeed.instruments import RETRY_CAP_S, InstrumentSource, Listing
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.lifecycle import Catalog, Keeper
 from marketfeed.notify import Told
 from marketfeed.page.collector import CollectorPage
+from marketfeed.pairs.catalog import Catalog
+from marketfeed.pairs.lifecycle import Keeper
+from marketfeed.pairs.listing import RETRY_CAP_S, InstrumentSource
+from marketfeed.pairs.roster import Roster
+from marketfeed.pairs.selection import Listing
 from marketfeed.records import Gap
 from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
-from marketfeed.roster import Roster
 from marketfeed.service.status_port import StatusServer
 from marketfeed.settings.model import Settings
 from marketfeed.ship import Shipper

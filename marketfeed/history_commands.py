@@ -33,11 +33,11 @@ from marketfeed.history.audit import (
 )
 from marketfeed.history.backfill import HistoryReport, Source
 from marketfeed.history.background import make_backfill, open_archive
-from marketfeed.instruments import InstrumentSource
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import Settings
 from marketfeed.status_client import NoCollectorError, fetch_status, status_url

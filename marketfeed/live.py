@@ -16,7 +16,7 @@ from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOpt
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.check import Finding
-from marketfeed.instruments import Listing
+from marketfeed.pairs.selection import Listing
 from marketfeed.settings.model import ExchangeSettings
 
 NAMED: Final = 10

@@ -25,9 +25,9 @@ from marketfeed.gaps.supervisor import HOLE_SHOWN_S, Supervisor
 from marketfeed.history.background import History, HistoryState
 from marketfeed.history.funding import Settling
 from marketfeed.ingest.intake import Intake
-from marketfeed.instruments import InstrumentSource
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.roster import Roster
+from marketfeed.pairs.listing import InstrumentSource
+from marketfeed.pairs.roster import Roster
 from marketfeed.ship import Shipper, ShipReport
 from marketfeed.storage.damage import aside_reason
 from marketfeed.tiles import Tile, make_tiles

@@ -54,7 +54,7 @@ PURE = {
     "marketfeed/binance/backoff.py",
     "marketfeed/gaps/deadlines.py",
     "marketfeed/binance/rollover.py",
-    "marketfeed/roster.py",
+    "marketfeed/pairs/roster.py",
     *(
         f"marketfeed/simulator/{name}.py"
         for name in (

@@ -14,18 +14,16 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import UNNAMED
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import (
-    COLLECTED_CONTRACTS,
     ExchangeInfo,
     Instrument,
     Selection,
     parse_exchange_info,
-    select_all,
     select_named,
-    select_top,
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.selection import Listing, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
 
 log = logging.getLogger(__name__)
@@ -44,59 +42,7 @@ MAY_VANISH: Final = 0.1
 BELIEVED_AFTER_S: Final = 6 * 3_600.0
 BELIEVED_ANSWERS: Final = 60
 """Exchange seconds, and like answers in that time, after which it is believed that more have vanished."""
-MAY_LACK: Final = 0.1
-"""Share of the lasting perpetuals that may not trade, or have no ticker, when the top are chosen; or one."""
-WITH_VOLUME: Final = 0.5
-"""Share of those that trade that must have a 24 h volume then."""
 SAVE_EVERY_S: Final = 86_400.0
-
-
-class Listing(msgspec.Struct, frozen=True):
-    """What to collect, and the exchangeInfo it was taken from, as it came."""
-
-    selection: Selection
-    exchange_info: bytes
-
-
-async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
-    """Select what the settings ask for; asks for 24 h volumes where that needs them.
-
-    Raises ExchangeError, also when the exchange tells too little to choose the top pairs by.
-    """
-    wanted = settings.pairs
-    if isinstance(wanted, TopPairs):
-        volumes = await rest.quote_volumes()
-        require_choosable(info, settings.quote, wanted.count, volumes)
-        return select_top(info, settings.quote, wanted.count, volumes)
-    if wanted == "all":
-        return select_all(info, settings.quote)
-    return select_named(info, wanted)
-
-
-def require_choosable(
-    info: ExchangeInfo, quote: str, count: int, volumes: Mapping[str, float]
-) -> None:
-    """Raise ExchangeError unless exchangeInfo and 24 h volumes (by symbol) are whole enough to choose by.
-
-    What is chosen is kept: in the midst of a maintenance it would be the wrong pairs, or none, for ever.
-    Where there are no more than `count`, volumes do not matter.
-    """
-    lasting = [
-        one
-        for one in info.instruments.values()
-        if one.quote == quote and one.contract_type in COLLECTED_CONTRACTS and one.is_lasting
-    ]
-    trading = [one for one in lasting if one.collectable]
-    told = [volumes[one.symbol] for one in trading if one.symbol in volumes]
-    active = sum(volume > 0.0 for volume in told)
-    halted, untold = len(lasting) - len(trading), len(trading) - len(told)
-    too_few = not trading or halted > max(MAY_LACK * len(lasting), 1)
-    no_volumes = untold > max(MAY_LACK * len(trading), 1) or active < WITH_VOLUME * len(trading)
-    if too_few or (no_volumes and count < len(lasting)):
-        raise ExchangeError(
-            f"not enough to choose the top pairs by: {len(trading)} of {len(lasting)} {quote} perpetuals "
-            f"trade, ticker/24hr tells {len(told)} of these, {active} with a volume"
-        )
 
 
 class _Vanished(msgspec.Struct):

@@ -11,9 +11,9 @@ from marketfeed.binance.symbols import (
     select_all,
     select_named,
 )
-from marketfeed.lifecycle import not_wanted, to_drop
+from marketfeed.pairs.catalog import not_wanted, to_drop
+from marketfeed.pairs.roster import ENDED_AFTER_MS, Roster
 from marketfeed.records import CatalogEntry
-from marketfeed.roster import ENDED_AFTER_MS, Roster
 from marketfeed.schema import DAY_MS, DROPPED, MINUTE_MS
 from marketfeed.settings.model import ExchangeSettings
 

@@ -5,17 +5,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
-
-import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
-    ExchangeInfo,
     Instrument,
-    Selection,
     parse_exchange_info,
     stream_names,
 )
@@ -23,11 +19,13 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
-from marketfeed.instruments import InstrumentSource, Listing
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.catalog import Catalog, _as_instrument, not_wanted, to_drop
+from marketfeed.pairs.listing import InstrumentSource
+from marketfeed.pairs.roster import Changes, Ended, Roster
+from marketfeed.pairs.selection import Listing
 from marketfeed.records import CatalogEntry
-from marketfeed.roster import Changes, Ended, Roster
 from marketfeed.settings.model import ExchangeSettings
 
 log = logging.getLogger(__name__)
@@ -40,54 +38,6 @@ HEARD_WALL_MS: Final = 2_000
 """A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
 NEW_FOR_MS: Final = schema.DAY_MS
 """A contract listed within this is collected from its first candle on, not from the one that forms now."""
-
-
-class Catalog:
-    """The catalog's rows for what a roster holds, and for what has ended since the start."""
-
-    def __init__(self, timeframes: Sequence[str], intake: Intake, clock: ExchangeClock) -> None:
-        self._timeframes = tuple(timeframes)
-        self._intake = intake
-        self._clock = clock
-        self._entries: dict[str, CatalogEntry] = {}
-        self._before: dict[str, CatalogEntry] = {}
-
-    def remember(self, entries: Iterable[CatalogEntry]) -> None:
-        """Take in the rows of earlier runs, for those that are found to have ended meanwhile."""
-        self._before.update((entry.pair, entry) for entry in entries)
-
-    def note(self, instrument: Instrument, ended_ms: int | None) -> None:
-        """Store what is collected of an instrument, and when it ends or ended."""
-        now_ms = self._clock.now_ms()
-        known = self._entries.get(instrument.pair)
-        before = known or self._before.get(instrument.pair)
-        collected = before is None or ended_ms is None or ended_ms > now_ms
-        self._entries[instrument.pair] = entry = CatalogEntry(
-            pair=instrument.pair,
-            symbol=instrument.symbol,
-            timeframes=self._timeframes if before is None or collected else before.timeframes,
-            since_ms=now_ms if before is None else before.since_ms,
-            listed_ms=instrument.listed_ms or None,
-            ended_ms=ended_ms,
-            changed_ms=now_ms,
-        )
-        self._intake.add(entry)
-
-    def drop(self, entry: CatalogEntry) -> None:
-        """Store that a pair is collected no more, by the settings; `entry` is its row of earlier runs."""
-        now_ms = self._clock.now_ms()
-        self._entries[entry.pair] = dropped = msgspec.structs.replace(
-            entry,
-            timeframes=(schema.DROPPED, *entry.timeframes),
-            ended_ms=now_ms,
-            changed_ms=now_ms,
-        )
-        self._intake.add(dropped)
-
-    def note_all(self) -> None:
-        """Store everything again, in a journal that was begun anew."""
-        for entry in self._entries.values():
-            self._intake.add(entry)
 
 
 class Keeper:
@@ -269,49 +219,3 @@ class Keeper:
             log.warning("pair is back pair=%s ended_ms=%d", pair, one.ended_ms)
         for old, new in changes.renamed:
             log.warning("pair may have been renamed, nothing is stitched old=%s new=%s", old, new)
-
-
-def not_wanted(
-    stored: Iterable[CatalogEntry], settings: ExchangeSettings, selection: Selection
-) -> dict[str, CatalogEntry]:
-    """What the settings do not ask for, traded or not, by pair; `selection` is what they select now."""
-    if settings.pairs == "all":
-        # What is not selected and could be does not trade just now: that is for the roster to judge.
-        return {entry.pair: entry for entry in stored if _quote(entry.pair) != settings.quote}
-    # What is named, or was once chosen, and does not trade is refused.
-    wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
-    return {entry.pair: entry for entry in stored if entry.pair not in wanted}
-
-
-def to_drop(
-    not_wanted: Iterable[CatalogEntry], info: ExchangeInfo, now_ms: int
-) -> list[CatalogEntry]:
-    """Which of these the catalog does not tell the end of yet.
-
-    What the exchange has ended stays so, unless it trades again and nobody would notice.
-    """
-    found = []
-    for entry in not_wanted:
-        row = info.instruments.get(entry.pair)
-        trades = row is not None and row.symbol == entry.symbol and row.collectable
-        has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
-        if not entry.dropped and (trades or not has_ended):
-            found.append(entry)
-    return found
-
-
-def _as_instrument(entry: CatalogEntry) -> Instrument:
-    """What the journal knows of a contract that was collected before."""
-    return Instrument(
-        entry.symbol,
-        entry.pair,
-        _quote(entry.pair),
-        "",
-        "",
-        entry.listed_ms or 0,
-        entry.ended_ms or 0,
-    )
-
-
-def _quote(pair: str) -> str:
-    return pair.partition("/")[2].partition(":")[0]

@@ -16,8 +16,8 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
-from marketfeed.instruments import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.listing import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
 from marketfeed.settings.model import ExchangeSettings
 
 NOW_MS: Final = 1_790_006_400_000

@@ -1,0 +1,1 @@
+"""Which pairs are collected: listing, selection, roster, lifecycle, catalog."""
