@@ -10,8 +10,8 @@ from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.check import Finding
 from marketfeed.check_aggregator import is_configured
 from marketfeed.errors import JournalError
-from marketfeed.influx_admin import InfluxAdmin, InfluxError
-from marketfeed.influx_write import target_of
+from marketfeed.influxdb.admin import InfluxAdmin, InfluxError
+from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND as JOURNAL
 from marketfeed.settings.model import Duration, InfluxSettings, Settings
 from marketfeed.storage.acknowledged import demand_again, withdraw

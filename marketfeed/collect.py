@@ -37,7 +37,8 @@ from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.history.background import History
 from marketfeed.history.funding import Settling
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter
@@ -52,7 +53,6 @@ from marketfeed.records import Gap
 from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.service.status_port import StatusServer
 from marketfeed.settings.model import Settings
-from marketfeed.ship import Shipper
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import aiohttp
 import msgspec
 
 from marketfeed.errors import MarketfeedError
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.refused_lines import RefusedLines
-from marketfeed.outbox import Outbox
 from marketfeed.records import RefusedLine
 from marketfeed.settings.model import Settings
 

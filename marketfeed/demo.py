@@ -28,8 +28,8 @@ from marketfeed import schema
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import MarketfeedError
-from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import compare
+from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.journal.journal import Journal
 from marketfeed.settings.load import load_settings
 from marketfeed.simulator.published import Published

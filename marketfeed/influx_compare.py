@@ -6,9 +6,10 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from marketfeed import lines, schema
-from marketfeed.influx_admin import InfluxAdmin
-from marketfeed.outbox import Outbox
+from marketfeed import schema
+from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.admin import InfluxAdmin
+from marketfeed.influxdb.outbox import Outbox
 from marketfeed.storage.ranges import Ranges
 
 Row: TypeAlias = Mapping[str, Any]

@@ -17,8 +17,8 @@ from marketfeed.demo import DemoResult, SeriesResult
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettleReport
+from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import RefusedLine
-from marketfeed.ship import ShipReport
 from marketfeed.storage.backup import BackupReport
 
 

@@ -24,11 +24,11 @@ from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.supervisor import HOLE_SHOWN_S, Supervisor
 from marketfeed.history.background import History, HistoryState
 from marketfeed.history.funding import Settling
+from marketfeed.influxdb.shipper import Shipper, ShipReport
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Roster
-from marketfeed.ship import Shipper, ShipReport
 from marketfeed.storage.damage import aside_reason
 from marketfeed.tiles import Tile, make_tiles
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
 
-from marketfeed import lines
-from marketfeed.outbox import Outbox, Row, each, key_of
+from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.outbox import Outbox, Row, each, key_of
 
 
 class LedgerOutbox(Outbox):

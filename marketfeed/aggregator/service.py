@@ -32,12 +32,12 @@ from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.errors import JournalError, SettingsError
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.shipper import Shipper, ShipReport
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.notify import Told
 from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.service.status_port import StatusServer
 from marketfeed.settings.model import AggregatorSettings, Settings
-from marketfeed.ship import Shipper, ShipReport
 from marketfeed.storage.damage import aside_reason
 
 log = logging.getLogger(__name__)

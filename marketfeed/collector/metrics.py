@@ -16,8 +16,8 @@ from marketfeed import __version__
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.counters import Counters, Tally, cpu_s, rss_bytes
 from marketfeed.history.background import HistoryState
+from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import GapState
-from marketfeed.ship import ShipReport
 
 
 class Gauges:

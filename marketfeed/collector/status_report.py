@@ -6,7 +6,7 @@ from marketfeed.binance.rest_queue import RestReport
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettleReport
-from marketfeed.ship import ShipReport
+from marketfeed.influxdb.shipper import ShipReport
 
 
 class ConnectionReport(msgspec.Struct, frozen=True):

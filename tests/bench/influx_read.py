@@ -21,12 +21,13 @@ import pandas as pd
 import urllib3
 from influxdb_client import InfluxDBClient
 
-from marketfeed import lines, schema
+from marketfeed import schema
+from marketfeed.influxdb import line_protocol as lines
 from reader import MarketReader
 from tests.bench import jobs, workload
 from tests.bench.child import BenchError, Child
 from tests.bench.report import Column, Row, Section
-from tests.influx.influxd import Influxd, InfluxdError
+from tests.influxdb.influxd import Influxd, InfluxdError
 
 CANDLES: Final = 2_000
 LIMIT: Final = 500

@@ -16,19 +16,19 @@ import numpy as np
 import uvloop
 
 from marketfeed import schema
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.shipper import DEFAULT_PACE, Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.outbox import Outbox
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, MarkPrice
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import DEFAULT_PACE, Shipper
 from marketfeed.storage.ranges import Ranges
 from tests.bench import workload
 from tests.bench.child import BenchError
 from tests.bench.report import Column, Row, Section
-from tests.influx.influxd import Influxd, InfluxdError
+from tests.influxdb.influxd import Influxd, InfluxdError
 
 TIMEFRAMES: Final = ("3m", "5m", "15m", "1h")
 MARK_PRICE_EVERY_MS: Final = 3_000

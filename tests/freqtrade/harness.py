@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 
 ROOT: Final = Path(__file__).parents[2]
-sys.path += [str(ROOT / "tests" / name) for name in ("faults", "influx", "freqtrade")]
+sys.path += [str(ROOT / "tests" / name) for name in ("faults", "influxdb", "freqtrade")]
 
 from harness_config import PASSWORD, USER, bot_config  # noqa: E402
 from influxd import cache_dir  # noqa: E402 - the directories have to be known first

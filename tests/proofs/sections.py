@@ -145,11 +145,11 @@ class Proofs:
             ("a collector, at random moments", ["tests/faults/test_kill.py"]),
             (
                 "a shipper, towards InfluxDB 1.x and 2.x that fail meanwhile",
-                ["tests/influx/test_ship_kill.py"],
+                ["tests/influxdb/test_ship_kill.py"],
             ),
             (
                 "either of two collectors with one bucket",
-                ["tests/influx/test_two_collectors.py"],
+                ["tests/influxdb/test_two_collectors.py"],
             ),
             (
                 "an aggregator, between a signal's receipt and the bot's answer",
@@ -192,7 +192,7 @@ class Proofs:
         only = ["--only", "3 s"] if self._quick else []
         done = run(
             [
-                "tests/influx/outages.py",
+                "tests/influxdb/outages.py",
                 "--json",
                 *only,
                 *(part for pair in peers for part in pair),

@@ -21,9 +21,9 @@ from front_faults import SERVER_ERROR, UNAVAILABLE, Cut, Slow, too_many
 from influxd import Influxd
 
 from marketfeed.deadletters import read_refused
-from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
-from marketfeed.influx_write import target_of
+from marketfeed.influxdb.admin import InfluxAdmin
+from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.database import reading

@@ -17,12 +17,12 @@ from filled import QUICK
 from front import Front
 from influxd import Influxd
 
-from marketfeed.influx_admin import InfluxAdmin
 from marketfeed.influx_compare import Comparison, compare
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.admin import InfluxAdmin
+from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import Pace, Shipper
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from influxd import Influxd, InfluxdError
 
 # What a reader must answer is said there, for a journal; the same is asked of an InfluxDB here.
 READER_TESTS = Path(__file__).parents[1] / "reader"
-SHIP_TESTS = Path(__file__).parents[1] / "ship"
-sys.path += [str(READER_TESTS), str(SHIP_TESTS)]
+sys.path.append(str(READER_TESTS))
 
 from both import Both  # noqa: E402 - the directory has to be known first
 from stored import START_MS  # noqa: E402
@@ -81,3 +80,9 @@ def connect(
     yield made
     for reader in readers:
         reader.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the journal will be."""
+    return tmp_path / "journal.db"

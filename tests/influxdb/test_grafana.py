@@ -14,14 +14,15 @@ import pytest
 import yaml
 from influxd import Influxd
 
-from marketfeed import lines, schema
+from marketfeed import schema
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.metrics import Exposition, Gauges
 from marketfeed.counters import Counters
 from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.continuous_audit import AuditingReport
-from marketfeed.ship import ShipReport
+from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.shipper import ShipReport
 
 GRAFANA = Path(__file__).parents[2] / "grafana"
 DASHBOARDS = {

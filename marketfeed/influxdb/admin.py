@@ -13,9 +13,9 @@ import aiohttp
 import msgspec
 
 from marketfeed import schema
-from marketfeed.answers import Verdict
 from marketfeed.errors import MarketfeedError, words_of
-from marketfeed.influx_write import InfluxWriter, auth_headers, hide_token, token_of
+from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.writer import InfluxWriter, auth_headers, hide_token, token_of
 from marketfeed.settings.model import InfluxSettings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from marketfeed.answers import Verdict, judge, judge_failure
+from marketfeed.influxdb.answers import Verdict, judge, judge_failure
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.settings.tokens import Token
 

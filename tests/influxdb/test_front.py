@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from influxd import Influxd
 
-from marketfeed import lines
+from marketfeed.influxdb import line_protocol as lines
 
 T = 1_767_225_600_000
 GOOD = [f"m,pair=BTC/USDT:USDT open={n}.5,trades={n}i {1_700_000_000_000 + n}" for n in range(5)]

@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from marketfeed.answers import Verdict
-from marketfeed.doubts import Doubts
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.unanswered import Doubts
+from marketfeed.influxdb.writer import InfluxWriter
 
 REFUSED_IN_A_ROW: Final = 50
 """After so many refusals in a row that do not speak of the lines, the fault is not in the lines."""

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed.deadletters import read_refused
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import Shipper
 
 
 def test_every_table_is_shipped_once_as_the_schema_says(path: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
-from marketfeed import lines, schema
+from marketfeed import schema
 from marketfeed.errors import JournalError
+from marketfeed.influxdb import line_protocol as lines
 from marketfeed.journal import tables
 from marketfeed.storage import acknowledged
 from marketfeed.storage.ranges import Ranges

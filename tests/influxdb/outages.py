@@ -1,6 +1,6 @@
 """What outages of InfluxDB cost: our shipping beside cryptofeed's own InfluxDB backends, in one table.
 
-    python tests/influx/outages.py [--peer PYTHON]… [--only NAME]… [--json]
+    python tests/influxdb/outages.py [--peer PYTHON]… [--only NAME]… [--json]
 
 Each scenario is a process of its own that takes points at an even rate (1,000/s) and ships them to a
 real influxd. `killed` is SIGKILL and a start later, `hangs` is SIGSTOP; `refused` is the 2.x front, which

@@ -7,7 +7,7 @@ day, stamped anew: shipped once, at the time when it changed, a bucket that keep
 from collections.abc import Callable
 from typing import NamedTuple
 
-from marketfeed.outbox import Outbox
+from marketfeed.influxdb.outbox import Outbox
 from marketfeed.schema import DAY_MS
 
 

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 from kill_ship_child import ANSWERED, NOTED, NOTING, OPENED, SENDING, ship_and_tell
 
-from marketfeed.influx_write import target_of
+from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import demand_again

@@ -15,15 +15,15 @@ import aiohttp
 import msgspec
 import uvloop
 
-from marketfeed.answers import Verdict
 from marketfeed.counters import rss_bytes
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import MarkPrice
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import Shipper
 
 START_MS: Final = 1_767_225_600_000
 TICKS_PER_S: Final = 20

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from influxd import Influxd
 from stored import M1, M3, OTHER, PAIR, START_MS, Child, candle, entry, row, url
 
-from marketfeed import lines, schema
+from marketfeed import schema
+from marketfeed.influxdb import line_protocol as lines
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice
 from reader import MarketReader, StoreUnavailableError
 from reader.influx import InfluxStore

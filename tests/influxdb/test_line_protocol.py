@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed import lines
+from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.outbox import Outbox
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
-from marketfeed.outbox import Outbox
 from marketfeed.records import (
     Candle,
     CatalogEntry,

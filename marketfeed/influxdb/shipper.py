@@ -18,14 +18,14 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from marketfeed.answers import Verdict
-from marketfeed.delivery import Delivery, NotNowError
-from marketfeed.doubts import MOST_LINES, Doubts
 from marketfeed.errors import JournalError
-from marketfeed.influx_write import InfluxWriter
-from marketfeed.lines import LineError
-from marketfeed.outbox import Consignment, Outbox
-from marketfeed.ship_states import Fresh, States
+from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.delivery import Delivery, NotNowError
+from marketfeed.influxdb.latest_states import Fresh, States
+from marketfeed.influxdb.line_protocol import LineError
+from marketfeed.influxdb.outbox import Consignment, Outbox
+from marketfeed.influxdb.unanswered import MOST_LINES, Doubts
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.storage.ranges import Ranges
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from shipped import Target, marketfeed, v1_target, v2_target
 
 from marketfeed.check import Finding
 from marketfeed.check_influx import check_influx, setup_influx
-from marketfeed.influx_write import target_of
+from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import Journal
 from marketfeed.settings.model import Settings
 

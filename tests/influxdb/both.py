@@ -6,8 +6,8 @@ from typing import Any
 from influxd import Influxd
 from stored import write
 
+from marketfeed.influxdb.outbox import Outbox
 from marketfeed.journal.journal import Journal
-from marketfeed.outbox import Outbox
 from marketfeed.storage.ranges import Ranges
 
 COLLECTOR = "test host"

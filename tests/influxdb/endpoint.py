@@ -11,10 +11,10 @@ import uvloop
 from aiohttp import web
 from filled import QUICK
 
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import Pace, Shipper
 
 Answer = Callable[[list[str]], tuple[int, bytes, dict[str, str]]]
 

@@ -4,7 +4,7 @@ from base64 import b64encode
 
 import pytest
 
-from marketfeed.influx_write import authorization, hide_token
+from marketfeed.influxdb.writer import authorization, hide_token
 
 USER = "ship:canary-word"
 

@@ -20,13 +20,13 @@ from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.check_influx import check_influx, setup_influx
 from marketfeed.deadletters import read_refused, resend_refused
+from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.outbox import Outbox
 from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.settings.model import Settings
-from marketfeed.ship import Shipper
 from marketfeed.storage.ranges import Ranges
 
 GAP_TAGS = "kind=connection_feed-1,pair=*"

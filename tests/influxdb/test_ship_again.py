@@ -18,11 +18,11 @@ from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.deadletters import lines_gone, read_refused
-from marketfeed.influx_write import target_of
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import Shipper
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
 from marketfeed.storage.database import reading
 

@@ -14,17 +14,17 @@ from filled import MINUTE, PAIRS, QUICK, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketfeed import doubts
 from marketfeed.deadletters import AT_ONCE, read_refused, resend_refused
-from marketfeed.doubts import Doubts
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb import unanswered as doubts
+from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.influxdb.unanswered import Doubts
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.outbox import Outbox
 from marketfeed.records import Candle, Gap
 from marketfeed.settings.model import InfluxSettings, Settings
-from marketfeed.ship import Shipper
 from marketfeed.storage.ranges import Ranges
 
 PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)

@@ -5,11 +5,11 @@ from pathlib import Path
 from endpoint import Server, run
 from filled import PAIRS, T0, until
 
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
 from marketfeed.schema import DAY_MS
-from marketfeed.ship import Shipper
 
 
 class Clock:

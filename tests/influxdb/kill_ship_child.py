@@ -12,14 +12,14 @@ from typing import Final, TypeAlias
 import aiohttp
 import uvloop
 
-from marketfeed.answers import Verdict
-from marketfeed.influx_write import InfluxWriter
+from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.ship import Pace, Shipper
 
 PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安人生/USDT:USDT", "1000PEPE/USDT:USDT")
 START_MS: Final = 1_767_225_600_000

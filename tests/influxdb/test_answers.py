@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.answers import MAX_RETRY_AFTER_S, judge, judge_failure
+from marketfeed.influxdb.answers import MAX_RETRY_AFTER_S, judge, judge_failure
 
 
 @pytest.mark.parametrize(

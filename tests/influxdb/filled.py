@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
+from marketfeed.influxdb.shipper import Pace
 from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
-from marketfeed.ship import Pace
 
 T0 = 1_791_360_000_000
 MINUTE = 60_000

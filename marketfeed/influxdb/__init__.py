@@ -1,0 +1,1 @@
+"""Shipping to InfluxDB: outbox, line protocol, delivery, what answers mean, administration."""
