@@ -21,7 +21,7 @@ from rich.console import Console
 
 from marketfeed import __version__, schema
 from marketfeed.errors import MarketfeedError, SettingsError
-from marketfeed.logs import is_journald, log_to_stderr
+from marketfeed.service.logs import is_journald, log_to_stderr
 
 if TYPE_CHECKING:
     from marketfeed.check import Finding

@@ -42,7 +42,6 @@ from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.notify import Told
 from marketfeed.page.collector import CollectorPage
 from marketfeed.pairs.catalog import Catalog
 from marketfeed.pairs.lifecycle import Keeper
@@ -52,6 +51,7 @@ from marketfeed.pairs.selection import Listing
 from marketfeed.records import Gap
 from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.service.status_port import StatusServer
+from marketfeed.service.systemd import Told
 from marketfeed.settings.model import Settings
 
 log = logging.getLogger(__name__)

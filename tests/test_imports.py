@@ -25,7 +25,7 @@ ONLY_IN = {
         "marketfeed/storage/acknowledged.py",
         "reader/sqlite.py",
     },
-    "sdnotify": {"marketfeed/notify.py"},
+    "sdnotify": {"marketfeed/service/systemd.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
     "rich": {"marketfeed/cli.py", "marketfeed/present.py", "marketfeed/present_history.py"},

@@ -21,7 +21,7 @@ from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.counters import MISSING_ALARM, NOBODY, Counters
 from marketfeed.aggregator.desk import Desk, Post, kept_body
 from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
-from marketfeed.listening import listen
+from marketfeed.service.listen import listen
 
 log = logging.getLogger(__name__)
 http_log = logging.getLogger(f"{__name__}.http")

@@ -34,9 +34,9 @@ from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influxdb.shipper import Shipper, ShipReport
 from marketfeed.influxdb.writer import InfluxWriter
-from marketfeed.notify import Told
 from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.service.status_port import StatusServer
+from marketfeed.service.systemd import Told
 from marketfeed.settings.model import AggregatorSettings, Settings
 from marketfeed.storage.damage import aside_reason
 

@@ -11,8 +11,8 @@ from typing import Protocol, Self
 import msgspec
 from aiohttp import web
 
-from marketfeed.listening import listen
-from marketfeed.page.guard import HEALTH, TRUSTED, Guard
+from marketfeed.service.guard import HEALTH, TRUSTED, Guard
+from marketfeed.service.listen import listen
 from marketfeed.settings.status import StatusSettings
 from marketfeed.settings.tokens import Token
 

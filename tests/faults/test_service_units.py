@@ -11,7 +11,7 @@ import proc_tools
 import pytest
 from proc_commands import run_marketfeed
 
-from marketfeed.notify import BEATS_TO_A_WATCHDOG
+from marketfeed.service.systemd import BEATS_TO_A_WATCHDOG
 from marketfeed.settings.model import JournalSettings
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"

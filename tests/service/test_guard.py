@@ -11,7 +11,7 @@ import uvloop
 from aiohttp import web
 from pydantic import SecretStr
 
-from marketfeed.page.guard import HEALTH, TRUSTED, Guard
+from marketfeed.service.guard import HEALTH, TRUSTED, Guard
 from marketfeed.settings.tokens import Token
 
 TOKEN = "an-invented-token-0123"  # noqa: S105

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.logs import Lines, is_journald
+from marketfeed.service.logs import Lines, is_journald
 
 
 def record(message: str, level: int = logging.INFO, **more: object) -> logging.LogRecord:
@@ -60,7 +60,7 @@ def test_a_traceback_stays_in_its_line() -> None:
 
 PROGRAM = """
 import logging, warnings
-from marketfeed.logs import log_to_stderr
+from marketfeed.service.logs import log_to_stderr
 log_to_stderr()
 logging.getLogger("a").warning("seen=%r", "x\\ny")
 warnings.warn("old")

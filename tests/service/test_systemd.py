@@ -14,7 +14,7 @@ import pytest
 
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.notify import STATUS_CHARS, Told
+from marketfeed.service.systemd import STATUS_CHARS, Told
 
 TIMEOUT_S = 30.0
 
