@@ -91,7 +91,7 @@ def run(config: ConfigOption = None) -> None:
 
     Example: marketfeed run --config /etc/marketfeed/config.yaml
     """
-    from marketfeed.collect import Collector
+    from marketfeed.collector.collector import Collector
     from marketfeed.settings.load import load_settings
 
     log_to_stderr()

@@ -74,7 +74,7 @@ PURE = {
         )
     ),
     "marketfeed/journal/tables.py",
-    "marketfeed/tiles.py",
+    "marketfeed/collector/pair_states.py",
     "reader/arguments.py",
     "reader/errors.py",
     "reader/frames.py",

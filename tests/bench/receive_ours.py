@@ -14,7 +14,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from marketfeed.clock import ExchangeClock
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.counters import Counters, cpu_s
 from marketfeed.settings.load import load_settings
 from tests.bench import jobs, workload

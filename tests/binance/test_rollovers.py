@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from marketfeed.binance.rollover import Ages
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.journal.journal import Journal
 from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS
 from marketfeed.settings.model import Settings

@@ -15,7 +15,7 @@ from fault_truth import Gap, Verdict, judge, read_gaps
 from prometheus_client.parser import text_string_to_metric_families
 
 from marketfeed.binance.rest import TIMEOUT_S
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.gaps.supervisor import candle_due_ms
 from marketfeed.schema import MINUTE_MS

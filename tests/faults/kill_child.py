@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import msgspec
 import uvloop
 
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter

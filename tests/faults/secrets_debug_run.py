@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.settings.load import load_settings
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import uvloop
 
 from marketfeed.binance.rollover import Ages
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.settings.load import load_settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 

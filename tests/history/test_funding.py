@@ -20,7 +20,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
 from marketfeed.clock import ExchangeClock
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.counters import Counters
 from marketfeed.grid import Stretch
 from marketfeed.history.funding import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 import uvloop
 
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
+from marketfeed.collector.reporter import SHIPPING_TROUBLE_S
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.report import SHIPPING_TROUBLE_S
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 

@@ -15,16 +15,16 @@ import pytest
 import uvloop
 from pydantic import SecretStr
 
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
+from marketfeed.collector.page import FILES, MAX_CANDLES
+from marketfeed.collector.pair_states import State
 from marketfeed.grid import Stretch
 from marketfeed.journal.view import JournalView
-from marketfeed.page.collector import FILES, MAX_CANDLES
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.settings.tokens import Token
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from marketfeed.status_client import NoCollectorError, fetch_status
-from marketfeed.tiles import State
 
 PAIRS = 3
 PAIR = "BTC/USDT:USDT"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.history.backfill import LOOK_AGAIN_S
 from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry

@@ -23,7 +23,7 @@ import reader
 with reader.MarketReader.connect(sys.argv[1], now_ms=lambda: int(sys.argv[2])) as opened:
     frame = opened.get_ohlcv(sys.argv[3], "3m")
 try:
-    import marketfeed.collect
+    import marketfeed.collector.collector
 except ModuleNotFoundError as error:
     lacking = error.name
 print(json.dumps({

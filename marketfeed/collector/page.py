@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 from aiohttp import web
 
+from marketfeed.collector.pair_states import Tile
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError
@@ -21,7 +22,6 @@ from marketfeed.page.files import SHARED, Files
 from marketfeed.page.reads import Reads, answer, refuse
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.settings.model import Settings
-from marketfeed.tiles import Tile
 
 MAX_CANDLES: Final = 1_000
 USUAL_CANDLES: Final = 300

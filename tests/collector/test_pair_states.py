@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marketfeed.collector.pair_states import State, Tile, make_tiles
 from marketfeed.gaps.deadlines import MARK_PRICE, Overdue, Series
-from marketfeed.tiles import State, Tile, make_tiles
 
 NOW_MS = 1_790_000_000_000
 PAIR = "BTC/USDT:USDT"

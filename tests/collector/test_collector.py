@@ -16,7 +16,7 @@ import uvloop
 
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.clock import ExchangeClock
-from marketfeed.collect import Collector
+from marketfeed.collector.collector import Collector
 from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.history.backfill import AGAIN_S, LOOK_AGAIN_S, HistoryReport
 from marketfeed.journal.batch import Batch

@@ -12,6 +12,7 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import Gauges
+from marketfeed.collector.pair_states import Tile, make_tiles
 from marketfeed.collector.status_report import (
     ConnectionReport,
     JournalReport,
@@ -30,7 +31,6 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Roster
 from marketfeed.storage.damage import aside_reason
-from marketfeed.tiles import Tile, make_tiles
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3

@@ -30,6 +30,8 @@ from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.binance.symbols import parse_exchange_info, stream_names
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import Exposition
+from marketfeed.collector.page import CollectorPage
+from marketfeed.collector.reporter import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError
@@ -42,14 +44,12 @@ from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Cut, Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.page.collector import CollectorPage
 from marketfeed.pairs.catalog import Catalog
 from marketfeed.pairs.lifecycle import Keeper
 from marketfeed.pairs.listing import RETRY_CAP_S, InstrumentSource
 from marketfeed.pairs.roster import Roster
 from marketfeed.pairs.selection import Listing
 from marketfeed.records import Gap
-from marketfeed.report import SHIPPING_TROUBLE_S, Line, Reporter
 from marketfeed.service.status_port import StatusServer
 from marketfeed.service.systemd import Told
 from marketfeed.settings.model import Settings
