@@ -2,9 +2,9 @@
 
 import aiohttp
 
-from marketfeed.aggregator.bot import Bot, BotError
+from marketfeed.aggregator.aggregator import require_complete
+from marketfeed.aggregator.freqtrade_bot import Bot, BotError
 from marketfeed.aggregator.ledger import KIND
-from marketfeed.aggregator.service import require_complete
 from marketfeed.check import Finding, check_file
 from marketfeed.errors import SettingsError
 from marketfeed.settings.aggregator import BotSettings

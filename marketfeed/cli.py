@@ -458,7 +458,7 @@ def aggregate(config: ConfigOption = None) -> None:
 
     Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
     """
-    from marketfeed.aggregator.service import Aggregator
+    from marketfeed.aggregator.aggregator import Aggregator
     from marketfeed.settings.load import load_settings
 
     log_to_stderr()
@@ -494,7 +494,7 @@ def signals(
     ] = False,
 ) -> None:
     """Show what went through the aggregator: received, voted, decided, sent, answered."""
-    from marketfeed.aggregator.flow import Flow
+    from marketfeed.aggregator.events import Flow
     from marketfeed.present import show_flow
     from marketfeed.settings.load import load_settings
 

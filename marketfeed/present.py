@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from marketfeed.aggregator.flow import Event
+from marketfeed.aggregator.events import Event
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.check import Finding
 from marketfeed.collector.status_report import StatusReport

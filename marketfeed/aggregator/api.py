@@ -18,8 +18,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
-from marketfeed.aggregator.counters import MISSING_ALARM, NOBODY, Counters
-from marketfeed.aggregator.desk import Desk, Post, kept_body
+from marketfeed.aggregator.inbox import Desk, Post, kept_body
+from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, Counters
 from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
 from marketfeed.service.listen import listen
 

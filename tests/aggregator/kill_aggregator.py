@@ -31,9 +31,9 @@ import uvloop
 from bot import CountingBot
 from running import FLEET, LONG, basic, rows, settings
 
+from marketfeed.aggregator.aggregator import Aggregator
 from marketfeed.aggregator.ledger import KIND
-from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
-from marketfeed.aggregator.service import Aggregator
+from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import inspect
 from tests.ports import held_port

@@ -18,9 +18,9 @@ import aiohttp
 import yaml
 from bot import PASSWORD
 
+from marketfeed.aggregator.aggregator import Aggregator
 from marketfeed.aggregator.ledger import KIND
-from marketfeed.aggregator.pace import Pace
-from marketfeed.aggregator.service import Aggregator
+from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import reading

@@ -19,7 +19,7 @@ from running import FLEET, PAIR, Running, basic, quick_hash, rows, running, sett
 from marketfeed import __version__
 from marketfeed.aggregator.api import TIMEOUT_S
 from marketfeed.aggregator.auth import FAILURES, Caller, Doorkeeper, Limiter, hash_password
-from marketfeed.aggregator.desk import MAX_KEPT_BODY
+from marketfeed.aggregator.inbox import MAX_KEPT_BODY
 from marketfeed.settings.aggregator import Account, parse_accounts
 
 

@@ -12,12 +12,12 @@ import pytest
 from bot import Behaviour, CountingBot
 from running import PAIR, QUICK, Running, rows, running, settings, states, until
 
-from marketfeed.aggregator.bot import Bot
-from marketfeed.aggregator.counters import Counters
-from marketfeed.aggregator.forward import Forwarder
+from marketfeed.aggregator.forwarder import Forwarder
+from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.ledger import Forward, Ledger, Receipt
+from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Electorate, Signal
-from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import Rules, Vote, Votes
 from marketfeed.settings.model import Settings
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketfeed.aggregator.flow import Flow
+from marketfeed.aggregator.events import Flow
 from marketfeed.aggregator.ledger import (
     KIND,
     STEPS,

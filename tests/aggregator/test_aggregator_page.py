@@ -9,7 +9,7 @@ from bot import CountingBot
 from chromium import Chrome, axe_violations, browser, complaints
 from running import DEADLINE_S, PAIR, running, settings, until
 
-from marketfeed.aggregator.flow import recent
+from marketfeed.aggregator.events import recent
 
 
 def test_votes_and_forwards_show_while_the_page_is_open(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from running import (
     until,
 )
 
+from marketfeed.aggregator.aggregator import Aggregator, require_complete
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.service import Aggregator, require_complete
 from marketfeed.errors import JournalWriteError, SettingsError
 from marketfeed.settings.load import load_settings
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.errors import JournalError
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter

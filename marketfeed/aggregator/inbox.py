@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import Answered, Ledger, Receipt
+from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Signal
-from marketfeed.aggregator.thread import LedgerThread
 from marketfeed.aggregator.votes import (
     FORWARD,
     Counted,

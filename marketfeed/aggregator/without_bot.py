@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterable
 from functools import partial
 
-from marketfeed.aggregator.counters import Counters
 from marketfeed.aggregator.ledger import OPEN_STATES, Forward, Ledger, State
-from marketfeed.aggregator.pace import Pace
-from marketfeed.aggregator.settling import alarm, lost_words
+from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Side
-from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.aggregator.timing import Pace
+from marketfeed.aggregator.unconfirmed import alarm, lost_words
 
 log = logging.getLogger(__name__)
 

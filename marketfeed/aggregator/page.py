@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from marketfeed import __version__
-from marketfeed.aggregator.flow import recent
+from marketfeed.aggregator.events import recent
 from marketfeed.errors import JournalError
 from marketfeed.page.events import Events, Snapshot
 from marketfeed.page.files import SHARED, Files

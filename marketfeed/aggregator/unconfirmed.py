@@ -8,9 +8,9 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Trade
+from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Trade
 from marketfeed.aggregator.ledger import Forward
-from marketfeed.aggregator.pace import Pace
+from marketfeed.aggregator.timing import Pace
 
 log = logging.getLogger(__name__)
 

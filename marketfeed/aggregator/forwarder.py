@@ -16,13 +16,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from marketfeed.aggregator.bot import CLOCK_TOLERANCE_MS, Answer, Bot, BotError, NotSentError, Trade
-from marketfeed.aggregator.counters import Counters
+from marketfeed.aggregator.freqtrade_bot import (
+    CLOCK_TOLERANCE_MS,
+    Answer,
+    Bot,
+    BotError,
+    NotSentError,
+    Trade,
+)
 from marketfeed.aggregator.ledger import Forward, Ledger, State
-from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
-from marketfeed.aggregator.settling import Item, Settling, alarm, sent_ahead
+from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Side
-from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
+from marketfeed.aggregator.unconfirmed import Item, Settling, alarm, sent_ahead
 from marketfeed.errors import JournalError, LedgerError
 
 log = logging.getLogger(__name__)

@@ -18,23 +18,23 @@ import msgspec
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
 from marketfeed.aggregator.auth import Doorkeeper
-from marketfeed.aggregator.bot import Bot
-from marketfeed.aggregator.counters import AggregatorExposition, Counters, Gauges
-from marketfeed.aggregator.desk import Desk
-from marketfeed.aggregator.forward import Forwarder
+from marketfeed.aggregator.forwarder import Forwarder
+from marketfeed.aggregator.freqtrade_bot import Bot
+from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.orphans import Orphans
+from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.metrics import AggregatorExposition, Counters, Gauges
 from marketfeed.aggregator.outbox import LedgerOutbox
-from marketfeed.aggregator.pace import DEFAULT_PACE, Pace
+from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
-from marketfeed.aggregator.thread import LedgerThread
+from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.votes import Decision, Rules
+from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influxdb.shipper import Shipper, ShipReport
 from marketfeed.influxdb.writer import InfluxWriter
-from marketfeed.page.aggregator import AggregatorPage
 from marketfeed.service.status_port import StatusServer
 from marketfeed.service.systemd import Told
 from marketfeed.settings.model import AggregatorSettings, Settings
