@@ -24,7 +24,7 @@ from marketfeed.errors import MarketfeedError, SettingsError
 from marketfeed.service.logs import is_journald, log_to_stderr
 
 if TYPE_CHECKING:
-    from marketfeed.check import Finding
+    from marketfeed.commands.finding import Finding
 
 log = logging.getLogger("marketfeed")
 
@@ -127,8 +127,9 @@ def demo(
     ends with a comparison of every stored candle with what the exchange published. Exit 1 if one is
     missing or wrong.
     """
-    from marketfeed.demo import DemoOptions, run_demo
-    from marketfeed.present import demo_tables, stages
+    from marketfeed.commands.demo import run_demo
+    from marketfeed.commands.demo_report import DemoOptions
+    from marketfeed.commands.render import demo_tables, stages
 
     options = DemoOptions(pairs, _timeframes(timeframes), seconds, speed, keep, influx)
     with stages(quiet=as_json) as progress:
@@ -160,11 +161,11 @@ def check(
     A configured pair that the exchange does not trade is a warning: the others are collected. With
     --live 120 all streams must bring data, kline streams as their pairs trade: an ACK proves nothing.
     """
-    from marketfeed.check import check as look
-    from marketfeed.check_aggregator import check_aggregator, is_configured
-    from marketfeed.check_influx import check_influx
-    from marketfeed.live import prove_streams
-    from marketfeed.present import findings_table, stages
+    from marketfeed.commands.check import check as look
+    from marketfeed.commands.check_aggregator import check_aggregator, is_configured
+    from marketfeed.commands.check_influxdb import check_influx
+    from marketfeed.commands.check_streams import prove_streams
+    from marketfeed.commands.render import findings_table, stages
     from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
@@ -202,8 +203,8 @@ def backup(
     Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
     """
     from marketfeed.aggregator.ledger import KIND as LEDGER
+    from marketfeed.commands.render import backup_text, stages
     from marketfeed.journal.journal import KIND as JOURNAL
-    from marketfeed.present import backup_text, stages
     from marketfeed.settings.load import load_settings
     from marketfeed.storage.backup import back_up
 
@@ -236,8 +237,8 @@ def setup(
     """
     import aiohttp
 
-    from marketfeed.check_influx import setup_influx
-    from marketfeed.present import findings_table
+    from marketfeed.commands.render import findings_table
+    from marketfeed.commands.setup_influxdb import setup_influx
     from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
@@ -273,8 +274,8 @@ def deadletter(
     Exit 1 if there are any (after --resend: any left). The collector may run meanwhile. The newest 10,000 are
     kept: `setup --ship-again` sends those that are gone, once their cause is mended.
     """
-    from marketfeed.deadletters import lines_gone, read_refused, resend_refused
-    from marketfeed.present import refused_table
+    from marketfeed.commands.refused_lines import lines_gone, read_refused, resend_refused
+    from marketfeed.commands.render import refused_table
     from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
@@ -304,10 +305,10 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
-    from marketfeed.present import status_tables
+    from marketfeed.commands.render import status_tables
+    from marketfeed.commands.status_client import fetch_status, status_url
     from marketfeed.settings.load import load_settings
     from marketfeed.settings.tokens import Token
-    from marketfeed.status_client import fetch_status, status_url
 
     token = None
     if url is None or config is not None:
@@ -353,8 +354,8 @@ def backfill(
 
     Example: marketfeed backfill --days 90 --pairs BTC/USDT:USDT,ETH/USDT:USDT
     """
-    from marketfeed.history_commands import run_backfill
-    from marketfeed.present_history import filling, history_table
+    from marketfeed.commands.history import run_backfill
+    from marketfeed.commands.render_history import filling, history_table
     from marketfeed.settings.load import load_settings
 
     settings = load_settings(config)
@@ -420,8 +421,8 @@ def audit(
     What is missing is counted over the whole range, values are compared of a random sample, or of --all.
     The collector may run meanwhile, but for --repair.
     """
-    from marketfeed.history_commands import run_audit
-    from marketfeed.present_history import audit_tables, auditing
+    from marketfeed.commands.history import run_audit
+    from marketfeed.commands.render_history import audit_tables, auditing
     from marketfeed.settings.load import load_settings
 
     if days is not None and since is not None:
@@ -495,7 +496,7 @@ def signals(
 ) -> None:
     """Show what went through the aggregator: received, voted, decided, sent, answered."""
     from marketfeed.aggregator.events import Flow
-    from marketfeed.present import show_flow
+    from marketfeed.commands.render import show_flow
     from marketfeed.settings.load import load_settings
 
     flow = Flow(load_settings(config).aggregator.ledger.path)

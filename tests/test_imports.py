@@ -28,7 +28,11 @@ ONLY_IN = {
     "sdnotify": {"marketfeed/service/systemd.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
     "typer": {"marketfeed/cli.py"},
-    "rich": {"marketfeed/cli.py", "marketfeed/present.py", "marketfeed/present_history.py"},
+    "rich": {
+        "marketfeed/cli.py",
+        "marketfeed/commands/render.py",
+        "marketfeed/commands/render_history.py",
+    },
 }
 PURE = {
     "marketfeed/__init__.py",

@@ -24,13 +24,13 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.commands.history import REST_BUDGET, run_audit, run_backfill
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.grid import Stretch
 from marketfeed.history.audit import AuditReport, audited_series
 from marketfeed.history.comparison import compare
 from marketfeed.history.continuous_audit import Auditor
 from marketfeed.history.plan import Series
-from marketfeed.history_commands import REST_BUDGET, run_audit, run_backfill
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry

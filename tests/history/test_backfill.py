@@ -26,6 +26,7 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
+from marketfeed.commands.history import run_audit, run_backfill
 from marketfeed.errors import JournalError
 from marketfeed.grid import Stretch, missing
 from marketfeed.history.backfill import (
@@ -36,7 +37,6 @@ from marketfeed.history.backfill import (
     HistoryReport,
     Source,
 )
-from marketfeed.history_commands import run_audit, run_backfill
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView

@@ -17,7 +17,7 @@ from filled import QUICK
 from front import Front
 from influxd import Influxd
 
-from marketfeed.influx_compare import Comparison, compare
+from marketfeed.commands.compare_influxdb import Comparison, compare
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.shipper import Pace, Shipper
 from marketfeed.influxdb.writer import InfluxWriter

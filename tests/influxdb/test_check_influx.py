@@ -16,8 +16,9 @@ from front_faults import SERVER_ERROR, UNAVAILABLE
 from influxd import Influxd, quoted
 from shipped import Target, marketfeed, v1_target, v2_target
 
-from marketfeed.check import Finding
-from marketfeed.check_influx import check_influx, setup_influx
+from marketfeed.commands.check_influxdb import check_influx
+from marketfeed.commands.finding import Finding
+from marketfeed.commands.setup_influxdb import setup_influx
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import Journal
 from marketfeed.settings.model import Settings

@@ -8,7 +8,7 @@ from filled import PAIRS, until
 from influxd import Influxd, quoted
 from shipped import compared, shipping, v1_target
 
-from marketfeed.deadletters import read_refused
+from marketfeed.commands.refused_lines import read_refused
 from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry, FundingRate
 from marketfeed.schema import HOUR_MS, MINUTE_MS, floor_to

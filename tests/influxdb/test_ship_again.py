@@ -17,7 +17,7 @@ from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.aggregator.ledger import KIND as LEDGER
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.deadletters import lines_gone, read_refused
+from marketfeed.commands.refused_lines import lines_gone, read_refused
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND, Journal

@@ -18,8 +18,9 @@ from front_faults import SERVER_ERROR, UNAVAILABLE, Answer, Cut, Partial, Slow, 
 from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
-from marketfeed.check_influx import check_influx, setup_influx
-from marketfeed.deadletters import read_refused, resend_refused
+from marketfeed.commands.check_influxdb import check_influx
+from marketfeed.commands.refused_lines import read_refused, resend_refused
+from marketfeed.commands.setup_influxdb import setup_influx
 from marketfeed.influxdb.outbox import Outbox
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch

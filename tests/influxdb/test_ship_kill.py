@@ -20,8 +20,8 @@ from front import Front
 from front_faults import SERVER_ERROR, UNAVAILABLE, Cut, Slow, too_many
 from influxd import Influxd
 
-from marketfeed.deadletters import read_refused
-from marketfeed.influx_compare import Comparison, compare
+from marketfeed.commands.compare_influxdb import Comparison, compare
+from marketfeed.commands.refused_lines import read_refused
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND

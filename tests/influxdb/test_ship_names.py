@@ -20,8 +20,9 @@ from influxd import Influxd
 from shipped import shipping
 from stored import START_MS, candle, entry
 
-from marketfeed.check_influx import check_influx, setup_influx
-from marketfeed.deadletters import read_refused
+from marketfeed.commands.check_influxdb import check_influx
+from marketfeed.commands.refused_lines import read_refused
+from marketfeed.commands.setup_influxdb import setup_influx
 from marketfeed.journal.batch import Batch
 from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.settings.model import Settings

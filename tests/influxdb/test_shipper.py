@@ -13,7 +13,7 @@ from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketfeed.deadletters import read_refused
+from marketfeed.commands.refused_lines import read_refused
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch

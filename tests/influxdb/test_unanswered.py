@@ -14,7 +14,7 @@ from filled import MINUTE, PAIRS, QUICK, T0, fill, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketfeed.deadletters import AT_ONCE, read_refused, resend_refused
+from marketfeed.commands.refused_lines import AT_ONCE, read_refused, resend_refused
 from marketfeed.influxdb import unanswered as doubts
 from marketfeed.influxdb.outbox import Outbox
 from marketfeed.influxdb.shipper import Shipper

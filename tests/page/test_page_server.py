@@ -18,13 +18,13 @@ from pydantic import SecretStr
 from marketfeed.collector.collector import Collector
 from marketfeed.collector.page import FILES, MAX_CANDLES
 from marketfeed.collector.pair_states import State
+from marketfeed.commands.status_client import NoCollectorError, fetch_status
 from marketfeed.grid import Stretch
 from marketfeed.journal.view import JournalView
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.settings.tokens import Token
 from marketfeed.simulator.server import Simulator, SimulatorOptions
-from marketfeed.status_client import NoCollectorError, fetch_status
 
 PAIRS = 3
 PAIR = "BTC/USDT:USDT"

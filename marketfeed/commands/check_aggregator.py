@@ -5,7 +5,8 @@ import aiohttp
 from marketfeed.aggregator.aggregator import require_complete
 from marketfeed.aggregator.freqtrade_bot import Bot, BotError
 from marketfeed.aggregator.ledger import KIND
-from marketfeed.check import Finding, check_file
+from marketfeed.commands.check import check_file
+from marketfeed.commands.finding import Finding
 from marketfeed.errors import SettingsError
 from marketfeed.settings.aggregator import BotSettings
 from marketfeed.settings.model import AggregatorSettings, Settings

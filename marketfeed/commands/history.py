@@ -23,6 +23,7 @@ from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
+from marketfeed.commands.status_client import NoCollectorError, fetch_status, status_url
 from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.history.audit import (
     Audit,
@@ -40,7 +41,6 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import Settings
-from marketfeed.status_client import NoCollectorError, fetch_status, status_url
 
 log = logging.getLogger(__name__)
 

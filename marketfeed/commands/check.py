@@ -6,10 +6,9 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import aiohttp
-import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.archive import TERMS
@@ -23,6 +22,7 @@ from marketfeed.binance.symbols import (
     stream_name,
 )
 from marketfeed.clock import ExchangeClock
+from marketfeed.commands.finding import Finding
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.history.background import kept_ms, uses_archive
@@ -33,19 +33,9 @@ from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Kind, inspect
 
-Verdict = Literal["good", "warning", "bad"]
-
 CLOCK_TOLERANCE_MS: Final = 1_000.0
 """Beyond this, readers on this host would misjudge the age of data."""
 FIRST_DATA_S: Final = 10.0
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at: `good`, a `warning` (it runs, but look at it) or `bad`."""
-
-    subject: str
-    verdict: Verdict
-    text: str
 
 
 LiveCheck = Callable[[Listing], Awaitable[list[Finding]]]

@@ -211,7 +211,7 @@ def test_the_shipped_settings_are_good_as_they_stand(
     done = marketfeed(
         "check",
         "--config",
-        Path(__file__).parents[1] / "config.yaml",
+        Path(__file__).parents[2] / "config.yaml",
         "--json",
         **variables,
         MARKETFEED_JOURNAL__PATH=str(tmp_path / "journal.db"),

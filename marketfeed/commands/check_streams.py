@@ -15,7 +15,7 @@ from marketfeed import schema
 from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.feed import Feed
 from marketfeed.binance.symbols import Instrument, stream_name
-from marketfeed.check import Finding
+from marketfeed.commands.finding import Finding
 from marketfeed.pairs.selection import Listing
 from marketfeed.settings.model import ExchangeSettings
 

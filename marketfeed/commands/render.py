@@ -11,9 +11,9 @@ from rich.text import Text
 
 from marketfeed.aggregator.events import Event
 from marketfeed.binance.rest_queue import RestReport
-from marketfeed.check import Finding
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.demo import DemoResult, SeriesResult
+from marketfeed.commands.demo_report import DemoResult, SeriesResult
+from marketfeed.commands.finding import Finding
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettleReport

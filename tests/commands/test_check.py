@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from marketfeed.binance.archive import TERMS
-from marketfeed.check import check_history
+from marketfeed.commands.check import check_history
 from marketfeed.settings.model import Settings
 
 NONE_YET = ", if the journal has none of it"
