@@ -11,7 +11,7 @@ from reader import frames
 from reader.arguments import CandleRequest
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
 from reader.rows import CandleQuery, CatalogRow
-from reader.store import Store
+from reader.stores.store import Store
 
 _END_MS: Final = 2**62
 

@@ -15,12 +15,12 @@ import pandas as pd
 
 from marketfeed import schema
 from reader import arguments, frames, latest, ohlcv
-from reader.address import URL_FORMS, URL_VARIABLE, open_store
 from reader.arguments import DEFAULT, MaxAge, Time, timestamp
 from reader.errors import ArgumentError, UnknownPairError, listing, nothing_live
 from reader.gaplog import GapLog
 from reader.rows import CatalogRow, FundingRow
-from reader.store import Store
+from reader.stores.address import URL_FORMS, URL_VARIABLE, open_store
+from reader.stores.store import Store
 from reader.values import FundingRate, MarkPrice, PairInfo
 
 

@@ -23,7 +23,7 @@ ONLY_IN = {
         "marketfeed/influxdb/outbox.py",
         "marketfeed/aggregator/ledger.py",
         "marketfeed/storage/acknowledged.py",
-        "reader/sqlite.py",
+        "reader/stores/sqlite.py",
     },
     "sdnotify": {"marketfeed/service/systemd.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},

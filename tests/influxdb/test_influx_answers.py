@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reader.influx_answers import MSGPACK, UNREADABLE, RowType, decode, words
+from reader.stores.influx_answers import MSGPACK, UNREADABLE, RowType, decode, words
 
 WIDTH = 6
 ROW = RowType(tuple[float, float, float, float, float, float])

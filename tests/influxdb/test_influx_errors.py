@@ -22,13 +22,13 @@ from stored import M1, M3, PAIR, START_MS, candle, entry
 
 from marketfeed.simulator.tls import self_signed, server_context
 from reader import MarketReader, ReaderError, StoreAuthError, StoreUnavailableError
-from reader.address import URL_FORMS
 from reader.errors import ArgumentError
 from reader.feeder import FUTURES, Download
 from reader.freqtrade import Installed
-from reader.influx import InfluxStore
-from reader.influx_answers import StatementAnswer
-from reader.influx_http import InfluxHttp
+from reader.stores.address import URL_FORMS
+from reader.stores.influx import InfluxStore
+from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_http import InfluxHttp
 from tests.ports import held_port
 
 HIDDEN = "hunter2"

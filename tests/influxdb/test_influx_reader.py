@@ -22,10 +22,10 @@ from marketfeed import schema
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice
 from reader import MarketReader, StoreUnavailableError
-from reader.influx import InfluxStore
-from reader.influx_answers import StatementAnswer
-from reader.influx_http import InfluxHttp
 from reader.rows import CandleQuery
+from reader.stores.influx import InfluxStore
+from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_http import InfluxHttp
 
 FAR_MS = 2**62
 

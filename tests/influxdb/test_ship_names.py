@@ -27,8 +27,8 @@ from marketfeed.journal.batch import Batch
 from marketfeed.records import FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.settings.model import Settings
 from reader import MarketReader, UnknownPairError
-from reader.influx import InfluxStore
 from reader.rows import CandleQuery
+from reader.stores.influx import InfluxStore
 
 NASTY = [
     '"; DROP DATABASE "neighbour"; --',

@@ -78,7 +78,7 @@ def test_errors_pass_between_processes(error: ReaderError) -> None:
 def test_import_loads_no_store() -> None:
     code = (
         "import sys, reader\n"
-        "print([m for m in ('reader.sqlite', 'urllib3', 'msgspec', 'marketfeed.journal')"
+        "print([m for m in ('reader.stores.sqlite', 'urllib3', 'msgspec', 'marketfeed.journal')"
         " if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

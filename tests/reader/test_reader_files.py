@@ -337,7 +337,7 @@ def shared() -> Iterator[Path]:
 
 def other_user(path: Path, uid: int = NOBODY) -> Child:
     """A process of another user with a reader that it keeps."""
-    import reader.sqlite  # noqa: F401, PLC0415 - the interpreter itself may be out of its reach
+    import reader.stores.sqlite  # noqa: F401, PLC0415 - the interpreter itself may be out of its reach
 
     readers: list[MarketReader] = []
 

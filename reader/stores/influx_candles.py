@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
-from reader import influx_queries as queries
-from reader.influx_answers import StatementAnswer
-from reader.influx_http import InfluxHttp, Request
 from reader.rows import CandleQuery, CandleRows
+from reader.stores import influx_queries as queries
+from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_http import InfluxHttp, Request
 
 _Floats = NDArray[np.float64]
 

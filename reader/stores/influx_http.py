@@ -26,7 +26,7 @@ from urllib3.exceptions import (
 )
 
 from reader.errors import ArgumentError, ReaderError, StoreAuthError, StoreUnavailableError
-from reader.influx_answers import (
+from reader.stores.influx_answers import (
     LAST,
     MSGPACK,
     NOT_EXECUTED,

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from marketfeed import schema
-from reader import influx_queries as queries
-from reader.influx_answers import StatementAnswer
-from reader.influx_http import InfluxHttp
 from reader.rows import CatalogRow
+from reader.stores import influx_queries as queries
+from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_http import InfluxHttp
 
 CATALOG_S: Final = 5.0
 """Wall seconds for which the catalog is believed; a pair that is not in it is looked up at once."""

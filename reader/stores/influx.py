@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
-from reader import influx_candles
-from reader import influx_queries as queries
-from reader.influx_answers import RowType, StatementAnswer
-from reader.influx_catalog import InfluxCatalog
-from reader.influx_http import InfluxHttp
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+from reader.stores import influx_candles
+from reader.stores import influx_queries as queries
+from reader.stores.influx_answers import RowType, StatementAnswer
+from reader.stores.influx_catalog import InfluxCatalog
+from reader.stores.influx_http import InfluxHttp
 
 POLL_S: Final = 0.25
 

@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
-from reader import queries
 from reader.errors import ReaderError, StoreUnavailableError
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+from reader.stores import sqlite_queries as queries
 
 RETRY_S: Final = 2.0
 """Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from marketfeed import schema
-from reader.influx_answers import RowType
+from reader.stores.influx_answers import RowType
 
 OPEN_END_MS: Final = 9_223_372_036_854
 """The last millisecond that InfluxDB can date: later ends of a range are open."""

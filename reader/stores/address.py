@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from reader.errors import ArgumentError
-from reader.store import Store
+from reader.stores.store import Store
 
 URL_VARIABLE: Final = "MARKETFEED_URL"
 TOKEN_VARIABLE: Final = "MARKETFEED_TOKEN"  # noqa: S105 - the name of a variable
@@ -50,7 +50,7 @@ def open_store(
     if "\0" in path:
         raise ArgumentError(f"{URL_VARIABLE}: the path holds a zero byte: {url!r}")
 
-    from reader.sqlite import SqliteStore  # noqa: PLC0415 - a store's modules load when it is used
+    from reader.stores.sqlite import SqliteStore  # noqa: PLC0415 - a store's modules load when it is used
 
     return SqliteStore(Path(path))
 
@@ -73,8 +73,8 @@ def _open_influx(
     if not database:
         raise ArgumentError(f"bucket: the name of a bucket is expected, found {database!r}")
 
-    from reader.influx import InfluxStore  # noqa: PLC0415 - a store's modules load when it is used
-    from reader.influx_http import READ_S, InfluxHttp  # noqa: PLC0415
+    from reader.stores.influx import InfluxStore  # noqa: PLC0415 - a store's modules load when it is used
+    from reader.stores.influx_http import READ_S, InfluxHttp  # noqa: PLC0415
 
     def current_token() -> str | None:
         return _token() if token is None else _checked("token", token)

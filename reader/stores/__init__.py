@@ -1,0 +1,1 @@
+"""The stores that a reader reads from: SQLite and InfluxDB."""
