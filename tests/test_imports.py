@@ -11,6 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "marketfeed").rglob("*.py"), *(ROOT / "reader").rglob("*.py")])
 
+COMMANDS = {
+    "marketfeed/commands/options.py",
+    *(
+        f"marketfeed/commands/{name}_commands.py"
+        for name in ("aggregator", "collector", "history", "simulator")
+    ),
+}
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
@@ -27,9 +34,9 @@ ONLY_IN = {
     },
     "sdnotify": {"marketfeed/service/systemd.py"},
     "pandas": {path.relative_to(ROOT).as_posix() for path in (ROOT / "reader").rglob("*.py")},
-    "typer": {"marketfeed/cli.py"},
+    "typer": {"marketfeed/cli.py", *COMMANDS},
     "rich": {
-        "marketfeed/cli.py",
+        *COMMANDS,
         "marketfeed/commands/render.py",
         "marketfeed/commands/render_history.py",
     },

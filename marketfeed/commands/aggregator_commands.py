@@ -1,0 +1,75 @@
+"""The commands of the aggregator: what they take, and what they print."""
+
+import contextlib
+import sys
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+
+from marketfeed.commands.options import ConfigOption, print_json, run_until_signal
+from marketfeed.service.logs import log_to_stderr
+
+
+def aggregate(config: ConfigOption = None) -> None:
+    """Collect the feeders' signals, vote, and forward to the bots, until told to stop.
+
+    Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
+    """
+    from marketfeed.aggregator.aggregator import Aggregator
+    from marketfeed.settings.load import load_settings
+
+    log_to_stderr()
+    run_until_signal(Aggregator(load_settings(config)).run)
+
+
+def hash_password() -> None:
+    """Print the hash of a password for aggregator.accounts. It is asked for, or read from a pipe.
+
+    Example: pass show feeders | marketfeed hash-password
+    """
+    from marketfeed.aggregator import auth
+
+    if sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise typer.BadParameter("the password is empty")
+    typer.echo(auth.hash_password(password))
+
+
+def signals(
+    config: ConfigOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C, with what comes.")
+    ] = False,
+    newest: Annotated[int, typer.Option(min=1, help="How many votes to go back.")] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --follow one object a line.")
+    ] = False,
+) -> None:
+    """Show what went through the aggregator: received, voted, decided, sent, answered."""
+    from marketfeed.aggregator.events import Flow
+    from marketfeed.commands.render import show_flow
+    from marketfeed.settings.load import load_settings
+
+    flow = Flow(load_settings(config).aggregator.ledger.path)
+    events = flow.read(newest)
+    if not follow:
+        if as_json:
+            print_json({"events": events})
+        else:
+            show_flow(events, title=True)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        show_flow([], title=not as_json)
+        while True:
+            if as_json:
+                for event in events:
+                    typer.echo(msgspec.json.encode(event).decode())
+            else:
+                show_flow(events)
+            time.sleep(0.5)
+            events = flow.read()

@@ -1,0 +1,203 @@
+"""The commands around a collector and its InfluxDB: what they take, and what they print."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+
+from marketfeed.commands.finding import Finding
+from marketfeed.commands.options import ConfigOption, JsonOption, print_json, run_until_signal
+from marketfeed.service.logs import log_to_stderr
+
+
+def run(config: ConfigOption = None) -> None:
+    """Collect until told to stop (SIGTERM or Ctrl-C); nothing received is lost by that.
+
+    Example: marketfeed run --config /etc/marketfeed/config.yaml
+    """
+    from marketfeed.collector.collector import Collector
+    from marketfeed.settings.load import load_settings
+
+    log_to_stderr()
+    settings = load_settings(config)
+    run_until_signal(Collector(settings).run)
+
+
+def check(
+    config: ConfigOption = None,
+    live: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Subscribe every stream for up to so many seconds, and require data of each.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
+
+    A configured pair that the exchange does not trade is a warning: the others are collected. With
+    --live 120 all streams must bring data, kline streams as their pairs trade: an ACK proves nothing.
+    """
+    from marketfeed.commands.check import check as look
+    from marketfeed.commands.check_aggregator import check_aggregator, is_configured
+    from marketfeed.commands.check_influxdb import check_influx
+    from marketfeed.commands.check_streams import prove_streams
+    from marketfeed.commands.render import findings_table, stages
+    from marketfeed.settings.load import load_settings
+
+    settings = load_settings(config)
+    with stages(quiet=as_json) as progress:
+        proving = None
+        if live is not None:
+            proving = partial(prove_streams, settings.exchange, seconds=live, progress=progress)
+        store = None if settings.influxdb.url is None else check_influx
+        aggregator = check_aggregator if is_configured(settings.aggregator) else None
+        findings = uvloop.run(look(settings, proving, store, aggregator))
+    if as_json:
+        print_json({"findings": findings})
+    else:
+        Console().print(findings_table(findings))
+    raise typer.Exit(1 if any(finding.verdict == "bad" for finding in findings) else 0)
+
+
+def backup(
+    destination: Annotated[
+        Path, typer.Argument(help="A file that is not there yet; its directory is.")
+    ],
+    config: ConfigOption = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="The aggregator's ledger instead of the journal.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the journal (or the ledger) into one file, as it stands now; its writer may run meanwhile.
+
+    The copy is checked before it gets its name. Another user than the collector's has to be in its group.
+    To restore it: stop the collector, move journal.db, journal.db-wal and journal.db-shm away together, put
+    the copy in the place of journal.db with the collector's user and group, and start again.
+
+    Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
+    """
+    from marketfeed.aggregator.ledger import KIND as LEDGER
+    from marketfeed.commands.render import backup_text, stages
+    from marketfeed.journal.journal import KIND as JOURNAL
+    from marketfeed.settings.load import load_settings
+    from marketfeed.storage.backup import back_up
+
+    settings = load_settings(config)
+    path = settings.aggregator.ledger.path if ledger else settings.journal.path
+    with stages(quiet=as_json) as progress:
+        done = back_up(LEDGER if ledger else JOURNAL, path, destination, progress)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(backup_text(done))
+
+
+def setup(
+    config: ConfigOption = None,
+    ship_again: Annotated[
+        bool,
+        typer.Option(
+            "--ship-again",
+            help="Have everything in journal and ledger shipped once more, as into a bucket that was "
+            "emptied or restored. A running collector begins with it within seconds.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the InfluxDB bucket and its InfluxQL mapping where they are missing and the token may.
+
+    A bucket that was missing is filled again from the journal's start.
+    """
+    import aiohttp
+
+    from marketfeed.commands.render import findings_table
+    from marketfeed.commands.setup_influxdb import setup_influx
+    from marketfeed.settings.load import load_settings
+
+    settings = load_settings(config)
+    if settings.influxdb.url is None:
+        raise typer.BadParameter("influxdb.url is null: there is no InfluxDB to set up")
+
+    async def set_up() -> list[Finding]:
+        async with aiohttp.ClientSession() as session:
+            return await setup_influx(settings, session, ship_again=ship_again)
+
+    done = uvloop.run(set_up())
+    if as_json:
+        print_json({"findings": done})
+    else:
+        Console().print(findings_table(done))
+    raise typer.Exit(1 if any(item.verdict == "bad" for item in done) else 0)
+
+
+def deadletter(
+    config: ConfigOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write the lines to this file, as line protocol.", show_default=False),
+    ] = None,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send them again; what is taken is forgotten.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the lines that InfluxDB refused, each with its words; export or send them again.
+
+    Exit 1 if there are any (after --resend: any left). The collector may run meanwhile. The newest 10,000 are
+    kept: `setup --ship-again` sends those that are gone, once their cause is mended.
+    """
+    from marketfeed.commands.refused_lines import lines_gone, read_refused, resend_refused
+    from marketfeed.commands.render import refused_table
+    from marketfeed.settings.load import load_settings
+
+    settings = load_settings(config)
+    if resend:
+        uvloop.run(resend_refused(settings))
+    refused = read_refused(settings.journal.path)
+    gone = lines_gone(settings.journal.path)
+    if export is not None:
+        export.write_text("".join(f"{item.line}\n" for item in refused), encoding="utf-8")
+    if as_json:
+        print_json({"refused": refused, "gone": gone})
+    else:
+        Console().print(refused_table(refused, gone))
+    raise typer.Exit(1 if refused or gone else 0)
+
+
+def status(
+    config: ConfigOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="The collector's status address, instead of the settings' one. The settings' token is "
+            "told there only if --config is given too."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
+    from marketfeed.commands.render import status_tables
+    from marketfeed.commands.status_client import fetch_status, status_url
+    from marketfeed.settings.load import load_settings
+    from marketfeed.settings.tokens import Token
+
+    token = None
+    if url is None or config is not None:
+        settings = load_settings(config).status
+        token = Token(settings.token, settings.token_file)
+        url = url or status_url(settings.host, settings.port)
+    report = uvloop.run(fetch_status(url, token))
+    if as_json:
+        print_json(report)
+    else:
+        console = Console()
+        for part in status_tables(report):
+            console.print(part)
+    raise typer.Exit(0 if report.healthy else 1)

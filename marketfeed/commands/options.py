@@ -1,0 +1,93 @@
+"""What commands share: options, how their values are read, JSON, and serving until a signal."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+import uvloop
+
+from marketfeed import schema
+from marketfeed.errors import MarketfeedError
+
+log = logging.getLogger("marketfeed")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="MARKETFEED_CONFIG",
+        help="The settings file. Without one, defaults and MARKETFEED_… variables alone hold.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+
+
+class Source(StrEnum):
+    """Where candles come from."""
+
+    archive = "archive"
+    rest = "rest"
+
+
+class FillSource(StrEnum):
+    """Where history comes from."""
+
+    auto = "auto"
+    rest = "rest"
+    archive = "archive"
+
+
+def read_timeframes(text: str) -> tuple[str, ...]:
+    """Read comma-separated timeframes, the shortest first. Raises typer.BadParameter."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in schema.TIMEFRAMES_MS:
+            raise typer.BadParameter(
+                f"timeframes: found {name!r}, expected some of {', '.join(schema.TIMEFRAMES_MS)}"
+            )
+    return tuple(sorted(set(names), key=schema.TIMEFRAMES_MS.__getitem__))
+
+
+def read_names(text: str | None) -> tuple[str, ...] | None:
+    """Read comma-separated names; None stays None."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def utc_ms(time: datetime | None) -> int | None:
+    """A time without a zone, meant as UTC, as ms since the epoch."""
+    return None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object to standard output, indented."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run a service; SIGTERM and Ctrl-C set the event that it gets. Exit 1 when it dies."""
+
+    async def with_signals() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await serve(stop)
+
+    try:
+        uvloop.run(with_signals())
+    except MarketfeedError:
+        raise
+    except Exception as error:
+        log.critical("died error=%r", str(error), exc_info=error)
+        raise typer.Exit(1) from error
