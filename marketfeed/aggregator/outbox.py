@@ -9,22 +9,19 @@ from marketfeed.influxdb.outbox import Outbox, Row, each, key_of
 
 
 class LedgerOutbox(Outbox):
-    """Reads a ledger for shipping, as `Outbox` reads a journal."""
-
-    file_kind = "ledger"
+    """Reads a ledger for shipping; its lines name no collector."""
 
     def __init__(self, path: Path, collector: str) -> None:
-        super().__init__(path, collector)
-        self._columns = _COLUMNS
-        self._sources = (
-            ("vote", each(_vote)),
-            ("decision", each(_decision)),
-            ("forwarded", each(_forward)),
+        super().__init__(
+            "ledger",
+            path,
+            _COLUMNS,
+            (
+                ("vote", each(_vote)),
+                ("decision", each(_decision)),
+                ("forwarded", each(_forward)),
+            ),
         )
-
-    def forming(self, after_seq: int) -> tuple[list[str], int]:
-        """Nothing: a ledger has no forming candles."""
-        return [], after_seq
 
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
         """For each line that of the same point as the ledger holds it now: only forwards change."""

@@ -9,7 +9,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.admin import InfluxAdmin
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.storage.ranges import Ranges
 
 Row: TypeAlias = Mapping[str, Any]
@@ -33,7 +33,7 @@ async def compare(
     admin: InfluxAdmin, bucket: str, journal_path: Path, collector: str
 ) -> Comparison:
     """Compare everything but forming candles. Raises InfluxError, JournalError."""
-    outbox = Outbox(journal_path, collector)
+    outbox = JournalOutbox(journal_path, collector)
     try:
         expected = set(outbox.newest(Ranges(), _EVERYTHING).lines)
     finally:

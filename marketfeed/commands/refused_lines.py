@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from marketfeed.errors import MarketfeedError
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.records import RefusedLine
@@ -43,7 +43,7 @@ async def resend_refused(settings: Settings) -> int:
     taken = 0
     with RefusedLines(settings.journal.path) as table:
         left = table.read()
-        outbox = Outbox(settings.journal.path, socket.gethostname())
+        outbox = JournalOutbox(settings.journal.path, socket.gethostname())
         try:
             async with aiohttp.ClientSession() as session:
                 influx = InfluxWriter(settings.influxdb, session)
@@ -57,7 +57,7 @@ async def resend_refused(settings: Settings) -> int:
 
 
 async def _send(
-    influx: InfluxWriter, outbox: Outbox, items: list[RefusedLine]
+    influx: InfluxWriter, outbox: JournalOutbox, items: list[RefusedLine]
 ) -> list[RefusedLine]:
     """Send lines as they stand, until they stand still; returns those that were taken."""
     items = await asyncio.to_thread(_as_they_stand, outbox, items)
@@ -73,7 +73,7 @@ async def _send(
     return accepted
 
 
-def _as_they_stand(outbox: Outbox, items: list[RefusedLine]) -> list[RefusedLine]:
+def _as_they_stand(outbox: JournalOutbox, items: list[RefusedLine]) -> list[RefusedLine]:
     texts = outbox.as_they_stand(item.line for item in items)
     return [
         item if text is None else msgspec.structs.replace(item, line=text)

@@ -21,6 +21,7 @@ import msgspec
 from marketfeed.errors import JournalError
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.delivery import Delivery, NotNowError
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
 from marketfeed.influxdb.outbox import Consignment, Outbox
@@ -131,7 +132,7 @@ class Shipper:
         writer: Writer,
         influx: InfluxWriter,
         pace: Pace = DEFAULT_PACE,
-        open_outbox: Callable[[Path, str], Outbox] = Outbox,
+        open_outbox: Callable[[Path, str], Outbox] = JournalOutbox,
         now_ms: Callable[[], int] | None = None,
     ) -> None:
         self._writer = writer

@@ -16,7 +16,7 @@ import numpy as np
 import uvloop
 
 from marketfeed import schema
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.shipper import DEFAULT_PACE, Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
@@ -142,7 +142,7 @@ def _fill(path: Path) -> dict[str, int]:
 
 
 def _batches(path: Path) -> list[bytes]:
-    outbox, shipped, batches = Outbox(path, "bench"), Ranges(), []
+    outbox, shipped, batches = JournalOutbox(path, "bench"), Ranges(), []
     try:
         while (consignment := outbox.newest(shipped, DEFAULT_PACE.max_lines)).lines:
             batches.append("\n".join(consignment.lines).encode())

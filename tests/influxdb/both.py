@@ -6,7 +6,7 @@ from typing import Any
 from influxd import Influxd
 from stored import write
 
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.journal.journal import Journal
 from marketfeed.storage.ranges import Ranges
 
@@ -28,7 +28,7 @@ class Both:
         """Write records in one commit, stop cleanly, ship."""
         with Journal.open(self.path) as journal:
             write(journal, *records)
-        outbox = Outbox(self.path, COLLECTOR)
+        outbox = JournalOutbox(self.path, COLLECTOR)
         try:
             forming, self._forming_seq = outbox.forming(self._forming_seq)
             lines, covers = outbox.newest(self._shipped, _ALL)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed.influxdb import line_protocol as lines
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.records import (
@@ -39,7 +39,7 @@ def shipped(path: Path, *records: Record) -> list[str]:
             batch = Batch()
             batch.add(record)
             journal.write(batch)
-    outbox = Outbox(path, "host a")
+    outbox = JournalOutbox(path, "host a")
     try:
         return [*outbox.forming(-1)[0], *outbox.newest(Ranges(), 100).lines]
     finally:

@@ -21,7 +21,7 @@ from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 from marketfeed.commands.check_influxdb import check_influx
 from marketfeed.commands.refused_lines import read_refused, resend_refused
 from marketfeed.commands.setup_influxdb import setup_influx
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
@@ -415,7 +415,7 @@ def test_a_row_that_has_changed_is_sent_again_as_it_stands(path: Path, v2: Targe
         batch.add(Gap("connection_feed-1", None, T0, None, "found", "lost"))
         with Journal.open(path) as journal:
             journal.write(batch)
-            outbox = Outbox(path, socket.gethostname())
+            outbox = JournalOutbox(path, socket.gethostname())
             old = outbox.newest(Ranges(), 100).lines
             outbox.close()
             gone = f"mark_price,pair={PAIRS[0]} mark_price=1.0,index_price=2.0 {T0 - 1_000}"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from marketfeed.commands.refused_lines import AT_ONCE, read_refused, resend_refused
 from marketfeed.influxdb import unanswered as doubts
-from marketfeed.influxdb.outbox import Outbox
+from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.unanswered import Doubts
 from marketfeed.influxdb.writer import InfluxWriter
@@ -65,7 +65,7 @@ class Late:
 
 def standing(path: Path) -> dict[tuple[str, str], str]:
     """What the journal holds, as points."""
-    outbox = Outbox(path, "")
+    outbox = JournalOutbox(path, "")
     try:
         found = [line.rsplit(" ", 2) for line in outbox.newest(Ranges(), 10**6).lines]
     finally:
