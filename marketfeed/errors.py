@@ -22,6 +22,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+PURE = True
+
 _AIOHTTP_SSL: Final = re.compile(r" ssl:.*? \[(.*)\]$", re.DOTALL)
 
 

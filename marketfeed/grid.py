@@ -7,6 +7,8 @@ length. So two stretches that touch share no candle and have none between them, 
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+PURE = True
+
 TILE_CANDLES: Final = 499
 """Candles of one request: up to so many, klines are the cheapest per row."""
 JOIN_WITHIN: Final = 99

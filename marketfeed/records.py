@@ -10,6 +10,8 @@ import msgspec
 
 from marketfeed import schema
 
+PURE = True
+
 
 class Candle(msgspec.Struct, frozen=True, gc=False):
     """One candle of one pair and timeframe.

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+PURE = True
+
 SCHEMA_VERSION: Final = 2
 """Version of the journal's tables (`PRAGMA user_version`)."""
 

@@ -17,6 +17,8 @@ import pandas as pd
 from marketfeed import schema
 from reader.errors import ArgumentError, UnknownPairError
 
+PURE = True
+
 DEFAULT_LIMIT: Final = 500
 """Candles returned when neither `limit` nor `since` is given."""
 

@@ -17,6 +17,8 @@ from typing import Final
 
 import pandas as pd
 
+PURE = True
+
 _NAMED: Final = 10
 
 

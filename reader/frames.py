@@ -17,6 +17,8 @@ from marketfeed import schema
 from reader.arguments import CandleRequest
 from reader.rows import CandleRows, CatalogRow, FundingRow
 
+PURE = True
+
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 

@@ -9,6 +9,8 @@ from reader.errors import StaleDataError, listing
 from reader.rows import FundingRow, MarkRow
 from reader.values import FundingRate, MarkPrice
 
+PURE = True
+
 MARK_PRICE_MAX_AGE_S: Final = 30.0
 """Default of `max_age_s`: ten of the stream's own steps."""
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 
+PURE = True
+
 
 class CatalogRow(NamedTuple):
     """What is collected of one pair, or was until its end. `dropped`: the settings have ended it."""

@@ -7,6 +7,8 @@ from typing import ClassVar, NamedTuple, NoReturn, Self
 
 import pandas as pd
 
+PURE = True
+
 
 class _Reading(float):
     """A float that knows where it comes from; arithmetic on it gives plain floats."""

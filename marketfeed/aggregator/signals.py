@@ -15,6 +15,8 @@ import msgspec
 
 from marketfeed import schema
 
+PURE = True
+
 Side = Literal["long", "short"]
 SIDES: Final[tuple[Side, Side]] = ("long", "short")
 MAX_TAG: Final = 255

@@ -15,6 +15,8 @@ import msgspec
 
 from marketfeed.aggregator.signals import SIDES, Electorate, Side, Signal
 
+PURE = True
+
 Outcome = Literal["voted", "duplicate"]
 FORWARD: Final = "forward"
 SKIP: Final = "skip"

@@ -12,6 +12,8 @@ from marketfeed.errors import ArchiveError
 from marketfeed.grid import Stretch
 from marketfeed.records import Candle
 
+PURE = True
+
 _LEAST_COLUMNS: Final = 11
 
 

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 import msgspec
 
+PURE = True
+
 MARKET_ROUTE: Final = "/market/stream"
 """Where klines and mark prices are served. The unrouted path accepts, ACKs and stays silent."""
 

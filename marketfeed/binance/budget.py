@@ -13,6 +13,8 @@ import msgspec
 
 from marketfeed import schema
 
+PURE = True
+
 FUNDING_WINDOW_S: Final = 300.0
 FUNDING_REQUESTS: Final = 250
 """Half of what the exchange allows in `FUNDING_WINDOW_S`."""

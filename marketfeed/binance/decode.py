@@ -14,6 +14,8 @@ import msgspec
 from marketfeed import schema
 from marketfeed.records import Candle, FundingRate, MarkPrice
 
+PURE = True
+
 MAX_TIME_MS: Final = 4_102_444_800_000
 """The year 2100: a later time in a frame is a fault, not a time."""
 _MAX_TRADES: Final = 2**53

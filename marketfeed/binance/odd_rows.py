@@ -14,6 +14,8 @@ from marketfeed.errors import ExchangeError, OddAnswerError
 from marketfeed.grid import Stretch, joined, missing
 from marketfeed.records import Candle
 
+PURE = True
+
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
 T = TypeVar("T")

@@ -11,6 +11,8 @@ import msgspec
 
 from marketfeed import schema
 
+PURE = True
+
 _PREFIX: Final = b'{"stream":"'
 _MARK: Final = b"markPrice"
 

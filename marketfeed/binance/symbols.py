@@ -13,6 +13,8 @@ from marketfeed import schema
 from marketfeed.binance.odd_rows import symbol_of
 from marketfeed.errors import ExchangeError
 
+PURE = True
+
 NEVER_MS: Final = 4_133_404_800_000
 """`deliveryDate` of a perpetual whose end has not been announced (2100-12-25)."""
 

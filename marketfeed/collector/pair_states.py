@@ -8,6 +8,8 @@ import msgspec
 
 from marketfeed.gaps.deadlines import MARK_PRICE_DUE_S, Overdue, Series
 
+PURE = True
+
 LATE_WALL_S: Final = 2.0
 """Against a fast exchange: commits come four times a wall second, which is many exchange seconds."""
 

@@ -12,6 +12,8 @@ import msgspec
 from marketfeed import schema
 from marketfeed.grid import Stretch, candles_in, cut, missing
 
+PURE = True
+
 MARK_PRICE_DUE_S: Final = 10.0
 """A mark price is due this long after the last one: the stream's cadence is 1 or 3 s."""
 CANDLE_DUE_MS: Final = 4_000

@@ -10,6 +10,8 @@ from marketfeed import schema
 from marketfeed.grid import Stretch, cut, joined
 from marketfeed.history.plan import Series, overlap
 
+PURE = True
+
 BELIEVED_FOR_MS: Final = 7 * schema.DAY_MS
 """For how long the exchange's word that it has no candles for a stretch is taken: it may have erred."""
 

@@ -8,6 +8,8 @@ from marketfeed import schema
 from marketfeed.grid import Stretch
 from marketfeed.records import Candle
 
+PURE = True
+
 
 class Different(msgspec.Struct, frozen=True, gc=False):
     """A candle that is stored with other numbers than the exchange has; `truth` None: it has none."""

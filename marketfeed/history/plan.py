@@ -10,6 +10,8 @@ from marketfeed import schema
 from marketfeed.binance.symbols import Instrument
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut
 
+PURE = True
+
 
 class Series(NamedTuple):
     """One pair and timeframe of the exchange."""

@@ -12,6 +12,8 @@ import msgspec
 
 from marketfeed.errors import retry_after_s, words_of
 
+PURE = True
+
 MAX_RETRY_AFTER_S: Final = 600.0
 """A server may ask for so much patience, not more."""
 _TEXT: Final = 300

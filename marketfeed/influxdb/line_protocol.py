@@ -12,6 +12,8 @@ import msgspec
 
 from marketfeed import schema
 
+PURE = True
+
 _TAG: Final = str.maketrans(
     {",": r"\,", "=": r"\=", " ": r"\ ", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 )

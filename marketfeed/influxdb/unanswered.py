@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
+PURE = True
+
 MOST_LINES: Final = 50_000
 """With so many in doubt nothing new is sent until the first have settled: memory stays bounded."""
 AT_ONCE: Final = 1_000

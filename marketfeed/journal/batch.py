@@ -20,6 +20,8 @@ from marketfeed.records import (
     Record,
 )
 
+PURE = True
+
 
 class Batch:
     """What one commit will write.

@@ -11,6 +11,8 @@ from marketfeed.journal import tables
 from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry
 
+PURE = True
+
 Rows: TypeAlias = list[tuple[Any, ...]]
 
 

@@ -8,6 +8,8 @@ Each upsert says in its WHERE what counts as news: a repeat changes nothing and 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+PURE = True
+
 CREATE: Final = """
 CREATE TABLE pair(
     id INTEGER PRIMARY KEY,

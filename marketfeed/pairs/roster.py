@@ -18,6 +18,8 @@ from marketfeed.binance.symbols import (
     Selection,
 )
 
+PURE = True
+
 ENDED_AFTER_MS: Final = 30_000
 """How long after its end a contract's streams stay: its last closing frames come about 2 s after it."""
 MAY_STOP: Final = 0.1

@@ -8,6 +8,8 @@ import msgspec
 
 from marketfeed.simulator.instrument import Instrument, decimal
 
+PURE = True
+
 
 class Depth(msgspec.Struct, frozen=True, rename={"last_update_id": "lastUpdateId"}):
     """The body of `/fapi/v1/depth`: levels of price and quantity, the best first; times in ms."""

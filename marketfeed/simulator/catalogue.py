@@ -20,6 +20,8 @@ from marketfeed import schema
 from marketfeed.errors import SettingsError
 from marketfeed.simulator.instrument import Instrument
 
+PURE = True
+
 _DATA: Final = importlib.resources.files("marketfeed.simulator") / "data"
 
 # Share of the pairs, the liveliest first -> trades per exchange second. A handful trade 10-30 times

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 from marketfeed import schema
 from marketfeed.simulator.instrument import Instrument, decimal
 
+PURE = True
+
 
 class Bar(NamedTuple):
     """The numbers of one candle, in the whole units of its `Instrument`.

@@ -12,6 +12,8 @@ from marketfeed.simulator.history import Floats, Ints
 from marketfeed.simulator.instrument import Instrument
 from marketfeed.simulator.venue import FundingInfo, Premium, Settlement
 
+PURE = True
+
 _INTEREST: Final = 0.0001
 _FIRST_MARK_PRICE_MS: Final = 1_698_796_800_000
 """Before November 2023 settlements carry no mark price."""

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from marketfeed.simulator.frames import Bar
 from marketfeed.simulator.instrument import Instrument
 
+PURE = True
+
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 _Hashes: TypeAlias = npt.NDArray[np.uint64]

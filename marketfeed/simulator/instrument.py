@@ -4,6 +4,8 @@ from typing import Final
 
 import msgspec
 
+PURE = True
+
 NEVER_DELIVERED_MS: Final = 4_133_404_800_000
 """`deliveryDate` of a perpetual for which no end is announced (2100-12-25)."""
 

@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 from marketfeed import schema
 
+PURE = True
+
 WEIGHT_PER_MINUTE: Final = 2_400
 FUNDING_REQUESTS: Final = 500
 FUNDING_WINDOW_MS: Final = 5 * schema.MINUTE_MS

@@ -14,6 +14,8 @@ from marketfeed.errors import SettingsError
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.instrument import NEVER_DELIVERED_MS, Instrument
 
+PURE = True
+
 
 class _Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pair: str

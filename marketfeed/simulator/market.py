@@ -45,6 +45,8 @@ from marketfeed.simulator.venue import (
     Ticker,
 )
 
+PURE = True
+
 MARK_SLOW: Final = "!markPrice@arr"
 MARK_FAST: Final = "!markPrice@arr@1s"
 _SLOW_MS: Final = 3 * schema.SECOND_MS

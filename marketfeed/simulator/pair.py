@@ -25,6 +25,8 @@ from marketfeed.simulator.instrument import Instrument
 from marketfeed.simulator.trades import Trade, trades_of
 from marketfeed.simulator.venue import ClosedCandle, Event, Stream
 
+PURE = True
+
 PUSH_EVERY_MS: Final = 250
 CLOSE_AFTER_MS: Final = 2_000
 _NEVER: Final = 1 << 62

@@ -7,6 +7,8 @@ import msgspec
 
 from marketfeed.simulator.venue import ClosedCandle
 
+PURE = True
+
 
 class Published(msgspec.Struct, frozen=True, gc=False):
     """One closing candle that was sent.

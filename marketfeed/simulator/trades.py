@@ -9,6 +9,8 @@ from typing import Final, TypeAlias
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.frames import Bar
 
+PURE = True
+
 Trade: TypeAlias = tuple[int, int, int, bool]
 """Exchange time in ms, price in price units, quantity in lots, whether the taker bought."""
 

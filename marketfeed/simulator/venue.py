@@ -7,6 +7,8 @@ import msgspec
 
 from marketfeed.simulator.instrument import Instrument
 
+PURE = True
+
 
 class Stream:
     """One stream that a client can subscribe to.

@@ -3,6 +3,8 @@
 import bisect
 from collections.abc import Iterable, Iterator
 
+PURE = True
+
 
 class Ranges:
     """A set of positive whole numbers, kept as sorted ranges that neither overlap nor touch.
