@@ -210,46 +210,56 @@ async def _status_of(settings: Settings, url: str, locked: JournalLockedError) -
 # --- audit ------------------------------------------------------------------------------------------
 
 
-async def run_audit(
-    settings: Settings,
-    days: float | None,
-    since_ms: int | None,
-    until_ms: int | None,
-    pairs: Sequence[str] | None,
-    timeframes: Sequence[str] | None,
-    sample_weight: int | None,
-    weight_per_minute: int,
-    source: Literal["rest", "archive"],
-    repair: bool,
-    tell: Callable[[AuditProgress], None],
-) -> AuditReport:
-    """Audit the journal of these settings; `sample_weight` None compares everything.
+class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to audit, and with whom to compare it.
 
-    Without `days` and `since_ms`: as far back as the settings fill history. Raises ExchangeError,
-    JournalError, SettingsError.
+    Without `days` and `since_ms` (exchange time): as far back as the settings fill history; without
+    `until_ms`: until now. None of `pairs` or `timeframes` is all. `sample_weight` None compares everything.
     """
+
+    days: float | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    pairs: Sequence[str] | None = None
+    timeframes: Sequence[str] | None = None
+    sample_weight: int | None = None
+    weight_per_minute: int
+    source: Literal["rest", "archive"] = "rest"
+    repair: bool = False
+
+
+async def run_audit(
+    settings: Settings, request: AuditRequest, tell: Callable[[AuditProgress], None]
+) -> AuditReport:
+    """Audit the journal of these settings. Raises ExchangeError, JournalError, SettingsError."""
     view = JournalView(settings.journal.path)
     view.require()
     catalog = view.catalog()
-    series = audited_series(catalog, pairs, timeframes)
-    unknown = set(pairs or ()) - {entry.pair for entry in catalog}
+    series = audited_series(catalog, request.pairs, request.timeframes)
+    unknown = set(request.pairs or ()) - {entry.pair for entry in catalog}
     if unknown or not series:
         raise SettingsError(
             f"the journal does not collect {', '.join(sorted(unknown))}"
             if unknown
             else "the journal has no series of what is to be audited; has a collector run on it?"
         )
-    async with _rest(settings, weight_per_minute) as (rest, clock, session):
+    async with _rest(settings, request.weight_per_minute) as (rest, clock, session):
         now_ms = clock.now_ms()
+        since_ms = request.since_ms
         if since_ms is None:
+            days = request.days
             wanted_days = settings.history.days if days is None else days
             since_ms = now_ms - int(wanted_days * schema.DAY_MS)
             if days is None and not settings.history.days:
                 # No history is kept: what was collected since the start has to be there.
                 since_ms = min(entry.since_ms for entry in catalog)
             since_ms = max(since_ms, now_ms - settings.journal.retention.candles.ms)
-        options = AuditOptions(since_ms, now_ms if until_ms is None else until_ms, sample_weight)
-        archive = open_archive(settings, session) if source == "archive" else None
+        options = AuditOptions(
+            since_ms,
+            now_ms if request.until_ms is None else request.until_ms,
+            request.sample_weight,
+        )
+        archive = open_archive(settings, session) if request.source == "archive" else None
         audit = Audit(view, series, options, rest, archive, clock.now_ms)
         running = asyncio.create_task(audit.run(), name="audit")
         try:
@@ -260,7 +270,7 @@ async def run_audit(
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
         report = running.result()
-    if repair and audit.mending:
+    if request.repair and audit.mending:
         return await _repair(settings, audit, report)
     return report
 

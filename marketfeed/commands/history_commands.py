@@ -113,7 +113,7 @@ def audit(
     What is missing is counted over the whole range, values are compared of a random sample, or of --all.
     The collector may run meanwhile, but for --repair.
     """
-    from marketfeed.commands.history import run_audit
+    from marketfeed.commands.history import AuditRequest, run_audit
     from marketfeed.commands.render_history import audit_tables, auditing
     from marketfeed.settings.load import load_settings
 
@@ -124,15 +124,17 @@ def audit(
         report = uvloop.run(
             run_audit(
                 settings,
-                days,
-                utc_ms(since),
-                utc_ms(until),
-                read_names(pairs),
-                None if timeframes is None else read_timeframes(timeframes),
-                None if everything or source is Source.archive else weight,
-                weight,
-                source.value,
-                repair,
+                AuditRequest(
+                    days=days,
+                    since_ms=utc_ms(since),
+                    until_ms=utc_ms(until),
+                    pairs=read_names(pairs),
+                    timeframes=None if timeframes is None else read_timeframes(timeframes),
+                    sample_weight=None if everything or source is Source.archive else weight,
+                    weight_per_minute=weight,
+                    source=source.value,
+                    repair=repair,
+                ),
                 tell,
             )
         )

@@ -2,7 +2,7 @@
 
 Each turn takes the newest rows that have not been acknowledged, as they stand now; so after an outage live
 data is live at once and the backlog takes the rest of each turn. A batch that is sent twice is harmless.
-Memory holds two batches at most and one in doubt (`doubts.py`), however long the outage.
+Memory holds two batches at most and one in doubt (`unanswered.py`), however long the outage.
 """
 
 import asyncio

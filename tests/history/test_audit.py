@@ -24,7 +24,7 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.commands.history import REST_BUDGET, run_audit, run_backfill
+from marketfeed.commands.history import REST_BUDGET, AuditRequest, run_audit, run_backfill
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.grid import Stretch
 from marketfeed.history.audit import AuditReport, audited_series
@@ -117,19 +117,15 @@ async def audited(
     since_ms: int | None = None,
     until_ms: int | None = None,
 ) -> AuditReport:
-    return await run_audit(
-        settings,
-        None,
-        since_ms,
-        until_ms,
-        None,
-        None,
-        sample,
-        2_400,
-        source,
-        repair,
-        lambda _: None,
+    request = AuditRequest(
+        since_ms=since_ms,
+        until_ms=until_ms,
+        sample_weight=sample,
+        weight_per_minute=2_400,
+        source=source,
+        repair=repair,
     )
+    return await run_audit(settings, request, lambda _: None)
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.commands.history import run_audit, run_backfill
+from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import JournalError
 from marketfeed.grid import Stretch, missing
 from marketfeed.history.backfill import (
@@ -78,9 +78,8 @@ async def fill(settings: Settings, days: int, source: Source = "rest") -> Histor
 
 async def require_whole(settings: Settings, days: float, until_ms: int | None = None) -> None:
     """Compare everything with the exchange's REST."""
-    report = await run_audit(
-        settings, days, None, until_ms, None, None, None, 2_400, "rest", False, lambda _: None
-    )
+    request = AuditRequest(days=days, until_ms=until_ms, weight_per_minute=2_400)
+    report = await run_audit(settings, request, lambda _: None)
     assert report.errors == []
     assert (report.missing, report.different) == (0, 0)
     assert report.compared == report.expected > 0
