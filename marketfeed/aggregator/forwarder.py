@@ -24,7 +24,8 @@ from marketfeed.aggregator.freqtrade_bot import (
     NotSentError,
     Trade,
 )
-from marketfeed.aggregator.ledger import Forward, Ledger, State
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import Forward, State
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Side

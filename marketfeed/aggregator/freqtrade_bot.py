@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import aiohttp
 import msgspec
 
-from marketfeed.aggregator.ledger import Forward
+from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
 from marketfeed.settings.aggregator import BotSettings

@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.aggregator.ledger import Answered, Ledger, Receipt
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import Answered, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Signal

@@ -1,176 +1,48 @@
 """The ledger: one SQLite file of what was received, decided and forwarded. Durable when a call returns.
 
-A forward goes through these states, and no other way (`STEPS`):
-
-    queued ──► sending ──► accepted | refused      the bot's answer, which is final
-       ▲          │ └────► unknown ──► found | lost   settled by looking into the bot; lost alarms
-       └──────────┘ nothing was sent (connect refused)
-    queued | sending ──► expired    nothing was sent, and it is too late (sending: when it stood there)
-
 `sending` is on the disk before the POST, so that after a crash whatever stands there is `unknown`, and no
-decision is ever sent twice. Times are ms since the epoch. Every row that is shipped carries a `seq`, as in
-the journal.
+decision is ever sent twice.
 """
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Literal, Self
+from typing import Final, Self
 
-import msgspec
-
-from marketfeed.aggregator.signals import Side, Signal
-from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
+from marketfeed.aggregator.ledger_tables import (
+    DECISION_COLUMNS,
+    FORWARD_COLUMNS,
+    KIND,
+    OPEN_STATES,
+    SIGNAL_COLUMNS,
+    STEPS,
+    Answered,
+    Forward,
+    Receipt,
+    State,
+    decision_of,
+    decision_row,
+    signal_of,
+    signal_row,
+)
+from marketfeed.aggregator.votes import FORWARD, Decision, Vote
 from marketfeed.errors import LedgerError
+from marketfeed.schema import DAY_MS
 from marketfeed.storage import acknowledged
-from marketfeed.storage.database import (
-    Database,
-    FileFound,
-    Kind,
-    errors_told,
-    has_been_open,
-    inspect,
-)
+from marketfeed.storage.database import Database, errors_told, has_been_open
 from marketfeed.storage.ranges import Ranges
-
-State = Literal["queued", "sending", "unknown", "accepted", "refused", "expired", "found", "lost"]
-STEPS: Final[Mapping[State, tuple[State, ...]]] = MappingProxyType(
-    {
-        "sending": ("queued",),
-        "queued": ("sending",),
-        "accepted": ("sending",),
-        "refused": ("sending",),
-        "unknown": ("sending",),
-        "expired": ("queued", "sending"),
-        "found": ("unknown", "lost"),
-        "lost": ("unknown",),
-    }
-)
-"""State -> the states from which it may be entered."""
-OPEN_STATES: Final[tuple[State, ...]] = ("queued", "sending", "unknown")
 
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
 
-DAY_MS: Final = 86_400_000
 ANSWERED_BEFORE_MS: Final = 600_000
 """An order that was answered so long before another was sent has no trade that opened after that."""
 
 ROOM_BYTES: Final = 65_536
 """What `prove_room` writes: a commit of a few votes is half of it."""
 
-_CREATE: Final = f"""
-CREATE TABLE sequence(
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    next INTEGER NOT NULL
-);
-INSERT INTO sequence VALUES (1, 1);
-CREATE TABLE heartbeat(
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    beats INTEGER NOT NULL
-);
-INSERT INTO heartbeat VALUES (1, 0);
-CREATE TABLE signal(
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    received INTEGER NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL,
-    key TEXT, body BLOB NOT NULL, digest BLOB NOT NULL,
-    pair TEXT NOT NULL, side TEXT NOT NULL, feeder TEXT NOT NULL, called TEXT NOT NULL,
-    confidence REAL NOT NULL, leverage REAL, ordertype TEXT, price REAL, strength REAL,
-    tag TEXT NOT NULL, defaulted TEXT NOT NULL,
-    outcome TEXT NOT NULL, window INTEGER NOT NULL, answer TEXT NOT NULL, seq INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX signal_key ON signal(account, key) WHERE key IS NOT NULL;
-CREATE INDEX signal_window ON signal(window);
-CREATE INDEX signal_received ON signal(received);
-CREATE UNIQUE INDEX signal_seq ON signal(seq);
-CREATE TABLE decision(
-    window INTEGER PRIMARY KEY,
-    pair TEXT NOT NULL, side TEXT NOT NULL,
-    opened INTEGER NOT NULL, decided INTEGER NOT NULL, expires INTEGER NOT NULL,
-    outcome TEXT NOT NULL, passed INTEGER NOT NULL, reasons TEXT NOT NULL,
-    votes INTEGER NOT NULL, of INTEGER NOT NULL, confidence REAL NOT NULL,
-    "primary" TEXT NOT NULL, feeders TEXT NOT NULL, tag TEXT NOT NULL,
-    leverage REAL NOT NULL, ordertype TEXT NOT NULL, price REAL, seq INTEGER NOT NULL
-);
-CREATE INDEX decision_decided ON decision(decided);
-CREATE UNIQUE INDEX decision_seq ON decision(seq);
-CREATE TABLE forward(
-    window INTEGER PRIMARY KEY,
-    side TEXT NOT NULL, state TEXT NOT NULL, changed INTEGER NOT NULL,
-    attempts INTEGER NOT NULL, sent INTEGER, answered INTEGER,
-    status INTEGER, answer TEXT NOT NULL, seq INTEGER NOT NULL
-);
-CREATE INDEX forward_state ON forward(state);
-CREATE UNIQUE INDEX forward_seq ON forward(seq);
-CREATE VIEW vote AS
-    SELECT * FROM signal WHERE outcome = 'voted';
-CREATE VIEW forwarded AS
-    SELECT forward.*, decision.pair, decision."primary", decision.decided, decision.expires,
-           decision.tag, decision.leverage, decision.ordertype, decision.price
-    FROM forward JOIN decision ON decision.window = forward.window;
-{acknowledged.CREATE_SHIPPED.strip().removesuffix(";")}
-"""
-
-KIND: Final = Kind(
-    name="ledger",
-    setting="aggregator.ledger.path",
-    application_id=0x4D4B4C47,
-    version=1,
-    create=_CREATE,
-    migrations=MappingProxyType({}),
-)
-
-
-def inspect_ledger(path: Path) -> FileFound | None:
-    """Look at the ledger at `path` without changing anything; None if there is none.
-
-    Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
-    """
-    return inspect(KIND, path)
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """A vote as it is stored: who posted it from where, the body that is kept, and the answer it got."""
-
-    vote: Vote
-    account: str
-    address: str
-    key: str | None
-    body: bytes
-    outcome: Outcome
-    window: int
-    answer: str
-
-
-class Answered(msgspec.Struct, frozen=True):
-    """What was stored under an Idempotency-Key: of the first body what is kept, and its answer."""
-
-    body: bytes
-    answer: str
-
-
-class Forward(msgspec.Struct, frozen=True):
-    """A decision on its way to the bot of its side, in one of the states above."""
-
-    window: int
-    pair: str
-    side: Side
-    primary: str
-    tag: str
-    leverage: float
-    ordertype: str
-    price: float | None
-    decided_ms: int
-    expires_ms: int
-    state: State
-    changed_ms: int
-    attempts: int
-    sent_ms: int | None
-    answered_ms: int | None
-    status: int | None
-    answer: str
+_READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 
 
 class Ledger:
@@ -274,13 +146,13 @@ class Ledger:
             seq = self._next_seq
             self._db.executemany(
                 f"INSERT INTO signal VALUES ({','.join('?' * 22)})",
-                [_signal_row(receipt, seq + index) for index, receipt in enumerate(receipts)],
+                [signal_row(receipt, seq + index) for index, receipt in enumerate(receipts)],
             )
             seq += len(receipts)
             for decision in decisions:
                 self._db.execute(
                     f"INSERT INTO decision VALUES ({','.join('?' * 19)})",
-                    _decision_row(decision, seq),
+                    decision_row(decision, seq),
                 )
                 seq += 1
                 if decision.outcome == FORWARD:
@@ -295,20 +167,20 @@ class Ledger:
     def undecided(self) -> list[Vote]:
         """The votes of windows that have not been decided, in their order."""
         rows = self._db.execute(
-            f"""SELECT number, received, digest, {_SIGNAL_COLUMNS} FROM vote
+            f"""SELECT number, received, digest, {SIGNAL_COLUMNS} FROM vote
                 WHERE window NOT IN (SELECT window FROM decision) ORDER BY number"""
         )
-        return [Vote(row[0], row[1], _signal(row[3:]), row[2]) for row in rows]
+        return [Vote(row[0], row[1], signal_of(row[3:]), row[2]) for row in rows]
 
     def decided_since(self, since_ms: int) -> list[tuple[Decision, list[tuple[str, bytes]]]]:
         """The decisions since then, oldest first, each with (feeder, digest) of its votes."""
         rows = self._db.execute(
-            f"SELECT {_DECISION_COLUMNS} FROM decision WHERE decided >= ? ORDER BY decided, window",
+            f"SELECT {DECISION_COLUMNS} FROM decision WHERE decided >= ? ORDER BY decided, window",
             (since_ms,),
         ).fetchall()
         return [
             (
-                _decision(row),
+                decision_of(row),
                 self._db.execute(
                     "SELECT feeder, digest FROM vote WHERE window = ?", (row[0],)
                 ).fetchall(),
@@ -322,7 +194,7 @@ class Ledger:
         """The forwards in `states`, oldest first."""
         marks = ",".join("?" * len(states))
         rows = self._db.execute(
-            f"SELECT {_FORWARD_COLUMNS} FROM forwarded WHERE state IN ({marks}) ORDER BY window",
+            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE state IN ({marks}) ORDER BY window",
             tuple(states),
         )
         return [Forward(*row) for row in rows]
@@ -395,7 +267,7 @@ class Ledger:
             self._save_seq(seq + 1)
         self._next_seq = seq + 1
         row = self._db.execute(
-            f"SELECT {_FORWARD_COLUMNS} FROM forwarded WHERE window = ?", (window,)
+            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ?", (window,)
         ).fetchone()
         return Forward(*row)
 
@@ -490,88 +362,3 @@ class Ledger:
 
     def _reload(self) -> None:
         (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()
-
-
-_READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
-_SIGNAL_COLUMNS: Final = (
-    "pair, side, feeder, called, confidence, leverage, ordertype, price, strength, tag, defaulted"
-)
-_DECISION_COLUMNS: Final = (
-    "window, pair, side, opened, decided, expires, outcome, passed, reasons, votes, of, confidence, "
-    '"primary", feeders, tag, leverage, ordertype, price'
-)
-_FORWARD_COLUMNS: Final = (
-    'window, pair, side, "primary", tag, leverage, ordertype, price, decided, expires, state, changed, '
-    "attempts, sent, answered, status, answer"
-)
-
-
-def _signal_row(receipt: Receipt, seq: int) -> tuple[Any, ...]:
-    vote, signal = receipt.vote, receipt.vote.signal
-    return (
-        vote.number,
-        vote.received_ms,
-        receipt.account,
-        receipt.address,
-        receipt.key,
-        receipt.body,
-        vote.digest,
-        signal.pair,
-        signal.side,
-        signal.feeder,
-        signal.called,
-        signal.confidence,
-        signal.leverage,
-        signal.ordertype,
-        signal.price,
-        signal.strength,
-        signal.tag,
-        ",".join(signal.defaulted),
-        receipt.outcome,
-        receipt.window,
-        receipt.answer,
-        seq,
-    )
-
-
-def _signal(row: tuple[Any, ...]) -> Signal:
-    defaulted = str(row[-1])
-    signal = Signal(*row[:-1])
-    return msgspec.structs.replace(
-        signal, defaulted=tuple(defaulted.split(",")) if defaulted else ()
-    )
-
-
-def _decision_row(decision: Decision, seq: int) -> tuple[Any, ...]:
-    return (
-        decision.window,
-        decision.pair,
-        decision.side,
-        decision.opened_ms,
-        decision.decided_ms,
-        decision.expires_ms,
-        decision.outcome,
-        int(decision.passed),
-        "\n".join(decision.reasons),
-        decision.votes,
-        decision.of,
-        decision.confidence,
-        decision.primary,
-        ",".join(decision.feeders),
-        decision.tag,
-        decision.leverage,
-        decision.ordertype,
-        decision.price,
-        seq,
-    )
-
-
-def _decision(row: tuple[Any, ...]) -> Decision:
-    found = Decision(*row)
-    # As stored: reasons by line, feeders by comma.
-    return msgspec.structs.replace(
-        found,
-        passed=bool(row[7]),
-        reasons=tuple(str(row[8]).split("\n")),
-        feeders=tuple(str(row[13]).split(",")),
-    )

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from marketfeed.aggregator.ledger import KIND, Ledger
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import KIND
 from marketfeed.errors import JournalError
 from marketfeed.storage.damage import set_aside_beside
 from marketfeed.storage.database import errors_told

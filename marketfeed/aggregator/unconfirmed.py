@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Trade
-from marketfeed.aggregator.ledger import Forward
+from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.timing import Pace
 
 log = logging.getLogger(__name__)

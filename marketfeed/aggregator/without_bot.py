@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 from functools import partial
 
-from marketfeed.aggregator.ledger import OPEN_STATES, Forward, Ledger, State
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward, State
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Side

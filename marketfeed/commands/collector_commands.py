@@ -83,7 +83,7 @@ def backup(
 
     Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
     """
-    from marketfeed.aggregator.ledger import KIND as LEDGER
+    from marketfeed.aggregator.ledger_tables import KIND as LEDGER
     from marketfeed.commands.render import backup_text, stages
     from marketfeed.journal.journal import KIND as JOURNAL
     from marketfeed.settings.load import load_settings

@@ -14,7 +14,8 @@ from running import PAIR, QUICK, Running, rows, running, settings, states, until
 
 from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
-from marketfeed.aggregator.ledger import Forward, Ledger, Receipt
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Electorate, Signal

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed.aggregator.events import Flow
-from marketfeed.aggregator.ledger import (
-    KIND,
-    STEPS,
-    Ledger,
-    Receipt,
-    State,
-    inspect_ledger,
-)
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import KIND, STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Decision, Rules, Vote, Votes
 from marketfeed.errors import (
@@ -30,6 +24,7 @@ from marketfeed.errors import (
     LedgerError,
 )
 from marketfeed.journal.journal import Journal
+from marketfeed.storage.database import inspect
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_795_000_000_000
@@ -252,7 +247,7 @@ def test_a_journal_is_no_ledger_and_a_ledger_no_journal(tmp_path: Path) -> None:
         Ledger.open(tmp_path / "journal.db")
     with pytest.raises(JournalForeignError):
         Journal.open(tmp_path / "ledger.db")
-    found = inspect_ledger(tmp_path / "ledger.db")
+    found = inspect(KIND, tmp_path / "ledger.db")
     assert found is not None
     assert found.version == KIND.version
 

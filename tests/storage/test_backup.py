@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from marketfeed.aggregator.ledger import Ledger, inspect_ledger
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import KIND as LEDGER
 from marketfeed.errors import BackupError, JournalError, JournalForeignError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import Candle
 from marketfeed.storage.backup import back_up
+from marketfeed.storage.database import inspect
 from reader import MarketReader
 
 PAIR = "BTC/USDT:USDT"
@@ -190,6 +192,7 @@ def test_a_kill_leaves_no_name(path: Path, tmp_path: Path) -> None:
 import os
 from pathlib import Path
 from marketfeed.storage.backup import back_up
+from marketfeed.storage.database import inspect
 from marketfeed.journal import KIND
 def tell(stage, _):
     if stage == "checking the copy":
@@ -230,6 +233,6 @@ def test_the_command(path: Path, folder: Path, tmp_path: Path) -> None:
         ledger.beat()
     config.write_text(json.dumps({"aggregator": {"ledger": {"path": str(tmp_path / "ledger.db")}}}))
     assert backup("three.db", "--ledger").returncode == 0
-    found = inspect_ledger(folder / "three.db")
+    found = inspect(LEDGER, folder / "three.db")
     assert found is not None
     assert found.version == 1
