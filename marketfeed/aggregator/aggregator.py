@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
@@ -23,17 +22,18 @@ from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_thread import LedgerThread
-from marketfeed.aggregator.metrics import AggregatorExposition, Counters, Gauges
+from marketfeed.aggregator.metrics import AggregatorExposition, Counters
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
+from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.errors import JournalError, SettingsError
-from marketfeed.influxdb.shipper import Shipper, ShipReport
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.service.status_port import StatusServer
 from marketfeed.service.systemd import Told
@@ -49,30 +49,6 @@ SHIPPING_TROUBLE_S: Final = 60.0
 CLOCK_TROUBLE_S: Final = 2.0
 FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
-
-
-class AggregatorReport(msgspec.Struct, frozen=True):
-    """What the aggregator says of itself. Counts of forwards are by side, `strength_texts` by feeder."""
-
-    version: str
-    healthy: bool
-    reasons: list[str]
-    uptime_s: float
-    url: str
-    open_windows: int
-    pending: int
-    commits: int
-    signals: dict[str, int]
-    strength_texts: dict[str, int]
-    refused: dict[str, int]
-    decisions: dict[str, int]
-    forwards: dict[str, int]
-    waiting: dict[str, int]
-    unsettled: dict[str, int]
-    lost: dict[str, list[str]]
-    shipping: ShipReport | None
-    rss_bytes: int
-    cpu_s: float
 
 
 class _Line(NamedTuple):
@@ -165,7 +141,7 @@ class Aggregator:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
         settings = self._settings.aggregator
-        exposition = AggregatorExposition(self._counters, self._gauges)
+        exposition = AggregatorExposition(self._counters, self.report)
         page = AggregatorPage(self.report, self._ledger.path, lambda: self._ledger.next_seq)
         doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
         # Fresh connections only: a POST must not meet one that the bot has just closed.
@@ -350,7 +326,7 @@ class Aggregator:
         return found
 
     def report(self) -> AggregatorReport:
-        """All that `/status` shows."""
+        """All that `/status` and `/metrics` show."""
         reasons, line, counters = self.reasons(), self._line, self._counters
         forwarders = {} if line is None else line.forwarders
         return AggregatorReport(
@@ -370,23 +346,11 @@ class Aggregator:
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
             lost=self._lost(),
+            bot_trouble={side: worker.trouble for side, worker in forwarders.items()},
+            limited_addresses=0 if line is None else line.doorkeeper.limited(),
             shipping=None if line is None or line.shipper is None else line.shipper.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
-        )
-
-    def _gauges(self) -> Gauges:
-        line = self._line
-        forwarders = {} if line is None else line.forwarders
-        return Gauges(
-            reasons=len(self.reasons()),
-            open_windows=0 if line is None else line.desk.open_windows,
-            pending=0 if line is None else line.desk.pending,
-            waiting={side: worker.waiting for side, worker in forwarders.items()},
-            unsettled={side: worker.unsettled for side, worker in forwarders.items()},
-            lost={side: len(lost) for side, lost in self._lost().items()},
-            bot_trouble={side: int(bool(worker.trouble)) for side, worker in forwarders.items()},
-            limited_addresses=0 if line is None else line.doorkeeper.limited(),
         )
 
 

@@ -2,10 +2,10 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
+from typing import Any, Final
 
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -15,7 +15,8 @@ from prometheus_client.core import (
 )
 
 from marketfeed import __version__
-from marketfeed.counters import Tally, cpu_s, rss_bytes
+from marketfeed.aggregator.status_report import AggregatorReport
+from marketfeed.counters import Tally
 
 SEND_LAG_BUCKETS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 30_000)
 """Upper bounds for the time from a decision to the beginning of its POST."""
@@ -72,25 +73,12 @@ class Counters:
         return sum(1 for at_s in times if now_s - at_s <= MISSING_WITHIN_S)
 
 
-class Gauges(msgspec.Struct, frozen=True):
-    """What is read at a scrape. `waiting`, `unsettled` and `lost` count forwards, by side."""
-
-    reasons: int
-    open_windows: int
-    pending: int
-    waiting: dict[str, int]
-    unsettled: dict[str, int]
-    lost: dict[str, int]
-    bot_trouble: dict[str, int]
-    limited_addresses: int
-
-
 class AggregatorExposition:
     """The text of the aggregator's `/metrics`: Prometheus format 0.0.4."""
 
-    def __init__(self, counters: Counters, gauges: Callable[[], Gauges]) -> None:
+    def __init__(self, counters: Counters, report: Callable[[], AggregatorReport]) -> None:
         self._counters = counters
-        self._gauges = gauges
+        self._report = report
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -104,85 +92,82 @@ class AggregatorExposition:
 
     def collect(self) -> Iterable[Metric]:
         """All metrics as they stand."""
-        c = self._counters
+        c, report = self._counters, self._report()
         for name, text, value in (
             ("commits", "Commits of votes and decisions", c.commits),
             ("commit_seconds", "Time spent in them", c.commit_s),
             ("ledger_failures", "Calls that the ledger could not do", c.ledger_failures),
             ("wrong_passwords", "Requests with a wrong password", c.wrong_passwords),
-            ("cpu_seconds", "CPU time, user and system", cpu_s()),
+            ("cpu_seconds", "CPU time, user and system", report.cpu_s),
         ):
             yield CounterMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)
-        for name, labels, text, counts in (
-            ("signals", ("feeder", "outcome"), "Signals stored", c.signals),
-            ("missing", ("feeder", "value"), "Signals without a value", c.missing),
-            ("decisions", ("side", "outcome"), "Windows decided", c.decisions),
-            ("forwards", ("side", "state"), "States that forwards came to", c.forwards),
-        ):
-            family = CounterMetricFamily(f"marketfeed_aggregator_{name}", text, labels=labels)
-            for key, count in counts.items():
-                family.add_metric(list(key), count)
-            yield family
-        texts = CounterMetricFamily(
-            "marketfeed_aggregator_strength_texts",
-            "Signals stored whose strength is a text",
-            labels=["feeder"],
+        yield from _labelled(
+            CounterMetricFamily,
+            (
+                ("signals", ("feeder", "outcome"), "Signals stored", c.signals),
+                ("missing", ("feeder", "value"), "Signals without a value", c.missing),
+                ("decisions", ("side", "outcome"), "Windows decided", c.decisions),
+                ("forwards", ("side", "state"), "States that forwards came to", c.forwards),
+                (
+                    "strength_texts",
+                    ("feeder",),
+                    "Signals stored whose strength is a text",
+                    c.strength_texts,
+                ),
+                ("refused", ("reason",), "Posts that were no signal", c.refused),
+                ("requests", ("status",), "Requests by status", c.requests),
+            ),
         )
-        for feeder, count in c.strength_texts.items():
-            texts.add_metric([feeder], count)
-        yield texts
-        refused = CounterMetricFamily(
-            "marketfeed_aggregator_refused", "Posts that were no signal", labels=["reason"]
-        )
-        for reason, count in c.refused.items():
-            refused.add_metric([reason], count)
-        yield refused
-        requests = CounterMetricFamily(
-            "marketfeed_aggregator_requests", "Requests by status", labels=["status"]
-        )
-        for status, count in c.requests.items():
-            requests.add_metric([str(status)], count)
-        yield requests
-        running = 0
-        buckets: list[tuple[str, float]] = []
         bounds = [*(str(bound / 1000) for bound in c.close_to_send.bounds), "+Inf"]
-        for bound, seen in zip(bounds, c.close_to_send.counts, strict=True):
-            running += seen
-            buckets.append((bound, running))
         yield HistogramMetricFamily(
             "marketfeed_aggregator_decision_to_send_seconds",
             "From a decision to the beginning of its POST",
-            buckets=buckets,
+            buckets=list(zip(bounds, map(float, accumulate(c.close_to_send.counts)), strict=True)),
             sum_value=c.close_to_send.sum_ms / 1000,
         )
-        yield from self._collect_gauges()
-
-    def _collect_gauges(self) -> Iterable[Metric]:
-        g = self._gauges()
         for name, text, value in (
-            ("start_time_seconds", "Wall time of the start", self._counters.started_s),
-            ("healthy", "1 if /health answers 200", int(g.reasons == 0)),
-            ("unhealthy_reasons", "Reasons that /health gives", g.reasons),
-            ("open_windows", "Windows that collect votes", g.open_windows),
-            ("pending_signals", "Signals received and not yet committed", g.pending),
+            ("start_time_seconds", "Wall time of the start", c.started_s),
+            ("healthy", "1 if /health answers 200", int(report.healthy)),
+            ("unhealthy_reasons", "Reasons that /health gives", len(report.reasons)),
+            ("open_windows", "Windows that collect votes", report.open_windows),
+            ("pending_signals", "Signals received and not yet committed", report.pending),
             (
                 "limited_addresses",
                 "Accounts or addresses refused after failures",
-                g.limited_addresses,
+                report.limited_addresses,
             ),
-            ("resident_memory_bytes", "Resident memory", rss_bytes()),
+            ("resident_memory_bytes", "Resident memory", report.rss_bytes),
         ):
             yield GaugeMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)
-        for name, text, values in (
-            ("waiting_forwards", "Forwards not sent yet", g.waiting),
-            ("unsettled_forwards", "Forwards of unknown outcome", g.unsettled),
-            ("lost_forwards", "Forwards that could not be settled: look into the bot", g.lost),
-            ("bot_trouble", "1 while the bot does not answer well", g.bot_trouble),
-        ):
-            family = GaugeMetricFamily(f"marketfeed_aggregator_{name}", text, labels=["side"])
-            for side, count in values.items():
-                family.add_metric([side], count)
-            yield family
+        lost = {side: len(words) for side, words in report.lost.items()}
+        trouble = {side: int(bool(words)) for side, words in report.bot_trouble.items()}
+        yield from _labelled(
+            GaugeMetricFamily,
+            (
+                ("waiting_forwards", ("side",), "Forwards not sent yet", report.waiting),
+                ("unsettled_forwards", ("side",), "Forwards of unknown outcome", report.unsettled),
+                (
+                    "lost_forwards",
+                    ("side",),
+                    "Forwards that could not be settled: look into the bot",
+                    lost,
+                ),
+                ("bot_trouble", ("side",), "1 while the bot does not answer well", trouble),
+            ),
+        )
         build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+
+
+def _labelled(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    families: Iterable[tuple[str, tuple[str, ...], str, Mapping[Any, int]]],
+) -> Iterable[Metric]:
+    """Families of (name, labels, text, counts): counts are by the value of the label, or by all values."""
+    for name, labels, text, counts in families:
+        family = kind(f"marketfeed_aggregator_{name}", text, labels=labels)
+        for key, count in counts.items():
+            values = key if isinstance(key, tuple) else (str(key),)
+            family.add_metric(values, count)
+        yield family

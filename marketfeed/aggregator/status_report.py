@@ -1,0 +1,35 @@
+"""What `/status` of an aggregator shows, and `/health` and `/metrics` with it."""
+
+import msgspec
+
+from marketfeed.influxdb.shipper import ShipReport
+
+
+class AggregatorReport(msgspec.Struct, frozen=True):
+    """What the aggregator says of itself. Counts of forwards are by side, `strength_texts` by feeder.
+
+    `bot_trouble` is what is wrong with the bot of a side, empty when nothing is; `limited_addresses` counts
+    accounts and addresses that are refused after failures.
+    """
+
+    version: str
+    healthy: bool
+    reasons: list[str]
+    uptime_s: float
+    url: str
+    open_windows: int
+    pending: int
+    commits: int
+    signals: dict[str, int]
+    strength_texts: dict[str, int]
+    refused: dict[str, int]
+    decisions: dict[str, int]
+    forwards: dict[str, int]
+    waiting: dict[str, int]
+    unsettled: dict[str, int]
+    lost: dict[str, list[str]]
+    bot_trouble: dict[str, str]
+    limited_addresses: int
+    shipping: ShipReport | None
+    rss_bytes: int
+    cpu_s: float
