@@ -47,31 +47,21 @@ class Flow:
                 self._after_seq = min((row[0] for row in rows), default=1) - 1
             after = self._after_seq
             (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
-            for received, outcome, window, pair, side, called, confidence, answer in db.execute(
-                """SELECT received, outcome, window, pair, side, called, confidence, answer
+            signals = db.execute(
+                """SELECT received, CASE outcome WHEN 'voted' THEN 'voted' ELSE 'received' END,
+                          window, pair, side, called, confidence, answer
                    FROM signal WHERE seq > ?""",
                 (after,),
-            ):
-                what = "voted" if outcome == "voted" else "received"
-                events.append(Event(received, what, window, pair, side, called, confidence, answer))
-            for (
-                decided,
-                outcome,
-                window,
-                pair,
-                side,
-                primary,
-                confidence,
-                tag,
-                reasons,
-            ) in db.execute(
-                """SELECT decided, outcome, window, pair, side, "primary", confidence, tag, reasons
+            )
+            events.extend(Event(*row) for row in signals)
+            decisions = db.execute(
+                """SELECT decided, CASE outcome WHEN 'forward' THEN 'decided' ELSE 'skipped' END,
+                          window, pair, side, "primary", confidence,
+                          replace(tag || ': ' || reasons, char(10), '; ')
                    FROM decision WHERE seq > ?""",
                 (after,),
-            ):
-                what = "decided" if outcome == "forward" else "skipped"
-                text = f"{tag}: {reasons}".replace("\n", "; ")
-                events.append(Event(decided, what, window, pair, side, primary, confidence, text))
+            )
+            events.extend(Event(*row) for row in decisions)
             for (
                 window,
                 pair,
