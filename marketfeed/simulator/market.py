@@ -35,6 +35,7 @@ from marketfeed.simulator.listings import (
     SetStatus,
     minute_from,
 )
+from marketfeed.simulator.mark_prices import MarkPrices
 from marketfeed.simulator.pair import PairMarket
 from marketfeed.simulator.venue import (
     Event,
@@ -47,10 +48,6 @@ from marketfeed.simulator.venue import (
 
 PURE = True
 
-MARK_SLOW: Final = "!markPrice@arr"
-MARK_FAST: Final = "!markPrice@arr@1s"
-_SLOW_MS: Final = 3 * schema.SECOND_MS
-_FAST_MS: Final = schema.SECOND_MS
 _DAY_MINUTES: Final = schema.DAY_MS // MINUTE_MS
 _MAX_CANDLES: Final = 1_500
 
@@ -60,11 +57,6 @@ _by_time: Final = attrgetter("time_ms")
 def kline_stream(symbol: str, timeframe: str) -> str:
     """Return the name of a kline stream, for example `btcusdt@kline_1m`."""
     return f"{symbol.lower()}@kline_{timeframe}"
-
-
-def mark_stream(symbol: str, *, fast: bool) -> str:
-    """Return the name of a mark price stream: every second if `fast`, else every 3 s."""
-    return f"{symbol.lower()}@markPrice{'@1s' if fast else ''}"
 
 
 class Market:
@@ -95,7 +87,6 @@ class Market:
         self.start_ms = start_ms
         self.now_ms = start_ms
         self.instruments = tuple(instruments)
-        self.bystanders = tuple(bystanders)
         self.timeframes = tuple(schema.TIMEFRAMES_MS)
         self._streams: dict[str, Stream] = {}
         self._sources: dict[str, Lifespan] = {}
@@ -106,18 +97,21 @@ class Market:
         # Listed, and not trading yet.
         self._coming: list[Instrument] = []
         self._pairs: dict[str, PairMarket] = {}
-        # Mark price streams of each pair: slow, fast.
-        self._marks: list[tuple[PairMarket, Funding, Stream, Stream]] = []
         self.funding = {
             instrument.symbol: Funding(instrument, seed)
             for instrument in (*instruments, *bystanders)
         }
+        self._marks = MarkPrices(
+            self._stream,
+            self.last_price,
+            self._listings.is_live,
+            instruments[0],
+            [(instrument, self.funding[instrument.symbol]) for instrument in bystanders],
+            seed,
+            start_ms,
+        )
         for instrument in instruments:
             self._open(instrument, start_ms, day, every_trade=every_trade)
-        self._coin_m = Funding(_coin_margined(instruments[0]), seed)
-        self._slow_array = self._stream(MARK_SLOW)
-        self._fast_array = self._stream(MARK_FAST)
-        self._next_mark_ms = schema.floor_to(start_ms, _FAST_MS) + _FAST_MS
         # The minute under way began before the start: what happened in it is past.
         self._advance_pairs(start_ms)
 
@@ -156,9 +150,7 @@ class Market:
             instrument, lifespan, klines, start_ms, seed, empty_closes=self._empty_closes
         )
         self._pairs[symbol] = pair
-        slow = self._stream(mark_stream(symbol, fast=False))
-        fast = self._stream(mark_stream(symbol, fast=True))
-        self._marks.append((pair, self.funding[symbol], slow, fast))
+        self._marks.add(instrument, self.funding[symbol])
 
     # --- listing and delisting --------------------------------------------------------------------
 
@@ -222,12 +214,10 @@ class Market:
         if self._coming:
             self._open_coming(now_ms)
         events: list[Event] = []
-        while self._next_mark_ms <= now_ms:
+        while self._marks.due_ms <= now_ms:
             # Trades first, so that a mark price does not depend on the size of the steps.
-            mark_ms = self._next_mark_ms
-            events += self._advance_pairs(mark_ms)
-            self._mark_prices(mark_ms, events)
-            self._next_mark_ms = mark_ms + _FAST_MS
+            events += self._advance_pairs(self._marks.due_ms)
+            events += self._marks.advance()
         events += self._advance_pairs(now_ms)
         self.now_ms = now_ms
         return events
@@ -253,38 +243,6 @@ class Market:
             return self._listings.is_live(symbol, event.time_ms)
         close_ms = closed.open_time_ms + schema.TIMEFRAMES_MS[closed.timeframe]
         return self._listings.is_live(symbol, close_ms - 1)
-
-    def _mark_prices(self, time_ms: int, events: list[Event]) -> None:
-        slow_turn = time_ms % _SLOW_MS == 0
-        arrays = [self._fast_array] if self._fast_array.wanted else []
-        if slow_turn and self._slow_array.wanted:
-            arrays.append(self._slow_array)
-        rows: list[bytes] = []
-        for pair, funding, slow, fast in self._marks:
-            wanted_slow = slow_turn and slow.wanted
-            if not (arrays or wanted_slow or fast.wanted):
-                continue
-            if not self._listings.is_live(pair.instrument.symbol, time_ms):
-                continue
-            data = funding.frame(pair.last_price / pair.instrument.price_scale, time_ms)
-            rows.append(data)
-            if wanted_slow:
-                events.append(Event(time_ms, slow, data))
-            if fast.wanted:
-                events.append(Event(time_ms, fast, data))
-        if not arrays:
-            return
-        # As on the exchange: two frames, one of them for TradFi; COIN-M rows stand among the coins.
-        first = self.instruments[0]
-        price = self.last_price(first)
-        rows.append(self._coin_m.frame(price, time_ms, frames.COIN_M))
-        tradfi: list[bytes] = []
-        for other in self.bystanders:
-            if other.status == "TRADING":
-                row = self.funding[other.symbol].frame(self.last_price(other), time_ms)
-                (tradfi if other.contract_type.startswith("TRADIFI") else rows).append(row)
-        for stream in arrays:
-            events += [Event(time_ms, stream, _array(part)) for part in (rows, tradfi) if part]
 
     def last_price(self, instrument: Instrument) -> float:
         """Return what a contract was last traded at (quote)."""
@@ -401,7 +359,7 @@ class Market:
     def premium(self, instrument: Instrument) -> Premium:
         """Return mark price and running funding rate of a contract."""
         funding = self.funding[instrument.symbol]
-        time_ms = schema.floor_to(self.now_ms, _FAST_MS)
+        time_ms = schema.floor_to(self.now_ms, schema.SECOND_MS)
         return funding.premium(self.last_price(instrument), time_ms)
 
     def settlements(
@@ -433,28 +391,6 @@ class Market:
             for instrument in self.listed
             if instrument.status == "TRADING" and instrument.funding_hours in {1, 4}
         ]
-
-
-def _array(rows: Sequence[bytes]) -> bytes:
-    return b"[" + b",".join(rows) + b"]"
-
-
-def _coin_margined(like: Instrument) -> Instrument:
-    """The coin-margined sister of a contract: its rows stand in the mark price arrays (`st` 2)."""
-    return Instrument(
-        symbol=f"{like.base}USD_PERP",
-        base=like.base,
-        quote="USD",
-        margin=like.base,
-        price_precision=1,
-        tick_units=1,
-        quantity_precision=0,
-        typical_price=like.typical_price,
-        typical_notional=100.0,
-        trades_per_s=0.0,
-        funding_hours=8,
-        onboard_ms=like.onboard_ms,
-    )
 
 
 def _large_day(instrument: Instrument) -> Bar:

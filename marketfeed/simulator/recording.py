@@ -11,7 +11,8 @@ from typing import Final
 import msgspec
 
 from marketfeed.errors import SettingsError
-from marketfeed.simulator.market import kline_stream, mark_stream
+from marketfeed.simulator.mark_prices import mark_stream
+from marketfeed.simulator.market import kline_stream
 from marketfeed.simulator.venue import ClosedCandle
 
 
