@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.faults import scoreboard
@@ -100,3 +101,8 @@ def as_nobody() -> Callable[[Callable[[], None]], None]:
         assert os.waitstatus_to_exitcode(status) == 0, "see the child's traceback"
 
     return run
+
+
+# How long an example takes is the machine's load: no test is decided by that.
+hypothesis.settings.register_profile("marketfeed", deadline=None)
+hypothesis.settings.load_profile("marketfeed")

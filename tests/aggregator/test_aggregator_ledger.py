@@ -309,7 +309,7 @@ def test_what_is_old_goes_what_is_open_or_unshipped_stays(ledger: Ledger) -> Non
     days=st.lists(st.integers(0, 12), min_size=1, max_size=30).map(sorted),
     keep_days=st.integers(1, 10),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_nothing_younger_than_it_is_kept_for_goes(days: list[int], keep_days: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         left = kept(Path(directory), [T0 + day * DAY for day in days], keep_days)

@@ -631,5 +631,5 @@ class History(RuleBasedStateMachine):
         self.restart()
 
 
-History.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+History.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestHistory = History.TestCase

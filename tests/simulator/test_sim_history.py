@@ -15,7 +15,7 @@ from marketfeed.simulator.history import GeneratedSource, aggregate
 from marketfeed.simulator.trades import trades_of
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     pair=st.sampled_from(PAIRS),
     rate=RATES,
@@ -87,7 +87,7 @@ def test_a_minute_that_cannot_be_traded_is_refused() -> None:
         trades_of(0, Bar(10, 10, 10, 10, 2, 3, 0, 0, 0), 1, rng)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_feasible_minute_is_reproduced(data: st.DataObject) -> None:
     tick = data.draw(st.sampled_from([1, 10, 100]))

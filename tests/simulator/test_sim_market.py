@@ -84,7 +84,7 @@ def shown(event: Event, instrument: Instrument) -> tuple[int, bool, Bar]:
     return k["t"], k["x"], bar
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pair=st.sampled_from(PAIRS), rate=RATES, seed=st.integers(0, 10**6), empty_closes=st.booleans()
 )
@@ -151,7 +151,7 @@ def test_frames_follow_the_trades_and_the_clock(
         assert closed.keys() == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pair=st.sampled_from(PAIRS), rate=RATES, seed=st.integers(0, 10**6))
 def test_three_minutes_make_a_3m_candle(pair: str, rate: float, seed: int) -> None:
     instrument = catalogue.make_instrument(pair, rate)
@@ -177,7 +177,7 @@ def test_three_minutes_make_a_3m_candle(pair: str, rate: float, seed: int) -> No
         assert market.bars(open_ms // MINUTE_MS, count, count) == [bar]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10**6),
     steps=st.lists(st.integers(1, 40_000), min_size=1, max_size=40),
