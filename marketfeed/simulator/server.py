@@ -235,7 +235,7 @@ class Simulator:
             while True:
                 behind = self._advance(_MAX_STEP_MS)
                 self._wake()
-                await self.faults.tick()
+                await self.faults.tick(self._reached_ms)
                 await asyncio.sleep(0.0 if behind else self._tick_s)
         except Exception as error:
             log.exception("simulator failed")
