@@ -33,6 +33,22 @@ MALFORMED_EVERY_S: Final = 60.0
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 _CALLER: Final = web.RequestKey("caller", Caller)
 
+_CONFIG: Final = {
+    "version": __version__,
+    "bot_name": "marketfeed aggregator",
+    "state": "running",
+    "runmode": "live",
+    "dry_run": False,
+    "trading_mode": "futures",
+    "short_allowed": True,
+    "force_entry_enable": True,
+    "stake_currency": "USDT",
+    "stake_amount": "unlimited",
+    "max_open_trades": -1,
+    "exchange": "binance",
+    "strategy": "ensemble",
+}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -70,14 +86,24 @@ class Api:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._outermost])
         route = app.router
-        route.add_get(f"{PREFIX}/ping", self._ping)
+        route.add_get(f"{PREFIX}/ping", _always({"status": "pong"}))
         for name, handler in (
-            ("version", self._version),
+            ("version", _always({"version": __version__})),
             ("health", self._api_health),
-            ("show_config", self._show_config),
-            ("status", self._status),
-            ("count", self._count),
-            ("whitelist", self._get_whitelist),
+            ("show_config", _always(_CONFIG)),
+            # Trades are the bots'; a client that looks for open ones finds none here.
+            ("status", _always([])),
+            ("count", _always({"current": 0, "max": -1, "total_stake": 0.0})),
+            (
+                "whitelist",
+                _always(
+                    {
+                        "whitelist": self._whitelist,
+                        "length": len(self._whitelist),
+                        "method": ["StaticPairList"],
+                    }
+                ),
+            ),
         ):
             route.add_get(f"{PREFIX}/{name}", self._known(handler))
         for name in ("forceenter", "forcebuy"):
@@ -206,12 +232,6 @@ class Api:
 
     # --- what clients ask besides ---------------------------------------------------------------------
 
-    async def _ping(self, request: web.Request) -> web.StreamResponse:
-        return _json({"status": "pong"})
-
-    async def _version(self, request: web.Request) -> web.StreamResponse:
-        return _json({"version": __version__})
-
     async def _api_health(self, request: web.Request) -> web.StreamResponse:
         # Always 200, as a bot's; whether it is well is inside, and in /health of the status port.
         reasons = self._health()
@@ -229,36 +249,6 @@ class Api:
                 "reasons": reasons,
             }
         )
-
-    async def _show_config(self, request: web.Request) -> web.StreamResponse:
-        return _json(
-            {
-                "version": __version__,
-                "bot_name": "marketfeed aggregator",
-                "state": "running",
-                "runmode": "live",
-                "dry_run": False,
-                "trading_mode": "futures",
-                "short_allowed": True,
-                "force_entry_enable": True,
-                "stake_currency": "USDT",
-                "stake_amount": "unlimited",
-                "max_open_trades": -1,
-                "exchange": "binance",
-                "strategy": "ensemble",
-            }
-        )
-
-    async def _status(self, request: web.Request) -> web.StreamResponse:
-        # Trades are the bots'; a client that looks for open ones finds none here.
-        return _json([])
-
-    async def _count(self, request: web.Request) -> web.StreamResponse:
-        return _json({"current": 0, "max": -1, "total_stake": 0.0})
-
-    async def _get_whitelist(self, request: web.Request) -> web.StreamResponse:
-        pairs = list(self._whitelist)
-        return _json({"whitelist": pairs, "length": len(pairs), "method": ["StaticPairList"]})
 
 
 class _Malformed(logging.Filter):
@@ -295,6 +285,15 @@ def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(value), status=status, content_type="application/json"
     )
+
+
+def _always(value: object) -> Handler:
+    """What answers with `value`, whatever is asked."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return _json(value)
+
+    return answer
 
 
 def _iso(time_s: float) -> str:

@@ -25,6 +25,7 @@ import msgspec
 from marketfeed.settings.aggregator import Account
 
 K = TypeVar("K")
+V = TypeVar("V")
 
 FAILURES: Final = 20
 WITHIN_S: Final = 60.0
@@ -86,10 +87,9 @@ class Limiter:
     def fail(self, address: str, now_s: float, name: bytes | None = None) -> None:
         """Count a failure. Beyond ADDRESSES_KEPT those that failed longest ago are forgotten."""
         key = (_group(address), name)
-        self._failures.setdefault(key, deque(maxlen=FAILURES)).append(now_s)
-        self._failures.move_to_end(key)
-        while len(self._failures) > ADDRESSES_KEPT:
-            self._failures.popitem(last=False)
+        times = self._failures.get(key, deque(maxlen=FAILURES))
+        times.append(now_s)
+        _remember(self._failures, key, times, ADDRESSES_KEPT)
 
     def limited(self, now_s: float) -> int:
         """How many are refused now."""
@@ -174,13 +174,13 @@ class Doorkeeper:
             caller = await asyncio.shield(task)
         if caller is None:
             return "wrong"
-        _remember(self._right_from, (address, seal), KNOWN_KEPT)
+        _remember(self._right_from, (address, seal), None, KNOWN_KEPT)
         return caller
 
     def _has_turn(self, account: bytes, seal: bytes, now_s: float) -> bool:
         """Whether a password of an account that is refused is looked at all the same."""
         turn = (account, seal in self._seen)
-        _remember(self._seen, seal, SEEN_KEPT)
+        _remember(self._seen, seal, None, SEEN_KEPT)
         if now_s < self._turns_s.get(turn, -TURN_S) + TURN_S:
             return False
         self._turns_s[turn] = now_s
@@ -193,19 +193,18 @@ class Doorkeeper:
             loop = asyncio.get_running_loop()
             right = await loop.run_in_executor(self._thread, _matches, password, hashed)
             if account is None or not right:
-                _remember(self._wrong, seal, KNOWN_KEPT)
+                _remember(self._wrong, seal, None, KNOWN_KEPT)
                 return None
             caller = Caller(account.username, account.feeder)
-            self._right[seal] = caller
-            while len(self._right) > KNOWN_KEPT:
-                self._right.popitem(last=False)
+            _remember(self._right, seal, caller, KNOWN_KEPT)
             return caller
         finally:
             del self._hashing[seal]
 
 
-def _remember(kept: OrderedDict[K, None], key: K, at_most: int) -> None:
-    kept[key] = None
+def _remember(kept: OrderedDict[K, V], key: K, value: V, at_most: int) -> None:
+    """Keep what is newest: beyond `at_most` the oldest is forgotten."""
+    kept[key] = value
     kept.move_to_end(key)
     while len(kept) > at_most:
         kept.popitem(last=False)
