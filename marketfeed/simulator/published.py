@@ -10,7 +10,7 @@ from marketfeed.simulator.venue import ClosedCandle
 PURE = True
 
 
-class Published(msgspec.Struct, frozen=True, gc=False):
+class Published(ClosedCandle, frozen=True, gc=False):
     """One closing candle that was sent.
 
     `number` rises by one from 1. `sent_monotonic_ns` is `time.monotonic_ns()` of this host right
@@ -20,20 +20,6 @@ class Published(msgspec.Struct, frozen=True, gc=False):
     """
 
     number: int
-    symbol: str
-    pair: str
-    timeframe: str
-    open_time_ms: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    quote_volume: float
-    taker_buy_volume: float
-    taker_buy_quote_volume: float
-    trades: int
-    event_time_ms: int
     sent_monotonic_ns: int
     receivers: int
     withheld: int
@@ -51,15 +37,8 @@ class PublishedLog:
     ) -> None:
         """Append a candle that was handed to `receivers` connections, and kept from others."""
         self.last_number += 1
-        self._entries.append(
-            Published(
-                self.last_number, candle.symbol, candle.pair, candle.timeframe,
-                candle.open_time_ms, candle.open, candle.high, candle.low, candle.close,
-                candle.volume, candle.quote_volume, candle.taker_buy_volume,
-                candle.taker_buy_quote_volume, candle.trades, candle.event_time_ms,
-                sent_monotonic_ns, receivers, withheld,
-            )
-        )  # fmt: skip
+        sent = (self.last_number, sent_monotonic_ns, receivers, withheld)
+        self._entries.append(Published(*(*msgspec.structs.astuple(candle), *sent)))
 
     def after(self, number: int, limit: int | None = None) -> list[Published]:
         """Return the entries with a greater number, oldest first, at most `limit` of them."""

@@ -100,10 +100,14 @@ class Rest:
             self._route("exchangeInfo", self._exchange_info),
             self._weighed("klines", self._klines, _weight_of_klines),
             self._weighed(
-                "ticker/24hr", self._tickers, lambda query: 1 if "symbol" in query else 40
+                "ticker/24hr",
+                self._rows(self._venue.ticker),
+                lambda query: 1 if "symbol" in query else 40,
             ),
             self._weighed(
-                "premiumIndex", self._premium, lambda query: 1 if "symbol" in query else 10
+                "premiumIndex",
+                self._rows(self._venue.premium),
+                lambda query: 1 if "symbol" in query else 10,
             ),
             self._weighed("markPriceKlines", self._mark_klines, _weight_of_klines),
             self._weighed("depth", self._depth, _weight_of_depth),
@@ -240,25 +244,22 @@ class Rest:
 
     def _book_tickers(self, query: Mapping[str, str]) -> bytes:
         now_ms = self._now_ms()
-        if "symbol" in query:
-            one = self._instrument(query)
-            return msgspec.json.encode(book.book_ticker(one, self._venue.last_price(one), now_ms))
-        return msgspec.json.encode(
-            [book.book_ticker(one, self._venue.last_price(one), now_ms) for one in self._trading()]
+        return self._rows(lambda one: book.book_ticker(one, self._venue.last_price(one), now_ms))(
+            query
         )
 
     def _trading(self) -> list[Instrument]:
         return [one for one in self._venue.listed if one.status == "TRADING"]
 
-    def _tickers(self, query: Mapping[str, str]) -> bytes:
-        if "symbol" in query:
-            return msgspec.json.encode(self._venue.ticker(self._instrument(query)))
-        return msgspec.json.encode([self._venue.ticker(one) for one in self._trading()])
+    def _rows(self, row: Callable[[Instrument], object]) -> _Body:
+        """The row of the symbol that is asked for, or those of all that trade."""
 
-    def _premium(self, query: Mapping[str, str]) -> bytes:
-        if "symbol" in query:
-            return msgspec.json.encode(self._venue.premium(self._instrument(query)))
-        return msgspec.json.encode([self._venue.premium(one) for one in self._trading()])
+        def body(query: Mapping[str, str]) -> bytes:
+            if "symbol" in query:
+                return msgspec.json.encode(row(self._instrument(query)))
+            return msgspec.json.encode([row(one) for one in self._trading()])
+
+        return body
 
     def _funding_rate(self, query: Mapping[str, str]) -> bytes:
         chosen = [self._instrument(query)] if "symbol" in query else self._trading()
