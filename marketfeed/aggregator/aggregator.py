@@ -1,7 +1,7 @@
-"""The aggregator: wires door, desk, ledger, bots and shipping together, and takes them down in order.
+"""The aggregator: wires API, inbox, ledger, forwarders and shipping together, and ends them in order.
 
 One TaskGroup holds every task, so that a dead one ends the process instead of going unnoticed. A stop goes
-along the line: the door first, then the last commit, then the requests to the bots that are under way;
+along the line: the API first, then the last commit, then the requests to the bots that are under way;
 what has not been sent stays in the ledger.
 """
 

@@ -1,4 +1,4 @@
-"""The feeders' door: HTTP as a Freqtrade server speaks it, so that unchanged Freqtrade clients post here.
+"""The feeders' API: HTTP as a Freqtrade server speaks it, so that unchanged Freqtrade clients post here.
 
 Bodies and status codes are those of Freqtrade 2026.9 (`facts/freqtrade.md`): 200 `{"status": …}`, 401
 `{"detail": "Unauthorized"}`, 422 with a `detail` list. The password is looked at before the body is read;
@@ -53,7 +53,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Api:
-    """Serves the desk on one address. An async context manager; `url` tells where after entering.
+    """Serves the inbox on one address. An async context manager; `url` tells where after entering.
 
     `health` gives the reasons why the aggregator is not well, if there are any.
     """

@@ -1,4 +1,4 @@
-"""The desk: takes signals, stores them in groups, decides. What it answers is on the disk.
+"""The inbox: takes signals, stores them in groups, decides. What it answers is on the disk.
 
 One turn takes all signals that have come, counts them in the order of their receipt, decides what is due,
 and commits votes, decisions and forwards in one transaction; only then are the signals answered. If the
@@ -78,7 +78,7 @@ class _Waiting:
 
 
 class Desk:
-    """One desk. `now_ms` is driven by the monotonic clock; `on_forward` hears of every new forward."""
+    """One inbox. `now_ms` is driven by the monotonic clock; `on_forward` hears of every new forward."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The door: contract, bodies and statuses of a Freqtrade server, and what hostile callers meet."""
+"""The API: contract, bodies and statuses of a Freqtrade server, and what hostile callers meet."""
 
 import asyncio
 import contextlib
