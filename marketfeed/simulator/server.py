@@ -110,7 +110,10 @@ class Simulator:
         self.venue: Venue = _make_venue(options)
         self.published_log = PublishedLog(options.published_kept)
         self.hub = Hub(
-            self.venue.streams, self.published_log, max_buffer_bytes=options.max_buffer_bytes
+            self.venue.streams,
+            self.published_log,
+            None if options.replay is None else self._start_replay_soon,
+            max_buffer_bytes=options.max_buffer_bytes,
         )
         self.rest = Rest(self.venue, self.now_ms, self.catch_up, options.speed)
         self.archive: Archive | None = None
@@ -142,9 +145,7 @@ class Simulator:
             await self._listen(stack)
             self._resources = stack.pop_all()
         self._started_s = time.monotonic()
-        if self.options.replay is not None:
-            self.hub.on_subscribed = self._start_replay_soon
-        elif not self.options.paused:
+        if self.options.replay is None and not self.options.paused:
             self._elapsed.go()
         self._tasks = [
             asyncio.create_task(self._run(), name="simulator"),
@@ -282,8 +283,7 @@ class Simulator:
         self._elapsed.go()
 
     def _start_replay_soon(self) -> None:
-        self.hub.on_subscribed = None
-        if not self.options.paused:
+        if self._start_replay is None and not self.options.paused:
             loop = asyncio.get_running_loop()
             self._start_replay = loop.call_later(_REPLAY_GRACE_S, self.resume)
 

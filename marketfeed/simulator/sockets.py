@@ -182,18 +182,23 @@ class _Heads(dict[str, bytes]):
 
 
 class Hub:
-    """All connections, and who listens to what. `streams` are the names that carry frames."""
+    """All connections, and who listens to what.
+
+    `streams` are the names that carry frames; `on_subscribed` is called after each subscription to one.
+    """
 
     def __init__(
         self,
         streams: Mapping[str, Stream],
         published: PublishedLog,
+        on_subscribed: Callable[[], None] | None = None,
         *,
         max_buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> None:
         self._streams = streams
         self._heads = _Heads()
         self._published = published
+        self._on_subscribed = on_subscribed
         self._max_buffer_bytes = max_buffer_bytes
         self._listeners: dict[str, list[Connection]] = {}
         self._connections: dict[int, Connection] = {}
@@ -206,8 +211,6 @@ class Hub:
         """Called before a WebSocket request is accepted; an answer that it gives refuses it."""
         self.on_open: Callable[[Connection], Awaitable[None]] | None = None
         """Called with a new connection, before anything is read or sent."""
-        self.on_subscribed: Callable[[], None] | None = None
-        """Called after a subscription to a stream that carries frames."""
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -362,8 +365,8 @@ class Hub:
             if stream is not None and connection.routed:
                 self._listeners.setdefault(name, []).append(connection)
                 stream.wanted = carried = True
-        if carried and self.on_subscribed is not None:
-            self.on_subscribed()
+        if carried and self._on_subscribed is not None:
+            self._on_subscribed()
         return True
 
     def _unsubscribe(self, connection: Connection, name: str) -> None:
