@@ -59,7 +59,7 @@ class _Url(logging.Handler):
 
 @contextlib.asynccontextmanager
 async def running(path: Path, status: dict[str, Any] | None = None) -> AsyncIterator[Running]:
-    logger, handler = logging.getLogger("marketfeed.collector.status_report"), _Url()
+    logger, handler = logging.getLogger("marketfeed.service.status_port"), _Url()
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     stop = asyncio.Event()

@@ -122,8 +122,8 @@ def test_after_a_kill_what_is_in_the_wal_is_copied(path: Path, folder: Path) -> 
     code = f"""
 import os
 from pathlib import Path
-from tests.test_backup import candles
-from marketfeed.journal import Journal
+from tests.storage.test_backup import candles
+from marketfeed.journal.journal import Journal
 journal = Journal.open(Path({str(path)!r}))
 journal.write(candles(0, 100))
 os.kill(os.getpid(), 9)
@@ -193,7 +193,7 @@ import os
 from pathlib import Path
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.database import inspect
-from marketfeed.journal import KIND
+from marketfeed.journal.journal import KIND
 def tell(stage, _):
     if stage == "checking the copy":
         os.kill(os.getpid(), 9)
