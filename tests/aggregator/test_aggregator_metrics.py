@@ -12,6 +12,7 @@ REPORT = AggregatorReport(
     url="http://127.0.0.1:8080",
     open_windows=4,
     pending=5,
+    commits=17,
     signals={},
     strength_texts={},
     refused={},

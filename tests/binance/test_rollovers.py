@@ -40,6 +40,11 @@ class Rolling:
     def names(self) -> set[str]:
         return {one.name.partition("-")[0] for one in self.collector.report().connections}
 
+    def has_lost(self, name: str) -> bool:
+        """Whether a connection that was open is not, or has been opened again."""
+        connections = self.collector.report().connections
+        return any(c.name == name and (c.state != "open" or c.opened > 1) for c in connections)
+
     @property
     def delivering(self) -> bool:
         report = self.collector.report()
@@ -217,8 +222,13 @@ def test_the_old_connections_may_die_in_the_middle(path: Path) -> None:
 
     async def check(rolling: Rolling) -> None:
         held.append(rolling)
+        # Until this ends the new connections are not proven: both stand when the old one dies.
+        faults = rolling.sim.faults
+        muted = await faults.start(Mute("ethusdt@markPrice", new_connections=True))
         await rolling.until(lambda: len(rolling.names()) == 2)
-        await rolling.sim.faults.start(Drop(min(c.number for c in rolling.sim.hub.connections)))
+        await faults.start(Drop(min(c.number for c in rolling.sim.hub.connections)))
+        await rolling.until(lambda: rolling.has_lost("feed-1"))
+        await faults.end(muted)
         done = rolling.outcomes("proven")
         await rolling.until(lambda: rolling.outcomes("proven") > done)
         await rolling.until(lambda: rolling.delivering)

@@ -23,7 +23,7 @@ from marketfeed.settings.model import (
 )
 from marketfeed.settings.sources import FOREIGN_VARIABLES, TEST_PREFIX
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config.yaml"
 CANARY = "c4n4ry-t0ken"
 
