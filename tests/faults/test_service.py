@@ -157,7 +157,7 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
                 # The loop lives on meanwhile: it is the journal's thread that hangs.
                 until(lambda: get(address + "/status").json["journal"]["pending"] > 20)
                 # The disk hangs until then: what goes on meanwhile is in no log.
-                manager.aborted_in("marketfeed/journal.py")
+                manager.aborted_in("marketfeed/journal/journal.py")
             finally:
                 # A tracer that waits holds up the end of what it traces.
                 strace.kill()

@@ -158,7 +158,7 @@ def test_without_a_journal_there_is_nothing_to_ship_again(
 KILLED_AT_COMMIT = """
 import os, signal, sys
 from pathlib import Path
-from marketfeed.journal import Journal
+from marketfeed.journal.journal import Journal
 journal = Journal.open(Path(sys.argv[1]))
 journal._db.set_trace_callback(
     lambda text: os.kill(os.getpid(), signal.SIGKILL) if text == "COMMIT" else None

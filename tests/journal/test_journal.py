@@ -304,7 +304,7 @@ def test_a_second_collector_is_refused(journal: Journal, path: Path) -> None:
 
 def test_a_lock_dies_with_its_process(path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from marketfeed.journal import Journal\n"
+        "import os, sys; from pathlib import Path; from marketfeed.journal.journal import Journal\n"
         "journal = Journal.open(Path(sys.argv[1])); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
@@ -346,7 +346,7 @@ def test_a_damaged_journal_is_set_aside(path: Path, caplog: pytest.LogCaptureFix
 KILLED_AT_A_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from marketfeed.journal import KIND
+from marketfeed.journal.journal import KIND
 from marketfeed.storage.database import Database
 
 left = int(sys.argv[2])

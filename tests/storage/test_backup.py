@@ -120,8 +120,8 @@ def test_after_a_kill_what_is_in_the_wal_is_copied(path: Path, folder: Path) -> 
     code = f"""
 import os
 from pathlib import Path
-from tests.test_backup import candles
-from marketfeed.journal import Journal
+from tests.storage.test_backup import candles
+from marketfeed.journal.journal import Journal
 journal = Journal.open(Path({str(path)!r}))
 journal.write(candles(0, 100))
 os.kill(os.getpid(), 9)
@@ -190,7 +190,7 @@ def test_a_kill_leaves_no_name(path: Path, tmp_path: Path) -> None:
 import os
 from pathlib import Path
 from marketfeed.storage.backup import back_up
-from marketfeed.journal import KIND
+from marketfeed.journal.journal import KIND
 def tell(stage, _):
     if stage == "checking the copy":
         os.kill(os.getpid(), 9)
