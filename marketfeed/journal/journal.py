@@ -138,10 +138,6 @@ class Journal:
         """Checkpoint, close the file and give the lock back. Safe to call twice."""
         self._database.close()
 
-    def errors_told(self) -> contextlib.AbstractContextManager[None]:
-        """Whatever SQLite raises within is raised as JournalWriteError."""
-        return errors_told(KIND, self.path)
-
     def require_whole(self, *, at_start: bool = False) -> None:
         """Look whether readers can still read the newest rows from the disk. From any thread.
 

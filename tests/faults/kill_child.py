@@ -99,12 +99,12 @@ class _TellingWriter(JournalWriter):
         super().__init__(path)
         self._tell = tell
 
-    def _open(self, *, distrusted: bool = False) -> None:
-        super()._open(distrusted=distrusted)
-        assert self._journal is not None
-        self._journal = _TellingJournal(self._journal._database, self._tell)
+    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
+        super()._open(distrusted=distrusted, proven=proven)
+        assert self._file is not None
+        self._file = _TellingJournal(self._file._database, self._tell)
         set_aside = None if self.set_aside is None else str(self.set_aside)
-        self._tell(Opened(set_aside, self._journal.next_seq))
+        self._tell(Opened(set_aside, self._file.next_seq))
 
 
 class _TellingJournal(Journal):
