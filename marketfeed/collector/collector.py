@@ -42,7 +42,9 @@ from marketfeed.history.funding import Settling
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
-from marketfeed.journal.journal import Cut, Journal
+from marketfeed.journal import retention
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.retention import Cut
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.catalog import Catalog
 from marketfeed.pairs.lifecycle import Keeper
@@ -374,10 +376,12 @@ class Collector:
         }
         while True:
             try:
-                expired = await self._writer.call(lambda journal: journal.expired(keep_ms))
+                expired = await self._writer.call(
+                    lambda journal: retention.expired(journal, keep_ms)
+                )
                 await self._delete(expired, None if shipper is None else shipper.shipped_below())
                 while cuts := await self._writer.call(
-                    lambda journal: journal.over_budget(settings.max_bytes)
+                    lambda journal: retention.over_budget(journal, settings.max_bytes)
                 ):
                     rows = await self._delete(cuts, None)
                     self._note_given_up(intake, cuts[0], rows)

@@ -5,16 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from marketfeed.errors import JournalError
-from marketfeed.journal.journal import KIND, inspect_journal
-from marketfeed.records import (
-    RefusedLine,
-)
+from marketfeed.journal.journal import KIND
+from marketfeed.records import RefusedLine
 from marketfeed.storage import acknowledged
-from marketfeed.storage.database import (
-    absence,
-    errors_told,
-)
+from marketfeed.storage.database import errors_told, require
 
 
 class RefusedLines:
@@ -25,8 +19,7 @@ class RefusedLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if inspect_journal(path) is None:
-            raise JournalError(absence(KIND, path))
+        require(KIND, path)
         with errors_told(KIND, path):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 

@@ -141,4 +141,4 @@ CREATE TABLE refused_line(
     refused INTEGER NOT NULL, target TEXT NOT NULL, line TEXT NOT NULL, answer TEXT NOT NULL
 );
 """
-"""The two tables of `shipped.py`, in the journal as in the ledger."""
+"""The two tables, in the journal as in the ledger."""

@@ -229,6 +229,14 @@ def inspect(kind: Kind, path: Path) -> FileFound | None:
     return FileFound(version, size, _holder(path))
 
 
+def require(kind: Kind, path: Path) -> FileFound:
+    """What `inspect` finds at `path`. Raises JournalError when there is nothing, and what that raises."""
+    found = inspect(kind, path)
+    if found is None:
+        raise JournalError(absence(kind, path))
+    return found
+
+
 @contextlib.contextmanager
 def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
     """Read one state of the file at `path`, beside its writer if it has one.

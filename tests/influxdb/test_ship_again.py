@@ -160,7 +160,7 @@ import os, signal, sys
 from pathlib import Path
 from marketfeed.journal.journal import Journal
 journal = Journal.open(Path(sys.argv[1]))
-journal._db.set_trace_callback(
+journal.db.set_trace_callback(
     lambda text: os.kill(os.getpid(), signal.SIGKILL) if text == "COMMIT" else None
 )
 journal.forget_if_demanded("x")
