@@ -43,7 +43,6 @@ ONLY_IN = {
     "sqlite3": {
         "marketfeed/aggregator/ledger.py",
         "marketfeed/influxdb/outbox.py",
-        "marketfeed/journal/journal.py",
         "marketfeed/journal/reads.py",
         "marketfeed/journal/refused_lines.py",
         "marketfeed/journal/retention.py",
@@ -52,6 +51,7 @@ ONLY_IN = {
         "marketfeed/storage/backup.py",
         "marketfeed/storage/damage.py",
         "marketfeed/storage/database.py",
+        "marketfeed/storage/numbered_file.py",
         "reader/stores/sqlite.py",
     },
     "sdnotify": {"marketfeed/service/systemd.py"},

@@ -3,18 +3,13 @@
 When `write` returns, its batch is on the disk (`storage/database.py` says how). One connection writes, from
 one thread at a time; readers open the file themselves (`reader/stores/sqlite.py`).
 
-Every stored row carries a `seq`, greater than any that was ever given before: one counter numbers the
-rows of all tables and is saved in the same transaction, so that a shipped range covers all of them and a
-number is never given twice, not even after retention has deleted the newest row.
+Its rows are numbered, as `storage/numbered_file.py` says.
 """
 
-import contextlib
-import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from collections.abc import Iterable, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from marketfeed import schema
 from marketfeed.journal import retention, rows, tables
@@ -23,14 +18,8 @@ from marketfeed.journal.reads import READ_AT_START, READ_FIRST, JournalReads
 from marketfeed.journal.retention import Cut
 from marketfeed.records import REGULAR, Candle, FundingSettled
 from marketfeed.storage import acknowledged
-from marketfeed.storage.damage import damage
-from marketfeed.storage.database import (
-    CHECK_S,
-    Database,
-    Kind,
-    errors_told,
-)
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.database import Database, Kind
+from marketfeed.storage.numbered_file import NumberedFile
 
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
@@ -45,68 +34,16 @@ KIND: Final = Kind(
 )
 
 
-class Journal(JournalReads):
-    """The one writer of a journal file.
+class Journal(NumberedFile, JournalReads):
+    """The one writer of a journal file, which may ask it, too."""
 
-    Not safe for concurrent calls: give it to one thread. Whatever writes raises JournalWriteError when
-    SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then. What reads raises
-    SQLite's errors as they are: call it within `errors_told`, as `JournalWriter` does.
-    """
+    kind = KIND
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database.db)
-        self.path = database.path
-        self.set_aside = database.set_aside
-        self._database = database
         self._pair_ids: dict[str, int] = {}
-        self._next_seq = 1
         self._funding_written: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, tuple[int, float]] = {}
-        self._reload()
-
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        wait_lock_s: float = 0.0,
-        distrusted: bool = False,
-        proven: bool = False,
-        check_s: float = CHECK_S,
-    ) -> Self:
-        """Open or create the journal at `path` and take its lock, as `Database.open` says.
-
-        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
-        """
-        database = Database.open(
-            KIND,
-            path,
-            wait_lock_s=wait_lock_s,
-            distrusted=distrusted,
-            proven=proven,
-            check_s=check_s,
-        )
-        try:
-            with errors_told(KIND, path):
-                return cls(database)
-        except BaseException:
-            database.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Checkpoint, close the file and give the lock back. Safe to call twice."""
-        self._database.close()
+        super().__init__(database)
 
     def require_whole(self, *, at_start: bool = False) -> None:
         """Look whether readers can still read the newest rows from the disk. From any thread.
@@ -116,13 +53,6 @@ class Journal(JournalReads):
         pages that it finds in memory.
         """
         self._database.require_whole((*READ_FIRST, *READ_AT_START) if at_start else READ_FIRST)
-
-    # --- writing ---------------------------------------------------------------------------------
-
-    @property
-    def next_seq(self) -> int:
-        """The number that the next stored row gets; every stored one is smaller."""
-        return self._next_seq
 
     def write(self, batch: Batch) -> int:
         """Commit a batch durably, in one transaction. Returns how many rows were new or changed.
@@ -147,8 +77,7 @@ class Journal(JournalReads):
             seq = self._run(tables.CATALOG, rows.catalog_rows(batch.catalog, ids, seq), seq)
             changed = self.db.total_changes - before
             self._write_dead_letters(batch)
-            if seq != self._next_seq:
-                self.db.execute("UPDATE sequence SET next = ?", (seq,))
+            self._save_seq(seq)
         self._next_seq = seq
         self._funding_written.update(written)
         self._note_settled(batch.settled)
@@ -167,7 +96,7 @@ class Journal(JournalReads):
             numbered = rows.candle_rows(batch.candles, ids, self._next_seq)
             seq = self._run(tables.CANDLE_REPAIR, numbered, self._next_seq)
             changed = self.db.total_changes - before
-            self.db.execute("UPDATE sequence SET next = ?", (seq,))
+            self._save_seq(seq)
         self._next_seq = seq
         return changed
 
@@ -178,32 +107,6 @@ class Journal(JournalReads):
                 "INSERT OR REPLACE INTO document VALUES (?, ?, ?)",
                 (name, saved_ms, zlib.compress(body)),
             )
-
-    # --- shipping ------------------------------------------------------------------------------------
-
-    def shipped(self, target: str) -> Ranges:
-        """What `target` (a server and bucket) has acknowledged, as ranges of seq."""
-        return acknowledged.read_shipped(self.db, target)
-
-    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
-        """Save ranges that `target` has acknowledged; those within them are replaced."""
-        with self._transaction():
-            acknowledged.note_shipped(self.db, target, ranges)
-
-    def forget_if_demanded(self, target: str) -> bool:
-        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
-        with self._transaction():
-            return acknowledged.take_demand(self.db, target)
-
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
-        """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
-
-        Returns how many older ones are gone by that.
-        """
-        with self._transaction():
-            return acknowledged.put_aside(self.db, target, refused, refused_ms)
-
-    # --- retention ---------------------------------------------------------------------------------
 
     def delete(self, cut: Cut, below_seq: int | None = None) -> int:
         """Delete what a cut names. Returns the number of rows.
@@ -217,25 +120,11 @@ class Journal(JournalReads):
 
     # --- inside -----------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            with self._database.transaction():
-                yield
-        except BaseException:
-            # What was numbered in vain must be numbered anew.
-            with contextlib.suppress(sqlite3.Error):
-                self._reload()
-            raise
-
     def _reload(self) -> None:
         # Empty until it is read: an id that was given in vain would name another pair.
         self._pair_ids = {}
         self._pair_ids = dict(self.db.execute("SELECT pair, id FROM pair"))
-        sequence = self.db.execute("SELECT next FROM sequence").fetchone()
-        if sequence is None:
-            raise damage("no row in table sequence")
-        (self._next_seq,) = sequence
+        super()._reload()
         self._funding_written.clear()
         self._settled = self.newest_settled()
 
