@@ -25,15 +25,9 @@ from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.votes import FORWARD, Decision, Outcome, Vote
 from marketfeed.errors import LedgerError
 from marketfeed.storage import acknowledged
-from marketfeed.storage.database import (
-    Database,
-    FileFound,
-    Kind,
-    errors_told,
-    has_been_open,
-    inspect,
-)
+from marketfeed.storage.database import Database, Kind, errors_told, has_been_open
 from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.reading import FileFound, inspect
 
 State = Literal["queued", "sending", "unknown", "accepted", "refused", "expired", "found", "lost"]
 STEPS: Final[Mapping[State, tuple[State, ...]]] = MappingProxyType(

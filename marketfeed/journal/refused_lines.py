@@ -8,7 +8,8 @@ from typing import Self
 from marketfeed.journal.journal import KIND
 from marketfeed.records import RefusedLine
 from marketfeed.storage import acknowledged
-from marketfeed.storage.database import errors_told, require
+from marketfeed.storage.database import errors_told, transaction
+from marketfeed.storage.reading import require
 
 
 class RefusedLines:
@@ -41,9 +42,7 @@ class RefusedLines:
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
-        with errors_told(KIND, self._path):
-            self._db.execute("BEGIN IMMEDIATE")
+        with errors_told(KIND, self._path), transaction(self._db):
             self._db.executemany(
                 "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
             )
-            self._db.execute("COMMIT")

@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import quote
 
 from marketfeed import schema
 from marketfeed.errors import JournalError
@@ -18,7 +17,8 @@ from marketfeed.grid import Stretch
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
 from marketfeed.records import Candle, CatalogEntry
-from marketfeed.storage.database import require
+from marketfeed.storage.files import connect_read_only, is_stopped
+from marketfeed.storage.reading import require
 
 T = TypeVar("T")
 
@@ -93,18 +93,15 @@ class JournalView:
     def _ask(self, question: Callable[[JournalReads], T]) -> T:
         error: sqlite3.Error | None = None
         for _ in range(_TRIES):
-            wal = Path(f"{self.path}-wal")
-            immutable = not wal.exists()
-            options = "mode=ro&immutable=1" if immutable else "mode=ro"
-            url = f"file:{quote(str(self.path))}?{options}"
+            immutable = is_stopped(self.path)
             try:
-                with contextlib.closing(sqlite3.connect(url, uri=True, timeout=5.0)) as db:
+                with contextlib.closing(connect_read_only(self.path, immutable=immutable)) as db:
                     answer = question(JournalReads(db))
             except sqlite3.Error as found:
                 error = found
                 continue
             # A writer that has started meanwhile may have changed what was taken for immutable.
-            if not immutable or not wal.exists():
+            if not immutable or is_stopped(self.path):
                 return answer
         raise JournalError(f"journal {self.path}: {error or 'is being started and stopped'}")
 

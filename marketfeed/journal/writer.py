@@ -10,8 +10,9 @@ from typing import TypeVar
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.damage import find_damage, is_certain, require_readable
-from marketfeed.storage.database import CHECK_S, errors_told, identity
+from marketfeed.storage.database import CHECK_S, errors_told
 from marketfeed.storage.file_thread import FileThread
+from marketfeed.storage.files import identity
 
 log = logging.getLogger(__name__)
 

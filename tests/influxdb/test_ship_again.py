@@ -24,7 +24,7 @@ from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
-from marketfeed.storage.database import reading
+from marketfeed.storage.reading import reading
 
 
 @pytest.fixture(params=["v1", "v2"])

@@ -36,7 +36,7 @@ from marketfeed.records import (
     MarkPrice,
     Record,
 )
-from marketfeed.storage.database import inspect
+from marketfeed.storage.reading import inspect
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_791_360_000_000
