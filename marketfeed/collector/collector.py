@@ -412,10 +412,10 @@ class Collector:
 
     async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
         # Call by call, so that commits of new data pass in between.
-        rows = 0
-        for cut in cuts:
-            rows += await self._writer.call(partial(Journal.delete, cut=cut, below_seq=below_seq))
-        return rows
+        def deleting(cut: Cut) -> Callable[[Journal], int]:
+            return lambda journal: journal.delete(cut, below_seq)
+
+        return sum([await self._writer.call(deleting(cut)) for cut in cuts])
 
     def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
         start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms
