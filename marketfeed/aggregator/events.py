@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed.aggregator.ledger_tables import KIND
-from marketfeed.storage.database import reading
+from marketfeed.storage.reading import reading
 
 NEWEST: Final = 200
 """Votes that a first look goes back, unless told otherwise."""

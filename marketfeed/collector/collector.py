@@ -42,7 +42,9 @@ from marketfeed.history.funding import Settling
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
-from marketfeed.journal.journal import Cut, Journal
+from marketfeed.journal import retention
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.retention import Cut
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.catalog import Catalog
 from marketfeed.pairs.lifecycle import Keeper
@@ -374,10 +376,12 @@ class Collector:
         }
         while True:
             try:
-                expired = await self._writer.call(lambda journal: journal.expired(keep_ms))
+                expired = await self._writer.call(
+                    lambda journal: retention.expired(journal, keep_ms)
+                )
                 await self._delete(expired, None if shipper is None else shipper.shipped_below())
                 while cuts := await self._writer.call(
-                    lambda journal: journal.over_budget(settings.max_bytes)
+                    lambda journal: retention.over_budget(journal, settings.max_bytes)
                 ):
                     rows = await self._delete(cuts, None)
                     self._note_given_up(intake, cuts[0], rows)
@@ -408,10 +412,10 @@ class Collector:
 
     async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
         # Call by call, so that commits of new data pass in between.
-        rows = 0
-        for cut in cuts:
-            rows += await self._writer.call(partial(Journal.delete, cut=cut, below_seq=below_seq))
-        return rows
+        def deleting(cut: Cut) -> Callable[[Journal], int]:
+            return lambda journal: journal.delete(cut, below_seq)
+
+        return sum([await self._writer.call(deleting(cut)) for cut in cuts])
 
     def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
         start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms

@@ -31,7 +31,8 @@ from marketfeed.pairs.selection import Listing, select
 from marketfeed.records import MarkPrice
 from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings
-from marketfeed.storage.database import Kind, inspect
+from marketfeed.storage.database import Kind
+from marketfeed.storage.reading import inspect
 
 CLOCK_TOLERANCE_MS: Final = 1_000.0
 """Beyond this, readers on this host would misjudge the age of data."""

@@ -333,7 +333,7 @@ class Healer:
         taken: Counter[str] = Counter()
         for number, (pair, timeframe, gap) in enumerate([*gaps, *given_up]):
             # Call by call, so that commits of new data pass in between.
-            look = partial(Journal.missing, pair=pair, timeframe=timeframe, gap=gap)
+            look = partial(Journal.holes, pair=pair, timeframe=timeframe, stretch=gap)
             left = await self._writer.call(look)
             if left and number >= len(gaps):
                 continue

@@ -5,16 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from marketfeed.errors import JournalError
-from marketfeed.journal.journal import KIND, inspect_journal
-from marketfeed.records import (
-    RefusedLine,
-)
+from marketfeed.journal.journal import KIND
+from marketfeed.records import RefusedLine
 from marketfeed.storage import acknowledged
-from marketfeed.storage.database import (
-    absence,
-    errors_told,
-)
+from marketfeed.storage.database import errors_told, transaction
+from marketfeed.storage.reading import require
 
 
 class RefusedLines:
@@ -25,8 +20,7 @@ class RefusedLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if inspect_journal(path) is None:
-            raise JournalError(absence(KIND, path))
+        require(KIND, path)
         with errors_told(KIND, path):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
@@ -48,9 +42,7 @@ class RefusedLines:
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
-        with errors_told(KIND, self._path):
-            self._db.execute("BEGIN IMMEDIATE")
+        with errors_told(KIND, self._path), transaction(self._db):
             self._db.executemany(
                 "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
             )
-            self._db.execute("COMMIT")

@@ -1,4 +1,4 @@
-"""The journal's tables and the statements that fill them. SQL as text; `journal.py` runs it.
+"""The journal's tables and the statements that fill them. SQL as text; `journal/journal.py` runs it.
 
 Tables are clustered by (pair, …, time) instead of by `seq`: 500 candles lie on a dozen neighbouring
 pages, and "the latest" is one seek, so that no second copy of the latest values can disagree.
@@ -124,38 +124,31 @@ class Upsert:
                 left -= size
 
 
+_CANDLE_SET: Final = """
+    open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+    volume = excluded.volume, quote_volume = excluded.quote_volume,
+    taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq"""
+_CANDLE_DIFFERS: Final = """(
+        excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
+        excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
+    ) <> (
+        candle.open, candle.high, candle.low, candle.close, candle.volume,
+        candle.quote_volume, candle.taker_buy_volume, candle.trades
+    )"""
 CANDLE: Final = Upsert(
     12,
     "INSERT INTO candle SELECT * FROM",
     # A closed candle gives way only to one that counts at least as many trades, and is not the same:
     # a late repeat of a worse one (an abridged REST row) must not undo it.
-    """WHERE true ON CONFLICT DO UPDATE SET
-        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
-        volume = excluded.volume, quote_volume = excluded.quote_volume,
-        taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq
-    WHERE excluded.trades >= candle.trades AND (
-        excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
-        excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
-    ) <> (
-        candle.open, candle.high, candle.low, candle.close, candle.volume,
-        candle.quote_volume, candle.taker_buy_volume, candle.trades
-    )""",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
+    WHERE excluded.trades >= candle.trades AND {_CANDLE_DIFFERS}""",
 )
 CANDLE_REPAIR: Final = Upsert(
     12,
     "INSERT INTO candle SELECT * FROM",
     # On the operator's word: what the exchange has now, however many trades it counts.
-    """WHERE true ON CONFLICT DO UPDATE SET
-        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
-        volume = excluded.volume, quote_volume = excluded.quote_volume,
-        taker_buy_volume = excluded.taker_buy_volume, trades = excluded.trades, seq = excluded.seq
-    WHERE (
-        excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
-        excluded.quote_volume, excluded.taker_buy_volume, excluded.trades
-    ) <> (
-        candle.open, candle.high, candle.low, candle.close, candle.volume,
-        candle.quote_volume, candle.taker_buy_volume, candle.trades
-    )""",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
+    WHERE {_CANDLE_DIFFERS}""",
 )
 FORMING: Final = Upsert(
     13,

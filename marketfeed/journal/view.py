@@ -6,22 +6,19 @@ created beside it.
 """
 
 import contextlib
-import logging
 import sqlite3
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import quote
 
 from marketfeed import schema
 from marketfeed.errors import JournalError
 from marketfeed.grid import Stretch
-from marketfeed.journal.journal import KIND, inspect_journal
+from marketfeed.journal.journal import KIND
+from marketfeed.journal.reads import JournalReads
 from marketfeed.records import Candle, CatalogEntry
-from marketfeed.storage.database import absence
-
-log = logging.getLogger(__name__)
+from marketfeed.storage.files import connect_read_only, is_stopped
+from marketfeed.storage.reading import require
 
 T = TypeVar("T")
 
@@ -48,45 +45,20 @@ class JournalView:
 
     def require(self) -> None:
         """Raise JournalError unless there is a journal of ours that can be read."""
-        if inspect_journal(self.path) is None:
-            raise JournalError(absence(KIND, self.path))
+        require(KIND, self.path)
 
     def catalog(self) -> list[CatalogEntry]:
         """What this journal collects, ordered by pair."""
-        return self._ask(
-            lambda db: [
-                CatalogEntry(pair, symbol, tuple(frames.split(",")), since, listed, ended, changed)
-                for pair, symbol, frames, since, listed, ended, changed in db.execute(
-                    """SELECT pair, symbol, timeframes, since, listed, ended, changed
-                       FROM catalog JOIN pair ON pair.id = pair_id ORDER BY pair"""
-                )
-            ]
-        )
+        return self._ask(JournalReads.catalog)
 
     def document(self, name: str) -> bytes | None:
         """What was last saved under `name`, or None: there is none, or it is spoilt."""
-        row = self._ask(
-            lambda db: db.execute("SELECT body FROM document WHERE name = ?", (name,)).fetchone()
-        )
-        try:
-            return None if row is None else zlib.decompress(row[0])
-        except zlib.error as error:
-            log.error(
-                "document cannot be read, going on without name=%s error=%r", name, str(error)
-            )
-            return None
+        found = self._ask(lambda journal: journal.load_document(name))
+        return None if found is None else found[0]
 
     def candles(self, pair: str, timeframe: str, stretch: Stretch) -> list[Candle]:
         """The closed candles of a stretch, oldest first, all numbers; `event_time_ms` is the close."""
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
-        return self._ask(
-            lambda db: [
-                Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms)
-                for at_ms, o, h, lo, c, v, q, b, n in db.execute(
-                    _CANDLES, (pair, length_ms, *stretch)
-                )
-            ]
-        )
+        return self._ask(lambda journal: journal.candles(pair, timeframe, *stretch))
 
     def chart(self, pair: str, timeframe: str, limit: int) -> Chart | None:
         """The newest `limit` closed candles of a series and what belongs to them; None: no such pair.
@@ -95,7 +67,8 @@ class JournalView:
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
 
-        def question(db: sqlite3.Connection) -> Chart | None:
+        def question(journal: JournalReads) -> Chart | None:
+            db = journal.db
             # One state of the journal for all questions.
             db.execute("BEGIN")
             found = db.execute("SELECT id FROM pair WHERE pair = ?", (pair,)).fetchone()
@@ -114,40 +87,21 @@ class JournalView:
         return self._ask(question)
 
     def holes(self, pair: str, timeframe: str, stretch: Stretch) -> list[Stretch]:
-        """What the journal lacks of a stretch, oldest first; found by SQLite, row by row nothing is kept."""
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
-        if stretch.start_ms >= stretch.end_ms:
-            return []
+        """What the journal lacks of a stretch, oldest first."""
+        return self._ask(lambda journal: journal.holes(pair, timeframe, stretch))
 
-        def question(db: sqlite3.Connection) -> list[Stretch]:
-            (count, first) = db.execute(_EXTENT, (pair, length_ms, *stretch)).fetchone()
-            if count == 0:
-                return [stretch]
-            if count == (stretch.end_ms - stretch.start_ms) // length_ms:
-                return []
-            found = [Stretch(stretch.start_ms, first)] if first > stretch.start_ms else []
-            within = db.execute(
-                _HOLES, (length_ms, stretch.end_ms, pair, length_ms, *stretch, length_ms)
-            )
-            return found + [Stretch(start_ms, end_ms) for start_ms, end_ms in within]
-
-        return self._ask(question)
-
-    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    def _ask(self, question: Callable[[JournalReads], T]) -> T:
         error: sqlite3.Error | None = None
         for _ in range(_TRIES):
-            wal = Path(f"{self.path}-wal")
-            immutable = not wal.exists()
-            options = "mode=ro&immutable=1" if immutable else "mode=ro"
-            url = f"file:{quote(str(self.path))}?{options}"
+            immutable = is_stopped(self.path)
             try:
-                with contextlib.closing(sqlite3.connect(url, uri=True, timeout=5.0)) as db:
-                    answer = question(db)
+                with contextlib.closing(connect_read_only(self.path, immutable=immutable)) as db:
+                    answer = question(JournalReads(db))
             except sqlite3.Error as found:
                 error = found
                 continue
             # A writer that has started meanwhile may have changed what was taken for immutable.
-            if not immutable or not wal.exists():
+            if not immutable or is_stopped(self.path):
                 return answer
         raise JournalError(f"journal {self.path}: {error or 'is being started and stopped'}")
 
@@ -166,12 +120,3 @@ _CHART_FORMING: Final = f"""SELECT {_OF_CHART} FROM forming AS c
     WHERE pair_id = ? AND timeframe_ms = ?"""  # noqa: S608
 _CHART_SETTLED: Final = """SELECT time, rate FROM funding_settled
     WHERE pair_id = ? AND time >= ? GROUP BY time ORDER BY time DESC LIMIT ?"""
-_OF_SERIES: Final = """FROM candle
-    WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?
-      AND open_time >= ? AND open_time < ?"""
-_CANDLES: Final = f"""SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
-    trades {_OF_SERIES} ORDER BY open_time"""
-_EXTENT: Final = f"SELECT count(*), min(open_time) {_OF_SERIES}"
-_HOLES: Final = f"""SELECT open_time + ?, next FROM (
-        SELECT open_time, lead(open_time, 1, ?) OVER (ORDER BY open_time) AS next {_OF_SERIES}
-    ) WHERE next > open_time + ? ORDER BY open_time"""  # noqa: S608

@@ -1,31 +1,26 @@
-"""The journal on a thread of its own: one caller at a time, the event loop never waits for the disk."""
+"""The journal on a thread of its own, and a fresh one in its place when it is damaged."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.storage.damage import (
-    find_damage,
-    is_certain,
-    require_readable,
-    set_aside_beside,
-)
-from marketfeed.storage.database import CHECK_S, errors_told, identity
+from marketfeed.storage.damage import find_damage, is_certain, require_readable
+from marketfeed.storage.database import CHECK_S, errors_told
+from marketfeed.storage.file_thread import FileThread
+from marketfeed.storage.files import identity
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class JournalWriter:
-    """Opens the journal at `path` and runs calls on it, in their order. An async context manager.
+class JournalWriter(FileThread[Journal]):
+    """The thread of the journal at `path`.
 
     A file is looked over for `check_s` wall seconds when it is opened. Entering raises what
     `Journal.open` raises, but for damage: a damaged file is set aside, wherever a start meets that. One that
@@ -33,21 +28,14 @@ class JournalWriter:
     """
 
     def __init__(self, path: Path, check_s: float = CHECK_S) -> None:
-        self.path = path
+        super().__init__(KIND, path)
         self.on_damage: Callable[[JournalError], None] | None = None
         """Called on the event loop when a call has met damage: the file is to be replaced."""
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
-        self.beside: tuple[str, ...] = ()
-        """The damaged files that lie beside this one, by this run or an earlier; see `look_beside`."""
-        self.generation = 0
-        """Rises by one with every file that is opened: the numbers of a fresh one begin anew."""
-        self.next_seq = 0
         self.bytes_used = 0
         self.dead_letters = 0
         self.refused_lines = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._journal: Journal | None = None
         self._documents: dict[str, tuple[bytes, int]] = {}
         self._check_s = check_s
         # The file that was gone on with after damage had been met in it, by its identity.
@@ -55,25 +43,13 @@ class JournalWriter:
         # Whether something was met since then that no failed read can look like.
         self._certain = False
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._in_thread(self._open)
-        except BaseException:
-            self._thread.shutdown()
-            raise
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._in_thread(self._close)
-        self._thread.shutdown()
-
     async def call(self, function: Callable[[Journal], T]) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
 
         What SQLite raises comes as JournalWriteError.
         """
         try:
-            return await self._in_thread(lambda: self._run(function))
+            return await super().call(function)
         except JournalWriteError as error:
             if error.damaged:
                 self._certain |= is_certain(error.__cause__)
@@ -107,18 +83,17 @@ class JournalWriter:
 
     async def require_whole(self) -> None:
         """Raise JournalWriteError (`damaged`) when readers cannot read the file; beside all calls."""
-        journal = self._journal
+        journal = self._file
         if journal is not None:
             try:
                 await asyncio.to_thread(journal.require_whole)
             except JournalError:
-                if journal is self._journal:
+                if journal is self._file:
                     raise
 
-    async def look_beside(self) -> None:
-        """Bring `beside` up to date; it stays as it is while the disk does not say."""
-        with contextlib.suppress(OSError):
-            self.beside = await asyncio.to_thread(set_aside_beside, self.path)
+    async def take_stock(self) -> None:
+        """Bring `bytes_used` and `dead_letters` up to date."""
+        await self.call(self._note)
 
     def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
         try:
@@ -128,8 +103,7 @@ class JournalWriter:
                 raise
             log.warning("journal could not be read, reading it again error=%r", str(error))
             self._open_again(proven=proven)
-        with contextlib.suppress(OSError):
-            self.beside = set_aside_beside(self.path)
+        self._look_beside()
 
     def _open_again(self, *, proven: bool) -> None:
         if not proven:
@@ -144,7 +118,7 @@ class JournalWriter:
 
     def _open_and_look(self, *, distrusted: bool, proven: bool) -> None:
         """Open the file, and prove that what a collector reads first can be read."""
-        self._journal = journal = Journal.open(
+        self._file = journal = Journal.open(
             self.path, distrusted=distrusted, proven=proven, check_s=self._check_s
         )
         try:
@@ -194,30 +168,8 @@ class JournalWriter:
         for name, (body, saved_ms) in self._documents.items():
             journal.save_document(name, body, saved_ms)
 
-    def _run(self, function: Callable[[Journal], T]) -> T:
-        if self._journal is None:
-            raise JournalError(f"journal {self.path}: not open")
-        try:
-            with self._journal.errors_told():
-                return function(self._journal)
-        finally:
-            self.next_seq = self._journal.next_seq
-
     def _note(self, journal: Journal) -> None:
         counts = journal.counts()
         self.bytes_used = counts["bytes"]
         self.dead_letters = counts["dead_letters"]
         self.refused_lines = counts["refused_lines"]
-        self.next_seq = journal.next_seq
-
-    def _close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-
-    async def take_stock(self) -> None:
-        """Bring `bytes_used` and `dead_letters` up to date."""
-        await self.call(self._note)
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -6,13 +6,13 @@ under names that no target has: that everything is to be shipped again, and how 
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from marketfeed.errors import JournalError
-from marketfeed.storage.database import Kind, errors_told, inspect
+from marketfeed.storage.database import Kind, errors_told
 from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.reading import inspect
 
 REFUSED_LINES_KEPT: Final = 10_000
 _AGAIN: Final = "ship again: "
@@ -91,24 +91,28 @@ def demand_again(kind: Kind, path: Path, target: str) -> Demand | None:
     found = inspect(kind, path)
     if found is None or found.version == 0:
         return None
-    try:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db:
-            before = db.execute("SELECT 1 FROM shipped WHERE target = ?", (target,)).fetchone()
-            known = is_demanded(db, target)
-            # One statement, one transaction. A second demand is the same one.
-            db.execute("INSERT OR REPLACE INTO shipped VALUES (?, 1, 1)", (_AGAIN + target,))
-    except sqlite3.Error as error:
-        raise JournalError(f"{kind.name} {path}: {error}") from error
+    with _opened(kind, path) as db:
+        before = db.execute("SELECT 1 FROM shipped WHERE target = ?", (target,)).fetchone()
+        known = is_demanded(db, target)
+        # One statement, one transaction. A second demand is the same one.
+        db.execute("INSERT OR REPLACE INTO shipped VALUES (?, 1, 1)", (_AGAIN + target,))
     return Demand(before is not None, found.holder, known)
 
 
 def withdraw(kind: Kind, path: Path, target: str) -> None:
     """Take a demand back, if nobody has taken it up yet. Raises JournalError."""
+    with _opened(kind, path) as db:
+        db.execute("DELETE FROM shipped WHERE target = ?", (_AGAIN + target,))
+
+
+@contextlib.contextmanager
+def _opened(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection for single statements: the file may have a writer."""
     with (
         errors_told(kind, path),
         contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
     ):
-        db.execute("DELETE FROM shipped WHERE target = ?", (_AGAIN + target,))
+        yield db
 
 
 def is_demanded(db: sqlite3.Connection, target: str) -> bool:
@@ -141,4 +145,4 @@ CREATE TABLE refused_line(
     refused INTEGER NOT NULL, target TEXT NOT NULL, line TEXT NOT NULL, answer TEXT NOT NULL
 );
 """
-"""The two tables of `shipped.py`, in the journal as in the ledger."""
+"""The two tables, in the journal as in the ledger."""

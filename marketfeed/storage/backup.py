@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import msgspec
 
 from marketfeed.errors import BackupError
-from marketfeed.storage.database import Kind, absence, inspect
+from marketfeed.storage.database import Kind, absence
+from marketfeed.storage.files import connect_read_only, is_stopped
+from marketfeed.storage.reading import inspect
 
 PAGES_A_STEP: Final = 1024
 """Pages of 4 KiB copied between two turns of the progress bar."""
@@ -105,21 +106,18 @@ def _copy(source: Path, unfinished: Path, tell: Tell) -> None:
 @contextlib.contextmanager
 def _reading(source: Path) -> Iterator[sqlite3.Connection]:
     """A connection inside a read transaction, so that all it shows is of one moment."""
-    wal = Path(f"{source}-wal")
-    # Without a writer the file is whole by itself; opening it otherwise would create files beside it.
-    stopped = not wal.exists()
+    stopped = is_stopped(source)
     before = source.stat()
-    options = "mode=ro&immutable=1" if stopped else "mode=ro"
-    uri = f"file://{quote(os.fsencode(source))}?{options}"
-    with contextlib.closing(
-        sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
-    ) as db:
+    with contextlib.closing(connect_read_only(source, immutable=stopped)) as db:
         db.execute("BEGIN")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         yield db
     if stopped:
         after = source.stat()
-        if wal.exists() or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+        if not is_stopped(source) or (before.st_ino, before.st_mtime_ns) != (
+            after.st_ino,
+            after.st_mtime_ns,
+        ):
             raise BackupError(f"backup of {source}: its writer was just starting; try again")
 
 

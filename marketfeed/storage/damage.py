@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from marketfeed.errors import JournalError
+from marketfeed.storage.files import BESIDE, connect_read_only, identity
 
-BESIDE: Final = ("-wal", "-shm")
-"""What SQLite keeps beside a file."""
 _MARK: Final = ".corrupt-"
 _NAMED: Final = 3
 _READ_BYTES: Final = 1 << 16
@@ -93,8 +91,7 @@ def find_damage(path: Path) -> str:
 
     Takes minutes for a large file. Raises sqlite3.Error when that cannot be found out.
     """
-    url = f"file:{quote(str(path))}?mode=ro"
-    with contextlib.closing(sqlite3.connect(url, uri=True, timeout=5.0)) as db:
+    with contextlib.closing(connect_read_only(path)) as db:
         try:
             (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             _judge(verdict)
@@ -170,7 +167,7 @@ def put_aside(path: Path) -> Path:
     # kill in between, and by readers.
     for suffix in ("", *BESIDE):
         source = Path(f"{path}{suffix}")
-        if is_there(source):
+        if identity(source) is not None:
             source.rename(f"{target}{suffix}")
     with _keeping, contextlib.suppress(FileNotFoundError):
         found = target.stat()
@@ -178,15 +175,6 @@ def put_aside(path: Path) -> Path:
         if descriptor is not None:
             os.close(descriptor)
     return target
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is such a file. Raises OSError when the disk does not say."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def set_aside_beside(path: Path) -> tuple[str, ...]:

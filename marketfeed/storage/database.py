@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
-from urllib.parse import quote
 
 from marketfeed.errors import (
     JournalError,
@@ -23,20 +22,18 @@ from marketfeed.errors import (
     JournalWriteError,
 )
 from marketfeed.storage.damage import (
-    BESIDE,
     check,
     is_damage,
     is_failed_read,
-    is_there,
     put_aside,
     require_readable,
 )
+from marketfeed.storage.files import BESIDE, connect_read_only, identity
 
 log = logging.getLogger(__name__)
 
 CHECK_S: Final = 5.0
 """Wall seconds for the consistency check at start; a large file is checked as far as it comes."""
-_NO_HOLDER: Final = ""
 
 
 class Kind(NamedTuple):
@@ -69,6 +66,21 @@ def errors_told(kind: Kind, path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise JournalWriteError(f"{kind.name} {path}: {error}", is_damage(error)) from error
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection, mode: str = "IMMEDIATE") -> Iterator[None]:
+    """One transaction, which has written nothing when the block or the commit fails."""
+    db.execute(f"BEGIN {mode}")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        # A full disk may have rolled the transaction back already.
+        with contextlib.suppress(sqlite3.Error):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        raise
 
 
 def has_been_open(path: Path) -> bool:
@@ -171,7 +183,7 @@ class Database:
             what = "the file is gone" if found is None else "another file stands in its place"
             raise JournalWriteError(f"{self.kind.name} {self.path}: {what}", damaged=True)
         try:
-            with contextlib.closing(_connect_read_only(self.path)) as db:
+            with contextlib.closing(connect_read_only(self.path)) as db:
                 for query in queries:
                     db.execute(query).fetchall()
         except sqlite3.DatabaseError as error:
@@ -185,115 +197,22 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction, durable when the block has ended. Raises JournalWriteError: nothing is stored."""
-        with errors_told(self.kind, self.path), self._bare_transaction():
+        with errors_told(self.kind, self.path), transaction(self.db):
             yield self.db
 
-    @contextlib.contextmanager
-    def _bare_transaction(self) -> Iterator[None]:
-        self.db.execute("BEGIN IMMEDIATE")
+
+def holder(path: Path) -> str:
+    """The process that writes the file at `path`, "unknown" if it does not say; empty: nobody does."""
+    with contextlib.suppress(OSError), Path(f"{path}.lock").open("rb") as file:
         try:
-            yield
-            self.db.execute("COMMIT")
-        except BaseException:
-            # A full disk may have rolled the transaction back already.
-            with contextlib.suppress(sqlite3.Error):
-                if self.db.in_transaction:
-                    self.db.execute("ROLLBACK")
-            raise
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _name_in(file.fileno())
+    return ""
 
 
-class FileFound(NamedTuple):
-    """What stands at a path: schema version, size, and the process that holds it (or "")."""
-
-    version: int
-    bytes_used: int
-    holder: str
-
-
-def inspect(kind: Kind, path: Path) -> FileFound | None:
-    """Look at the file at `path` without changing anything; None if there is none.
-
-    Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
-    """
-    path = path.resolve()
-    if not _is_there(kind, path):
-        return None
-    wal = Path(f"{path}-wal")
-    try:
-        # Without a writer the file is whole by itself; opening it otherwise would create files beside it.
-        with contextlib.closing(_connect_read_only(path, immutable=not wal.exists())) as db:
-            version = _recognise(kind, path, db)
-    except sqlite3.Error as error:
-        raise JournalError(f"{kind.name} {path}: {error}") from error
-    size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
-    return FileFound(version, size, _holder(path))
-
-
-@contextlib.contextmanager
-def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
-    """Read one state of the file at `path`, beside its writer if it has one.
-
-    Raises JournalForeignError, JournalNewerError, or JournalError when there is none or it is unreadable.
-    """
-    path = path.resolve()
-    if not _is_there(kind, path):
-        raise JournalError(absence(kind, path))
-    try:
-        immutable = not Path(f"{path}-wal").exists()
-        with contextlib.closing(_connect_read_only(path, immutable=immutable)) as db:
-            db.execute("BEGIN")
-            # A writer that is just starting, or was killed then, leaves a file without its tables.
-            if _recognise(kind, path, db) == 0:
-                raise JournalError(absence(kind, path))
-            yield db
-    except sqlite3.Error as error:
-        raise JournalError(f"{kind.name} {path}: {error}") from error
-
-
-def _is_there(kind: Kind, path: Path) -> bool:
-    """Whether there is a file. Raises JournalError when this user may not look, or not read it."""
-    try:
-        path.stat()
-        if os.access(path, os.R_OK):
-            return True
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except PermissionError:
-        pass
-    except OSError as error:
-        raise JournalError(f"{kind.name} {path}: {error.strerror}") from error
-    raise JournalError(
-        f"{kind.name} {path}: Permission denied, this user may not read it; who is in its group may"
-    )
-
-
-def _connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    options = "mode=ro&immutable=1" if immutable else "mode=ro"
-    return sqlite3.connect(f"file:{quote(str(path))}?{options}", uri=True, timeout=5.0)
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of its name; None if there is none.
-
-    Raises OSError when the disk does not say.
-    """
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _holder(path: Path) -> str:
-    try:
-        with Path(f"{path}.lock").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read(32).decode("ascii", "replace").strip() or "unknown"
-    except OSError:
-        return _NO_HOLDER
-    return _NO_HOLDER
+def _name_in(lock_fd: int) -> str:
+    return os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
 
 
 def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
@@ -308,10 +227,10 @@ def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
             if time.monotonic() < deadline_s:
                 time.sleep(0.05)
                 continue
-            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+            other = _name_in(lock_fd)
             os.close(lock_fd)
             raise JournalLockedError(
-                f"{kind.name} {path}: another process is writing it (process {holder or 'unknown'}); "
+                f"{kind.name} {path}: another process is writing it (process {other}); "
                 f"stop that one first, or give this one a {kind.name} of its own"
             ) from None
     os.ftruncate(lock_fd, 0)
@@ -324,7 +243,7 @@ def _open_or_set_aside(
 ) -> tuple[sqlite3.Connection, Path | None]:
     found = "damage was seen while it was in use"
     try:
-        if not is_there(path) and any(is_there(Path(f"{path}{suffix}")) for suffix in BESIDE):
+        if identity(path) is None and any(identity(Path(f"{path}{suffix}")) for suffix in BESIDE):
             # SQLite would delete them. That the file is gone has to be told.
             distrusted, found = (
                 True,
@@ -369,7 +288,7 @@ def _open_or_again(kind: Kind, path: Path, check_s: float, *, proven: bool) -> s
 def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
-        version = _recognise(kind, path, db)
+        version = recognise(kind, path, db)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")
@@ -386,7 +305,7 @@ def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     return db
 
 
-def _recognise(kind: Kind, path: Path, db: sqlite3.Connection) -> int:
+def recognise(kind: Kind, path: Path, db: sqlite3.Connection) -> int:
     """Return the schema version, 0 for an empty file; refuse what is not ours or newer."""
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -408,7 +327,7 @@ def _recognise(kind: Kind, path: Path, db: sqlite3.Connection) -> int:
 
 
 def _create(kind: Kind, db: sqlite3.Connection) -> None:
-    with _schema_change(db):
+    with transaction(db, "EXCLUSIVE"):
         for statement in kind.create.split(";"):
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {kind.application_id}")
@@ -423,7 +342,7 @@ def _migrate(kind: Kind, path: Path, db: sqlite3.Connection, version: int) -> No
                 f"{kind.name} {path}: schema version {version} is too old: this marketfeed knows no "
                 f"way from {step} to {kind.version}; use a version in between, or another file"
             )
-        with _schema_change(db):
+        with transaction(db, "EXCLUSIVE"):
             if callable(migration):
                 migration(db)
             else:
@@ -431,15 +350,3 @@ def _migrate(kind: Kind, path: Path, db: sqlite3.Connection, version: int) -> No
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {step + 1}")
         log.info("%s migrated path=%s from=%d to=%d", kind.name, path, step, step + 1)
-
-
-@contextlib.contextmanager
-def _schema_change(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise

@@ -35,7 +35,7 @@ from marketfeed.aggregator.aggregator import Aggregator
 from marketfeed.aggregator.ledger_tables import KIND
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.settings.model import Settings
-from marketfeed.storage.database import inspect
+from marketfeed.storage.reading import inspect
 from tests.ports import held_port
 
 GIVE_UP_S: Final = 20.0

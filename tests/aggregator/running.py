@@ -23,7 +23,7 @@ from marketfeed.aggregator.ledger_tables import KIND
 from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings
-from marketfeed.storage.database import reading
+from marketfeed.storage.reading import reading
 
 Login = tuple[str, str]
 FLEET: Login = ("fleet", "invented-fleet-password")

@@ -24,7 +24,7 @@ from marketfeed.errors import (
     LedgerError,
 )
 from marketfeed.journal.journal import Journal
-from marketfeed.storage.database import inspect
+from marketfeed.storage.reading import inspect
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_795_000_000_000

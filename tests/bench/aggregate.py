@@ -21,7 +21,7 @@ import uvloop
 
 from marketfeed.aggregator.auth import hash_password
 from marketfeed.aggregator.ledger_tables import KIND
-from marketfeed.storage.database import reading
+from marketfeed.storage.reading import reading
 from tests.aggregator.bot import PASSWORD, CountingBot
 from tests.bench import jobs
 from tests.bench.child import BenchError, Child, Service, wait_for

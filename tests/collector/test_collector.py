@@ -278,7 +278,7 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
             writer = collector._writer
 
             def spoil(journal: Journal) -> None:
-                db = journal._db
+                db = journal.db
                 (root,) = db.execute(
                     "SELECT rootpage FROM sqlite_master WHERE name = 'refused_line'"
                 ).fetchone()

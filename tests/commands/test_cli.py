@@ -15,7 +15,7 @@ import pytest
 from marketfeed import __version__
 from marketfeed.errors import JournalError
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.storage.database import inspect
+from marketfeed.storage.reading import inspect
 
 TIMEOUT_S = 60.0
 

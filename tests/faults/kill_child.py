@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -16,7 +16,8 @@ import uvloop
 
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import Cut, Journal
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.retention import Cut
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
 from marketfeed.settings.model import Settings
@@ -99,12 +100,12 @@ class _TellingWriter(JournalWriter):
         super().__init__(path)
         self._tell = tell
 
-    def _open(self, *, distrusted: bool = False) -> None:
-        super()._open(distrusted=distrusted)
-        assert self._journal is not None
-        self._journal = _TellingJournal(self._journal._database, self._tell)
+    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
+        super()._open(distrusted=distrusted, proven=proven)
+        assert self._file is not None
+        self._file = _TellingJournal(self._file._database, self._tell)
         set_aside = None if self.set_aside is None else str(self.set_aside)
-        self._tell(Opened(set_aside, self._journal.next_seq))
+        self._tell(Opened(set_aside, self._file.next_seq))
 
 
 class _TellingJournal(Journal):
@@ -133,9 +134,7 @@ class _TellingJournal(Journal):
         super().save_document(name, body, saved_ms)
         self._tell(Saved(name, body, saved_ms))
 
-    def expired(self, keep_ms: Mapping[str, int]) -> list[Cut]:
-        cuts = super().expired(keep_ms)
+    def delete(self, cut: Cut, below_seq: int | None = None) -> int:
         names = {pair_id: pair for pair, pair_id in self._pair_ids.items()}
-        for cut in cuts:
-            self._tell(Deleting(cut.table, names[cut.pair_id], cut.before_ms))
-        return cuts
+        self._tell(Deleting(cut.table, names[cut.pair_id], cut.before_ms))
+        return super().delete(cut, below_seq)

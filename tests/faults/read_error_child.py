@@ -19,7 +19,7 @@ TRIES = 20
 
 def read_anew(journal: Journal) -> int:
     """Read every row from the file."""
-    journal._db.execute("PRAGMA shrink_memory").fetchall()
+    journal.db.execute("PRAGMA shrink_memory").fetchall()
     return sum(journal.row_counts().values())
 
 

@@ -16,7 +16,8 @@ from scoreboard import Row, Scoreboard
 from marketfeed import schema
 from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.journal.journal import Journal
-from marketfeed.storage.database import Database, Kind, inspect
+from marketfeed.storage.database import Database, Kind
+from marketfeed.storage.reading import inspect
 
 ROWS = 20_000
 """Of 1 kB each: more than SQLite's cache holds, so that a half-done change has reached the file."""

@@ -126,12 +126,12 @@ class _TellingWriter(JournalWriter):
         super().__init__(path)
         self._tell = tell
 
-    def _open(self, *, distrusted: bool = False) -> None:
-        super()._open(distrusted=distrusted)
-        assert self._journal is not None
-        assert self._journal.set_aside is None
-        self._journal = _TellingJournal(self._journal._database)
-        self._journal.tell = self._tell
+    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
+        super()._open(distrusted=distrusted, proven=proven)
+        assert self._file is not None
+        assert self._file.set_aside is None
+        self._file = _TellingJournal(self._file._database)
+        self._file.tell = self._tell
         self._tell(OPENED)
 
 

@@ -24,7 +24,7 @@ from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
-from marketfeed.storage.database import reading
+from marketfeed.storage.reading import reading
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -160,7 +160,7 @@ import os, signal, sys
 from pathlib import Path
 from marketfeed.journal.journal import Journal
 journal = Journal.open(Path(sys.argv[1]))
-journal._db.set_trace_callback(
+journal.db.set_trace_callback(
     lambda text: os.kill(os.getpid(), signal.SIGKILL) if text == "COMMIT" else None
 )
 journal.forget_if_demanded("x")

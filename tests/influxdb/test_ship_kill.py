@@ -26,7 +26,7 @@ from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.storage.database import reading
+from marketfeed.storage.reading import reading
 
 KILLS = int(os.environ.get("KILLS", "50"))
 SEED = int(os.environ.get("SEED", "1"))

@@ -18,6 +18,7 @@ from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
+from marketfeed.journal.retention import expired
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
@@ -414,7 +415,7 @@ def test_unshipped_rows_outlive_their_retention(path: Path) -> None:
 
         def expire(journal: Journal) -> int:
             return sum(
-                journal.delete(cut, shipper.shipped_below()) for cut in journal.expired(keep)
+                journal.delete(cut, shipper.shipped_below()) for cut in expired(journal, keep)
             )
 
         assert await writer.call(expire) == 0

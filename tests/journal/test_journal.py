@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from marketfeed.errors import (
     JournalWriteError,
 )
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import DEAD_LETTERS_KEPT, Cut, Journal, inspect_journal
+from marketfeed.journal.journal import DEAD_LETTERS_KEPT, KIND, Journal
+from marketfeed.journal.retention import Cut, expired, over_budget
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -34,6 +36,7 @@ from marketfeed.records import (
     MarkPrice,
     Record,
 )
+from marketfeed.storage.reading import inspect
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_791_360_000_000
@@ -220,7 +223,7 @@ def test_seq_is_not_given_twice_after_deletion_and_restart(path: Path) -> None:
     with Journal.open(path) as opened:
         opened.write(batch_of(*(MarkPrice(PAIR, T0 + n * 1_000, 1.0, 1.0) for n in range(100))))
         highest = opened.next_seq
-        assert delete_all(opened, opened.expired({"mark_price": 0})) == 99
+        assert delete_all(opened, expired(opened, {"mark_price": 0})) == 99
     with Journal.open(path) as opened:
         assert opened.next_seq == highest
 
@@ -240,7 +243,7 @@ def test_a_failed_write_stores_nothing_and_can_be_repeated(journal: Journal, pat
 def test_retention_counts_back_from_the_newest_row(journal: Journal, path: Path) -> None:
     journal.write(batch_of(*(candle(n) for n in range(10))))
     journal.write(batch_of(*(candle(n, pair="OLD/USDT:USDT") for n in range(3))))
-    cuts = journal.expired({"candle": 4 * MINUTE, "mark_price": MINUTE})
+    cuts = expired(journal, {"candle": 4 * MINUTE, "mark_price": MINUTE})
     assert delete_all(journal, cuts) == 5 + 3
     assert [t for (t,) in rows(path, "SELECT open_time FROM candle ORDER BY 1")] == [
         T0 + n * MINUTE for n in range(5, 10)
@@ -254,7 +257,7 @@ def test_over_the_disk_budget_mark_prices_give_way_first(journal: Journal, path:
 
     def shrink_to(max_bytes: int) -> set[str]:
         tables = set()
-        while cuts := journal.over_budget(max_bytes):
+        while cuts := over_budget(journal, max_bytes):
             assert delete_all(journal, cuts) > 0
             tables.update(cut.table for cut in cuts)
         return tables
@@ -292,12 +295,12 @@ def test_newest_candles(journal: Journal) -> None:
 def test_a_second_collector_is_refused(journal: Journal, path: Path) -> None:
     with pytest.raises(JournalLockedError, match=f"process {os.getpid()}"):
         Journal.open(path)
-    found = inspect_journal(path)
+    found = inspect(KIND, path)
     assert found is not None
     assert found.holder == str(os.getpid())
     journal.close()
     Journal.open(path).close()
-    found = inspect_journal(path)
+    found = inspect(KIND, path)
     assert found is not None
     assert found.holder == ""
 
@@ -325,7 +328,7 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
     Journal.open(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
-    for open_it in (Journal.open, inspect_journal):
+    for open_it in (Journal.open, partial(inspect, KIND)):
         with pytest.raises(JournalNewerError, match="newer marketfeed"):
             open_it(path)
 
@@ -429,6 +432,6 @@ def test_a_path_that_cannot_be_a_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_commit_is_full_sync_in_wal_mode(journal: Journal) -> None:
-    db = journal._db
+    db = journal.db
     assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert db.execute("PRAGMA synchronous").fetchone() == (2,)

@@ -19,6 +19,7 @@ from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.refused_lines import RefusedLines
+from marketfeed.journal.retention import expired
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import (
     Candle,
@@ -38,8 +39,8 @@ MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "sequence": lambda journal: journal.write(batch(1)),
     "candle": lambda journal: journal.candles(PAIR, "1m", T0, T0 + MINUTE_MS),
     "forming": lambda journal: journal.write(batch(2)),
-    "mark_price": lambda journal: journal.expired({"mark_price": 1}),
-    "funding_rate": lambda journal: journal.expired({"funding_rate": 1}),
+    "mark_price": lambda journal: expired(journal, {"mark_price": 1}),
+    "funding_rate": lambda journal: expired(journal, {"funding_rate": 1}),
     "funding_settled": Journal.newest_settled,
     "catalog": Journal.catalog,
     "gap": Journal.open_gaps,
@@ -103,12 +104,12 @@ def root_of(path: Path, table: str) -> int:
 
 def to_the_disk(journal: Journal) -> None:
     """Have everything in the file alone: nothing in the WAL, nothing in memory."""
-    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    journal.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     forget(journal)
 
 
 def forget(journal: Journal) -> None:
-    journal._db.execute("PRAGMA shrink_memory").fetchall()
+    journal.db.execute("PRAGMA shrink_memory").fetchall()
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_a_document_that_is_spoilt_is_none(path: Path) -> None:
     """SQLite does not look at what a page holds: only that it is one."""
     with Journal.open(path) as journal:
         fill(journal)
-        journal._db.execute("UPDATE document SET body = ?", (b"no such body",))
+        journal.db.execute("UPDATE document SET body = ?", (b"no such body",))
     with Journal.open(path) as journal:
         assert journal.load_document("a") is None
         journal.save_document("a", b"anew", T0)
@@ -242,7 +243,7 @@ def test_a_document_that_is_spoilt_is_none(path: Path) -> None:
 def test_rows_that_cannot_be_are_damage(path: Path, spoil: str) -> None:
     with Journal.open(path) as journal:
         fill(journal)
-        journal._db.execute(spoil)
+        journal.db.execute(spoil)
 
     async def start() -> Path | None:
         async with JournalWriter(path) as writer:

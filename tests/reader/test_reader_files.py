@@ -104,10 +104,10 @@ def test_a_version_that_changes_meanwhile(path: Path) -> None:
         write(journal, entry(), candle(START_MS))
         with connect(path) as reader:
             assert count(reader) == 1
-            journal._db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
+            journal.db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
             with pytest.raises(StoreUnavailableError, match="newer marketfeed"):
                 count(reader)
-            journal._db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
+            journal.db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
             assert count(reader) == 1
 
 

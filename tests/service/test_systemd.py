@@ -160,7 +160,7 @@ def test_a_journal_that_refuses_is_not_ready_and_later_is_fed_for(
         path = tmp_path / "journal.db"
         async with JournalWriter(path) as writer:
             # SQLite would wait for 5 s each time.
-            await writer.call(lambda journal: journal._db.execute("PRAGMA busy_timeout = 50"))
+            await writer.call(lambda journal: journal.db.execute("PRAGMA busy_timeout = 50"))
 
             async def prove() -> str:
                 nonlocal refused

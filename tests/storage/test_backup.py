@@ -19,7 +19,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import Candle
 from marketfeed.storage.backup import back_up
-from marketfeed.storage.database import inspect
+from marketfeed.storage.reading import inspect
 from reader import MarketReader
 
 PAIR = "BTC/USDT:USDT"
@@ -192,7 +192,7 @@ def test_a_kill_leaves_no_name(path: Path, tmp_path: Path) -> None:
 import os
 from pathlib import Path
 from marketfeed.storage.backup import back_up
-from marketfeed.storage.database import inspect
+from marketfeed.storage.reading import inspect
 from marketfeed.journal.journal import KIND
 def tell(stage, _):
     if stage == "checking the copy":

@@ -1,0 +1,179 @@
+"""What is asked of an open journal: each question's SQL once, for its writer and for who reads beside it."""
+
+import logging
+import sqlite3
+import zlib
+from typing import Final
+
+from marketfeed import schema
+from marketfeed.grid import Stretch, candles_in
+from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry
+
+log = logging.getLogger(__name__)
+
+READ_FIRST: Final = (
+    "SELECT * FROM sequence",
+    "SELECT * FROM catalog",
+    "SELECT * FROM forming",
+    f"""SELECT (SELECT close FROM candle WHERE pair_id = pair.id AND timeframe_ms = t.value
+                ORDER BY open_time DESC LIMIT 1)
+        FROM pair, json_each('{list(schema.TIMEFRAME_NAMES)}') AS t""",
+    """SELECT (SELECT mark_price FROM mark_price WHERE pair_id = pair.id ORDER BY time DESC LIMIT 1),
+              (SELECT rate FROM funding_rate WHERE pair_id = pair.id ORDER BY time DESC LIMIT 1)
+       FROM pair""",
+)
+"""What reads every series' newest row."""
+
+READ_AT_START: Final = (
+    "SELECT * FROM document",
+    "SELECT * FROM shipped",
+    "SELECT * FROM gap WHERE state IN ('found', 'healing')",
+    "SELECT * FROM gap LIMIT 1",
+)
+"""What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""
+
+
+class JournalReads:
+    """Questions to the journal that `db` is open on. Raises SQLite's errors as they are."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def load_document(self, name: str) -> tuple[bytes, int] | None:
+        """Return what was last saved under `name` and when (ms), or None: there is none, or it is spoilt."""
+        row = self.db.execute("SELECT body, saved FROM document WHERE name = ?", (name,)).fetchone()
+        try:
+            return None if row is None else (zlib.decompress(row[0]), row[1])
+        except zlib.error as error:
+            # It can be had anew; the candles beside it cannot.
+            log.error(
+                "document cannot be read, going on without name=%s error=%r", name, str(error)
+            )
+            return None
+
+    def newest_candles(self) -> dict[tuple[str, str], int]:
+        """The newest closed candle's open time (ms) of each series (pair, timeframe)."""
+        names = schema.TIMEFRAME_NAMES
+        return {
+            (pair, names[length_ms]): open_time
+            for pair, length_ms, open_time in self.db.execute(
+                """SELECT pair.pair, t.value, (
+                       SELECT max(open_time) FROM candle
+                       WHERE pair_id = pair.id AND timeframe_ms = t.value
+                   ) AS newest
+                   FROM pair, json_each(?) AS t WHERE newest IS NOT NULL""",
+                (str(list(names)),),
+            )
+        }
+
+    def open_gaps(self) -> list[tuple[str, str, Stretch]]:
+        """The gaps of candles that are neither healed nor given up: pair, timeframe and where."""
+        return self._gaps("'found', 'healing'")
+
+    def given_up_gaps(self) -> list[tuple[str, str, Stretch]]:
+        """The gaps of candles that were given up, as `open_gaps` gives those that were not."""
+        return self._gaps("'unresolvable'")
+
+    def holes(self, pair: str, timeframe: str, stretch: Stretch) -> list[Stretch]:
+        """What is not stored of a stretch, oldest first; found by SQLite, row by row nothing is kept."""
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        if stretch.start_ms >= stretch.end_ms:
+            return []
+        (count, first) = self.db.execute(_EXTENT, (pair, length_ms, *stretch)).fetchone()
+        if count == 0:
+            return [stretch]
+        if count == candles_in(stretch, length_ms):
+            return []
+        found = [Stretch(stretch.start_ms, first)] if first > stretch.start_ms else []
+        within = self.db.execute(
+            _HOLES, (length_ms, stretch.end_ms, pair, length_ms, *stretch, length_ms)
+        )
+        return found + [Stretch(start_ms, end_ms) for start_ms, end_ms in within]
+
+    def newest_settled(self) -> dict[str, tuple[int, float]]:
+        """Time (ms) and rate of each pair's newest settled funding rate."""
+        return {
+            pair: (time_ms, rate)
+            for pair, time_ms, rate in self.db.execute(
+                """SELECT pair.pair, s.time, s.rate FROM pair CROSS JOIN funding_settled AS s
+                   ON s.pair_id = pair.id AND (s.time, s.kind) = (
+                       SELECT time, kind FROM funding_settled WHERE pair_id = pair.id
+                       ORDER BY time DESC, kind LIMIT 1
+                   )"""
+            )
+        }
+
+    def candles(self, pair: str, timeframe: str, since_ms: int, until_ms: int) -> list[Candle]:
+        """The closed candles with since_ms <= open time < until_ms, oldest first, all numbers.
+
+        `event_time_ms` is not kept of closed candles: it is the close time here.
+        """
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        return [
+            Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms)
+            for at_ms, o, h, lo, c, v, q, b, n in self.db.execute(
+                _CANDLES, (pair, length_ms, since_ms, until_ms)
+            )
+        ]
+
+    def catalog(self) -> list[CatalogEntry]:
+        """What this journal collects, ordered by pair."""
+        return [
+            CatalogEntry(pair, symbol, tuple(frames.split(",")), since, listed, ended, changed)
+            for pair, symbol, frames, since, listed, ended, changed in self.db.execute(
+                """SELECT pair, symbol, timeframes, since, listed, ended, changed
+                   FROM catalog JOIN pair ON pair.id = pair_id ORDER BY pair"""
+            )
+        ]
+
+    def row_counts(self) -> dict[str, int]:
+        """How many rows each table of records holds. Reads every row: for reports, not for a timer."""
+        return {
+            table: self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in (
+                schema.TABLE_CANDLE,
+                schema.TABLE_FORMING,
+                schema.TABLE_MARK_PRICE,
+                schema.TABLE_FUNDING_RATE,
+                schema.TABLE_FUNDING_SETTLED,
+                schema.TABLE_GAP,
+                schema.TABLE_DEAD_LETTER,
+            )
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Bytes in use and dead letters; cheap enough for every scrape of the metrics."""
+        page_bytes, pages, free = (
+            self.db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        (letters,) = self.db.execute("SELECT count(*) FROM dead_letter").fetchone()
+        (refused,) = self.db.execute("SELECT count(*) FROM refused_line").fetchone()
+        return {
+            "bytes": page_bytes * (pages - free),
+            "dead_letters": letters,
+            "refused_lines": refused,
+        }
+
+    def _gaps(self, states: str) -> list[tuple[str, str, Stretch]]:
+        lengths = schema.TIMEFRAMES_MS
+        return [
+            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
+            for pair, kind, start_ms, end_ms in self.db.execute(
+                f"""SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
+                    WHERE state IN ({states}) AND "end" IS NOT NULL
+                    ORDER BY start DESC"""
+            )
+            if kind.removeprefix(CANDLE_GAP) in lengths
+        ]
+
+
+_OF_SERIES: Final = """FROM candle
+    WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?
+      AND open_time >= ? AND open_time < ?"""
+_CANDLES: Final = f"""SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
+    trades {_OF_SERIES} ORDER BY open_time"""
+_EXTENT: Final = f"SELECT count(*), min(open_time) {_OF_SERIES}"
+_HOLES: Final = f"""SELECT open_time + ?, next FROM (
+        SELECT open_time, lead(open_time, 1, ?) OVER (ORDER BY open_time) AS next {_OF_SERIES}
+    ) WHERE next > open_time + ? ORDER BY open_time"""

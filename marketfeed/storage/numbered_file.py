@@ -1,0 +1,127 @@
+"""A durable file whose rows are numbered: its open end, its counter, and what of it a server has.
+
+Every stored row carries a `seq`, greater than any that was ever given before: one counter numbers the
+rows of all tables and is saved in the same transaction, so that a shipped range covers all of them and a
+number is never given twice, not even after retention has deleted the newest row.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, Self
+
+from marketfeed.storage import acknowledged
+from marketfeed.storage.damage import damage
+from marketfeed.storage.database import CHECK_S, Database, Kind, errors_told
+from marketfeed.storage.ranges import Ranges
+
+
+class NumberedFile:
+    """The one writer of a file of `kind`.
+
+    Not safe for concurrent calls: give it to one thread. Whatever writes raises JournalWriteError when
+    SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then. What reads raises
+    SQLite's errors as they are: call it within `errors_told`, as `FileThread` does.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, database: Database) -> None:
+        self.path = database.path
+        self.set_aside = database.set_aside
+        self.db = database.db
+        self._database = database
+        self._next_seq = 1
+        self._reload()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        wait_lock_s: float = 0.0,
+        distrusted: bool = False,
+        proven: bool = False,
+        check_s: float = CHECK_S,
+    ) -> Self:
+        """Open or create the file at `path` and take its lock, as `Database.open` says.
+
+        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
+        """
+        database = Database.open(
+            cls.kind,
+            path,
+            wait_lock_s=wait_lock_s,
+            distrusted=distrusted,
+            proven=proven,
+            check_s=check_s,
+        )
+        try:
+            with errors_told(cls.kind, path):
+                return cls(database)
+        except BaseException:
+            database.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Checkpoint, close the file and give the lock back. Safe to call twice."""
+        self._database.close()
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next stored row gets; every stored one is smaller."""
+        return self._next_seq
+
+    # --- shipping ------------------------------------------------------------------------------------
+
+    def shipped(self, target: str) -> Ranges:
+        """What `target` (a server and bucket) has acknowledged, as ranges of seq."""
+        return acknowledged.read_shipped(self.db, target)
+
+    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Save ranges that `target` has acknowledged; those within them are replaced."""
+        with self._transaction():
+            acknowledged.note_shipped(self.db, target, ranges)
+
+    def forget_if_demanded(self, target: str) -> bool:
+        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
+        with self._transaction():
+            return acknowledged.take_demand(self.db, target)
+
+    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
+        """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
+
+        Returns how many older ones are gone by that.
+        """
+        with self._transaction():
+            return acknowledged.put_aside(self.db, target, refused, refused_ms)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._database.transaction():
+                yield
+        except BaseException:
+            # What was numbered in vain must be numbered anew.
+            with contextlib.suppress(sqlite3.Error):
+                self._reload()
+            raise
+
+    def _save_seq(self, seq: int) -> None:
+        if seq != self._next_seq:
+            self.db.execute("UPDATE sequence SET next = ?", (seq,))
+
+    def _reload(self) -> None:
+        sequence = self.db.execute("SELECT next FROM sequence").fetchone()
+        if sequence is None:
+            raise damage("no row in table sequence")
+        (self._next_seq,) = sequence
