@@ -4,11 +4,9 @@
 decision is ever sent twice.
 """
 
-import contextlib
-import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
@@ -29,9 +27,8 @@ from marketfeed.aggregator.ledger_tables import (
 from marketfeed.aggregator.votes import FORWARD, Decision, Vote
 from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
-from marketfeed.storage import acknowledged
-from marketfeed.storage.database import Database, errors_told, has_been_open
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.database import has_been_open
+from marketfeed.storage.numbered_file import NumberedFile
 
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
@@ -45,67 +42,35 @@ ROOM_BYTES: Final = 65_536
 _READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 
 
-class Ledger:
-    """The one writer of a ledger file.
+class Ledger(NumberedFile):
+    """The one writer of a ledger file."""
 
-    Not safe for concurrent calls: give it to one thread. Whatever writes raises JournalWriteError when
-    SQLite cannot; nothing of that call is stored then.
-    """
+    kind = KIND
 
-    def __init__(self, database: Database) -> None:
-        self.path = database.path
-        self.loss = ""
-        """What became of a predecessor that should stand here; empty when nothing is known to be lost."""
-        if database.set_aside is not None:
-            self.loss = f"the ledger was damaged and set aside as {database.set_aside}"
-        self._database = database
-        self._db = database.db
-        self._next_seq = 1
-        self._reload()
+    loss = ""
+    """What became of a predecessor that should stand here; empty when nothing is known to be lost."""
 
     @classmethod
-    def open(cls, path: Path, *, wait_lock_s: float = 0.0) -> Self:
-        """Open or create the ledger at `path` and take its lock, as `Database.open` says.
-
-        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
-        """
+    def open(cls, path: Path, **how: Any) -> Self:
+        """Open or create the ledger at `path`, as `NumberedFile.open` says, and note what is lost."""
         vanished = has_been_open(path) and not path.exists()
-        database = Database.open(KIND, path, wait_lock_s=wait_lock_s)
-        try:
-            with errors_told(KIND, path):
-                ledger = cls(database)
-            if vanished and not ledger.loss:
-                ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
-            return ledger
-        except BaseException:
-            database.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Checkpoint, close the file and give the lock back. Safe to call twice."""
-        self._database.close()
-
-    @property
-    def next_seq(self) -> int:
-        """The number that the next stored row gets; every stored one is smaller."""
-        return self._next_seq
+        ledger = super().open(path, **how)
+        if ledger.set_aside is not None:
+            ledger.loss = f"the ledger was damaged and set aside as {ledger.set_aside}"
+        elif vanished:
+            ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
+        return ledger
 
     def next_number(self) -> int:
         """The number of the next vote: greater than any that was ever stored."""
-        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'signal'").fetchone()
+        row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'signal'").fetchone()
         return 1 if row is None else int(row[0]) + 1
 
     def beat(self) -> None:
         """Commit something: proof that the file takes what is written."""
         with self._transaction():
             # A number that changes: SQLite writes no page for a value that stands there already.
-            self._db.execute("UPDATE heartbeat SET beats = beats + 1")
+            self.db.execute("UPDATE heartbeat SET beats = beats + 1")
 
     def require_whole(self) -> None:
         """Look whether the file is still there, the same and readable: what is written notices none of it.
@@ -120,10 +85,10 @@ class Ledger:
         A heartbeat is one page, for which a full disk may have room when it has none for a vote.
         """
         with self._transaction():
-            self._db.execute("DROP TABLE IF EXISTS room")
-            self._db.execute(f"CREATE TABLE room AS SELECT zeroblob({ROOM_BYTES}) AS filler")
+            self.db.execute("DROP TABLE IF EXISTS room")
+            self.db.execute(f"CREATE TABLE room AS SELECT zeroblob({ROOM_BYTES}) AS filler")
         with self._transaction():
-            self._db.execute("DROP TABLE room")
+            self.db.execute("DROP TABLE room")
 
     # --- signals and decisions ------------------------------------------------------------------------
 
@@ -131,7 +96,7 @@ class Ledger:
         """What is stored under Idempotency-Keys (account, key), of those that are known."""
         found = {}
         for account, key in keys:
-            row = self._db.execute(
+            row = self.db.execute(
                 "SELECT body, answer FROM signal WHERE account = ? AND key = ?", (account, key)
             ).fetchone()
             if row is not None:
@@ -144,19 +109,19 @@ class Ledger:
         """Store votes, decisions and the forwards that follow from them, in one transaction."""
         with self._transaction():
             seq = self._next_seq
-            self._db.executemany(
+            self.db.executemany(
                 f"INSERT INTO signal VALUES ({','.join('?' * 22)})",
                 [signal_row(receipt, seq + index) for index, receipt in enumerate(receipts)],
             )
             seq += len(receipts)
             for decision in decisions:
-                self._db.execute(
+                self.db.execute(
                     f"INSERT INTO decision VALUES ({','.join('?' * 19)})",
                     decision_row(decision, seq),
                 )
                 seq += 1
                 if decision.outcome == FORWARD:
-                    self._db.execute(
+                    self.db.execute(
                         "INSERT INTO forward VALUES (?, ?, 'queued', ?, 0, NULL, NULL, NULL, '', ?)",
                         (decision.window, decision.side, now_ms, seq),
                     )
@@ -166,7 +131,7 @@ class Ledger:
 
     def undecided(self) -> list[Vote]:
         """The votes of windows that have not been decided, in their order."""
-        rows = self._db.execute(
+        rows = self.db.execute(
             f"""SELECT number, received, digest, {SIGNAL_COLUMNS} FROM vote
                 WHERE window NOT IN (SELECT window FROM decision) ORDER BY number"""
         )
@@ -174,14 +139,14 @@ class Ledger:
 
     def decided_since(self, since_ms: int) -> list[tuple[Decision, list[tuple[str, bytes]]]]:
         """The decisions since then, oldest first, each with (feeder, digest) of its votes."""
-        rows = self._db.execute(
+        rows = self.db.execute(
             f"SELECT {DECISION_COLUMNS} FROM decision WHERE decided >= ? ORDER BY decided, window",
             (since_ms,),
         ).fetchall()
         return [
             (
                 decision_of(row),
-                self._db.execute(
+                self.db.execute(
                     "SELECT feeder, digest FROM vote WHERE window = ?", (row[0],)
                 ).fetchall(),
             )
@@ -193,7 +158,7 @@ class Ledger:
     def forwards(self, states: Sequence[State] = OPEN_STATES) -> list[Forward]:
         """The forwards in `states`, oldest first."""
         marks = ",".join("?" * len(states))
-        rows = self._db.execute(
+        rows = self.db.execute(
             f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE state IN ({marks}) ORDER BY window",
             tuple(states),
         )
@@ -209,7 +174,7 @@ class Ledger:
         has no name) is that of the newest forward which had been sent when it opened, by `opened_by_ms`. This
         one's trade opened after `since_ms`.
         """
-        (found,) = self._db.execute(
+        (found,) = self.db.execute(
             """SELECT EXISTS(SELECT 1 FROM forwarded
                 WHERE pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
                     state IN ('accepted', 'found') AND NOT :added AND abs(sent - :by) < :day
@@ -250,7 +215,7 @@ class Ledger:
         seq = self._next_seq
         values = {"window": window, "state": state, "now": now_ms, "answer": answer}
         with self._transaction():
-            changed = self._db.execute(
+            changed = self.db.execute(
                 f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
                         answer = :answer, status = :status,
                         attempts = attempts + (:state = 'sending'),
@@ -266,31 +231,10 @@ class Ledger:
                 )
             self._save_seq(seq + 1)
         self._next_seq = seq + 1
-        row = self._db.execute(
+        row = self.db.execute(
             f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ?", (window,)
         ).fetchone()
         return Forward(*row)
-
-    # --- shipping ------------------------------------------------------------------------------------
-
-    def shipped(self, target: str) -> Ranges:
-        """What `target` has acknowledged, as ranges of seq."""
-        return acknowledged.read_shipped(self._db, target)
-
-    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
-        """Save ranges that `target` has acknowledged; those within them are replaced."""
-        with self._transaction():
-            acknowledged.note_shipped(self._db, target, ranges)
-
-    def forget_if_demanded(self, target: str) -> bool:
-        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
-        with self._transaction():
-            return acknowledged.take_demand(self._db, target)
-
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
-        """Keep lines that `target` refused, each with its answer; returns how many older ones are gone."""
-        with self._transaction():
-            return acknowledged.put_aside(self._db, target, refused, refused_ms)
 
     # --- retention ---------------------------------------------------------------------------------
 
@@ -309,19 +253,19 @@ class Ledger:
         old = (oldest_ms, below)
         open_states = ",".join(repr(state) for state in OPEN_STATES)
         with self._transaction():
-            gone = self._db.execute(
+            gone = self.db.execute(
                 f"""DELETE FROM forward WHERE window IN (
                         SELECT window FROM decision WHERE decided < ? LIMIT {DELETED_AT_ONCE})
                     AND seq < ? AND state NOT IN ({open_states})""",
                 old,
             ).rowcount
-            gone += self._db.execute(
+            gone += self.db.execute(
                 f"""DELETE FROM signal WHERE number IN (
                         SELECT number FROM signal WHERE received < ? AND seq < ?
                         AND window IN (SELECT window FROM decision) LIMIT {DELETED_AT_ONCE})""",
                 old,
             ).rowcount
-            gone += self._db.execute(
+            gone += self.db.execute(
                 f"""DELETE FROM decision WHERE window IN (
                         SELECT window FROM decision WHERE decided < ? AND seq < ?
                         AND window NOT IN (SELECT window FROM forward)
@@ -332,33 +276,14 @@ class Ledger:
 
     def _oldest_kept(self, keep_ms: int) -> int | None:
         """The time from which on everything is kept; None: nothing is old."""
-        (newest_ms,) = self._db.execute("SELECT max(received) FROM signal").fetchone()
+        (newest_ms,) = self.db.execute("SELECT max(received) FROM signal").fetchone()
         day_ms = newest_ms
         # The days on which anything was received, from the newest on: one seek each.
         for _ in range(keep_ms // DAY_MS + 1):
             if day_ms is None:
                 return None
             start_ms = day_ms - day_ms % DAY_MS
-            (day_ms,) = self._db.execute(
+            (day_ms,) = self.db.execute(
                 "SELECT max(received) FROM signal WHERE received < ?", (start_ms,)
             ).fetchone()
         return None if day_ms is None else min(newest_ms - keep_ms, start_ms)
-
-    # --- inside -----------------------------------------------------------------------------------
-
-    def _save_seq(self, seq: int) -> None:
-        if seq != self._next_seq:
-            self._db.execute("UPDATE sequence SET next = ?", (seq,))
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            with self._database.transaction():
-                yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._reload()
-            raise
-
-    def _reload(self) -> None:
-        (self._next_seq,) = self._db.execute("SELECT next FROM sequence").fetchone()

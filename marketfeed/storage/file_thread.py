@@ -6,27 +6,14 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from marketfeed.errors import JournalError
 from marketfeed.storage.damage import set_aside_beside
 from marketfeed.storage.database import Kind, errors_told
+from marketfeed.storage.numbered_file import NumberedFile
 
-
-class OpenFile(Protocol):
-    """What a thread knows of the file that it holds open."""
-
-    path: Path
-
-    @property
-    def next_seq(self) -> int:
-        """The number that the next stored row gets."""
-
-    def close(self) -> None:
-        """Close the file and give its lock back."""
-
-
-F = TypeVar("F", bound=OpenFile)
+F = TypeVar("F", bound=NumberedFile)
 T = TypeVar("T")
 
 

@@ -268,7 +268,7 @@ def test_the_disk_has_it_before_record_returns(tmp_path: Path) -> None:
     """What another connection sees, and what is left when the process is gone without closing."""
     votes = Votes(RULES)
     ledger = Ledger.open(tmp_path / "ledger.db")
-    (mode,) = ledger._db.execute("PRAGMA synchronous").fetchone()
+    (mode,) = ledger.db.execute("PRAGMA synchronous").fetchone()
     assert mode == 2
     receive(ledger, votes)
     copy = sqlite3.connect(tmp_path / "ledger.db")
@@ -296,7 +296,7 @@ def test_what_is_old_goes_what_is_open_or_unshipped_stays(ledger: Ledger) -> Non
     assert ledger.delete_old(2 * DAY, below_seq=1) == 0
     while ledger.delete_old(2 * DAY):
         pass
-    left = [row[0] for row in ledger._db.execute("SELECT pair FROM decision")]
+    left = [row[0] for row in ledger.db.execute("SELECT pair FROM decision")]
     assert left == ["B/USDT:USDT"]
     assert [forward.state for forward in ledger.forwards()] == ["sending"]
     assert ledger.answered([("fleet", "old")]) == {}
@@ -341,8 +341,8 @@ def kept(path: Path, received_ms: list[int], keep_days: int) -> list[int]:
             ledger.step(window, "accepted", at_ms + 60_002)
         while ledger.delete_old(keep_days * DAY):
             pass
-        found = ledger._db.execute("SELECT received FROM signal ORDER BY number").fetchall()
-        counts = ledger._db.execute(
+        found = ledger.db.execute("SELECT received FROM signal ORDER BY number").fetchall()
+        counts = ledger.db.execute(
             "SELECT (SELECT count(*) FROM decision), (SELECT count(*) FROM forward)"
         ).fetchone()
         assert counts == (len(found), len(found))
@@ -353,16 +353,16 @@ def kept(path: Path, received_ms: list[int], keep_days: int) -> list[int]:
 
 
 def test_room_for_a_vote_is_more_than_room_for_a_heartbeat(ledger: Ledger) -> None:
-    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
-    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = ledger.db.execute("PRAGMA page_count").fetchone()
+    ledger.db.execute(f"PRAGMA max_page_count = {pages}")
     ledger.beat()
     with pytest.raises(JournalWriteError, match="full"):
         ledger.prove_room()
-    ledger._db.execute("PRAGMA max_page_count = 1000000")
+    ledger.db.execute("PRAGMA max_page_count = 1000000")
     # A crash between its two commits leaves the table.
-    ledger._db.execute("CREATE TABLE room(filler)")
+    ledger.db.execute("CREATE TABLE room(filler)")
     ledger.prove_room()
-    assert not ledger._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'room'").fetchall()
+    assert not ledger.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'room'").fetchall()
 
 
 def test_the_flow_shows_what_happened_and_goes_on_from_there(ledger: Ledger) -> None:
