@@ -50,7 +50,7 @@ async def _serve(job: jobs.PlainJob, db: sqlite3.Connection) -> None:
 def _main() -> None:
     job = jobs.take(jobs.PlainJob)
     with closing(sqlite3.connect(job.path, isolation_level=None)) as db:
-        # As the ledger is opened (marketfeed/database.py).
+        # As the ledger is opened (marketfeed/storage/database.py).
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(
