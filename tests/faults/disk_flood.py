@@ -105,7 +105,9 @@ async def flood(directory: Path, marks: int) -> Report:
     with Journal.open(path) as journal:
         counts = journal.row_counts()
         report.marks_stored, report.candles_stored = counts["mark_price"], counts["candle"]
-        report.oldest_mark_stored = journal._extreme("mark_price", "min") or 0
+        report.oldest_mark_stored = journal.db.execute(
+            "SELECT min(time) FROM mark_price"
+        ).fetchone()[0]
     return report
 
 
