@@ -187,7 +187,7 @@ async def _running(
             await sim.faults.start(fault)
         collector = Collector(settings_for(path, sim, **exchange), None, rest_timeout_s)
         line = Line(sim, collector, path, session)
-        logger = logging.getLogger("marketfeed.collector.status_report")
+        logger = logging.getLogger("marketfeed.service.status_port")
         logger.addHandler(line._status)
         logger.setLevel(logging.INFO)
         stop = asyncio.Event()
