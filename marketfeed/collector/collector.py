@@ -114,20 +114,21 @@ class Collector:
         The exchange being down raises nothing: it is asked again until it answers.
         """
         status = self._settings.status
-        exposition = Exposition(self._counters, self._reporter.gauges)
-        page = CollectorPage(self._settings, self._reporter, self._counters)
+        reporter = self._reporter
+        exposition = Exposition(self._counters, reporter.report, reporter.mark_price_ages_s)
+        page = CollectorPage(self._settings, reporter, self._counters)
         async with (
             StatusServer(status, self.report, exposition, page),
             self._writer,
             aiohttp.ClientSession() as session,
-            Told(self._prove_alive, self._reporter.headline, stop),
+            Told(self._prove_alive, reporter.headline, stop),
         ):
             await self._restore_budget()
             rest = BinanceRest(
                 session, self._settings.exchange.rest_url, self._rest_timeout_s, self._turns
             )
             source = InstrumentSource(self._settings.exchange, rest, self._clock, self._writer)
-            self._reporter.source = source
+            reporter.source = source
             keeping = asyncio.create_task(self._keep_budget(), name="budget")
             looking = asyncio.create_task(self._look_beside(), name="set aside")
             try:

@@ -1,9 +1,9 @@
-"""What a running collector tells of itself: the status report, its health, and the gauges of `/metrics`."""
+"""What a running collector tells of itself: the status report, its health, and what a page shows of pairs."""
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -11,7 +11,6 @@ from marketfeed import __version__, schema
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.collector.metrics import Gauges
 from marketfeed.collector.pair_states import Tile, make_tiles
 from marketfeed.collector.status_report import (
     ConnectionReport,
@@ -136,7 +135,7 @@ class Reporter:
             healing=None if line is None else line.healer.report(),
             settled=None if line is None else line.settling.report(),
             mark_price_age_s=self._oldest_mark_age_s(),
-            timeframes=[self._timeframe(name) for name in self._timeframes],
+            timeframes=self._timeframe_reports(),
             connections=self._connections(),
             journal=self._journal(),
             shipping=self._shipping(),
@@ -144,6 +143,8 @@ class Reporter:
             history=self._history(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
+            tasks=len(asyncio.all_tasks()),
+            oldest_hole_s=0.0 if line is None else line.supervisor.oldest_hole_s,
         )
 
     def pairs(self) -> tuple[str, ...]:
@@ -172,37 +173,11 @@ class Reporter:
         more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
         return f"{self._pairs()} pairs, {state}{more}"
 
-    def gauges(self) -> Gauges:
-        """What a scrape of the metrics reads."""
+    def mark_price_ages_s(self) -> dict[str, float]:
+        """The age of each pair's newest stored mark price (exchange s), of those that have one."""
         now_ms = self._clock.now_ms()
-        line = self.line
-        marks = {} if line is None else line.mark_event_ms()
-        newest = {} if line is None else line.newest_open_ms()
-        oldest_close_ms: dict[str, int] = {}
-        for (_, timeframe), open_ms in newest.items():
-            close_ms = open_ms + schema.TIMEFRAMES_MS[timeframe]
-            oldest_close_ms[timeframe] = min(close_ms, oldest_close_ms.get(timeframe, close_ms))
-        return Gauges(
-            reasons=len(self._reasons()),
-            tasks=len(asyncio.all_tasks()),
-            connections=dict(Counter(c.state for c in self._connections())),
-            streams=0 if line is None else line.streams,
-            pairs=self._pairs(),
-            pending=0 if line is None else line.intake.pending,
-            journal_bytes=self._writer.bytes_used,
-            dead_letters=self._writer.dead_letters,
-            shipping=self._shipping(),
-            rest=self._turns.report(),
-            history=self._history(),
-            clock_offset_ms=self._clock.offset_ms(),
-            overdue=dict(Counter(item.series.channel for item in self._overdue())),
-            missing_candles=0 if line is None else line.supervisor.missing_candles,
-            open_gaps={} if line is None else dict(line.supervisor.open_gaps),
-            oldest_hole_s=0.0 if line is None else line.supervisor.oldest_hole_s,
-            settling=0 if line is None else line.settling.report().awaited,
-            mark_price_age_s={pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()},
-            newest_close_age_s={name: (now_ms - ms) / 1000 for name, ms in oldest_close_ms.items()},
-        )
+        marks = {} if self.line is None else self.line.mark_event_ms()
+        return {pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()}
 
     def _reasons(self) -> list[str]:
         reasons = [] if self.stage == "running" else [f"the collector is {self.stage}"]
@@ -307,19 +282,35 @@ class Reporter:
         return self._frames_per_s
 
     def _oldest_mark_age_s(self) -> float | None:
-        marks = {} if self.line is None else self.line.mark_event_ms()
-        if not marks or len(marks) < self._pairs():
+        ages_s = self.mark_price_ages_s()
+        if not ages_s or len(ages_s) < self._pairs():
             return None
-        return max(0.0, (self._clock.now_ms() - min(marks.values())) / 1000)
+        return max(0.0, *ages_s.values())
 
-    def _timeframe(self, name: str) -> TimeframeReport:
-        if self.line is None:
-            return TimeframeReport(name, None, 0, 0, 0)
-        stored = self.line.intake.freshness.candles.get(name, 0)
-        opens = [ms for (_, frame), ms in self.line.newest_open_ms().items() if frame == name]
-        newest = max(opens, default=None)
-        there = sum(at_ms == newest for at_ms in opens)
-        return TimeframeReport(name, newest, there, self._pairs(), stored)
+    def _timeframe_reports(self) -> list[TimeframeReport]:
+        opens_ms: defaultdict[str, list[int]] = defaultdict(list)
+        candles: Mapping[str, int] = {}
+        if self.line is not None:
+            candles = self.line.intake.freshness.candles
+            for (_, name), open_ms in self.line.newest_open_ms().items():
+                opens_ms[name].append(open_ms)
+        return [
+            self._timeframe(name, opens_ms[name], candles.get(name, 0)) for name in self._timeframes
+        ]
+
+    def _timeframe(self, name: str, opens_ms: list[int], candles: int) -> TimeframeReport:
+        if not opens_ms:
+            return TimeframeReport(name, None, 0, self._pairs(), candles)
+        newest_ms = max(opens_ms)
+        oldest_close_ms = min(opens_ms) + schema.TIMEFRAMES_MS[name]
+        return TimeframeReport(
+            name,
+            newest_ms,
+            opens_ms.count(newest_ms),
+            self._pairs(),
+            candles,
+            (self._clock.now_ms() - oldest_close_ms) / 1000,
+        )
 
     def _connections(self) -> list[ConnectionReport]:
         if self.line is None:
