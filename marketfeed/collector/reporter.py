@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Final
 
 from marketfeed import __version__, schema
-from marketfeed.binance.generations import Generations
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
+from marketfeed.collector.line import Line
 from marketfeed.collector.pair_states import Tile, make_tiles
 from marketfeed.collector.status_report import (
     ConnectionReport,
@@ -18,62 +18,19 @@ from marketfeed.collector.status_report import (
     StatusReport,
     TimeframeReport,
 )
+from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import Counters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
-from marketfeed.gaps.healer import Healer
-from marketfeed.gaps.supervisor import HOLE_SHOWN_S, Supervisor
-from marketfeed.history.background import History, HistoryState
-from marketfeed.history.funding import Settling
-from marketfeed.influxdb.shipper import Shipper, ShipReport
-from marketfeed.ingest.intake import Intake
+from marketfeed.gaps.supervisor import HOLE_SHOWN_S
+from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
-from marketfeed.pairs.roster import Roster
 from marketfeed.storage.damage import aside_reason
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3
 SHIPPING_TROUBLE_S: Final = 30.0
 """A server that restarts is no trouble yet; one that is away for longer is."""
-
-
-class Line:
-    """The parts of a collector that runs, as far as its reports need them."""
-
-    def __init__(
-        self,
-        intake: Intake,
-        feed: Generations,
-        supervisor: Supervisor,
-        healer: Healer,
-        settling: Settling,
-        roster: Roster,
-        silent_after_s: float,
-        shipper: Shipper | None,
-    ) -> None:
-        self.intake = intake
-        self.feed = feed
-        self.supervisor = supervisor
-        self.healer = healer
-        self.settling = settling
-        self.roster = roster
-        self.silent_after_s = silent_after_s
-        self.shipper = shipper
-
-    @property
-    def streams(self) -> int:
-        """How many streams are subscribed."""
-        return len(self.feed.streams)
-
-    def mark_event_ms(self) -> dict[str, int]:
-        """The newest stored mark price of each pair that is collected: event time by pair."""
-        marks = self.intake.freshness.mark_event_ms
-        return {pair: at_ms for pair, at_ms in marks.items() if pair in self.roster}
-
-    def newest_open_ms(self) -> dict[tuple[str, str], int]:
-        """The newest stored candle of each series that is collected: open time by pair and timeframe."""
-        newest = self.intake.freshness.newest_open_ms
-        return {key: at_ms for key, at_ms in newest.items() if key[0] in self.roster}
 
 
 class Reporter:
@@ -86,20 +43,19 @@ class Reporter:
         counters: Counters,
         writer: JournalWriter,
         turns: Turns,
+        upkeep: Upkeep,
         shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
         self.line: Line | None = None
         self.source: InstrumentSource | None = None
-        self.history: History | None = None
-        self.clock_problem = ""
-        """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
         self._timeframes = timeframes
         self._clock = clock
         self._counters = counters
         self._writer = writer
         self._turns = turns
+        self._upkeep = upkeep
         self._shipping_trouble_s = shipping_trouble_s
         self._started_s = time.monotonic()
         self._rate_frames = 0
@@ -140,7 +96,7 @@ class Reporter:
             journal=self._journal(),
             shipping=self._shipping(),
             rest=self._turns.report(),
-            history=self._history(),
+            history=None if line is None else line.history.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
@@ -211,8 +167,8 @@ class Reporter:
         stamps_off_s = line.supervisor.stamps_off_s
         if stamps_off_s:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
-        if self.clock_problem:
-            reasons.append(f"the exchange's clock is not to be had: {self.clock_problem}")
+        if self._upkeep.clock_problem:
+            reasons.append(f"the exchange's clock is not to be had: {self._upkeep.clock_problem}")
         rest = self._turns.report()
         if rest.stopped_s:
             reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
@@ -228,24 +184,21 @@ class Reporter:
                 f"{_named(series)}{trouble}"
             )
         unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
-        state = self._history()
+        state = line.history.report()
         trouble = line.healer.trouble
-        if self.history is not None and state is not None and state.history is not None:
-            unfilled = list(dict.fromkeys([*unfilled, *self.history.unfilled()]))
+        if state.history is not None:
+            unfilled = list(dict.fromkeys([*unfilled, *line.history.unfilled()]))
             trouble = trouble or state.history.trouble
         if unfilled:
             reasons.append(
                 f"{len(unfilled)} series lack some of their newest candles from before they were subscribed: "
                 f"{_named(unfilled)}{f'; {trouble}' if trouble else ''}"
             )
-        if state is not None and (unmended := state.audit.unmended):
+        if unmended := state.audit.unmended:
             reasons.append(
                 f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"
             )
         return reasons
-
-    def _history(self) -> HistoryState | None:
-        return None if self.history is None else self.history.report()
 
     def _pairs(self) -> int:
         return 0 if self.line is None else len(self.line.roster)
