@@ -8,7 +8,7 @@ so that nothing that was received is lost.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Final
 
@@ -97,7 +97,9 @@ class Collector:
             rest = BinanceRest(
                 session, self._settings.exchange.rest_url, self._rest_timeout_s, self._turns
             )
-            source = InstrumentSource(self._settings.exchange, rest, self._clock, self._writer)
+            source = InstrumentSource(
+                self._settings.exchange, rest, self._clock, self._writer, self._heard
+            )
             reporter.source = source
             beside = [
                 asyncio.create_task(self._upkeep.keep_budget(), name="budget"),
@@ -125,6 +127,10 @@ class Collector:
                 # What fails here must not hide what has ended the run.
                 await asyncio.gather(*beside, return_exceptions=True)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
+
+    def _heard(self, pairs: Collection[str]) -> int:
+        line = self._reporter.line
+        return 0 if line is None else line.keeper.heard(pairs)
 
     async def _prove_alive(self) -> str:
         """Commit a heartbeat; name what has not turned since the last one. Raises JournalError."""

@@ -54,7 +54,10 @@ class _Vanished(msgspec.Struct):
 
 
 class InstrumentSource:
-    """Finds out what to collect, at the start and ever after. The exchange being down is waited for."""
+    """Finds out what to collect, at the start and ever after. The exchange being down is waited for.
+
+    `heard` counts those of some pairs that still bring data: exchangeInfo is wrong when it has lost them.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class InstrumentSource:
         rest: BinanceRest,
         clock: ExchangeClock,
         writer: JournalWriter,
+        heard: Callable[[Collection[str]], int] = lambda _: 0,
     ) -> None:
         self.problem = ""
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
@@ -69,12 +73,11 @@ class InstrumentSource:
         """The last list that was had and believed."""
         self.vanished: frozenset[str] = frozenset()
         """Pairs of which it was said for hours that they are not listed any more, and still is."""
-        self.heard: Callable[[Collection[str]], int] = lambda _: 0
-        """How many of these pairs still bring data: exchangeInfo is wrong when it has lost them."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
         self._writer = writer
+        self._heard = heard
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
@@ -229,7 +232,7 @@ class InstrumentSource:
         else:
             doubt.answers += 1
         problem = f"exchangeInfo: lists {len(gone)} of {len(lasting)} known contracts no more"
-        if heard := self.heard(gone):
+        if heard := self._heard(gone):
             self._doubt = None
             raise ExchangeError(f"{problem}, though {heard} of them still bring data")
         left_s = doubt.since_s + BELIEVED_AFTER_S - now_s
