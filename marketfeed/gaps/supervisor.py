@@ -2,7 +2,7 @@
 
 A connection that is silent as a whole is replaced by the feed itself (`FeedOptions.idle_timeout_s`); here
 single series are watched, the quietest among living ones too. What is found shows in `/health`, in the
-status report, in metrics, and as gaps in the journal; `heal.py` closes them.
+status report, in metrics, and as gaps in the journal; `healer.py` closes them.
 """
 
 import asyncio
