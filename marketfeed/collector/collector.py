@@ -6,7 +6,6 @@ so that nothing that was received is lost.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine
 from functools import partial
@@ -19,7 +18,7 @@ from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.rollover import Ages
-from marketfeed.clock import ExchangeClock
+from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.collector.line import Line
 from marketfeed.collector.metrics import Exposition
 from marketfeed.collector.page import CollectorPage
@@ -188,7 +187,5 @@ async def _once_stamped(
 
     Without any frame for `timeout_s` wall seconds, what the exchange tells of its time is believed.
     """
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await stamped.wait()
+    await wait_at_most(timeout_s, stamped)
     await run()

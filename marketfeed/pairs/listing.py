@@ -102,13 +102,21 @@ class InstrumentSource:
 
     async def load_once(self) -> Listing:
         """Return what to collect, for a command: nothing is waited for. Raises ExchangeError."""
-        return await self._load()
+        body = await self._exchange_info()
+        info = parse_exchange_info(body)
+        selection = await self._selection(info)
+        for pair, reason in selection.refused.items():
+            log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
+        if not selection.instruments:
+            log.error("none of the configured pairs is traded: nothing to collect")
+        self.newest = Listing(selection, body)
+        return self.newest
 
     async def _keep_loading(self) -> Listing:
         delay_s = RETRY_FIRST_S
         while True:
             try:
-                return await self._load()
+                return await self.load_once()
             except ExchangeError as error:
                 self.problem = f"the exchange does not tell what it trades: {error}"
                 wait_s = self._wait_s(delay_s, error)
@@ -155,17 +163,6 @@ class InstrumentSource:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
         return max(delay_s, (asked_s or 0.0) / self._clock.speed)
-
-    async def _load(self) -> Listing:
-        body = await self._exchange_info()
-        info = parse_exchange_info(body)
-        selection = await self._selection(info)
-        for pair, reason in selection.refused.items():
-            log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
-        if not selection.instruments:
-            log.error("none of the configured pairs is traded: nothing to collect")
-        self.newest = Listing(selection, body)
-        return self.newest
 
     async def _exchange_info(self) -> bytes:
         try:
