@@ -2,6 +2,7 @@
 
 import resource
 import time
+from bisect import bisect_left
 from collections import Counter
 from typing import Final
 
@@ -33,11 +34,7 @@ class Tally:
     def add(self, value_ms: int) -> None:
         """Count one observation."""
         self.sum_ms += value_ms
-        for index, bound in enumerate(self.bounds):
-            if value_ms <= bound:
-                self.counts[index] += 1
-                return
-        self.counts[-1] += 1
+        self.counts[bisect_left(self.bounds, value_ms)] += 1
 
 
 class Counters:

@@ -16,7 +16,7 @@ from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rollover import Ages, Proof, is_quiet
-from marketfeed.clock import ExchangeClock
+from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Counters
 
 log = logging.getLogger(__name__)
@@ -179,12 +179,7 @@ class Generations:
     async def _stopping(self) -> bool:
         """Wait until the next look; whether `stop` was called meanwhile."""
         every_s = LOOK_EVERY_S if self._spare is None else LOOK_EVERY_PROVING_S
-        try:
-            async with asyncio.timeout(max(every_s / self._clock.speed, _LOOK_AT_LEAST_S)):
-                await self._stop.wait()
-        except TimeoutError:
-            pass
-        return self._stop.is_set()
+        return await wait_at_most(max(every_s / self._clock.speed, _LOOK_AT_LEAST_S), self._stop)
 
     async def _carry(self, generation: _Generation) -> None:
         try:

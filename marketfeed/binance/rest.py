@@ -168,17 +168,17 @@ class BinanceRest:
 
     async def server_time(self) -> ServerTime:
         """Ask the exchange's clock (weight 1)."""
-        body, round_trip_s = await self._get("time", {}, _FREE, Priority.LIVE)
+        body, round_trip_s, _ = await self._ask("time", {}, _FREE, Priority.LIVE)
         answer = _decoded("time", body, _Time)
         return ServerTime(answer.server_time, round_trip_s, answer.speed)
 
     async def exchange_info(self) -> bytes:
         """Fetch exchangeInfo as it is (weight 1, 1.2 MB, 51 KB on the wire)."""
-        return (await self._get("exchangeInfo", {}, _FREE, Priority.LIVE))[0]
+        return (await self._ask("exchangeInfo", {}, _FREE, Priority.LIVE))[0]
 
     async def quote_volumes(self) -> Mapping[str, float]:
         """Fetch the 24 h quote volume of every symbol (weight 40)."""
-        body, _ = await self._get("ticker/24hr", {}, Cost(40), Priority.LIVE)
+        body, _, _ = await self._ask("ticker/24hr", {}, Cost(40), Priority.LIVE)
 
         def read(row: msgspec.Raw) -> tuple[str, float]:
             ticker = msgspec.json.decode(row, type=_Ticker, strict=False)
@@ -268,7 +268,7 @@ class BinanceRest:
         params = {"startTime": str(start_ms), "endTime": str(end_ms), "limit": str(limit)}
         if symbol is not None:
             params["symbol"] = symbol
-        body, _ = await self._get("fundingRate", params, Cost(0, funding=True), priority)
+        body, _, _ = await self._ask("fundingRate", params, Cost(0, funding=True), priority)
         rows = listed("fundingRate", body)
         found = row_by_row(rows, _settlement, _settlement_key)
         self.turns.note_odd("fundingRate", [(_symbol(odd.key), odd.why) for odd in found.odd])
@@ -285,7 +285,7 @@ class BinanceRest:
 
         It is one of the 500 funding requests in 5 minutes.
         """
-        body, _ = await self._get("fundingInfo", {}, Cost(0, funding=True), priority)
+        body, _, _ = await self._ask("fundingInfo", {}, Cost(0, funding=True), priority)
 
         def read(row: msgspec.Raw) -> tuple[str, int]:
             info = msgspec.json.decode(row, type=_FundingInfo, strict=False)
@@ -302,12 +302,6 @@ class BinanceRest:
         self.turns.note_odd(endpoint, [(odd.key or UNNAMED, odd.why) for odd in found.odd])
         found.require_some(endpoint)
         return found.good
-
-    async def _get(
-        self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority
-    ) -> tuple[bytes, float]:
-        body, round_trip_s, _ = await self._ask(endpoint, params, cost, priority)
-        return body, round_trip_s
 
     async def _ask(
         self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority

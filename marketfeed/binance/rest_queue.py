@@ -6,11 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from itertools import count
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from marketfeed.binance.budget import Budget, Cost, Instant, Priority, Taken
+from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeRefusedError
 
 log = logging.getLogger(__name__)
@@ -22,26 +23,6 @@ UNNAMED: Final = "?"
 """Stands for the name of a row that cannot be read so far."""
 _NAMED_AT_MOST: Final = 10_000
 _NAMED_AT_A_TIME: Final = 3
-
-
-class Clock(Protocol):
-    """As much of `ExchangeClock` as is needed here."""
-
-    @property
-    def speed(self) -> float:
-        """Exchange seconds per wall second."""
-
-    def now_ms(self) -> int:
-        """Exchange time."""
-
-    def certain_ms(self) -> int:
-        """Exchange time that is past for certain; 0 while none is."""
-
-    def is_contradicted(self) -> bool:
-        """Whether frames say that `now_ms` is far ahead."""
-
-    def elapsed_s(self) -> float:
-        """Monotonic exchange seconds."""
 
 
 class RestReport(msgspec.Struct, frozen=True):
@@ -63,7 +44,7 @@ class RestReport(msgspec.Struct, frozen=True):
 class Turns:
     """The queue before one exchange's REST API. On one event loop."""
 
-    def __init__(self, budget: Budget, clock: Clock) -> None:
+    def __init__(self, budget: Budget, clock: ExchangeClock) -> None:
         self.budget = budget
         self.requests: Counter[str] = Counter()
         """Requests sent, by endpoint."""

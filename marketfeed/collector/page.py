@@ -7,12 +7,13 @@ as the journal has it
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from marketfeed.collector.pair_states import Tile
+from marketfeed.collector.reporter import Reporter
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalError
@@ -34,19 +35,6 @@ FILES: Final = {
     "/page/vendor/LICENSE": "vendor/LICENSE",
     "/page/vendor/NOTICE": "vendor/NOTICE",
 }
-
-
-class Reports(Protocol):
-    """What the page asks the collector's reporter for."""
-
-    def report(self) -> StatusReport:
-        """What the collector says of itself."""
-
-    def pairs(self) -> tuple[str, ...]:
-        """What is collected, in the order of the tiles."""
-
-    def tiles(self) -> list[Tile]:
-        """How each of `pairs()` stands."""
 
 
 class Seldom(msgspec.Struct, frozen=True):
@@ -82,9 +70,9 @@ class Candles(msgspec.Struct, frozen=True):
 class CollectorPage:
     """The page of one collector, for its StatusServer."""
 
-    def __init__(self, settings: Settings, reports: Reports, counters: Counters) -> None:
+    def __init__(self, settings: Settings, reporter: Reporter, counters: Counters) -> None:
         self._timeframes = settings.exchange.timeframes
-        self._reports = reports
+        self._reporter = reporter
         self._lag = _Lag(counters)
         self._files = Files(FILES)
         self.events = Events("/events", self._snapshot)
@@ -97,9 +85,9 @@ class CollectorPage:
         self._charts.add_to(app)
 
     def _snapshot(self) -> Snapshot:
-        status = self._reports.report()
-        seldom = Seldom(status.version, self._reports.pairs(), self._timeframes)
-        now = Now(self._reports.tiles(), self._lag.mean_ms(), status)
+        status = self._reporter.report()
+        seldom = Seldom(status.version, self._reporter.pairs(), self._timeframes)
+        now = Now(self._reporter.tiles(), self._lag.mean_ms(), status)
         return Snapshot(msgspec.json.encode(seldom), msgspec.json.encode(now))
 
 

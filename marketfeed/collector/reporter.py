@@ -1,17 +1,16 @@
-"""What a running collector tells of itself: the status report, its health, and the gauges of `/metrics`."""
+"""What a running collector tells of itself: the status report, its health, and what a page shows of pairs."""
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
 from marketfeed import __version__, schema
-from marketfeed.binance.generations import Generations
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.collector.metrics import Gauges
+from marketfeed.collector.line import Line
 from marketfeed.collector.pair_states import Tile, make_tiles
 from marketfeed.collector.status_report import (
     ConnectionReport,
@@ -19,62 +18,19 @@ from marketfeed.collector.status_report import (
     StatusReport,
     TimeframeReport,
 )
+from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import Counters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
-from marketfeed.gaps.healer import Healer
-from marketfeed.gaps.supervisor import HOLE_SHOWN_S, Supervisor
-from marketfeed.history.background import History, HistoryState
-from marketfeed.history.funding import Settling
-from marketfeed.influxdb.shipper import Shipper, ShipReport
-from marketfeed.ingest.intake import Intake
+from marketfeed.gaps.supervisor import HOLE_SHOWN_S
+from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
-from marketfeed.pairs.roster import Roster
 from marketfeed.storage.damage import aside_reason
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3
 SHIPPING_TROUBLE_S: Final = 30.0
 """A server that restarts is no trouble yet; one that is away for longer is."""
-
-
-class Line:
-    """The parts of a collector that runs, as far as its reports need them."""
-
-    def __init__(
-        self,
-        intake: Intake,
-        feed: Generations,
-        supervisor: Supervisor,
-        healer: Healer,
-        settling: Settling,
-        roster: Roster,
-        silent_after_s: float,
-        shipper: Shipper | None,
-    ) -> None:
-        self.intake = intake
-        self.feed = feed
-        self.supervisor = supervisor
-        self.healer = healer
-        self.settling = settling
-        self.roster = roster
-        self.silent_after_s = silent_after_s
-        self.shipper = shipper
-
-    @property
-    def streams(self) -> int:
-        """How many streams are subscribed."""
-        return len(self.feed.streams)
-
-    def mark_event_ms(self) -> dict[str, int]:
-        """The newest stored mark price of each pair that is collected: event time by pair."""
-        marks = self.intake.freshness.mark_event_ms
-        return {pair: at_ms for pair, at_ms in marks.items() if pair in self.roster}
-
-    def newest_open_ms(self) -> dict[tuple[str, str], int]:
-        """The newest stored candle of each series that is collected: open time by pair and timeframe."""
-        newest = self.intake.freshness.newest_open_ms
-        return {key: at_ms for key, at_ms in newest.items() if key[0] in self.roster}
 
 
 class Reporter:
@@ -87,20 +43,19 @@ class Reporter:
         counters: Counters,
         writer: JournalWriter,
         turns: Turns,
+        upkeep: Upkeep,
         shipping_trouble_s: float = SHIPPING_TROUBLE_S,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
         self.line: Line | None = None
         self.source: InstrumentSource | None = None
-        self.history: History | None = None
-        self.clock_problem = ""
-        """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
         self._timeframes = timeframes
         self._clock = clock
         self._counters = counters
         self._writer = writer
         self._turns = turns
+        self._upkeep = upkeep
         self._shipping_trouble_s = shipping_trouble_s
         self._started_s = time.monotonic()
         self._rate_frames = 0
@@ -136,14 +91,16 @@ class Reporter:
             healing=None if line is None else line.healer.report(),
             settled=None if line is None else line.settling.report(),
             mark_price_age_s=self._oldest_mark_age_s(),
-            timeframes=[self._timeframe(name) for name in self._timeframes],
+            timeframes=self._timeframe_reports(),
             connections=self._connections(),
             journal=self._journal(),
             shipping=self._shipping(),
             rest=self._turns.report(),
-            history=self._history(),
+            history=None if line is None else line.history.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
+            tasks=len(asyncio.all_tasks()),
+            oldest_hole_s=0.0 if line is None else line.supervisor.oldest_hole_s,
         )
 
     def pairs(self) -> tuple[str, ...]:
@@ -172,37 +129,11 @@ class Reporter:
         more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
         return f"{self._pairs()} pairs, {state}{more}"
 
-    def gauges(self) -> Gauges:
-        """What a scrape of the metrics reads."""
+    def mark_price_ages_s(self) -> dict[str, float]:
+        """The age of each pair's newest stored mark price (exchange s), of those that have one."""
         now_ms = self._clock.now_ms()
-        line = self.line
-        marks = {} if line is None else line.mark_event_ms()
-        newest = {} if line is None else line.newest_open_ms()
-        oldest_close_ms: dict[str, int] = {}
-        for (_, timeframe), open_ms in newest.items():
-            close_ms = open_ms + schema.TIMEFRAMES_MS[timeframe]
-            oldest_close_ms[timeframe] = min(close_ms, oldest_close_ms.get(timeframe, close_ms))
-        return Gauges(
-            reasons=len(self._reasons()),
-            tasks=len(asyncio.all_tasks()),
-            connections=dict(Counter(c.state for c in self._connections())),
-            streams=0 if line is None else line.streams,
-            pairs=self._pairs(),
-            pending=0 if line is None else line.intake.pending,
-            journal_bytes=self._writer.bytes_used,
-            dead_letters=self._writer.dead_letters,
-            shipping=self._shipping(),
-            rest=self._turns.report(),
-            history=self._history(),
-            clock_offset_ms=self._clock.offset_ms(),
-            overdue=dict(Counter(item.series.channel for item in self._overdue())),
-            missing_candles=0 if line is None else line.supervisor.missing_candles,
-            open_gaps={} if line is None else dict(line.supervisor.open_gaps),
-            oldest_hole_s=0.0 if line is None else line.supervisor.oldest_hole_s,
-            settling=0 if line is None else line.settling.report().awaited,
-            mark_price_age_s={pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()},
-            newest_close_age_s={name: (now_ms - ms) / 1000 for name, ms in oldest_close_ms.items()},
-        )
+        marks = {} if self.line is None else self.line.mark_event_ms()
+        return {pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()}
 
     def _reasons(self) -> list[str]:
         reasons = [] if self.stage == "running" else [f"the collector is {self.stage}"]
@@ -236,8 +167,8 @@ class Reporter:
         stamps_off_s = line.supervisor.stamps_off_s
         if stamps_off_s:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
-        if self.clock_problem:
-            reasons.append(f"the exchange's clock is not to be had: {self.clock_problem}")
+        if self._upkeep.clock_problem:
+            reasons.append(f"the exchange's clock is not to be had: {self._upkeep.clock_problem}")
         rest = self._turns.report()
         if rest.stopped_s:
             reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
@@ -253,24 +184,21 @@ class Reporter:
                 f"{_named(series)}{trouble}"
             )
         unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
-        state = self._history()
+        state = line.history.report()
         trouble = line.healer.trouble
-        if self.history is not None and state is not None and state.history is not None:
-            unfilled = list(dict.fromkeys([*unfilled, *self.history.unfilled()]))
+        if state.history is not None:
+            unfilled = list(dict.fromkeys([*unfilled, *line.history.unfilled()]))
             trouble = trouble or state.history.trouble
         if unfilled:
             reasons.append(
                 f"{len(unfilled)} series lack some of their newest candles from before they were subscribed: "
                 f"{_named(unfilled)}{f'; {trouble}' if trouble else ''}"
             )
-        if state is not None and (unmended := state.audit.unmended):
+        if unmended := state.audit.unmended:
             reasons.append(
                 f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"
             )
         return reasons
-
-    def _history(self) -> HistoryState | None:
-        return None if self.history is None else self.history.report()
 
     def _pairs(self) -> int:
         return 0 if self.line is None else len(self.line.roster)
@@ -307,19 +235,35 @@ class Reporter:
         return self._frames_per_s
 
     def _oldest_mark_age_s(self) -> float | None:
-        marks = {} if self.line is None else self.line.mark_event_ms()
-        if not marks or len(marks) < self._pairs():
+        ages_s = self.mark_price_ages_s()
+        if not ages_s or len(ages_s) < self._pairs():
             return None
-        return max(0.0, (self._clock.now_ms() - min(marks.values())) / 1000)
+        return max(0.0, *ages_s.values())
 
-    def _timeframe(self, name: str) -> TimeframeReport:
-        if self.line is None:
-            return TimeframeReport(name, None, 0, 0, 0)
-        stored = self.line.intake.freshness.candles.get(name, 0)
-        opens = [ms for (_, frame), ms in self.line.newest_open_ms().items() if frame == name]
-        newest = max(opens, default=None)
-        there = sum(at_ms == newest for at_ms in opens)
-        return TimeframeReport(name, newest, there, self._pairs(), stored)
+    def _timeframe_reports(self) -> list[TimeframeReport]:
+        opens_ms: defaultdict[str, list[int]] = defaultdict(list)
+        candles: Mapping[str, int] = {}
+        if self.line is not None:
+            candles = self.line.intake.freshness.candles
+            for (_, name), open_ms in self.line.newest_open_ms().items():
+                opens_ms[name].append(open_ms)
+        return [
+            self._timeframe(name, opens_ms[name], candles.get(name, 0)) for name in self._timeframes
+        ]
+
+    def _timeframe(self, name: str, opens_ms: list[int], candles: int) -> TimeframeReport:
+        if not opens_ms:
+            return TimeframeReport(name, None, 0, self._pairs(), candles)
+        newest_ms = max(opens_ms)
+        oldest_close_ms = min(opens_ms) + schema.TIMEFRAMES_MS[name]
+        return TimeframeReport(
+            name,
+            newest_ms,
+            opens_ms.count(newest_ms),
+            self._pairs(),
+            candles,
+            (self._clock.now_ms() - oldest_close_ms) / 1000,
+        )
 
     def _connections(self) -> list[ConnectionReport]:
         if self.line is None:

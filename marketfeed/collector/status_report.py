@@ -29,6 +29,8 @@ class TimeframeReport(msgspec.Struct, frozen=True):
     pairs_with_newest: int
     pairs: int
     candles: int
+    oldest_close_age_s: float | None = None
+    """Age of the close of the oldest of all pairs' newest candles (exchange s); None before any."""
 
 
 class JournalReport(msgspec.Struct, frozen=True):
@@ -94,3 +96,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     """None until the collector has begun to collect."""
     rss_bytes: int
     cpu_s: float
+    tasks: int = 0
+    """Of the event loop."""
+    oldest_hole_s: float = 0.0
+    """For how long (exchange s) the oldest open gap of candles has been known."""

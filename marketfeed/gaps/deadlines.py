@@ -68,14 +68,11 @@ class Missing(msgspec.Struct, frozen=True, gc=False):
     kept: bool = True
 
 
-class _Range:
+class _Range(msgspec.Struct, eq=False):
     """A range of missing candles: its end, and what of it has not come yet."""
 
-    __slots__ = ("end_ms", "left")
-
-    def __init__(self, end_ms: int, left: list[Stretch]) -> None:
-        self.end_ms = end_ms
-        self.left = left
+    end_ms: int
+    left: list[Stretch]
 
 
 class _Candles:

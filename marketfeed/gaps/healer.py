@@ -21,7 +21,7 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import MAX_KLINES, BinanceRest
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
+from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
@@ -68,35 +68,29 @@ class HealReport(msgspec.Struct, frozen=True):
     trouble: str
 
 
-class _Gap:
+class _Gap(msgspec.Struct, eq=False):
     """A gap on its way: `without` are stretches that this round's answers lacked, `pauses` past rounds.
 
     For those that are `unclear`, too, there were odd rows.
     """
 
-    __slots__ = ("due_s", "end_ms", "pauses", "unclear", "without")
-
-    def __init__(self, end_ms: int, due_s: float) -> None:
-        self.end_ms = end_ms
-        self.due_s = due_s
-        self.pauses = 0
-        self.without: list[Stretch] = []
-        self.unclear: list[Stretch] = []
+    end_ms: int
+    due_s: float
+    pauses: int = 0
+    without: list[Stretch] = []
+    unclear: list[Stretch] = []
 
 
-class _Queue:
+class _Queue(msgspec.Struct, eq=False):
     """The gaps of one series by their start; one request at a time asks for it.
 
     `due_s` tells when the first one is due (at the earliest), `newest_ms` where the newest ends (at most).
     """
 
-    __slots__ = ("busy", "due_s", "gaps", "newest_ms")
-
-    def __init__(self) -> None:
-        self.gaps: dict[int, _Gap] = {}
-        self.busy = False
-        self.due_s = 0.0
-        self.newest_ms = 0
+    gaps: dict[int, _Gap] = {}
+    busy: bool = False
+    due_s: float = 0.0
+    newest_ms: int = 0
 
     def add(self, start_ms: int, gap: _Gap) -> None:
         first = not self.gaps
@@ -170,7 +164,7 @@ class Healer:
             while True:
                 self._wake.clear()
                 wait_s = self._start_due(group)
-                await _wait(self._wake, None if wait_s is None else self._wall_s(wait_s))
+                await wait_at_most(None if wait_s is None else self._wall_s(wait_s), self._wake)
 
     # --- gaps -------------------------------------------------------------------------------------
 
@@ -359,8 +353,8 @@ class Healer:
                     break
                 await asyncio.gather(*map(self._recheck, due[start : start + RECHECKS]))
             wait_s = min((due_s - now_s for due_s in self._rechecks.values()), default=None)
-            await _wait(
-                self._recheck_wake, None if wait_s is None else self._wall_s(max(wait_s, 1.0))
+            await wait_at_most(
+                None if wait_s is None else self._wall_s(max(wait_s, 1.0)), self._recheck_wake
             )
 
     async def _recheck(self, series: Series) -> None:
@@ -411,11 +405,3 @@ class Healer:
                     known.trades,
                     candle.trades,
                 )
-
-
-async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass

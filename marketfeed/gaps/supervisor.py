@@ -2,7 +2,7 @@
 
 A connection that is silent as a whole is replaced by the feed itself (`FeedOptions.idle_timeout_s`); here
 single series are watched, the quietest among living ones too. What is found shows in `/health`, in the
-status report, in metrics, and as gaps in the journal; `heal.py` closes them.
+status report, in metrics, and as gaps in the journal; `healer.py` closes them.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.generations import Generations
@@ -51,15 +53,12 @@ def candle_due_ms(speed: float) -> int:
     return max(CANDLE_DUE_MS, int(DUE_AT_LEAST_S * 1000 * speed))
 
 
-class _OpenGap:
+class _OpenGap(msgspec.Struct, eq=False):
     """A gap that is neither healed nor given up. `since_s` is when it was found (exchange s)."""
 
-    __slots__ = ("end_ms", "since_s", "state")
-
-    def __init__(self, end_ms: int, since_s: float) -> None:
-        self.end_ms = end_ms
-        self.since_s = since_s
-        self.state: GapState = "found"
+    end_ms: int
+    since_s: float
+    state: GapState = "found"
 
 
 class Supervisor:
@@ -103,7 +102,7 @@ class Supervisor:
         self._stamped_s = -math.inf
         self._looked_s, self._looked_ms = clock.elapsed_s(), clock.now_ms()
         # A hole is stored with the candle behind it: after a crash nobody would find it any more.
-        intake.before_commit = self._take_in
+        intake.before_commit = self.take_in
         self._open: dict[tuple[Series, int], _OpenGap] = {}
 
     @property
@@ -179,7 +178,20 @@ class Supervisor:
 
     def take_in(self) -> None:
         """Take in what the intake has seen: candles that have come are no longer missing."""
-        self._take_in()
+        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
+        seen = self._intake.take_seen()
+        self._check_clock(now_s, now_ms, seen.newest_event_ms)
+        self._liveness.mark_prices(seen.marks, now_s)
+        for pair, timeframe, open_ms in seen.closed:
+            self._liveness.closed(pair, timeframe, open_ms)
+        for (pair, timeframe), open_ms in seen.forming.items():
+            self._liveness.formed(pair, timeframe, open_ms)
+        for candle in seen.fetched:
+            if self._liveness.fetched(
+                candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
+            ):
+                self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
+        self._note_missing("did not come")
 
     def left(self, series: Series, start_ms: int) -> list[Stretch]:
         """What of the gap that begins at `start_ms` has not come yet, oldest first."""
@@ -262,7 +274,7 @@ class Supervisor:
     def leave(self, pairs: Collection[str]) -> None:
         """Watch these pairs no more."""
         # What has come of them until now still counts.
-        self._take_in()
+        self.take_in()
         gone = [series for series in self._streams if series.pair in pairs]
         self._liveness.unwatch(gone, self._clock.now_ms())
         self._note_missing("did not come before the pair's end")
@@ -332,7 +344,7 @@ class Supervisor:
         }
 
     def _look(self) -> None:
-        self._take_in()
+        self.take_in()
         before = {item.series for item in self.overdue}
         clock = self._clock
         self.overdue = self._liveness.overdue(
@@ -340,22 +352,6 @@ class Supervisor:
         )
         self._note_missing("did not come")
         self._log_changes(before)
-
-    def _take_in(self) -> None:
-        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
-        seen = self._intake.take_seen()
-        self._check_clock(now_s, now_ms, seen.newest_event_ms)
-        self._liveness.mark_prices(seen.marks, now_s)
-        for pair, timeframe, open_ms in seen.closed:
-            self._liveness.closed(pair, timeframe, open_ms)
-        for (pair, timeframe), open_ms in seen.forming.items():
-            self._liveness.formed(pair, timeframe, open_ms)
-        for candle in seen.fetched:
-            if self._liveness.fetched(
-                candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
-            ):
-                self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
-        self._note_missing("did not come")
 
     def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
         moved_s = (now_ms - self._looked_ms) / 1000 - (now_s - self._looked_s)

@@ -9,7 +9,6 @@ history stands before a live one.
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -25,7 +24,7 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
+from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.errors import (
     ArchiveAbsentError,
     ArchiveError,
@@ -258,9 +257,7 @@ class Backfill:
             await self._until_woken(max(wait_s / self._clock.speed, RETRY_FIRST_S))
 
     async def _until_woken(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._woken.wait()
+        await wait_at_most(timeout_s, self._woken)
 
     async def fill(self) -> None:
         """One pass: find every hole and fill it. Never raises for what the exchange or the disk does."""

@@ -8,20 +8,20 @@ requests. What is complete is kept as a document in the journal, so that a resta
 import asyncio
 import contextlib
 import logging
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import Priority
-from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest, Settlement
+from marketfeed.binance.rest import BinanceRest, Settlement
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
-from marketfeed.grid import Stretch, cut, joined, tiles
+from marketfeed.grid import Stretch, cut, joined
+from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan, to_minute
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
@@ -47,14 +47,9 @@ FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 ODD_PAUSE_S: Final = 30.0
 """Half of the exchange seconds until what odd rows have left of history is asked for again, at first."""
 _ODD_ROUNDS: Final = 10
-USUAL_HOURS: Final = 8
 COVERED: Final = "settled_funding"
 SAVE_EVERY: Final = 20
 """Answers of history between two times that what is complete is saved."""
-ROWS_AIMED_AT: Final = 800
-"""Rows that a request for all contracts should bring: settlements come in heaps, at most 1,000 are told."""
-_STEP_MS: Final = schema.MINUTE_MS
-"""The grid of settlements."""
 
 
 class SettleReport(msgspec.Struct, frozen=True):
@@ -71,44 +66,6 @@ class SettleReport(msgspec.Struct, frozen=True):
     trouble: str
 
 
-class Plan(NamedTuple):
-    """How history is asked: symbol by symbol, or all at once in `parts`, the newest first."""
-
-    singly: bool
-    parts: list[Stretch]
-    requests: int
-
-
-def plan(
-    wanted: Mapping[str, Sequence[Stretch]], hours: Mapping[str, int], listed: Iterable[str]
-) -> Plan:
-    """Choose what needs the fewest requests for `wanted`: stretches that are missing, by symbol.
-
-    `hours` are funding intervals, 8 where none is given; `listed` are all symbols of the exchange that
-    trade, which one request for all of them tells.
-    """
-    singly = sum(
-        math.ceil(_rows(part, hours.get(symbol, USUAL_HOURS)) / MAX_SETTLEMENTS)
-        for symbol, parts in wanted.items()
-        for part in parts
-    )
-    union = joined((part for parts in wanted.values() for part in parts), _STEP_MS, 0)
-    per_ms = sum(1 / (hours.get(symbol, USUAL_HOURS) * schema.HOUR_MS) for symbol in listed)
-    step_hours = max(1, int(ROWS_AIMED_AT / max(per_ms, 1e-12) / schema.HOUR_MS))
-    together = [
-        tile
-        for part in reversed(union)
-        for tile in tiles(part, _STEP_MS, step_hours * (schema.HOUR_MS // _STEP_MS))
-    ]
-    if len(together) <= singly:
-        return Plan(False, together, len(together))
-    return Plan(True, [], singly)
-
-
-def _rows(part: Stretch, hours: int) -> int:
-    return (part.end_ms - part.start_ms) // (hours * schema.HOUR_MS) + 1
-
-
 class _Told(NamedTuple):
     """Whose rates of which times were told, by pair; and of which there were odd rows, as far as is known."""
 
@@ -118,20 +75,17 @@ class _Told(NamedTuple):
     def unclear(self, pair: str, where: Stretch) -> list[Stretch]:
         """What of a stretch may hold a rate of a pair that could not be read: it is not complete."""
         return [
-            where if time_ms is None else Stretch(time_ms, time_ms + _STEP_MS)
+            where if time_ms is None else Stretch(time_ms, time_ms + STEP_MS)
             for whose, time_ms in self.odd
             if whose in (None, pair)
         ]
 
 
-class _Awaited:
+class _Awaited(msgspec.Struct, eq=False):
     """A settlement that has passed and was not told yet: when it is asked for next, after how many rounds."""
 
-    __slots__ = ("due_s", "rounds")
-
-    def __init__(self, due_s: float) -> None:
-        self.due_s = due_s
-        self.rounds = 0
+    due_s: float
+    rounds: int = 0
 
     @property
     def given_up(self) -> bool:
@@ -164,7 +118,7 @@ class Settling:
         self._counters = counters
         self._listed = listed
         self._history_ms = history_ms
-        self._since_ms = _minute(clock.now_ms())
+        self._since_ms = to_minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
         self._listed_ms: dict[str, int] = {}
         # From when on a pair's rates are had as they are settled: those before are history.
@@ -198,7 +152,7 @@ class Settling:
         chosen = list(instruments)
         pairs = {instrument.symbol: instrument.pair for instrument in chosen}
         self._listed_ms = {instrument.pair: instrument.listed_ms for instrument in chosen}
-        before, now_ms = set(self._pairs.values()), _minute(self._clock.now_ms())
+        before, now_ms = set(self._pairs.values()), to_minute(self._clock.now_ms())
         for pair in before.difference(pairs.values()):
             # Should it come back, it comes anew: what it left here is of the time before.
             told = self._intake.next_funding_ms
@@ -240,7 +194,7 @@ class Settling:
                 passed = time_ms <= now_ms or (time_ms < next_ms and time_ms <= now_ms + 5_000)
                 if passed and time_ms > self._last_ms.get(pair, 0):
                     self._last_ms[pair] = time_ms
-                    self._awaited[pair, _minute(time_ms)] = _Awaited(now_s + SETTLED_AFTER_S)
+                    self._awaited[pair, to_minute(time_ms)] = _Awaited(now_s + SETTLED_AFTER_S)
 
     async def _fetch_awaited(self) -> None:
         """Ask for what is awaited and due; what is not told yet is asked for again."""
@@ -250,13 +204,13 @@ class Settling:
             return
         start_ms = min(min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due)
         # What settles in these moments may not be told yet.
-        where = Stretch(start_ms, _minute(self._clock.now_ms()) + _STEP_MS)
+        where = Stretch(start_ms, to_minute(self._clock.now_ms()) + STEP_MS)
         had = await self._fetch(None, where, Priority.SETTLED)
         for key in due:
             self._take_answer(key, key in had.rates)
         # What is given up and asked for now and then is not had either.
         waiting = {pair for pair, _ in self._awaited}
-        end_ms = where.end_ms - 2 * _STEP_MS
+        end_ms = where.end_ms - 2 * STEP_MS
         for pair, to_ms in self._live_to_ms.items():
             if pair not in waiting and where.start_ms <= to_ms < end_ms:
                 self._cover(pair, Stretch(to_ms, end_ms), had)
@@ -321,7 +275,7 @@ class Settling:
                 self._covered = msgspec.json.decode(known[0], type=dict[str, list[Stretch]])
         if self._generation >= 0:
             # A fresh file: what was had while this runs is gone, too.
-            self._since_ms = _minute(self._clock.now_ms())
+            self._since_ms = to_minute(self._clock.now_ms())
             self._live_from_ms = dict.fromkeys(self._live_from_ms, self._since_ms)
             self._live_to_ms.clear()
         self._generation = generation
@@ -330,7 +284,7 @@ class Settling:
         """What history is missing, by symbol. Without any it is what was settled before a pair joined."""
         first_ms = self._since_ms
         if self._history_ms:
-            first_ms = _minute(self._clock.now_ms() - self._history_ms)
+            first_ms = to_minute(self._clock.now_ms() - self._history_ms)
         wanted = {}
         for symbol, pair in self._pairs.items():
             where = Stretch(first_ms, max(first_ms, self._live_from_ms[pair]))
@@ -393,7 +347,7 @@ class Settling:
             # A settlement's time is off by some ms, here rounded to the minute.
             try:
                 answer = await self._rest.settlements(
-                    start_ms - _STEP_MS // 2, where.end_ms - _STEP_MS // 2 - 1, priority, symbol
+                    start_ms - STEP_MS // 2, where.end_ms - STEP_MS // 2 - 1, priority, symbol
                 )
             except OddAnswerError:
                 if symbol is None:
@@ -414,12 +368,12 @@ class Settling:
                 continue
             # More at one time than a request tells: one by one.
             if symbol is None:
-                only = Stretch(start_ms, start_ms + _STEP_MS)
+                only = Stretch(start_ms, start_ms + STEP_MS)
                 for one in list(self._pairs):
                     more = await self._fetch(one, only, priority)
                     told.rates.update(more.rates)
                     told.odd.extend(more.odd)
-            start_ms += _STEP_MS
+            start_ms += STEP_MS
             if start_ms >= where.end_ms:
                 return told
 
@@ -440,7 +394,7 @@ class Settling:
     def _cover(self, pair: str, part: Stretch, told: _Told) -> None:
         """Note a part as complete, but for what odd rows were told of."""
         clear = cut(part, told.unclear(pair, part))
-        self._covered[pair] = joined([*self._covered.get(pair, ()), *clear], _STEP_MS, 0)
+        self._covered[pair] = joined([*self._covered.get(pair, ()), *clear], STEP_MS, 0)
 
     async def _save(self) -> None:
         body, now_ms = msgspec.json.encode(self._covered), self._clock.now_ms()
@@ -461,7 +415,3 @@ class Settling:
 
     async def _sleep(self, exchange_s: float) -> None:
         await asyncio.sleep(max(exchange_s / self._clock.speed, _AT_LEAST_S))
-
-
-def _minute(time_ms: int) -> int:
-    return schema.floor_to(time_ms + _STEP_MS // 2, _STEP_MS)

@@ -71,7 +71,6 @@ class Keeper:
         self._on_change = on_change
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
-        source.heard = self._heard
 
     async def start(self, listing: Listing) -> None:
         """Store the catalog; take in what ended while nobody looked, and what the settings have dropped.
@@ -106,6 +105,13 @@ class Keeper:
                 ended = self._roster.expire(self._clock.now_ms())
                 if ended:
                     await self._leave(ended)
+
+    def heard(self, pairs: Collection[str]) -> int:
+        """How many of `pairs` are collected and still bring data."""
+        within_ms = max(HEARD_WITHIN_MS, HEARD_WALL_MS * self._clock.speed)
+        since_ms = self._clock.now_ms() - within_ms
+        marks = self._intake.freshness.mark_event_ms
+        return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -159,13 +165,6 @@ class Keeper:
                 one.reason,
             )
         await self._feed.unsubscribe(self._streams(instruments))
-
-    def _heard(self, pairs: Collection[str]) -> int:
-        """How many of `pairs` are collected and still bring data."""
-        within_ms = max(HEARD_WITHIN_MS, HEARD_WALL_MS * self._clock.speed)
-        since_ms = self._clock.now_ms() - within_ms
-        marks = self._intake.freshness.mark_event_ms
-        return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
 
     def _note_joined(self) -> None:
         """Show a pair to readers once it has brought data: an ACK proves nothing, nor does a listing."""

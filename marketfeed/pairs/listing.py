@@ -54,7 +54,10 @@ class _Vanished(msgspec.Struct):
 
 
 class InstrumentSource:
-    """Finds out what to collect, at the start and ever after. The exchange being down is waited for."""
+    """Finds out what to collect, at the start and ever after. The exchange being down is waited for.
+
+    `heard` counts those of some pairs that still bring data: exchangeInfo is wrong when it has lost them.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class InstrumentSource:
         rest: BinanceRest,
         clock: ExchangeClock,
         writer: JournalWriter,
+        heard: Callable[[Collection[str]], int] = lambda _: 0,
     ) -> None:
         self.problem = ""
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
@@ -69,12 +73,11 @@ class InstrumentSource:
         """The last list that was had and believed."""
         self.vanished: frozenset[str] = frozenset()
         """Pairs of which it was said for hours that they are not listed any more, and still is."""
-        self.heard: Callable[[Collection[str]], int] = lambda _: 0
-        """How many of these pairs still bring data: exchangeInfo is wrong when it has lost them."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
         self._writer = writer
+        self._heard = heard
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
@@ -99,13 +102,21 @@ class InstrumentSource:
 
     async def load_once(self) -> Listing:
         """Return what to collect, for a command: nothing is waited for. Raises ExchangeError."""
-        return await self._load()
+        body = await self._exchange_info()
+        info = parse_exchange_info(body)
+        selection = await self._selection(info)
+        for pair, reason in selection.refused.items():
+            log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
+        if not selection.instruments:
+            log.error("none of the configured pairs is traded: nothing to collect")
+        self.newest = Listing(selection, body)
+        return self.newest
 
     async def _keep_loading(self) -> Listing:
         delay_s = RETRY_FIRST_S
         while True:
             try:
-                return await self._load()
+                return await self.load_once()
             except ExchangeError as error:
                 self.problem = f"the exchange does not tell what it trades: {error}"
                 wait_s = self._wait_s(delay_s, error)
@@ -152,17 +163,6 @@ class InstrumentSource:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
         return max(delay_s, (asked_s or 0.0) / self._clock.speed)
-
-    async def _load(self) -> Listing:
-        body = await self._exchange_info()
-        info = parse_exchange_info(body)
-        selection = await self._selection(info)
-        for pair, reason in selection.refused.items():
-            log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
-        if not selection.instruments:
-            log.error("none of the configured pairs is traded: nothing to collect")
-        self.newest = Listing(selection, body)
-        return self.newest
 
     async def _exchange_info(self) -> bytes:
         try:
@@ -229,7 +229,7 @@ class InstrumentSource:
         else:
             doubt.answers += 1
         problem = f"exchangeInfo: lists {len(gone)} of {len(lasting)} known contracts no more"
-        if heard := self.heard(gone):
+        if heard := self._heard(gone):
             self._doubt = None
             raise ExchangeError(f"{problem}, though {heard} of them still bring data")
         left_s = doubt.since_s + BELIEVED_AFTER_S - now_s

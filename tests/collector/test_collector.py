@@ -173,7 +173,7 @@ def test_top_pairs_are_chosen_once_and_kept(path: Path) -> None:
                 settings_for(path, sim.ws_url, sim.rest_url, pairs={"top": 3})
             ) as two:
                 await until(lambda: delivering(two))
-                assert set(two._reporter.gauges().mark_price_age_s) == set(kept)
+                assert set(two._reporter.mark_price_ages_s()) == set(kept)
 
     def sim_pairs(journal: Journal) -> list[str]:
         info = journal.load_document("exchange_info")

@@ -88,7 +88,7 @@ def collect_and_tell(settings: Settings, pipe_fd: int) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         collector = Collector(settings)
         writer = _TellingWriter(settings.journal.path, tell)
-        collector._writer = collector._reporter._writer = writer
+        collector._writer = collector._reporter._writer = collector._upkeep._writer = writer
         await collector.run(stop)
 
     uvloop.run(run())

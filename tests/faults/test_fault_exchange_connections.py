@@ -8,7 +8,7 @@ import pytest
 from fault_line import START_MS, Line, run_line
 from scoreboard import Row, Scoreboard
 
-from marketfeed.collector.collector import SILENT_AFTER_S, SILENT_AT_LEAST_S
+from marketfeed.collector.line import SILENT_AFTER_S, SILENT_AT_LEAST_S
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import (
     Close,

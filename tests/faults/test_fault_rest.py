@@ -16,7 +16,8 @@ from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.clock import ExchangeClock
-from marketfeed.collector.collector import CLOCK_DOUBT_EVERY_S, Collector
+from marketfeed.collector.collector import Collector
+from marketfeed.collector.upkeep import CLOCK_DOUBT_EVERY_S
 from marketfeed.errors import ExchangeError, ExchangeRefusedError
 from marketfeed.schema import HOUR_MS, MINUTE_MS
 from marketfeed.simulator.fault_kinds import (

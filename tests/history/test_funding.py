@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
 from marketfeed.counters import Counters
 from marketfeed.grid import Stretch
-from marketfeed.history.funding import MAX_SETTLEMENTS, SETTLED_AFTER_S, Settling, plan
+from marketfeed.history.funding import SETTLED_AFTER_S, Settling
+from marketfeed.history.funding_plan import plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal

@@ -16,11 +16,19 @@ from influxd import Influxd
 
 from marketfeed import schema
 from marketfeed.binance.rest_queue import RestReport
-from marketfeed.collector.metrics import Exposition, Gauges
+from marketfeed.collector.metrics import Exposition
+from marketfeed.collector.status_report import (
+    ConnectionReport,
+    JournalReport,
+    StatusReport,
+    TimeframeReport,
+)
 from marketfeed.counters import Counters
+from marketfeed.gaps.healer import HealReport
 from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.continuous_audit import AuditingReport
+from marketfeed.history.funding import SettleReport
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.shipper import ShipReport
 
@@ -218,21 +226,45 @@ def exported() -> dict[str, set[str]]:
         counters.records_given_up,
     ):
         counter["something"] += 1
-    gauges = Gauges(
-        **{
-            name: {"something": 1} if "dict" in str(kind) else 1
-            for name, kind in Gauges.__init__.__annotations__.items()
-            if name not in ("shipping", "rest", "history", "return")
-        },
+    report = StatusReport(
+        version="1",
+        healthy=True,
+        reasons=[],
+        uptime_s=1.0,
+        exchange_time_ms=1,
+        clock_offset_ms=1.0,
+        speed=1.0,
+        pairs=1,
+        refused_pairs={},
+        streams=1,
+        frames=1,
+        frames_per_s=1.0,
+        answers=1,
+        resubscribed=1,
+        rollovers={},
+        records={},
+        rejects={},
+        overdue={"1m": 1},
+        overdue_series=[],
+        missing_candles=1,
+        healing=HealReport({"found": 1}, {}, 1, 1, ""),
+        settled=SettleReport(1, 1, 1, 1, ""),
+        mark_price_age_s=1.0,
+        timeframes=[TimeframeReport("1m", 1, 1, 1, 1, 1.0)],
+        connections=[ConnectionReport("feed-1", "open", 1, 1, 1, 1.0, "")],
+        journal=JournalReport("journal.db", 1, 1, 1, 1, 1, 1, {}, 1, 1, None),
         shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0, 0),
         history=HistoryState(
             HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),
             AuditingReport(1, 1, 1, 1, 1, []),
         ),
         rest=RestReport(1, 1, 1, 1, 1, 1.0, "", {"klines": 1}, {"429": 1}),
+        rss_bytes=1,
+        cpu_s=1.0,
     )
+    exposition = Exposition(counters, lambda: report, lambda: {PAIR: 1.0})
     metrics: dict[str, set[str]] = {}
-    for line in Exposition(counters, lambda: gauges).text().decode().splitlines():
+    for line in exposition.text().decode().splitlines():
         if not line.startswith("#"):
             name, _, rest = line.partition("{")
             labels = set(re.findall(r'(\w+)="', rest))

@@ -135,7 +135,8 @@ async def _events(line: Running, session: aiohttp.ClientSession) -> None:
     told: dict[str, Any] = {}
     async with session.get(line.url + "/events") as answer, asyncio.timeout(WAIT_S):
         name = ""
-        while len(told) < 2:
+        # There is no lag before the first candle has come by its stream.
+        while len(told) < 2 or told["now"]["close_lag_ms"] is None:
             key, _, value = (await answer.content.readline()).decode().rstrip("\n").partition(": ")
             if key == "event":
                 name = value

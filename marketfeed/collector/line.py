@@ -1,0 +1,180 @@
+"""The line of a collector, from the exchange's frames to what readers have: its parts, put together."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from marketfeed import schema
+from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
+from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.feed import Feed, OnFrame
+from marketfeed.binance.generations import Generations
+from marketfeed.binance.market_socket import OnState
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rollover import Ages
+from marketfeed.binance.symbols import parse_exchange_info, stream_names
+from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Counters
+from marketfeed.gaps.healer import Healer
+from marketfeed.gaps.supervisor import Supervisor
+from marketfeed.history.background import History
+from marketfeed.history.funding import Settling
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.influxdb.writer import InfluxWriter
+from marketfeed.ingest.intake import Intake
+from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.catalog import Catalog
+from marketfeed.pairs.lifecycle import Keeper
+from marketfeed.pairs.listing import InstrumentSource
+from marketfeed.pairs.roster import Roster
+from marketfeed.pairs.selection import Listing
+from marketfeed.settings.model import Settings
+
+log = logging.getLogger(__name__)
+
+SILENT_AFTER_S: Final = 10.0
+"""Exchange seconds without any frame after which a connection is replaced, and `/health` says so."""
+SILENT_AT_LEAST_S: Final = 1.0
+"""The same in wall seconds, at least: against a fast simulator 10 s would be over in a moment."""
+
+
+class Line:
+    """Collects what `listing` has selected, once its parts are run; nothing is done before that."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: ExchangeClock,
+        counters: Counters,
+        writer: JournalWriter,
+        rest: BinanceRest,
+        session: aiohttp.ClientSession,
+        source: InstrumentSource,
+        listing: Listing,
+        ages: Ages | None,
+    ) -> None:
+        exchange = settings.exchange
+        timeframes, mark_price_every_ms = exchange.timeframes, exchange.mark_price_every.ms
+        # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
+        self.silent_after_s = max(SILENT_AFTER_S / clock.speed, SILENT_AT_LEAST_S)
+        self.fill_ms = _fill_ms(settings)
+        self.rest = rest
+        self._source = source
+        self._listing = listing
+        self.roster = Roster(listing.selection)
+        instruments = self.roster.instruments
+        self.intake = Intake(
+            writer,
+            FrameDecoder(self.roster.pairs),
+            counters,
+            clock.now_ms,
+            exchange.funding_rate_every.ms,
+            self._on_journal_replaced,
+        )
+        writer.on_damage = self.intake.on_damage
+        self._catalog = Catalog(timeframes, self.intake, clock)
+        self.supervisor = Supervisor(
+            self.intake, clock, counters, instruments, timeframes, mark_price_every_ms
+        )
+        self.healer = Healer(
+            self.supervisor, rest, self.intake, writer, clock, counters, self.roster.known
+        )
+        self.history = History(
+            settings,
+            writer,
+            rest,
+            session,
+            clock,
+            lambda: self.roster.instruments,
+            self.healer.on_stored,
+            lambda: self.supervisor.unfilled().total(),
+        )
+        self.settling = Settling(
+            rest,
+            self.intake,
+            writer,
+            clock,
+            counters,
+            lambda: parse_exchange_info(self._exchange_info()),
+            instruments,
+            self.fill_ms if settings.history.days else 0,
+        )
+        self._options = FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=self.silent_after_s)
+        self._limiter = ConnectLimiter()
+        self.feed = Generations(
+            self._make_feed,
+            stream_names(instruments, timeframes, mark_price_every_ms),
+            on_frame=lambda frame, _: self.intake.on_frame(frame),
+            on_connection=self.supervisor.on_connection,
+            on_replaced=self.supervisor.on_replaced,
+            clock=clock,
+            timeframes=timeframes,
+            counters=counters,
+            ages=ages,
+        )
+        log.info(
+            "collecting pairs=%d streams=%d timeframes=%s",
+            len(instruments),
+            self.streams,
+            ",".join(timeframes),
+        )
+        self.keeper = Keeper(
+            exchange,
+            source,
+            self.roster,
+            self.feed,
+            self.supervisor,
+            self.intake,
+            self._catalog,
+            clock,
+            writer,
+            self._on_pairs_changed,
+        )
+        self.shipper: Shipper | None = None
+        if settings.influxdb.url is not None:
+            influx = InfluxWriter(settings.influxdb, session)
+            self.shipper = Shipper(writer, influx, now_ms=clock.now_ms)
+            log.info("shipping to target=%r", influx.target)
+
+    @property
+    def streams(self) -> int:
+        """How many streams are subscribed."""
+        return len(self.feed.streams)
+
+    def mark_event_ms(self) -> dict[str, int]:
+        """The newest stored mark price of each pair that is collected: event time by pair."""
+        marks = self.intake.freshness.mark_event_ms
+        return {pair: at_ms for pair, at_ms in marks.items() if pair in self.roster}
+
+    def newest_open_ms(self) -> dict[tuple[str, str], int]:
+        """The newest stored candle of each series that is collected: open time by pair and timeframe."""
+        newest = self.intake.freshness.newest_open_ms
+        return {key: at_ms for key, at_ms in newest.items() if key[0] in self.roster}
+
+    def _on_journal_replaced(self) -> None:
+        self._catalog.note_all()
+        self._source.on_journal_replaced()
+        self.supervisor.on_journal_replaced()
+        self.history.wake()
+
+    def _on_pairs_changed(self) -> None:
+        self.settling.set_instruments(self.roster.instruments)
+        self.history.wake()
+
+    def _exchange_info(self) -> bytes:
+        return (self._source.newest or self._listing).exchange_info
+
+    def _make_feed(
+        self, name: str, streams: Sequence[str], on_frame: OnFrame, on_state: OnState
+    ) -> Feed:
+        newest = msgspec.json.decode(self._exchange_info())
+        return Feed(self._options, newest, streams, on_frame, on_state, self._limiter, name)
+
+
+def _fill_ms(settings: Settings) -> int:
+    """How far back what is absent since the last run is filled; a day at least (exchange time)."""
+    days = max(1, settings.history.days)
+    return min(days * schema.DAY_MS, settings.journal.retention.candles.ms)

@@ -1,0 +1,170 @@
+"""What a collector does beside its line: it keeps the exchange's time, the REST budget and the journal."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from marketfeed import schema
+from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import Turns
+from marketfeed.binance.server_time import PRECISE_S, sync_clock
+from marketfeed.clock import ExchangeClock
+from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.gaps.supervisor import Supervisor
+from marketfeed.influxdb.shipper import Shipper
+from marketfeed.ingest.intake import Intake
+from marketfeed.journal import retention
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.retention import Cut
+from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.listing import RETRY_CAP_S
+from marketfeed.records import Gap
+from marketfeed.settings.model import JournalSettings
+
+log = logging.getLogger(__name__)
+
+CLOCK_SYNC_EVERY_S: Final = 300.0
+CLOCK_DOUBT_EVERY_S: Final = 3.0
+"""Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
+RETENTION_EVERY_S: Final = 600.0
+REST_BUDGET: Final = "rest_budget"
+KEEP_BUDGET_EVERY_S: Final = 1.0
+LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
+"""Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
+
+
+class Upkeep:
+    """Each `keep_`, `look_` and `watch_` goes on until it is cancelled; JournalError ends none of them."""
+
+    def __init__(
+        self,
+        settings: JournalSettings,
+        clock: ExchangeClock,
+        writer: JournalWriter,
+        turns: Turns,
+    ) -> None:
+        self.clock_problem = ""
+        """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
+        self._settings = settings
+        self._clock = clock
+        self._writer = writer
+        self._turns = turns
+
+    async def keep_clock(self, rest: BinanceRest, supervisor: Supervisor) -> None:
+        """Compare the clock with the exchange's: every few minutes, every few seconds while in doubt."""
+        asked_s = time.monotonic()
+        wait_s = CLOCK_DOUBT_EVERY_S
+        while True:
+            await asyncio.sleep(wait_s)
+            error_ms = self._clock.error_ms
+            vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
+            doubted = vague or supervisor.stamps_off_s or self.clock_problem
+            if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
+                continue
+            asked_s = time.monotonic()
+            try:
+                await sync_clock(rest, self._clock, supervisor.contradicts)
+                self.clock_problem = ""
+                wait_s = CLOCK_DOUBT_EVERY_S
+            except ExchangeError as error:
+                if not self.clock_problem:
+                    log.warning("clock not compared with the exchange's error=%r", str(error))
+                self.clock_problem = str(error)
+                wait_s = min(wait_s * 2, RETRY_CAP_S)
+
+    async def restore_budget(self) -> None:
+        """Take up what an earlier run has asked of the exchange. Raises JournalError."""
+        known = await self._writer.load_document(REST_BUDGET)
+        if known is not None:
+            self._turns.budget.restore(self._turns.now(), known[0])
+
+    async def keep_budget(self) -> None:
+        """Save what was asked of the exchange, at the end too: a restart must not begin a ban."""
+        saved = self._turns.changes
+        try:
+            while True:
+                await asyncio.sleep(KEEP_BUDGET_EVERY_S)
+                changes = self._turns.changes
+                if changes != saved and await self._save_budget():
+                    saved = changes
+        finally:
+            await self._save_budget()
+
+    async def _save_budget(self) -> bool:
+        at = self._turns.now()
+        try:
+            await self._writer.save_document(REST_BUDGET, self._turns.budget.state(at), at.now_ms)
+        except JournalError:
+            # The intake has said so; what counts here is the next attempt.
+            return False
+        return True
+
+    async def keep_journal(self, intake: Intake, shipper: Shipper | None) -> None:
+        """Delete what is older than the settings keep, and what the disk budget does not hold.
+
+        What has not been shipped stays, whatever its age; only the disk budget goes before that.
+        """
+        settings = self._settings
+        keep_ms = {
+            schema.TABLE_CANDLE: settings.retention.candles.ms,
+            schema.TABLE_MARK_PRICE: settings.retention.mark_price.ms,
+            schema.TABLE_FUNDING_RATE: settings.retention.funding_rate.ms,
+        }
+        while True:
+            try:
+                expired = await self._writer.call(
+                    lambda journal: retention.expired(journal, keep_ms)
+                )
+                await self._delete(expired, None if shipper is None else shipper.shipped_below())
+                while cuts := await self._writer.call(
+                    lambda journal: retention.over_budget(journal, settings.max_bytes)
+                ):
+                    rows = await self._delete(cuts, None)
+                    self._note_given_up(intake, cuts[0], rows)
+                await self._writer.take_stock()
+            except JournalError as error:
+                log.warning("retention failed, trying again later error=%r", str(error))
+            await asyncio.sleep(RETENTION_EVERY_S)
+
+    async def look_beside(self) -> None:
+        """Know of damaged journals that were set aside, by this run or an earlier, until they are removed."""
+        while True:
+            await asyncio.sleep(LOOK_AT_JOURNAL_EVERY_S)
+            await self._writer.look_beside()
+
+    async def watch_journal(self, intake: Intake) -> None:
+        """Find damage that no commit meets: SQLite writes on from memory while readers fail."""
+        bad_looks = 0
+        while True:
+            await asyncio.sleep(LOOK_AT_JOURNAL_EVERY_S)
+            try:
+                await self._writer.require_whole()
+                bad_looks = 0
+            except JournalError as error:
+                bad_looks += 1
+                if bad_looks == 2:
+                    intake.on_damage(error)
+                    bad_looks = 0
+
+    async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
+        # Call by call, so that commits of new data pass in between.
+        rows = 0
+        for cut in cuts:
+            rows += await self._writer.call(partial(Journal.delete, cut=cut, below_seq=below_seq))
+        return rows
+
+    def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
+        start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms
+        log.error(
+            "journal over its disk budget, deleted table=%s rows=%d from_ms=%d before_ms=%d",
+            cut.table,
+            rows,
+            start_ms,
+            cut.before_ms,
+        )
+        reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
+        kind = f"disk_budget_{cut.table}"
+        intake.add(Gap(kind, None, start_ms, cut.before_ms, "unresolvable", reason))

@@ -1,0 +1,58 @@
+"""How settled funding rates of the past are asked for: with the fewest requests."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from marketfeed import schema
+from marketfeed.binance.rest import MAX_SETTLEMENTS
+from marketfeed.grid import Stretch, joined, tiles
+
+USUAL_HOURS: Final = 8
+ROWS_AIMED_AT: Final = 800
+"""Rows that a request for all contracts should bring: settlements come in heaps, at most 1,000 are told."""
+STEP_MS: Final = schema.MINUTE_MS
+"""The grid of settlements."""
+
+
+def to_minute(time_ms: int) -> int:
+    """The minute of a settlement: its time is off by some ms."""
+    return schema.floor_to(time_ms + STEP_MS // 2, STEP_MS)
+
+
+class Plan(NamedTuple):
+    """How history is asked: symbol by symbol, or all at once in `parts`, the newest first."""
+
+    singly: bool
+    parts: list[Stretch]
+    requests: int
+
+
+def plan(
+    wanted: Mapping[str, Sequence[Stretch]], hours: Mapping[str, int], listed: Iterable[str]
+) -> Plan:
+    """Choose what needs the fewest requests for `wanted`: stretches that are missing, by symbol.
+
+    `hours` are funding intervals, 8 where none is given; `listed` are all symbols of the exchange that
+    trade, which one request for all of them tells.
+    """
+    singly = sum(
+        math.ceil(_rows(part, hours.get(symbol, USUAL_HOURS)) / MAX_SETTLEMENTS)
+        for symbol, parts in wanted.items()
+        for part in parts
+    )
+    union = joined((part for parts in wanted.values() for part in parts), STEP_MS, 0)
+    per_ms = sum(1 / (hours.get(symbol, USUAL_HOURS) * schema.HOUR_MS) for symbol in listed)
+    step_hours = max(1, int(ROWS_AIMED_AT / max(per_ms, 1e-12) / schema.HOUR_MS))
+    together = [
+        tile
+        for part in reversed(union)
+        for tile in tiles(part, STEP_MS, step_hours * (schema.HOUR_MS // STEP_MS))
+    ]
+    if len(together) <= singly:
+        return Plan(False, together, len(together))
+    return Plan(True, [], singly)
+
+
+def _rows(part: Stretch, hours: int) -> int:
+    return (part.end_ms - part.start_ms) // (hours * schema.HOUR_MS) + 1
