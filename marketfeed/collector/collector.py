@@ -162,7 +162,7 @@ class Collector:
                         group.create_task(stamped(line.history.run), name="history"),
                         group.create_task(line.keeper.run(), name="pairs"),
                         group.create_task(upkeep.keep_clock(line.rest, supervisor), name="clock"),
-                        group.create_task(upkeep.keep_journal(intake, shipper), name="retention"),
+                        group.create_task(upkeep.keep_journal(shipper), name="retention"),
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
                     ]
                     await stop.wait()

@@ -17,6 +17,7 @@ from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal import retention
+from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.retention import Cut
 from marketfeed.journal.writer import JournalWriter
@@ -102,7 +103,7 @@ class Upkeep:
             return False
         return True
 
-    async def keep_journal(self, intake: Intake, shipper: Shipper | None) -> None:
+    async def keep_journal(self, shipper: Shipper | None) -> None:
         """Delete what is older than the settings keep, and what the disk budget does not hold.
 
         What has not been shipped stays, whatever its age; only the disk budget goes before that.
@@ -122,8 +123,7 @@ class Upkeep:
                 while cuts := await self._writer.call(
                     lambda journal: retention.over_budget(journal, settings.max_bytes)
                 ):
-                    rows = await self._delete(cuts, None)
-                    self._note_given_up(intake, cuts[0], rows)
+                    await self._give_up(cuts)
                 await self._writer.take_stock()
             except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
@@ -156,8 +156,17 @@ class Upkeep:
             rows += await self._writer.call(partial(Journal.delete, cut=cut, below_seq=below_seq))
         return rows
 
-    def _note_given_up(self, intake: Intake, cut: Cut, rows: int) -> None:
+    async def _give_up(self, cuts: Sequence[Cut]) -> None:
+        """Delete what the disk budget does not hold: the same stretch of one table, of all pairs."""
+        cut = cuts[0]
         start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms
+        batch = Batch()
+        reason = f"{cut.table} deleted: journal.max_bytes"
+        kind = f"disk_budget_{cut.table}"
+        batch.extend([Gap(kind, None, start_ms, cut.before_ms, "unresolvable", reason)])
+        # First: after a stop or a kill in between, no row is gone of which no gap tells.
+        await self._writer.call(lambda journal: journal.write(batch))
+        rows = await self._delete(cuts, None)
         log.error(
             "journal over its disk budget, deleted table=%s rows=%d from_ms=%d before_ms=%d",
             cut.table,
@@ -165,6 +174,3 @@ class Upkeep:
             start_ms,
             cut.before_ms,
         )
-        reason = f"{rows} rows of {cut.table} deleted: journal.max_bytes"
-        kind = f"disk_budget_{cut.table}"
-        intake.add(Gap(kind, None, start_ms, cut.before_ms, "unresolvable", reason))
