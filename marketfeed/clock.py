@@ -6,6 +6,8 @@ arbitrary start and never goes back. Against the simulator an exchange second ma
 wall second; `speed` says how many pass in one.
 """
 
+import asyncio
+import contextlib
 import math
 import time
 from typing import Final
@@ -96,3 +98,11 @@ class ExchangeClock:
             return 0.0
         ahead_ms = now_ms - (stamp_ms + passed_s * 1000.0)
         return ahead_ms if ahead_ms > tolerance_ms else 0.0
+
+
+async def wait_at_most(timeout_s: float | None, event: asyncio.Event) -> bool:
+    """Wait until `event` is set, `timeout_s` wall seconds at most (None: however long); whether it is."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()

@@ -28,6 +28,7 @@ from marketfeed.aggregator.votes import (
     Votes,
     remembered_since,
 )
+from marketfeed.clock import wait_at_most
 from marketfeed.errors import JournalError, JournalWriteError
 
 log = logging.getLogger(__name__)
@@ -177,11 +178,7 @@ class Desk:
         if self.trouble:
             wait_s = PROVE_EVERY_S if wait_s is None else min(wait_s, PROVE_EVERY_S)
         if not (self._pending or self._ending):
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(wait_s, self._woken)
         # After the wait: who wakes it in the middle of a turn gets another one.
         self._woken.clear()
 
