@@ -198,13 +198,11 @@ def parse_quote(value: object) -> str:
     raise expected("a quote currency in capital letters, such as USDT")
 
 
-def parse_api(value: object) -> Literal["v1", "v2"]:
-    """Read which of InfluxDB's write interfaces is spoken."""
-    if value == "v1":
-        return "v1"
-    if value == "v2":
-        return "v2"
-    raise expected("v2 or v1")
+def parse_choice(value: object, choices: tuple[str, ...]) -> str:
+    """Read one of `choices`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise expected(" or ".join(choices))
 
 
 def parse_path(value: object) -> Path:
