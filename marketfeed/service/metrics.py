@@ -37,7 +37,7 @@ def plain(family: Family, prefix: str, *rows: tuple[str, str, float]) -> Iterabl
 def labelled(
     family: Family, prefix: str, *rows: tuple[str, tuple[str, ...], str, Mapping[Any, float]]
 ) -> Iterable[Metric]:
-    """Metrics with labels: name (behind `prefix`), labels, text, values by the label's or all labels' value."""
+    """Metrics with labels: name (behind `prefix`), labels, text, and the values by what the labels name."""
     for name, labels, text, values in rows:
         metric = family(f"{prefix}{name}", text, labels=labels)
         for key, value in values.items():

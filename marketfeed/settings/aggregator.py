@@ -32,7 +32,7 @@ from marketfeed.settings.fields import (
     whole_number,
 )
 from marketfeed.settings.status import AggregatorStatusSettings
-from marketfeed.settings.values import Duration, FromText, expected, expected_items
+from marketfeed.settings.values import Duration, FromText, expected
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _HASH: Final = re.compile(
@@ -68,15 +68,8 @@ def parse_feeders(value: object) -> tuple[str, ...]:
     """Read a list of feeders' names."""
     if not isinstance(value, list | tuple):
         raise expected("a list of feeders such as [73, 74, 75]")
-    wrong: list[tuple[int, str]] = []
-    for index, name in enumerate(value):
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            wrong.append((index, "a feeder's name: 1 to 32 letters, digits, _ . or -"))
-        elif name in value[:index]:
-            wrong.append((index, "each feeder once"))
-    if wrong:
-        raise expected_items(wrong)
-    return tuple(value)
+    what = "a feeder's name: 1 to 32 letters, digits, _ . or -"
+    return values.names_in(value, _NAME.fullmatch, what, "each feeder once")
 
 
 Aliases = tuple[tuple[str, tuple[str, ...]], ...]

@@ -37,6 +37,24 @@ def expected_items(wrong: Iterable[tuple[int, str]]) -> PydanticCustomError:
     )
 
 
+def names_in(
+    value: list[object] | tuple[object, ...], is_name: Callable[[str], object], what: str, once: str
+) -> tuple[str, ...]:
+    """The names of a list. Else raises which items are none (`what` is expected) or there before (`once`)."""
+    wrong: list[tuple[int, str]] = []
+    names: list[str] = []
+    for index, item in enumerate(value):
+        if not isinstance(item, str) or not is_name(item):
+            wrong.append((index, what))
+        elif item in names:
+            wrong.append((index, once))
+        else:
+            names.append(item)
+    if wrong:
+        raise expected_items(wrong)
+    return tuple(names)
+
+
 @dataclass(frozen=True, slots=True)
 class FromText:
     """Marks a field whose text in the environment or in a credential file is not its plain value.
@@ -348,18 +366,9 @@ def parse_timeframes(value: object) -> tuple[str, ...]:
     """Read `timeframes`, and put them in ascending order."""
     if not isinstance(value, list | tuple) or not value:
         raise expected(_TIMEFRAMES_EXPECTED)
-    wrong: list[tuple[int, str]] = []
-    seen: set[object] = set()
-    for index, name in enumerate(value):
-        if not isinstance(name, str) or name not in schema.TIMEFRAMES_MS:
-            wrong.append((index, "one of " + ", ".join(schema.TIMEFRAMES_MS)))
-        elif name in seen:
-            wrong.append((index, "each timeframe once"))
-        else:
-            seen.add(name)
-    if wrong:
-        raise expected_items(wrong)
-    return tuple(sorted(value, key=schema.TIMEFRAMES_MS.__getitem__))
+    one_of = "one of " + ", ".join(schema.TIMEFRAMES_MS)
+    names = names_in(value, schema.TIMEFRAMES_MS.__contains__, one_of, "each timeframe once")
+    return tuple(sorted(names, key=schema.TIMEFRAMES_MS.__getitem__))
 
 
 def decode_json(text: str) -> object:
