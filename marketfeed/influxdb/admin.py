@@ -114,15 +114,7 @@ class InfluxAdmin:
         params = {"q": text, "epoch": "ms"}
         if db is not None:
             params["db"] = db
-        try:
-            headers = auth_headers(self._settings)
-            async with self._session.get(
-                self._url + "/query", params=params, headers=headers, timeout=self._timeout
-            ) as answer:
-                body = hide_token(await answer.read(), headers)
-                status = answer.status
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+        status, body = await self._ask("GET", params)
         try:
             parsed = msgspec.json.decode(body, type=_Answer)
         except msgspec.DecodeError:
@@ -131,6 +123,17 @@ class InfluxAdmin:
         if status != 200 or failure:
             raise InfluxError(f"{self._url}/query: status {status}: {failure or parsed.message}")
         return [series for result in parsed.results for series in result.series]
+
+    async def _ask(self, method: str, params: dict[str, str]) -> tuple[int, bytes]:
+        """Send InfluxQL; returns the status and the body of the answer."""
+        try:
+            headers = auth_headers(self._settings)
+            async with self._session.request(
+                method, self._url + "/query", params=params, headers=headers, timeout=self._timeout
+            ) as answer:
+                return answer.status, hide_token(await answer.read(), headers)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
 
     async def may_write(self) -> Verdict:
         """Try a write without any line: the rights are looked at before the lines are."""
@@ -156,23 +159,10 @@ class InfluxAdmin:
     async def create_database(self) -> None:
         """Create the bucket's database on 1.x."""
         name = self._settings.bucket.replace("\\", "\\\\").replace('"', '\\"')
-        try:
-            headers = auth_headers(self._settings)
-            async with self._session.post(
-                self._url + "/query",
-                params={"q": f'CREATE DATABASE "{name}"'},
-                headers=headers,
-                timeout=self._timeout,
-            ) as answer:
-                body = hide_token(await answer.read(), headers)
-                if answer.status != 200 or b'"error"' in body:
-                    words = body[:200].decode("utf-8", "replace")
-                    raise InfluxError(
-                        f"the database was not created: status {answer.status}: {words}",
-                        answer.status,
-                    )
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+        status, body = await self._ask("POST", {"q": f'CREATE DATABASE "{name}"'})
+        if status != 200 or b'"error"' in body:
+            words = body[:200].decode("utf-8", "replace")
+            raise InfluxError(f"the database was not created: status {status}: {words}", status)
 
     async def clashes(self, timeframes: Sequence[str], *, aggregator: bool = False) -> list[Clash]:
         """Compare field types and tag keys of what the bucket holds with what will be written."""
