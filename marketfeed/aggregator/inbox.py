@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -65,13 +65,10 @@ class Reply(msgspec.Struct, frozen=True):
     text: str
 
 
-class _Waiting:
-    __slots__ = ("future", "post", "received_ms")
-
-    def __init__(self, post: Post, received_ms: int, future: asyncio.Future[Reply]) -> None:
-        self.post = post
-        self.received_ms = received_ms
-        self.future = future
+class _Waiting(NamedTuple):
+    post: Post
+    received_ms: int
+    future: asyncio.Future[Reply]
 
     def reply(self, status: int, text: str) -> None:
         if not self.future.done():

@@ -10,17 +10,14 @@ from marketfeed.simulator.instrument import Instrument
 PURE = True
 
 
-class Stream:
+class Stream(msgspec.Struct, eq=False):
     """One stream that a client can subscribe to.
 
     `wanted` is set by the server: while nobody listens, no frame of it is written.
     """
 
-    __slots__ = ("name", "wanted")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.wanted = False
+    name: str
+    wanted: bool = False
 
 
 class ClosedCandle(msgspec.Struct, frozen=True, gc=False):
