@@ -28,8 +28,7 @@ def run(config: ConfigOption = None) -> None:
     from marketfeed.collector.collector import Collector
 
     log_to_stderr()
-    settings = settings_of(config)
-    run_until_signal(Collector(settings).run)
+    run_until_signal(Collector(settings_of(config)).run)
 
 
 def check(
@@ -57,9 +56,8 @@ def check(
 
     settings = settings_of(config)
     with stages(quiet=as_json) as progress:
-        proving = None
-        if live is not None:
-            proving = partial(prove_streams, settings.exchange, seconds=live, progress=progress)
+        prove = partial(prove_streams, settings.exchange, progress=progress)
+        proving = None if live is None else partial(prove, seconds=live)
         store = None if settings.influxdb.url is None else check_influx
         aggregator = check_aggregator if is_configured(settings.aggregator) else None
         findings = uvloop.run(look(settings, proving, store, aggregator))
