@@ -82,9 +82,8 @@ def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> Series:
     if forming is not None and not _wanted(forming, complete, request):
         forming = None
     first_ms = None if rows.first_ms is None else ceil_to(rows.first_ms, length_ms)
-    reach_ms = None
-    if rows.newest_ms is not None:
-        reach_ms = schema.floor_to(rows.newest_ms + source_ms, length_ms)
+    newest_ms = rows.newest_ms
+    reach_ms = None if newest_ms is None else schema.floor_to(newest_ms + source_ms, length_ms)
     return Series(complete, truncated, first_ms, reach_ms, forming)
 
 
@@ -232,9 +231,8 @@ def ceil_to(time_ms: int, step_ms: int) -> int:
 
 def candle_frame(found: Series, attrs: Mapping[str, object]) -> pd.DataFrame:
     """Return the candles as a frame, the forming one last."""
-    values = found.values
-    if found.forming is not None:
-        values = np.vstack([values, found.forming])
+    forming = found.forming
+    values = found.values if forming is None else np.vstack([found.values, forming])
     # One block of the frame's own memory, laid out as pandas keeps it: no further copy is made.
     block = np.array(values[:, 1:].T, order="C")
     frame = pd.DataFrame(block.T, columns=_PRICES, copy=False)

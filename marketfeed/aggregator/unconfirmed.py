@@ -103,9 +103,8 @@ class Settling:
     def take(self, forward: Forward, now_ms: int, now_s: float, *, holds: bool = True) -> None:
         """Take in a forward that is `unknown` or `lost`; it is looked for at once."""
         sent_ms = forward.changed_ms if forward.sent_ms is None else forward.sent_ms
-        since_ms = sent_ms - CLOCK_TOLERANCE_MS
-        if sent_ahead(forward, now_ms):
-            since_ms = now_ms - LOOK_BACK_MS
+        ahead = sent_ahead(forward, now_ms)
+        since_ms = now_ms - LOOK_BACK_MS if ahead else sent_ms - CLOCK_TOLERANCE_MS
         # Its ages: restarts must not put the alarm off, nor its end.
         age_s = max(now_ms - sent_ms, 0) / 1000
         sent_s = now_s - min(age_s, self._pace.settle_s)
