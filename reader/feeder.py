@@ -204,10 +204,11 @@ class Feeder:
         length_ms = schema.TIMEFRAMES_MS[asked.timeframe]
         now_ms = self._now_ms()
         current_ms = schema.floor_to(now_ms, length_ms)
-        if asked.since_ms is None:
-            first_ms = current_ms - (asked.limit - 1) * length_ms
-        else:
-            first_ms = ceil_to(asked.since_ms, length_ms)
+        first_ms = (
+            current_ms - (asked.limit - 1) * length_ms
+            if asked.since_ms is None
+            else ceil_to(asked.since_ms, length_ms)
+        )
         end_ms = min(current_ms + length_ms, first_ms + asked.limit * length_ms)
         if info.ended is not None:
             end_ms = min(end_ms, schema.floor_to(_ms(info.ended), length_ms))

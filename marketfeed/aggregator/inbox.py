@@ -181,9 +181,9 @@ class Desk:
 
     async def _turn(self, taken: list[_Waiting]) -> None:
         keys = {(w.post.account, w.post.key) for w in taken if w.post.key is not None}
-        known: dict[tuple[str, str], Answered] = {}
-        if keys:
-            known = await self._ledger.call(lambda ledger: ledger.answered(keys))
+        known: dict[tuple[str, str], Answered] = (
+            await self._ledger.call(lambda ledger: ledger.answered(keys)) if keys else {}
+        )
         replies: list[tuple[_Waiting, int, str]] = []
         receipts: list[Receipt] = []
         decisions: list[Decision] = []

@@ -94,10 +94,11 @@ class SqliteStore:
 
     def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given."""
-        if pairs is None:
-            rows = self._rows(queries.CATALOG)
-        else:
-            rows = self._rows(queries.CATALOG_OF, pairs=_json(pairs))
+        rows = (
+            self._rows(queries.CATALOG)
+            if pairs is None
+            else self._rows(queries.CATALOG_OF, pairs=_json(pairs))
+        )
         return [CatalogRow.stored(*row) for row in rows]
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
@@ -286,12 +287,11 @@ class SqliteStore:
         return StoreUnavailableError(f"journal {self._path} {text}")
 
     def _wrong_version(self, version: int) -> StoreUnavailableError:
-        if version > schema.SCHEMA_VERSION:
-            advice = "it was written by a newer marketfeed; install that version here too"
-        else:
-            advice = (
-                "it was written by an older marketfeed; start a collector of this version on it"
-            )
+        advice = (
+            "it was written by a newer marketfeed; install that version here too"
+            if version > schema.SCHEMA_VERSION
+            else "it was written by an older marketfeed; start a collector of this version on it"
+        )
         return self._unavailable(
             f"has schema version {version}, this reader knows {schema.SCHEMA_VERSION}: {advice}"
         )
