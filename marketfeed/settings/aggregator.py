@@ -8,7 +8,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeGuard
 
 from pydantic import (
     Field,
@@ -72,6 +72,10 @@ def parse_feeders(value: object) -> tuple[str, ...]:
     return values.names_in(value, _NAME.fullmatch, what, "each feeder once")
 
 
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 Aliases = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -83,12 +87,10 @@ def parse_aliases(value: object) -> Aliases:
         raise expected(what)
     seen: set[str] = set()
     for feeder, names in pairs:
-        if not isinstance(feeder, str) or not _NAME.fullmatch(feeder):
-            raise expected(what)
-        if not isinstance(names, list | tuple):
+        if not _is_name(feeder) or not isinstance(names, list | tuple):
             raise expected(what)
         for name in names:
-            if not isinstance(name, str) or not _NAME.fullmatch(name) or name in seen:
+            if not _is_name(name) or name in seen:
                 raise expected(what)
             seen.add(name)
     return tuple((feeder, tuple(names)) for feeder, names in pairs)
@@ -121,7 +123,7 @@ def _parse_account(item: object, index: int) -> Account:
         )
     if not isinstance(hashed, str) or not _is_hash(hashed):
         raise expected(f"a hash as `marketfeed hash-password` prints it in account {index}")
-    if feeder is not None and (not isinstance(feeder, str) or not _NAME.fullmatch(feeder)):
+    if feeder is not None and not _is_name(feeder):
         raise expected(f"a feeder's name, or none, in account {index}")
     return Account(username=username, hash=hashed, feeder=feeder)
 
@@ -145,7 +147,7 @@ def parse_missing_confidence(value: object) -> float | Literal["reject"]:
 
 def parse_missing_feeder(value: object) -> str:
     """Read who a signal without a feeder is from: `reject`, or a feeder's name."""
-    if isinstance(value, str) and _NAME.fullmatch(value):
+    if _is_name(value):
         return value
     raise expected("reject, or a feeder's name")
 
