@@ -58,6 +58,11 @@ def floor_to(time_ms: int, step_ms: int) -> int:
     return time_ms - time_ms % step_ms
 
 
+def ceil_to(time_ms: int, step_ms: int) -> int:
+    """Return the smallest multiple of `step_ms` that is not before `time_ms`."""
+    return -(-time_ms // step_ms) * step_ms
+
+
 def resampling_source(timeframe: str, collected: Iterable[str]) -> str | None:
     """Return the timeframe of `collected` from which `timeframe` is answered, or None.
 

@@ -23,7 +23,7 @@ import pandas as pd
 from marketfeed import schema
 from reader.arguments import timestamp
 from reader.errors import ReaderError, StaleDataError, nothing_live
-from reader.frames import Floats, Times, ceil_to
+from reader.frames import Floats, Times
 from reader.reader import MarketReader
 from reader.values import PairInfo
 
@@ -204,10 +204,11 @@ class Feeder:
         length_ms = schema.TIMEFRAMES_MS[asked.timeframe]
         now_ms = self._now_ms()
         current_ms = schema.floor_to(now_ms, length_ms)
-        if asked.since_ms is None:
-            first_ms = current_ms - (asked.limit - 1) * length_ms
-        else:
-            first_ms = ceil_to(asked.since_ms, length_ms)
+        first_ms = (
+            current_ms - (asked.limit - 1) * length_ms
+            if asked.since_ms is None
+            else schema.ceil_to(asked.since_ms, length_ms)
+        )
         end_ms = min(current_ms + length_ms, first_ms + asked.limit * length_ms)
         if info.ended is not None:
             end_ms = min(end_ms, schema.floor_to(_ms(info.ended), length_ms))
@@ -229,7 +230,7 @@ class Feeder:
             return _not_stored(asked, "the newest candle's first mark price is not stored")
         if asked.since_ms is None:
             return rows[int(holes[-1]) + 1 if len(holes) else 0 :]
-        wanted_ms = max(first_ms, ceil_to(asked.listed_ms or 0, length_ms))
+        wanted_ms = max(first_ms, schema.ceil_to(asked.listed_ms or 0, length_ms))
         if times_ms[0] > wanted_ms or len(holes):
             first = times_ms[holes[-1] + 1] if len(holes) else times_ms[0]
             return _not_stored(asked, f"mark prices are stored from {_at(first)} on")
@@ -265,10 +266,10 @@ def _judge(
     if asked.since_ms is None:
         first_ms = end_ms - (asked.limit - 1) * length_ms
     else:
-        first_ms = ceil_to(asked.since_ms, length_ms)
+        first_ms = schema.ceil_to(asked.since_ms, length_ms)
         end_ms = min(end_ms, first_ms + asked.limit * length_ms)
     # The first candle opens before the listing. Put together from parts it is none: they are not all there.
-    listed_on = schema.floor_to if asked.timeframe in info.timeframes else ceil_to
+    listed_on = schema.floor_to if asked.timeframe in info.timeframes else schema.ceil_to
     first_ms = max(first_ms, listed_on(asked.listed_ms or 0, length_ms))
     values = _values(frame)
     # A forming candle never counts as closed, however late it is.

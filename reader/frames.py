@@ -81,10 +81,9 @@ def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> Series:
         complete = complete[len(complete) - request.limit :]
     if forming is not None and not _wanted(forming, complete, request):
         forming = None
-    first_ms = None if rows.first_ms is None else ceil_to(rows.first_ms, length_ms)
-    reach_ms = None
-    if rows.newest_ms is not None:
-        reach_ms = schema.floor_to(rows.newest_ms + source_ms, length_ms)
+    first_ms = None if rows.first_ms is None else schema.ceil_to(rows.first_ms, length_ms)
+    newest_ms = rows.newest_ms
+    reach_ms = None if newest_ms is None else schema.floor_to(newest_ms + source_ms, length_ms)
     return Series(complete, truncated, first_ms, reach_ms, forming)
 
 
@@ -202,7 +201,7 @@ def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: in
     if found.truncated:
         start_ms = int(found.values[0, 0])
     else:
-        start_ms = max(found.first_ms, ceil_to(request.since_ms or 0, length_ms))
+        start_ms = max(found.first_ms, schema.ceil_to(request.since_ms or 0, length_ms))
     if entry.listed_ms is not None:
         start_ms = max(start_ms, schema.floor_to(entry.listed_ms, length_ms))
     end_ms = found.reach_ms
@@ -213,7 +212,7 @@ def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: in
     if entry.ended_ms is not None:
         end_ms = min(end_ms, schema.floor_to(entry.ended_ms, length_ms))
     if request.until_ms is not None:
-        end_ms = min(end_ms, ceil_to(request.until_ms, length_ms))
+        end_ms = min(end_ms, schema.ceil_to(request.until_ms, length_ms))
     due = max(0, (end_ms - start_ms) // length_ms)
     have = found.values[:, 0].astype(np.int64)
     if len(have) >= due and np.count_nonzero((have >= start_ms) & (have < end_ms)) == due:
@@ -222,19 +221,13 @@ def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: in
     return np.setdiff1d(expected, have, assume_unique=True)
 
 
-def ceil_to(time_ms: int, step_ms: int) -> int:
-    """Return the smallest multiple of `step_ms` that is not before `time_ms`."""
-    return -(-time_ms // step_ms) * step_ms
-
-
 # --- frames ---------------------------------------------------------------------------------------
 
 
 def candle_frame(found: Series, attrs: Mapping[str, object]) -> pd.DataFrame:
     """Return the candles as a frame, the forming one last."""
-    values = found.values
-    if found.forming is not None:
-        values = np.vstack([values, found.forming])
+    forming = found.forming
+    values = found.values if forming is None else np.vstack([found.values, forming])
     # One block of the frame's own memory, laid out as pandas keeps it: no further copy is made.
     block = np.array(values[:, 1:].T, order="C")
     frame = pd.DataFrame(block.T, columns=_PRICES, copy=False)

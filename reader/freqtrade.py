@@ -342,8 +342,7 @@ def _withheld(
         key = (download.pair, download.timeframe, candle_type)
         exchange._klines.pop(key, None)  # noqa: SLF001 - as the method that is replaced
     what = "stale" if isinstance(error, StaleDataError) else "not to be had"
-    reason = TemporaryError(f"candles are {what}: {error}")
-    return cast("Exception", reason)
+    return cast("Exception", TemporaryError(f"candles are {what}: {error}"))
 
 
 def _listed_ms(exchange: Any, pair: str) -> int | None:

@@ -84,8 +84,8 @@ def read_series(
     source_ms = schema.TIMEFRAMES_MS[source]
     length_ms = request.length_ms
     parts = length_ms // source_ms
-    start_ms = frames.ceil_to(request.since_ms or 0, length_ms)
-    end_ms = _END_MS if request.until_ms is None else frames.ceil_to(request.until_ms, length_ms)
+    start_ms = schema.ceil_to(request.since_ms or 0, length_ms)
+    end_ms = _END_MS if request.until_ms is None else schema.ceil_to(request.until_ms, length_ms)
     asked_rows = request.limit
     if asked_rows is not None and parts > 1:
         # One more candle, for the parts of the one that is forming.
@@ -182,7 +182,7 @@ def _is_young(entry: CatalogRow, request: CandleRequest, now_ms: int) -> bool:
         first_ms = schema.floor_to(entry.listed_ms, length_ms)
     else:
         # The first one that is whole when it is put together from parts.
-        first_ms = frames.ceil_to(entry.listed_ms, length_ms)
+        first_ms = schema.ceil_to(entry.listed_ms, length_ms)
     return now_ms < first_ms + length_ms + frames.GRACE_MS
 
 

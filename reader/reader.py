@@ -297,13 +297,13 @@ class MarketReader:
         """
         name = arguments.pair_name(pair)
         length_ms = ohlcv.length_ms(timeframe)
-        start_ms = frames.ceil_to(arguments.time_ms("since", since), length_ms)
+        start_ms = schema.ceil_to(arguments.time_ms("since", since), length_ms)
         now_ms = self._now_ms()
         end_ms = now_ms + length_ms
         if until is not None:
             end_ms = min(end_ms, arguments.time_ms("until", until))
         self._entries([name])
-        end_ms = frames.ceil_to(end_ms, length_ms)
+        end_ms = schema.ceil_to(end_ms, length_ms)
         minutes = self._store.mark_minutes(name, start_ms, end_ms)
         values = frames.mark_candles(minutes, length_ms, now_ms)
         attrs = {"pair": name, "timeframe": timeframe, "source": self._store.source}

@@ -21,6 +21,13 @@ class _Reading(float):
     time: pd.Timestamp
     age_s: float
 
+    @classmethod
+    def _made(cls, number: float, *parts: object) -> Self:
+        self = float.__new__(cls, number)
+        for name, value in zip(cls._parts, parts, strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} is immutable")
 
@@ -62,11 +69,7 @@ class FundingRate(_Reading):
         age_s: float,
     ) -> Self:
         """Make one out of its parts."""
-        self = super().__new__(cls, rate)
-        values = (pair, settled_rate, next_funding_time, time, age_s)
-        for name, value in zip(cls._parts, values, strict=True):
-            object.__setattr__(self, name, value)
-        return self
+        return cls._made(rate, pair, settled_rate, next_funding_time, time, age_s)
 
 
 class MarkPrice(_Reading):
@@ -85,11 +88,7 @@ class MarkPrice(_Reading):
         cls, mark_price: float, pair: str, index_price: float, time: pd.Timestamp, age_s: float
     ) -> Self:
         """Make one out of its parts."""
-        self = super().__new__(cls, mark_price)
-        values = (pair, index_price, time, age_s)
-        for name, value in zip(cls._parts, values, strict=True):
-            object.__setattr__(self, name, value)
-        return self
+        return cls._made(mark_price, pair, index_price, time, age_s)
 
 
 class PairInfo(NamedTuple):

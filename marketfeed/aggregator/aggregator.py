@@ -224,14 +224,18 @@ class Aggregator:
 
     def _forwarders(self, session: aiohttp.ClientSession) -> dict[Side, Forwarder]:
         bots = self._settings.aggregator.bots
-        found: dict[Side, Forwarder] = {}
-        for side, settings in zip(SIDES, (bots.long, bots.short), strict=True):
-            if settings.url:
-                bot = Bot(settings, session)
-                found[side] = Forwarder(
-                    side, bot, self._ledger, self._clock.now_ms, self._counters, self._pace
-                )
-        return found
+        return {
+            side: Forwarder(
+                side,
+                Bot(settings, session),
+                self._ledger,
+                self._clock.now_ms,
+                self._counters,
+                self._pace,
+            )
+            for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
+            if settings.url
+        }
 
     async def _keep_ledger(self, shipper: Shipper | None) -> None:
         """Raises JournalWriteError when the ledger is damaged or gone: nothing may rest on it any more."""

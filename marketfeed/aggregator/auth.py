@@ -9,8 +9,6 @@ first time and one that has come before. Guesses come once, feeders come again.
 """
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -22,6 +20,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from marketfeed.service.guard import basic_credentials
 from marketfeed.settings.aggregator import Account
 
 K = TypeVar("K")
@@ -138,14 +137,14 @@ class Doorkeeper:
 
     def wait_s(self, authorization: str | None, address: str) -> float:
         """In how long it is worth to try again, for who was told `limited` or `busy`."""
-        credentials = _credentials(authorization)
+        credentials = basic_credentials(authorization)
         if credentials is not None and credentials[0] in self._accounts:
             return TURN_S
         return self._limiter.wait_s(address, self._elapsed_s())
 
     async def who(self, authorization: str | None, address: str) -> Caller | Denied:
         """Who sends this header from this address."""
-        credentials, now_s = _credentials(authorization), self._elapsed_s()
+        credentials, now_s = basic_credentials(authorization), self._elapsed_s()
         if credentials is None:
             # No password was tried: it says nothing of a guesser.
             limited = self._limiter.wait_s(address, now_s) > 0
@@ -208,18 +207,3 @@ def _remember(kept: OrderedDict[K, V], key: K, value: V, at_most: int) -> None:
     kept.move_to_end(key)
     while len(kept) > at_most:
         kept.popitem(last=False)
-
-
-def _credentials(authorization: str | None) -> tuple[bytes, bytes] | None:
-    """Name and password of a Basic header, as bytes; None if it is none."""
-    if authorization is None:
-        return None
-    scheme, _, encoded = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        text = base64.b64decode(encoded.strip().encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
-        return None
-    name, colon, password = text.partition(b":")
-    return (name, password) if colon else None

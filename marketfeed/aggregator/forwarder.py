@@ -31,6 +31,7 @@ from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.unconfirmed import Item, Settling, alarm, sent_ahead
+from marketfeed.clock import wait_at_most
 from marketfeed.errors import JournalError, LedgerError
 
 log = logging.getLogger(__name__)
@@ -109,11 +110,7 @@ class Forwarder:
                 await self._fetch()
             wait_s = await self._next_step()
             if wait_s > 0 and not self._ending:
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._woken.wait()
-                except TimeoutError:
-                    pass
+                await wait_at_most(wait_s, self._woken)
 
     # --- what there is to do --------------------------------------------------------------------------
 

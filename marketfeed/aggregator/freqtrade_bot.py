@@ -6,8 +6,6 @@ bot's own word on the order (`Answer.meaning`).
 """
 
 import base64
-import errno
-import re
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, Literal
@@ -20,6 +18,7 @@ from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
 from marketfeed.settings.aggregator import BotSettings
+from marketfeed.settings.tokens import read_secret
 
 WORDS_KEPT: Final = 500
 CLOSED_TRADES: Final = 100
@@ -179,10 +178,7 @@ class Bot:
             return self._settings.password.get_secret_value()
         if self._settings.password_file is None:
             return ""
-        content = self._settings.password_file.read_bytes().strip()
-        if re.fullmatch(rb"[ -~]+", content) is None:
-            raise OSError(errno.EINVAL, "it holds no password: one line of printable ASCII")
-        return content.decode("ascii")
+        return read_secret(self._settings.password_file, "password")
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

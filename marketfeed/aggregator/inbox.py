@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ from marketfeed.aggregator.votes import (
     Votes,
     remembered_since,
 )
+from marketfeed.clock import wait_at_most
 from marketfeed.errors import JournalError, JournalWriteError
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,10 @@ class Reply(msgspec.Struct, frozen=True):
     text: str
 
 
-class _Waiting:
-    __slots__ = ("future", "post", "received_ms")
-
-    def __init__(self, post: Post, received_ms: int, future: asyncio.Future[Reply]) -> None:
-        self.post = post
-        self.received_ms = received_ms
-        self.future = future
+class _Waiting(NamedTuple):
+    post: Post
+    received_ms: int
+    future: asyncio.Future[Reply]
 
     def reply(self, status: int, text: str) -> None:
         if not self.future.done():
@@ -177,19 +175,15 @@ class Desk:
         if self.trouble:
             wait_s = PROVE_EVERY_S if wait_s is None else min(wait_s, PROVE_EVERY_S)
         if not (self._pending or self._ending):
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(wait_s, self._woken)
         # After the wait: who wakes it in the middle of a turn gets another one.
         self._woken.clear()
 
     async def _turn(self, taken: list[_Waiting]) -> None:
         keys = {(w.post.account, w.post.key) for w in taken if w.post.key is not None}
-        known: dict[tuple[str, str], Answered] = {}
-        if keys:
-            known = await self._ledger.call(lambda ledger: ledger.answered(keys))
+        known: dict[tuple[str, str], Answered] = (
+            await self._ledger.call(lambda ledger: ledger.answered(keys)) if keys else {}
+        )
         replies: list[tuple[_Waiting, int, str]] = []
         receipts: list[Receipt] = []
         decisions: list[Decision] = []

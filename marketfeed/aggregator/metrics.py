@@ -2,21 +2,15 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from marketfeed import __version__
 from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.counters import Tally
+from marketfeed.service.metrics import Exposition, histogram, labelled, plain
 
 SEND_LAG_BUCKETS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 30_000)
 """Upper bounds for the time from a decision to the beginning of its POST."""
@@ -25,6 +19,7 @@ MISSING_ALARM: Final = 10
 MISSING_WITHIN_S: Final = 3_600.0
 NOBODY: Final = "?"
 """The feeder of signals that do not say from whom they are."""
+_PREFIX: Final = "marketfeed_aggregator_"
 
 
 class Counters:
@@ -73,101 +68,73 @@ class Counters:
         return sum(1 for at_s in times if now_s - at_s <= MISSING_WITHIN_S)
 
 
-class AggregatorExposition:
+class AggregatorExposition(Exposition):
     """The text of the aggregator's `/metrics`: Prometheus format 0.0.4."""
 
     def __init__(self, counters: Counters, report: Callable[[], AggregatorReport]) -> None:
-        self._counters = counters
-        self._report = report
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    def text(self) -> bytes:
-        """Render all metrics now."""
-        return generate_latest(self._registry)
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing ahead of a scrape: what prometheus-client asks of a collector."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """All metrics as they stand."""
-        c, report = self._counters, self._report()
-        for name, text, value in (
-            ("commits", "Commits of votes and decisions", c.commits),
-            ("commit_seconds", "Time spent in them", c.commit_s),
-            ("ledger_failures", "Calls that the ledger could not do", c.ledger_failures),
-            ("wrong_passwords", "Requests with a wrong password", c.wrong_passwords),
-            ("cpu_seconds", "CPU time, user and system", report.cpu_s),
-        ):
-            yield CounterMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)
-        yield from _labelled(
-            CounterMetricFamily,
-            (
-                ("signals", ("feeder", "outcome"), "Signals stored", c.signals),
-                ("missing", ("feeder", "value"), "Signals without a value", c.missing),
-                ("decisions", ("side", "outcome"), "Windows decided", c.decisions),
-                ("forwards", ("side", "state"), "States that forwards came to", c.forwards),
-                (
-                    "strength_texts",
-                    ("feeder",),
-                    "Signals stored whose strength is a text",
-                    c.strength_texts,
-                ),
-                ("refused", ("reason",), "Posts that were no signal", c.refused),
-                ("requests", ("status",), "Requests by status", c.requests),
-            ),
-        )
-        bounds = [*(str(bound / 1000) for bound in c.close_to_send.bounds), "+Inf"]
-        yield HistogramMetricFamily(
-            "marketfeed_aggregator_decision_to_send_seconds",
-            "From a decision to the beginning of its POST",
-            buckets=list(zip(bounds, map(float, accumulate(c.close_to_send.counts)), strict=True)),
-            sum_value=c.close_to_send.sum_ms / 1000,
-        )
-        for name, text, value in (
-            ("start_time_seconds", "Wall time of the start", c.started_s),
-            ("healthy", "1 if /health answers 200", int(report.healthy)),
-            ("unhealthy_reasons", "Reasons that /health gives", len(report.reasons)),
-            ("open_windows", "Windows that collect votes", report.open_windows),
-            ("pending_signals", "Signals received and not yet committed", report.pending),
-            (
-                "limited_addresses",
-                "Accounts or addresses refused after failures",
-                report.limited_addresses,
-            ),
-            ("resident_memory_bytes", "Resident memory", report.rss_bytes),
-        ):
-            yield GaugeMetricFamily(f"marketfeed_aggregator_{name}", text, value=value)
-        lost = {side: len(words) for side, words in report.lost.items()}
-        trouble = {side: int(bool(words)) for side, words in report.bot_trouble.items()}
-        yield from _labelled(
-            GaugeMetricFamily,
-            (
-                ("waiting_forwards", ("side",), "Forwards not sent yet", report.waiting),
-                ("unsettled_forwards", ("side",), "Forwards of unknown outcome", report.unsettled),
-                (
-                    "lost_forwards",
-                    ("side",),
-                    "Forwards that could not be settled: look into the bot",
-                    lost,
-                ),
-                ("bot_trouble", ("side",), "1 while the bot does not answer well", trouble),
-            ),
-        )
-        build = GaugeMetricFamily("marketfeed_build_info", "Version", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
+        super().__init__(lambda: _metrics(counters, report()))
 
 
-def _labelled(
-    kind: type[CounterMetricFamily | GaugeMetricFamily],
-    families: Iterable[tuple[str, tuple[str, ...], str, Mapping[Any, int]]],
-) -> Iterable[Metric]:
-    """Families of (name, labels, text, counts): counts are by the value of the label, or by all values."""
-    for name, labels, text, counts in families:
-        family = kind(f"marketfeed_aggregator_{name}", text, labels=labels)
-        for key, count in counts.items():
-            values = key if isinstance(key, tuple) else (str(key),)
-            family.add_metric(values, count)
-        yield family
+def _metrics(c: Counters, report: AggregatorReport) -> Iterable[Metric]:
+    yield from plain(
+        CounterMetricFamily,
+        _PREFIX,
+        ("commits", "Commits of votes and decisions", c.commits),
+        ("commit_seconds", "Time spent in them", c.commit_s),
+        ("ledger_failures", "Calls that the ledger could not do", c.ledger_failures),
+        ("wrong_passwords", "Requests with a wrong password", c.wrong_passwords),
+        ("cpu_seconds", "CPU time, user and system", report.cpu_s),
+    )
+    yield from labelled(
+        CounterMetricFamily,
+        _PREFIX,
+        ("signals", ("feeder", "outcome"), "Signals stored", c.signals),
+        ("missing", ("feeder", "value"), "Signals without a value", c.missing),
+        ("decisions", ("side", "outcome"), "Windows decided", c.decisions),
+        ("forwards", ("side", "state"), "States that forwards came to", c.forwards),
+        (
+            "strength_texts",
+            ("feeder",),
+            "Signals stored whose strength is a text",
+            c.strength_texts,
+        ),
+        ("refused", ("reason",), "Posts that were no signal", c.refused),
+        ("requests", ("status",), "Requests by status", c.requests),
+    )
+    yield histogram(
+        f"{_PREFIX}decision_to_send_seconds",
+        "From a decision to the beginning of its POST",
+        c.close_to_send,
+    )
+    yield from plain(
+        GaugeMetricFamily,
+        _PREFIX,
+        ("start_time_seconds", "Wall time of the start", c.started_s),
+        ("healthy", "1 if /health answers 200", int(report.healthy)),
+        ("unhealthy_reasons", "Reasons that /health gives", len(report.reasons)),
+        ("open_windows", "Windows that collect votes", report.open_windows),
+        ("pending_signals", "Signals received and not yet committed", report.pending),
+        (
+            "limited_addresses",
+            "Accounts or addresses refused after failures",
+            report.limited_addresses,
+        ),
+        ("resident_memory_bytes", "Resident memory", report.rss_bytes),
+    )
+    lost = {side: len(words) for side, words in report.lost.items()}
+    trouble = {side: int(bool(words)) for side, words in report.bot_trouble.items()}
+    yield from labelled(
+        GaugeMetricFamily,
+        _PREFIX,
+        ("waiting_forwards", ("side",), "Forwards not sent yet", report.waiting),
+        ("unsettled_forwards", ("side",), "Forwards of unknown outcome", report.unsettled),
+        (
+            "lost_forwards",
+            ("side",),
+            "Forwards that could not be settled: look into the bot",
+            lost,
+        ),
+        ("bot_trouble", ("side",), "1 while the bot does not answer well", trouble),
+    )
+    build = ("build_info", ("version",), "Version", {__version__: 1})
+    yield from labelled(GaugeMetricFamily, "marketfeed_", build)

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Trade
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.timing import Pace
@@ -42,35 +44,21 @@ def lost_words(forward: Forward, words: str) -> str:
     return f"{forward.pair} {forward.tag!r}: {words}"
 
 
-class Item:
+class Item(msgspec.Struct, eq=False):
     """One such forward. `lost` is what is known of it once it is lost, and empty before.
 
     A trade that opened before `since_ms` is not its trade. Once a look has been answered, it is forgotten
     `keep_s` later. `holds`: the bot may still be at it.
     """
 
-    __slots__ = (
-        "answered_s",
-        "forward",
-        "holds",
-        "keep_s",
-        "look_at_s",
-        "lost",
-        "sent_s",
-        "since_ms",
-    )
-
-    def __init__(
-        self, forward: Forward, since_ms: int, sent_s: float, look_at_s: float, keep_s: float
-    ) -> None:
-        self.holds = True
-        self.forward = forward
-        self.since_ms = since_ms
-        self.sent_s = sent_s
-        self.look_at_s = look_at_s
-        self.keep_s = keep_s
-        self.answered_s: float | None = None
-        self.lost = ""
+    forward: Forward
+    since_ms: int
+    sent_s: float
+    look_at_s: float
+    keep_s: float
+    holds: bool
+    answered_s: float | None = None
+    lost: str = ""
 
     def lose(self, words: str) -> None:
         """It is lost, and this is known of it."""
@@ -115,14 +103,12 @@ class Settling:
     def take(self, forward: Forward, now_ms: int, now_s: float, *, holds: bool = True) -> None:
         """Take in a forward that is `unknown` or `lost`; it is looked for at once."""
         sent_ms = forward.changed_ms if forward.sent_ms is None else forward.sent_ms
-        since_ms = sent_ms - CLOCK_TOLERANCE_MS
-        if sent_ahead(forward, now_ms):
-            since_ms = now_ms - LOOK_BACK_MS
+        ahead = sent_ahead(forward, now_ms)
+        since_ms = now_ms - LOOK_BACK_MS if ahead else sent_ms - CLOCK_TOLERANCE_MS
         # Its ages: restarts must not put the alarm off, nor its end.
         age_s = max(now_ms - sent_ms, 0) / 1000
         sent_s = now_s - min(age_s, self._pace.settle_s)
-        item = Item(forward, since_ms, sent_s, now_s, self._pace.forget_s)
-        item.holds = holds
+        item = Item(forward, since_ms, sent_s, now_s, self._pace.forget_s, holds)
         if forward.state == "lost":
             item.lose(forward.answer)
             item.keep_s -= max(now_ms - forward.changed_ms, 0) / 1000

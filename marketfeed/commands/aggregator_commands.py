@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from marketfeed.commands.options import ConfigOption, print_json, run_until_signal
+from marketfeed.commands.options import ConfigOption, print_json, run_until_signal, settings_of
 from marketfeed.service.logs import log_to_stderr
 
 
@@ -18,10 +18,9 @@ def aggregate(config: ConfigOption = None) -> None:
     Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
     """
     from marketfeed.aggregator.aggregator import Aggregator
-    from marketfeed.settings.load import load_settings
 
     log_to_stderr()
-    run_until_signal(Aggregator(load_settings(config)).run)
+    run_until_signal(Aggregator(settings_of(config)).run)
 
 
 def hash_password() -> None:
@@ -53,9 +52,8 @@ def signals(
     """Show what went through the aggregator: received, voted, decided, sent, answered."""
     from marketfeed.aggregator.events import Flow
     from marketfeed.commands.render import show_flow
-    from marketfeed.settings.load import load_settings
 
-    flow = Flow(load_settings(config).aggregator.ledger.path)
+    flow = Flow(settings_of(config).aggregator.ledger.path)
     events = flow.read(newest)
     if not follow:
         if as_json:

@@ -1,10 +1,9 @@
 """`marketfeed check`: what is wrong with settings, journal and exchange, before a user finds out."""
 
 import asyncio
-import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +28,6 @@ from marketfeed.history.background import kept_ms, uses_archive
 from marketfeed.journal.journal import KIND
 from marketfeed.pairs.selection import Listing, select
 from marketfeed.records import MarkPrice
-from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
@@ -179,12 +177,16 @@ async def _check_stream(
 ) -> Finding:
     """Subscribe one mark price: an ACK proves nothing, only data does."""
     instrument = selection.instruments[0]
-    stream = stream_name(instrument, MARK_PRICE, settings.exchange.mark_price_every.ms)
+    stream = stream_name(instrument, schema.MARK_PRICE, settings.exchange.mark_price_every.ms)
     url = settings.exchange.ws_url + "/market/stream"
     decoder = FrameDecoder({instrument.symbol: instrument.pair})
     try:
-        async with asyncio.timeout(FIRST_DATA_S), _messages(session, url, stream) as messages:
-            async for message in messages:
+        async with (
+            asyncio.timeout(FIRST_DATA_S),
+            session.ws_connect(url, max_msg_size=1 << 20) as socket,
+        ):
+            await socket.send_json({"method": "SUBSCRIBE", "params": [stream], "id": 1})
+            async for message in socket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
                 for item in decoder.decode(message.data):
@@ -197,12 +199,3 @@ async def _check_stream(
     except (aiohttp.ClientError, OSError) as error:
         text = f"{url}: {words_of(error)}"
     return Finding("stream", "bad", text)
-
-
-@contextlib.asynccontextmanager
-async def _messages(
-    session: aiohttp.ClientSession, url: str, stream: str
-) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    async with session.ws_connect(url, max_msg_size=1 << 20) as socket:
-        await socket.send_json({"method": "SUBSCRIBE", "params": [stream], "id": 1})
-        yield socket

@@ -73,16 +73,15 @@ async def _check_expiry(settings: Settings, admin: InfluxAdmin) -> list[Finding]
 def _advice(answer: str, influx: InfluxSettings) -> Finding:
     """What to do about an answer that is not about lines."""
     bucket = influx.bucket
-    text = "look at influxdb.url, org and bucket"
-    if answer.startswith("status 2"):
-        text = "influxdb.url leads to something else than an InfluxDB"
-    elif answer.startswith("status 401"):
-        text = "the server does not know this token: look at influxdb.token or token_file"
-    elif answer.startswith("status 403"):
-        text = f"give the token the rights to write and to read bucket {bucket!r}"
-    elif answer.startswith("status 404"):
-        text = (
+    by_status = {
+        "status 2": "influxdb.url leads to something else than an InfluxDB",
+        "status 401": "the server does not know this token: look at influxdb.token or token_file",
+        "status 403": f"give the token the rights to write and to read bucket {bucket!r}",
+        "status 404": (
             f"`marketfeed setup` creates bucket {bucket!r} and its mapping where the token may; "
             "look at influxdb.org and bucket if they should be there"
-        )
+        ),
+    }
+    fitting = (text for status, text in by_status.items() if answer.startswith(status))
+    text = next(fitting, "look at influxdb.url, org and bucket")
     return Finding("influxdb", "warning", text)

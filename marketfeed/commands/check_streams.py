@@ -48,8 +48,7 @@ async def prove_streams(
     timeframe of the same pair has brought several frames meanwhile (each trade shows in all of them),
     and a warning when the pair has not traded at all. Ends early once everything has brought data.
     """
-    instruments = listing.selection.instruments
-    names = _names(instruments, settings)
+    names = _names(listing.selection.instruments, settings)
     wanted = [name for by_channel in names.values() for name in by_channel.values()]
     seen = StreamsSeen()
     problems: list[str] = []
@@ -103,13 +102,12 @@ def _note_problem(status: ConnectionStatus, problems: list[str]) -> None:
 def _judge(
     names: dict[str, dict[str, str]], frames: dict[str, int], passed_s: float
 ) -> list[Finding]:
-    silent_marks: list[str] = []
+    marks = [by_channel[schema.MARK_PRICE] for by_channel in names.values()]
+    silent_marks = [stream for stream in marks if stream not in frames]
     silent_klines: list[str] = []
     quiet: list[str] = []
     klines = 0
     for pair, by_channel in names.items():
-        if by_channel[schema.MARK_PRICE] not in frames:
-            silent_marks.append(by_channel[schema.MARK_PRICE])
         counts = {s: frames.get(s, 0) for c, s in by_channel.items() if c != schema.MARK_PRICE}
         klines += sum(count > 0 for count in counts.values())
         if max(counts.values(), default=0) > 1:

@@ -1,15 +1,22 @@
 """The commands around a collector and its InfluxDB: what they take, and what they print."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 import uvloop
-from rich.console import Console
 
 from marketfeed.commands.finding import Finding
-from marketfeed.commands.options import ConfigOption, JsonOption, print_json, run_until_signal
+from marketfeed.commands.options import (
+    ConfigOption,
+    JsonOption,
+    print_json,
+    run_until_signal,
+    settings_of,
+    show_and_exit,
+)
 from marketfeed.service.logs import log_to_stderr
 
 
@@ -19,11 +26,9 @@ def run(config: ConfigOption = None) -> None:
     Example: marketfeed run --config /etc/marketfeed/config.yaml
     """
     from marketfeed.collector.collector import Collector
-    from marketfeed.settings.load import load_settings
 
     log_to_stderr()
-    settings = load_settings(config)
-    run_until_signal(Collector(settings).run)
+    run_until_signal(Collector(settings_of(config)).run)
 
 
 def check(
@@ -47,22 +52,16 @@ def check(
     from marketfeed.commands.check_aggregator import check_aggregator, is_configured
     from marketfeed.commands.check_influxdb import check_influx
     from marketfeed.commands.check_streams import prove_streams
-    from marketfeed.commands.render import findings_table, stages
-    from marketfeed.settings.load import load_settings
+    from marketfeed.commands.render import stages
 
-    settings = load_settings(config)
+    settings = settings_of(config)
     with stages(quiet=as_json) as progress:
-        proving = None
-        if live is not None:
-            proving = partial(prove_streams, settings.exchange, seconds=live, progress=progress)
+        prove = partial(prove_streams, settings.exchange, progress=progress)
+        proving = None if live is None else partial(prove, seconds=live)
         store = None if settings.influxdb.url is None else check_influx
         aggregator = check_aggregator if is_configured(settings.aggregator) else None
         findings = uvloop.run(look(settings, proving, store, aggregator))
-    if as_json:
-        print_json({"findings": findings})
-    else:
-        Console().print(findings_table(findings))
-    raise typer.Exit(1 if any(finding.verdict == "bad" for finding in findings) else 0)
+    _show_findings(findings, as_json=as_json)
 
 
 def backup(
@@ -86,10 +85,9 @@ def backup(
     from marketfeed.aggregator.ledger_tables import KIND as LEDGER
     from marketfeed.commands.render import backup_text, stages
     from marketfeed.journal.journal import KIND as JOURNAL
-    from marketfeed.settings.load import load_settings
     from marketfeed.storage.backup import back_up
 
-    settings = load_settings(config)
+    settings = settings_of(config)
     path = settings.aggregator.ledger.path if ledger else settings.journal.path
     with stages(quiet=as_json) as progress:
         done = back_up(LEDGER if ledger else JOURNAL, path, destination, progress)
@@ -117,11 +115,9 @@ def setup(
     """
     import aiohttp
 
-    from marketfeed.commands.render import findings_table
     from marketfeed.commands.setup_influxdb import setup_influx
-    from marketfeed.settings.load import load_settings
 
-    settings = load_settings(config)
+    settings = settings_of(config)
     if settings.influxdb.url is None:
         raise typer.BadParameter("influxdb.url is null: there is no InfluxDB to set up")
 
@@ -130,11 +126,7 @@ def setup(
             return await setup_influx(settings, session, ship_again=ship_again)
 
     done = uvloop.run(set_up())
-    if as_json:
-        print_json({"findings": done})
-    else:
-        Console().print(findings_table(done))
-    raise typer.Exit(1 if any(item.verdict == "bad" for item in done) else 0)
+    _show_findings(done, as_json=as_json)
 
 
 def deadletter(
@@ -155,20 +147,20 @@ def deadletter(
     """
     from marketfeed.commands.refused_lines import lines_gone, read_refused, resend_refused
     from marketfeed.commands.render import refused_table
-    from marketfeed.settings.load import load_settings
 
-    settings = load_settings(config)
+    settings = settings_of(config)
     if resend:
         uvloop.run(resend_refused(settings))
     refused = read_refused(settings.journal.path)
     gone = lines_gone(settings.journal.path)
     if export is not None:
         export.write_text("".join(f"{item.line}\n" for item in refused), encoding="utf-8")
-    if as_json:
-        print_json({"refused": refused, "gone": gone})
-    else:
-        Console().print(refused_table(refused, gone))
-    raise typer.Exit(1 if refused or gone else 0)
+    show_and_exit(
+        {"refused": refused, "gone": gone},
+        lambda: [refused_table(refused, gone)],
+        as_json=as_json,
+        good=not (refused or gone),
+    )
 
 
 def status(
@@ -185,19 +177,21 @@ def status(
     """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
     from marketfeed.commands.render import status_tables
     from marketfeed.commands.status_client import fetch_status, status_url
-    from marketfeed.settings.load import load_settings
     from marketfeed.settings.tokens import Token
 
     token = None
     if url is None or config is not None:
-        settings = load_settings(config).status
+        settings = settings_of(config).status
         token = Token(settings.token, settings.token_file)
         url = url or status_url(settings.host, settings.port)
     report = uvloop.run(fetch_status(url, token))
-    if as_json:
-        print_json(report)
-    else:
-        console = Console()
-        for part in status_tables(report):
-            console.print(part)
-    raise typer.Exit(0 if report.healthy else 1)
+    show_and_exit(report, lambda: status_tables(report), as_json=as_json, good=report.healthy)
+
+
+def _show_findings(findings: Sequence[Finding], *, as_json: bool) -> NoReturn:
+    from marketfeed.commands.render import findings_table
+
+    good = all(finding.verdict != "bad" for finding in findings)
+    show_and_exit(
+        {"findings": findings}, lambda: [findings_table(findings)], as_json=as_json, good=good
+    )

@@ -1,5 +1,6 @@
 """Whether InfluxDB holds what the journal holds, row by row: for the demonstration and the tests."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -49,10 +50,7 @@ async def compare(
             for series in await admin.query(text, bucket):
                 for row in series.values:
                     found.add(_line(name, write, dict(zip(series.columns, row, strict=True))))
-    rows: dict[str, int] = {}
-    for line in expected:
-        name = line.partition(",")[0]
-        rows[name] = rows.get(name, 0) + 1
+    rows = Counter(line.partition(",")[0] for line in expected)
     # The catalog is said again and again, at other times.
     catalog = {_untimed(line) for line in expected if line.startswith(schema.FEED_CATALOG)}
     found = {line for line in found if line in expected or _untimed(line) not in catalog}

@@ -8,9 +8,9 @@ need the journal for itself.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import aiohttp
 import msgspec
@@ -43,6 +43,8 @@ from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import Settings
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_EVERY_S: Final = 0.5
 NOW_CLOSED_MS: Final = 5 * schema.SECOND_MS
@@ -119,15 +121,11 @@ async def _fill(
             # Nobody else brings the newest ones.
             NOW_CLOSED_MS,
         )
-        filling = asyncio.create_task(backfill.fill(), name="backfill")
         try:
-            while not filling.done():
-                tell(backfill.report(), rest.turns.report())
-                await asyncio.wait((filling,), timeout=LOOK_EVERY_S)
-            await filling
+            await _watched(
+                backfill.fill(), lambda: tell(backfill.report(), rest.turns.report()), LOOK_EVERY_S
+            )
         finally:
-            filling.cancel()
-            await asyncio.gather(filling, return_exceptions=True)
             at = rest.turns.now()
             with contextlib.suppress(JournalError):
                 await writer.save_document(REST_BUDGET, rest.turns.budget.state(at), at.now_ms)
@@ -261,15 +259,7 @@ async def run_audit(
         )
         archive = open_archive(settings, session) if request.source == "archive" else None
         audit = Audit(view, series, options, rest, archive, clock.now_ms)
-        running = asyncio.create_task(audit.run(), name="audit")
-        try:
-            while not running.done():
-                tell(audit.progress())
-                await asyncio.wait((running,), timeout=LOOK_EVERY_S / 2)
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-        report = running.result()
+        report = await _watched(audit.run(), lambda: tell(audit.progress()), LOOK_EVERY_S / 2)
     if request.repair and audit.mending:
         return await _repair(settings, audit, report)
     return report
@@ -287,6 +277,19 @@ async def _repair(settings: Settings, audit: Audit, report: AuditReport) -> Audi
         text = f"not repaired: {error}. It mends by its own audit what counts as many trades"
         return msgspec.structs.replace(report, errors=[*report.errors, text])
     return msgspec.structs.replace(report, repaired=len(candles))
+
+
+async def _watched(work: Coroutine[Any, Any, T], look: Callable[[], None], every_s: float) -> T:
+    """Do the work, with a `look` at it at the start and every so often."""
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            look()
+            await asyncio.wait((task,), timeout=every_s)
+        return await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 import uvloop
-from rich.console import Console
 
 from marketfeed.commands.options import (
     ConfigOption,
     FillSource,
     JsonOption,
     Source,
-    print_json,
     read_names,
     read_timeframes,
+    settings_of,
+    show_and_exit,
     utc_ms,
 )
 
@@ -49,19 +49,19 @@ def backfill(
     """
     from marketfeed.commands.history import run_backfill
     from marketfeed.commands.render_history import filling, history_table
-    from marketfeed.settings.load import load_settings
 
-    settings = load_settings(config)
+    settings = settings_of(config)
     wanted = settings.history.days if days is None else days
     if not wanted:
         raise typer.BadParameter("history.days is 0: say how many --days")
     with filling(quiet=as_json) as tell:
         outcome = uvloop.run(run_backfill(settings, wanted, read_names(pairs), source.value, tell))
-    if as_json:
-        print_json(outcome)
-    else:
-        Console().print(history_table(outcome.history, outcome.by))
-    raise typer.Exit(0 if outcome.good else 1)
+    show_and_exit(
+        outcome,
+        lambda: [history_table(outcome.history, outcome.by)],
+        as_json=as_json,
+        good=outcome.good,
+    )
 
 
 def audit(
@@ -115,11 +115,10 @@ def audit(
     """
     from marketfeed.commands.history import AuditRequest, run_audit
     from marketfeed.commands.render_history import audit_tables, auditing
-    from marketfeed.settings.load import load_settings
 
     if days is not None and since is not None:
         raise typer.BadParameter("--days or --since, not both")
-    settings = load_settings(config)
+    settings = settings_of(config)
     with auditing(quiet=as_json) as tell:
         report = uvloop.run(
             run_audit(
@@ -138,10 +137,4 @@ def audit(
                 tell,
             )
         )
-    if as_json:
-        print_json(report)
-    else:
-        console = Console()
-        for part in audit_tables(report):
-            console.print(part)
-    raise typer.Exit(0 if report.good else 1)
+    show_and_exit(report, lambda: audit_tables(report), as_json=as_json, good=report.good)

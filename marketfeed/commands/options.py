@@ -4,18 +4,22 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 import typer
 import uvloop
+from rich.console import Console, RenderableType
 
 from marketfeed import schema
 from marketfeed.errors import MarketfeedError
+
+if TYPE_CHECKING:
+    from marketfeed.settings.model import Settings
 
 log = logging.getLogger("marketfeed")
 
@@ -72,6 +76,26 @@ def print_json(value: object) -> None:
     """Print one JSON object to standard output, indented."""
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def show_and_exit(
+    value: object, parts: Callable[[], Iterable[RenderableType]], *, as_json: bool, good: bool
+) -> NoReturn:
+    """Print `value` as JSON, or `parts` of it for people, and exit: 0 if it is `good`, else 1."""
+    if as_json:
+        print_json(value)
+    else:
+        console = Console()
+        for part in parts():
+            console.print(part)
+    raise typer.Exit(0 if good else 1)
+
+
+def settings_of(config: Path | None) -> "Settings":
+    """The settings, as `load_settings` finds them. Raises SettingsError."""
+    from marketfeed.settings.load import load_settings  # noqa: PLC0415 - not for `--help`
+
+    return load_settings(config)
 
 
 def run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 import uvloop
-from rich.console import Console
 
 from marketfeed.commands.options import (
     JsonOption,
     log,
-    print_json,
     read_timeframes,
     run_until_signal,
+    show_and_exit,
 )
 from marketfeed.service.logs import log_to_stderr
 
@@ -52,13 +51,9 @@ def demo(
     options = DemoOptions(pairs, read_timeframes(timeframes), seconds, speed, keep, influx)
     with stages(quiet=as_json) as progress:
         result = uvloop.run(run_demo(options, progress))
-    if as_json:
-        print_json(result.report)
-    else:
-        console = Console()
-        for part in demo_tables(result):
-            console.print(part)
-    raise typer.Exit(0 if result.report.good else 1)
+    show_and_exit(
+        result.report, lambda: demo_tables(result), as_json=as_json, good=result.report.good
+    )
 
 
 def simulate(

@@ -5,8 +5,9 @@ mappings of 2.x are influxdb-client's, imported only when needed (its import tak
 """
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -114,15 +115,7 @@ class InfluxAdmin:
         params = {"q": text, "epoch": "ms"}
         if db is not None:
             params["db"] = db
-        try:
-            headers = auth_headers(self._settings)
-            async with self._session.get(
-                self._url + "/query", params=params, headers=headers, timeout=self._timeout
-            ) as answer:
-                body = hide_token(await answer.read(), headers)
-                status = answer.status
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+        status, body = await self._ask("GET", params)
         try:
             parsed = msgspec.json.decode(body, type=_Answer)
         except msgspec.DecodeError:
@@ -132,14 +125,24 @@ class InfluxAdmin:
             raise InfluxError(f"{self._url}/query: status {status}: {failure or parsed.message}")
         return [series for result in parsed.results for series in result.series]
 
+    async def _ask(self, method: str, params: dict[str, str]) -> tuple[int, bytes]:
+        """Send InfluxQL; returns the status and the body of the answer."""
+        try:
+            headers = auth_headers(self._settings)
+            async with self._session.request(
+                method, self._url + "/query", params=params, headers=headers, timeout=self._timeout
+            ) as answer:
+                return answer.status, hide_token(await answer.read(), headers)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+
     async def may_write(self) -> Verdict:
         """Try a write without any line: the rights are looked at before the lines are."""
         return await InfluxWriter(self._settings, self._session).write([""])
 
     async def databases(self) -> list[str]:
         """Names that InfluxQL knows: databases of 1.x, mappings of 2.x."""
-        series = await self.query("SHOW DATABASES")
-        return [str(row[0]) for item in series for row in item.values]
+        return [str(row[0]) for item in await self.query("SHOW DATABASES") for row in item.values]
 
     async def keeps_ms(self) -> int | None:
         """For how long the bucket keeps points, by the time they bear; None: for ever."""
@@ -156,23 +159,10 @@ class InfluxAdmin:
     async def create_database(self) -> None:
         """Create the bucket's database on 1.x."""
         name = self._settings.bucket.replace("\\", "\\\\").replace('"', '\\"')
-        try:
-            headers = auth_headers(self._settings)
-            async with self._session.post(
-                self._url + "/query",
-                params={"q": f'CREATE DATABASE "{name}"'},
-                headers=headers,
-                timeout=self._timeout,
-            ) as answer:
-                body = hide_token(await answer.read(), headers)
-                if answer.status != 200 or b'"error"' in body:
-                    words = body[:200].decode("utf-8", "replace")
-                    raise InfluxError(
-                        f"the database was not created: status {answer.status}: {words}",
-                        answer.status,
-                    )
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+        status, body = await self._ask("POST", {"q": f'CREATE DATABASE "{name}"'})
+        if status != 200 or b'"error"' in body:
+            words = body[:200].decode("utf-8", "replace")
+            raise InfluxError(f"the database was not created: status {status}: {words}", status)
 
     async def clashes(self, timeframes: Sequence[str], *, aggregator: bool = False) -> list[Clash]:
         """Compare field types and tag keys of what the bucket holds with what will be written."""
@@ -246,12 +236,12 @@ class InfluxAdmin:
         )
 
     def _bucket_id(self) -> str | None:
-        with _told(self._settings), self._client() as client:
+        with _errors_as_ours(self._settings), self._client() as client:
             bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
             return None if bucket is None else str(bucket.id)
 
     def _expiry_s(self) -> int:
-        with _told(self._settings), self._client() as client:
+        with _errors_as_ours(self._settings), self._client() as client:
             bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
             if bucket is None:
                 raise InfluxError(f"{self._url}: this token does not see the bucket")
@@ -259,7 +249,7 @@ class InfluxAdmin:
             return min((int(rule.every_seconds or 0) for rule in rules), default=0)
 
     def _create_bucket(self) -> None:
-        with _told(self._settings), self._client() as client:
+        with _errors_as_ours(self._settings), self._client() as client:
             client.buckets_api().create_bucket(
                 bucket_name=self._settings.bucket, org=self._settings.org
             )
@@ -269,7 +259,7 @@ class InfluxAdmin:
         from influxdb_client.service.dbr_ps_service import DBRPsService  # noqa: PLC0415
 
         bucket = self._bucket_id()
-        with _told(self._settings), self._client() as client:
+        with _errors_as_ours(self._settings), self._client() as client:
             DBRPsService(client.api_client).post_dbrp(
                 dbrp_create=DBRPCreate(
                     org=self._settings.org,
@@ -287,25 +277,21 @@ def _go_duration_ms(text: str) -> int:
     return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", text))
 
 
-class _told:  # noqa: N801 - used as a context manager, like contextlib's
+@contextlib.contextmanager
+def _errors_as_ours(settings: InfluxSettings) -> Iterator[None]:
     """Turn influxdb-client's errors into ours: its own show the whole answer with all headers."""
-
-    def __init__(self, settings: InfluxSettings) -> None:
-        self._settings = settings
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, InfluxError):
-            return
+    try:
+        yield
+    except InfluxError:
+        raise
+    except Exception as error:
         status = getattr(error, "status", None)
         words = str(getattr(error, "message", None) or type(error).__name__)
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError):
             words = cause.strerror or words
         else:
-            words = hide_token(words.encode(), auth_headers(self._settings)).decode()
+            words = hide_token(words.encode(), auth_headers(settings)).decode()
         place = f"status {status}: " if status else ""
-        url = self._settings.url
-        raise InfluxError(f"{url}: {place}{' '.join(words[:200].split())}", status) from None
+        text = f"{settings.url}: {place}{' '.join(words[:200].split())}"
+        raise InfluxError(text, status) from None

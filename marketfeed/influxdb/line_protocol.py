@@ -130,9 +130,9 @@ def funding_rate_text(
     `predicted_rate` repeats `rate` for panels made for the older writer; `settled_rate` is left out
     until one is known.
     """
-    settled = ""
-    if settled_rate is not None:
-        settled = f"settled_rate={_number('settled_rate', settled_rate)},"
+    settled = (
+        "" if settled_rate is None else f"settled_rate={_number('settled_rate', settled_rate)},"
+    )
     running = _number("rate", rate)
     return (
         f"{schema.FUNDING_RATE},pair={pair_tag} rate={running},predicted_rate={running},{settled}"
@@ -142,9 +142,7 @@ def funding_rate_text(
 
 def funding_settled_text(pair_tag: str, time_ms: int, rate: float, mark_price: float | None) -> str:
     """The line of one settled funding rate."""
-    mark = ""
-    if mark_price is not None:
-        mark = f",mark_price={_number('mark_price', mark_price)}"
+    mark = "" if mark_price is None else f",mark_price={_number('mark_price', mark_price)}"
     return f"{schema.FUNDING_SETTLED},pair={pair_tag} rate={_number('rate', rate)}{mark} {time_ms}"
 
 

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from marketfeed.clock import wait_at_most
 from marketfeed.errors import JournalError
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.delivery import Delivery, NotNowError
@@ -447,13 +448,8 @@ class Shipper:
         return delay_s
 
     async def _rest(self, seconds: float) -> None:
-        if seconds <= 0:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ending.wait()
-        except TimeoutError:
-            pass
+        if seconds > 0:
+            await wait_at_most(seconds, self._ending)
 
     def _open_outbox(self) -> None:
         self._close_outbox()

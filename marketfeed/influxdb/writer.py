@@ -1,7 +1,6 @@
 """One POST of lines to InfluxDB: `/api/v2/write` (2.x, 3) or `/write` (1.x). Says what the answer means."""
 
 import asyncio
-import ipaddress
 import logging
 import time
 import zlib
@@ -16,6 +15,7 @@ import msgspec
 from marketfeed.influxdb.answers import Verdict, judge, judge_failure
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.settings.tokens import Token
+from marketfeed.settings.values import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class InfluxWriter:
         else:
             self._url = f"{settings.url}/write"
             self._params = {"db": settings.bucket, "precision": "ms"}
-        self._compress = not _is_loopback(settings.url)
+        self._compress = not is_loopback(urlsplit(settings.url).hostname or "")
         self._token = Token(settings.token, settings.token_file)
 
     async def write(self, lines: list[str]) -> Verdict:
@@ -121,11 +121,3 @@ def token_of(settings: InfluxSettings) -> str | None:
 def _gzip(body: bytes) -> bytes:
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     return packer.compress(body) + packer.flush()
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from marketfeed.clock import wait_at_most
+
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 1.0
@@ -97,11 +99,7 @@ class Events:
                     text = b"event: seldom\ndata: %b\n\n" % told + text
                 async with asyncio.timeout(self._write_within_s):
                     await response.write(text)
-                try:
-                    async with asyncio.timeout(EVERY_S):
-                        await self._closing.wait()
-                except TimeoutError:
-                    continue
+                await wait_at_most(EVERY_S, self._closing)
         except TimeoutError:
             log.info("status page dropped: it takes no events peer=%s", request.remote)
             if request.transport is not None:

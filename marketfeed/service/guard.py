@@ -96,12 +96,21 @@ def _told(authorization: str) -> bytes | None:
     scheme, _, rest = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return rest.strip().encode("utf-8", "surrogateescape")
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
-            return None
-    return None
+    credentials = basic_credentials(authorization)
+    return None if credentials is None else credentials[1]
+
+
+def basic_credentials(authorization: str | None) -> tuple[bytes, bytes] | None:
+    """Name and password of a header of HTTP Basic, as bytes; None if it is none."""
+    scheme, _, encoded = (authorization or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        text = base64.b64decode(encoded.strip().encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        return None
+    name, colon, password = text.partition(b":")
+    return (name, password) if colon else None
 
 
 def _host_of(request: web.Request) -> str:

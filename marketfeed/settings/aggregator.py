@@ -8,26 +8,31 @@ import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeGuard
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
-    SecretStr,
     ValidationInfo,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from marketfeed.settings import values
+from marketfeed.settings.fields import (
+    AS_LIST,
+    AS_TEXT,
+    FilePath,
+    Secret,
+    Section,
+    address,
+    choice,
+    duration,
+    whole_number,
+)
 from marketfeed.settings.status import AggregatorStatusSettings
-from marketfeed.settings.values import Duration, FromText, expected, expected_items
-
-_CONFIG: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+from marketfeed.settings.values import Duration, FromText, expected
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _HASH: Final = re.compile(
@@ -38,10 +43,8 @@ SCRYPT_N_MAX: Final = 2**16
 """Above this, one wrong password would cost more than 64 MB and a quarter of a second."""
 
 
-class Account(BaseModel):
+class Account(Section):
     """Who may post: a name and the hash of its password, for one feeder alone or, without one, for all."""
-
-    model_config = _CONFIG
 
     username: str
     hash: str
@@ -50,10 +53,6 @@ class Account(BaseModel):
 
 def _number(low: float, high: float) -> PlainValidator:
     return PlainValidator(partial(parse_number, low=low, high=high))
-
-
-def _whole_number(low: int, high: int) -> PlainValidator:
-    return PlainValidator(partial(values.parse_whole_number, low=low, high=high))
 
 
 def parse_number(value: object, low: float, high: float) -> float:
@@ -69,15 +68,12 @@ def parse_feeders(value: object) -> tuple[str, ...]:
     """Read a list of feeders' names."""
     if not isinstance(value, list | tuple):
         raise expected("a list of feeders such as [73, 74, 75]")
-    wrong: list[tuple[int, str]] = []
-    for index, name in enumerate(value):
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            wrong.append((index, "a feeder's name: 1 to 32 letters, digits, _ . or -"))
-        elif name in value[:index]:
-            wrong.append((index, "each feeder once"))
-    if wrong:
-        raise expected_items(wrong)
-    return tuple(value)
+    what = "a feeder's name: 1 to 32 letters, digits, _ . or -"
+    return values.names_in(value, _NAME.fullmatch, what, "each feeder once")
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 Aliases = tuple[tuple[str, tuple[str, ...]], ...]
@@ -91,12 +87,10 @@ def parse_aliases(value: object) -> Aliases:
         raise expected(what)
     seen: set[str] = set()
     for feeder, names in pairs:
-        if not isinstance(feeder, str) or not _NAME.fullmatch(feeder):
-            raise expected(what)
-        if not isinstance(names, list | tuple):
+        if not _is_name(feeder) or not isinstance(names, list | tuple):
             raise expected(what)
         for name in names:
-            if not isinstance(name, str) or not _NAME.fullmatch(name) or name in seen:
+            if not _is_name(name) or name in seen:
                 raise expected(what)
             seen.add(name)
     return tuple((feeder, tuple(names)) for feeder, names in pairs)
@@ -129,7 +123,7 @@ def _parse_account(item: object, index: int) -> Account:
         )
     if not isinstance(hashed, str) or not _is_hash(hashed):
         raise expected(f"a hash as `marketfeed hash-password` prints it in account {index}")
-    if feeder is not None and (not isinstance(feeder, str) or not _NAME.fullmatch(feeder)):
+    if feeder is not None and not _is_name(feeder):
         raise expected(f"a feeder's name, or none, in account {index}")
     return Account(username=username, hash=hashed, feeder=feeder)
 
@@ -153,18 +147,9 @@ def parse_missing_confidence(value: object) -> float | Literal["reject"]:
 
 def parse_missing_feeder(value: object) -> str:
     """Read who a signal without a feeder is from: `reject`, or a feeder's name."""
-    if isinstance(value, str) and _NAME.fullmatch(value):
+    if _is_name(value):
         return value
     raise expected("reject, or a feeder's name")
-
-
-def parse_on_conflict(value: object) -> Literal["both", "neither"]:
-    """Read what happens to long and short of a pair whose windows opened less than `window_s` apart."""
-    if value == "both":
-        return "both"
-    if value == "neither":
-        return "neither"
-    raise expected("both or neither")
 
 
 def parse_ordertypes(value: object) -> tuple[str, ...]:
@@ -190,18 +175,13 @@ def _accounts_plain(accounts: tuple[Account, ...]) -> object:
     ]
 
 
-_AsText: Final = PlainSerializer(str, return_type=str)
-_AsList: Final = PlainSerializer(list)
 _Feeders = Annotated[
-    tuple[str, ...], PlainValidator(parse_feeders), _AsList, FromText(values.decode_list)
+    tuple[str, ...], PlainValidator(parse_feeders), AS_LIST, FromText(values.decode_list)
 ]
-_File = Annotated[Path, PlainValidator(values.parse_path), _AsText]
 
 
-class FeedersSettings(BaseModel):
+class FeedersSettings(Section):
     """Who votes for which side. An alias votes as its feeder: 75a, 75b and 75c are one vote."""
-
-    model_config = _CONFIG
 
     long: _Feeders = ()
     short: _Feeders = ()
@@ -232,31 +212,17 @@ class FeedersSettings(BaseModel):
         return aliases
 
 
-class BotSettings(BaseModel):
+class BotSettings(Section):
     """A Freqtrade bot's REST API; `url` None: no bot for this side, its decisions are not forwarded.
 
     At most one of `password` and `password_file` is set; the file is read when the password is used.
     `timeout_s` is what the bot's answer may take; `stakeamount` None leaves the stake to the bot.
     """
 
-    model_config = _CONFIG
-
-    url: (
-        Annotated[
-            str,
-            PlainValidator(
-                partial(values.parse_url, schemes=("http", "https"), may_have_path=True)
-            ),
-        ]
-        | None
-    ) = None
+    url: Annotated[str, address("http", "https")] | None = None
     username: Annotated[str, PlainValidator(values.parse_name)] = "freqtrader"
-    password: Annotated[
-        SecretStr | None,
-        BeforeValidator(values.parse_token),
-        PlainSerializer(lambda password: None if password is None else "***"),
-    ] = None
-    password_file: _File | None = None
+    password: Secret = None
+    password_file: FilePath | None = None
     timeout_s: Annotated[float, _number(0.1, 60.0)] = 5.0
     stakeamount: Annotated[float, _number(0.000001, 1e9)] | None = None
 
@@ -279,37 +245,25 @@ class BotSettings(BaseModel):
         return path
 
 
-class BotsSettings(BaseModel):
+class BotsSettings(Section):
     """The bot of each side: a decision goes to the bot of its own side only."""
-
-    model_config = _CONFIG
 
     long: BotSettings = BotSettings()
     short: BotSettings = BotSettings()
 
 
-class LedgerSettings(BaseModel):
+class LedgerSettings(Section):
     """The ledger's file, and how long votes, decisions and forwards are kept in it."""
 
-    model_config = _CONFIG
-
-    path: _File = Path("/var/lib/marketfeed/ledger.db")
-    keep: Annotated[
-        Duration,
-        PlainValidator(
-            partial(values.parse_duration, low=Duration.parse("1d"), high=Duration.parse("36500d"))
-        ),
-        _AsText,
-    ] = Duration.parse("30d")
+    path: FilePath = Path("/var/lib/marketfeed/ledger.db")
+    keep: Annotated[Duration, duration("1d", "36500d"), AS_TEXT] = Duration.parse("30d")
 
 
-class AggregatorSettings(BaseModel):
+class AggregatorSettings(Section):
     """The aggregator: the defaults hold no feeder, no bot and no account, so that nothing can be posted."""
 
-    model_config = _CONFIG
-
     host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
-    port: Annotated[int, _whole_number(0, 65535)] = 8080
+    port: Annotated[int, whole_number(0, 65535)] = 8080
     status: AggregatorStatusSettings = AggregatorStatusSettings()
     ledger: LedgerSettings = LedgerSettings()
     feeders: FeedersSettings = FeedersSettings()
@@ -321,15 +275,14 @@ class AggregatorSettings(BaseModel):
     ] = ()
     window_s: Annotated[float, _number(0.1, 3600.0)] = 60.0
     # After `feeders`, against which they are compared.
-    min_agreements: Annotated[int, _whole_number(1, 1000)] = Field(default=3, validate_default=True)
+    min_agreements: Annotated[int, whole_number(1, 1000)] = Field(default=3, validate_default=True)
     min_confidence: Annotated[float, _number(0.0, 1.0)] = 0.7
     missing_confidence: Annotated[
         float | Literal["reject"], PlainValidator(parse_missing_confidence)
     ] = "reject"
     missing_feeder: Annotated[str, PlainValidator(parse_missing_feeder)] = "reject"
-    on_conflict: Annotated[Literal["both", "neither"], PlainValidator(parse_on_conflict)] = (
-        "neither"
-    )
+    # What happens to long and short of a pair whose windows opened less than `window_s` apart.
+    on_conflict: Annotated[Literal["both", "neither"], choice("both", "neither")] = "neither"
     cooldown_s: Annotated[float, _number(0.0, 86_400.0)] = 300.0
     expire_s: Annotated[float, _number(0.1, 3600.0)] = 30.0
     default_leverage: Annotated[float, _number(1.0, 125.0)] = 1.0
@@ -338,7 +291,7 @@ class AggregatorSettings(BaseModel):
     ordertypes: Annotated[
         tuple[str, ...],
         PlainValidator(parse_ordertypes),
-        _AsList,
+        AS_LIST,
         FromText(values.decode_list),
     ] = ("market", "limit")
     bots: BotsSettings = BotsSettings()

@@ -1,35 +1,19 @@
 """Settings of a status port, the collector's or the aggregator's, and how a token is set."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, PlainValidator, SecretStr, ValidationInfo, field_validator
 
 from marketfeed.settings import values
+from marketfeed.settings.fields import FilePath, Secret, Section, whole_number
 from marketfeed.settings.values import expected
 
 MIN_TOKEN: Final = 16
 """Characters: nobody counts wrong guesses at a status port, so none may come near."""
 
-TokenField = Annotated[
-    SecretStr | None,
-    BeforeValidator(values.parse_token),
-    PlainSerializer(lambda token: None if token is None else "***"),
-]
-_File = Annotated[Path, PlainValidator(values.parse_path), PlainSerializer(str, return_type=str)]
-_Port = Annotated[int, PlainValidator(partial(values.parse_whole_number, low=0, high=65535))]
+_Port = Annotated[int, whole_number(0, 65535)]
 
 
 def readable_token_file(path: Path | None, section: str, info: ValidationInfo) -> Path | None:
@@ -47,21 +31,20 @@ def readable_token_file(path: Path | None, section: str, info: ValidationInfo) -
     return path
 
 
-class StatusSettings(BaseModel):
+class StatusSettings(Section):
     """Where the status port listens, and what it asks callers for; port 0 takes any free one.
 
     Without `token` and `token_file` nothing is asked for, which only a loopback address may do. The file
     is read when the token is used, so that a new token needs no restart.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     section: ClassVar[str] = "status"
 
     host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
     port: _Port = 9108
-    token: TokenField = None
+    token: Secret = None
     # After `host` and `token`, which say whether it is needed.
-    token_file: _File | None = Field(default=None, validate_default=True)
+    token_file: FilePath | None = Field(default=None, validate_default=True)
 
     @field_validator("token", mode="after")
     @classmethod

@@ -1,4 +1,4 @@
-"""A token of the settings: given, or what stands in its file now."""
+"""Secrets that stand in files; a token of the settings: given, or what its file holds now."""
 
 import errno
 import logging
@@ -8,6 +8,15 @@ from pathlib import Path
 from pydantic import SecretStr
 
 log = logging.getLogger(__name__)
+
+
+def read_secret(path: Path, what: str) -> str:
+    """The secret that the file at `path` holds, `what` it is in errors. Raises OSError."""
+    content = path.read_bytes().strip()
+    if re.fullmatch(rb"[ -~]+", content) is None:
+        # No header can hold it, and errors that show it must not arise.
+        raise OSError(errno.EINVAL, f"it holds no {what}: one line of printable ASCII")
+    return content.decode("ascii")
 
 
 class Token:
@@ -31,11 +40,7 @@ class Token:
         stat = self._path.stat()
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != self._stamp:
-            content = self._path.read_bytes().strip()
-            if re.fullmatch(rb"[ -~]+", content) is None:
-                # No header can hold it, and errors that show it must not arise.
-                raise OSError(errno.EINVAL, "it holds no token: one line of printable ASCII")
-            self._read = content.decode("ascii")
+            self._read = read_secret(self._path, "token")
             self._stamp = stamp
             log.info("token read path=%s", self._path)
         return self._read

@@ -37,6 +37,24 @@ def expected_items(wrong: Iterable[tuple[int, str]]) -> PydanticCustomError:
     )
 
 
+def names_in(
+    value: list[object] | tuple[object, ...], is_name: Callable[[str], object], what: str, once: str
+) -> tuple[str, ...]:
+    """The names of a list. Else raises which items are none (`what` is expected) or there before (`once`)."""
+    wrong: list[tuple[int, str]] = []
+    names: list[str] = []
+    for index, item in enumerate(value):
+        if not isinstance(item, str) or not is_name(item):
+            wrong.append((index, what))
+        elif item in names:
+            wrong.append((index, once))
+        else:
+            names.append(item)
+    if wrong:
+        raise expected_items(wrong)
+    return tuple(names)
+
+
 @dataclass(frozen=True, slots=True)
 class FromText:
     """Marks a field whose text in the environment or in a credential file is not its plain value.
@@ -198,13 +216,11 @@ def parse_quote(value: object) -> str:
     raise expected("a quote currency in capital letters, such as USDT")
 
 
-def parse_api(value: object) -> Literal["v1", "v2"]:
-    """Read which of InfluxDB's write interfaces is spoken."""
-    if value == "v1":
-        return "v1"
-    if value == "v2":
-        return "v2"
-    raise expected("v2 or v1")
+def parse_choice(value: object, choices: tuple[str, ...]) -> str:
+    """Read one of `choices`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise expected(" or ".join(choices))
 
 
 def parse_path(value: object) -> Path:
@@ -350,18 +366,9 @@ def parse_timeframes(value: object) -> tuple[str, ...]:
     """Read `timeframes`, and put them in ascending order."""
     if not isinstance(value, list | tuple) or not value:
         raise expected(_TIMEFRAMES_EXPECTED)
-    wrong: list[tuple[int, str]] = []
-    seen: set[object] = set()
-    for index, name in enumerate(value):
-        if not isinstance(name, str) or name not in schema.TIMEFRAMES_MS:
-            wrong.append((index, "one of " + ", ".join(schema.TIMEFRAMES_MS)))
-        elif name in seen:
-            wrong.append((index, "each timeframe once"))
-        else:
-            seen.add(name)
-    if wrong:
-        raise expected_items(wrong)
-    return tuple(sorted(value, key=schema.TIMEFRAMES_MS.__getitem__))
+    one_of = "one of " + ", ".join(schema.TIMEFRAMES_MS)
+    names = names_in(value, schema.TIMEFRAMES_MS.__contains__, one_of, "each timeframe once")
+    return tuple(sorted(names, key=schema.TIMEFRAMES_MS.__getitem__))
 
 
 def decode_json(text: str) -> object:

@@ -104,7 +104,7 @@ class Funding:
         """Return the settlement times from `start_ms` to `end_ms`, both inclusive."""
         if not self._interval_ms:
             return range(0)
-        first_ms = -(-start_ms // self._interval_ms) * self._interval_ms
+        first_ms = schema.ceil_to(start_ms, self._interval_ms)
         return range(first_ms, end_ms + 1, self._interval_ms)
 
     def settlement(self, time_ms: int, last_price: float) -> Settlement:

@@ -42,11 +42,9 @@ class MinuteSource(Protocol):
 
     def minutes(self, first_minute: int, count: int) -> Ints:
         """Return `count` one-minute candles: an array of 9 rows, in the order of `Bar`."""
-        ...
 
     def closes(self, minutes: Ints) -> Ints:
         """Return about what the price was at the end of each of these minutes (price units)."""
-        ...
 
 
 def _mix(values: _Hashes) -> _Hashes:

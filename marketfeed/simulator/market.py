@@ -292,9 +292,8 @@ class Market:
         )
         limit = min(limit, _MAX_CANDLES)
         if start_ms is None:
-            first_ms = max(last_ms - (limit - 1) * step_ms, listed_ms)
-        else:
-            first_ms = max(-(-start_ms // step_ms) * step_ms, listed_ms)
+            start_ms = last_ms - (limit - 1) * step_ms
+        first_ms = max(schema.ceil_to(start_ms, step_ms), listed_ms)
         count = (last_ms - first_ms) // step_ms + 1
         return first_ms, max(0, min(count, limit))
 

@@ -120,8 +120,7 @@ class PairMarket:
         self._fetched: list[Bar] = []
         self._fetched_from = self._origin_minute
 
-        before = source.minutes(self._origin_minute - 1, 1)
-        self.last_price = int(before[3, 0])
+        self.last_price = int(source.minutes(self._origin_minute - 1, 1)[3, 0])
         self.last_quantity = 1
         self.last_id = _FIRST_ID
         self._series = []

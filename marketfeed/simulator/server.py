@@ -284,8 +284,7 @@ class Simulator:
 
     def _start_replay_soon(self) -> None:
         if self._start_replay is None and not self.options.paused:
-            loop = asyncio.get_running_loop()
-            self._start_replay = loop.call_later(_REPLAY_GRACE_S, self.resume)
+            self._start_replay = asyncio.get_running_loop().call_later(_REPLAY_GRACE_S, self.resume)
 
     def change(self, change: ListingChange) -> int:
         """List, delist or change a contract; return the exchange time (ms) at which it takes effect.

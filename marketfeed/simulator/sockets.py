@@ -333,23 +333,24 @@ class Hub:
         except msgspec.DecodeError as error:
             connection.answer(_error(3, f"Invalid JSON: {error}", None))
             return
-        if request.method == "SUBSCRIBE":
-            if not await self._subscribe(connection, names):
+        result = b"null"
+        match request.method:
+            case "SUBSCRIBE":
+                if not await self._subscribe(connection, names):
+                    return
+            case "UNSUBSCRIBE":
+                for name in names:
+                    self._unsubscribe(connection, name)
+            case "LIST_SUBSCRIPTIONS":
+                result = msgspec.json.encode(list(connection.names))
+            case unknown:
+                expected = ", ".join(f"`{method}`" for method in _METHODS)
+                problem = (
+                    f"Invalid request: unknown variant `{unknown}`, expected one of {expected}"
+                )
+                connection.answer(_error(2, problem, bytes(request.id)))
                 return
-            connection.answer(b'{"result":null,"id":%b}' % bytes(request.id))
-        elif request.method == "UNSUBSCRIBE":
-            for name in names:
-                self._unsubscribe(connection, name)
-            connection.answer(b'{"result":null,"id":%b}' % bytes(request.id))
-        elif request.method == "LIST_SUBSCRIPTIONS":
-            listed = msgspec.json.encode(list(connection.names))
-            connection.answer(b'{"result":%b,"id":%b}' % (listed, bytes(request.id)))
-        else:
-            expected = ", ".join(f"`{method}`" for method in _METHODS)
-            problem = (
-                f"Invalid request: unknown variant `{request.method}`, expected one of {expected}"
-            )
-            connection.answer(_error(2, problem, bytes(request.id)))
+        connection.answer(b'{"result":%b,"id":%b}' % (result, bytes(request.id)))
 
     async def _subscribe(self, connection: Connection, names: Sequence[str]) -> bool:
         """Subscribe, before the ACK goes out. Returns false if the connection was closed for it."""

@@ -10,17 +10,14 @@ from marketfeed.simulator.instrument import Instrument
 PURE = True
 
 
-class Stream:
+class Stream(msgspec.Struct, eq=False):
     """One stream that a client can subscribe to.
 
     `wanted` is set by the server: while nobody listens, no frame of it is written.
     """
 
-    __slots__ = ("name", "wanted")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.wanted = False
+    name: str
+    wanted: bool = False
 
 
 class ClosedCandle(msgspec.Struct, frozen=True, gc=False):
@@ -115,31 +112,25 @@ class Venue(Protocol):
     @property
     def listed(self) -> Sequence[Instrument]:
         """Every contract in exchangeInfo, in its order."""
-        ...
 
     @property
     def streams(self) -> Mapping[str, Stream]:
         """The streams that carry frames, by name. Any other name is silent."""
-        ...
 
     @property
     def timeframes(self) -> Sequence[str]:
         """Timeframes for which REST has candles."""
-        ...
 
     def time_at(self, elapsed_ms: float) -> int:
         """Return the exchange time when `elapsed_ms` of it have run since the start."""
-        ...
 
     def advance(self, now_ms: int) -> list[Event]:
         """Go on to `now_ms` and return the frames up to it, in the order of time."""
-        ...
 
     def klines(
         self, symbol: str, timeframe: str, start_ms: int | None, end_ms: int | None, limit: int
     ) -> bytes:
         """Return the body of `/fapi/v1/klines`; both ends are inclusive open times, None is open."""
-        ...
 
     def mark_klines(
         self,
@@ -150,19 +141,15 @@ class Venue(Protocol):
         limit: int,
     ) -> bytes:
         """Return the body of `/fapi/v1/markPriceKlines`, as `klines` does."""
-        ...
 
     def last_price(self, instrument: Instrument) -> float:
         """Return what a contract was last traded at (quote)."""
-        ...
 
     def ticker(self, instrument: Instrument) -> Ticker:
         """Return the last 24 hours of a contract."""
-        ...
 
     def premium(self, instrument: Instrument) -> Premium:
         """Return mark price and running funding rate of a contract."""
-        ...
 
     def settlements(
         self, instrument: Instrument, start_ms: int, end_ms: int, limit: int, *, newest: bool
@@ -171,8 +158,6 @@ class Venue(Protocol):
 
         Of more than `limit` settlements the newest are meant, or else the oldest.
         """
-        ...
 
     def funding_infos(self) -> list[FundingInfo]:
         """Return the rows of `/fapi/v1/fundingInfo`."""
-        ...

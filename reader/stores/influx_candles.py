@@ -162,8 +162,8 @@ def _open_ends(query: CandleQuery, rows: _Floats, length_ms: int) -> tuple[bool,
     # Of parts that make no whole candle, the age goes by what lies outside.
     if len(rows) == 0 or (query.whole_ms not in (None, length_ms) and not cut):
         return before, after
-    first_slot_ms = -(-query.start_ms // length_ms) * length_ms
-    last_slot_ms = (-(-query.end_ms // length_ms) - 1) * length_ms
+    first_slot_ms = schema.ceil_to(query.start_ms, length_ms)
+    last_slot_ms = schema.ceil_to(query.end_ms, length_ms) - length_ms
     return (
         before and not cut and bool(rows[0, 0] > first_slot_ms),
         after and bool(rows[-1, 0] < last_slot_ms),

@@ -173,18 +173,22 @@ class InfluxHttp:
             return
         said = words(answer.content_type, answer.body)
         text = f"status {answer.status}" + (f": {said}" if said else "")
-        if answer.status in (401, 403):
-            raise StoreAuthError(
-                f"InfluxDB {self._address} refused the credentials ({text}); set MARKETFEED_TOKEN or "
-                f"MARKETFEED_TOKEN_FILE to a token that may read bucket {self._database!r}"
-            )
-        if any(sign in said for sign in _NOT_FOUND):
-            raise self._failed(said)
-        if answer.status in (400, 404):
-            raise self._unavailable(f"answered {text}; is it an InfluxDB, and the address right?")
-        if 300 <= answer.status < 400:
-            raise self._unavailable(f"redirects to {answer.location}; use that address")
-        raise self._unavailable(f"answered {text}; try again later")
+        match answer.status:
+            case 401 | 403:
+                raise StoreAuthError(
+                    f"InfluxDB {self._address} refused the credentials ({text}); set MARKETFEED_TOKEN or "
+                    f"MARKETFEED_TOKEN_FILE to a token that may read bucket {self._database!r}"
+                )
+            case _ if any(sign in said for sign in _NOT_FOUND):
+                raise self._failed(said)
+            case 400 | 404:
+                raise self._unavailable(
+                    f"answered {text}; is it an InfluxDB, and the address right?"
+                )
+            case status if 300 <= status < 400:
+                raise self._unavailable(f"redirects to {answer.location}; use that address")
+            case _:
+                raise self._unavailable(f"answered {text}; try again later")
 
     def _failed(self, error: str) -> StoreUnavailableError:
         if any(sign in error for sign in _NOT_FOUND):

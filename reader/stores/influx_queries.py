@@ -110,8 +110,7 @@ def catalog_first(condition: str) -> str:
 
 def catalog_last(condition: str, start_ms: int) -> str:
     """What was noted last of each pair that is collected, at `start_ms` or later."""
-    columns = ("timeframes", "listed", "ended")
-    return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
+    return last_of_each(schema.FEED_CATALOG, ("timeframes", "listed", "ended"), condition, start_ms)
 
 
 def _between(start_ms: int, end_ms: int) -> str:

@@ -94,10 +94,11 @@ class SqliteStore:
 
     def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given."""
-        if pairs is None:
-            rows = self._rows(queries.CATALOG)
-        else:
-            rows = self._rows(queries.CATALOG_OF, pairs=_json(pairs))
+        rows = (
+            self._rows(queries.CATALOG)
+            if pairs is None
+            else self._rows(queries.CATALOG_OF, pairs=_json(pairs))
+        )
         return [CatalogRow.stored(*row) for row in rows]
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
@@ -286,44 +287,29 @@ class SqliteStore:
         return StoreUnavailableError(f"journal {self._path} {text}")
 
     def _wrong_version(self, version: int) -> StoreUnavailableError:
-        if version > schema.SCHEMA_VERSION:
-            advice = "it was written by a newer marketfeed; install that version here too"
-        else:
-            advice = (
-                "it was written by an older marketfeed; start a collector of this version on it"
-            )
+        advice = (
+            "it was written by a newer marketfeed; install that version here too"
+            if version > schema.SCHEMA_VERSION
+            else "it was written by an older marketfeed; start a collector of this version on it"
+        )
         return self._unavailable(
             f"has schema version {version}, this reader knows {schema.SCHEMA_VERSION}: {advice}"
         )
 
     def _problem(self, error: Exception) -> StoreUnavailableError:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            return self._unavailable(
-                "is not there; start the collector (marketfeed run), or point MARKETFEED_URL to its "
-                "journal.path"
-            )
-        if isinstance(error, IsADirectoryError):
-            return self._unavailable("is no file; the path of the journal itself is expected")
-        if isinstance(error, OSError):
-            return self._unavailable(f"cannot be read: {error.strerror or error}.{_WHO_MAY}")
-        code = _code(error)
-        if code == sqlite3.SQLITE_NOTADB:
-            return self._unavailable("is not an SQLite file; check the path")
-        if code == sqlite3.SQLITE_CORRUPT:
-            return self._unavailable(
-                f"is damaged ({error}); the collector sets it aside at its next start, a backup can "
-                "be put in its place while the collector is stopped"
-            )
-        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-            return self._unavailable(
-                f"or its -wal and -shm files cannot be opened ({error}).{_WHO_MAY}"
-            )
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return self._unavailable(
-                f"stayed locked for {RETRY_S:g} s ({error}); does something else than the collector "
-                "write to it?"
-            )
-        return self._unavailable(f"cannot be read: {error}")
+        match error:
+            case FileNotFoundError() | NotADirectoryError():
+                text = (
+                    "is not there; start the collector (marketfeed run), or point MARKETFEED_URL to its "
+                    "journal.path"
+                )
+            case IsADirectoryError():
+                text = "is no file; the path of the journal itself is expected"
+            case OSError():
+                text = f"cannot be read: {error.strerror or error}.{_WHO_MAY}"
+            case _:
+                text = _sqlite_problem(error)
+        return self._unavailable(text)
 
 
 class _Retry(Exception):  # noqa: N818 - not an error that leaves this module
@@ -359,6 +345,25 @@ def _json(pairs: Sequence[str]) -> str:
 
 def _code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _sqlite_problem(error: Exception) -> str:
+    match _code(error):
+        case sqlite3.SQLITE_NOTADB:
+            return "is not an SQLite file; check the path"
+        case sqlite3.SQLITE_CORRUPT:
+            return (
+                f"is damaged ({error}); the collector sets it aside at its next start, a backup can "
+                "be put in its place while the collector is stopped"
+            )
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return f"or its -wal and -shm files cannot be opened ({error}).{_WHO_MAY}"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return (
+                f"stayed locked for {RETRY_S:g} s ({error}); does something else than the collector "
+                "write to it?"
+            )
+    return f"cannot be read: {error}"
 
 
 def _is_passing(error: Exception) -> bool:

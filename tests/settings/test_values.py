@@ -296,7 +296,7 @@ def test_whatever_is_there_nothing_but_the_one_error_is_raised(value: object) ->
         values.parse_funding_rate_every,
         values.parse_name,
         values.parse_quote,
-        values.parse_api,
+        lambda v: values.parse_choice(v, ("v2", "v1")),
         values.parse_path,
         values.parse_token,
         values.parse_host,
