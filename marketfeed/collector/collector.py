@@ -20,7 +20,7 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.rollover import Ages
 from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.collector.line import Line
-from marketfeed.collector.metrics import Exposition
+from marketfeed.collector.metrics import CollectorExposition
 from marketfeed.collector.page import CollectorPage
 from marketfeed.collector.reporter import SHIPPING_TROUBLE_S, Reporter
 from marketfeed.collector.status_report import StatusReport
@@ -84,7 +84,9 @@ class Collector:
         """
         status = self._settings.status
         reporter = self._reporter
-        exposition = Exposition(self._counters, reporter.report, reporter.mark_price_ages_s)
+        exposition = CollectorExposition(
+            self._counters, reporter.report, reporter.mark_price_ages_s
+        )
         page = CollectorPage(self._settings, reporter, self._counters)
         async with (
             StatusServer(status, self.report, exposition, page),

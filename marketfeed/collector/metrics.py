@@ -2,50 +2,50 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
-from typing import get_args
+from typing import Final, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 
 from marketfeed import __version__
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.counters import Counters, Tally, cpu_s
+from marketfeed.counters import Counters, cpu_s
 from marketfeed.history.background import HistoryState
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import GapState
+from marketfeed.service.metrics import Exposition, histogram, labelled, plain
 
-Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
+_PREFIX: Final = "marketfeed_"
 
 
-class _Exporter:
+class CollectorExposition(Exposition):
+    """The text of the collector's `/metrics`: Prometheus format 0.0.4.
+
+    `mark_price_ages_s` are by pair: in the report, they would be most of what the page gets each second.
+    """
+
     def __init__(
         self,
         counters: Counters,
         report: Callable[[], StatusReport],
         mark_price_ages_s: Callable[[], Mapping[str, float]],
     ) -> None:
-        self._counters = counters
-        self._report = report
-        self._mark_price_ages_s = mark_price_ages_s
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        yield from _counted(self._counters)
-        yield from _reported(self._report(), self._mark_price_ages_s(), self._counters.started_s)
+        super().__init__(
+            lambda: (
+                *_counted(counters),
+                *_reported(report(), mark_price_ages_s(), counters.started_s),
+            )
+        )
 
 
 def _counted(c: Counters) -> Iterable[Metric]:
-    yield from _plain(
+    yield from plain(
         CounterMetricFamily,
+        _PREFIX,
         ("frames", "Frames received", c.frames),
         ("subscribe_answers", "Answers to SUBSCRIBE and the like", c.answers),
         ("subscribe_refusals", "Answers that were errors", c.refused_requests),
@@ -60,21 +60,27 @@ def _counted(c: Counters) -> Iterable[Metric]:
     )
     # All states from the start: in a series that begins with its first event, Prometheus sees no increase.
     gaps = dict.fromkeys(get_args(GapState), 0) | c.gaps
-    yield from _labelled(
+    yield from labelled(
         CounterMetricFamily,
-        ("connection_events", "state", "Times a connection entered a state", c.connection_events),
-        ("rollovers", "outcome", "Generations of connections that were to follow", c.rollovers),
-        ("records", "kind", "Records decoded", c.records),
-        ("gaps", "state", "Gaps of candles that entered a state", gaps),
-        ("rejects", "reason", "Frames or rows that gave no record", c.rejects),
-        ("records_given_up", "kind", "Records lost while the disk was full", c.records_given_up),
+        _PREFIX,
+        (
+            "connection_events",
+            ("state",),
+            "Times a connection entered a state",
+            c.connection_events,
+        ),
+        ("rollovers", ("outcome",), "Generations of connections that were to follow", c.rollovers),
+        ("records", ("kind",), "Records decoded", c.records),
+        ("gaps", ("state",), "Gaps of candles that entered a state", gaps),
+        ("rejects", ("reason",), "Frames or rows that gave no record", c.rejects),
+        ("records_given_up", ("kind",), "Records lost while the disk was full", c.records_given_up),
     )
-    yield _histogram(
+    yield histogram(
         "marketfeed_close_to_commit_seconds",
         "Exchange seconds from a candle's close to its commit, as its stream brought it",
         c.close_lag,
     )
-    yield _histogram(
+    yield histogram(
         "marketfeed_close_to_healed_seconds",
         "Exchange seconds from a missing candle's close until it was fetched",
         c.healed_lag,
@@ -85,8 +91,9 @@ def _reported(
     r: StatusReport, mark_price_ages_s: Mapping[str, float], started_s: float
 ) -> Iterable[Metric]:
     awaited = 0 if r.settled is None else r.settled.awaited
-    yield from _plain(
+    yield from plain(
         GaugeMetricFamily,
+        _PREFIX,
         ("start_time_seconds", "Wall time of the start", started_s),
         ("healthy", "1 if /health answers 200", int(r.healthy)),
         ("unhealthy_reasons", "Reasons that /health gives", len(r.reasons)),
@@ -102,20 +109,26 @@ def _reported(
         ("clock_offset_seconds", "Exchange clock ahead of this host", r.clock_offset_ms / 1000),
         ("resident_memory_bytes", "Resident memory", r.rss_bytes),
     )
-    yield from _labelled(
+    yield from labelled(
         GaugeMetricFamily,
-        ("connections", "state", "Connections by state", Counter(c.state for c in r.connections)),
-        ("overdue_series", "channel", "Series silent past their deadline", r.overdue),
+        _PREFIX,
+        (
+            "connections",
+            ("state",),
+            "Connections by state",
+            Counter(c.state for c in r.connections),
+        ),
+        ("overdue_series", ("channel",), "Series silent past their deadline", r.overdue),
         (
             "open_gaps",
-            "state",
+            ("state",),
             "Gaps of candles that are open",
             {} if r.healing is None else r.healing.open_gaps,
         ),
-        ("mark_price_age_seconds", "pair", "Age of the newest mark price", mark_price_ages_s),
+        ("mark_price_age_seconds", ("pair",), "Age of the newest mark price", mark_price_ages_s),
         (
             "newest_close_age_seconds",
-            "timeframe",
+            ("timeframe",),
             "Age of the close of the timeframe's oldest newest candle",
             {
                 one.timeframe: one.oldest_close_age_s
@@ -127,41 +140,24 @@ def _reported(
     yield from _shipping(r.shipping)
     yield from _rest(r.rest)
     yield from _history(r.history)
-    yield from _labelled(GaugeMetricFamily, ("build_info", "version", "Version", {__version__: 1}))
-
-
-def _plain(family: Family, *rows: tuple[str, str, float]) -> Iterable[Metric]:
-    """Metrics without labels: name, text, value."""
-    for name, text, value in rows:
-        yield family(f"marketfeed_{name}", text, value=value)
-
-
-def _labelled(family: Family, *rows: tuple[str, str, str, Mapping[str, float]]) -> Iterable[Metric]:
-    """Metrics of one label: name, label, text, and the value of each that the label names."""
-    for name, label, text, values in rows:
-        metric = family(f"marketfeed_{name}", text, labels=[label])
-        for key, value in values.items():
-            metric.add_metric([key], value)
-        yield metric
-
-
-def _histogram(name: str, text: str, tally: Tally) -> HistogramMetricFamily:
-    bounds = [*(str(bound / 1000) for bound in tally.bounds), "+Inf"]
-    buckets = list(zip(bounds, map(float, accumulate(tally.counts)), strict=True))
-    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=tally.sum_ms / 1000)
+    yield from labelled(
+        GaugeMetricFamily, _PREFIX, ("build_info", ("version",), "Version", {__version__: 1})
+    )
 
 
 def _shipping(report: ShipReport | None) -> Iterable[Metric]:
     if report is None:
         return
-    yield from _plain(
+    yield from plain(
         CounterMetricFamily,
+        _PREFIX,
         ("shipped_lines", "Lines that InfluxDB has acknowledged", report.lines),
         ("refused_lines", "Lines that InfluxDB refused and were put aside", report.refused),
         ("ship_requests", "Write requests to InfluxDB", report.batches),
     )
-    yield from _plain(
+    yield from plain(
         GaugeMetricFamily,
+        _PREFIX,
         ("unshipped_rows", "Rows that InfluxDB has not acknowledged", report.unshipped),
         ("ship_trouble_seconds", "For how long shipping has been failing", report.trouble_for_s),
         ("ship_parked", "1 while rights, address or settings are wrong", report.state == "parked"),
@@ -169,14 +165,21 @@ def _shipping(report: ShipReport | None) -> Iterable[Metric]:
 
 
 def _rest(report: RestReport) -> Iterable[Metric]:
-    yield from _labelled(
+    yield from labelled(
         CounterMetricFamily,
-        ("rest_requests", "endpoint", "REST requests sent", report.requests),
-        ("rest_refusals", "status", "REST answers with an error status", report.refused),
-        ("rest_odd_rows", "endpoint", "Rows of REST answers that were left out", report.odd_rows),
+        _PREFIX,
+        ("rest_requests", ("endpoint",), "REST requests sent", report.requests),
+        ("rest_refusals", ("status",), "REST answers with an error status", report.refused),
+        (
+            "rest_odd_rows",
+            ("endpoint",),
+            "Rows of REST answers that were left out",
+            report.odd_rows,
+        ),
     )
-    yield from _plain(
+    yield from plain(
         GaugeMetricFamily,
+        _PREFIX,
         ("rest_weight_used", "REST weight used in this minute", report.weight_used),
         ("rest_weight_limit", "REST weight that may be used a minute", report.weight_limit),
         ("rest_funding_used", "Funding requests of the last 5 minutes", report.funding_used),
@@ -189,43 +192,26 @@ def _history(state: HistoryState | None) -> Iterable[Metric]:
     if state is None:
         return
     history, audit = state.history, state.audit
-    yield from _plain(
+    yield from plain(
         CounterMetricFamily,
+        _PREFIX,
         ("audited_candles", "Stored candles compared with the exchange's", audit.audited),
         ("audit_missing", "Candles that the audit found missing", audit.missing),
         ("audit_different", "Candles that the audit found different", audit.different),
         ("audit_mended", "Candles that the audit has stored or replaced", audit.mended),
         ("audit_errors", "Looks of the audit that could not be had", audit.errors),
     )
-    yield from _plain(
+    yield from plain(
         GaugeMetricFamily,
+        _PREFIX,
         ("audit_mismatch_rate", "Share of audited candles that were wrong", audit.mismatch_rate),
         ("audit_unmended", "Stored candles known to differ", len(audit.unmended)),
     )
     if history is not None:
-        yield from _plain(
+        yield from plain(
             GaugeMetricFamily,
+            _PREFIX,
             ("history_candles_left", "Candles of history still to fill", history.candles_left),
             ("history_pairs_done", "Pairs whose history is filled", history.pairs_done),
             ("history_complete", "1 when the last pass left nothing", history.complete),
         )
-
-
-class Exposition:
-    """The text of `/metrics`: Prometheus format 0.0.4.
-
-    `mark_price_ages_s` are by pair: in the report, they would be most of what the page gets each second.
-    """
-
-    def __init__(
-        self,
-        counters: Counters,
-        report: Callable[[], StatusReport],
-        mark_price_ages_s: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_Exporter(counters, report, mark_price_ages_s))
-
-    def text(self) -> bytes:
-        """Render all metrics now."""
-        return generate_latest(self._registry)

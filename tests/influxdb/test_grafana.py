@@ -16,7 +16,7 @@ from influxd import Influxd
 
 from marketfeed import schema
 from marketfeed.binance.rest_queue import RestReport
-from marketfeed.collector.metrics import Exposition
+from marketfeed.collector.metrics import CollectorExposition
 from marketfeed.collector.status_report import (
     ConnectionReport,
     JournalReport,
@@ -262,7 +262,7 @@ def exported() -> dict[str, set[str]]:
         rss_bytes=1,
         cpu_s=1.0,
     )
-    exposition = Exposition(counters, lambda: report, lambda: {PAIR: 1.0})
+    exposition = CollectorExposition(counters, lambda: report, lambda: {PAIR: 1.0})
     metrics: dict[str, set[str]] = {}
     for line in exposition.text().decode().splitlines():
         if not line.startswith("#"):
