@@ -66,12 +66,8 @@ class Intake:
         self._retry_after_s = retry_after_s
         self._damaged = False
         self._pending = Batch(funding_rate_every_ms)
-        self._seen_marks: set[str] = set()
-        self._seen_closed: list[tuple[str, str, int]] = []
-        self._seen_forming: dict[tuple[str, str], int] = {}
-        self._seen_fetched: list[Candle] = []
+        self._seen = Seen()
         self._not_live: set[tuple[str, str, int]] = set()
-        self._newest_event_ms = 0
         self._not_after_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
@@ -92,7 +88,7 @@ class Intake:
         """Take in one frame. Never raises for what is in it."""
         counters = self._counters
         counters.frames += 1
-        pending = self._pending
+        pending, seen = self._pending, self._seen
         for item in self._decoder.decode(frame):
             if isinstance(item, Candle):
                 if self._is_ahead(item.event_time_ms, frame):
@@ -100,17 +96,17 @@ class Intake:
                 pending.add(item)
                 if item.closed:
                     counters.records["candle"] += 1
-                    self._seen_closed.append((item.pair, item.timeframe, item.open_time_ms))
+                    seen.closed.append((item.pair, item.timeframe, item.open_time_ms))
                     self._urgent.set()
                 else:
                     counters.records["forming"] += 1
-                    self._seen_forming[item.pair, item.timeframe] = item.open_time_ms
+                    seen.forming[item.pair, item.timeframe] = item.open_time_ms
             elif isinstance(item, MarkPrice):
                 if self._is_ahead(item.event_time_ms, frame):
                     continue
                 pending.add(item)
-                self._seen_marks.add(item.pair)
-                self._newest_event_ms = max(self._newest_event_ms, item.event_time_ms)
+                seen.marks.add(item.pair)
+                seen.newest_event_ms = max(seen.newest_event_ms, item.event_time_ms)
                 counters.records["mark_price"] += 1
             elif isinstance(item, FundingRate):
                 if self._is_ahead(item.event_time_ms, frame):
@@ -125,16 +121,7 @@ class Intake:
 
     def take_seen(self) -> Seen:
         """What has come since this was asked last."""
-        seen = Seen(
-            self._seen_marks,
-            self._seen_closed,
-            self._seen_forming,
-            self._newest_event_ms,
-            self._seen_fetched,
-        )
-        self._seen_marks, self._seen_closed, self._seen_forming = set(), [], {}
-        self._seen_fetched = []
-        self._newest_event_ms = 0
+        seen, self._seen = self._seen, Seen()
         return seen
 
     def add(self, record: Record) -> None:
@@ -142,7 +129,7 @@ class Intake:
         self._pending.add(record)
         if isinstance(record, Candle) and record.closed:
             self._counters.records["candle_fetched"] += 1
-            self._seen_fetched.append(record)
+            self._seen.fetched.append(record)
             self._not_live.add((record.pair, record.timeframe, record.open_time_ms))
             self._urgent.set()
         elif isinstance(record, FundingSettled):
