@@ -179,7 +179,7 @@ class Generations:
     async def _stopping(self) -> bool:
         """Wait until the next look; whether `stop` was called meanwhile."""
         every_s = LOOK_EVERY_S if self._spare is None else LOOK_EVERY_PROVING_S
-        return await wait_at_most(max(every_s / self._clock.speed, _LOOK_AT_LEAST_S), self._stop)
+        return await wait_at_most(self._clock.wall_s(every_s, _LOOK_AT_LEAST_S), self._stop)
 
     async def _carry(self, generation: _Generation) -> None:
         try:

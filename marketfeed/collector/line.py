@@ -59,7 +59,7 @@ class Line:
         exchange = settings.exchange
         timeframes, mark_price_every_ms = exchange.timeframes, exchange.mark_price_every.ms
         # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
-        self.silent_after_s = max(SILENT_AFTER_S / clock.speed, SILENT_AT_LEAST_S)
+        self.silent_after_s = clock.wall_s(SILENT_AFTER_S, SILENT_AT_LEAST_S)
         self.fill_ms = _fill_ms(settings)
         self.rest = rest
         self._source = source

@@ -41,8 +41,6 @@ PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0)
 """Exchange seconds until a candle that REST answered without is asked for again; ten minutes in all."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Exchange seconds until REST is asked again when it has failed."""
-PAUSE_AT_LEAST_S: Final = 0.05
-"""The same in wall seconds, at least."""
 RECHECKED: Final = 3
 """Candles of each series that are compared after its connection was lost."""
 RECHECKS: Final = 4
@@ -164,7 +162,9 @@ class Healer:
             while True:
                 self._wake.clear()
                 wait_s = self._start_due(group)
-                await wait_at_most(None if wait_s is None else self._wall_s(wait_s), self._wake)
+                await wait_at_most(
+                    None if wait_s is None else self._clock.wall_s(wait_s), self._wake
+                )
 
     # --- gaps -------------------------------------------------------------------------------------
 
@@ -299,9 +299,6 @@ class Healer:
         self._failures += 1
         self._again_s = now_s + pause_s
 
-    def _wall_s(self, exchange_s: float) -> float:
-        return max(exchange_s / self._clock.speed, PAUSE_AT_LEAST_S)
-
     # --- what an earlier run left -----------------------------------------------------------------
 
     async def _keep_resuming(self) -> None:
@@ -317,7 +314,7 @@ class Healer:
                 resume = False
             except JournalError as error:
                 log.warning("open gaps not read, trying again later error=%r", str(error))
-            await asyncio.sleep(self._wall_s(RESUME_EVERY_S if not resume else 10.0))
+            await asyncio.sleep(self._clock.wall_s(RESUME_EVERY_S if not resume else 10.0))
             resume |= self._supervisor.forgotten() > 0 or self._stored_otherwise
 
     async def _resume(self) -> None:
@@ -354,7 +351,7 @@ class Healer:
                 await asyncio.gather(*map(self._recheck, due[start : start + RECHECKS]))
             wait_s = min((due_s - now_s for due_s in self._rechecks.values()), default=None)
             await wait_at_most(
-                None if wait_s is None else self._wall_s(max(wait_s, 1.0)), self._recheck_wake
+                None if wait_s is None else self._clock.wall_s(max(wait_s, 1.0)), self._recheck_wake
             )
 
     async def _recheck(self, series: Series) -> None:

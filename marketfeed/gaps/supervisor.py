@@ -36,8 +36,7 @@ from marketfeed.schema import TIMEFRAMES_MS
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.5
-"""Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
-_LOOK_AT_LEAST_S: Final = 0.05
+"""Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
 HOLE_SHOWN_S: Final = 60.0
@@ -289,7 +288,7 @@ class Supervisor:
         asking: asyncio.Task[None] | None = None
         async with asyncio.TaskGroup() as group:
             while True:
-                await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+                await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._look()
                 self.looks += 1
                 if asking is not None and not asking.done():

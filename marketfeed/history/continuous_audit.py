@@ -107,7 +107,7 @@ class Auditor:
     async def run(self) -> None:
         """Audit at a steady pace."""
         while True:
-            await asyncio.sleep(max(self._pause_s / self._clock.speed, AT_LEAST_S))
+            await asyncio.sleep(self._clock.wall_s(self._pause_s, AT_LEAST_S))
             try:
                 await self.look()
                 self._failing = False

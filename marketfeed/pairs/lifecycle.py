@@ -31,8 +31,7 @@ from marketfeed.settings.model import ExchangeSettings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
-"""Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
-_LOOK_AT_LEAST_S: Final = 0.05
+"""Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 HEARD_WITHIN_MS: Final = schema.MINUTE_MS
 HEARD_WALL_MS: Final = 2_000
 """A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
@@ -100,7 +99,7 @@ class Keeper:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._source.follow(self._on_listing), name="exchangeInfo")
             while True:
-                await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+                await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
                 ended = self._roster.expire(self._clock.now_ms())
                 if ended:

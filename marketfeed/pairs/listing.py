@@ -157,7 +157,7 @@ class InstrumentSource:
 
     def _until_next_s(self) -> float:
         every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
-        return max(every_s / self._clock.speed, LISTING_AT_LEAST_S)
+        return self._clock.wall_s(every_s, LISTING_AT_LEAST_S)
 
     def _wait_s(self, delay_s: float, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
