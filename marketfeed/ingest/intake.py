@@ -53,7 +53,7 @@ class Intake:
         retry_after_s: float = 1.0,
     ) -> None:
         self.freshness = Freshness()
-        self.before_commit: Callable[[], None] | None = None
+        self.before_commit: Callable[[], None] = lambda: None
         """Called before each commit: what it adds is stored together with what it was found by."""
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last told it; 0 if none is scheduled."""
@@ -154,8 +154,7 @@ class Intake:
             await self._until_due()
             ended = self._ended
             if len(self._pending) or (self._damaged and not ended):
-                if self.before_commit is not None:
-                    self.before_commit()
+                self.before_commit()
                 batch, self._pending = self._pending, Batch(self._funding_every_ms)
                 if not await self._commit(batch):
                     if ended and last_tries == 0:
