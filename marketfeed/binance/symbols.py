@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.odd_rows import symbol_of
+from marketfeed.binance.odd_rows import documented, symbol_of
 from marketfeed.errors import ExchangeError
 
 PURE = True
@@ -88,14 +88,10 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
 
     Raises ExchangeError when it is no such answer, or lists no instrument at all.
     """
-    try:
-        rows = msgspec.json.decode(body, type=_ExchangeInfo).symbols
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ExchangeError(f"exchangeInfo: not the documented answer: {error}") from error
     instruments: dict[str, Instrument] = {}
     not_understood = 0
     odd: dict[str, str] = {}
-    for row in rows:
+    for row in documented("exchangeInfo", body, _ExchangeInfo).symbols:
         try:
             item = msgspec.json.decode(row, type=_Symbol)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -19,7 +19,7 @@ import msgspec
 
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
-from marketfeed.binance.rest import MAX_KLINES, BinanceRest
+from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Counters
@@ -218,7 +218,7 @@ class Healer:
         if not left:
             queue.refresh()
             return None
-        return next(tiles(joined(left, length_ms)[-1], length_ms, MAX_KLINES))
+        return next(tiles(joined(left, length_ms)[-1], length_ms))
 
     async def _ask(self, series: Series, tile: Stretch) -> None:
         queue = self._queues[series]

@@ -15,13 +15,13 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import Priority
-from marketfeed.binance.rest import BinanceRest, Settlement
+from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut, joined
-from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan, to_minute
+from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
