@@ -211,7 +211,7 @@ class BinanceRest:
             "endTime": str(end_ms - 1),
             "limit": str(limit),
         }
-        self._require_time(self.turns.certain_ms(), end_ms)
+        self._require_time(self.turns.clock.certain_ms(), end_ms)
         # Read before it is asked: the row is older than the answer.
         body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
         self._require_time(asked_ms, end_ms)
@@ -246,7 +246,7 @@ class BinanceRest:
 
     def _require_time(self, certain_ms: int, end_ms: int) -> None:
         beyond = end_ms > certain_ms - CLOSED_AFTER_MS
-        if not certain_ms or (beyond and self.turns.is_contradicted()):
+        if not certain_ms or (beyond and self.turns.clock.is_contradicted()):
             raise ExchangeError(
                 "klines: not asked while the exchange's time is not known for certain: what has closed?"
             )
@@ -315,7 +315,7 @@ class BinanceRest:
             ) from None
         self.turns.requests[endpoint] += 1
         used: int | None = None
-        asked_ms, started_s = self.turns.certain_ms(), time.monotonic()
+        asked_ms, started_s = self.turns.clock.certain_ms(), time.monotonic()
         url = self._base + path
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:
@@ -345,7 +345,7 @@ class BinanceRest:
         now_s = self.turns.now().now_ms / 1000
         wait_s = retry_after_s(headers.get("Retry-After"), now_s if told_s is None else told_s)
         silence_s = SILENCE_S.get(status)
-        text = f"{path}: status {status}: {_excerpt(body)}"
+        text = f"{path}: status {status}: {body[:200].decode('utf-8', 'replace')}"
         self.turns.refused[status] += 1
         if silence_s is None:
             if wait_s is not None:
@@ -355,7 +355,7 @@ class BinanceRest:
         if ban := _BANNED_UNTIL.search(body):
             status = BANNED
             # Exchange time: by its clock if that is known, which is never ahead then.
-            known_s = self.turns.certain_ms() / 1000 or told_s or now_s
+            known_s = self.turns.clock.certain_ms() / 1000 or told_s or now_s
             wait_s = max(wait_s, int(ban[1]) / 1000 - known_s + BAN_MARGIN_S)
         wait_s = min(wait_s, max_stop_s(status))
         self.turns.stop(wait_s, status, text)
@@ -437,10 +437,6 @@ async def whole_body(
         if len(body) > max_bytes:
             raise too_large
     return bytes(body)
-
-
-def _excerpt(body: bytes) -> str:
-    return body[:200].decode("utf-8", "replace")
 
 
 def _number(header: str | None) -> int | None:
