@@ -30,7 +30,7 @@ from marketfeed.grid import Stretch, cut, joined, missing, tiles
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle
+from marketfeed.records import Candle, differing_fields
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
 
 log = logging.getLogger(__name__)
@@ -391,7 +391,7 @@ class Healer:
             if known is None:
                 # It may be on its way to the journal, or missing: a repeat changes nothing.
                 self._intake.add(candle)
-            elif msgspec.structs.replace(known, event_time_ms=candle.event_time_ms) != candle:
+            elif differing_fields(known, candle):
                 self._counters.rechecked_different += 1
                 self._intake.add(candle)
                 log.warning(

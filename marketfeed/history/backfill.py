@@ -526,9 +526,7 @@ class Backfill:
         """Commit those candles that lie in holes. Returns how many. Raises JournalError."""
         wanted = list(_within(candles, holes))
         for start in range(0, len(wanted), ROWS_PER_COMMIT):
-            batch = Batch()
-            batch.candles = wanted[start : start + ROWS_PER_COMMIT]
-            await self._commit(batch)
+            await self._commit(Batch(candles=wanted[start : start + ROWS_PER_COMMIT]))
         return len(wanted)
 
     async def _commit(self, batch: Batch) -> None:

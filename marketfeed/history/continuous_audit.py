@@ -19,7 +19,6 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut
 from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
-from marketfeed.history.comparison import Different
 from marketfeed.history.plan import Series, range_of
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
@@ -144,13 +143,16 @@ class Auditor:
         missing = found.missing if complete else []
         self._audited += found.stored + len(missing)
         self._missing += len(missing)
-        self._different += self._news(found.different)
+        # What is known to differ is counted and named once, however often it is met.
+        fresh = [item for item in found.different if _key(item.stored) not in self._unmended]
+        self._different += len(fresh)
+        for item in fresh:
+            log.error("audit: a candle differs %s", item)
         for candle in missing:
             log.error("audit: a candle was missing, storing it candle=%r", _name(candle))
         mending = [*missing, *(d.truth for d in found.different if d.truth is not None)]
         if mending:
-            batch = Batch()
-            batch.candles = mending
+            batch = Batch(candles=mending)
             self._mended += await self._writer.call(lambda journal: journal.write(batch))
             self._on_stored(mending)
         await self._settle(series, stretch, truth)
@@ -171,13 +173,6 @@ class Auditor:
             )
         stretch = Stretch(max(within.start_ms, end_ms - size_ms), end_ms)
         return None if stretch.start_ms >= stretch.end_ms else (series, stretch)
-
-    def _news(self, different: Sequence[Different]) -> int:
-        """Log those differences that were not known, and count them."""
-        fresh = [item for item in different if _key(item.stored) not in self._unmended]
-        for item in fresh:
-            log.error("audit: a candle differs %s", item)
-        return len(fresh)
 
     async def _settle(self, series: Series, stretch: Stretch, truth: Klines) -> None:
         """Look again: what still differs is kept until it agrees."""
