@@ -78,6 +78,11 @@ class ExchangeInfo(msgspec.Struct, frozen=True):
     not_understood: int
     odd: Mapping[str, str] = {}
 
+    def contract(self, pair: str, symbol: str) -> Instrument | None:
+        """The contract of a pair if it is the one of that symbol, which may have become another's."""
+        found = self.instruments.get(pair)
+        return found if found is not None and found.symbol == symbol else None
+
     def may_list(self, symbol: str) -> bool:
         """Whether a row that could not be understood may be the one of this contract."""
         return symbol in self.odd or "" in self.odd

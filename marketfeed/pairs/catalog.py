@@ -83,14 +83,13 @@ def to_drop(
 
     What the exchange has ended stays so, unless it trades again and nobody would notice.
     """
-    found = []
-    for entry in not_wanted:
-        row = info.instruments.get(entry.pair)
-        trades = row is not None and row.symbol == entry.symbol and row.collectable
+
+    def is_live(entry: CatalogEntry) -> bool:
+        row = info.contract(entry.pair, entry.symbol)
         has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
-        if not entry.dropped and (trades or not has_ended):
-            found.append(entry)
-    return found
+        return not has_ended or (row is not None and row.collectable)
+
+    return [entry for entry in not_wanted if not entry.dropped and is_live(entry)]
 
 
 def _as_instrument(entry: CatalogEntry) -> Instrument:
