@@ -12,6 +12,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.odd_rows import documented, symbol_of
 from marketfeed.errors import ExchangeError
+from marketfeed.records import CatalogEntry
 
 PURE = True
 
@@ -51,6 +52,24 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
     def ended_ms(self) -> int | None:
         """When it ends or ended, if that has been announced."""
         return None if self.delivery_ms in (0, NEVER_MS) else self.delivery_ms
+
+
+def remembered(entry: CatalogEntry) -> Instrument:
+    """What the journal knows of a contract that was collected before."""
+    return Instrument(
+        symbol=entry.symbol,
+        pair=entry.pair,
+        quote=quote_of(entry.pair),
+        status="",
+        contract_type="",
+        listed_ms=entry.listed_ms or 0,
+        delivery_ms=entry.ended_ms or 0,
+    )
+
+
+def quote_of(pair: str) -> str:
+    """The quote asset of a pair."""
+    return pair.partition("/")[2].partition(":")[0]
 
 
 class _Symbol(msgspec.Struct, rename="camel"):

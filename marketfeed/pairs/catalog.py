@@ -9,6 +9,7 @@ from marketfeed.binance.symbols import (
     ExchangeInfo,
     Instrument,
     Selection,
+    quote_of,
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.ingest.intake import Intake
@@ -70,7 +71,7 @@ def not_wanted(
     """What the settings do not ask for, traded or not, by pair; `selection` is what they select now."""
     if settings.pairs == "all":
         # What is not selected and could be does not trade just now: that is for the roster to judge.
-        return {entry.pair: entry for entry in stored if _quote(entry.pair) != settings.quote}
+        return {entry.pair: entry for entry in stored if quote_of(entry.pair) != settings.quote}
     # What is named, or was once chosen, and does not trade is refused.
     wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
     return {entry.pair: entry for entry in stored if entry.pair not in wanted}
@@ -90,20 +91,3 @@ def to_drop(
         return not has_ended or (row is not None and row.collectable)
 
     return [entry for entry in not_wanted if not entry.dropped and is_live(entry)]
-
-
-def _as_instrument(entry: CatalogEntry) -> Instrument:
-    """What the journal knows of a contract that was collected before."""
-    return Instrument(
-        entry.symbol,
-        entry.pair,
-        _quote(entry.pair),
-        "",
-        "",
-        entry.listed_ms or 0,
-        entry.ended_ms or 0,
-    )
-
-
-def _quote(pair: str) -> str:
-    return pair.partition("/")[2].partition(":")[0]

@@ -13,6 +13,7 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
     Instrument,
     parse_exchange_info,
+    remembered,
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
@@ -21,7 +22,7 @@ from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.pairs.catalog import Catalog, _as_instrument, not_wanted, to_drop
+from marketfeed.pairs.catalog import Catalog, not_wanted, to_drop
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Changes, Ended, Roster
 from marketfeed.pairs.selection import Listing
@@ -85,7 +86,7 @@ class Keeper:
         dropped = not_wanted(stored, self._settings, listing.selection)
         self._drop(to_drop(dropped.values(), info, now_ms))
         self._roster.remember(
-            _as_instrument(entry)
+            remembered(entry)
             for entry in stored
             if entry.pair not in dropped and (entry.ended_ms is None or entry.ended_ms > now_ms)
         )
