@@ -370,13 +370,13 @@ class Healer:
             if isinstance(error, ExchangeRefusedError) and error.status == HTTPStatus.BAD_REQUEST:
                 # The exchange does not know it any more: nothing to compare with.
                 self._rechecks.pop(series, None)
-                return
-            log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
-            self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
-            return
-        # Unless it was lost once more meanwhile.
-        if self._rechecks.get(series) == due_s:
-            del self._rechecks[series]
+            else:
+                log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
+                self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
+        else:
+            # Unless it was lost once more meanwhile.
+            if self._rechecks.get(series) == due_s:
+                del self._rechecks[series]
 
     async def _compare(self, series: Series, where: Stretch, told: Sequence[Candle]) -> None:
         stored = {

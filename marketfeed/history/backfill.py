@@ -153,6 +153,7 @@ class Backfill:
         self._keep_ms = keep_ms
         self._max_bytes = max_bytes
         self._source = source
+        self._file_worth = 1 if source == "archive" else FILE_WORTH
         self._leave_newest_ms = leave_newest_ms
         self._doubted_for_s = doubted_for_s
         self._on_stored = on_stored
@@ -363,20 +364,19 @@ class Backfill:
     def _files_of(self, holes: Holes) -> Iterator[ArchiveFile]:
         series, now_ms = holes.series, self._clock.now_ms()
         symbol, length_ms = series.instrument.symbol, series.length_ms
-        worth = 1 if self._source == "archive" else FILE_WORTH
         days = missing_days(holes.stretches)
         for month in sorted({month_of(day_ms) for day_ms in days}):
             of_month = {d: ms for d, ms in days.items() if month.start_ms <= d < month.end_ms}
             if (
                 month.end_ms + MONTH_FILE_AFTER_MS <= now_ms
                 and sum(of_month.values()) > FEW_DAYS * schema.DAY_MS
-                and sum(of_month.values()) // length_ms >= worth
+                and sum(of_month.values()) // length_ms >= self._file_worth
             ):
                 yield month_file(symbol, series.timeframe, month.start_ms)
                 continue
             for day_ms, missing_ms in of_month.items():
                 there = day_ms + schema.DAY_MS + DAY_FILE_AFTER_MS <= now_ms
-                if there and missing_ms // length_ms >= worth:
+                if there and missing_ms // length_ms >= self._file_worth:
                     yield day_file(symbol, series.timeframe, day_ms)
 
     # --- doing it ---------------------------------------------------------------------------------
@@ -498,28 +498,25 @@ class Backfill:
             if file.stretch.end_ms - file.stretch.start_ms > schema.DAY_MS:
                 for day in self._days_instead(series, file, holes):
                     await self._take_file((series, day))
-            return
         except ArchiveError as error:
             self._files["refused"] += 1
             log.warning("archive file refused, REST instead error=%r", str(error))
-            return
         except ExchangeError as error:
             self._files["unreachable"] += 1
             if self._files["unreachable"] == SKIPPED_IN_A_ROW:
                 log.warning("archive not to be had, REST instead error=%r", str(error))
-            return
-        self._files["read"] += 1
-        self._left[series.instrument.pair] -= await self._store(candles, holes)
+        else:
+            self._files["read"] += 1
+            self._left[series.instrument.pair] -= await self._store(candles, holes)
 
     def _days_instead(
         self, series: Series, file: ArchiveFile, holes: Sequence[Stretch]
     ) -> list[ArchiveFile]:
-        worth = 1 if self._source == "archive" else FILE_WORTH
         days = missing_days(overlap(holes, file.stretch))
         return [
             day_file(series.instrument.symbol, series.timeframe, day_ms)
             for day_ms, missing_ms in sorted(days.items(), reverse=True)
-            if missing_ms // series.length_ms >= worth
+            if missing_ms // series.length_ms >= self._file_worth
         ]
 
     async def _store(self, candles: Sequence[Candle], holes: Sequence[Stretch]) -> int:

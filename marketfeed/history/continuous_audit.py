@@ -149,7 +149,8 @@ class Auditor:
         for item in fresh:
             log.error("audit: a candle differs %s", item)
         for candle in missing:
-            log.error("audit: a candle was missing, storing it candle=%r", _name(candle))
+            name = f"{candle.pair} {candle.timeframe} {candle.open_time_ms}"
+            log.error("audit: a candle was missing, storing it candle=%r", name)
         mending = [*missing, *(d.truth for d in found.different if d.truth is not None)]
         if mending:
             batch = Batch(candles=mending)
@@ -192,7 +193,3 @@ class Auditor:
 
 def _key(candle: Candle) -> tuple[str, str, int]:
     return candle.pair, candle.timeframe, candle.open_time_ms
-
-
-def _name(candle: Candle) -> str:
-    return f"{candle.pair} {candle.timeframe} {candle.open_time_ms}"

@@ -6,6 +6,7 @@ the batch is kept and tried again; the socket is read on, in bounded memory.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -167,12 +168,10 @@ class Intake:
 
     async def _until_due(self) -> None:
         if not self._ended:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMMIT_EVERY_S):
                     await self._urgent.wait()
                     await asyncio.sleep(CLOSED_COMMIT_AFTER_S)
-            except TimeoutError:
-                pass
         self._urgent.clear()
 
     async def _commit(self, batch: Batch) -> bool:

@@ -147,13 +147,13 @@ class InstrumentSource:
                     log.warning("exchangeInfo not to be had, trying on error=%r", str(error))
                 wait_s = self._wait_s(delay_s, error)
                 delay_s = min(delay_s * 2, RETRY_CAP_S)
-                continue
-            if had_problem or failures:
-                log.info("exchangeInfo is had again")
-            failures, delay_s = 0, RETRY_FIRST_S
-            self.newest = listing
-            wait_s = self._until_next_s()
-            await on_listing(listing)
+            else:
+                if had_problem or failures:
+                    log.info("exchangeInfo is had again")
+                failures, delay_s = 0, RETRY_FIRST_S
+                self.newest = listing
+                wait_s = self._until_next_s()
+                await on_listing(listing)
 
     def _until_next_s(self) -> float:
         every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
