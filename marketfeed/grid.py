@@ -27,17 +27,11 @@ def candles_in(stretch: Stretch, length_ms: int) -> int:
     return max(0, stretch.end_ms - stretch.start_ms) // length_ms
 
 
-def tiles(
-    stretch: Stretch, length_ms: int, most: int = TILE_CANDLES, newest_first: bool = True
-) -> Iterator[Stretch]:
-    """Yield the stretch in tiles of at most `most` candles; the tile at the far end is the short one."""
+def tiles(stretch: Stretch, length_ms: int, most: int = TILE_CANDLES) -> Iterator[Stretch]:
+    """Yield the stretch in tiles of at most `most` candles, newest first; the oldest is the short one."""
     step_ms = most * length_ms
-    if newest_first:
-        for end_ms in range(stretch.end_ms, stretch.start_ms, -step_ms):
-            yield Stretch(max(stretch.start_ms, end_ms - step_ms), end_ms)
-    else:
-        for start_ms in range(stretch.start_ms, stretch.end_ms, step_ms):
-            yield Stretch(start_ms, min(stretch.end_ms, start_ms + step_ms))
+    for end_ms in range(stretch.end_ms, stretch.start_ms, -step_ms):
+        yield Stretch(max(stretch.start_ms, end_ms - step_ms), end_ms)
 
 
 def missing(opens: Iterable[int], stretch: Stretch, length_ms: int) -> list[Stretch]:

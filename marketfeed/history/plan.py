@@ -122,6 +122,8 @@ def missing_days(stretches: Iterable[Stretch]) -> Mapping[int, int]:
 
 def overlap(stretches: Iterable[Stretch], part: Stretch) -> Iterator[Stretch]:
     """What of `stretches` lies within `part`."""
-    for start_ms, end_ms in stretches:
-        if start_ms < part.end_ms and end_ms > part.start_ms:
-            yield Stretch(max(start_ms, part.start_ms), min(end_ms, part.end_ms))
+    return (
+        Stretch(max(start_ms, part.start_ms), min(end_ms, part.end_ms))
+        for start_ms, end_ms in stretches
+        if start_ms < part.end_ms and end_ms > part.start_ms
+    )
