@@ -4,7 +4,7 @@ A stretch holds the candles with start_ms <= open time < end_ms; both ends are m
 length. So two stretches that touch share no candle and have none between them, and an edge never costs one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 PURE = True
@@ -85,3 +85,17 @@ def cut(stretch: Stretch, holes: Iterable[Stretch]) -> list[Stretch]:
     if start_ms < stretch.end_ms:
         found.append(Stretch(start_ms, stretch.end_ms))
     return found
+
+
+def without(stretches: Iterable[Stretch], holes: Collection[Stretch]) -> tuple[Stretch, ...]:
+    """What is left of stretches, in their order, when `holes` (in any order) are taken out of them."""
+    return tuple(part for stretch in stretches for part in cut(stretch, holes))
+
+
+def overlap(stretches: Iterable[Stretch], part: Stretch) -> Iterator[Stretch]:
+    """What of `stretches` lies within `part`."""
+    return (
+        Stretch(max(start_ms, part.start_ms), min(end_ms, part.end_ms))
+        for start_ms, end_ms in stretches
+        if start_ms < part.end_ms and end_ms > part.start_ms
+    )

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, candles_in, cut, joined, missing, tiles
+from marketfeed.grid import (
+    Stretch,
+    candles_in,
+    cut,
+    joined,
+    missing,
+    overlap,
+    tiles,
+    without,
+)
 
 LENGTHS = st.sampled_from(sorted(schema.TIMEFRAMES_MS.values()))
 STRETCHES = st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)).map(sorted)
@@ -109,3 +118,10 @@ def test_the_tiles_of_joined_holes_ask_for_every_missing_candle_once(
     ]
     assert len(asked) == len(set(asked))
     assert set(opens_of(holes, length_ms)) <= set(asked) <= set(opens(stretch, length_ms))
+
+
+def test_what_is_left_of_stretches_and_what_of_them_lies_within_another() -> None:
+    holes = [Stretch(0, 100), Stretch(200, 300)]
+    assert without(holes, [Stretch(50, 250)]) == (Stretch(0, 50), Stretch(250, 300))
+    assert without(holes, []) == tuple(holes)
+    assert list(overlap(holes, Stretch(90, 210))) == [Stretch(90, 100), Stretch(200, 210)]

@@ -26,7 +26,7 @@ from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
-from marketfeed.grid import Stretch, cut, joined, missing, tiles
+from marketfeed.grid import Stretch, cut, joined, missing, tiles, without
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
@@ -214,7 +214,7 @@ class Healer:
                 # Nobody waits for it any more.
                 del queue.gaps[start_ms]
                 continue
-            left += [part for stretch in rest for part in cut(stretch, gap.without)]
+            left += without(rest, gap.without)
         if not left:
             queue.refresh()
             return None
@@ -273,7 +273,7 @@ class Healer:
             left = self._supervisor.left(series, start_ms)
             if not left:
                 queue.gaps.pop(start_ms, None)
-            elif not any(cut(stretch, gap.without) for stretch in left):
+            elif not without(left, gap.without):
                 # All of it was asked for.
                 is_unclear = any(cut(stretch, gap.unclear) != [stretch] for stretch in left)
                 gap.without, gap.unclear = [], []

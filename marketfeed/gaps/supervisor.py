@@ -28,7 +28,7 @@ from marketfeed.gaps.deadlines import (
     Overdue,
     Series,
 )
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, overlap
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
@@ -138,13 +138,8 @@ class Supervisor:
             began_ms = self._liveness.began_ms(series)
             from_ms = began_ms - TILE_CANDLES * TIMEFRAMES_MS[series.channel]
             if start_ms < began_ms and gap.end_ms > from_ms:
-                lacking[series] += self._candles(
-                    series,
-                    [
-                        Stretch(max(part.start_ms, from_ms), min(part.end_ms, began_ms))
-                        for part in self._liveness.left(series, start_ms)
-                    ],
-                )
+                left = self._liveness.left(series, start_ms)
+                lacking[series] += self._candles(series, overlap(left, Stretch(from_ms, began_ms)))
         return +lacking
 
     def contradicts(self, server_time_ms: int) -> bool:
@@ -380,7 +375,7 @@ class Supervisor:
         self._intake.add(Gap(CANDLE_GAP + series.channel, series.pair, *where, state, reason))
 
     @staticmethod
-    def _candles(series: Series, parts: Sequence[Stretch]) -> int:
+    def _candles(series: Series, parts: Iterable[Stretch]) -> int:
         length_ms = TIMEFRAMES_MS[series.channel]
         return sum(candles_in(part, length_ms) for part in parts)
 

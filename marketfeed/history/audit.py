@@ -19,11 +19,11 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import remembered
 from marketfeed.errors import ExchangeError
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles, without
 from marketfeed.history.absent import Absent
 from marketfeed.history.backfill import ABSENT, DAY_FILE_AFTER_MS
 from marketfeed.history.comparison import Comparison, compare
-from marketfeed.history.plan import Series, range_of, without
+from marketfeed.history.plan import Series, range_of
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
 

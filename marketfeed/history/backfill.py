@@ -34,7 +34,7 @@ from marketfeed.errors import (
     OddAnswerError,
 )
 from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, missing
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, missing, overlap, without
 from marketfeed.history.absent import Absent, Doubts
 from marketfeed.history.plan import (
     Holes,
@@ -43,9 +43,7 @@ from marketfeed.history.plan import (
     covering,
     in_order,
     missing_days,
-    overlap,
     range_of,
-    without,
 )
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
@@ -465,8 +463,7 @@ class Backfill:
         opens = [candle.open_time_ms for candle in answer.candles]
         lacking = [
             part
-            for hole in missing(opens, stretch, series.length_ms)
-            for part in cut(hole, answer.unclear)
+            for part in without(missing(opens, stretch, series.length_ms), answer.unclear)
             if part.end_ms <= now_ms - MAY_BE_LATE_MS
         ]
         absent = self._doubts.take(
