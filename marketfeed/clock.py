@@ -12,6 +12,8 @@ import math
 import time
 from typing import Final
 
+WALL_AT_LEAST_S: Final = 0.05
+"""The shortest pause in wall seconds: against a fast simulator an exchange second is over in a moment."""
 STAMPS_HOLD_S: Final = 60.0
 """Wall seconds for which the last stamp of a frame can contradict this clock: a reconnect takes less."""
 
@@ -35,6 +37,10 @@ class ExchangeClock:
     def speed(self) -> float:
         """Exchange seconds per wall second: 1 against the real exchange."""
         return self._speed
+
+    def wall_s(self, exchange_s: float, at_least_s: float = WALL_AT_LEAST_S) -> float:
+        """How long so many exchange seconds take in wall seconds; `at_least_s` in any case."""
+        return max(exchange_s / self._speed, at_least_s)
 
     def now_ms(self) -> int:
         """Exchange time, ms since the epoch."""

@@ -4,7 +4,7 @@ A stretch holds the candles with start_ms <= open time < end_ms; both ends are m
 length. So two stretches that touch share no candle and have none between them, and an edge never costs one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 PURE = True
@@ -27,17 +27,11 @@ def candles_in(stretch: Stretch, length_ms: int) -> int:
     return max(0, stretch.end_ms - stretch.start_ms) // length_ms
 
 
-def tiles(
-    stretch: Stretch, length_ms: int, most: int = TILE_CANDLES, newest_first: bool = True
-) -> Iterator[Stretch]:
-    """Yield the stretch in tiles of at most `most` candles; the tile at the far end is the short one."""
+def tiles(stretch: Stretch, length_ms: int, most: int = TILE_CANDLES) -> Iterator[Stretch]:
+    """Yield the stretch in tiles of at most `most` candles, newest first; the oldest is the short one."""
     step_ms = most * length_ms
-    if newest_first:
-        for end_ms in range(stretch.end_ms, stretch.start_ms, -step_ms):
-            yield Stretch(max(stretch.start_ms, end_ms - step_ms), end_ms)
-    else:
-        for start_ms in range(stretch.start_ms, stretch.end_ms, step_ms):
-            yield Stretch(start_ms, min(stretch.end_ms, start_ms + step_ms))
+    for end_ms in range(stretch.end_ms, stretch.start_ms, -step_ms):
+        yield Stretch(max(stretch.start_ms, end_ms - step_ms), end_ms)
 
 
 def missing(opens: Iterable[int], stretch: Stretch, length_ms: int) -> list[Stretch]:
@@ -91,3 +85,17 @@ def cut(stretch: Stretch, holes: Iterable[Stretch]) -> list[Stretch]:
     if start_ms < stretch.end_ms:
         found.append(Stretch(start_ms, stretch.end_ms))
     return found
+
+
+def without(stretches: Iterable[Stretch], holes: Collection[Stretch]) -> tuple[Stretch, ...]:
+    """What is left of stretches, in their order, when `holes` (in any order) are taken out of them."""
+    return tuple(part for stretch in stretches for part in cut(stretch, holes))
+
+
+def overlap(stretches: Iterable[Stretch], part: Stretch) -> Iterator[Stretch]:
+    """What of `stretches` lies within `part`."""
+    return (
+        Stretch(max(start_ms, part.start_ms), min(end_ms, part.end_ms))
+        for start_ms, end_ms in stretches
+        if start_ms < part.end_ms and end_ms > part.start_ms
+    )

@@ -40,6 +40,13 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
         return self.open_time_ms + schema.TIMEFRAMES_MS[self.timeframe]
 
 
+def differing_fields(one: Candle, other: Candle) -> tuple[str, ...]:
+    """Names of the numbers in which two candles of one series and open time differ."""
+    return tuple(
+        name for name in schema.CANDLE_FIELDS if getattr(one, name) != getattr(other, name)
+    )
+
+
 class MarkPrice(msgspec.Struct, frozen=True, gc=False):
     """Mark and index price of a pair at `event_time_ms`."""
 

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, candles_in, cut, joined, missing, tiles
+from marketfeed.grid import (
+    Stretch,
+    candles_in,
+    cut,
+    joined,
+    missing,
+    overlap,
+    tiles,
+    without,
+)
 
 LENGTHS = st.sampled_from(sorted(schema.TIMEFRAMES_MS.values()))
 STRETCHES = st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)).map(sorted)
@@ -31,15 +40,13 @@ def neither_touch_nor_overlap(stretches: list[Stretch]) -> bool:
     return all(a.end_ms < b.start_ms for a, b in pairwise(stretches))
 
 
-@given(STRETCHES, LENGTHS, st.integers(1, 600), st.booleans())
-def test_tiles_hold_every_candle_once(
-    numbers: list[int], length_ms: int, most: int, newest_first: bool
-) -> None:
+@given(STRETCHES, LENGTHS, st.integers(1, 600))
+def test_tiles_hold_every_candle_once(numbers: list[int], length_ms: int, most: int) -> None:
     stretch = scaled(numbers, length_ms)
-    found = list(tiles(stretch, length_ms, most, newest_first))
+    found = list(tiles(stretch, length_ms, most))
     assert sorted(opens_of(found, length_ms)) == opens(stretch, length_ms)
     assert all(1 <= candles_in(tile, length_ms) <= most for tile in found)
-    assert found == sorted(found, reverse=newest_first)
+    assert found == sorted(found, reverse=True)
     # As few requests as can be, and all but the last one full.
     assert len(found) == -(-candles_in(stretch, length_ms) // most)
     assert all(candles_in(tile, length_ms) == most for tile in found[:-1])
@@ -111,3 +118,10 @@ def test_the_tiles_of_joined_holes_ask_for_every_missing_candle_once(
     ]
     assert len(asked) == len(set(asked))
     assert set(opens_of(holes, length_ms)) <= set(asked) <= set(opens(stretch, length_ms))
+
+
+def test_what_is_left_of_stretches_and_what_of_them_lies_within_another() -> None:
+    holes = [Stretch(0, 100), Stretch(200, 300)]
+    assert without(holes, [Stretch(50, 250)]) == (Stretch(0, 50), Stretch(250, 300))
+    assert without(holes, []) == tuple(holes)
+    assert list(overlap(holes, Stretch(90, 210))) == [Stretch(90, 100), Stretch(200, 210)]

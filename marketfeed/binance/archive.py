@@ -21,6 +21,7 @@ from yarl import URL
 
 from marketfeed import schema
 from marketfeed.binance.archive_rows import parse_rows
+from marketfeed.binance.rest import whole_body
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError, words_of
 from marketfeed.grid import Stretch
@@ -115,12 +116,9 @@ class Archive:
                     raise ArchiveAbsentError(f"{path}: there is none")
                 if response.status != HTTPStatus.OK:
                     raise ExchangeError(f"{url}: status {response.status}")
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    if len(body) > max_bytes:
-                        raise ArchiveError(f"{path}: larger than {max_bytes} bytes")
-                return bytes(body)
+                return await whole_body(
+                    response, max_bytes, ArchiveError(f"{path}: larger than {max_bytes} bytes")
+                )
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:

@@ -64,9 +64,6 @@ def _candle(line: bytes, number: int, pair: str, timeframe: str) -> Candle:
         last_ms = int(last_text)
     except ValueError as error:
         raise ArchiveError(f"line {number}: {error}") from error
-    problem = candle_problem(candle)
-    if not problem and last_ms + 1 != candle.close_time_ms:
-        problem = f"close time {last_ms}"
-    if problem:
+    if problem := candle_problem(candle, last_ms):
         raise ArchiveError(f"line {number}: {problem}")
     return candle

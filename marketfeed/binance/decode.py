@@ -220,8 +220,11 @@ class FrameDecoder:
         return (Reject("bad_shape", str(error)[:200]),)
 
 
-def candle_problem(candle: Candle) -> str:
-    """Why a closed candle from elsewhere than a frame makes no sense; empty when it does."""
+def candle_problem(candle: Candle, last_ms: int) -> str:
+    """Why a closed candle from elsewhere than a frame makes no sense; empty when it does.
+
+    `last_ms` is its close time as Binance tells it: the last ms of the candle.
+    """
     length_ms = schema.TIMEFRAMES_MS[candle.timeframe]
     if not 0 < candle.open_time_ms < MAX_TIME_MS or candle.open_time_ms % length_ms:
         return f"open time {candle.open_time_ms} is none of {candle.timeframe}"
@@ -233,7 +236,7 @@ def candle_problem(candle: Candle) -> str:
     numbers = (candle.volume, candle.quote_volume, candle.taker_buy_volume)
     if not all(0.0 <= number < _INF for number in numbers) or not 0 <= candle.trades < _MAX_TRADES:
         return f"volumes {numbers} trades {candle.trades}"
-    return ""
+    return "" if last_ms + 1 == candle.close_time_ms else f"close time {last_ms}"
 
 
 def _why_no_candle(event: _KlineEvent) -> Reject:

@@ -95,8 +95,7 @@ class Generations:
 
     def connections(self) -> tuple[ConnectionStatus, ...]:
         """Every connection as it stands now, those of a generation that is still to prove itself too."""
-        spare = () if self._spare is None else self._spare.feed.connections()
-        return (*self._current.feed.connections(), *spare)
+        return tuple(status for one in self._both() for status in one.feed.connections())
 
     def current_connections(self) -> tuple[ConnectionStatus, ...]:
         """The connections that count."""
@@ -115,10 +114,7 @@ class Generations:
     async def stop(self) -> None:
         """Close everything and return when nothing is left to do."""
         self._stop.set()
-        spare = self._spare
-        await asyncio.gather(
-            self._current.feed.stop(), *(() if spare is None else (spare.feed.stop(),))
-        )
+        await asyncio.gather(*(one.feed.stop() for one in self._both()))
 
     async def subscribe(self, streams: Iterable[str]) -> None:
         """Add streams by frames, without disturbing others. Returns when the frames are sent."""
@@ -136,11 +132,6 @@ class Generations:
     async def resubscribe(self, streams: Iterable[str]) -> None:
         """UNSUBSCRIBE and SUBSCRIBE again what has gone silent on the connections that count."""
         await self._current.feed.resubscribe(streams)
-
-    def reconnect(self, name: str, reason: str) -> None:
-        """Close the connection of that name, which then opens again; nothing if it is not open."""
-        for generation in self._both():
-            generation.feed.reconnect(name, reason)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -179,7 +170,7 @@ class Generations:
     async def _stopping(self) -> bool:
         """Wait until the next look; whether `stop` was called meanwhile."""
         every_s = LOOK_EVERY_S if self._spare is None else LOOK_EVERY_PROVING_S
-        return await wait_at_most(max(every_s / self._clock.speed, _LOOK_AT_LEAST_S), self._stop)
+        return await wait_at_most(self._clock.wall_s(every_s, _LOOK_AT_LEAST_S), self._stop)
 
     async def _carry(self, generation: _Generation) -> None:
         try:

@@ -47,12 +47,17 @@ class Rows(NamedTuple, Generic[K, T]):
             )
 
 
+def documented(endpoint: str, body: bytes, kind: type[T]) -> T:
+    """An answer as `kind`. Raises ExchangeError when it is none."""
+    try:
+        return msgspec.json.decode(body, type=kind, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ExchangeError(f"{endpoint}: not the documented answer: {error}") from error
+
+
 def listed(endpoint: str, body: bytes) -> list[msgspec.Raw]:
     """The rows of an answer. Raises ExchangeError when it is no list."""
-    try:
-        return msgspec.json.decode(body, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ExchangeError(f"{endpoint}: not the documented answer: {error}") from error
+    return documented(endpoint, body, list[msgspec.Raw])
 
 
 def row_by_row(

@@ -21,6 +21,7 @@ from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
 from marketfeed.binance.odd_rows import (
     Klines,
     OddRowError,
+    documented,
     klines_of,
     listed,
     row_by_row,
@@ -31,15 +32,13 @@ from marketfeed.binance.rest_queue import UNNAMED, Turns
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, date_s, retry_after_s, words_of
-from marketfeed.grid import Stretch
+from marketfeed.grid import TILE_CANDLES, Stretch
 from marketfeed.records import Candle
 
 T = TypeVar("T")
 
 TIMEOUT_S: Final = 20.0
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-MAX_KLINES: Final = 499
-"""The most candles that are asked at a time: of all limits this one costs the least weight a row."""
 MAX_SETTLEMENTS: Final = 1_000
 MAX_INTERVAL_HOURS: Final = 24
 """The longest funding interval that is believed: Binance has 1, 2, 4 and 8 hours."""
@@ -169,7 +168,7 @@ class BinanceRest:
     async def server_time(self) -> ServerTime:
         """Ask the exchange's clock (weight 1)."""
         body, round_trip_s, _ = await self._ask("time", {}, _FREE, Priority.LIVE)
-        answer = _decoded("time", body, _Time)
+        answer = documented("time", body, _Time)
         return ServerTime(answer.server_time, round_trip_s, answer.speed)
 
     async def exchange_info(self) -> bytes:
@@ -196,15 +195,15 @@ class BinanceRest:
     ) -> Klines:
         """Fetch the closed candles with start_ms <= open time < end_ms, oldest first (weight 1 or 2).
 
-        At most `MAX_KLINES` of them lie in that range. One whose close time is not past on the
+        At most `TILE_CANDLES` of them lie in that range. One whose close time is not past on the
         exchange's clock is left out: REST has no other mark of being closed. Of a range that reaches
         beyond the time that is known for certain none is fetched (ExchangeError): what is left out would
         seem not to be there. Raises OddAnswerError when there are rows, and none of them is good.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
         limit = -(-(end_ms - start_ms) // length_ms)
-        if not 1 <= limit <= MAX_KLINES:
-            raise ValueError(f"{limit} candles asked at a time, expected 1 to {MAX_KLINES}")
+        if not 1 <= limit <= TILE_CANDLES:
+            raise ValueError(f"{limit} candles asked at a time, expected 1 to {TILE_CANDLES}")
         params = {
             "symbol": instrument.symbol,
             "interval": timeframe,
@@ -212,7 +211,7 @@ class BinanceRest:
             "endTime": str(end_ms - 1),
             "limit": str(limit),
         }
-        self._require_time(self.turns.certain_ms(), end_ms)
+        self._require_time(self.turns.clock.certain_ms(), end_ms)
         # Read before it is asked: the row is older than the answer.
         body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
         self._require_time(asked_ms, end_ms)
@@ -247,7 +246,7 @@ class BinanceRest:
 
     def _require_time(self, certain_ms: int, end_ms: int) -> None:
         beyond = end_ms > certain_ms - CLOSED_AFTER_MS
-        if not certain_ms or (beyond and self.turns.is_contradicted()):
+        if not certain_ms or (beyond and self.turns.clock.is_contradicted()):
             raise ExchangeError(
                 "klines: not asked while the exchange's time is not known for certain: what has closed?"
             )
@@ -316,12 +315,16 @@ class BinanceRest:
             ) from None
         self.turns.requests[endpoint] += 1
         used: int | None = None
-        asked_ms, started_s = self.turns.certain_ms(), time.monotonic()
+        asked_ms, started_s = self.turns.clock.certain_ms(), time.monotonic()
         url = self._base + path
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:
                 used = _number(response.headers.get(_USED))
-                body = await _whole(path, response)
+                body = await whole_body(
+                    response,
+                    MAX_BODY_BYTES,
+                    ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes"),
+                )
                 round_trip_s = time.monotonic() - started_s
                 if response.status != HTTPStatus.OK:
                     raise self._refused(path, response, body)
@@ -342,7 +345,7 @@ class BinanceRest:
         now_s = self.turns.now().now_ms / 1000
         wait_s = retry_after_s(headers.get("Retry-After"), now_s if told_s is None else told_s)
         silence_s = SILENCE_S.get(status)
-        text = f"{path}: status {status}: {_excerpt(body)}"
+        text = f"{path}: status {status}: {body[:200].decode('utf-8', 'replace')}"
         self.turns.refused[status] += 1
         if silence_s is None:
             if wait_s is not None:
@@ -352,18 +355,11 @@ class BinanceRest:
         if ban := _BANNED_UNTIL.search(body):
             status = BANNED
             # Exchange time: by its clock if that is known, which is never ahead then.
-            known_s = self.turns.certain_ms() / 1000 or told_s or now_s
+            known_s = self.turns.clock.certain_ms() / 1000 or told_s or now_s
             wait_s = max(wait_s, int(ban[1]) / 1000 - known_s + BAN_MARGIN_S)
         wait_s = min(wait_s, max_stop_s(status))
         self.turns.stop(wait_s, status, text)
         return ExchangeRefusedError(text, response.status, wait_s)
-
-
-def _decoded(endpoint: str, body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ExchangeError(f"{endpoint}: not the documented answer: {error}") from error
 
 
 def _is_place(open_ms: int, within: Stretch, length_ms: int) -> bool:
@@ -386,10 +382,7 @@ def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle:
         True,
         row.last_ms + 1,
     )
-    problem = candle_problem(candle)
-    if not problem and row.last_ms + 1 != candle.close_time_ms:
-        problem = f"close time {row.last_ms}"
-    if problem:
+    if problem := candle_problem(candle, row.last_ms):
         raise OddRowError(problem)
     return candle
 
@@ -410,7 +403,7 @@ def _settlement(raw: msgspec.Raw) -> tuple[_SettlementKey, Settlement]:
         or (mark_price is not None and not 0.0 <= mark_price < float("inf"))
     ):
         raise OddRowError(f"makes no sense: {row}")
-    time_ms = _minute(row.funding_time)
+    time_ms = to_minute(row.funding_time)
     settlement = Settlement(
         row.symbol, time_ms, row.funding_rate, mark_price or None, row.rate_type
     )
@@ -421,10 +414,11 @@ def _settlement_key(row: msgspec.Raw) -> _SettlementKey:
     settled = tried(row, _Settled)
     at_ms = settled.funding_time if settled and 0 < settled.funding_time < MAX_TIME_MS else None
     # Whatever its kind: of the two of one time, either may be meant.
-    return symbol_of(row), None if at_ms is None else _minute(at_ms), None
+    return symbol_of(row), None if at_ms is None else to_minute(at_ms), None
 
 
-def _minute(time_ms: int) -> int:
+def to_minute(time_ms: int) -> int:
+    """The minute of a settlement: its time is off by some ms."""
     return schema.floor_to(time_ms + schema.MINUTE_MS // 2, schema.MINUTE_MS)
 
 
@@ -432,18 +426,17 @@ def _symbol(key: _SettlementKey | None) -> str:
     return (key[0] if key else None) or UNNAMED
 
 
-async def _whole(path: str, response: aiohttp.ClientResponse) -> bytes:
+async def whole_body(
+    response: aiohttp.ClientResponse, max_bytes: int, too_large: ExchangeError
+) -> bytes:
+    """The body of an answer; raises `too_large` when it has more than `max_bytes`."""
     # In pieces as they come: a single read gives no more than has arrived.
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
+        if len(body) > max_bytes:
+            raise too_large
     return bytes(body)
-
-
-def _excerpt(body: bytes) -> str:
-    return body[:200].decode("utf-8", "replace")
 
 
 def _number(header: str | None) -> int | None:

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from itertools import count
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,10 @@ UNNAMED: Final = "?"
 """Stands for the name of a row that cannot be read so far."""
 _NAMED_AT_MOST: Final = 10_000
 _NAMED_AT_A_TIME: Final = 3
+
+
+_Queue: TypeAlias = list[tuple[Priority, int, Cost, "asyncio.Future[Taken]"]]
+"""A heap of who waits."""
 
 
 class RestReport(msgspec.Struct, frozen=True):
@@ -46,6 +50,7 @@ class Turns:
 
     def __init__(self, budget: Budget, clock: ExchangeClock) -> None:
         self.budget = budget
+        self.clock = clock
         self.requests: Counter[str] = Counter()
         """Requests sent, by endpoint."""
         self.refused: Counter[int] = Counter()
@@ -54,23 +59,14 @@ class Turns:
         """Rows of answers that were left out, by endpoint."""
         self.changes = 0
         """Rises with everything that `Budget.state` tells."""
-        self._clock = clock
         self._number = count()
-        self._queues = _Queue(), _Queue()
+        self._queues: tuple[_Queue, _Queue] = [], []
         self._timer: asyncio.TimerHandle | None = None
         self._named: set[tuple[str, str]] = set()
 
     def now(self) -> Instant:
         """Read the clock."""
-        return Instant(self._clock.now_ms(), self._clock.elapsed_s())
-
-    def certain_ms(self) -> int:
-        """Exchange time that is past for certain; 0 while none is."""
-        return self._clock.certain_ms()
-
-    def is_contradicted(self) -> bool:
-        """Whether frames say that the time is far less than it seems to be."""
-        return self._clock.is_contradicted()
+        return Instant(self.clock.now_ms(), self.clock.elapsed_s())
 
     async def wait(self, cost: Cost, priority: Priority) -> Taken:
         """Return when a request may go out; it is counted then. End it with `answered`.
@@ -143,12 +139,12 @@ class Turns:
         at = self.now()
         waits = [self._let_go_of(queue, at) for queue in self._queues if queue]
         if any(self._queues):
-            pause_s = min(waits) / 1000 / self._clock.speed
+            pause_s = min(waits) / 1000 / self.clock.speed
             self._timer = asyncio.get_running_loop().call_later(
                 min(max(pause_s, _AT_LEAST_S), _AT_MOST_S), self._let_go
             )
 
-    def _let_go_of(self, queue: "_Queue", at: Instant) -> float:
+    def _let_go_of(self, queue: _Queue, at: Instant) -> float:
         """Let go what may; returns in how many exchange ms the next one may."""
         budget = self.budget
         while queue:
@@ -169,7 +165,3 @@ class Turns:
             turn.set_result(budget.take(at, cost))
             self.changes += 1
         return float("inf")
-
-
-class _Queue(list[tuple[Priority, int, Cost, "asyncio.Future[Taken]"]]):
-    """A heap of who waits."""

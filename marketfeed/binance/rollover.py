@@ -50,12 +50,8 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
 def is_quiet(now_ms: int, timeframes: Iterable[str], quiet_s: float) -> bool:
     """Whether no candle of `timeframes` closes within `quiet_s` before or after `now_ms`."""
     margin_ms = quiet_s * 1000
-    for timeframe in timeframes:
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
-        past_ms = now_ms % length_ms
-        if past_ms < margin_ms or length_ms - past_ms < margin_ms:
-            return False
-    return True
+    lengths_ms = (schema.TIMEFRAMES_MS[timeframe] for timeframe in timeframes)
+    return all(margin_ms <= now_ms % length_ms <= length_ms - margin_ms for length_ms in lengths_ms)
 
 
 def stream_of(frame: bytes) -> bytes:
@@ -118,15 +114,7 @@ class Proof:
 
     def lacking(self, streams: Collection[str]) -> list[str]:
         """Which of `streams` the new generation should have brought and has not."""
-        lacking = []
-        for name in streams:
-            stream = name.encode()
-            if stream in self._new:
-                continue
-            is_mark = stream.partition(b"@")[2].startswith(_MARK)
-            if stream in self._old or (is_mark and not self._steady):
-                lacking.append(name)
-        return lacking
+        return [name for name in streams if self._is_lacking(name.encode())]
 
     def is_given(self, streams: Collection[str], now_s: float) -> bool:
         """Whether the new generation is proven for `streams`."""
@@ -134,3 +122,9 @@ class Proof:
         return (
             since_s is not None and now_s - since_s >= self._watch_s and not self.lacking(streams)
         )
+
+    def _is_lacking(self, stream: bytes) -> bool:
+        if stream in self._new:
+            return False
+        is_mark = stream.partition(b"@")[2].startswith(_MARK)
+        return stream in self._old or (is_mark and not self._steady)

@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.odd_rows import symbol_of
+from marketfeed.binance.odd_rows import documented, symbol_of
 from marketfeed.errors import ExchangeError
+from marketfeed.records import CatalogEntry
 
 PURE = True
 
@@ -53,6 +54,24 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
         return None if self.delivery_ms in (0, NEVER_MS) else self.delivery_ms
 
 
+def remembered(entry: CatalogEntry) -> Instrument:
+    """What the journal knows of a contract that was collected before."""
+    return Instrument(
+        symbol=entry.symbol,
+        pair=entry.pair,
+        quote=quote_of(entry.pair),
+        status="",
+        contract_type="",
+        listed_ms=entry.listed_ms or 0,
+        delivery_ms=entry.ended_ms or 0,
+    )
+
+
+def quote_of(pair: str) -> str:
+    """The quote asset of a pair."""
+    return pair.partition("/")[2].partition(":")[0]
+
+
 class _Symbol(msgspec.Struct, rename="camel"):
     symbol: str
     base_asset: str
@@ -78,6 +97,11 @@ class ExchangeInfo(msgspec.Struct, frozen=True):
     not_understood: int
     odd: Mapping[str, str] = {}
 
+    def contract(self, pair: str, symbol: str) -> Instrument | None:
+        """The contract of a pair if it is the one of that symbol, which may have become another's."""
+        found = self.instruments.get(pair)
+        return found if found is not None and found.symbol == symbol else None
+
     def may_list(self, symbol: str) -> bool:
         """Whether a row that could not be understood may be the one of this contract."""
         return symbol in self.odd or "" in self.odd
@@ -88,14 +112,10 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
 
     Raises ExchangeError when it is no such answer, or lists no instrument at all.
     """
-    try:
-        rows = msgspec.json.decode(body, type=_ExchangeInfo).symbols
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ExchangeError(f"exchangeInfo: not the documented answer: {error}") from error
     instruments: dict[str, Instrument] = {}
     not_understood = 0
     odd: dict[str, str] = {}
-    for row in rows:
+    for row in documented("exchangeInfo", body, _ExchangeInfo).symbols:
         try:
             item = msgspec.json.decode(row, type=_Symbol)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -7,7 +7,6 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from marketfeed import schema
 from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.feed import Feed, OnFrame
@@ -20,7 +19,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.supervisor import Supervisor
-from marketfeed.history.background import History
+from marketfeed.history.background import History, kept_ms
 from marketfeed.history.funding import Settling
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
@@ -59,8 +58,9 @@ class Line:
         exchange = settings.exchange
         timeframes, mark_price_every_ms = exchange.timeframes, exchange.mark_price_every.ms
         # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
-        self.silent_after_s = max(SILENT_AFTER_S / clock.speed, SILENT_AT_LEAST_S)
-        self.fill_ms = _fill_ms(settings)
+        self.silent_after_s = clock.wall_s(SILENT_AFTER_S, SILENT_AT_LEAST_S)
+        # What is absent since the last run, a day of it at least.
+        self.fill_ms = kept_ms(settings, max(1, settings.history.days))
         self.rest = rest
         self._source = source
         self._listing = listing
@@ -172,9 +172,3 @@ class Line:
     ) -> Feed:
         newest = msgspec.json.decode(self._exchange_info())
         return Feed(self._options, newest, streams, on_frame, on_state, self._limiter, name)
-
-
-def _fill_ms(settings: Settings) -> int:
-    """How far back what is absent since the last run is filled; a day at least (exchange time)."""
-    days = max(1, settings.history.days)
-    return min(days * schema.DAY_MS, settings.journal.retention.candles.ms)

@@ -1,5 +1,6 @@
 """How each pair stands, at a glance: the tiles of the status page."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import Final
@@ -50,23 +51,21 @@ def make_tiles(
 ) -> list[Tile]:
     """Judge `pairs`, in their order. `speed`: exchange seconds in a wall second."""
     late_ds = 10 * max(MARK_PRICE_DUE_S, LATE_WALL_S * speed)
-    silent: dict[str, int] = {}
-    for item in overdue:
-        silent[item.series.pair] = silent.get(item.series.pair, 0) + 1
-    holes: dict[str, int] = {}
+    silent = Counter(item.series.pair for item in overdue)
+    holes: Counter[str] = Counter()
     for series, count in old_holes.items():
-        holes[series.pair] = holes.get(series.pair, 0) + count
+        holes[series.pair] += count
     tiles = []
     for pair in pairs:
         at_ms = mark_event_ms.get(pair)
         age_ds = None if at_ms is None else max(0, (now_ms - at_ms) // 100)
-        if silent.get(pair):
+        if silent[pair]:
             state = State.SILENT
-        elif holes.get(pair):
+        elif holes[pair]:
             state = State.HOLES
         elif age_ds is None:
             state = State.WAITING
         else:
             state = State.LATE if age_ds > late_ds else State.FRESH
-        tiles.append(Tile(state, age_ds, silent.get(pair, 0), holes.get(pair, 0)))
+        tiles.append(Tile(state, age_ds, silent[pair], holes[pair]))
     return tiles

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, candles_in, cut, missing
+from marketfeed.grid import Stretch, candles_in, missing, without
 
 PURE = True
 
@@ -419,7 +419,7 @@ class Liveness:
     def _take_out(self, series: Series, state: _Candles, start_ms: int, part: Stretch) -> bool:
         """Take a part out of a range; the range's end is news. Whether anything of it was left."""
         gap = state.ranges[start_ms]
-        left = [rest for stretch in gap.left for rest in cut(stretch, [part])]
+        left = list(without(gap.left, [part]))
         changed = left != gap.left
         gap.left = left
         if not left:

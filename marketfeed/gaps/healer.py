@@ -19,18 +19,18 @@ import msgspec
 
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
-from marketfeed.binance.rest import MAX_KLINES, BinanceRest
+from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
 from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
-from marketfeed.grid import Stretch, cut, joined, missing, tiles
+from marketfeed.grid import Stretch, cut, joined, missing, tiles, without
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle
+from marketfeed.records import Candle, differing_fields
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0)
 """Exchange seconds until a candle that REST answered without is asked for again; ten minutes in all."""
 FAILURE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Exchange seconds until REST is asked again when it has failed."""
-PAUSE_AT_LEAST_S: Final = 0.05
-"""The same in wall seconds, at least."""
 RECHECKED: Final = 3
 """Candles of each series that are compared after its connection was lost."""
 RECHECKS: Final = 4
@@ -164,7 +162,9 @@ class Healer:
             while True:
                 self._wake.clear()
                 wait_s = self._start_due(group)
-                await wait_at_most(None if wait_s is None else self._wall_s(wait_s), self._wake)
+                await wait_at_most(
+                    None if wait_s is None else self._clock.wall_s(wait_s), self._wake
+                )
 
     # --- gaps -------------------------------------------------------------------------------------
 
@@ -214,11 +214,11 @@ class Healer:
                 # Nobody waits for it any more.
                 del queue.gaps[start_ms]
                 continue
-            left += [part for stretch in rest for part in cut(stretch, gap.without)]
+            left += without(rest, gap.without)
         if not left:
             queue.refresh()
             return None
-        return next(tiles(joined(left, length_ms)[-1], length_ms, MAX_KLINES))
+        return next(tiles(joined(left, length_ms)[-1], length_ms))
 
     async def _ask(self, series: Series, tile: Stretch) -> None:
         queue = self._queues[series]
@@ -273,7 +273,7 @@ class Healer:
             left = self._supervisor.left(series, start_ms)
             if not left:
                 queue.gaps.pop(start_ms, None)
-            elif not any(cut(stretch, gap.without) for stretch in left):
+            elif not without(left, gap.without):
                 # All of it was asked for.
                 is_unclear = any(cut(stretch, gap.unclear) != [stretch] for stretch in left)
                 gap.without, gap.unclear = [], []
@@ -299,9 +299,6 @@ class Healer:
         self._failures += 1
         self._again_s = now_s + pause_s
 
-    def _wall_s(self, exchange_s: float) -> float:
-        return max(exchange_s / self._clock.speed, PAUSE_AT_LEAST_S)
-
     # --- what an earlier run left -----------------------------------------------------------------
 
     async def _keep_resuming(self) -> None:
@@ -317,7 +314,7 @@ class Healer:
                 resume = False
             except JournalError as error:
                 log.warning("open gaps not read, trying again later error=%r", str(error))
-            await asyncio.sleep(self._wall_s(RESUME_EVERY_S if not resume else 10.0))
+            await asyncio.sleep(self._clock.wall_s(RESUME_EVERY_S if not resume else 10.0))
             resume |= self._supervisor.forgotten() > 0 or self._stored_otherwise
 
     async def _resume(self) -> None:
@@ -354,7 +351,7 @@ class Healer:
                 await asyncio.gather(*map(self._recheck, due[start : start + RECHECKS]))
             wait_s = min((due_s - now_s for due_s in self._rechecks.values()), default=None)
             await wait_at_most(
-                None if wait_s is None else self._wall_s(max(wait_s, 1.0)), self._recheck_wake
+                None if wait_s is None else self._clock.wall_s(max(wait_s, 1.0)), self._recheck_wake
             )
 
     async def _recheck(self, series: Series) -> None:
@@ -373,13 +370,13 @@ class Healer:
             if isinstance(error, ExchangeRefusedError) and error.status == HTTPStatus.BAD_REQUEST:
                 # The exchange does not know it any more: nothing to compare with.
                 self._rechecks.pop(series, None)
-                return
-            log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
-            self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
-            return
-        # Unless it was lost once more meanwhile.
-        if self._rechecks.get(series) == due_s:
-            del self._rechecks[series]
+            else:
+                log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
+                self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
+        else:
+            # Unless it was lost once more meanwhile.
+            if self._rechecks.get(series) == due_s:
+                del self._rechecks[series]
 
     async def _compare(self, series: Series, where: Stretch, told: Sequence[Candle]) -> None:
         stored = {
@@ -394,7 +391,7 @@ class Healer:
             if known is None:
                 # It may be on its way to the journal, or missing: a repeat changes nothing.
                 self._intake.add(candle)
-            elif msgspec.structs.replace(known, event_time_ms=candle.event_time_ms) != candle:
+            elif differing_fields(known, candle):
                 self._counters.rechecked_different += 1
                 self._intake.add(candle)
                 log.warning(

@@ -28,7 +28,7 @@ from marketfeed.gaps.deadlines import (
     Overdue,
     Series,
 )
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, overlap
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
@@ -36,8 +36,7 @@ from marketfeed.schema import TIMEFRAMES_MS
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.5
-"""Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
-_LOOK_AT_LEAST_S: Final = 0.05
+"""Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
 HOLE_SHOWN_S: Final = 60.0
@@ -81,9 +80,9 @@ class Supervisor:
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
         self.stamped = asyncio.Event()
         """Set when the first frame has come whose stamp tells the exchange's time."""
-        self.on_missing: Callable[[Missing], None] | None = None
+        self.on_missing: Callable[[Missing], None] = lambda _: None
         """Called with every gap that is found, and at its end."""
-        self.on_reconnected: Callable[[Sequence[Series]], None] | None = None
+        self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
         """Called with the series of a connection that was lost and is open again."""
         self._liveness = Liveness()
         self._intake = intake
@@ -92,8 +91,7 @@ class Supervisor:
         self._channels = (*timeframes, MARK_PRICE)
         self._keep_ms = 0
         self._mark_price_every_ms = mark_price_every_ms
-        self._ends_ms: dict[str, int | None] = {i.pair: i.ended_ms for i in instruments}
-        self._listed_ms = {i.pair: i.listed_ms for i in instruments}
+        self._instruments = tuple(instruments)
         self._streams = self._streams_of(instruments)
         self._asked_again_s: dict[Series, float] = {}
         # Since when (ms), and why.
@@ -140,13 +138,8 @@ class Supervisor:
             began_ms = self._liveness.began_ms(series)
             from_ms = began_ms - TILE_CANDLES * TIMEFRAMES_MS[series.channel]
             if start_ms < began_ms and gap.end_ms > from_ms:
-                lacking[series] += self._candles(
-                    series,
-                    [
-                        Stretch(max(part.start_ms, from_ms), min(part.end_ms, began_ms))
-                        for part in self._liveness.left(series, start_ms)
-                    ],
-                )
+                left = self._liveness.left(series, start_ms)
+                lacking[series] += self._candles(series, overlap(left, Stretch(from_ms, began_ms)))
         return +lacking
 
     def contradicts(self, server_time_ms: int) -> bool:
@@ -160,18 +153,8 @@ class Supervisor:
 
         What is absent since then is missing, if it is not older than `keep_ms`.
         """
-        now_ms = self._clock.now_ms()
         self._keep_ms = keep_ms
-        self._liveness.watch(
-            self._streams,
-            self._clock.elapsed_s(),
-            now_ms,
-            stored_open_ms,
-            now_ms - keep_ms,
-            self._listed_ms,
-        )
-        for pair, ended_ms in self._ends_ms.items():
-            self._liveness.expect_until(pair, ended_ms)
+        self._watch(self._instruments, stored_open_ms)
         self._note_missing("absent since the collector ran last")
 
     # --- gaps, for who closes them ----------------------------------------------------------------
@@ -209,8 +192,7 @@ class Supervisor:
             self._note_gap(series, gap, "healed", "was stored meanwhile")
         elif self._liveness.resume(series, gap, left):
             self._open[series, gap.start_ms] = _OpenGap(gap.end_ms, self._clock.elapsed_s())
-            if self.on_missing is not None:
-                self.on_missing(Missing(series, *gap, healed=False))
+            self.on_missing(Missing(series, *gap, healed=False))
         elif series not in self._streams:
             self._note_gap(series, gap, "unresolvable", "the pair is not collected any more")
 
@@ -252,19 +234,7 @@ class Supervisor:
         self, instruments: Sequence[Instrument], stored_open_ms: Mapping[tuple[str, str], int]
     ) -> None:
         """Watch instruments from now on; `stored_open_ms` as in `start`."""
-        streams = self._streams_of(instruments)
-        self._streams.update(streams)
-        now_ms = self._clock.now_ms()
-        self._liveness.watch(
-            streams,
-            self._clock.elapsed_s(),
-            now_ms,
-            stored_open_ms,
-            now_ms - self._keep_ms,
-            {instrument.pair: instrument.listed_ms for instrument in instruments},
-        )
-        for instrument in instruments:
-            self.expect_until(instrument.pair, instrument.ended_ms)
+        self._watch(instruments, stored_open_ms)
         self._note_missing("before the pair was collected")
 
     def expect_until(self, pair: str, ended_ms: int | None) -> None:
@@ -289,7 +259,7 @@ class Supervisor:
         asking: asyncio.Task[None] | None = None
         async with asyncio.TaskGroup() as group:
             while True:
-                await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+                await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._look()
                 self.looks += 1
                 if asking is not None and not asking.done():
@@ -323,16 +293,15 @@ class Supervisor:
         elif status.state == "open" and status.name in self._lost_connections:
             since_ms, reason = self._lost_connections.pop(status.name)
             self._intake.add(Gap(kind, None, since_ms, now_ms, "healed", reason))
-            if self.on_reconnected is not None:
-                carried = frozenset(status.streams)
-                self.on_reconnected([s for s, stream in self._streams.items() if stream in carried])
+            carried = frozenset(status.streams)
+            self.on_reconnected([s for s, stream in self._streams.items() if stream in carried])
 
     def on_replaced(self) -> None:
         """Take note that other connections carry all streams now: what was lost with old ones is back."""
         now_ms = self._clock.now_ms()
         for name, (since_ms, reason) in self._lost_connections.items():
             self._intake.add(Gap(f"connection_{name}", None, since_ms, now_ms, "healed", reason))
-        if self._lost_connections and self.on_reconnected is not None:
+        if self._lost_connections:
             self.on_reconnected(list(self._streams))
         self._lost_connections.clear()
 
@@ -342,6 +311,23 @@ class Supervisor:
             for i in instruments
             for channel in self._channels
         }
+
+    def _watch(
+        self, instruments: Sequence[Instrument], stored_open_ms: Mapping[tuple[str, str], int]
+    ) -> None:
+        streams = self._streams_of(instruments)
+        self._streams.update(streams)
+        now_ms = self._clock.now_ms()
+        self._liveness.watch(
+            streams,
+            self._clock.elapsed_s(),
+            now_ms,
+            stored_open_ms,
+            now_ms - self._keep_ms,
+            {instrument.pair: instrument.listed_ms for instrument in instruments},
+        )
+        for instrument in instruments:
+            self.expect_until(instrument.pair, instrument.ended_ms)
 
     def _look(self) -> None:
         self.take_in()
@@ -381,7 +367,7 @@ class Supervisor:
                 self._note_gap(item.series, where, "found", reason)
                 if item.kept:
                     self._open[key] = _OpenGap(item.end_ms, now_s)
-            if self.on_missing is not None and item.kept:
+            if item.kept:
                 self.on_missing(item)
 
     def _note_gap(self, series: Series, where: Stretch, state: GapState, reason: str) -> None:
@@ -389,7 +375,7 @@ class Supervisor:
         self._intake.add(Gap(CANDLE_GAP + series.channel, series.pair, *where, state, reason))
 
     @staticmethod
-    def _candles(series: Series, parts: Sequence[Stretch]) -> int:
+    def _candles(series: Series, parts: Iterable[Stretch]) -> int:
         length_ms = TIMEFRAMES_MS[series.channel]
         return sum(candles_in(part, length_ms) for part in parts)
 

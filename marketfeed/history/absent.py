@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, cut, joined
-from marketfeed.history.plan import Series, overlap
+from marketfeed.grid import Stretch, cut, joined, overlap
+from marketfeed.history.plan import Series
 
 PURE = True
 

@@ -17,13 +17,13 @@ from marketfeed.binance.archive import Archive, day_file
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
-from marketfeed.binance.symbols import Instrument
+from marketfeed.binance.symbols import remembered
 from marketfeed.errors import ExchangeError
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles, without
 from marketfeed.history.absent import Absent
 from marketfeed.history.backfill import ABSENT, DAY_FILE_AFTER_MS
 from marketfeed.history.comparison import Comparison, compare
-from marketfeed.history.plan import Series, range_of, without
+from marketfeed.history.plan import Series, range_of
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
 
@@ -118,6 +118,10 @@ class _Sums(NamedTuple):
     different: int = 0
 
 
+def _total(*parts: _Sums) -> _Sums:
+    return _Sums(*map(sum, zip(*parts, strict=True)))
+
+
 def audited_series(
     catalog: Sequence[CatalogEntry],
     pairs: Sequence[str] | None = None,
@@ -128,18 +132,7 @@ def audited_series(
     Pairs that the settings have dropped are audited when they are named.
     """
     return [
-        Series(
-            Instrument(
-                symbol=entry.symbol,
-                pair=entry.pair,
-                quote="",
-                status="",
-                contract_type="",
-                listed_ms=entry.listed_ms or 0,
-                delivery_ms=entry.ended_ms or 0,
-            ),
-            timeframe,
-        )
+        Series(remembered(entry), timeframe)
         for entry in catalog
         if (not entry.dropped if pairs is None else entry.pair in pairs)
         for timeframe in entry.timeframes
@@ -219,8 +212,7 @@ class Audit:
         return _Sums(wanted, wanted - missing, missing)
 
     def _add(self, series: Series, sums: _Sums) -> None:
-        known = self._sums.get(series, _Sums())
-        self._sums[series] = _Sums(*(a + b for a, b in zip(known, sums, strict=True)))
+        self._sums[series] = _total(self._sums.get(series, _Sums()), sums)
 
     def _pieces_of(self, series: Series, within: Stretch) -> Iterator[_Piece]:
         if self._archive is None:
@@ -286,12 +278,8 @@ class Audit:
         return Klines(await self._archive.candles(series.instrument, file))
 
     def _report(self) -> AuditReport:
-        total = _Sums()
-        rows: list[SeriesAudit] = []
-        for series in self._series:
-            sums = self._sums.get(series, _Sums())
-            rows.append(SeriesAudit(series.instrument.pair, series.timeframe, *sums))
-            total = _Sums(*(a + b for a, b in zip(total, sums, strict=True)))
+        counted = [(one, self._sums.get(one, _Sums())) for one in self._series]
+        total = _total(_Sums(), *(sums for _, sums in counted))
         bad = total.missing + total.different
         return AuditReport(
             source="rest" if self._archive is None else "archive",
@@ -307,7 +295,9 @@ class Audit:
             percent=100.0 * (1 - bad / total.expected) if total.expected else 0.0,
             differences=self._differences,
             errors=self._errors,
-            series=rows,
+            series=[
+                SeriesAudit(one.instrument.pair, one.timeframe, *sums) for one, sums in counted
+            ],
         )
 
 

@@ -34,7 +34,7 @@ from marketfeed.errors import (
     OddAnswerError,
 )
 from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, missing
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, missing, overlap, without
 from marketfeed.history.absent import Absent, Doubts
 from marketfeed.history.plan import (
     Holes,
@@ -43,9 +43,7 @@ from marketfeed.history.plan import (
     covering,
     in_order,
     missing_days,
-    overlap,
     range_of,
-    without,
 )
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
@@ -153,6 +151,7 @@ class Backfill:
         self._keep_ms = keep_ms
         self._max_bytes = max_bytes
         self._source = source
+        self._file_worth = 1 if source == "archive" else FILE_WORTH
         self._leave_newest_ms = leave_newest_ms
         self._doubted_for_s = doubted_for_s
         self._on_stored = on_stored
@@ -254,10 +253,7 @@ class Backfill:
             wait_s = LOOK_AGAIN_S if done else AGAIN_S
             if odd:
                 wait_s = min(AGAIN_S * 2.0 ** (self._odd_passes - 1), LOOK_AGAIN_S)
-            await self._until_woken(max(wait_s / self._clock.speed, RETRY_FIRST_S))
-
-    async def _until_woken(self, timeout_s: float) -> None:
-        await wait_at_most(timeout_s, self._woken)
+            await wait_at_most(self._clock.wall_s(wait_s, RETRY_FIRST_S), self._woken)
 
     async def fill(self) -> None:
         """One pass: find every hole and fill it. Never raises for what the exchange or the disk does."""
@@ -307,7 +303,7 @@ class Backfill:
             self._state = "filling"
         await self._all(plan, self._ask, AT_ONCE)
         if self._doubts and self._left.total() and not self._is_over():
-            await self._until_woken(self._doubted_for_s / self._clock.speed + 0.01)
+            await wait_at_most(self._doubted_for_s / self._clock.speed + 0.01, self._woken)
             plan = in_order(await self._scan())
             self._state = "filling"
             await self._all(plan, self._ask, AT_ONCE)
@@ -366,20 +362,19 @@ class Backfill:
     def _files_of(self, holes: Holes) -> Iterator[ArchiveFile]:
         series, now_ms = holes.series, self._clock.now_ms()
         symbol, length_ms = series.instrument.symbol, series.length_ms
-        worth = 1 if self._source == "archive" else FILE_WORTH
         days = missing_days(holes.stretches)
         for month in sorted({month_of(day_ms) for day_ms in days}):
             of_month = {d: ms for d, ms in days.items() if month.start_ms <= d < month.end_ms}
             if (
                 month.end_ms + MONTH_FILE_AFTER_MS <= now_ms
                 and sum(of_month.values()) > FEW_DAYS * schema.DAY_MS
-                and sum(of_month.values()) // length_ms >= worth
+                and sum(of_month.values()) // length_ms >= self._file_worth
             ):
                 yield month_file(symbol, series.timeframe, month.start_ms)
                 continue
             for day_ms, missing_ms in of_month.items():
                 there = day_ms + schema.DAY_MS + DAY_FILE_AFTER_MS <= now_ms
-                if there and missing_ms // length_ms >= worth:
+                if there and missing_ms // length_ms >= self._file_worth:
                     yield day_file(symbol, series.timeframe, day_ms)
 
     # --- doing it ---------------------------------------------------------------------------------
@@ -468,8 +463,7 @@ class Backfill:
         opens = [candle.open_time_ms for candle in answer.candles]
         lacking = [
             part
-            for hole in missing(opens, stretch, series.length_ms)
-            for part in cut(hole, answer.unclear)
+            for part in without(missing(opens, stretch, series.length_ms), answer.unclear)
             if part.end_ms <= now_ms - MAY_BE_LATE_MS
         ]
         absent = self._doubts.take(
@@ -501,37 +495,32 @@ class Backfill:
             if file.stretch.end_ms - file.stretch.start_ms > schema.DAY_MS:
                 for day in self._days_instead(series, file, holes):
                     await self._take_file((series, day))
-            return
         except ArchiveError as error:
             self._files["refused"] += 1
             log.warning("archive file refused, REST instead error=%r", str(error))
-            return
         except ExchangeError as error:
             self._files["unreachable"] += 1
             if self._files["unreachable"] == SKIPPED_IN_A_ROW:
                 log.warning("archive not to be had, REST instead error=%r", str(error))
-            return
-        self._files["read"] += 1
-        self._left[series.instrument.pair] -= await self._store(candles, holes)
+        else:
+            self._files["read"] += 1
+            self._left[series.instrument.pair] -= await self._store(candles, holes)
 
     def _days_instead(
         self, series: Series, file: ArchiveFile, holes: Sequence[Stretch]
     ) -> list[ArchiveFile]:
-        worth = 1 if self._source == "archive" else FILE_WORTH
         days = missing_days(overlap(holes, file.stretch))
         return [
             day_file(series.instrument.symbol, series.timeframe, day_ms)
             for day_ms, missing_ms in sorted(days.items(), reverse=True)
-            if missing_ms // series.length_ms >= worth
+            if missing_ms // series.length_ms >= self._file_worth
         ]
 
     async def _store(self, candles: Sequence[Candle], holes: Sequence[Stretch]) -> int:
         """Commit those candles that lie in holes. Returns how many. Raises JournalError."""
         wanted = list(_within(candles, holes))
         for start in range(0, len(wanted), ROWS_PER_COMMIT):
-            batch = Batch()
-            batch.candles = wanted[start : start + ROWS_PER_COMMIT]
-            await self._commit(batch)
+            await self._commit(Batch(candles=wanted[start : start + ROWS_PER_COMMIT]))
         return len(wanted)
 
     async def _commit(self, batch: Batch) -> None:

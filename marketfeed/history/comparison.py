@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from marketfeed import schema
 from marketfeed.grid import Stretch
-from marketfeed.records import Candle
+from marketfeed.records import Candle, differing_fields
 
 PURE = True
 
@@ -20,14 +19,7 @@ class Different(msgspec.Struct, frozen=True, gc=False):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that differ."""
-        truth = self.truth
-        if truth is None:
-            return ()
-        return tuple(
-            name
-            for name in schema.CANDLE_FIELDS
-            if getattr(self.stored, name) != getattr(truth, name)
-        )
+        return () if self.truth is None else differing_fields(self.stored, self.truth)
 
     def __str__(self) -> str:
         candle = self.stored
@@ -77,10 +69,6 @@ def compare(
     different = [
         Different(candle, other)
         for open_ms, candle in ours.items()
-        if (other := theirs.get(open_ms)) is None or _values(candle) != _values(other)
+        if (other := theirs.get(open_ms)) is None or differing_fields(candle, other)
     ]
     return Comparison(len(ours), missing, different)
-
-
-def _values(candle: Candle) -> tuple[float, ...]:
-    return tuple(getattr(candle, name) for name in schema.CANDLE_FIELDS)

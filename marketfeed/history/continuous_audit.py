@@ -19,7 +19,6 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut
 from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
-from marketfeed.history.comparison import Different
 from marketfeed.history.plan import Series, range_of
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
@@ -107,7 +106,7 @@ class Auditor:
     async def run(self) -> None:
         """Audit at a steady pace."""
         while True:
-            await asyncio.sleep(max(self._pause_s / self._clock.speed, AT_LEAST_S))
+            await asyncio.sleep(self._clock.wall_s(self._pause_s, AT_LEAST_S))
             try:
                 await self.look()
                 self._failing = False
@@ -144,13 +143,17 @@ class Auditor:
         missing = found.missing if complete else []
         self._audited += found.stored + len(missing)
         self._missing += len(missing)
-        self._different += self._news(found.different)
+        # What is known to differ is counted and named once, however often it is met.
+        fresh = [item for item in found.different if _key(item.stored) not in self._unmended]
+        self._different += len(fresh)
+        for item in fresh:
+            log.error("audit: a candle differs %s", item)
         for candle in missing:
-            log.error("audit: a candle was missing, storing it candle=%r", _name(candle))
+            name = f"{candle.pair} {candle.timeframe} {candle.open_time_ms}"
+            log.error("audit: a candle was missing, storing it candle=%r", name)
         mending = [*missing, *(d.truth for d in found.different if d.truth is not None)]
         if mending:
-            batch = Batch()
-            batch.candles = mending
+            batch = Batch(candles=mending)
             self._mended += await self._writer.call(lambda journal: journal.write(batch))
             self._on_stored(mending)
         await self._settle(series, stretch, truth)
@@ -172,13 +175,6 @@ class Auditor:
         stretch = Stretch(max(within.start_ms, end_ms - size_ms), end_ms)
         return None if stretch.start_ms >= stretch.end_ms else (series, stretch)
 
-    def _news(self, different: Sequence[Different]) -> int:
-        """Log those differences that were not known, and count them."""
-        fresh = [item for item in different if _key(item.stored) not in self._unmended]
-        for item in fresh:
-            log.error("audit: a candle differs %s", item)
-        return len(fresh)
-
     async def _settle(self, series: Series, stretch: Stretch, truth: Klines) -> None:
         """Look again: what still differs is kept until it agrees."""
         found = await compare_stored(self._view, series, stretch, truth)
@@ -197,7 +193,3 @@ class Auditor:
 
 def _key(candle: Candle) -> tuple[str, str, int]:
     return candle.pair, candle.timeframe, candle.open_time_ms
-
-
-def _name(candle: Candle) -> str:
-    return f"{candle.pair} {candle.timeframe} {candle.open_time_ms}"

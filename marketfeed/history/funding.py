@@ -15,13 +15,13 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import Priority
-from marketfeed.binance.rest import BinanceRest, Settlement
+from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut, joined
-from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan, to_minute
+from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
@@ -31,8 +31,7 @@ from marketfeed.records import FundingSettled
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
-"""Exchange seconds between two looks for settlements; never closer than `_AT_LEAST_S` wall seconds."""
-_AT_LEAST_S: Final = 0.05
+"""Exchange seconds between two looks for settlements; never closer than `WALL_AT_LEAST_S` wall seconds."""
 SETTLED_AFTER_S: Final = 3.0
 """Exchange seconds after which a settled rate is asked for."""
 PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
@@ -175,7 +174,7 @@ class Settling:
                 except (ExchangeError, JournalError) as error:
                     pause_s = self._failed("live", error, self._failures)
                     self._failures += 1
-                await self._sleep(pause_s)
+                await asyncio.sleep(self._clock.wall_s(pause_s))
 
     # --- after each settlement --------------------------------------------------------------------
 
@@ -252,13 +251,13 @@ class Settling:
                 await self._fill()
                 failures, self._troubles["history"] = 0, ""
             except (ExchangeError, JournalError) as error:
-                await self._sleep(self._failed("history", error, failures))
+                await asyncio.sleep(self._clock.wall_s(self._failed("history", error, failures)))
                 failures += 1
                 continue
             odd_rounds = min(odd_rounds + 1, _ODD_ROUNDS) if self._incomplete else 0
             again_s = self._clock.elapsed_s() + min(ODD_PAUSE_S * 2.0**odd_rounds, LATE_PAUSE_S)
             while not self._look_back.is_set() and self._writer.generation == self._generation:
-                await self._sleep(LOOK_EVERY_S)
+                await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 if self._incomplete and self._clock.elapsed_s() >= again_s:
                     break
 
@@ -412,6 +411,3 @@ class Settling:
             log.warning("settled rates not had, trying again what=%s error=%r", what, str(error))
         self._troubles[what] = str(error)
         return FAILURE_PAUSES_S[min(failures, len(FAILURE_PAUSES_S) - 1)]
-
-    async def _sleep(self, exchange_s: float) -> None:
-        await asyncio.sleep(max(exchange_s / self._clock.speed, _AT_LEAST_S))

@@ -15,11 +15,6 @@ STEP_MS: Final = schema.MINUTE_MS
 """The grid of settlements."""
 
 
-def to_minute(time_ms: int) -> int:
-    """The minute of a settlement: its time is off by some ms."""
-    return schema.floor_to(time_ms + STEP_MS // 2, STEP_MS)
-
-
 class Plan(NamedTuple):
     """How history is asked: symbol by symbol, or all at once in `parts`, the newest first."""
 

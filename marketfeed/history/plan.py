@@ -3,12 +3,12 @@
 Times are ms of exchange time; stretches are half open and on their timeframe's grid.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from marketfeed import schema
 from marketfeed.binance.symbols import Instrument
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut
+from marketfeed.grid import TILE_CANDLES, Stretch, candles_in
 
 PURE = True
 
@@ -105,11 +105,6 @@ def in_order(lacking: Iterable[Holes]) -> list[Tile]:
     )
 
 
-def without(stretches: Iterable[Stretch], absent: Sequence[Stretch]) -> tuple[Stretch, ...]:
-    """Holes without those parts of them that the exchange does not have, oldest first."""
-    return tuple(part for stretch in stretches for part in cut(stretch, absent))
-
-
 def missing_days(stretches: Iterable[Stretch]) -> Mapping[int, int]:
     """How many ms of each UTC day (by its start) are missing."""
     days: dict[int, int] = {}
@@ -118,10 +113,3 @@ def missing_days(stretches: Iterable[Stretch]) -> Mapping[int, int]:
             part_ms = min(end_ms, day_ms + schema.DAY_MS) - max(start_ms, day_ms)
             days[day_ms] = days.get(day_ms, 0) + part_ms
     return days
-
-
-def overlap(stretches: Iterable[Stretch], part: Stretch) -> Iterator[Stretch]:
-    """What of `stretches` lies within `part`."""
-    for start_ms, end_ms in stretches:
-        if start_ms < part.end_ms and end_ms > part.start_ms:
-            yield Stretch(max(start_ms, part.start_ms), min(end_ms, part.end_ms))

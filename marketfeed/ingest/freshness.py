@@ -1,7 +1,6 @@
 """What has been committed last of each series, and what the supervisor has yet to see."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+import msgspec
 
 from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle
@@ -29,7 +28,7 @@ class Freshness:
             self.candles[candle.timeframe] = self.candles.get(candle.timeframe, 0) + 1
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct):
     """What has come, stored or not: a full disk is no silence.
 
     `marks` are pairs with mark prices, `closed` candles as (pair, timeframe, open time in ms), `forming`
@@ -38,8 +37,8 @@ class Seen(NamedTuple):
     otherwise than by frames.
     """
 
-    marks: Collection[str]
-    closed: Sequence[tuple[str, str, int]]
-    forming: Mapping[tuple[str, str], int]
-    newest_event_ms: int
-    fetched: Sequence[Candle]
+    marks: set[str] = set()
+    closed: list[tuple[str, str, int]] = []
+    forming: dict[tuple[str, str], int] = {}
+    newest_event_ms: int = 0
+    fetched: list[Candle] = []

@@ -6,6 +6,7 @@ the batch is kept and tried again; the socket is read on, in bounded memory.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class Intake:
         retry_after_s: float = 1.0,
     ) -> None:
         self.freshness = Freshness()
-        self.before_commit: Callable[[], None] | None = None
+        self.before_commit: Callable[[], None] = lambda: None
         """Called before each commit: what it adds is stored together with what it was found by."""
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last told it; 0 if none is scheduled."""
@@ -66,12 +67,8 @@ class Intake:
         self._retry_after_s = retry_after_s
         self._damaged = False
         self._pending = Batch(funding_rate_every_ms)
-        self._seen_marks: set[str] = set()
-        self._seen_closed: list[tuple[str, str, int]] = []
-        self._seen_forming: dict[tuple[str, str], int] = {}
-        self._seen_fetched: list[Candle] = []
+        self._seen = Seen()
         self._not_live: set[tuple[str, str, int]] = set()
-        self._newest_event_ms = 0
         self._not_after_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
@@ -92,7 +89,7 @@ class Intake:
         """Take in one frame. Never raises for what is in it."""
         counters = self._counters
         counters.frames += 1
-        pending = self._pending
+        pending, seen = self._pending, self._seen
         for item in self._decoder.decode(frame):
             if isinstance(item, Candle):
                 if self._is_ahead(item.event_time_ms, frame):
@@ -100,17 +97,18 @@ class Intake:
                 pending.add(item)
                 if item.closed:
                     counters.records["candle"] += 1
-                    self._seen_closed.append((item.pair, item.timeframe, item.open_time_ms))
+                    seen.closed.append((item.pair, item.timeframe, item.open_time_ms))
                     self._urgent.set()
                 else:
                     counters.records["forming"] += 1
-                    self._seen_forming[item.pair, item.timeframe] = item.open_time_ms
+                    seen.forming[item.pair, item.timeframe] = item.open_time_ms
             elif isinstance(item, MarkPrice):
                 if self._is_ahead(item.event_time_ms, frame):
                     continue
                 pending.add(item)
-                self._seen_marks.add(item.pair)
-                self._newest_event_ms = max(self._newest_event_ms, item.event_time_ms)
+                seen.marks.add(item.pair)
+                if item.event_time_ms > seen.newest_event_ms:  # noqa: PLR1730 - hot: max() costs more
+                    seen.newest_event_ms = item.event_time_ms
                 counters.records["mark_price"] += 1
             elif isinstance(item, FundingRate):
                 if self._is_ahead(item.event_time_ms, frame):
@@ -125,16 +123,7 @@ class Intake:
 
     def take_seen(self) -> Seen:
         """What has come since this was asked last."""
-        seen = Seen(
-            self._seen_marks,
-            self._seen_closed,
-            self._seen_forming,
-            self._newest_event_ms,
-            self._seen_fetched,
-        )
-        self._seen_marks, self._seen_closed, self._seen_forming = set(), [], {}
-        self._seen_fetched = []
-        self._newest_event_ms = 0
+        seen, self._seen = self._seen, Seen()
         return seen
 
     def add(self, record: Record) -> None:
@@ -142,7 +131,7 @@ class Intake:
         self._pending.add(record)
         if isinstance(record, Candle) and record.closed:
             self._counters.records["candle_fetched"] += 1
-            self._seen_fetched.append(record)
+            self._seen.fetched.append(record)
             self._not_live.add((record.pair, record.timeframe, record.open_time_ms))
             self._urgent.set()
         elif isinstance(record, FundingSettled):
@@ -167,8 +156,7 @@ class Intake:
             await self._until_due()
             ended = self._ended
             if len(self._pending) or (self._damaged and not ended):
-                if self.before_commit is not None:
-                    self.before_commit()
+                self.before_commit()
                 batch, self._pending = self._pending, Batch(self._funding_every_ms)
                 if not await self._commit(batch):
                     if ended and last_tries == 0:
@@ -181,12 +169,10 @@ class Intake:
 
     async def _until_due(self) -> None:
         if not self._ended:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMMIT_EVERY_S):
                     await self._urgent.wait()
                     await asyncio.sleep(CLOSED_COMMIT_AFTER_S)
-            except TimeoutError:
-                pass
         self._urgent.clear()
 
     async def _commit(self, batch: Batch) -> bool:

@@ -27,6 +27,7 @@ class Batch:
     """What one commit will write.
 
     `funding_rate_every_ms` is the grid of the running funding rate; mark prices lie on whole seconds.
+    `candles` are closed ones to begin with.
     A grid step holds the *earliest* event that falls into it: a point stamped T must not hold what was
     only known after T (and the result does not depend on the order of arrival).
     """
@@ -43,9 +44,11 @@ class Batch:
         "settled",
     )
 
-    def __init__(self, funding_rate_every_ms: int = schema.MINUTE_MS) -> None:
+    def __init__(
+        self, funding_rate_every_ms: int = schema.MINUTE_MS, candles: Iterable[Candle] = ()
+    ) -> None:
         self.funding_every_ms = funding_rate_every_ms
-        self.candles: list[Candle] = []
+        self.candles = list(candles)
         self.forming: dict[tuple[str, str], Candle] = {}
         self.mark_prices: dict[tuple[str, int], MarkPrice] = {}
         self.funding_rates: dict[tuple[str, int], FundingRate] = {}

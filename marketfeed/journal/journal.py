@@ -88,8 +88,7 @@ class Journal(NumberedFile, JournalReads):
 
         On an operator's word only: everything else goes by `write`. Returns how many were new or changed.
         """
-        batch = Batch()
-        batch.candles = list(candles)
+        batch = Batch(candles=candles)
         with self._transaction():
             ids = self._ids_of(batch)
             before = self.db.total_changes

@@ -29,7 +29,7 @@ class JournalWriter(FileThread[Journal]):
 
     def __init__(self, path: Path, check_s: float = CHECK_S) -> None:
         super().__init__(KIND, path)
-        self.on_damage: Callable[[JournalError], None] | None = None
+        self.on_damage: Callable[[JournalError], None] = lambda _: None
         """Called on the event loop when a call has met damage: the file is to be replaced."""
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
@@ -53,8 +53,7 @@ class JournalWriter(FileThread[Journal]):
         except JournalWriteError as error:
             if error.damaged:
                 self._certain |= is_certain(error.__cause__)
-                if self.on_damage is not None:
-                    self.on_damage(error)
+                self.on_damage(error)
             raise
 
     async def save_document(self, name: str, body: bytes, saved_ms: int) -> None:

@@ -9,6 +9,7 @@ from marketfeed.binance.symbols import (
     ExchangeInfo,
     Instrument,
     Selection,
+    quote_of,
 )
 from marketfeed.clock import ExchangeClock
 from marketfeed.ingest.intake import Intake
@@ -70,7 +71,7 @@ def not_wanted(
     """What the settings do not ask for, traded or not, by pair; `selection` is what they select now."""
     if settings.pairs == "all":
         # What is not selected and could be does not trade just now: that is for the roster to judge.
-        return {entry.pair: entry for entry in stored if _quote(entry.pair) != settings.quote}
+        return {entry.pair: entry for entry in stored if quote_of(entry.pair) != settings.quote}
     # What is named, or was once chosen, and does not trade is refused.
     wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
     return {entry.pair: entry for entry in stored if entry.pair not in wanted}
@@ -83,28 +84,10 @@ def to_drop(
 
     What the exchange has ended stays so, unless it trades again and nobody would notice.
     """
-    found = []
-    for entry in not_wanted:
-        row = info.instruments.get(entry.pair)
-        trades = row is not None and row.symbol == entry.symbol and row.collectable
+
+    def is_live(entry: CatalogEntry) -> bool:
+        row = info.contract(entry.pair, entry.symbol)
         has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
-        if not entry.dropped and (trades or not has_ended):
-            found.append(entry)
-    return found
+        return not has_ended or (row is not None and row.collectable)
 
-
-def _as_instrument(entry: CatalogEntry) -> Instrument:
-    """What the journal knows of a contract that was collected before."""
-    return Instrument(
-        entry.symbol,
-        entry.pair,
-        _quote(entry.pair),
-        "",
-        "",
-        entry.listed_ms or 0,
-        entry.ended_ms or 0,
-    )
-
-
-def _quote(pair: str) -> str:
-    return pair.partition("/")[2].partition(":")[0]
+    return [entry for entry in not_wanted if not entry.dropped and is_live(entry)]

@@ -13,6 +13,7 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
     Instrument,
     parse_exchange_info,
+    remembered,
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
@@ -21,7 +22,7 @@ from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.pairs.catalog import Catalog, _as_instrument, not_wanted, to_drop
+from marketfeed.pairs.catalog import Catalog, not_wanted, to_drop
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Changes, Ended, Roster
 from marketfeed.pairs.selection import Listing
@@ -31,8 +32,7 @@ from marketfeed.settings.model import ExchangeSettings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
-"""Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
-_LOOK_AT_LEAST_S: Final = 0.05
+"""Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 HEARD_WITHIN_MS: Final = schema.MINUTE_MS
 HEARD_WALL_MS: Final = 2_000
 """A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
@@ -86,7 +86,7 @@ class Keeper:
         dropped = not_wanted(stored, self._settings, listing.selection)
         self._drop(to_drop(dropped.values(), info, now_ms))
         self._roster.remember(
-            _as_instrument(entry)
+            remembered(entry)
             for entry in stored
             if entry.pair not in dropped and (entry.ended_ms is None or entry.ended_ms > now_ms)
         )
@@ -100,7 +100,7 @@ class Keeper:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._source.follow(self._on_listing), name="exchangeInfo")
             while True:
-                await asyncio.sleep(max(LOOK_EVERY_S / self._clock.speed, _LOOK_AT_LEAST_S))
+                await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
                 ended = self._roster.expire(self._clock.now_ms())
                 if ended:

@@ -147,17 +147,17 @@ class InstrumentSource:
                     log.warning("exchangeInfo not to be had, trying on error=%r", str(error))
                 wait_s = self._wait_s(delay_s, error)
                 delay_s = min(delay_s * 2, RETRY_CAP_S)
-                continue
-            if had_problem or failures:
-                log.info("exchangeInfo is had again")
-            failures, delay_s = 0, RETRY_FIRST_S
-            self.newest = listing
-            wait_s = self._until_next_s()
-            await on_listing(listing)
+            else:
+                if had_problem or failures:
+                    log.info("exchangeInfo is had again")
+                failures, delay_s = 0, RETRY_FIRST_S
+                self.newest = listing
+                wait_s = self._until_next_s()
+                await on_listing(listing)
 
     def _until_next_s(self) -> float:
         every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
-        return max(every_s / self._clock.speed, LISTING_AT_LEAST_S)
+        return self._clock.wall_s(every_s, LISTING_AT_LEAST_S)
 
     def _wait_s(self, delay_s: float, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""

@@ -153,17 +153,15 @@ class Roster:
         self.pairs[instrument.symbol] = instrument.pair
 
     def _take_dates(self, info: ExchangeInfo) -> tuple[Instrument, ...]:
-        dated = []
-        for known in self._collected.values():
-            row = info.instruments.get(known.pair)
-            if row is not None and row.symbol == known.symbol and row.ended_ms != known.ended_ms:
-                dated.append(msgspec.structs.replace(known, delivery_ms=row.delivery_ms))
-        for known in self._dormant.values():
-            row = info.instruments.get(known.pair)
-            if row is not None and row.symbol == known.symbol:
-                self._dormant[known.pair] = row
+        dated = tuple(
+            msgspec.structs.replace(known, delivery_ms=row.delivery_ms)
+            for known in self._collected.values()
+            if (row := info.contract(known.pair, known.symbol)) and row.ended_ms != known.ended_ms
+        )
         self._collected.update((known.pair, known) for known in dated)
-        return tuple(dated)
+        for pair, known in self._dormant.items():
+            self._dormant[pair] = info.contract(pair, known.symbol) or known
+        return dated
 
     def _confirm(self, doubted: Mapping[str, str], now_ms: int) -> tuple[Ended, ...]:
         for pair in self._doubts.keys() - doubted.keys():

@@ -88,7 +88,7 @@ def _told(
 ) -> dict[int, tuple[float, ...]]:
     length_ms = schema.TIMEFRAMES_MS[timeframe]
     found: dict[int, tuple[float, ...]] = {}
-    for tile in tiles(where, length_ms, PAGE, newest_first=False):
+    for tile in reversed(list(tiles(where, length_ms, PAGE))):
         query = urllib.parse.urlencode(
             {
                 "symbol": symbol,

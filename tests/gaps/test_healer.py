@@ -165,7 +165,7 @@ class Line:
         for number in numbers:
             item = candle(number)
             self.intake._pending.add(item)
-            self.intake._seen_closed.append((PAIR, "1m", item.open_time_ms))
+            self.intake._seen.closed.append((PAIR, "1m", item.open_time_ms))
         self.supervisor.take_in()
 
     async def until(self, condition: Callable[[], bool]) -> None:

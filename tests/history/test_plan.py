@@ -15,9 +15,7 @@ from marketfeed.history.plan import (
     covering,
     in_order,
     missing_days,
-    overlap,
     range_of,
-    without,
 )
 
 LENGTHS = st.sampled_from([schema.MINUTE_MS, 3 * schema.MINUTE_MS, schema.HOUR_MS, schema.DAY_MS])
@@ -161,11 +159,7 @@ def test_what_is_believed_was_said_twice_in_a_row(answers: list[tuple[set[int], 
         since = {at: since.get(at, now_s) for at in lacking - found}
 
 
-def test_holes_without_what_is_absent() -> None:
-    holes = [Stretch(0, 100), Stretch(200, 300)]
-    assert without(holes, [Stretch(50, 250)]) == (Stretch(0, 50), Stretch(250, 300))
-    assert without(holes, []) == tuple(holes)
-    assert list(overlap(holes, Stretch(90, 210))) == [Stretch(90, 100), Stretch(200, 210)]
+def test_missing_days_are_counted_by_their_start() -> None:
     day = schema.DAY_MS
     assert missing_days([Stretch(day // 2, 2 * day), Stretch(2 * day, 2 * day + 5)]) == {
         0: day // 2,

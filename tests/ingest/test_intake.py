@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import Counters
 from marketfeed.errors import JournalWriteError
+from marketfeed.ingest.freshness import Seen
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
@@ -248,4 +249,4 @@ def test_what_has_come_is_told_once_stored_or_not(tmp_path: Path) -> None:
     assert seen.forming == forming
     assert forming
     assert (set(seen.marks), seen.newest_event_ms) == ({PAIRS["BTCUSDT"]}, 8_000)
-    assert intake.take_seen() == (set(), [], {}, 0, [])
+    assert intake.take_seen() == Seen()
