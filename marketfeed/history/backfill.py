@@ -253,7 +253,10 @@ class Backfill:
             wait_s = LOOK_AGAIN_S if done else AGAIN_S
             if odd:
                 wait_s = min(AGAIN_S * 2.0 ** (self._odd_passes - 1), LOOK_AGAIN_S)
-            await wait_at_most(self._clock.wall_s(wait_s, RETRY_FIRST_S), self._woken)
+            await self._until_woken(self._clock.wall_s(wait_s, RETRY_FIRST_S))
+
+    async def _until_woken(self, timeout_s: float) -> None:
+        await wait_at_most(timeout_s, self._woken)
 
     async def fill(self) -> None:
         """One pass: find every hole and fill it. Never raises for what the exchange or the disk does."""
@@ -303,7 +306,7 @@ class Backfill:
             self._state = "filling"
         await self._all(plan, self._ask, AT_ONCE)
         if self._doubts and self._left.total() and not self._is_over():
-            await wait_at_most(self._doubted_for_s / self._clock.speed + 0.01, self._woken)
+            await self._until_woken(self._doubted_for_s / self._clock.speed + 0.01)
             plan = in_order(await self._scan())
             self._state = "filling"
             await self._all(plan, self._ask, AT_ONCE)
