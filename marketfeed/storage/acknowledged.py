@@ -28,10 +28,14 @@ def note_shipped(db: sqlite3.Connection, target: str, ranges: Iterable[tuple[int
     """Save ranges that `target` has acknowledged; those within them are replaced. In a transaction."""
     for first, last in ranges:
         db.execute(
-            "DELETE FROM shipped WHERE target = ? AND first >= ? AND first <= ?",
+            "DELETE FROM shipped WHERE target = ? AND first > ? AND first <= ?",
             (target, first, last),
         )
-        db.execute("INSERT INTO shipped VALUES (?, ?, ?)", (target, first, last))
+        db.execute(
+            """INSERT INTO shipped (target, first, last) VALUES (?, ?, ?)
+               ON CONFLICT DO UPDATE SET last = excluded.last""",
+            (target, first, last),
+        )
 
 
 def put_aside(
@@ -52,7 +56,7 @@ def put_aside(
     ).rowcount
     if gone:
         db.execute(
-            """INSERT INTO shipped VALUES (?, 1, ?)
+            """INSERT INTO shipped (target, first, last) VALUES (?, 1, ?)
                ON CONFLICT DO UPDATE SET last = shipped.last + excluded.last""",
             (_GONE + target, gone),
         )
@@ -94,8 +98,12 @@ def demand_again(kind: Kind, path: Path, target: str) -> Demand | None:
     with _opened(kind, path) as db:
         before = db.execute("SELECT 1 FROM shipped WHERE target = ?", (target,)).fetchone()
         known = is_demanded(db, target)
-        # One statement, one transaction. A second demand is the same one.
-        db.execute("INSERT OR REPLACE INTO shipped VALUES (?, 1, 1)", (_AGAIN + target,))
+        # A second demand is the same one.
+        db.execute(
+            """INSERT INTO shipped (target, first, last) VALUES (?, 1, 1)
+               ON CONFLICT DO NOTHING""",
+            (_AGAIN + target,),
+        )
     return Demand(before is not None, found.holder, known)
 
 
