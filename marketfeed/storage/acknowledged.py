@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from marketfeed.storage.database import Kind, errors_told
+from marketfeed.storage.database import Kind, errors_told, recognise, transaction
 from marketfeed.storage.ranges import Ranges
 from marketfeed.storage.reading import inspect
 
@@ -92,7 +92,7 @@ def demand_again(kind: Kind, path: Path, target: str) -> Demand | None:
     Whoever ships it takes the demand up, now or at its next start: the file may have a writer. Raises
     JournalError when the file cannot be written, and what `inspect` raises.
     """
-    found = inspect(kind, path)
+    found = inspect(kind, path, writing=True)
     if found is None or found.version == 0:
         return None
     with _opened(kind, path) as db:
@@ -115,11 +115,13 @@ def withdraw(kind: Kind, path: Path, target: str) -> None:
 
 @contextlib.contextmanager
 def _opened(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection for single statements: the file may have a writer."""
+    """A connection in one short transaction: the file may have a writer."""
     with (
         errors_told(kind, path),
         contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
+        transaction(db),
     ):
+        recognise(kind, path, db, writing=True)
         yield db
 
 
