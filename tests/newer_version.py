@@ -50,6 +50,16 @@ def upgrade(path: Path, meta: tuple[int, int, int] = LETS_IN, then: str = "") ->
     return path
 
 
+def spoil_meta(path: Path) -> None:
+    """Overwrite the page on which `meta` lies."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'").fetchone()
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+
+
 def added(path: Path) -> dict[str, tuple[int, int]]:
     """Table -> how many rows have what the newer version has written in them, and how many have none of it.
 

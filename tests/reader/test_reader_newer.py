@@ -13,7 +13,7 @@ from stored import M1, M3, OTHER, PAIR, START_MS, Child, Writer, candle, entry, 
 
 from marketfeed.records import FundingRate, FundingSettled, MarkPrice
 from reader import MarketReader, StoreUnavailableError
-from tests.newer_version import SILENT, VERSION, grow, upgrade
+from tests.newer_version import SILENT, VERSION, grow, spoil_meta, upgrade
 
 RECORDS = (
     entry(),
@@ -86,13 +86,7 @@ def test_a_meta_that_says_nothing_asks_for_the_files_own_version(path: Path, sil
 
 
 def test_a_meta_that_cannot_be_read_is_damage_not_a_version(path: Path) -> None:
-    upgrade(store(path, *RECORDS), (VERSION, 2, 2))
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'").fetchone()
-        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
-    with path.open("r+b") as file:
-        file.seek((root - 1) * page_bytes)
-        file.write(b"\xff" * page_bytes)
+    spoil_meta(upgrade(store(path, *RECORDS)))
     with pytest.raises(StoreUnavailableError, match="is damaged"):
         connect(path)
 

@@ -11,7 +11,7 @@ import pytest
 from marketfeed.aggregator.ledger_tables import KIND as LEDGER
 from marketfeed.commands.check import check_file
 from marketfeed.commands.refused_lines import read_refused
-from marketfeed.errors import JournalNewerError
+from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.grid import Stretch
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
@@ -31,7 +31,7 @@ from marketfeed.schema import version_asked
 from marketfeed.storage.acknowledged import demand_again, withdraw
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect, reading, require
-from tests.newer_version import SILENT, VERSION, added, grow, upgrade
+from tests.newer_version import SILENT, VERSION, added, grow, spoil_meta, upgrade
 
 PAIR, NEW = "BTC/USDT:USDT", "ETH/USDT:USDT"
 T0 = 1_767_225_600_000
@@ -197,6 +197,15 @@ def test_a_meta_that_says_nothing_asks_for_the_files_own_version(path: Path, sil
             JournalNewerError, match=r"ing it takes version 4, this one is version 2"
         ):
             use(path)
+
+
+def test_a_meta_that_cannot_be_read_is_damage_not_a_version(path: Path) -> None:
+    spoil_meta(upgrade(path))
+    with pytest.raises(JournalError, match="malformed") as caught:
+        inspect(KIND, path)
+    assert not isinstance(caught.value, JournalNewerError)
+    with Journal.open(path) as journal:
+        assert journal.set_aside is not None
 
 
 def test_a_meta_in_a_file_of_this_version_is_not_asked(path: Path) -> None:
