@@ -5,7 +5,7 @@
     * JournalError            the journal cannot be used
         * JournalLockedError  another collector holds it
         * JournalForeignError the file is no journal of ours
-        * JournalNewerError   the file was written by a newer version
+        * JournalNewerError   the file is of a newer version, which this one may not use
         * JournalWriteError   it could not be written, or read (`damaged`: the file is corrupt)
     * BackupError             a backup could not be made; what was there is untouched
     * ListenError             a port cannot be listened on
@@ -48,7 +48,7 @@ class JournalForeignError(JournalError):
 
 
 class JournalNewerError(JournalError):
-    """The journal was written by a newer marketfeed than this one."""
+    """The journal was written by a newer marketfeed, and asks for a newer one than this."""
 
 
 class JournalWriteError(JournalError):

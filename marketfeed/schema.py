@@ -7,7 +7,7 @@ otherwise.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -15,6 +15,9 @@ PURE = True
 
 SCHEMA_VERSION: Final = 2
 """Version of the journal's tables (`PRAGMA user_version`)."""
+
+OLDEST_READ: Final = 2
+"""The oldest version of a journal that `reader` reads."""
 
 APPLICATION_ID: Final = 0x4D4B5446
 """`PRAGMA application_id` of a journal: the bytes "MKTF". Tells a journal from any other SQLite file."""
@@ -180,6 +183,26 @@ def forming_measurement(timeframe: str) -> str:
 
 
 # --- the journal ----------------------------------------------------------------------------------
+
+READERS_FROM: Final = "SELECT readers_from FROM meta LIMIT 2"
+WRITERS_FROM: Final = "SELECT max(readers_from, writers_from) FROM meta LIMIT 2"
+"""Which version the table `meta` asks of readers and of writers, who read as well. One row.
+
+A journal or ledger of a newer version has `meta(version, readers_from, writers_from)` if older versions may
+use it: it has nothing more than tables and columns (nullable, or with a default) that they do not know.
+"""
+
+
+def version_asked(version: int, rows: Sequence[tuple[object, ...]]) -> int:
+    """The version that a file of `version` asks for, by the rows of one of the statements above.
+
+    Where they say nothing (no table, no row or several, no whole number above 0): its own.
+    """
+    match rows:
+        case [(int(asked),)] if asked > 0:
+            return asked
+    return version
+
 
 TABLE_PAIR: Final = "pair"
 TABLE_CANDLE: Final = "candle"

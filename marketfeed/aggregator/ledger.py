@@ -10,10 +10,12 @@ from typing import Any, Final, Self
 
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
+    DECISION_ROW,
     FORWARD_COLUMNS,
     KIND,
     OPEN_STATES,
     SIGNAL_COLUMNS,
+    SIGNAL_ROW,
     STEPS,
     Answered,
     Forward,
@@ -110,19 +112,20 @@ class Ledger(NumberedFile):
         with self._transaction():
             seq = self._next_seq
             self.db.executemany(
-                f"INSERT INTO signal VALUES ({','.join('?' * 22)})",
+                f"INSERT INTO signal ({SIGNAL_ROW}) VALUES ({','.join('?' * 22)})",
                 [signal_row(receipt, seq + index) for index, receipt in enumerate(receipts)],
             )
             seq += len(receipts)
             for decision in decisions:
                 self.db.execute(
-                    f"INSERT INTO decision VALUES ({','.join('?' * 19)})",
+                    f"INSERT INTO decision ({DECISION_ROW}) VALUES ({','.join('?' * 19)})",
                     decision_row(decision, seq),
                 )
                 seq += 1
                 if decision.outcome == FORWARD:
                     self.db.execute(
-                        "INSERT INTO forward VALUES (?, ?, 'queued', ?, 0, NULL, NULL, NULL, '', ?)",
+                        """INSERT INTO forward (window, side, state, changed, attempts, answer, seq)
+                           VALUES (?, ?, 'queued', ?, 0, '', ?)""",
                         (decision.window, decision.side, now_ms, seq),
                     )
                     seq += 1

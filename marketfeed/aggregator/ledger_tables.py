@@ -42,12 +42,12 @@ CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL
 );
-INSERT INTO sequence VALUES (1, 1);
+INSERT INTO sequence (id, next) VALUES (1, 1);
 CREATE TABLE heartbeat(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     beats INTEGER NOT NULL
 );
-INSERT INTO heartbeat VALUES (1, 0);
+INSERT INTO heartbeat (id, beats) VALUES (1, 0);
 CREATE TABLE signal(
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL,
@@ -148,6 +148,11 @@ DECISION_COLUMNS: Final = (
     "window, pair, side, opened, decided, expires, outcome, passed, reasons, votes, of, confidence, "
     '"primary", feeders, tag, leverage, ordertype, price'
 )
+SIGNAL_ROW: Final = (
+    "number, received, account, address, key, body, digest, "
+    f"{SIGNAL_COLUMNS}, outcome, window, answer, seq"
+)
+DECISION_ROW: Final = f"{DECISION_COLUMNS}, seq"
 FORWARD_COLUMNS: Final = (
     'window, pair, side, "primary", tag, leverage, ordertype, price, decided, expires, state, changed, '
     "attempts, sent, answered, status, answer"
@@ -155,7 +160,7 @@ FORWARD_COLUMNS: Final = (
 
 
 def signal_row(receipt: Receipt, seq: int) -> tuple[Any, ...]:
-    """The row of a signal: every column of its table."""
+    """The row of a signal: the columns of SIGNAL_ROW."""
     vote, signal = receipt.vote, receipt.vote.signal
     return (
         vote.number,
@@ -190,7 +195,7 @@ def signal_of(row: tuple[Any, ...]) -> Signal:
 
 
 def decision_row(decision: Decision, seq: int) -> tuple[Any, ...]:
-    """The row of a decision: every column of its table."""
+    """The row of a decision: the columns of DECISION_ROW."""
     return (
         decision.window,
         decision.pair,

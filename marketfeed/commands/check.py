@@ -87,7 +87,7 @@ def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
     """Look at a durable file and its directory; also returns how many bytes it has."""
     path = path.absolute()
     try:
-        found = inspect(kind, path)
+        found = inspect(kind, path, writing=True)
     except JournalError as error:
         return Finding(kind.name, "bad", str(error)), 0
     if found is None:
@@ -97,7 +97,8 @@ def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
             return Finding(kind.name, "bad", text), 0
         return Finding(kind.name, "good", f"{path} will be created"), 0
     held = f", in use by process {found.holder}" if found.holder else ""
-    text = f"{path}: schema version {found.version}, {found.bytes_used:,} bytes{held}"
+    newer = f" (newer than this one's, {kind.version})" if found.version > kind.version else ""
+    text = f"{path}: schema version {found.version}{newer}, {found.bytes_used:,} bytes{held}"
     return Finding(kind.name, "good", text), found.bytes_used
 
 

@@ -41,7 +41,7 @@ async def resend_refused(settings: Settings) -> int:
     if settings.influxdb.url is None:
         raise MarketfeedError("influxdb.url is null: there is nowhere to send lines to")
     taken = 0
-    with RefusedLines(settings.journal.path) as table:
+    with RefusedLines(settings.journal.path, dropping=True) as table:
         left = table.read()
         outbox = JournalOutbox(settings.journal.path, socket.gethostname())
         try:

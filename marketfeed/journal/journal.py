@@ -103,7 +103,8 @@ class Journal(NumberedFile, JournalReads):
         """Keep a document (a last-known copy of exchangeInfo, the chosen pairs …) under `name`."""
         with self._transaction():
             self.db.execute(
-                "INSERT OR REPLACE INTO document VALUES (?, ?, ?)",
+                """INSERT INTO document (name, saved, body) VALUES (?, ?, ?)
+                   ON CONFLICT DO UPDATE SET saved = excluded.saved, body = excluded.body""",
                 (name, saved_ms, zlib.compress(body)),
             )
 

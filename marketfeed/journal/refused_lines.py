@@ -15,12 +15,13 @@ from marketfeed.storage.reading import require
 class RefusedLines:
     """The lines put aside in a journal, on a connection of its own: a collector may write beside it.
 
-    A context manager. Raises JournalError when there is no journal at `path`, or it cannot be used.
+    A context manager. Raises JournalError when there is no journal at `path`, or it cannot be used:
+    a newer one is to be one that this version may write if lines are to be dropped (`dropping`).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, dropping: bool = False) -> None:
         self._path = path
-        require(KIND, path)
+        require(KIND, path, writing=dropping)
         with errors_told(KIND, path):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 

@@ -19,7 +19,7 @@ CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL
 );
-INSERT INTO sequence VALUES (1, 1);
+INSERT INTO sequence (id, next) VALUES (1, 1);
 CREATE TABLE candle(
     pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, open_time INTEGER NOT NULL,
     open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
@@ -83,7 +83,8 @@ FROM_1_TO_2: Final = (
         healed INTEGER NOT NULL, reason TEXT NOT NULL, state TEXT NOT NULL, seq INTEGER NOT NULL,
         PRIMARY KEY (kind, pair_id, start)
     ) WITHOUT ROWID""",
-    """INSERT INTO gap SELECT kind, pair_id, start, "end", healed, reason,
+    """INSERT INTO gap (kind, pair_id, start, "end", healed, reason, state, seq)
+       SELECT kind, pair_id, start, "end", healed, reason,
         CASE WHEN healed THEN 'healed'
              WHEN substr(kind, 1, 11) = 'disk_budget' THEN 'unresolvable'
              ELSE 'found' END, seq
@@ -107,8 +108,10 @@ class Upsert:
 
     SIZES: Final = (256, 64, 16, 4, 1)
 
-    def __init__(self, columns: int, before: str, after: str) -> None:
-        row = "(" + ",".join("?" * columns) + ")"
+    def __init__(self, table: str, columns: str, after: str) -> None:
+        row = "(" + ",".join("?" * len(columns.split(","))) + ")"
+        # Named, so that a table to which a newer version has added columns takes the row, too.
+        before = f"INSERT INTO {table} ({columns}) SELECT * FROM"
         self._texts = {
             size: f"{before} (VALUES {','.join([row] * size)}) {after}" for size in self.SIZES
         }
@@ -124,6 +127,10 @@ class Upsert:
                 left -= size
 
 
+_CANDLE_COLUMNS: Final = (
+    "pair_id, timeframe_ms, open_time, open, high, low, close, volume, quote_volume, "
+    "taker_buy_volume, trades"
+)
 _CANDLE_SET: Final = """
     open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
     volume = excluded.volume, quote_volume = excluded.quote_volume,
@@ -136,23 +143,23 @@ _CANDLE_DIFFERS: Final = """(
         candle.quote_volume, candle.taker_buy_volume, candle.trades
     )"""
 CANDLE: Final = Upsert(
-    12,
-    "INSERT INTO candle SELECT * FROM",
+    "candle",
+    f"{_CANDLE_COLUMNS}, seq",
     # A closed candle gives way only to one that counts at least as many trades, and is not the same:
     # a late repeat of a worse one (an abridged REST row) must not undo it.
     f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
     WHERE excluded.trades >= candle.trades AND {_CANDLE_DIFFERS}""",
 )
 CANDLE_REPAIR: Final = Upsert(
-    12,
-    "INSERT INTO candle SELECT * FROM",
+    "candle",
+    f"{_CANDLE_COLUMNS}, seq",
     # On the operator's word: what the exchange has now, however many trades it counts.
     f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
     WHERE {_CANDLE_DIFFERS}""",
 )
 FORMING: Final = Upsert(
-    13,
-    "INSERT INTO forming SELECT * FROM",
+    "forming",
+    f"{_CANDLE_COLUMNS}, event_time, seq",
     """WHERE NOT EXISTS (
         SELECT 1 FROM candle
         WHERE candle.pair_id = column1 AND candle.timeframe_ms = column2
@@ -171,24 +178,24 @@ DELETE FROM forming WHERE EXISTS (
       AND candle.open_time >= forming.open_time
 )"""
 MARK_PRICE: Final = Upsert(
-    6,
-    "INSERT INTO mark_price SELECT * FROM",
+    "mark_price",
+    "pair_id, time, offset_ms, mark_price, index_price, seq",
     """WHERE true ON CONFLICT DO UPDATE SET
         offset_ms = excluded.offset_ms, mark_price = excluded.mark_price,
         index_price = excluded.index_price, seq = excluded.seq
     WHERE excluded.offset_ms < mark_price.offset_ms""",
 )
 FUNDING_RATE: Final = Upsert(
-    7,
-    "INSERT INTO funding_rate SELECT * FROM",
+    "funding_rate",
+    "pair_id, time, offset_ms, rate, settled_rate, next_funding_time, seq",
     """WHERE true ON CONFLICT DO UPDATE SET
         offset_ms = excluded.offset_ms, rate = excluded.rate, settled_rate = excluded.settled_rate,
         next_funding_time = excluded.next_funding_time, seq = excluded.seq
     WHERE excluded.offset_ms < funding_rate.offset_ms""",
 )
 FUNDING_SETTLED: Final = Upsert(
-    6,
-    "INSERT INTO funding_settled SELECT * FROM",
+    "funding_settled",
+    "pair_id, time, kind, rate, mark_price, seq",
     """WHERE true ON CONFLICT DO UPDATE SET
         rate = excluded.rate, mark_price = coalesce(excluded.mark_price, funding_settled.mark_price),
         seq = excluded.seq
@@ -197,8 +204,8 @@ FUNDING_SETTLED: Final = Upsert(
     )""",
 )
 GAP: Final = Upsert(
-    8,
-    "INSERT INTO gap SELECT * FROM",
+    "gap",
+    'kind, pair_id, start, "end", healed, reason, state, seq',
     """WHERE true ON CONFLICT DO UPDATE SET
         "end" = excluded."end", healed = excluded.healed, reason = excluded.reason,
         state = excluded.state, seq = excluded.seq
@@ -206,8 +213,8 @@ GAP: Final = Upsert(
        OR excluded.reason <> gap.reason""",
 )
 CATALOG: Final = Upsert(
-    8,
-    "INSERT INTO catalog SELECT * FROM",
+    "catalog",
+    "pair_id, symbol, timeframes, since, listed, ended, changed, seq",
     """WHERE true ON CONFLICT DO UPDATE SET
         symbol = excluded.symbol, timeframes = excluded.timeframes, listed = excluded.listed,
         since = min(catalog.since, excluded.since),

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from marketfeed import schema
-from marketfeed.errors import JournalError
+from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.grid import Stretch
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
 from marketfeed.records import Candle, CatalogEntry
+from marketfeed.storage.database import recognise
 from marketfeed.storage.files import connect_read_only, is_stopped
 from marketfeed.storage.reading import require
 
@@ -69,8 +70,6 @@ class JournalView:
 
         def question(journal: JournalReads) -> Chart | None:
             db = journal.db
-            # One state of the journal for all questions.
-            db.execute("BEGIN")
             found = db.execute("SELECT id FROM pair WHERE pair = ?", (pair,)).fetchone()
             if found is None:
                 return None
@@ -96,10 +95,18 @@ class JournalView:
             immutable = is_stopped(self.path)
             try:
                 with contextlib.closing(connect_read_only(self.path, immutable=immutable)) as db:
+                    # One state of the journal for all questions.
+                    db.execute("BEGIN")
+                    recognise(KIND, self.path, db)
                     answer = question(JournalReads(db))
             except sqlite3.Error as found:
                 error = found
                 continue
+            except JournalNewerError:
+                # Of a file that is being migrated, half may have been read as immutable.
+                if immutable and not is_stopped(self.path):
+                    continue
+                raise
             # A writer that has started meanwhile may have changed what was taken for immutable.
             if not immutable or is_stopped(self.path):
                 return answer

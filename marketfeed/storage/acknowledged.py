@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from marketfeed.storage.database import Kind, errors_told
+from marketfeed.storage.database import Kind, errors_told, recognise, transaction
 from marketfeed.storage.ranges import Ranges
 from marketfeed.storage.reading import inspect
 
@@ -28,10 +28,14 @@ def note_shipped(db: sqlite3.Connection, target: str, ranges: Iterable[tuple[int
     """Save ranges that `target` has acknowledged; those within them are replaced. In a transaction."""
     for first, last in ranges:
         db.execute(
-            "DELETE FROM shipped WHERE target = ? AND first >= ? AND first <= ?",
+            "DELETE FROM shipped WHERE target = ? AND first > ? AND first <= ?",
             (target, first, last),
         )
-        db.execute("INSERT INTO shipped VALUES (?, ?, ?)", (target, first, last))
+        db.execute(
+            """INSERT INTO shipped (target, first, last) VALUES (?, ?, ?)
+               ON CONFLICT DO UPDATE SET last = excluded.last""",
+            (target, first, last),
+        )
 
 
 def put_aside(
@@ -52,7 +56,7 @@ def put_aside(
     ).rowcount
     if gone:
         db.execute(
-            """INSERT INTO shipped VALUES (?, 1, ?)
+            """INSERT INTO shipped (target, first, last) VALUES (?, 1, ?)
                ON CONFLICT DO UPDATE SET last = shipped.last + excluded.last""",
             (_GONE + target, gone),
         )
@@ -88,14 +92,18 @@ def demand_again(kind: Kind, path: Path, target: str) -> Demand | None:
     Whoever ships it takes the demand up, now or at its next start: the file may have a writer. Raises
     JournalError when the file cannot be written, and what `inspect` raises.
     """
-    found = inspect(kind, path)
+    found = inspect(kind, path, writing=True)
     if found is None or found.version == 0:
         return None
     with _opened(kind, path) as db:
         before = db.execute("SELECT 1 FROM shipped WHERE target = ?", (target,)).fetchone()
         known = is_demanded(db, target)
-        # One statement, one transaction. A second demand is the same one.
-        db.execute("INSERT OR REPLACE INTO shipped VALUES (?, 1, 1)", (_AGAIN + target,))
+        # A second demand is the same one.
+        db.execute(
+            """INSERT INTO shipped (target, first, last) VALUES (?, 1, 1)
+               ON CONFLICT DO NOTHING""",
+            (_AGAIN + target,),
+        )
     return Demand(before is not None, found.holder, known)
 
 
@@ -107,11 +115,13 @@ def withdraw(kind: Kind, path: Path, target: str) -> None:
 
 @contextlib.contextmanager
 def _opened(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection for single statements: the file may have a writer."""
+    """A connection in one short transaction: the file may have a writer."""
     with (
         errors_told(kind, path),
         contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
+        transaction(db),
     ):
+        recognise(kind, path, db, writing=True)
         yield db
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from marketfeed.errors import BackupError
-from marketfeed.storage.database import Kind, absence
+from marketfeed.storage.database import Kind, absence, recognise
 from marketfeed.storage.files import connect_read_only, is_stopped
 from marketfeed.storage.reading import inspect
 
@@ -58,7 +58,7 @@ def back_up(kind: Kind, source: Path, destination: Path, tell: Tell) -> BackupRe
         try:
             _copy(source, unfinished, tell)
             tell("checking the copy", _CHECKING_FROM)
-            _check(kind, unfinished, found.version, tell)
+            version = _check(kind, unfinished, tell)
             _sync(unfinished)
             size = unfinished.stat().st_size
             _give_name(unfinished, destination)
@@ -71,7 +71,7 @@ def back_up(kind: Kind, source: Path, destination: Path, tell: Tell) -> BackupRe
     except OSError as error:
         raise BackupError(f"backup {destination}: {error.strerror or error}") from error
     tell("done", 1.0)
-    return BackupReport(str(destination), size, found.version, time.monotonic() - started_s)
+    return BackupReport(str(destination), size, version, time.monotonic() - started_s)
 
 
 def _require_room(destination: Path, wanted_bytes: int) -> None:
@@ -121,18 +121,17 @@ def _reading(source: Path) -> Iterator[sqlite3.Connection]:
             raise BackupError(f"backup of {source}: its writer was just starting; try again")
 
 
-def _check(kind: Kind, path: Path, version: int, tell: Tell) -> None:
+def _check(kind: Kind, path: Path, tell: Tell) -> int:
+    """Look whether the copy is whole; returns its schema version: it may be newer than when it was begun."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        marks = tuple(
-            db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("application_id", "user_version")
-        )
-        if marks != (kind.application_id, version):
-            raise BackupError(f"backup {path}: the copy's marks are {marks}: it is not kept")
+        version = recognise(kind, path, db)
+        if version == 0:
+            raise BackupError(f"backup {path}: there is nothing in the copy: it is not kept")
         (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise BackupError(f"backup {path}: the copy is damaged ({verdict}): it is not kept")
     tell("writing to the disk", 0.95)
+    return version
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from marketfeed import schema
 from marketfeed.errors import (
     JournalError,
     JournalForeignError,
@@ -120,6 +121,7 @@ class Database:
         in `set_aside`; so are a `-wal` and `-shm` that have lost their file. It is looked over for
         `check_s` wall seconds, not at all for 0. One that its disk does not let read stays as it is.
         `proven`: every byte could be read since damage was first met, so that once more is enough.
+        An older file is migrated, a newer one that this version may write stays of its version.
 
         Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
         JournalForeignError, JournalNewerError, JournalError.
@@ -288,7 +290,7 @@ def _open_or_again(kind: Kind, path: Path, check_s: float, *, proven: bool) -> s
 def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
-        version = recognise(kind, path, db)
+        version = recognise(kind, path, db, writing=True)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")
@@ -305,8 +307,11 @@ def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     return db
 
 
-def recognise(kind: Kind, path: Path, db: sqlite3.Connection) -> int:
-    """Return the schema version, 0 for an empty file; refuse what is not ours or newer."""
+def recognise(kind: Kind, path: Path, db: sqlite3.Connection, *, writing: bool = False) -> int:
+    """Return the schema version, 0 for an empty file; refuse what is not ours.
+
+    Refuse a newer one, too, unless its `meta` lets this version read it (or write, when `writing`).
+    """
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -318,12 +323,26 @@ def recognise(kind: Kind, path: Path, db: sqlite3.Connection) -> int:
             f"(application_id {application_id:#x}, expected {kind.application_id:#x}); "
             "nothing was changed"
         )
+    # One that is not newer is known without its saying so.
     if version > kind.version:
-        raise JournalNewerError(
-            f"{kind.name} {path}: written by a newer marketfeed (schema version {version}, this one "
-            f"knows {kind.version}); install that version again, or use another file"
-        )
+        asked = schema.version_asked(version, _meta(db, writing=writing))
+        if asked > kind.version:
+            raise JournalNewerError(
+                f"{kind.name} {path}: written by a newer marketfeed (schema version {version}: "
+                f"{'writing' if writing else 'reading'} it takes version {asked}, this one is version "
+                f"{kind.version}); install that version again, or use another file"
+            )
     return int(version)
+
+
+def _meta(db: sqlite3.Connection, *, writing: bool) -> list[tuple[object, ...]]:
+    try:
+        return db.execute(schema.WRITERS_FROM if writing else schema.READERS_FROM).fetchall()
+    except sqlite3.OperationalError as error:
+        # SQLITE_ERROR: there is no such table, or no such column in it.
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        return []
 
 
 def _create(kind: Kind, db: sqlite3.Connection) -> None:

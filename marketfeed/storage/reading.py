@@ -20,24 +20,25 @@ class FileFound(NamedTuple):
     holder: str
 
 
-def inspect(kind: Kind, path: Path) -> FileFound | None:
+def inspect(kind: Kind, path: Path, *, writing: bool = False) -> FileFound | None:
     """Look at the file at `path` without changing anything; None if there is none.
 
+    A newer file is to be one that this version may read, or write when `writing`.
     Raises JournalForeignError, JournalNewerError, or JournalError when it is unreadable or damaged.
     """
     path = path.resolve()
     if not _is_there(kind, path):
         return None
     with _opened(kind, path) as db:
-        version = recognise(kind, path, db)
+        version = recognise(kind, path, db, writing=writing)
     wal = Path(f"{path}-wal")
     size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
     return FileFound(version, size, holder(path))
 
 
-def require(kind: Kind, path: Path) -> FileFound:
+def require(kind: Kind, path: Path, *, writing: bool = False) -> FileFound:
     """What `inspect` finds at `path`. Raises JournalError when there is nothing, and what that raises."""
-    found = inspect(kind, path)
+    found = inspect(kind, path, writing=writing)
     if found is None:
         raise JournalError(absence(kind, path))
     return found
@@ -53,7 +54,6 @@ def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
     if not _is_there(kind, path):
         raise JournalError(absence(kind, path))
     with _opened(kind, path) as db:
-        db.execute("BEGIN")
         # A writer that is just starting, or was killed then, leaves a file without its tables.
         if recognise(kind, path, db) == 0:
             raise JournalError(absence(kind, path))
@@ -64,6 +64,8 @@ def reading(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
 def _opened(kind: Kind, path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(connect_read_only(path, immutable=is_stopped(path))) as db:
+            # One state: a version and what it asks for, and all that is read after.
+            db.execute("BEGIN")
             yield db
     except sqlite3.Error as error:
         raise JournalError(f"{kind.name} {path}: {error}") from error

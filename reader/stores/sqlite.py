@@ -200,9 +200,7 @@ class SqliteStore:
             db = self._connected()
             db.execute("BEGIN")
             try:
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                if version != schema.SCHEMA_VERSION:
-                    raise self._wrong_version(version)
+                self._require_version(db)
                 answer = question(db)
             finally:
                 # A damaged file may have ended the transaction already.
@@ -250,15 +248,12 @@ class SqliteStore:
         self._generation += 1
         (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
         if self._has_changed():
             self._disconnect()
             raise _Retry(self._unavailable("is being replaced again and again; try later"))
-        if application == schema.APPLICATION_ID and version == schema.SCHEMA_VERSION:
+        if objects and application == schema.APPLICATION_ID:
             return db
         self._disconnect()
-        if application == schema.APPLICATION_ID:
-            raise self._wrong_version(version)
         if objects == 0:
             raise self._unavailable(
                 "is empty: no collector has written to it yet; start one (marketfeed run), or check "
@@ -268,6 +263,28 @@ class SqliteStore:
             f"is an SQLite file, but not a journal of marketfeed (application_id {application:#x}, "
             f"expected {schema.APPLICATION_ID:#x}); check the path"
         )
+
+    def _require_version(self, db: sqlite3.Connection) -> None:
+        """Look whether this reader may read the file as it stands. In a transaction."""
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        own = schema.SCHEMA_VERSION
+        if schema.OLDEST_READ <= version <= own:
+            return
+        if version < own:
+            problem = self._unavailable(
+                f"has schema version {version}, this reader reads version {schema.OLDEST_READ} and newer: "
+                "it was written by an older marketfeed; start a collector of this version on it"
+            )
+        else:
+            asked = schema.version_asked(version, _meta(db))
+            if asked <= own:
+                return
+            problem = self._unavailable(
+                f"has schema version {version}: reading it takes version {asked}, this reader is version "
+                f"{own}: it was written by a newer marketfeed; install that version here too"
+            )
+        # Of a file that was opened as immutable it may be half of each state.
+        raise _Retry(problem) if self._has_changed() else problem
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
@@ -285,16 +302,6 @@ class SqliteStore:
 
     def _unavailable(self, text: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"journal {self._path} {text}")
-
-    def _wrong_version(self, version: int) -> StoreUnavailableError:
-        advice = (
-            "it was written by a newer marketfeed; install that version here too"
-            if version > schema.SCHEMA_VERSION
-            else "it was written by an older marketfeed; start a collector of this version on it"
-        )
-        return self._unavailable(
-            f"has schema version {version}, this reader knows {schema.SCHEMA_VERSION}: {advice}"
-        )
 
     def _problem(self, error: Exception) -> StoreUnavailableError:
         match error:
@@ -337,6 +344,16 @@ def _look(path: Path, wal_path: Path) -> _Opened:
         # Nobody writes; from now on any change of the file matters.
         return _Opened((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns), None)
     return _Opened((found.st_dev, found.st_ino), (wal.st_dev, wal.st_ino))
+
+
+def _meta(db: sqlite3.Connection) -> list[tuple[object, ...]]:
+    try:
+        return db.execute(schema.READERS_FROM).fetchall()
+    except sqlite3.OperationalError as error:
+        # SQLITE_ERROR: there is no such table, or no such column in it.
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        return []
 
 
 def _json(pairs: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The ledger: what is stored, in which state a forward may be, what a restart finds, what is deleted."""
 
+import contextlib
 import itertools
 import sqlite3
 import tempfile
@@ -16,15 +17,19 @@ from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import KIND, STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Decision, Rules, Vote, Votes
+from marketfeed.commands.check import check_file
 from marketfeed.errors import (
     JournalError,
     JournalForeignError,
     JournalLockedError,
+    JournalNewerError,
     JournalWriteError,
     LedgerError,
 )
 from marketfeed.journal.journal import Journal
+from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect
+from tests.newer_version import VERSION, added, grow, upgrade
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_795_000_000_000
@@ -412,3 +417,86 @@ def test_a_thousand_signals_are_one_commit(ledger: Ledger) -> None:
     ledger.record(receipts, [], T0)
     ledger.record([], votes.due(T0 + 60_000), T0 + 60_000)
     assert len(ledger.forwards()) == 1_000
+
+
+# --- a ledger of a newer version ------------------------------------------------------------------
+
+
+def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    votes = Votes(RULES)
+    with Ledger.open(path) as ledger:
+        first = receive(ledger, votes, key="k1")
+        (decision,) = decide(ledger, votes, T0 + 60_000)
+        ledger.note_shipped("bucket", [(1, 2)])
+        ledger.put_aside("bucket", [("line", "odd")], T0)
+    flow = Flow(path)
+    assert [event.what for event in flow.read()] == ["voted", "decided"]
+    upgrade(path, (VERSION, 1, 1))
+    assert flow.read() == []
+    with Ledger.open(path) as ledger:
+        assert ledger.loss == ""
+        assert ledger.decided_since(T0) == [(decision, [("73", first.vote.digest)])]
+        ledger.beat()
+        ledger.prove_room()
+        ledger.step(1, "sending", T0 + 60_001)
+        ledger.step(1, "accepted", T0 + 60_002, "trade 1", 200)
+        second = receive(ledger, votes, "120", T0 + 70_000, pair="ETH/USDT:USDT")
+        decide(ledger, votes, T0 + 130_000)
+        ledger.note_shipped("bucket", [(1, 5)])
+        assert list(ledger.answered([("fleet", "k1")])) == [("fleet", "k1")]
+        assert [forward.state for forward in ledger.forwards(("accepted", "queued"))] == [
+            "accepted",
+            "queued",
+        ]
+    assert second.vote.number == 2
+    # In signal, decision and forward a row of each version; all that stood there is as it was left.
+    rows = dict.fromkeys(("signal", "decision", "forward"), (1, 1))
+    alone = dict.fromkeys(("sequence", "heartbeat", "shipped", "refused_line"), (1, 0))
+    assert added(path) == rows | alone
+    events = ["sent", "answered", "voted", "decided"]
+    assert [event.what for event in flow.read()] == events
+    assert check_file(KIND, path)[0].verdict == "good"
+    assert back_up(KIND, path, tmp_path / "copy.db", lambda *_: None).schema_version == VERSION
+    assert added(tmp_path / "copy.db") == rows | alone
+
+
+def test_a_flow_that_is_read_while_the_ledger_is_upgraded(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    votes = Votes(RULES)
+    with Ledger.open(path) as ledger:
+        receive(ledger, votes)
+    flow = Flow(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        grow(db, (VERSION, 1, 1))
+        assert [event.what for event in flow.read()] == ["voted"]
+        db.execute("COMMIT")
+        assert flow.read() == []
+    with Ledger.open(path) as ledger:
+        receive(ledger, votes, "74", T0 + 1)
+        assert [event.what for event in flow.read()] == ["voted"]
+
+
+def test_a_newer_ledger_that_asks_for_more_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    votes = Votes(RULES)
+    with Ledger.open(path) as ledger:
+        receive(ledger, votes)
+    upgrade(path, (VERSION, 1, 2))
+    with pytest.raises(
+        JournalNewerError, match=r"version 4: writing it takes version 2, this one is version 1"
+    ):
+        Ledger.open(path)
+    assert "writing it takes version 2" in check_file(KIND, path)[0].text
+    assert len(Flow(path).read()) == 1
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE meta SET readers_from = 2")
+    for use in (
+        Ledger.open,
+        lambda path: Flow(path).read(),
+        lambda path: back_up(KIND, path, tmp_path / "copy.db", lambda *_: None),
+    ):
+        with pytest.raises(JournalNewerError, match="takes version 2, this one is version 1"):
+            use(path)
+    assert list(tmp_path.glob("*.corrupt-*")) == []

@@ -86,17 +86,23 @@ def test_an_empty_file(path: Path, content: bytes | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"),
-    [(schema.SCHEMA_VERSION + 1, "newer marketfeed; install"), (0, "older marketfeed; start a")],
+    ("version", "words"),
+    [
+        (3, "has schema version 3: reading it takes version 3, this reader is version 2: it was"),
+        (3, "written by a newer marketfeed; install that version here too"),
+        (
+            1,
+            "has schema version 1, this reader reads version 2 and newer: it was written by an older",
+        ),
+        (0, "older marketfeed; start a collector of this version on it"),
+    ],
 )
-def test_another_version(path: Path, version: int, advice: str) -> None:
+def test_another_version(path: Path, version: int, words: str) -> None:
     store(path, entry())
     db = sqlite3.connect(path)
     db.execute(f"PRAGMA user_version = {version}")
     db.close()
-    text = refused(path)
-    assert f"schema version {version}, this reader knows {schema.SCHEMA_VERSION}" in text
-    assert advice in text
+    assert words in refused(path)
 
 
 def test_a_version_that_changes_meanwhile(path: Path) -> None:
