@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from marketfeed import schema
@@ -151,10 +150,10 @@ class Upkeep:
 
     async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
         # Call by call, so that commits of new data pass in between.
-        rows = 0
-        for cut in cuts:
-            rows += await self._writer.call(partial(Journal.delete, cut=cut, below_seq=below_seq))
-        return rows
+        def deleting(cut: Cut) -> Callable[[Journal], int]:
+            return lambda journal: journal.delete(cut, below_seq)
+
+        return sum([await self._writer.call(deleting(cut)) for cut in cuts])
 
     async def _give_up(self, cuts: Sequence[Cut]) -> None:
         """Delete what the disk budget does not hold: the same stretch of one table, of all pairs."""
