@@ -261,7 +261,7 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
             rest = BinanceRest(session, line.sim.rest_url)
             await sync_clock(rest, clock, supervisor.contradicts)
             await line.sim.faults.start(ShiftClock(offset_ms=3 * HOUR_MS))
-            with pytest.raises(ExchangeError, match=r"\+10800 s from what all frames"):
+            with pytest.raises(ExchangeError, match=r"\+10(800|79\d) s from what all frames"):
                 await sync_clock(rest, clock, supervisor.contradicts)
         assert abs(clock.now_ms() - line.sim.now_ms()) < 1_000
 
