@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -82,8 +84,17 @@ def _configure(job: jobs.ReceiveJob, rest_url: str) -> Path:
     return path
 
 
+def _gaps_since(journal_path: Path, start_ms: int) -> int:
+    """Candles that were missed and had not closed by the start: of those before, the tape has no frame."""
+    with closing(sqlite3.connect(journal_path)) as db:
+        text = """SELECT count(*) FROM gap WHERE substr(kind, 1, 7) = 'candle_' AND "end" > ?"""
+        (count,) = db.execute(text, (start_ms,)).fetchone()
+    return int(count)
+
+
 async def _receive(job: jobs.ReceiveJob) -> jobs.Received:
     clock = _TapeClock(event_times(Path(job.tape)))
+    first_ms = clock.now_ms()
     runner, rest_url = await _rest(clock.now_ms())
     collector = Collector(load_settings(_configure(job, rest_url), environ={}), clock)
     clock.counters = counters = collector._counters
@@ -114,7 +125,7 @@ async def _receive(job: jobs.ReceiveJob) -> jobs.Received:
         stored_wall_s=stored_wall_s,
         commits=counters.commits,
         rejects=sum(counters.rejects.values()),
-        gaps=counters.gaps["found"],
+        gaps=_gaps_since(Path(job.journal), first_ms),
     )
 
 
