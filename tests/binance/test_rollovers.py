@@ -98,7 +98,7 @@ def run_rolling(
     path: Path, check: Callable[[Rolling], Awaitable[None]], ages: Ages, **options: Any
 ) -> None:
     async def run() -> None:
-        chosen = {"pairs": 12, "timeframes": ("1m", "3m"), "speed": 240.0, **options}
+        chosen = {"pairs": 12, "timeframes": ("1m", "3m"), "speed": 60.0, **options}
         async with _running(path, ages, SimulatorOptions(**chosen)) as rolling:
             await rolling.until(lambda: rolling.delivering)
             await check(rolling)
@@ -166,7 +166,7 @@ def test_no_candle_is_lost_over_many_rollovers(path: Path) -> None:
         assert rolling.outcomes("unproven") == 0
         assert rolling.collector.report().rejects == {}
 
-    run_rolling(path, check, often(roll_from_s=5.0, roll_before_s=10.0))
+    run_rolling(path, check, often(roll_from_s=5.0, roll_before_s=10.0), speed=240.0)
     assert assert_complete(held[0], *stretch) > ROLLOVERS
 
 

@@ -470,7 +470,7 @@ def test_a_pair_that_joins_late_is_asked_for_what_it_lacks_and_not_all_pairs_aga
         line.rates.asked.clear()
         line.tell(now_ms, *ours)
         await line.until(lambda: {(one.pair, now_ms) for one in ours} <= times())
-        assert settling.report().awaited == 0
+        await line.until(lambda: settling.report().awaited == 0)
         # And not 60 days of all 40 contracts, which are eight answers.
         assert set(line.rates.asked) == {None}
         assert len(line.rates.asked) <= 2
