@@ -225,7 +225,10 @@ def test_the_old_connections_may_die_in_the_middle(path: Path) -> None:
         held.append(rolling)
         # Until this ends the new connections are not proven: both stand when the old one dies.
         faults = rolling.sim.faults
+        given_up = rolling.outcomes("given_up")
         muted = await faults.start(Mute("ethusdt@markPrice", new_connections=True))
+        # What was under way before is over then.
+        await rolling.until(lambda: rolling.outcomes("given_up") > given_up)
         await rolling.until(lambda: len(rolling.names()) == 2)
         # What counts comes first.
         died.append(rolling.collector.report().connections[0].name)
@@ -238,7 +241,7 @@ def test_the_old_connections_may_die_in_the_middle(path: Path) -> None:
         await rolling.minutes(2)
         await rolling.settle()
 
-    run_rolling(path, check, often(roll_from_s=100.0, roll_before_s=100.0))
+    run_rolling(path, check, often(roll_from_s=100.0, roll_before_s=100.0, retry_s=1.0))
     # What was lost with the old one is back with the new ones: nothing stays open, no candle is missing.
     assert f"connection_{died[0]}" in assert_healed(held[0])
 

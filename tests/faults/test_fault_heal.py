@@ -151,7 +151,8 @@ def test_what_an_earlier_run_lacks_is_filled_at_the_next_start(
         await line.until(lambda: line.delivering)
         await line.healed(first_ms + MINUTE_MS)
 
-    run_line(path, first, speed=60.0, start_ms=first_ms + 30_000)
+    # On a busy machine, too, it ends before the second one begins.
+    run_line(path, first, speed=20.0, start_ms=first_ms + 30_000)
 
     async def second(line: Line) -> None:
         await line.until(lambda: line.flowing)
