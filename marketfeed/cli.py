@@ -8,7 +8,15 @@ import typer
 
 from marketfeed import __version__
 from marketfeed.commands.aggregator_commands import aggregate, hash_password, signals
-from marketfeed.commands.collector_commands import backup, check, deadletter, run, setup, status
+from marketfeed.commands.collector_commands import (
+    backup,
+    check,
+    deadletter,
+    run,
+    setup,
+    status,
+    upgrade,
+)
 from marketfeed.commands.history_commands import audit, backfill
 from marketfeed.commands.simulator_commands import demo, simulate
 from marketfeed.errors import MarketfeedError, SettingsError
@@ -49,6 +57,7 @@ for command in (
     demo,
     check,
     backup,
+    upgrade,
     setup,
     deadletter,
     status,

@@ -116,7 +116,7 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
 class CatalogEntry(msgspec.Struct, frozen=True, gc=False):
     """What is collected of one pair, since when, and when that ended, by the exchange or the settings.
 
-    Of one that the settings have dropped the first of `timeframes` is `schema.DROPPED`.
+    `dropped`: the settings name it no more; the exchange may well go on with it.
     """
 
     pair: str
@@ -126,11 +126,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, gc=False):
     listed_ms: int | None
     ended_ms: int | None
     changed_ms: int
-
-    @property
-    def dropped(self) -> bool:
-        """Whether the settings name it no more; the exchange may well go on with it."""
-        return self.timeframes[:1] == (schema.DROPPED,)
+    dropped: bool = False
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

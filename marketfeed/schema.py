@@ -13,8 +13,11 @@ from typing import Final
 
 PURE = True
 
-SCHEMA_VERSION: Final = 2
-"""Version of the journal's tables (`PRAGMA user_version`)."""
+SCHEMA_VERSION: Final = 3
+"""Newest version of the journal's tables (`PRAGMA user_version`)."""
+
+DROPPED_FROM: Final = 3
+"""The version from which on a journal's catalog has a column `dropped`: see `dropped_column`."""
 
 OLDEST_READ: Final = 2
 """The oldest version of a journal that `reader` reads."""
@@ -104,7 +107,8 @@ FEED_GAP: Final = "feed_gap"
 FEED_CATALOG: Final = "feed_catalog"
 DROPPED: Final = ""
 """The catalog's first timeframe of a pair that the settings name no more (`,3m,1h`): the collector has ended
-it, not the exchange. What is stored of it can be read, and grows as stale as that of a pair that lives."""
+it, not the exchange. What is stored of it can be read, and grows as stale as that of a pair that lives. So it
+stands in InfluxDB, beside the field `dropped`, and in journals up to version 2."""
 SIGNAL: Final = "signal"
 ENSEMBLE: Final = "ensemble"
 
@@ -133,7 +137,7 @@ MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
         },
         FUNDING_SETTLED: {"rate": float, "mark_price": float},
         FEED_GAP: {"end": int, "healed": bool, "state": str},
-        FEED_CATALOG: {"timeframes": str, "listed": int, "ended": int},
+        FEED_CATALOG: {"timeframes": str, "listed": int, "ended": int, "dropped": bool},
     }
 )
 """Fields of each measurement that is not a candle. Every one has the tag `pair`."""
@@ -202,6 +206,11 @@ def version_asked(version: int, rows: Sequence[tuple[object, ...]]) -> int:
         case [(int(asked),)] if asked > 0:
             return asked
     return version
+
+
+def dropped_column(version: int) -> str:
+    """SQL for whether the settings have dropped a pair of `catalog`, in a journal of `version`."""
+    return "dropped" if version >= DROPPED_FROM else "timeframes LIKE ',%'"
 
 
 TABLE_PAIR: Final = "pair"

@@ -24,12 +24,21 @@ class CatalogRow(NamedTuple):
 
     @classmethod
     def stored(
-        cls, pair: str, timeframes: str, since_ms: int, listed_ms: int | None, ended_ms: int | None
+        cls,
+        pair: str,
+        timeframes: str,
+        since_ms: int,
+        listed_ms: int | None,
+        ended_ms: int | None,
+        dropped: object,
     ) -> Self:
-        """Make one of what is stored; `timeframes` are comma-separated."""
+        """Make one of what is stored; `timeframes` are comma-separated.
+
+        It is dropped by either sign: older collectors write `schema.DROPPED` in front of them alone.
+        """
         names = timeframes.split(",")
-        dropped = names[0] == schema.DROPPED
-        return cls(pair, tuple(filter(None, names)), since_ms, listed_ms, ended_ms, dropped)
+        is_dropped = bool(dropped) or (len(names) > 1 and names[0] == schema.DROPPED)
+        return cls(pair, tuple(filter(None, names)), since_ms, listed_ms, ended_ms, is_dropped)
 
     def has_ended(self, now_ms: int) -> bool:
         """Whether nothing more is collected of the pair by `now_ms`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 VERSION: Final = 4
-LETS_IN: Final = (VERSION, 2, 2)
+LETS_IN: Final = (VERSION, 3, 2)
 """What `meta` says when this version may read and write a journal."""
 
 SILENT: Final = (
@@ -27,6 +27,7 @@ def grow(db: sqlite3.Connection, meta: tuple[int, int, int] = LETS_IN) -> None:
     """Take a file to VERSION, `meta` being (version, readers_from, writers_from). In a transaction."""
     tables = tables_of(db)
     # Untyped, and with a column of a still later version.
+    db.execute("DROP TABLE IF EXISTS meta")
     db.execute("CREATE TABLE meta(version, readers_from, writers_from, since TEXT DEFAULT 'x')")
     db.execute("INSERT INTO meta (version, readers_from, writers_from) VALUES (?, ?, ?)", meta)
     for table in tables:

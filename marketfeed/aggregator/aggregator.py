@@ -21,6 +21,7 @@ from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import KIND
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorExposition, Counters
 from marketfeed.aggregator.outbox import LedgerOutbox
@@ -39,6 +40,7 @@ from marketfeed.service.status_port import StatusServer
 from marketfeed.service.systemd import Told
 from marketfeed.settings.model import AggregatorSettings, Settings
 from marketfeed.storage.damage import aside_reason
+from marketfeed.storage.versions import about_version
 
 log = logging.getLogger(__name__)
 
@@ -342,6 +344,7 @@ class Aggregator:
             open_windows=0 if line is None else line.desk.open_windows,
             pending=0 if line is None else line.desk.pending,
             commits=counters.commits,
+            ledger_schema=about_version(KIND, self._ledger.version),
             signals={" ".join(key): count for key, count in counters.signals.items()},
             strength_texts=dict(counters.strength_texts),
             refused=dict(counters.refused),

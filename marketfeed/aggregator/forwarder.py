@@ -130,7 +130,7 @@ class Forwarder:
         else:
             return
         for forward in found:
-            if forward.side != self.side:
+            if forward.bot != self.side:
                 continue
             age_s = (self._now_ms() - forward.changed_ms) / 1000
             if forward.state == "lost" and age_s >= self._pace.recall_s:
@@ -160,7 +160,7 @@ class Forwarder:
             self._woken.set()
             return
         for forward in found:
-            if forward.side == self.side and forward.window not in self._queued:
+            if forward.bot == self.side and forward.window not in self._queued:
                 self._queued.add(forward.window)
                 self._queue.append(forward)
         if not self._queue:
@@ -219,14 +219,14 @@ class Forwarder:
     # --- sending --------------------------------------------------------------------------------------
 
     async def _send(self, forward: Forward) -> None:
-        if forward.side != self.side:
+        if forward.bot != self.side:
             raise LedgerError(
-                f"window {forward.window} is {forward.side}, the bot is {self.side}'s"
+                f"window {forward.window} goes to bot {forward.bot}, this is {self.side}"
             )
         now_ms = self._now_ms()
         try:
             sending = await self._ledger.call(
-                lambda ledger: ledger.step(forward.window, "sending", now_ms)
+                lambda ledger: ledger.step(forward.window, forward.bot, "sending", now_ms)
             )
         except LedgerError as error:
             log.error("forward not sent error=%r", str(error))
@@ -278,7 +278,7 @@ class Forwarder:
             answer.status,
             answer.words,
         )
-        await self._note(forward, answer.meaning, answer.words, answer.status)
+        await self._note(forward, answer.meaning, answer.words, answer.status, answer.trade_id)
 
     async def _not_sent(self, forward: Forward, words: str) -> None:
         self._trouble(f"not reachable: {words}")
@@ -357,7 +357,8 @@ class Forwarder:
         forward = item.forward
         what = "enlarged" if trade.added else "opened"
         words = f"trade {trade.trade_id} in the bot, {what} at {trade.opened_ms}"
-        if await self._note(forward, "found", words) is not None:
+        opened = None if trade.added else trade.trade_id
+        if await self._note(forward, "found", words, trade_id=opened) is not None:
             log.warning(
                 "forward settled: found in the bot window=%d pair=%s tag=%r trade=%d",
                 forward.window,
@@ -389,7 +390,12 @@ class Forwarder:
     # --- inside -----------------------------------------------------------------------------------------
 
     async def _note(
-        self, forward: Forward, state: State, answer: str, status: int | None = None
+        self,
+        forward: Forward,
+        state: State,
+        answer: str,
+        status: int | None = None,
+        trade_id: int | None = None,
     ) -> Forward | None:
         """Note what has happened, however long the disk does not take it; None when it was refused.
 
@@ -398,7 +404,7 @@ class Forwarder:
         now_ms = self._now_ms()
 
         def step(ledger: Ledger) -> Forward:
-            return ledger.step(forward.window, state, now_ms, answer, status)
+            return ledger.step(forward.window, forward.bot, state, now_ms, answer, status, trade_id)
 
         while True:
             try:

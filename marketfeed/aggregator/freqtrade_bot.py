@@ -41,11 +41,15 @@ Meaning = Literal["accepted", "refused", "unknown"]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A bot's answer to an order: its HTTP status and words, and what became of the order by them."""
+    """A bot's answer to an order: its HTTP status and words, and what became of the order by them.
+
+    `trade_id` is the trade that it names.
+    """
 
     status: int
     words: str
     meaning: Meaning
+    trade_id: int | None = None
 
 
 class Trade(msgspec.Struct, frozen=True):
@@ -113,7 +117,10 @@ class Bot:
             ) as response:
                 body = await _read(response, _ORDER_ANSWER_BYTES)
                 words = _hide(_words(body), headers) or response.reason or "no words"
-                return Answer(response.status, words, _meaning(response.status, _decoded(body)))
+                data = _decoded(body)
+                meaning = _meaning(response.status, data)
+                trade_id = _trade_id(data) if meaning == "accepted" else None
+                return Answer(response.status, words, meaning, trade_id)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Both are raised before a connection stands.
             raise NotSentError(_text(error)) from error
@@ -208,11 +215,16 @@ def _meaning(status: int, data: object) -> Meaning:
     answers in its own words, whatever the bot has done.
     """
     said = data if isinstance(data, dict) else {}
-    if 200 <= status < 300 and isinstance(said.get("trade_id"), int):
+    if 200 <= status < 300 and _trade_id(data) is not None:
         return "accepted"
     if 300 <= status < 500 or isinstance(said.get({200: "status", 502: "error"}.get(status)), str):
         return "refused"
     return "unknown"
+
+
+def _trade_id(data: object) -> int | None:
+    found = data.get("trade_id") if isinstance(data, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _words(body: bytes) -> str:

@@ -18,6 +18,7 @@ from marketfeed.aggregator.ledger_tables import (
     SIGNAL_ROW,
     STEPS,
     Answered,
+    BotName,
     Forward,
     Receipt,
     State,
@@ -112,7 +113,7 @@ class Ledger(NumberedFile):
         with self._transaction():
             seq = self._next_seq
             self.db.executemany(
-                f"INSERT INTO signal ({SIGNAL_ROW}) VALUES ({','.join('?' * 22)})",
+                f"INSERT INTO signal ({SIGNAL_ROW}) VALUES ({','.join('?' * 24)})",
                 [signal_row(receipt, seq + index) for index, receipt in enumerate(receipts)],
             )
             seq += len(receipts)
@@ -124,7 +125,7 @@ class Ledger(NumberedFile):
                 seq += 1
                 if decision.outcome == FORWARD:
                     self.db.execute(
-                        """INSERT INTO forward (window, side, state, changed, attempts, answer, seq)
+                        """INSERT INTO forward (window, bot, state, changed, attempts, answer, seq)
                            VALUES (?, ?, 'queued', ?, 0, '', ?)""",
                         (decision.window, decision.side, now_ms, seq),
                     )
@@ -172,25 +173,26 @@ class Ledger(NumberedFile):
     ) -> bool:
         """Whether a trade of this pair, side and tag is another forward's than this one.
 
-        It is whose answer names it, sent within a day of it and not answered long before this one was sent: a
-        bot with a fresh database counts anew. One that nobody names (or an order `added` to a trade, which
-        has no name) is that of the newest forward which had been sent when it opened, by `opened_by_ms`. This
-        one's trade opened after `since_ms`.
+        It is that of the forward which opened it by its `trade_id`, sent within a day of it and not answered
+        long before this one was sent: a bot with a fresh database counts anew. One that none has opened by
+        its id (or an order `added` to a trade, which has no id) is that of the newest forward which had been
+        sent when it opened, by `opened_by_ms`. This one's trade opened after `since_ms`.
         """
         (found,) = self.db.execute(
             """SELECT EXISTS(SELECT 1 FROM forwarded
-                WHERE pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
+                WHERE bot = :bot AND pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
                     state IN ('accepted', 'found') AND NOT :added AND abs(sent - :by) < :day
                         AND (state = 'found' OR answered >= :since)
-                        AND (answer = :name OR answer LIKE :name || ' in the bot, opened %')
+                        AND trade_id = :trade_id
                     OR window > :window AND sent <= :by AND (state IN ('sending', 'unknown', 'lost')
                         OR :added AND state IN ('accepted', 'found'))))""",
             {
+                "bot": forward.bot,
                 "pair": forward.pair,
                 "side": forward.side,
                 "tag": forward.tag,
                 "window": forward.window,
-                "name": f"trade {trade_id}",
+                "trade_id": trade_id,
                 "by": opened_by_ms,
                 "added": added,
                 "day": DAY_MS,
@@ -202,40 +204,43 @@ class Ledger(NumberedFile):
     def step(
         self,
         window: int,
+        bot: BotName,
         state: State,
         now_ms: int,
         answer: str = "",
         status: int | None = None,
+        trade_id: int | None = None,
     ) -> Forward:
         """Take a forward to `state`, durably; returns it as it stands then.
 
-        Raises LedgerError when it is not in a state from which that may be entered: a second POST is
-        prevented here, whatever its caller believes. From `sending`, `queued` and `expired` are for
-        callers that know that nothing has left this host.
+        `trade_id` is the trade that it has opened. Raises LedgerError when it is not in a state from which
+        that may be entered: a second POST is prevented here, whatever its caller believes. From `sending`,
+        `queued` and `expired` are for callers that know that nothing has left this host.
         """
         allowed = STEPS[state]
         origins = ",".join(repr(origin) for origin in allowed)
         seq = self._next_seq
-        values = {"window": window, "state": state, "now": now_ms, "answer": answer}
+        values = {"window": window, "bot": bot, "state": state, "now": now_ms, "answer": answer}
         with self._transaction():
             changed = self.db.execute(
                 f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
-                        answer = :answer, status = :status,
+                        answer = :answer, status = :status, trade_id = :trade_id,
                         attempts = attempts + (:state = 'sending'),
                         sent = CASE WHEN :state = 'sending' THEN :now
                                     WHEN :state NOT IN ('queued', 'expired') THEN sent END,
                         answered = CASE WHEN :state IN ('accepted', 'refused', 'found') THEN :now END
-                    WHERE window = :window AND state IN ({origins})""",
-                values | {"status": status, "seq": seq},
+                    WHERE window = :window AND bot = :bot AND state IN ({origins})""",
+                values | {"status": status, "trade_id": trade_id, "seq": seq},
             ).rowcount
             if changed != 1:
                 raise LedgerError(
-                    f"forward of window {window}: not {' or '.join(allowed)}, so it cannot be {state}"
+                    f"forward of window {window} to bot {bot}: not {' or '.join(allowed)}, "
+                    f"so it cannot be {state}"
                 )
             self._save_seq(seq + 1)
         self._next_seq = seq + 1
         row = self.db.execute(
-            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ?", (window,)
+            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ? AND bot = ?", (window, bot)
         ).fetchone()
         return Forward(*row)
 

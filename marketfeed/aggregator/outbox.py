@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
 
+from marketfeed import schema
+from marketfeed.aggregator.ledger_tables import KIND
 from marketfeed.influxdb import line_protocol as lines
-from marketfeed.influxdb.outbox import Outbox, Row, each, key_of
+from marketfeed.influxdb.outbox import Outbox, Row, Source, each, key_of
 
 
 class LedgerOutbox(Outbox):
@@ -13,13 +15,13 @@ class LedgerOutbox(Outbox):
 
     def __init__(self, path: Path, collector: str) -> None:
         super().__init__(
-            "ledger",
+            KIND,
             path,
             _COLUMNS,
             (
-                ("vote", each(_vote)),
-                ("decision", each(_decision)),
-                ("forwarded", each(_forward)),
+                Source("vote", schema.SIGNAL, each(_vote)),
+                Source("decision", schema.ENSEMBLE, each(_decision)),
+                Source("forwarded", schema.ENSEMBLE, each(_forward)),
             ),
         )
 

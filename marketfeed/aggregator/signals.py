@@ -21,6 +21,15 @@ Side = Literal["long", "short"]
 SIDES: Final[tuple[Side, Side]] = ("long", "short")
 MAX_TAG: Final = 255
 """Characters of a tag that are kept: what a Freqtrade database holds."""
+UNKNOWN_FIELDS_BYTES: Final = 1_024
+"""How much is kept of the fields of a body that nothing is made of."""
+FIELDS: Final = frozenset(
+    {
+        "pair", "side", "feeder_id", "confidence", "signal_strength", "leverage", "ordertype", "price",
+        "entry_price", "entry_tag", "enter_tag", "stakeamount",
+    }
+)  # fmt: skip
+"""The fields of a body that are read."""
 
 
 class Defaults(msgspec.Struct, frozen=True):
@@ -60,6 +69,7 @@ class Signal(msgspec.Struct, frozen=True):
 
     `confidence` is from 0 to 1. `defaulted` names the values that were missing and took a default.
     At most one of `strength` and `strength_text` is set: a number, or a text that is none, such as `high`.
+    `unknown_fields` are those of the body that nothing is made of, as JSON: no part of what was meant.
     """
 
     pair: str
@@ -74,10 +84,12 @@ class Signal(msgspec.Struct, frozen=True):
     tag: str = ""
     defaulted: tuple[str, ...] = ()
     strength_text: str | None = None
+    unknown_fields: str | None = None
 
     def digest(self) -> bytes:
         """What tells this signal from another one of the same feeder, whatever the bodies looked like."""
         fields = msgspec.structs.asdict(self)
+        del fields["unknown_fields"]
         if self.strength_text is None:
             # Ledgers hold digests from before there was this field: a repeat must go on being one.
             del fields["strength_text"]
@@ -204,7 +216,25 @@ class _Reading:
             tag[:MAX_TAG],
             tuple(self._defaulted),
             strength_text,
+            self._unknown_fields(),
         )
+
+    def _unknown_fields(self) -> str | None:
+        """The first ones that fit: what a newer feeder sends, for who looks into the ledger."""
+        kept: dict[str, Any] = {}
+        text = None
+        for name, value in self._data.items():
+            if name in FIELDS:
+                continue
+            kept[name] = value
+            try:
+                encoded = msgspec.json.encode(kept)
+            except RecursionError:
+                break
+            if len(encoded) > UNKNOWN_FIELDS_BYTES:
+                break
+            text = encoded.decode()
+        return text
 
     # --- who and how sure -------------------------------------------------------------------------
 

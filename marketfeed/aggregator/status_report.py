@@ -20,6 +20,8 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     open_windows: int
     pending: int
     commits: int
+    ledger_schema: str
+    """Which schema version the ledger has, and what that means for others."""
     signals: dict[str, int]
     strength_texts: dict[str, int]
     refused: dict[str, int]

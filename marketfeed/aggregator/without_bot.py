@@ -40,26 +40,28 @@ class Orphans:
         """End what stands in an open state. Raises JournalError."""
         states: tuple[State, ...] = (*OPEN_STATES, "lost")
         for forward in await ledger.call(lambda ledger: ledger.forwards(states)):
-            if forward.side in self._lost:
+            if forward.bot in self._lost:
                 await ledger.call(partial(self._end, forward, now_ms))
 
     def _end(self, forward: Forward, now_ms: int, ledger: Ledger) -> None:
-        why = f"no bot is set for {forward.side}"
+        why = f"no bot is set for {forward.bot}"
         age_s = 0.0
         if forward.state == "queued":
-            ledger.step(forward.window, "expired", now_ms, f"not sent before it expired: {why}")
+            ledger.step(
+                forward.window, forward.bot, "expired", now_ms, f"not sent before it expired: {why}"
+            )
             self._counters.forwards[forward.side, "expired"] += 1
             log.error("forward expired window=%d pair=%s why=%r", forward.window, forward.pair, why)
             return
         if forward.state == "sending":
             words = "the aggregator was stopped before the bot's answer came"
-            forward = ledger.step(forward.window, "unknown", now_ms, words)
+            forward = ledger.step(forward.window, forward.bot, "unknown", now_ms, words)
         if forward.state == "lost":
             age_s = max(now_ms - forward.changed_ms, 0) / 1000
         else:
             why = f"{why} that could be asked; before that: {forward.answer}"
             alarm(forward, why)
-            forward = ledger.step(forward.window, "lost", now_ms, why)
+            forward = ledger.step(forward.window, forward.bot, "lost", now_ms, why)
             self._counters.forwards[forward.side, "lost"] += 1
         until_s = time.monotonic() + self._pace.forget_s - age_s
         self._lost[forward.side].append((until_s, lost_words(forward, forward.answer)))

@@ -23,9 +23,11 @@ from marketfeed.counters import Counters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.gaps.supervisor import HOLE_SHOWN_S
 from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.storage.damage import aside_reason
+from marketfeed.storage.versions import about_version
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3
@@ -210,6 +212,7 @@ class Reporter:
         counters, writer = self._counters, self._writer
         return JournalReport(
             path=str(writer.path),
+            schema=about_version(KIND, writer.version),
             generation=writer.generation,
             bytes_used=writer.bytes_used,
             next_seq=writer.next_seq,

@@ -36,10 +36,12 @@ class TimeframeReport(msgspec.Struct, frozen=True):
 class JournalReport(msgspec.Struct, frozen=True):
     """State of the journal. `set_aside` names a damaged predecessor found at the start.
 
-    `generation` is 1, and rises with every damaged file that is replaced while it runs.
+    `schema` says which schema version it has, and what that means for others. `generation` is 1, and rises
+    with every damaged file that is replaced while it runs.
     """
 
     path: str
+    schema: str
     generation: int
     bytes_used: int
     next_seq: int

@@ -10,6 +10,7 @@ import typer
 
 from marketfeed.commands.options import ConfigOption, print_json, run_until_signal, settings_of
 from marketfeed.service.logs import log_to_stderr
+from marketfeed.service.systemd import extend_start
 
 
 def aggregate(config: ConfigOption = None) -> None:
@@ -20,6 +21,8 @@ def aggregate(config: ConfigOption = None) -> None:
     from marketfeed.aggregator.aggregator import Aggregator
 
     log_to_stderr()
+    # A ledger of an older schema version is migrated.
+    extend_start()
     run_until_signal(Aggregator(settings_of(config)).run)
 
 

@@ -31,6 +31,7 @@ from marketfeed.records import MarkPrice
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
+from marketfeed.storage.versions import about_version
 
 CLOCK_TOLERANCE_MS: Final = 1_000.0
 """Beyond this, readers on this host would misjudge the age of data."""
@@ -97,8 +98,7 @@ def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
             return Finding(kind.name, "bad", text), 0
         return Finding(kind.name, "good", f"{path} will be created"), 0
     held = f", in use by process {found.holder}" if found.holder else ""
-    newer = f" (newer than this one's, {kind.version})" if found.version > kind.version else ""
-    text = f"{path}: schema version {found.version}{newer}, {found.bytes_used:,} bytes{held}"
+    text = f"{path}: {found.bytes_used:,} bytes{held}, {about_version(kind, found.version)}"
     return Finding(kind.name, "good", text), found.bytes_used
 
 

@@ -20,15 +20,62 @@ from marketfeed.commands.options import (
 from marketfeed.service.logs import log_to_stderr
 
 
-def run(config: ConfigOption = None) -> None:
+def run(
+    config: ConfigOption = None,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade", help="Take the journal to the newest schema version first: see `upgrade`."
+        ),
+    ] = False,
+) -> None:
     """Collect until told to stop (SIGTERM or Ctrl-C); nothing received is lost by that.
 
     Example: marketfeed run --config /etc/marketfeed/config.yaml
     """
     from marketfeed.collector.collector import Collector
+    from marketfeed.commands.upgrade import upgrade_at_start
 
     log_to_stderr()
-    run_until_signal(Collector(settings_of(config)).run)
+    settings = settings_of(config)
+    if upgrade:
+        upgrade_at_start(settings.journal.path)
+    run_until_signal(Collector(settings).run)
+
+
+def upgrade(
+    config: ConfigOption = None,
+    to: Annotated[
+        int | None,
+        typer.Option(
+            "--to",
+            help="Another schema version than the newest, to go back to an older marketfeed.",
+            show_default=False,
+        ),
+    ] = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="The aggregator's ledger instead of the journal.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the journal (or the ledger) to the newest schema version, or back with --to; its writer is stopped.
+
+    A reader refuses a version that it does not know: first install this marketfeed for all readers, then for
+    the collector, which goes on with the old version; then stop it, upgrade, and start it again. Readers stay
+    open meanwhile. A kill leaves the old version, whole. The ledger is taken there by its aggregator.
+
+    Example: marketfeed upgrade --config /etc/marketfeed/config.yaml
+    """
+    from marketfeed.commands.render import conversion_text
+    from marketfeed.commands.upgrade import kind_and_path, version_of
+    from marketfeed.storage.versions import change_version
+
+    kind, path = kind_and_path(settings_of(config), ledger=ledger)
+    done = change_version(kind, path, version_of(kind, to))
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(conversion_text(kind, done))
 
 
 def check(
@@ -82,15 +129,13 @@ def backup(
 
     Example: marketfeed backup --config /etc/marketfeed/config.yaml /var/backups/journal-$(date +%F).db
     """
-    from marketfeed.aggregator.ledger_tables import KIND as LEDGER
     from marketfeed.commands.render import backup_text, stages
-    from marketfeed.journal.journal import KIND as JOURNAL
+    from marketfeed.commands.upgrade import kind_and_path
     from marketfeed.storage.backup import back_up
 
-    settings = settings_of(config)
-    path = settings.aggregator.ledger.path if ledger else settings.journal.path
+    kind, path = kind_and_path(settings_of(config), ledger=ledger)
     with stages(quiet=as_json) as progress:
-        done = back_up(LEDGER if ledger else JOURNAL, path, destination, progress)
+        done = back_up(kind, path, destination, progress)
     if as_json:
         print_json(done)
     else:

@@ -11,7 +11,8 @@ from marketfeed import schema
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.journal_outbox import JournalOutbox
-from marketfeed.storage.ranges import Ranges
+from marketfeed.journal.journal import KIND
+from marketfeed.storage.ranges import Acknowledged
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -36,7 +37,8 @@ async def compare(
     """Compare everything but forming candles. Raises InfluxError, JournalError."""
     outbox = JournalOutbox(journal_path, collector)
     try:
-        expected = set(outbox.newest(Ranges(), _EVERYTHING).lines)
+        nothing = Acknowledged.alike(KIND.measurements)
+        expected = set(outbox.newest(nothing, _EVERYTHING).lines)
     finally:
         outbox.close()
     found: set[str] = set()
@@ -126,6 +128,11 @@ _WRITERS: Final[Mapping[str, Callable[[Row], str]]] = {
         row["state"],
     ),
     schema.FEED_CATALOG: lambda row: lines.catalog_text(
-        _tag(row), row["timeframes"], row.get("listed"), row.get("ended"), row["time"]
+        _tag(row),
+        row["timeframes"].removeprefix(f"{schema.DROPPED},"),
+        row.get("listed"),
+        row.get("ended"),
+        row["time"],
+        dropped=bool(row.get("dropped")),
     ),
 }

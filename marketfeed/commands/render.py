@@ -20,6 +20,8 @@ from marketfeed.history.funding import SettleReport
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import RefusedLine
 from marketfeed.storage.backup import BackupReport
+from marketfeed.storage.database import Kind
+from marketfeed.storage.versions import Conversion, about_version
 
 
 @contextlib.contextmanager
@@ -49,6 +51,12 @@ def backup_text(report: BackupReport) -> str:
         f"{report.path}: {report.bytes / 1e6:,.1f} MB, schema version {report.schema_version}, "
         f"checked, {report.seconds:.1f} s"
     )
+
+
+def conversion_text(kind: Kind, done: Conversion) -> str:
+    """What became of a file's schema version, in a line."""
+    what = "was so already" if done.before == done.after else f"was {done.before}"
+    return f"{done.path}: {about_version(kind, done.after)} ({what}, {done.seconds:.2f} s)"
 
 
 def demo_tables(result: DemoResult) -> list[RenderableType]:
@@ -165,6 +173,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("settled funding", _settled(report.settled)),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
         ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
+        ("", report.journal.schema),
         ("waiting for a commit", f"{report.journal.pending:,}"),
         ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
         ("given up", _counts(report.journal.records_given_up)),

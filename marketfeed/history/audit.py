@@ -136,7 +136,7 @@ def audited_series(
         for entry in catalog
         if (not entry.dropped if pairs is None else entry.pair in pairs)
         for timeframe in entry.timeframes
-        if timeframe != schema.DROPPED and (timeframes is None or timeframe in timeframes)
+        if timeframes is None or timeframe in timeframes
     ]
 
 

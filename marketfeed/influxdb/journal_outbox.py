@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from marketfeed import schema
 from marketfeed.influxdb import line_protocol as lines
-from marketfeed.influxdb.outbox import Outbox, Row, each, key_of
+from marketfeed.influxdb.outbox import Outbox, Row, Source, each, key_of
 from marketfeed.journal import tables
+from marketfeed.journal.journal import KIND
 
 _OHLCV: Final = {ms: schema.ohlcv_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
 _FORMING: Final = {ms: schema.forming_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
@@ -29,7 +30,7 @@ _COLUMNS: Final = {
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
     "funding_settled": "pair_id, time, rate, mark_price",
     "gap": 'pair_id, kind, start, "end", healed, state',
-    "catalog": "pair_id, timeframes, listed, ended, changed",
+    "catalog": "pair_id, ltrim(timeframes, ','), {dropped}, listed, ended, changed",
 }
 
 
@@ -38,27 +39,25 @@ class JournalOutbox(Outbox):
 
     def __init__(self, path: Path, collector: str) -> None:
         super().__init__(
-            "journal",
+            KIND,
             path,
             _COLUMNS,
             (
-                ("candle", self._candles),
-                ("mark_price", self._mark_prices),
-                ("funding_rate", each(self._funding_rate)),
-                ("funding_settled", each(self._funding_settled)),
-                ("gap", each(self._gap)),
-                ("catalog", each(self._catalog)),
+                Source("candle", "ohlcv", self._candles),
+                Source("mark_price", schema.MARK_PRICE, self._mark_prices),
+                Source("funding_rate", schema.FUNDING_RATE, each(self._funding_rate)),
+                Source("funding_settled", schema.FUNDING_SETTLED, each(self._funding_settled)),
+                Source("gap", schema.FEED_GAP, each(self._gap)),
+                Source("catalog", schema.FEED_CATALOG, each(self._catalog)),
             ),
         )
+        with self._one_state():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        dropped = schema.dropped_column(version)
+        self._columns = _COLUMNS | {"catalog": _COLUMNS["catalog"].format(dropped=dropped)}
         self._collector = collector
         self._tags: dict[int, str] = {tables.NO_PAIR: lines.escape_tag(lines.ALL_PAIRS)}
-        self._of = {
-            schema.MARK_PRICE: ("mark_price", self._mark_prices),
-            schema.FUNDING_RATE: ("funding_rate", each(self._funding_rate)),
-            schema.FUNDING_SETTLED: ("funding_settled", each(self._funding_settled)),
-            schema.FEED_GAP: ("gap", each(self._gap)),
-            schema.FEED_CATALOG: ("catalog", each(self._catalog)),
-        }
+        self._of = {source.measurement: source for source in self._sources}
 
     def forming(self, after_seq: int) -> tuple[list[str], int]:
         """The forming candles that have changed since `after_seq`; returns the highest seq of them."""
@@ -79,7 +78,9 @@ class JournalOutbox(Outbox):
     def catalog_as_of(self, time_ms: int) -> tuple[list[str], int]:
         """The whole catalog as points at `time_ms`; returns the highest seq of its rows, too."""
         with self._one_state():
-            rows = self._db.execute(f"SELECT seq, {_COLUMNS['catalog']} FROM catalog").fetchall()
+            rows = self._db.execute(
+                f"SELECT seq, {self._columns['catalog']} FROM catalog"
+            ).fetchall()
             texts = [self._catalog((*row[:-1], time_ms)) for row in rows]
         return texts, max((row[0] for row in rows), default=0)
 
@@ -102,7 +103,7 @@ class JournalOutbox(Outbox):
         key, time_ms = key_of(line), line.rpartition(" ")[2]
         measurement, _, tags = key.partition(",")
         tags, _, pair_tag = tags.rpartition("pair=")
-        table, write = self._of.get(measurement, ("candle", self._candles))
+        table, _, write = self._of.get(measurement, self._of["ohlcv"])
         where = ""
         keys: tuple[Any, ...] = ()
         # The keys of these tables begin with it: without, all rows of the pair would be read.
@@ -113,7 +114,7 @@ class JournalOutbox(Outbox):
             kind = tags.partition(",kind=")[2].removesuffix(",")
             where, keys = "kind = ? AND", (kinds.get(kind),)
         rows = self._db.execute(
-            f"SELECT seq, {_COLUMNS[table]} FROM {table} "
+            f"SELECT seq, {self._columns[table]} FROM {table} "
             f"WHERE {where} pair_id = ? AND {_TIME[table]} = ? ORDER BY seq",
             (*keys, ids.get(pair_tag, -1), int(time_ms)),
         ).fetchall()
@@ -160,5 +161,7 @@ class JournalOutbox(Outbox):
         return lines.gap_text(tag, kind, self._collector, start_ms, end_ms, bool(healed), state)
 
     def _catalog(self, row: Row) -> str:
-        _, pair_id, timeframes, listed_ms, ended_ms, changed_ms = row
-        return lines.catalog_text(self._tag(pair_id), timeframes, listed_ms, ended_ms, changed_ms)
+        _, pair_id, timeframes, dropped, listed_ms, ended_ms, changed_ms = row
+        return lines.catalog_text(
+            self._tag(pair_id), timeframes, listed_ms, ended_ms, changed_ms, dropped=bool(dropped)
+        )

@@ -169,13 +169,19 @@ def catalog_text(
     listed_ms: int | None,
     ended_ms: int | None,
     changed_ms: int,
+    *,
+    dropped: bool,
 ) -> str:
-    """The line of what is collected of a pair; `timeframes` are comma-separated."""
+    """The line of what is collected of a pair; `timeframes` are comma-separated.
+
+    That the settings have dropped it stands in it twice: readers of the first version know the comma alone.
+    """
     listed = "" if listed_ms is None else f",listed={listed_ms}i"
     ended = "" if ended_ms is None else f",ended={ended_ms}i"
     return (
-        f"{schema.FEED_CATALOG},pair={pair_tag} {_string('timeframes', timeframes)}"
-        f"{listed}{ended} {changed_ms}"
+        f"{schema.FEED_CATALOG},pair={pair_tag} "
+        f"{_string('timeframes', f'{schema.DROPPED},{timeframes}' if dropped else timeframes)}"
+        f"{listed}{ended},dropped={'true' if dropped else 'false'} {changed_ms}"
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
 from marketfeed.errors import JournalError
-from marketfeed.storage import acknowledged
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.acknowledged import notes_of
+from marketfeed.storage.database import Kind
+from marketfeed.storage.ranges import Acknowledged, Piece
 
 Row: TypeAlias = tuple[Any, ...]
 Write: TypeAlias = Callable[[list[Row]], list[str]]
@@ -33,26 +34,29 @@ def key_of(line: str) -> str:
     return _UNESCAPED_BLANK.split(line, maxsplit=1)[0]
 
 
+class Source(NamedTuple):
+    """A table whose rows are shipped by their numbers, as points of which measurement, and by what lines."""
+
+    table: str
+    measurement: str
+    write: Write
+
+
 class Consignment(NamedTuple):
-    """Lines to ship, and the ranges of `seq` (first, last) of which they are everything."""
+    """Lines to ship, and the numbers (`seq`) of which they are everything."""
 
     lines: list[str]
-    covers: list[tuple[int, int]]
+    covers: list[Piece]
 
 
 class Outbox(abc.ABC):
-    """Reads a durable file of a `kind` ("journal") for shipping. For one thread at a time.
+    """Reads a durable file of a `kind` for shipping. For one thread at a time.
 
-    `columns` are what is read of each table besides `seq`, `sources` the tables whose rows are shipped by
-    their numbers, each with what writes its rows as lines. Raises JournalError when the file cannot be read.
+    `columns` are what is read of each table besides `seq`. Raises JournalError when the file cannot be read.
     """
 
     def __init__(
-        self,
-        kind: str,
-        path: Path,
-        columns: Mapping[str, str],
-        sources: Sequence[tuple[str, Write]],
+        self, kind: Kind, path: Path, columns: Mapping[str, str], sources: Sequence[Source]
     ) -> None:
         self._kind = kind
         self._path = path
@@ -71,25 +75,27 @@ class Outbox(abc.ABC):
         """Let go of the file."""
         self._db.close()
 
-    def newest(self, acknowledged: Ranges, max_lines: int) -> Consignment:
+    def newest(self, acknowledged: Acknowledged, max_lines: int) -> Consignment:
         """Take the newest rows but the `acknowledged`, `max_lines` at most, from one state of the file."""
         consignment = Consignment([], [])
         with self._one_state():
-            for first, last in acknowledged.gaps(self._next_seq()):
+            for piece in acknowledged.pieces(self._next_seq()):
                 if len(consignment.lines) >= max_lines:
                     break
-                covered_from = self._take(consignment.lines, first, last, max_lines)
-                consignment.covers.append((covered_from, last))
+                covered_from = self._take(consignment.lines, piece, max_lines)
+                consignment.covers.append(piece._replace(first=covered_from))
         return consignment
 
-    def _take(self, texts: list[str], first: int, last: int, max_lines: int) -> int:
-        """Add lines to `texts` from `last` down; returns the seq down to which they are everything."""
+    def _take(self, texts: list[str], piece: Piece, max_lines: int) -> int:
+        """Add lines to `texts` from the last of a piece down; returns down to where they are everything."""
+        first, last, measurements = piece
+        sources = [(s.table, s.write) for s in self._sources if s.measurement in measurements]
         # Numbers of rows that have changed since are missing: the fewer are found, the wider it looks.
         span, low = max_lines, last + 1
         while low > first and len(texts) < max_lines:
             last, low = low - 1, max(first, low - span)
             room = max_lines - len(texts)
-            tables = [(write, self._rows(table, low, last, room)) for table, write in self._sources]
+            tables = [(write, self._rows(table, low, last, room)) for table, write in sources]
             if sum(len(rows) for _, rows in tables) >= room:
                 seqs = sorted((row[0] for _, rows in tables for row in rows), reverse=True)
                 low = seqs[room - 1]
@@ -119,17 +125,19 @@ class Outbox(abc.ABC):
     def is_demanded_again(self, target: str) -> bool:
         """Whether someone has demanded that everything be shipped to `target` again."""
         with self._one_state():
-            return acknowledged.is_demanded(self._db, target)
+            return notes_of(self._kind, self._db).is_demanded(target)
 
-    def count_unshipped(self, acknowledged: Ranges) -> int:
+    def count_unshipped(self, acknowledged: Acknowledged) -> int:
         """How many rows are not in `acknowledged`."""
         with self._one_state():
             return sum(
                 self._db.execute(
-                    f"SELECT count(*) FROM {table} WHERE seq BETWEEN ? AND ?", gap
+                    f"SELECT count(*) FROM {source.table} WHERE seq BETWEEN ? AND ?",
+                    (piece.first, piece.last),
                 ).fetchone()[0]
-                for gap in acknowledged.gaps(self._next_seq())
-                for table, _ in self._sources
+                for piece in acknowledged.pieces(self._next_seq())
+                for source in self._sources
+                if source.measurement in piece.measurements
             )
 
     def _next_seq(self) -> int:
@@ -150,7 +158,7 @@ class Outbox(abc.ABC):
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"{self._kind} {self._path}: {error}") from error
+            raise JournalError(f"{self._kind.name} {self._path}: {error}") from error
 
     def _rows(self, table: str, first: int, last: int, limit: int) -> list[Row]:
         """The rows of a table with first <= seq <= last, the newest `limit` of them."""

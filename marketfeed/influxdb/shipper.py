@@ -28,7 +28,7 @@ from marketfeed.influxdb.line_protocol import LineError
 from marketfeed.influxdb.outbox import Consignment, Outbox
 from marketfeed.influxdb.unanswered import MOST_LINES, Doubts
 from marketfeed.influxdb.writer import InfluxWriter
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.ranges import Acknowledged
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,11 @@ class ShipReport(msgspec.Struct, frozen=True):
 class Shipped(Protocol):
     """What shipping notes in a durable file: a journal, or the aggregator's ledger."""
 
-    def shipped(self, target: str) -> Ranges:
+    def shipped(self, target: str) -> Acknowledged:
         """What `target` has acknowledged."""
 
-    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
-        """Save ranges that `target` has acknowledged."""
+    def note_shipped(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Save ranges (measurement, first, last) that `target` has acknowledged."""
 
     def forget_if_demanded(self, target: str) -> bool:
         """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
@@ -143,7 +143,7 @@ class Shipper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
         self._outbox: Outbox | None = None
         self._generation = 0
-        self._shipped = Ranges()
+        self._shipped = Acknowledged({})
         self._doubts = Doubts(pace.settle_s)
         self._delivery = Delivery(influx, self._doubts)
         self._states = States(pace.forming_every_s, now_ms)
@@ -227,7 +227,9 @@ class Shipper:
                     consignment, full, look = await ahead
                     if full:
                         # The next batch is read while this one travels.
-                        assumed = Ranges([*self._shipped, *consignment.covers])
+                        assumed = self._shipped.copy()
+                        for piece in consignment.covers:
+                            assumed.add(piece)
                         ahead = asyncio.create_task(self._take(assumed))
                     await self._settle(started_s)
                     acknowledged = await self._ship(consignment)
@@ -258,7 +260,7 @@ class Shipper:
         # In the thread, after whatever still reads there: a read must not outlive the file it began with.
         await self._in_thread(self._open_outbox)
 
-        def stand(file: Shipped) -> tuple[bool, Ranges]:
+        def stand(file: Shipped) -> tuple[bool, Acknowledged]:
             target = self._influx.target
             return file.forget_if_demanded(target), file.shipped(target)
 
@@ -285,7 +287,7 @@ class Shipper:
         except (NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Ranges) -> tuple[Consignment, bool, _Look | None]:
+    async def _take(self, shipped: Acknowledged) -> tuple[Consignment, bool, _Look | None]:
         """Read what is to be shipped next, whether there may be more of it, and what goes beside it."""
         room, target = self._room, self._influx.target
 
@@ -304,7 +306,7 @@ class Shipper:
 
         return await self._in_thread(take)
 
-    async def _ship(self, consignment: Consignment) -> list[tuple[int, int]]:
+    async def _ship(self, consignment: Consignment) -> list[tuple[str, int, int]]:
         """Have the server take a batch; returns the ranges to note, grown together."""
         if consignment.lines:
             refused = await self._delivery.rows(consignment.lines, self._room)
@@ -312,7 +314,7 @@ class Shipper:
                 await self._put_aside(refused)
             self.lines += len(consignment.lines) - len(refused)
             self._unshipped = max(0, self._unshipped - len(consignment.lines))
-        return [self._shipped.add(first, last) for first, last in consignment.covers]
+        return [grown for piece in consignment.covers for grown in self._shipped.add(piece)]
 
     async def _knock(self) -> None:
         """Ask a server that gave no answer with a line that it may have already, and with no other.
@@ -362,7 +364,7 @@ class Shipper:
     async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
         return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
 
-    async def _note(self, acknowledged: list[tuple[int, int]]) -> None:
+    async def _note(self, acknowledged: list[tuple[str, int, int]]) -> None:
         """Save what has been acknowledged, in the journal whose numbers these are."""
         if not acknowledged:
             return

@@ -6,6 +6,7 @@ one thread at a time; readers open the file themselves (`reader/stores/sqlite.py
 Its rows are numbered, as `storage/numbered_file.py` says.
 """
 
+import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
@@ -24,13 +25,30 @@ from marketfeed.storage.numbered_file import NumberedFile
 DEAD_LETTERS_KEPT: Final = 1_000
 DEAD_LETTER_BYTES: Final = 4_096
 
+
+def _to_3(db: sqlite3.Connection) -> None:
+    for statement in tables.FROM_2_TO_3:
+        db.execute(statement)
+    acknowledged.name_measurements(db, tables.MEASUREMENTS_3)
+
+
+def _back_to_2(db: sqlite3.Connection) -> None:
+    acknowledged.name_no_measurements(db, tables.MEASUREMENTS_3)
+    for statement in tables.FROM_3_TO_2:
+        db.execute(statement)
+
+
 KIND: Final = Kind(
     name="journal",
     setting="journal.path",
     application_id=schema.APPLICATION_ID,
     version=schema.SCHEMA_VERSION,
+    # Readers of the version before refuse a newer one: the operator says when all of them are new.
+    kept=2,
     create=tables.CREATE + acknowledged.CREATE_SHIPPED,
-    migrations=MappingProxyType({1: tables.FROM_1_TO_2}),
+    migrations=MappingProxyType({1: tables.FROM_1_TO_2, 2: _to_3}),
+    ways_back=MappingProxyType({3: _back_to_2}),
+    measurements=tables.MEASUREMENTS,
 )
 
 
@@ -74,7 +92,10 @@ class Journal(NumberedFile, JournalReads):
             seq = self._run(tables.FUNDING_RATE, funding, seq)
             seq = self._run(tables.FUNDING_SETTLED, rows.settled_rows(batch, ids, seq), seq)
             seq = self._run(tables.GAP, rows.gap_rows(batch, ids, seq), seq)
-            seq = self._run(tables.CATALOG, rows.catalog_rows(batch.catalog, ids, seq), seq)
+            if self.version >= schema.DROPPED_FROM:
+                seq = self._run(tables.CATALOG, rows.catalog_rows(batch.catalog, ids, seq), seq)
+            else:
+                seq = self._run(tables.CATALOG_2, rows.catalog_rows_2(batch.catalog, ids, seq), seq)
             changed = self.db.total_changes - before
             self._write_dead_letters(batch)
             self._save_seq(seq)

@@ -118,10 +118,14 @@ class JournalReads:
 
     def catalog(self) -> list[CatalogEntry]:
         """What this journal collects, ordered by pair."""
+        (version,) = self.db.execute("PRAGMA user_version").fetchone()
         return [
-            CatalogEntry(pair, symbol, tuple(frames.split(",")), since, listed, ended, changed)
-            for pair, symbol, frames, since, listed, ended, changed in self.db.execute(
-                """SELECT pair, symbol, timeframes, since, listed, ended, changed
+            CatalogEntry(
+                pair, symbol, tuple(frames.split(",")), since, listed, ended, changed, bool(gone)
+            )
+            for pair, symbol, frames, since, listed, ended, changed, gone in self.db.execute(
+                f"""SELECT pair, symbol, ltrim(timeframes, ','), since, listed, ended, changed,
+                          {schema.dropped_column(version)}
                    FROM catalog JOIN pair ON pair.id = pair_id ORDER BY pair"""
             )
         ]

@@ -7,7 +7,7 @@ from typing import Self
 
 from marketfeed.journal.journal import KIND
 from marketfeed.records import RefusedLine
-from marketfeed.storage import acknowledged
+from marketfeed.storage.acknowledged import notes_of
 from marketfeed.storage.database import errors_told, transaction
 from marketfeed.storage.reading import require
 
@@ -39,7 +39,8 @@ class RefusedLines:
 
     def gone(self) -> int:
         """How many more there were, pushed out by newer ones."""
-        return acknowledged.lines_gone(self._db)
+        with errors_told(KIND, self._path):
+            return notes_of(KIND, self._db).lines_gone()
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""

@@ -92,6 +92,18 @@ def catalog_rows(entries: list[CatalogEntry], ids: dict[str, int], seq: int) -> 
             e.ended_ms,
             e.changed_ms,
             number,
+            int(e.dropped),
         )
         for number, e in enumerate(entries, seq)
+    ]
+
+
+def catalog_rows_2(entries: list[CatalogEntry], ids: dict[str, int], seq: int) -> Rows:
+    """Rows of `catalog` in a journal up to version 2."""
+    return [
+        (*before, schema.DROPPED + "," + timeframes if dropped else timeframes, *after)
+        for *before, timeframes, since, listed, ended, changed, number, dropped in catalog_rows(
+            entries, ids, seq
+        )
+        for after in [(since, listed, ended, changed, number)]
     ]

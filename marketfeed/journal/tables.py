@@ -8,16 +8,33 @@ Each upsert says in its WHERE what counts as news: a repeat changes nothing and 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from marketfeed import schema
+
 PURE = True
 
-CREATE: Final = """
+CREATE_META: Final = """
+CREATE TABLE meta(
+    version INTEGER NOT NULL, readers_from INTEGER NOT NULL, writers_from INTEGER NOT NULL
+)"""
+CANDLE_DELETED: Final = """
+CREATE TRIGGER candle_deleted AFTER DELETE ON candle BEGIN
+    UPDATE sequence SET deleted = deleted + 1;
+END"""
+"""Whoever deletes candles, a hand too: what is derived from them, and kept, can tell that by the count."""
+META_3: Final = "INSERT INTO meta (version, readers_from, writers_from) VALUES (3, 3, 3)"
+
+CREATE: Final = f"""
+{CREATE_META};
+{META_3};
 CREATE TABLE pair(
     id INTEGER PRIMARY KEY,
     pair TEXT NOT NULL UNIQUE
 );
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
-    next INTEGER NOT NULL
+    next INTEGER NOT NULL,
+    commits INTEGER NOT NULL DEFAULT 0,
+    deleted INTEGER NOT NULL DEFAULT 0
 );
 INSERT INTO sequence (id, next) VALUES (1, 1);
 CREATE TABLE candle(
@@ -28,6 +45,7 @@ CREATE TABLE candle(
     PRIMARY KEY (pair_id, timeframe_ms, open_time)
 ) WITHOUT ROWID;
 CREATE INDEX candle_seq ON candle(seq);
+{CANDLE_DELETED};
 CREATE TABLE forming(
     pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, open_time INTEGER NOT NULL,
     open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
@@ -56,7 +74,7 @@ CREATE INDEX funding_settled_seq ON funding_settled(seq);
 CREATE TABLE catalog(
     pair_id INTEGER PRIMARY KEY, symbol TEXT NOT NULL, timeframes TEXT NOT NULL,
     since INTEGER NOT NULL, listed INTEGER, ended INTEGER, changed INTEGER NOT NULL,
-    seq INTEGER NOT NULL
+    seq INTEGER NOT NULL, dropped INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE gap(
     kind TEXT NOT NULL, pair_id INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER,
@@ -94,6 +112,41 @@ FROM_1_TO_2: Final = (
     "CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing')",
 )
 """From version 1 of the journal to 2, statement by statement."""
+
+FROM_2_TO_3: Final = (
+    CREATE_META,
+    META_3,
+    "ALTER TABLE sequence ADD COLUMN commits INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sequence ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0",
+    CANDLE_DELETED,
+    # That the settings have dropped a pair stood in front of its timeframes, as a comma.
+    "ALTER TABLE catalog ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
+    """UPDATE catalog SET dropped = 1, timeframes = ltrim(timeframes, ',')
+       WHERE timeframes LIKE ',%'""",
+)
+"""From version 2 to 3, but for what was shipped (`name_measurements`). No large table is read."""
+
+FROM_3_TO_2: Final = (
+    "DROP TRIGGER candle_deleted",
+    "DROP TABLE meta",
+    "ALTER TABLE sequence DROP COLUMN commits",
+    "ALTER TABLE sequence DROP COLUMN deleted",
+    "UPDATE catalog SET timeframes = ',' || timeframes WHERE dropped",
+    "ALTER TABLE catalog DROP COLUMN dropped",
+)
+"""Back from 3 to 2, but for what was shipped. The first release writes rows without naming their columns."""
+
+MEASUREMENTS: Final = (
+    "ohlcv",
+    schema.MARK_PRICE,
+    schema.FUNDING_RATE,
+    schema.FUNDING_SETTLED,
+    schema.FEED_GAP,
+    schema.FEED_CATALOG,
+)
+"""Whose rows a journal numbers: `ohlcv` is closed candles of all timeframes."""
+MEASUREMENTS_3: Final = MEASUREMENTS
+"""Those of a journal of version 2 or 3; a measurement that is added later is none of these."""
 
 NO_PAIR: Final = 0
 """`pair_id` of a gap that concerns all pairs."""
@@ -212,13 +265,23 @@ GAP: Final = Upsert(
     WHERE excluded."end" IS NOT gap."end" OR excluded.state <> gap.state
        OR excluded.reason <> gap.reason""",
 )
-CATALOG: Final = Upsert(
-    "catalog",
-    "pair_id, symbol, timeframes, since, listed, ended, changed, seq",
-    """WHERE true ON CONFLICT DO UPDATE SET
+_CATALOG_COLUMNS: Final = "pair_id, symbol, timeframes, since, listed, ended, changed, seq"
+_CATALOG_SET: Final = """
         symbol = excluded.symbol, timeframes = excluded.timeframes, listed = excluded.listed,
         since = min(catalog.since, excluded.since),
-        ended = excluded.ended, changed = excluded.changed, seq = excluded.seq
-    WHERE excluded.symbol <> catalog.symbol OR excluded.timeframes <> catalog.timeframes
-       OR excluded.listed IS NOT catalog.listed OR excluded.ended IS NOT catalog.ended""",
+        ended = excluded.ended, changed = excluded.changed, seq = excluded.seq"""
+_CATALOG_DIFFERS: Final = """
+    excluded.symbol <> catalog.symbol OR excluded.timeframes <> catalog.timeframes
+       OR excluded.listed IS NOT catalog.listed OR excluded.ended IS NOT catalog.ended"""
+CATALOG: Final = Upsert(
+    "catalog",
+    f"{_CATALOG_COLUMNS}, dropped",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_CATALOG_SET}, dropped = excluded.dropped
+    WHERE {_CATALOG_DIFFERS} OR excluded.dropped <> catalog.dropped""",
 )
+CATALOG_2: Final = Upsert(
+    "catalog",
+    _CATALOG_COLUMNS,
+    f"WHERE true ON CONFLICT DO UPDATE SET {_CATALOG_SET} WHERE {_CATALOG_DIFFERS}",
+)
+"""Of a journal up to version 2: `timeframes` begins with a comma when the settings have dropped the pair."""

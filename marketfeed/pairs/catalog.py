@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from marketfeed import schema
 from marketfeed.binance.symbols import (
     ExchangeInfo,
     Instrument,
@@ -53,9 +52,9 @@ class Catalog:
         now_ms = self._clock.now_ms()
         self._entries[entry.pair] = dropped = msgspec.structs.replace(
             entry,
-            timeframes=(schema.DROPPED, *entry.timeframes),
             ended_ms=now_ms,
             changed_ms=now_ms,
+            dropped=True,
         )
         self._intake.add(dropped)
 

@@ -33,6 +33,15 @@ EXTEND_S: Final = 60.0
 STATUS_CHARS: Final = 400
 
 
+def extend_start() -> None:
+    """Ask systemd for time: a file is about to be taken to another schema version."""
+    if os.environ.get("NOTIFY_SOCKET"):
+        notifier = sdnotify.SystemdNotifier()
+        notifier.notify(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1e6:.0f}")
+        if notifier.socket is not None:
+            notifier.socket.close()
+
+
 class Told:
     """Keeps systemd told from entering to leaving. An async context manager; without systemd, nothing.
 

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeAlias
 
 from marketfeed import schema
 from marketfeed.errors import (
@@ -37,19 +37,27 @@ CHECK_S: Final = 5.0
 """Wall seconds for the consistency check at start; a large file is checked as far as it comes."""
 
 
+Step: TypeAlias = Sequence[str] | Callable[[sqlite3.Connection], None]
+"""What takes a file to another version, as statements or a function; it runs inside a transaction."""
+
+
 class Kind(NamedTuple):
     """What sort of file it is: its name for people, marks in the header, tables and migrations.
 
-    `migrations[n]` takes a file of version n to n + 1, as statements or a function; it runs inside one
-    transaction. `setting` is what names its place in config.yaml.
+    A fresh file is of `version`. An older one is taken to `kept` when it is opened to be written, and
+    further by `convert` alone: `migrations[n]` takes a file of version n to n + 1, `ways_back[n]` to n - 1.
+    `setting` is what names its place in config.yaml; `measurements` are those whose rows it numbers.
     """
 
     name: str
     setting: str
     application_id: int
     version: int
+    kept: int
     create: str
-    migrations: Mapping[int, Sequence[str] | Callable[[sqlite3.Connection], None]]
+    migrations: Mapping[int, Step]
+    ways_back: Mapping[int, Step]
+    measurements: tuple[str, ...]
 
 
 def absence(kind: Kind, path: Path) -> str:
@@ -98,6 +106,9 @@ class Database:
         self.kind = kind
         self.path = path
         self.db = db
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        self.version = int(version)
+        """The schema version of the file."""
         self.set_aside = set_aside
         """Where a damaged predecessor was put when this file was opened."""
         self._lock_fd = lock_fd
@@ -121,7 +132,8 @@ class Database:
         in `set_aside`; so are a `-wal` and `-shm` that have lost their file. It is looked over for
         `check_s` wall seconds, not at all for 0. One that its disk does not let read stays as it is.
         `proven`: every byte could be read since damage was first met, so that once more is enough.
-        An older file is migrated, a newer one that this version may write stays of its version.
+        An older file is migrated as far as `Kind.kept` says, a newer one that this version may write stays
+        of its version.
 
         Raises JournalLockedError (`wait_lock_s` wall seconds are waited for the lock),
         JournalForeignError, JournalNewerError, JournalError.
@@ -300,7 +312,8 @@ def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
             _create(kind, db)
         else:
             check(db, check_s)
-            _migrate(kind, path, db, version)
+            if version < kind.kept:
+                take_to(kind, path, db, kind.kept)
     except BaseException:
         db.close()
         raise
@@ -347,25 +360,73 @@ def _meta(db: sqlite3.Connection, *, writing: bool) -> list[tuple[object, ...]]:
 
 def _create(kind: Kind, db: sqlite3.Connection) -> None:
     with transaction(db, "EXCLUSIVE"):
-        for statement in kind.create.split(";"):
+        for statement in _statements(kind.create):
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {kind.application_id}")
         db.execute(f"PRAGMA user_version = {kind.version}")
 
 
-def _migrate(kind: Kind, path: Path, db: sqlite3.Connection, version: int) -> None:
-    for step in range(version, kind.version):
-        migration = kind.migrations.get(step)
-        if migration is None:
-            raise JournalError(
-                f"{kind.name} {path}: schema version {version} is too old: this marketfeed knows no "
-                f"way from {step} to {kind.version}; use a version in between, or another file"
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script; a trigger holds some of its own."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def take_to(kind: Kind, path: Path, db: sqlite3.Connection, version: int) -> int:
+    """Take a file to another version, newer or older, in one transaction; returns the version before.
+
+    Raises JournalError when this marketfeed knows no way, and SQLite's errors as they are: nothing is changed
+    then.
+    """
+    with transaction(db, "EXCLUSIVE"):
+        (before,) = db.execute("PRAGMA user_version").fetchone()
+        if before > kind.version:
+            raise JournalNewerError(
+                f"{kind.name} {path}: schema version {before} is newer than this marketfeed's, "
+                f"{kind.version}: the one that wrote it takes it to another"
             )
-        with transaction(db, "EXCLUSIVE"):
-            if callable(migration):
-                migration(db)
+        forth = version >= before
+        for at in range(before, version, 1 if forth else -1):
+            step = (kind.migrations if forth else kind.ways_back).get(at)
+            if step is None:
+                raise JournalError(
+                    f"{kind.name} {path}: this marketfeed knows no way from schema version {at} to "
+                    f"{version}; use a version in between, or another file"
+                )
+            if callable(step):
+                step(db)
             else:
-                for statement in migration:
+                for statement in step:
                     db.execute(statement)
-            db.execute(f"PRAGMA user_version = {step + 1}")
-        log.info("%s migrated path=%s from=%d to=%d", kind.name, path, step, step + 1)
+        db.execute(f"PRAGMA user_version = {version}")
+    if before != version:
+        log.info("%s migrated path=%s from=%d to=%d", kind.name, path, before, version)
+    return int(before)
+
+
+def convert(kind: Kind, path: Path, version: int) -> int:
+    """Take the file at `path`, which nobody else writes, to `version`; returns the version before.
+
+    Raises JournalLockedError while somebody writes it, JournalForeignError, JournalNewerError, or
+    JournalError; nothing is changed then. A damaged file stays where it is.
+    """
+    path = path.resolve()
+    try:
+        lock_fd = _take_lock(kind, path, 0.0)
+    except OSError as error:
+        raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
+    try:
+        with (
+            errors_told(kind, path),
+            contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
+        ):
+            if recognise(kind, path, db, writing=True) == 0:
+                raise JournalError(absence(kind, path))
+            db.execute("PRAGMA synchronous = FULL")
+            return take_to(kind, path, db, version)
+    finally:
+        os.close(lock_fd)

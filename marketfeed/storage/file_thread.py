@@ -43,6 +43,12 @@ class FileThread(abc.ABC, Generic[F]):
         await self._in_thread(self._close)
         self._thread.shutdown()
 
+    @property
+    def version(self) -> int:
+        """The schema version of the file; 0 of none."""
+        file = self._file
+        return 0 if file is None else file.version
+
     async def call(self, function: Callable[[F], T]) -> T:
         """Run `function` on the file, after all calls before. Raises what it raises.
 

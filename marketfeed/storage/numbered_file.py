@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
-from marketfeed.storage import acknowledged
+from marketfeed.storage.acknowledged import notes_of
 from marketfeed.storage.damage import damage
 from marketfeed.storage.database import CHECK_S, Database, Kind, errors_told
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.ranges import Acknowledged
 
 
 class NumberedFile:
@@ -31,7 +31,16 @@ class NumberedFile:
         self.path = database.path
         self.set_aside = database.set_aside
         self.db = database.db
+        self.version = database.version
         self._database = database
+        self._notes = notes_of(self.kind, self.db)
+        # Files of older versions do not count.
+        self._counts_commits = (
+            self.db.execute(
+                "SELECT 1 FROM pragma_table_info('sequence') WHERE name = 'commits'"
+            ).fetchone()
+            is not None
+        )
         self._next_seq = 1
         self._reload()
 
@@ -81,27 +90,24 @@ class NumberedFile:
 
     # --- shipping ------------------------------------------------------------------------------------
 
-    def shipped(self, target: str) -> Ranges:
-        """What `target` (a server and bucket) has acknowledged, as ranges of seq."""
-        return acknowledged.read_shipped(self.db, target)
+    def shipped(self, target: str) -> Acknowledged:
+        """What `target` (a server and bucket) has acknowledged."""
+        return self._notes.shipped(target)
 
-    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
-        """Save ranges that `target` has acknowledged; those within them are replaced."""
+    def note_shipped(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Save ranges (measurement, first, last) that `target` has acknowledged, for those within them."""
         with self._transaction():
-            acknowledged.note_shipped(self.db, target, ranges)
+            self._notes.note(target, ranges)
 
     def forget_if_demanded(self, target: str) -> bool:
         """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
         with self._transaction():
-            return acknowledged.take_demand(self.db, target)
+            return self._notes.take_demand(target)
 
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
-        """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
-
-        Returns how many older ones are gone by that.
-        """
+        """Keep lines that `target` refused, each with its answer; returns how many older ones are gone."""
         with self._transaction():
-            return acknowledged.put_aside(self.db, target, refused, refused_ms)
+            return self._notes.put_aside(target, refused, refused_ms)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -110,6 +116,9 @@ class NumberedFile:
         try:
             with self._database.transaction():
                 yield
+                if self._counts_commits:
+                    # So that what is derived from the rows, and kept, can tell that another version wrote.
+                    self.db.execute("UPDATE sequence SET commits = commits + 1")
         except BaseException:
             # What was numbered in vain must be numbered anew.
             with contextlib.suppress(sqlite3.Error):

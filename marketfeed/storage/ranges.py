@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Self
 
 PURE = True
 
@@ -27,6 +28,19 @@ class Ranges:
     def __contains__(self, number: int) -> bool:
         index = bisect.bisect_right(self._firsts, number) - 1
         return index >= 0 and number <= self._lasts[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Ranges):
+            return NotImplemented
+        return self._firsts == other._firsts and self._lasts == other._lasts
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def copy(self) -> "Ranges":
+        """A set of its own with the same numbers."""
+        other = Ranges()
+        other._firsts, other._lasts = self._firsts.copy(), self._lasts.copy()
+        return other
 
     def add(self, first: int, last: int) -> tuple[int, int]:
         """Add all numbers from `first` to `last`; returns the range that they are part of now."""
@@ -57,3 +71,64 @@ class Ranges:
         if not self._firsts or self._firsts[0] > 1:
             return min(1, end)
         return min(self._lasts[0] + 1, end)
+
+
+class Piece(NamedTuple):
+    """The numbers from `first` to `last`, both included, of the rows of some measurements."""
+
+    first: int
+    last: int
+    measurements: tuple[str, ...]
+
+
+class Acknowledged:
+    """Of each measurement the numbers (`seq`) that have been acknowledged.
+
+    They are the same for all measurements, but where one was added to a file later than the others, or is
+    to be shipped again alone.
+    """
+
+    def __init__(self, of: dict[str, Ranges]) -> None:
+        self._of = of
+
+    @classmethod
+    def alike(cls, measurements: Iterable[str], ranges: Ranges | None = None) -> Self:
+        """The same numbers of each of these measurements; none without `ranges`."""
+        return cls({name: Ranges() if ranges is None else ranges.copy() for name in measurements})
+
+    def __getitem__(self, measurement: str) -> Ranges:
+        return self._of[measurement]
+
+    def copy(self) -> "Acknowledged":
+        """A set of its own with the same numbers."""
+        return Acknowledged({name: ranges.copy() for name, ranges in self._of.items()})
+
+    def add(self, piece: Piece) -> list[tuple[str, int, int]]:
+        """Add a piece; returns per measurement the range (measurement, first, last) it is part of now."""
+        return [(name, *self._of[name].add(piece.first, piece.last)) for name in piece.measurements]
+
+    def pieces(self, end: int) -> Iterator[Piece]:
+        """Yield what has not been acknowledged below `end`, highest numbers first."""
+        names = tuple(self._of)
+        alike, *others = self._of.values()
+        if all(ranges == alike for ranges in others):
+            for first, last in alike.gaps(end):
+                yield Piece(first, last, names)
+            return
+        # From the top down, a measurement opens where one of its gaps ends and closes where it begins.
+        edges: dict[int, set[str]] = {}
+        for name, ranges in self._of.items():
+            for first, last in ranges.gaps(end):
+                edges.setdefault(last, set()).symmetric_difference_update({name})
+                edges.setdefault(first - 1, set()).symmetric_difference_update({name})
+        lacking: set[str] = set()
+        above = end
+        for edge in sorted(edges, reverse=True):
+            if lacking:
+                yield Piece(edge + 1, above, tuple(name for name in names if name in lacking))
+            lacking ^= edges[edge]
+            above = edge
+
+    def first_gap(self, end: int) -> int:
+        """The smallest positive number that a measurement lacks, `end` at most."""
+        return min((ranges.first_gap(end) for ranges in self._of.values()), default=min(1, end))

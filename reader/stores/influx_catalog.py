@@ -93,11 +93,11 @@ def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str,
     rows: dict[str, CatalogRow] = {}
     newest_ms = 0
     for pair, points in last.by_pair(queries.CATALOG_LAST).items():
-        time_ms, timeframes, listed_ms, ended_ms = points[0]
+        time_ms, timeframes, listed_ms, ended_ms, dropped = points[0]
         if pair:
             # Without a first one it was noted after that was asked for: this is the first.
             began_ms = since_ms.get(pair, time_ms)
-            rows[pair] = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms)
+            rows[pair] = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms, dropped)
             newest_ms = max(newest_ms, time_ms)
     return rows, newest_ms
 

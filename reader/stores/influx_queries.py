@@ -23,7 +23,7 @@ OPENS_OF: Final = RowType(tuple[int, float, str | None])
 SETTLED_RATES: Final = RowType(tuple[int, float])
 MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
 CATALOG_FIRST: Final = RowType(tuple[int, str])
-CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None])
+CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | None])
 
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
 
@@ -110,7 +110,8 @@ def catalog_first(condition: str) -> str:
 
 def catalog_last(condition: str, start_ms: int) -> str:
     """What was noted last of each pair that is collected, at `start_ms` or later."""
-    return last_of_each(schema.FEED_CATALOG, ("timeframes", "listed", "ended"), condition, start_ms)
+    columns = ("timeframes", "listed", "ended", "dropped")
+    return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
 
 
 def _between(start_ms: int, end_ms: int) -> str:

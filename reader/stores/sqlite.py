@@ -94,12 +94,17 @@ class SqliteStore:
 
     def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given."""
-        rows = (
-            self._rows(queries.CATALOG)
-            if pairs is None
-            else self._rows(queries.CATALOG_OF, pairs=_json(pairs))
-        )
-        return [CatalogRow.stored(*row) for row in rows]
+        text = queries.CATALOG if pairs is None else queries.CATALOG_OF
+        bound = {} if pairs is None else {"pairs": _json(pairs)}
+
+        def question(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            return db.execute(text.format(dropped=schema.dropped_column(version)), bound).fetchall()
+
+        return [
+            CatalogRow.stored(pair, frames, since, listed, ended, dropped)
+            for pair, frames, since, listed, ended, dropped in self._ask(question)
+        ]
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` in one transaction, so that a closing candle is in it once."""

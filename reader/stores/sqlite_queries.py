@@ -34,12 +34,12 @@ CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms
 """
 CATALOG: Final = """
-SELECT pair.pair, c.timeframes, c.since, c.listed, c.ended
+SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}
 FROM catalog AS c CROSS JOIN pair ON pair.id = c.pair_id
 ORDER BY pair.pair
 """
 CATALOG_OF: Final = """
-SELECT pair.pair, c.timeframes, c.since, c.listed, c.ended
+SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN catalog AS c ON c.pair_id = pair.id

@@ -497,7 +497,7 @@ def write_forward(path: Path, *steps: str, age_ms: int = 0, expire_ms: int = 2_0
         receipt = Receipt(vote, "fleet", "127.0.0.1", None, b"", counted.outcome, 1, "counted")
         ledger.record([receipt], votes.due(now_ms), now_ms)
         for step in steps:
-            ledger.step(1, step, now_ms)  # type: ignore[arg-type]
+            ledger.step(1, "long", step, now_ms)  # type: ignore[arg-type]
     return now_ms
 
 

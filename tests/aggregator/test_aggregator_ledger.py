@@ -30,6 +30,7 @@ from marketfeed.journal.journal import Journal
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect
 from tests.newer_version import VERSION, added, grow, upgrade
+from tests.shipped_ranges import of_all
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_795_000_000_000
@@ -139,12 +140,12 @@ def test_only_the_steps_that_are_drawn_are_taken(tmp_path: Path, start: State, s
         receive(ledger, votes)
         decide(ledger, votes, T0 + 60_000)
         for state in WAYS[start]:
-            ledger.step(1, state, T0 + 60_001)
+            ledger.step(1, "long", state, T0 + 60_001)
         if start in STEPS[step]:
-            assert ledger.step(1, step, T0 + 60_002, "words").state == step
+            assert ledger.step(1, "long", step, T0 + 60_002, "words").state == step
         else:
             with pytest.raises(LedgerError):
-                ledger.step(1, step, T0 + 60_002)
+                ledger.step(1, "long", step, T0 + 60_002)
             (forward,) = ledger.forwards(tuple(WAYS))
             assert forward.state == start
 
@@ -169,11 +170,11 @@ def test_a_forward_knows_when_it_was_sent_and_answered(ledger: Ledger) -> None:
     votes = Votes(RULES)
     receive(ledger, votes)
     decide(ledger, votes, T0 + 60_000)
-    ledger.step(1, "sending", T0 + 1)
-    back = ledger.step(1, "queued", T0 + 2, "refused")
+    ledger.step(1, "long", "sending", T0 + 1)
+    back = ledger.step(1, "long", "queued", T0 + 2, "refused")
     assert (back.sent_ms, back.attempts, back.answer) == (None, 1, "refused")
-    assert ledger.step(1, "sending", T0 + 3).sent_ms == T0 + 3
-    done = ledger.step(1, "refused", T0 + 4, "already open", 502)
+    assert ledger.step(1, "long", "sending", T0 + 3).sent_ms == T0 + 3
+    done = ledger.step(1, "long", "refused", T0 + 4, "already open", 502)
     assert (done.sent_ms, done.answered_ms, done.attempts) == (T0 + 3, T0 + 4, 2)
     assert (done.status, done.answer) == (502, "already open")
 
@@ -182,8 +183,8 @@ def test_what_expired_was_not_sent(ledger: Ledger) -> None:
     votes = Votes(RULES)
     receive(ledger, votes)
     decide(ledger, votes, T0 + 60_000)
-    ledger.step(1, "sending", T0 + 1)
-    expired = ledger.step(1, "expired", T0 + 2, "too late")
+    ledger.step(1, "long", "sending", T0 + 1)
+    expired = ledger.step(1, "long", "expired", T0 + 2, "too late")
     assert (expired.sent_ms, expired.answered_ms, expired.attempts) == (None, None, 1)
 
 
@@ -198,12 +199,14 @@ def test_whose_trade_it_is(ledger: Ledger) -> None:
         votes = Votes(RULES)
         window = receive(ledger, votes, at_ms=at_ms, pair=pair).window
         decide(ledger, votes, at_ms + 60_000)
-        sent_ms[number] = ledger.step(window, "sending", at_ms).sent_ms or 0
+        sent_ms[number] = ledger.step(window, "long", "sending", at_ms).sent_ms or 0
         if answer:
-            ledger.step(window, "refused" if answer == "-" else "accepted", at_ms + 1, answer)
+            ledger.step(
+                window, "long", "refused" if answer == "-" else "accepted", at_ms + 1, answer
+            )
         else:
-            ledger.step(window, "unknown", at_ms + 1)
-            ledger.step(window, "lost", at_ms + 2)
+            ledger.step(window, "long", "unknown", at_ms + 1)
+            ledger.step(window, "long", "lost", at_ms + 2)
     forwards = {forward.window: forward for forward in ledger.forwards(get_args(State))}
 
     def owners(trade_id: int, opened_by_ms: int, *, added: bool = False) -> list[int]:
@@ -236,9 +239,9 @@ def test_whose_trade_it_is_of_a_bot_that_counts_anew(ledger: Ledger, before_s: i
         votes = Votes(RULES)
         window = receive(ledger, votes, at_ms=at_ms).window
         decide(ledger, votes, at_ms + 60_000)
-        ledger.step(window, "sending", at_ms)
-    ledger.step(1, "accepted", T0 - before_s * 1_000, "trade 1")
-    lost = ledger.step(2, "unknown", T0 + 5_000)
+        ledger.step(window, "long", "sending", at_ms)
+    ledger.step(1, "long", "accepted", T0 - before_s * 1_000, "trade 1")
+    lost = ledger.step(2, "long", "unknown", T0 + 5_000)
     assert ledger.is_another_s(lost, 1, T0 + 100, T0, added=False) == (before_s < 600)
 
 
@@ -290,9 +293,9 @@ def test_what_is_old_goes_what_is_open_or_unshipped_stays(ledger: Ledger) -> Non
     receive(ledger, votes, at_ms=T0, key="old", pair="A/USDT:USDT")
     receive(ledger, votes, at_ms=T0, pair="B/USDT:USDT")
     decide(ledger, votes, T0 + 60_000)
-    ledger.step(1, "sending", T0 + 60_001)
-    ledger.step(1, "accepted", T0 + 60_002)
-    ledger.step(2, "sending", T0 + 60_003)
+    ledger.step(1, "long", "sending", T0 + 60_001)
+    ledger.step(1, "long", "accepted", T0 + 60_002)
+    ledger.step(2, "long", "sending", T0 + 60_003)
     for day in (10, 20, 31):
         receive(ledger, votes, at_ms=T0 + day * DAY, pair=f"C{day}/USDT:USDT")
     assert ledger.delete_old(40 * DAY) == 0
@@ -342,8 +345,8 @@ def kept(path: Path, received_ms: list[int], keep_days: int) -> list[int]:
             votes = Votes(RULES)
             window = receive(ledger, votes, at_ms=at_ms).window
             decide(ledger, votes, at_ms + 60_000)
-            ledger.step(window, "sending", at_ms + 60_001)
-            ledger.step(window, "accepted", at_ms + 60_002)
+            ledger.step(window, "long", "sending", at_ms + 60_001)
+            ledger.step(window, "long", "accepted", at_ms + 60_002)
         while ledger.delete_old(keep_days * DAY):
             pass
         found = ledger.db.execute("SELECT received FROM signal ORDER BY number").fetchall()
@@ -382,9 +385,9 @@ def test_the_flow_shows_what_happened_and_goes_on_from_there(ledger: Ledger) -> 
         ("voted", "74"),
         ("decided", "73"),
     ]
-    ledger.step(1, "sending", T0 + 60_010)
+    ledger.step(1, "long", "sending", T0 + 60_010)
     assert [(e.what, e.who, e.time_ms) for e in flow.read()] == [("sent", "long", T0 + 60_010)]
-    ledger.step(1, "refused", T0 + 60_200, "Maximum number of trades is reached.", 502)
+    ledger.step(1, "long", "refused", T0 + 60_200, "Maximum number of trades is reached.", 502)
     (event,) = flow.read()
     assert (event.what, event.time_ms) == ("answered", T0 + 60_200)
     assert event.text == "refused 502: Maximum number of trades is reached."
@@ -428,7 +431,7 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     with Ledger.open(path) as ledger:
         first = receive(ledger, votes, key="k1")
         (decision,) = decide(ledger, votes, T0 + 60_000)
-        ledger.note_shipped("bucket", [(1, 2)])
+        ledger.note_shipped("bucket", of_all([(1, 2)], KIND))
         ledger.put_aside("bucket", [("line", "odd")], T0)
     flow = Flow(path)
     assert [event.what for event in flow.read()] == ["voted", "decided"]
@@ -439,11 +442,11 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
         assert ledger.decided_since(T0) == [(decision, [("73", first.vote.digest)])]
         ledger.beat()
         ledger.prove_room()
-        ledger.step(1, "sending", T0 + 60_001)
-        ledger.step(1, "accepted", T0 + 60_002, "trade 1", 200)
+        ledger.step(1, "long", "sending", T0 + 60_001)
+        ledger.step(1, "long", "accepted", T0 + 60_002, "trade 1", 200)
         second = receive(ledger, votes, "120", T0 + 70_000, pair="ETH/USDT:USDT")
         decide(ledger, votes, T0 + 130_000)
-        ledger.note_shipped("bucket", [(1, 5)])
+        ledger.note_shipped("bucket", of_all([(1, 5)], KIND))
         assert list(ledger.answered([("fleet", "k1")])) == [("fleet", "k1")]
         assert [forward.state for forward in ledger.forwards(("accepted", "queued"))] == [
             "accepted",

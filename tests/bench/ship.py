@@ -20,11 +20,11 @@ from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.shipper import DEFAULT_PACE, Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import Journal
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, MarkPrice
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.ranges import Acknowledged
 from tests.bench import workload
 from tests.bench.child import BenchError
 from tests.bench.report import Column, Row, Section
@@ -142,12 +142,16 @@ def _fill(path: Path) -> dict[str, int]:
 
 
 def _batches(path: Path) -> list[bytes]:
-    outbox, shipped, batches = JournalOutbox(path, "bench"), Ranges(), []
+    outbox, shipped, batches = (
+        JournalOutbox(path, "bench"),
+        Acknowledged.alike(KIND.measurements),
+        [],
+    )
     try:
         while (consignment := outbox.newest(shipped, DEFAULT_PACE.max_lines)).lines:
             batches.append("\n".join(consignment.lines).encode())
-            for first, last in consignment.covers:
-                shipped.add(first, last)
+            for piece in consignment.covers:
+                shipped.add(piece)
     finally:
         outbox.close()
     return batches

@@ -7,8 +7,8 @@ from influxd import Influxd
 from stored import write
 
 from marketfeed.influxdb.journal_outbox import JournalOutbox
-from marketfeed.journal.journal import Journal
-from marketfeed.storage.ranges import Ranges
+from marketfeed.journal.journal import KIND, Journal
+from marketfeed.storage.ranges import Acknowledged
 
 COLLECTOR = "test host"
 _ALL = 1 << 40
@@ -21,7 +21,7 @@ class Both:
         self.path = path
         self.database = database
         self.influxd = influxd
-        self._shipped = Ranges()
+        self._shipped = Acknowledged.alike(KIND.measurements)
         self._forming_seq = 0
 
     def add(self, *records: Any) -> None:
@@ -34,7 +34,7 @@ class Both:
             lines, covers = outbox.newest(self._shipped, _ALL)
         finally:
             outbox.close()
-        for first, last in covers:
-            self._shipped.add(first, last)
+        for piece in covers:
+            self._shipped.add(piece)
         if forming or lines:
             self.influxd.write(self.database, [*forming, *lines])

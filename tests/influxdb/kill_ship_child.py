@@ -138,7 +138,7 @@ class _TellingWriter(JournalWriter):
 class _TellingJournal(Journal):
     tell: Tell
 
-    def note_shipped(self, target: str, ranges: Iterable[tuple[int, int]]) -> None:
+    def note_shipped(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
         self.tell(NOTING)
         super().note_shipped(target, ranges)
         self.tell(NOTED)

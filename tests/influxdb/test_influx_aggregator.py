@@ -27,10 +27,11 @@ from running import (  # noqa: E402
 )
 
 from marketfeed import schema  # noqa: E402
+from marketfeed.aggregator.ledger_tables import KIND  # noqa: E402
 from marketfeed.aggregator.outbox import LedgerOutbox  # noqa: E402
 from marketfeed.settings.load import load_settings  # noqa: E402
 from marketfeed.settings.model import Settings  # noqa: E402
-from marketfeed.storage.ranges import Ranges  # noqa: E402
+from marketfeed.storage.ranges import Acknowledged  # noqa: E402
 
 
 def shipping(path: Path, influxd: Influxd, database: str, bot_url: str, **changes: Any) -> Settings:
@@ -109,7 +110,7 @@ def test_votes_decisions_and_forwards_are_points(
         *schema.AGGREGATOR_FIELDS[schema.ENSEMBLE],
     }
     outbox = LedgerOutbox(tmp_path / "ledger.db", "")
-    lines = outbox.newest(Ranges(), 1_000).lines
+    lines = outbox.newest(Acknowledged.alike(KIND.measurements), 1_000).lines
     assert outbox.as_they_stand(lines) == lines
     # What a late request would undo is known again; a decision and its forward are one point.
     (forward,) = [line for line in lines if "state=" in line]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import Journal
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -22,7 +22,7 @@ from marketfeed.records import (
     MarkPrice,
     Record,
 )
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.ranges import Acknowledged
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_791_360_000_000
@@ -41,7 +41,10 @@ def shipped(path: Path, *records: Record) -> list[str]:
             journal.write(batch)
     outbox = JournalOutbox(path, "host a")
     try:
-        return [*outbox.forming(-1)[0], *outbox.newest(Ranges(), 100).lines]
+        return [
+            *outbox.forming(-1)[0],
+            *outbox.newest(Acknowledged.alike(KIND.measurements), 100).lines,
+        ]
     finally:
         outbox.close()
 

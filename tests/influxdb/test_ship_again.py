@@ -25,6 +25,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
 from marketfeed.storage.reading import reading
+from tests.shipped_ranges import of_all, ranges_of
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -71,7 +72,12 @@ async def equal(path: Path, target: Target) -> None:
 
 def noted(path: Path) -> list[str]:
     with reading(KIND, path) as db:
-        return [name for (name,) in db.execute("SELECT target FROM shipped ORDER BY target")]
+        return [
+            name
+            for (name,) in db.execute(
+                "SELECT DISTINCT target FROM shipped UNION SELECT target FROM shipping WHERE again ORDER BY 1"
+            )
+        ]
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
@@ -169,18 +175,18 @@ journal.forget_if_demanded("x")
 
 def test_a_demand_survives_a_kill_and_is_met_once(path: Path) -> None:
     with Journal.open(path) as journal:
-        journal.note_shipped("x", [(1, 70)])
-        journal.note_shipped("y", [(1, 7)])
+        journal.note_shipped("x", of_all([(1, 70)]))
+        journal.note_shipped("y", of_all([(1, 7)]))
         assert not journal.forget_if_demanded("x")
     assert demand_again(KIND, path, "x") == Demand(True, "")
     child = subprocess.run([sys.executable, "-c", KILLED_AT_COMMIT, path], check=False, timeout=60)
     assert child.returncode == -signal.SIGKILL
     with Journal.open(path) as journal:
-        assert list(journal.shipped("x")) == [(1, 70)]
+        assert ranges_of(journal.shipped("x")) == [(1, 70)]
         assert journal.forget_if_demanded("x")
-        assert list(journal.shipped("x")) == []
+        assert ranges_of(journal.shipped("x")) == []
         assert not journal.forget_if_demanded("x")
-        assert list(journal.shipped("y")) == [(1, 7)]
+        assert ranges_of(journal.shipped("y")) == [(1, 7)]
         demand = demand_again(KIND, path, "x")
         assert demand == Demand(False, str(os.getpid()))
         assert not journal.forget_if_demanded("x"), "nothing has been shipped since"
@@ -191,10 +197,10 @@ def test_the_ledger_is_shipped_again_too(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     assert demand_again(LEDGER, path, "x") is None
     with Ledger.open(path) as ledger:
-        ledger.note_shipped("x", [(1, 70)])
+        ledger.note_shipped("x", of_all([(1, 70)], LEDGER))
         assert demand_again(LEDGER, path, "x") == Demand(True, str(os.getpid()))
         assert ledger.forget_if_demanded("x")
-        assert list(ledger.shipped("x")) == []
+        assert ranges_of(ledger.shipped("x"), LEDGER) == []
 
 
 def test_refused_lines_that_are_too_many_are_told_of(path: Path) -> None:
@@ -205,7 +211,7 @@ def test_refused_lines_that_are_too_many_are_told_of(path: Path) -> None:
         assert journal.put_aside("x", lines[:3], T0) == 3
         assert len(read_refused(path)) == REFUSED_LINES_KEPT
         assert lines_gone(path) == 2_003
-        journal.note_shipped("x", [(1, 70)])
+        journal.note_shipped("x", of_all([(1, 70)]))
         demand_again(KIND, path, "x")
         assert journal.forget_if_demanded("x")
         assert lines_gone(path) == 0

@@ -24,11 +24,11 @@ from marketfeed.commands.setup_influxdb import setup_influx
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import Journal
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.settings.model import Settings
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.ranges import Acknowledged
 
 GAP_TAGS = "kind=connection_feed-1,pair=*"
 
@@ -416,7 +416,7 @@ def test_a_row_that_has_changed_is_sent_again_as_it_stands(path: Path, v2: Targe
         with Journal.open(path) as journal:
             journal.write(batch)
             outbox = JournalOutbox(path, socket.gethostname())
-            old = outbox.newest(Ranges(), 100).lines
+            old = outbox.newest(Acknowledged.alike(KIND.measurements), 100).lines
             outbox.close()
             gone = f"mark_price,pair={PAIRS[0]} mark_price=1.0,index_price=2.0 {T0 - 1_000}"
             journal.put_aside("x", [(line, "status 422") for line in [*old, gone]], T0)

@@ -86,6 +86,7 @@ def test_kills_while_shipping_lose_nothing_and_double_nothing(
     assert read_refused(path) == []
     with reading(KIND, path) as db:
         left = {name for (name,) in db.execute("SELECT target FROM shipped")}
+        assert not db.execute("SELECT 1 FROM shipping WHERE again").fetchall()
     given = [InfluxSettings.model_validate(target) for target in targets]
     assert left == {target_of(influx) for influx in given}, "every demand was met"
     sys.stdout.write(json.dumps(report) + "\n")

@@ -21,11 +21,11 @@ from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.unanswered import Doubts
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import Journal
+from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap
 from marketfeed.settings.model import InfluxSettings, Settings
-from marketfeed.storage.ranges import Ranges
+from marketfeed.storage.ranges import Acknowledged
 
 PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)
 
@@ -67,7 +67,10 @@ def standing(path: Path) -> dict[tuple[str, str], str]:
     """What the journal holds, as points."""
     outbox = JournalOutbox(path, "")
     try:
-        found = [line.rsplit(" ", 2) for line in outbox.newest(Ranges(), 10**6).lines]
+        found = [
+            line.rsplit(" ", 2)
+            for line in outbox.newest(Acknowledged.alike(KIND.measurements), 10**6).lines
+        ]
     finally:
         outbox.close()
     # The host's name is the shipper's own.

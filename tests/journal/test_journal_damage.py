@@ -31,6 +31,7 @@ from marketfeed.records import (
     MarkPrice,
 )
 from marketfeed.schema import MINUTE_MS
+from tests.shipped_ranges import of_all
 
 PAIR: Final = "BTC/USDT:USDT"
 T0: Final = 1_790_000_160_000
@@ -81,7 +82,7 @@ def batch(number: int) -> Batch:
 def fill(journal: Journal) -> None:
     journal.write(batch(0))
     journal.save_document("a", b"text", T0)
-    journal.note_shipped("a", [(1, 2)])
+    journal.note_shipped("a", of_all([(1, 2)]))
     journal.put_aside("a", [("line", "answer")], T0)
 
 

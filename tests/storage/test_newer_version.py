@@ -32,6 +32,7 @@ from marketfeed.storage.acknowledged import demand_again, withdraw
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect, reading, require
 from tests.newer_version import SILENT, VERSION, added, grow, spoil_meta, upgrade
+from tests.shipped_ranges import of_all, ranges_of
 
 PAIR, NEW = "BTC/USDT:USDT", "ETH/USDT:USDT"
 T0 = 1_767_225_600_000
@@ -93,7 +94,7 @@ def path(tmp_path: Path) -> Path:
     with Journal.open(path) as journal:
         write(journal, PAIR, 0)
         journal.save_document("pairs", b"old", T0)
-        journal.note_shipped(TARGET, [(1, 4)])
+        journal.note_shipped(TARGET, of_all([(1, 4)]))
         journal.put_aside(TARGET, [("line", "odd")], T0)
     return path
 
@@ -109,13 +110,13 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
         journal.repair([Candle(PAIR, "1m", T0, 1, 2, 0.5, 1.75, 3, 3, 1, 2, True, T0 + M1)])
         journal.save_document("pairs", b"new", T0 + 1)
         journal.save_document("other", b"x", T0 + 1)
-        assert list(journal.shipped(TARGET)) == [(1, 4)]
-        journal.note_shipped(TARGET, [(1, 9), (11, 12)])
+        assert ranges_of(journal.shipped(TARGET)) == [(1, 4)]
+        journal.note_shipped(TARGET, of_all([(1, 9), (11, 12)]))
         journal.put_aside(TARGET, [("another", "odd")], T0 + 1)
         assert journal.open_gaps() == []
         assert [(c.close, c.trades) for c in journal.candles(PAIR, "1m", 0, 2**62)] == [(1.75, 2)]
         assert journal.load_document("pairs") == (b"new", T0 + 1)
-        assert list(journal.shipped(TARGET)) == [(1, 9), (11, 12)]
+        assert ranges_of(journal.shipped(TARGET)) == [(1, 9), (11, 12)]
         assert journal.counts()["dead_letters"] == 3
     # Every row that stood there has still what the newer version wrote into it, every new one its default.
     alone = {"sequence": (1, 0), "dead_letter": (1, 2)}
