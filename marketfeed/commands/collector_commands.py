@@ -58,7 +58,7 @@ def upgrade(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take the journal (or the ledger) to the newest schema version, or back with --to; its writer is stopped.
+    """Take the journal (or the ledger) to the newest schema version, or back with --to. Stop its writer first.
 
     A reader refuses a version that it does not know: first install this marketfeed for all readers, then for
     the collector, which goes on with the old version; then stop it, upgrade, and start it again. Readers stay

@@ -15,7 +15,7 @@ from typing import Final
 from marketfeed import schema
 from marketfeed.journal import retention, rows, tables
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.reads import READ_AT_START, READ_FIRST, JournalReads
+from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import Cut
 from marketfeed.records import REGULAR, Candle, FundingSettled
 from marketfeed.storage import acknowledged
@@ -70,7 +70,8 @@ class Journal(NumberedFile, JournalReads):
         JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no damage to
         pages that it finds in memory.
         """
-        self._database.require_whole((*READ_FIRST, *READ_AT_START) if at_start else READ_FIRST)
+        begins = READ_AT_START if self.version < 3 else READ_AT_START_3
+        self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     def write(self, batch: Batch) -> int:
         """Commit a batch durably, in one transaction. Returns how many rows were new or changed.

@@ -32,6 +32,9 @@ READ_AT_START: Final = (
 )
 """What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""
 
+READ_AT_START_3: Final = (*READ_AT_START, "SELECT * FROM meta", "SELECT * FROM shipping")
+"""The same of a journal from version 3 on."""
+
 
 class JournalReads:
     """Questions to the journal that `db` is open on. Raises SQLite's errors as they are."""

@@ -201,9 +201,9 @@ def test_whose_trade_it_is(ledger: Ledger) -> None:
         decide(ledger, votes, at_ms + 60_000)
         sent_ms[number] = ledger.step(window, "long", "sending", at_ms).sent_ms or 0
         if answer:
-            ledger.step(
-                window, "long", "refused" if answer == "-" else "accepted", at_ms + 1, answer
-            )
+            done: State = "refused" if answer == "-" else "accepted"
+            trade_id = None if answer == "-" else int(answer.removeprefix("trade "))
+            ledger.step(window, "long", done, at_ms + 1, answer, trade_id=trade_id)
         else:
             ledger.step(window, "long", "unknown", at_ms + 1)
             ledger.step(window, "long", "lost", at_ms + 2)
@@ -240,7 +240,7 @@ def test_whose_trade_it_is_of_a_bot_that_counts_anew(ledger: Ledger, before_s: i
         window = receive(ledger, votes, at_ms=at_ms).window
         decide(ledger, votes, at_ms + 60_000)
         ledger.step(window, "long", "sending", at_ms)
-    ledger.step(1, "long", "accepted", T0 - before_s * 1_000, "trade 1")
+    ledger.step(1, "long", "accepted", T0 - before_s * 1_000, trade_id=1)
     lost = ledger.step(2, "long", "unknown", T0 + 5_000)
     assert ledger.is_another_s(lost, 1, T0 + 100, T0, added=False) == (before_s < 600)
 
@@ -435,7 +435,7 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
         ledger.put_aside("bucket", [("line", "odd")], T0)
     flow = Flow(path)
     assert [event.what for event in flow.read()] == ["voted", "decided"]
-    upgrade(path, (VERSION, 1, 1))
+    upgrade(path, (VERSION, 2, 2))
     assert flow.read() == []
     with Ledger.open(path) as ledger:
         assert ledger.loss == ""
@@ -455,7 +455,8 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     assert second.vote.number == 2
     # In signal, decision and forward a row of each version; all that stood there is as it was left.
     rows = dict.fromkeys(("signal", "decision", "forward"), (1, 1))
-    alone = dict.fromkeys(("sequence", "heartbeat", "shipped", "refused_line"), (1, 0))
+    alone = dict.fromkeys(("sequence", "heartbeat", "refused_line"), (1, 0))
+    alone |= {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0)}
     assert added(path) == rows | alone
     events = ["sent", "answered", "voted", "decided"]
     assert [event.what for event in flow.read()] == events
@@ -472,7 +473,7 @@ def test_a_flow_that_is_read_while_the_ledger_is_upgraded(tmp_path: Path) -> Non
     flow = Flow(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
-        grow(db, (VERSION, 1, 1))
+        grow(db, (VERSION, 2, 2))
         assert [event.what for event in flow.read()] == ["voted"]
         db.execute("COMMIT")
         assert flow.read() == []

@@ -342,7 +342,7 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
 def test_what_the_settings_have_dropped_is_audited_when_it_is_named() -> None:
     frames = ("1m", "3m")
     catalog = [
-        CatalogEntry(PAIR, "BTCUSDT", (schema.DROPPED, *frames), 1, None, 2, 2),
+        CatalogEntry(PAIR, "BTCUSDT", frames, 1, None, 2, 2, dropped=True),
         CatalogEntry("ETH/USDT:USDT", "ETHUSDT", frames, 1, None, None, 1),
     ]
 

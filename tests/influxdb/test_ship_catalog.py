@@ -73,6 +73,7 @@ def test_a_change_is_not_hidden_by_what_was_said_after_it(path: Path) -> None:
                 lambda journal, at=changed_ms, end=ended_ms: journal.write(entry(pair, at, end))
             )
             fields = 'timeframes="1m",listed=5i' + (f",ended={ended_ms}i" if ended_ms else "")
+            fields += ",dropped=false"
             await until(lambda f=fields: list(said(server, pair).values())[-1] == f)
         assert max(said(server, pair)) > clock.ms
 

@@ -48,9 +48,11 @@ MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "dead_letter": Journal.counts,
     "document": lambda journal: journal.load_document("a"),
     "shipped": lambda journal: journal.shipped("a"),
+    "shipping": lambda journal: journal.forget_if_demanded("a"),
+    "meta": lambda journal: journal.db.execute("SELECT * FROM meta").fetchall(),
     "refused_line": Journal.counts,
 }
-"""By table: a call of the collector's that reads it."""
+"""By table: a call of the collector's that reads it (`meta` is read at a start and by readers)."""
 
 
 def candle(number: int, *, closed: bool = True) -> Candle:

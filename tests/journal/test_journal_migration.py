@@ -12,7 +12,7 @@ from marketfeed.errors import JournalError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import Gap
-from marketfeed.storage.database import Database
+from marketfeed.storage.database import Database, convert
 
 DDL = (Path(__file__).parents[1] / "data" / "journal_version_1.sql").read_text("utf-8")
 PAIR = "BTC/USDT:USDT"
@@ -63,7 +63,7 @@ def test_version_1_becomes_what_a_fresh_journal_is(path: Path, tmp_path: Path) -
         (candle,) = journal.candles(PAIR, "1m", T0, T0 + 1)
         assert (candle.close, candle.trades) == (1.5, 7)
     with contextlib.closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (schema.SCHEMA_VERSION,)
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert (
             db.execute(
@@ -72,6 +72,7 @@ def test_version_1_becomes_what_a_fresh_journal_is(path: Path, tmp_path: Path) -
             == GAPS
         )
     Journal.open(tmp_path / "fresh.db").close()
+    assert convert(KIND, path, KIND.version) == 2
     assert shape(path) == shape(tmp_path / "fresh.db")
 
 
@@ -88,7 +89,7 @@ def test_gaps_go_on_after_the_migration(path: Path) -> None:
 
 def test_a_version_without_a_way_is_a_typed_error_and_nothing_is_touched(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(JournalError, match=r"schema version 1 is too old: .* from 1 to 2"):
+    with pytest.raises(JournalError, match=r"knows no way from schema version 1 to 2"):
         Database.open(KIND._replace(migrations=MappingProxyType({})), path)
     assert not list(path.parent.glob("*.corrupt-*"))
     with contextlib.closing(sqlite3.connect(path)) as db:

@@ -67,7 +67,7 @@ class Following:
     def catalog(self) -> dict[str, CatalogEntry]:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
             rows = db.execute(
-                """SELECT pair, symbol, timeframes, since, listed, ended, changed
+                """SELECT pair, symbol, timeframes, since, listed, ended, changed, dropped
                    FROM catalog JOIN pair ON pair.id = pair_id"""
             )
             return {

@@ -14,7 +14,7 @@ from marketfeed.binance.symbols import (
 from marketfeed.pairs.catalog import not_wanted, to_drop
 from marketfeed.pairs.roster import ENDED_AFTER_MS, Roster
 from marketfeed.records import CatalogEntry
-from marketfeed.schema import DAY_MS, DROPPED, MINUTE_MS
+from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.settings.model import ExchangeSettings
 
 T0 = 1_791_360_000_000
@@ -172,11 +172,9 @@ def test_what_ended_while_nobody_looked_is_found_and_what_is_not_configured_is_l
     assert held.update(listed, wanted, T0 + 2 * MINUTE_MS).ended == ()
 
 
-def row(
-    pair: str, ended_ms: int | None = None, timeframes: tuple[str, ...] = ("3m",)
-) -> CatalogEntry:
+def row(pair: str, ended_ms: int | None = None, *, dropped: bool = False) -> CatalogEntry:
     symbol = pair.partition(":")[0].replace("/", "")
-    return CatalogEntry(pair, symbol, timeframes, T0, None, ended_ms, T0)
+    return CatalogEntry(pair, symbol, ("3m",), T0, None, ended_ms, T0, dropped)
 
 
 def test_what_the_settings_ask_for_is_wanted_whether_it_trades_or_not() -> None:
@@ -205,7 +203,7 @@ def test_what_is_dropped_once_or_was_ended_by_the_exchange_stays_as_it_is() -> N
     delisted = row(pairs[2], T0 - DAY_MS)
     halted = row(pairs[3], T0 - DAY_MS)
     back = row(pairs[4], T0 - DAY_MS)
-    dropped = row(pairs[5], T0 - DAY_MS, (DROPPED, "3m"))
+    dropped = row(pairs[5], T0 - DAY_MS, dropped=True)
     listed = info(
         contract("C0"),
         replace(contract("C2"), delivery_ms=T0 - DAY_MS, status="SETTLING"),

@@ -34,9 +34,12 @@ def entry(
     listed_ms: int | None = None,
     ended_ms: int | None = None,
     changed_ms: int = START_MS,
+    dropped: bool = False,
 ) -> CatalogEntry:
     symbol = pair.split(":", maxsplit=1)[0].replace("/", "")
-    return CatalogEntry(pair, symbol, timeframes, START_MS, listed_ms, ended_ms, changed_ms)
+    return CatalogEntry(
+        pair, symbol, timeframes, START_MS, listed_ms, ended_ms, changed_ms, dropped
+    )
 
 
 def candle(open_ms: int, pair: str = PAIR, timeframe: str = "3m", *, closed: bool = True) -> Candle:

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from stored import D1, H1, M3, M5, M15, OTHER, PAIR, START_MS, candle, entry, row
 
-from marketfeed import schema
 from reader import GapError, StaleDataError, UnknownPairError, UnknownTimeframeError
 
 COLUMNS = ["date", "open", "high", "low", "close", "volume"]
@@ -229,7 +228,7 @@ def test_a_pair_that_the_settings_have_dropped_is_stale_and_waited_for_by_nobody
     connect, clock
 ) -> None:
     ended_ms = START_MS + 5 * M3 + 1_000
-    dropped = entry(timeframes=(schema.DROPPED, "3m"), ended_ms=ended_ms)
+    dropped = entry(ended_ms=ended_ms, dropped=True)
     newest = candle(START_MS + 9 * M3, OTHER)
     reader = connect(dropped, entry(OTHER), [candle(ms) for ms in grid(*range(5))], newest)
     clock.ms = newest.close_time_ms

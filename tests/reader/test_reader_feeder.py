@@ -208,7 +208,7 @@ def test_of_a_pair_that_the_settings_have_dropped_nothing_old_is_given(
     connect, clock, kind: str
 ) -> None:
     clock.ms = NOW_MS
-    dropped = entry(PAIR, (schema.DROPPED, "1m"), ended_ms=START_MS + 25 * M1)
+    dropped = entry(PAIR, ("1m",), ended_ms=START_MS + 25 * M1, dropped=True)
     made = Feeder(connect(dropped, candles(0, 25)), clock.now_ms)
     answer = problem(made, live(kind=kind))
     assert isinstance(answer, NotStoredError)

@@ -88,8 +88,8 @@ def test_an_empty_file(path: Path, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (3, "has schema version 3: reading it takes version 3, this reader is version 2: it was"),
-        (3, "written by a newer marketfeed; install that version here too"),
+        (4, "has schema version 4: reading it takes version 4, this reader is version 3: it was"),
+        (4, "written by a newer marketfeed; install that version here too"),
         (
             1,
             "has schema version 1, this reader reads version 2 and newer: it was written by an older",
@@ -100,6 +100,7 @@ def test_an_empty_file(path: Path, content: bytes | None) -> None:
 def test_another_version(path: Path, version: int, words: str) -> None:
     store(path, entry())
     db = sqlite3.connect(path)
+    db.execute("DROP TABLE meta")
     db.execute(f"PRAGMA user_version = {version}")
     db.close()
     assert words in refused(path)
@@ -110,6 +111,9 @@ def test_a_version_that_changes_meanwhile(path: Path) -> None:
         write(journal, entry(), candle(START_MS))
         with connect(path) as reader:
             assert count(reader) == 1
+            (asked,) = journal.db.execute("SELECT readers_from FROM meta").fetchone()
+            assert asked == schema.SCHEMA_VERSION
+            journal.db.execute("UPDATE meta SET readers_from = ?", (asked + 1,))
             journal.db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
             with pytest.raises(StoreUnavailableError, match="newer marketfeed"):
                 count(reader)

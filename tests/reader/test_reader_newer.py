@@ -74,7 +74,7 @@ def test_one_that_asks_for_newer_readers_is_refused(path: Path) -> None:
                 ask()
             assert str(caught.value) == (
                 f"journal {path} has schema version 4: reading it takes version 5, this reader is "
-                "version 2: it was written by a newer marketfeed; install that version here too"
+                "version 3: it was written by a newer marketfeed; install that version here too"
             )
 
 

@@ -235,4 +235,4 @@ def test_the_command(path: Path, folder: Path, tmp_path: Path) -> None:
     assert backup("three.db", "--ledger").returncode == 0
     found = inspect(LEDGER, folder / "three.db")
     assert found is not None
-    assert found.version == 1
+    assert found.version == LEDGER.version

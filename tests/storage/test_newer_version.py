@@ -28,7 +28,7 @@ from marketfeed.records import (
     Record,
 )
 from marketfeed.schema import version_asked
-from marketfeed.storage.acknowledged import demand_again, withdraw
+from marketfeed.storage.acknowledged import demand_again, notes_of, withdraw
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect, reading, require
 from tests.newer_version import SILENT, VERSION, added, grow, spoil_meta, upgrade
@@ -102,7 +102,8 @@ def path(tmp_path: Path) -> Path:
 def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> None:
     upgrade(path)
     before = added(path)
-    assert {table for table, rows in before.items() if rows != (1, 0)} == set()
+    others = {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0)}
+    assert before == {table: others.get(table, (1, 0)) for table in before}
     with Journal.open(path) as journal:
         assert journal.set_aside is None
         assert write(journal, PAIR, 1) == 7
@@ -119,7 +120,9 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
         assert ranges_of(journal.shipped(TARGET)) == [(1, 9), (11, 12)]
         assert journal.counts()["dead_letters"] == 3
     # Every row that stood there has still what the newer version wrote into it, every new one its default.
-    alone = {"sequence": (1, 0), "dead_letter": (1, 2)}
+    alone = {"sequence": (1, 0), "dead_letter": (1, 2), "shipping": (0, 0)}
+    of_each = len(KIND.measurements)
+    alone |= {"shipped": (of_each, of_each)}
     assert added(path) == {table: alone.get(table, (1, 1)) for table in before}
 
 
@@ -139,10 +142,15 @@ def test_it_is_looked_at_and_copied(path: Path, tmp_path: Path) -> None:
     assert chart.candles == [(T0, 1.0, 2.0, 0.5, 1.5, 0.0, 7.0, 0.1)]
     finding, _ = check_file(KIND, path)
     assert finding.verdict == "good"
-    assert "schema version 4 (newer than this one's, 2), " in finding.text
+    assert "schema version 4 (newer than this one's, 3)" in finding.text
     report = back_up(KIND, path, tmp_path / "copy.db", lambda *_: None)
     assert report.schema_version == VERSION
     assert added(tmp_path / "copy.db") == added(path)
+
+
+def is_demanded(path: Path) -> bool:
+    with reading(KIND, path) as db:
+        return notes_of(KIND, db).is_demanded(TARGET)
 
 
 def test_a_demand_and_refused_lines_are_taken(path: Path) -> None:
@@ -153,9 +161,9 @@ def test_a_demand_and_refused_lines_are_taken(path: Path) -> None:
     again = demand_again(KIND, path, TARGET)
     assert again is not None
     assert again.known
-    assert added(path)["shipped"] == (1, 1)
+    assert added(path)["shipping"] == (0, 1)
     withdraw(KIND, path, TARGET)
-    assert added(path)["shipped"] == (1, 0)
+    assert not is_demanded(path)
     with RefusedLines(path, dropping=True) as lines:
         assert [line.line for line in lines.read()] == ["line"]
         lines.drop([1])
@@ -170,7 +178,7 @@ def test_one_that_asks_for_newer_readers_is_refused(path: Path, use: Callable[[P
         use(path)
     assert str(caught.value) == (
         f"journal {path}: written by a newer marketfeed (schema version 4: {word} it takes version 5, "
-        "this one is version 2); install that version again, or use another file"
+        "this one is version 3); install that version again, or use another file"
     )
     assert path.read_bytes() == before
     assert list(path.parent.glob("*.corrupt-*")) == []
@@ -178,13 +186,13 @@ def test_one_that_asks_for_newer_readers_is_refused(path: Path, use: Callable[[P
 
 
 def test_one_that_asks_for_newer_writers_is_read_and_not_written(path: Path) -> None:
-    before = upgrade(path, (VERSION, 2, 5)).read_bytes()
+    before = upgrade(path, (VERSION, 3, 5)).read_bytes()
     for use in WRITE:
         with pytest.raises(JournalNewerError, match=r"version 4: writing it takes version 5, this"):
             use(path)
     finding, _ = check_file(KIND, path)
     assert finding.verdict == "bad"
-    assert "writing it takes version 5, this one is version 2" in finding.text
+    assert "writing it takes version 5, this one is version 3" in finding.text
     for use in READ:
         use(path)
     assert path.read_bytes() == before
@@ -195,7 +203,7 @@ def test_a_meta_that_says_nothing_asks_for_the_files_own_version(path: Path, sil
     upgrade(path, then=silent)
     for use in (READ[0], WRITE[0]):
         with pytest.raises(
-            JournalNewerError, match=r"ing it takes version 4, this one is version 2"
+            JournalNewerError, match=r"ing it takes version 4, this one is version 3"
         ):
             use(path)
 
