@@ -129,7 +129,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, gc=False):
     dropped: bool = False
 
 
-class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+class RejectedFrame(msgspec.Struct, frozen=True, gc=False):
     """A frame that could not be used, kept aside with the reason (`received_ms` is receive time)."""
 
     received_ms: int
@@ -147,4 +147,4 @@ class RefusedLine(msgspec.Struct, frozen=True, gc=False):
     answer: str
 
 
-Record = Candle | MarkPrice | FundingRate | FundingSettled | Gap | CatalogEntry | DeadLetter
+Record = Candle | MarkPrice | FundingRate | FundingSettled | Gap | CatalogEntry | RejectedFrame

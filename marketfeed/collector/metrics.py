@@ -102,7 +102,12 @@ def _reported(
         ("pairs", "Pairs collected", r.pairs),
         ("pending_records", "Records received and not yet committed", r.journal.pending),
         ("journal_bytes", "Bytes of the journal in use", r.journal.bytes_used),
-        ("dead_letters", "Frames kept aside", r.journal.dead_letters),
+        ("rejected_frames", "Frames that could not be used, kept", r.journal.rejected_frames),
+        (
+            "dead_letters",
+            "Old name of marketfeed_rejected_frames, kept for one release",
+            r.journal.dead_letters,
+        ),
         ("missing_candles", "Candles due that have not come", r.missing_candles),
         ("oldest_hole_seconds", "For how long the oldest open gap is known", r.oldest_hole_s),
         ("awaited_settlements", "Funding rates settled and not had yet", awaited),

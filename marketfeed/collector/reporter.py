@@ -220,7 +220,8 @@ class Reporter:
             commits=counters.commits,
             commit_failures=counters.commit_failures,
             records_given_up=dict(counters.records_given_up),
-            dead_letters=writer.dead_letters,
+            rejected_frames=writer.rejected_frames,
+            dead_letters=writer.rejected_frames,
             refused_lines=writer.refused_lines,
             set_aside=None if writer.set_aside is None else str(writer.set_aside),
         )

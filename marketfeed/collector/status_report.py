@@ -49,7 +49,10 @@ class JournalReport(msgspec.Struct, frozen=True):
     commits: int
     commit_failures: int
     records_given_up: dict[str, int]
+    rejected_frames: int
+    """Kept of those that could not be used: what `marketfeed rejected-frames` shows."""
     dead_letters: int
+    """The old name of `rejected_frames`, kept for one release."""
     refused_lines: int
     set_aside: str | None
 

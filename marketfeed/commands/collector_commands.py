@@ -16,6 +16,7 @@ from marketfeed.commands.options import (
     run_until_signal,
     settings_of,
     show_and_exit,
+    write_export,
 )
 from marketfeed.service.logs import log_to_stderr
 
@@ -174,6 +175,45 @@ def setup(
     _show_findings(done, as_json=as_json)
 
 
+def rejected_frames(
+    config: ConfigOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the frames to this file, whole, as JSON: one object a line.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the frames of the exchange that could not be used, each with the reason. Exit 1 if there are any.
+
+    Such a frame costs only what it held: a candle is fetched by REST, the next mark price comes soon. A few
+    of one moment ask for nothing. If more come: `not_json` is damage on the way, such as by a proxy; other
+    reasons mostly mean that the exchange has changed its format: take the newest marketfeed, or report the
+    frames (--export).
+
+    The collector may run meanwhile. The newest 1,000 are kept, of each the first 4,096 bytes; the metric
+    `marketfeed_rejects_total` counts all of them by reason.
+
+    Example: marketfeed rejected-frames --config /etc/marketfeed/config.yaml --export frames.jsonl
+    """
+    import msgspec
+
+    from marketfeed.commands.rejected_frames import read_rejected
+    from marketfeed.commands.render import rejected_table
+
+    frames = read_rejected(settings_of(config).journal.path)
+    if export is not None:
+        write_export(export, msgspec.json.Encoder().encode_lines(frames))
+    show_and_exit(
+        {"rejected_frames": frames},
+        lambda: [rejected_table(frames)],
+        as_json=as_json,
+        good=not frames,
+    )
+
+
 def deadletter(
     config: ConfigOption = None,
     export: Annotated[
@@ -199,7 +239,7 @@ def deadletter(
     refused = read_refused(settings.journal.path)
     gone = lines_gone(settings.journal.path)
     if export is not None:
-        export.write_text("".join(f"{item.line}\n" for item in refused), encoding="utf-8")
+        write_export(export, "".join(f"{item.line}\n" for item in refused).encode())
     show_and_exit(
         {"refused": refused, "gone": gone},
         lambda: [refused_table(refused, gone)],

@@ -91,6 +91,14 @@ def show_and_exit(
     raise typer.Exit(0 if good else 1)
 
 
+def write_export(path: Path, content: bytes) -> None:
+    """Write what --export asks for. Raises MarketfeedError when the file cannot be written."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise MarketfeedError(f"--export {path}: {error.strerror or error}") from error
+
+
 def settings_of(config: Path | None) -> "Settings":
     """The settings, as `load_settings` finds them. Raises SettingsError."""
     from marketfeed.settings.load import load_settings  # noqa: PLC0415 - not for `--help`

@@ -1,6 +1,7 @@
 """Tables and progress bars: how the commands' results look to people. Colours only on a terminal."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -14,6 +15,7 @@ from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.commands.demo_report import DemoResult, SeriesResult
 from marketfeed.commands.finding import Finding
+from marketfeed.commands.rejected_frames import FrameText
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettleReport
@@ -127,6 +129,34 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
+REJECTED_SHOWN = 50
+FRAME_SHOWN = 200
+"""Characters of a frame that a table shows."""
+
+
+def rejected_table(frames: Sequence[FrameText]) -> RenderableType:
+    """Frames that could not be used, the newest last, each cut; how many there are of each reason."""
+    if not frames:
+        return Text("no frame is kept that could not be used", style="green")
+    reasons = Counter(item.reason.partition(":")[0] for item in frames)
+    table = Table(
+        title=f"{len(frames):,} rejected frames, the newest {REJECTED_SHOWN} shown",
+        caption=_counts(reasons),
+    )
+    for name in ("received at", "reason", "frame"):
+        table.add_column(name, overflow="fold")
+    for item in frames[-REJECTED_SHOWN:]:
+        more = "…" if len(item.frame) > FRAME_SHOWN else ""
+        frame = _printable(item.frame[:FRAME_SHOWN]) + more
+        table.add_row(_time(item.received_ms), Text(_printable(item.reason)), Text(frame))
+    return table
+
+
+def _printable(text: str) -> str:
+    """The text without what would move a terminal's cursor or colour it: that is spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 REFUSED_SHOWN = 50
 
 
@@ -177,7 +207,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("waiting for a commit", f"{report.journal.pending:,}"),
         ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
         ("given up", _counts(report.journal.records_given_up)),
-        ("dead letters", f"{report.journal.dead_letters:,}"),
+        ("rejected frames kept", f"{report.journal.rejected_frames:,}"),
         ("shipping", _shipping(report.shipping)),
         ("REST", _rest(report.rest)),
         ("history", _history(report.history)),

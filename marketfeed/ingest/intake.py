@@ -19,7 +19,7 @@ from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.freshness import Freshness, Seen
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle, DeadLetter, FundingRate, FundingSettled, MarkPrice, Record
+from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice, Record, RejectedFrame
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ MAX_PENDING_RECORDS: Final = 500_000
 """Records held while the disk refuses: up to 300 MB. Mark prices give way first, closed candles last."""
 MAX_AHEAD_MS: Final = schema.DAY_MS
 """How far ahead of the exchange's clock a frame's stamp may be: far more than any host's clock is wrong."""
-DEAD_LETTERS_PER_COMMIT: Final = 200
-"""Bad frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
+REJECTED_FRAMES_PER_COMMIT: Final = 200
+"""Rejected frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
 
 
 class Intake:
@@ -229,9 +229,9 @@ class Intake:
 
     def _on_reject(self, reject: Reject, frame: bytes) -> None:
         self._counters.rejects[reject.reason] += 1
-        if not reject.ignored and len(self._pending.dead_letters) < DEAD_LETTERS_PER_COMMIT:
+        if not reject.ignored and len(self._pending.rejected_frames) < REJECTED_FRAMES_PER_COMMIT:
             reason = f"{reject.reason}: {reject.detail}"
-            self._pending.add(DeadLetter(self._now_ms(), reason, frame))
+            self._pending.add(RejectedFrame(self._now_ms(), reason, frame))
 
     def _on_answer(self, answer: Control) -> None:
         self._counters.answers += 1

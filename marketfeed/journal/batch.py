@@ -12,12 +12,12 @@ from marketfeed import schema
 from marketfeed.records import (
     Candle,
     CatalogEntry,
-    DeadLetter,
     FundingRate,
     FundingSettled,
     Gap,
     MarkPrice,
     Record,
+    RejectedFrame,
 )
 
 PURE = True
@@ -35,12 +35,12 @@ class Batch:
     __slots__ = (
         "candles",
         "catalog",
-        "dead_letters",
         "forming",
         "funding_every_ms",
         "funding_rates",
         "gaps",
         "mark_prices",
+        "rejected_frames",
         "settled",
     )
 
@@ -55,7 +55,7 @@ class Batch:
         self.settled: list[FundingSettled] = []
         self.gaps: dict[tuple[str, str | None, int], Gap] = {}
         self.catalog: list[CatalogEntry] = []
-        self.dead_letters: list[DeadLetter] = []
+        self.rejected_frames: list[RejectedFrame] = []
 
     def __len__(self) -> int:
         return (
@@ -66,7 +66,7 @@ class Batch:
             + len(self.settled)
             + len(self.gaps)
             + len(self.catalog)
-            + len(self.dead_letters)
+            + len(self.rejected_frames)
         )
 
     def add(self, record: Record) -> None:
@@ -86,8 +86,8 @@ class Batch:
             funding = self.funding_rates.get(key)
             if funding is None or record.event_time_ms < funding.event_time_ms:
                 self.funding_rates[key] = record
-        elif isinstance(record, DeadLetter):
-            self.dead_letters.append(record)
+        elif isinstance(record, RejectedFrame):
+            self.rejected_frames.append(record)
         elif isinstance(record, Gap):
             # The newest state of a gap counts.
             self.gaps[record.kind, record.pair, record.start_ms] = record
@@ -111,19 +111,19 @@ class Batch:
         self.settled += newer.settled
         self.gaps |= newer.gaps
         self.catalog += newer.catalog
-        self.dead_letters += newer.dead_letters
+        self.rejected_frames += newer.rejected_frames
 
     def shrink_to(self, max_records: int) -> dict[str, int]:
         """Give up records until at most `max_records` are left; returns how many of each kind went.
 
         For when the disk refuses for long: mark prices give way first (the oldest of them), then
-        running funding rates, bad frames, forming candles, and closed candles last.
+        running funding rates, rejected frames, forming candles, and closed candles last.
         """
         gone: dict[str, int] = {}
         kept: tuple[tuple[str, list[Any] | dict[Any, Any]], ...] = (
             ("mark_price", self.mark_prices),
             ("funding_rate", self.funding_rates),
-            ("dead_letter", self.dead_letters),
+            ("rejected_frame", self.rejected_frames),
             ("forming", self.forming),
             ("candle", self.candles),
         )

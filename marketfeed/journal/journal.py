@@ -22,8 +22,8 @@ from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
 from marketfeed.storage.numbered_file import NumberedFile
 
-DEAD_LETTERS_KEPT: Final = 1_000
-DEAD_LETTER_BYTES: Final = 4_096
+REJECTED_FRAMES_KEPT: Final = 1_000
+REJECTED_FRAME_BYTES: Final = 4_096
 
 
 def _to_3(db: sqlite3.Connection) -> None:
@@ -98,7 +98,7 @@ class Journal(NumberedFile, JournalReads):
             else:
                 seq = self._run(tables.CATALOG_2, rows.catalog_rows_2(batch.catalog, ids, seq), seq)
             changed = self.db.total_changes - before
-            self._write_dead_letters(batch)
+            self._write_rejected_frames(batch)
             self._save_seq(seq)
         self._next_seq = seq
         self._funding_written.update(written)
@@ -208,15 +208,15 @@ class Journal(NumberedFile, JournalReads):
             ):
                 self._settled[item.pair] = item.time_ms, item.rate
 
-    def _write_dead_letters(self, batch: Batch) -> None:
-        letters = batch.dead_letters[-DEAD_LETTERS_KEPT:]
-        if not letters:
+    def _write_rejected_frames(self, batch: Batch) -> None:
+        frames = batch.rejected_frames[-REJECTED_FRAMES_KEPT:]
+        if not frames:
             return
         self.db.executemany(
             "INSERT INTO dead_letter (received, reason, frame) VALUES (?, ?, ?)",
-            [(item.received_ms, item.reason, item.frame[:DEAD_LETTER_BYTES]) for item in letters],
+            [(item.received_ms, item.reason, item.frame[:REJECTED_FRAME_BYTES]) for item in frames],
         )
         self.db.execute(
             "DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter) - ?",
-            (DEAD_LETTERS_KEPT,),
+            (REJECTED_FRAMES_KEPT,),
         )

@@ -7,7 +7,7 @@ from typing import Final
 
 from marketfeed import schema
 from marketfeed.grid import Stretch, candles_in
-from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry
+from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry, RejectedFrame
 
 log = logging.getLogger(__name__)
 
@@ -148,17 +148,22 @@ class JournalReads:
             )
         }
 
+    def rejected_frames(self) -> list[RejectedFrame]:
+        """The frames kept that could not be used, oldest first."""
+        text = f"SELECT received, reason, frame FROM {schema.TABLE_DEAD_LETTER} ORDER BY id"
+        return [RejectedFrame(*row) for row in self.db.execute(text)]
+
     def counts(self) -> dict[str, int]:
-        """Bytes in use and dead letters; cheap enough for every scrape of the metrics."""
+        """Bytes in use and rejected frames; cheap enough for every scrape of the metrics."""
         page_bytes, pages, free = (
             self.db.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_size", "page_count", "freelist_count")
         )
-        (letters,) = self.db.execute("SELECT count(*) FROM dead_letter").fetchone()
+        (frames,) = self.db.execute("SELECT count(*) FROM dead_letter").fetchone()
         (refused,) = self.db.execute("SELECT count(*) FROM refused_line").fetchone()
         return {
             "bytes": page_bytes * (pages - free),
-            "dead_letters": letters,
+            "rejected_frames": frames,
             "refused_lines": refused,
         }
 

@@ -16,7 +16,7 @@ from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.grid import Stretch
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
-from marketfeed.records import Candle, CatalogEntry
+from marketfeed.records import Candle, CatalogEntry, RejectedFrame
 from marketfeed.storage.database import recognise
 from marketfeed.storage.files import connect_read_only, is_stopped
 from marketfeed.storage.reading import require
@@ -88,6 +88,10 @@ class JournalView:
     def holes(self, pair: str, timeframe: str, stretch: Stretch) -> list[Stretch]:
         """What the journal lacks of a stretch, oldest first."""
         return self._ask(lambda journal: journal.holes(pair, timeframe, stretch))
+
+    def rejected_frames(self) -> list[RejectedFrame]:
+        """The frames kept that could not be used, oldest first."""
+        return self._ask(JournalReads.rejected_frames)
 
     def _ask(self, question: Callable[[JournalReads], T]) -> T:
         error: sqlite3.Error | None = None

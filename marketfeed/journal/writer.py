@@ -34,7 +34,7 @@ class JournalWriter(FileThread[Journal]):
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
         self.bytes_used = 0
-        self.dead_letters = 0
+        self.rejected_frames = 0
         self.refused_lines = 0
         self._documents: dict[str, tuple[bytes, int]] = {}
         self._check_s = check_s
@@ -91,7 +91,7 @@ class JournalWriter(FileThread[Journal]):
                     raise
 
     async def take_stock(self) -> None:
-        """Bring `bytes_used` and `dead_letters` up to date."""
+        """Bring `bytes_used` and `rejected_frames` up to date."""
         await self.call(self._note)
 
     def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
@@ -170,5 +170,5 @@ class JournalWriter(FileThread[Journal]):
     def _note(self, journal: Journal) -> None:
         counts = journal.counts()
         self.bytes_used = counts["bytes"]
-        self.dead_letters = counts["dead_letters"]
+        self.rejected_frames = counts["rejected_frames"]
         self.refused_lines = counts["refused_lines"]

@@ -32,9 +32,9 @@ GAUGES: Final = """
 audit_mismatch_rate audit_unmended awaited_settlements build_info[version] clock_offset_seconds
 connections[state] dead_letters healthy history_candles_left history_complete history_pairs_done
 journal_bytes mark_price_age_seconds[pair] missing_candles newest_close_age_seconds[timeframe]
-oldest_hole_seconds open_gaps[state] overdue_series[channel] pairs pending_records resident_memory_bytes
-rest_funding_used rest_stopped_seconds rest_waiting rest_weight_limit rest_weight_used ship_parked
-ship_trouble_seconds start_time_seconds streams tasks unhealthy_reasons unshipped_rows
+oldest_hole_seconds open_gaps[state] overdue_series[channel] pairs pending_records rejected_frames
+resident_memory_bytes rest_funding_used rest_stopped_seconds rest_waiting rest_weight_limit rest_weight_used
+ship_parked ship_trouble_seconds start_time_seconds streams tasks unhealthy_reasons unshipped_rows
 """
 HISTOGRAMS: Final = "close_to_commit_seconds[le] close_to_healed_seconds[le]"
 
@@ -137,3 +137,6 @@ def test_metrics_keep_their_names_labels_and_values(
         *(f'newest_close_age_seconds{{timeframe="{name}"}}' for name in TIMEFRAMES),
     ):
         assert f"marketfeed_{sample}" in values
+    # The old name, kept for one release, tells the same.
+    assert report.journal.dead_letters == report.journal.rejected_frames
+    assert values["marketfeed_dead_letters"] == values["marketfeed_rejected_frames"]

@@ -25,8 +25,8 @@ from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.counters import Counters, rss_bytes
-from marketfeed.ingest.intake import DEAD_LETTERS_PER_COMMIT, Intake
-from marketfeed.journal.journal import DEAD_LETTERS_KEPT
+from marketfeed.ingest.intake import REJECTED_FRAMES_PER_COMMIT, Intake
+from marketfeed.journal.journal import REJECTED_FRAMES_KEPT
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, MarkPrice
 
@@ -270,10 +270,10 @@ def test_good_frames_between_spoilt_ones_are_all_stored(tmp_path: Path) -> None:
     assert counters.frames > len(good) * 15
     # Bounded: what waits, what is kept aside, and memory.
     assert most < 5_000
-    assert counters.rejects.total() > DEAD_LETTERS_KEPT
+    assert counters.rejects.total() > REJECTED_FRAMES_KEPT
     with closing(sqlite3.connect(tmp_path / "mixed.db")) as db:
-        (letters,) = db.execute("SELECT count(*) FROM dead_letter").fetchone()
-    assert 0 < letters <= min(DEAD_LETTERS_KEPT, DEAD_LETTERS_PER_COMMIT * commits_due)
+        (kept,) = db.execute("SELECT count(*) FROM dead_letter").fetchone()
+    assert 0 < kept <= min(REJECTED_FRAMES_KEPT, REJECTED_FRAMES_PER_COMMIT * commits_due)
     assert rss_bytes() - before_bytes < 64 * 1024 * 1024
 
 

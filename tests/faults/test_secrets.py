@@ -27,7 +27,13 @@ from marketfeed.errors import SettingsError
 from marketfeed.settings.load import load_settings
 
 CANARY = "cAnArY-9f86d081884c7d65"
-COMMANDS = (["check"], ["setup", "--json"], ["status", "--json"], ["deadletter"])
+COMMANDS = (
+    ["check"],
+    ["setup", "--json"],
+    ["status", "--json"],
+    ["deadletter"],
+    ["rejected-frames"],
+)
 DEBUG_RUN = Path(__file__).with_name("secrets_debug_run.py")
 
 

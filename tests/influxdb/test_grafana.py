@@ -252,7 +252,7 @@ def exported() -> dict[str, set[str]]:
         mark_price_age_s=1.0,
         timeframes=[TimeframeReport("1m", 1, 1, 1, 1, 1.0)],
         connections=[ConnectionReport("feed-1", "open", 1, 1, 1, 1.0, "")],
-        journal=JournalReport("journal.db", 1, 1, 1, 1, 1, 1, {}, 1, 1, None),
+        journal=JournalReport("journal.db", "", 1, 1, 1, 1, 1, 1, {}, 1, 1, 1, None),
         shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0, 0),
         history=HistoryState(
             HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),

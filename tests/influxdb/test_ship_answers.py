@@ -364,10 +364,10 @@ def test_too_large_a_request_is_halved_on_v1(path: Path, tmp_path: Path, limit: 
     uvloop.run(main())
 
 
-# --- dead letters -------------------------------------------------------------------------------------
+# --- refused lines ------------------------------------------------------------------------------------
 
 
-def test_dead_letters_are_shown_exported_and_sent_again(
+def test_refused_lines_are_shown_exported_and_sent_again(
     path: Path, v2: Target, tmp_path: Path
 ) -> None:
     v2.write(f"feed_gap,collector=other,{GAP_TAGS} end=1.5 {T0}")
@@ -437,7 +437,7 @@ def test_a_row_that_has_changed_is_sent_again_as_it_stands(path: Path, v2: Targe
     uvloop.run(main())
 
 
-def test_dead_letters_stay_when_the_server_is_away(path: Path, v2: Target, tmp_path: Path) -> None:
+def test_refused_lines_stay_when_the_server_is_away(path: Path, v2: Target, tmp_path: Path) -> None:
     front = v2.front
     assert front is not None
     with Journal.open(path) as journal:

@@ -24,17 +24,17 @@ from marketfeed.errors import (
     JournalWriteError,
 )
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import DEAD_LETTERS_KEPT, KIND, Journal
+from marketfeed.journal.journal import KIND, REJECTED_FRAMES_KEPT, Journal
 from marketfeed.journal.retention import Cut, expired, over_budget
 from marketfeed.records import (
     Candle,
     CatalogEntry,
-    DeadLetter,
     FundingRate,
     FundingSettled,
     Gap,
     MarkPrice,
     Record,
+    RejectedFrame,
 )
 from marketfeed.storage.reading import inspect
 
@@ -270,11 +270,13 @@ def test_over_the_disk_budget_mark_prices_give_way_first(journal: Journal, path:
     assert rows(path, "SELECT count(*) FROM candle")[0][0] >= 60
 
 
-def test_dead_letters_are_bounded(journal: Journal, path: Path) -> None:
+def test_rejected_frames_are_bounded(journal: Journal, path: Path) -> None:
     for start in range(0, 2_500, 500):
-        journal.write(batch_of(*(DeadLetter(start + n, "why", b"x" * 9_000) for n in range(500))))
+        journal.write(
+            batch_of(*(RejectedFrame(start + n, "why", b"x" * 9_000) for n in range(500)))
+        )
     assert rows(path, "SELECT count(*), max(received), max(length(frame)) FROM dead_letter") == [
-        (DEAD_LETTERS_KEPT, 2_499, 4_096)
+        (REJECTED_FRAMES_KEPT, 2_499, 4_096)
     ]
 
 

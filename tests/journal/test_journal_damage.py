@@ -24,11 +24,11 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import (
     Candle,
     CatalogEntry,
-    DeadLetter,
     FundingRate,
     FundingSettled,
     Gap,
     MarkPrice,
+    RejectedFrame,
 )
 from marketfeed.schema import MINUTE_MS
 from tests.shipped_ranges import of_all
@@ -75,7 +75,7 @@ def batch(number: int) -> Batch:
             FundingSettled(PAIR, at_ms, 0.1, None),
             Gap("candle_1m", PAIR, at_ms, at_ms + MINUTE_MS, "found", "did not come"),
             CatalogEntry(PAIR, "BTCUSDT", ("1m",), T0, None, None, at_ms),
-            DeadLetter(at_ms, "why", b"frame"),
+            RejectedFrame(at_ms, "why", b"frame"),
         ]
     )
     return made

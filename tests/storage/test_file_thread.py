@@ -69,7 +69,7 @@ def test_before_and_after_it_is_open_a_call_is_refused(path: Path) -> None:
         with pytest.raises(JournalError, match="not open"):
             await thread.call(Journal.counts)
         await thread.__aenter__()
-        assert (await thread.call(Journal.counts))["dead_letters"] == 0
+        assert (await thread.call(Journal.counts))["rejected_frames"] == 0
         await thread.__aexit__(None, None, None)
         with pytest.raises(RuntimeError, match="after shutdown"):
             await thread.call(Journal.counts)

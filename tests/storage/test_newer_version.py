@@ -20,12 +20,12 @@ from marketfeed.journal.view import JournalView
 from marketfeed.records import (
     Candle,
     CatalogEntry,
-    DeadLetter,
     FundingRate,
     FundingSettled,
     Gap,
     MarkPrice,
     Record,
+    RejectedFrame,
 )
 from marketfeed.schema import version_asked
 from marketfeed.storage.acknowledged import demand_again, notes_of, withdraw
@@ -77,7 +77,7 @@ def records(pair: str, n: int) -> list[Record]:
         FundingSettled(pair, T0, 0.1 + n, None),
         Gap("candle_1m", pair, T0 - M1, T0, "healed" if n else "found", f"reason {n}"),
         CatalogEntry(pair, pair[:3], ("1m", "3m")[: n + 1], T0, None, None, T0 + n),
-        DeadLetter(T0, "odd", b"{}"),
+        RejectedFrame(T0, "odd", b"{}"),
     ]
 
 
@@ -118,7 +118,7 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
         assert [(c.close, c.trades) for c in journal.candles(PAIR, "1m", 0, 2**62)] == [(1.75, 2)]
         assert journal.load_document("pairs") == (b"new", T0 + 1)
         assert ranges_of(journal.shipped(TARGET)) == [(1, 9), (11, 12)]
-        assert journal.counts()["dead_letters"] == 3
+        assert journal.counts()["rejected_frames"] == 3
     # Every row that stood there has still what the newer version wrote into it, every new one its default.
     alone = {"sequence": (1, 0), "dead_letter": (1, 2), "shipping": (0, 0)}
     of_each = len(KIND.measurements)

@@ -73,7 +73,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Candles after their close", lag === null ? "–" : seconds(lag / 1000)],
     ["Oldest of the newest mark prices", seconds(status.mark_price_age_s)],
     ["Silent series", count(sum(status.overdue)), badIf(sum(status.overdue))],
-    ["Frames refused", count(sum(status.rejects)), warnIf(sum(status.rejects))],
+    ["Frames rejected", count(sum(status.rejects)), warnIf(sum(status.rejects))],
   ]);
   panels.show(
     "Connections",
@@ -142,7 +142,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Records waiting", count(journal.pending), warnIf(journal.pending > 50000)],
     ["Commits failed", count(journal.commit_failures), warnIf(journal.commit_failures)],
     ["Records given up", count(sum(journal.records_given_up)), badIf(sum(journal.records_given_up))],
-    ["Bad frames kept", count(journal.dead_letters), warnIf(journal.dead_letters)],
+    ["Rejected frames kept", count(journal.rejected_frames), warnIf(journal.rejected_frames)],
     ...(journal.set_aside ? [["Set aside as damaged", journal.set_aside, "warn"]] : []),
     ...shipping(status.shipping, "none: the journal is the store"),
   ]);
