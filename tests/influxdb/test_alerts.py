@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from marketfeed.aggregator.auth import hash_password
+from marketfeed.cli import app
 from tests.bench.child import Service
 
 ALERTS = Path(__file__).parents[2] / "grafana" / "alerts"
@@ -70,6 +71,22 @@ def test_no_alert_is_without_both_of_its_tests() -> None:
     alerts = [rule["alert"] for rule in rules()]
     assert len(alerts) == len(set(alerts))
     assert fires == silent == set(alerts)
+
+
+def test_every_command_that_an_alert_names_is_one() -> None:
+    commands = {info.name for info in app.registered_commands}
+    named = {
+        rule["alert"]: set(re.findall(r"`marketfeed ([\w-]+)", rule["annotations"]["description"]))
+        for rule in rules()
+    }
+    assert set().union(*named.values()) <= commands
+    assert named["MarketfeedRejectedFrames"] == {"rejected-frames"}
+    assert named["MarketfeedRefusedLines"] == {"deadletter"}
+
+
+def test_no_alert_or_dashboard_uses_an_old_name() -> None:
+    for path in (RULES, TESTS, *(ALERTS.parent / "dashboards").glob("*.json")):
+        assert "dead_letters" not in path.read_text("utf-8"), path
 
 
 def test_a_collector_shows_every_metric_that_the_alerts_use(
