@@ -16,9 +16,10 @@ from marketfeed.counters import Counters
 from marketfeed.errors import JournalWriteError
 from marketfeed.ingest.freshness import Seen
 from marketfeed.ingest.intake import Intake
+from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import CatalogEntry
+from marketfeed.records import CatalogEntry, RejectedFrame
 from reader import MarketReader
 
 T = TypeVar("T")
@@ -184,6 +185,13 @@ class _Failing(JournalWriter):
             self.failures -= 1
             raise JournalWriteError("disk full", damaged=False)
         return await super().call(function)
+
+
+def test_rejected_frames_give_way_under_their_name() -> None:
+    pending = Batch()
+    pending.extend(RejectedFrame(n, "not_json: why", b"{%d" % n) for n in range(5))
+    assert pending.shrink_to(2) == {"rejected_frame": 3}
+    assert [item.received_ms for item in pending.rejected_frames] == [3, 4]
 
 
 def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path) -> None:
