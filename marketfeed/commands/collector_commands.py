@@ -60,9 +60,10 @@ def upgrade(
 ) -> None:
     """Take the journal (or the ledger) to the newest schema version, or back with --to.
 
-    Its writer has to be stopped. A reader refuses a version that it does not know: first install this marketfeed for all readers, then for
-    the collector, which goes on with the old version; then stop it, upgrade, and start it again. Readers stay
-    open meanwhile. A kill leaves the old version, whole. The ledger is taken there by its aggregator.
+    Its writer has to be stopped. A reader refuses a version that it does not know: first install this
+    marketfeed for all readers, then for the collector, which goes on with the old version; then stop it,
+    upgrade, and start it again. Readers stay open meanwhile. A kill leaves the old version, whole. The ledger
+    is taken there by its aggregator.
 
     Example: marketfeed upgrade --config /etc/marketfeed/config.yaml
     """
