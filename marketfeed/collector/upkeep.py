@@ -31,6 +31,7 @@ CLOCK_DOUBT_EVERY_S: Final = 3.0
 """Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
 REST_BUDGET: Final = "rest_budget"
+"""The document in which a journal keeps what was asked of the exchange: a ban holds for whoever asks next."""
 KEEP_BUDGET_EVERY_S: Final = 1.0
 LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
 """Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
@@ -94,9 +95,8 @@ class Upkeep:
             await self._save_budget()
 
     async def _save_budget(self) -> bool:
-        at = self._turns.now()
         try:
-            await self._writer.save_document(REST_BUDGET, self._turns.budget.state(at), at.now_ms)
+            await save_budget(self._writer, self._turns)
         except JournalError:
             # The intake has said so; what counts here is the next attempt.
             return False
@@ -173,3 +173,9 @@ class Upkeep:
             start_ms,
             cut.before_ms,
         )
+
+
+async def save_budget(writer: JournalWriter, turns: Turns) -> None:
+    """Save what was asked of the exchange. Raises JournalError."""
+    at = turns.now()
+    await writer.save_document(REST_BUDGET, turns.budget.state(at), at.now_ms)
