@@ -306,7 +306,7 @@ class Backfill:
             self._state = "filling"
         await self._all(plan, self._ask, AT_ONCE)
         if self._doubts and self._left.total() and not self._is_over():
-            await self._until_woken(self._doubted_for_s / self._clock.speed + 0.01)
+            await self._until_woken(self._clock.wall_s(self._doubted_for_s) + 0.01)
             plan = in_order(await self._scan())
             self._state = "filling"
             await self._all(plan, self._ask, AT_ONCE)

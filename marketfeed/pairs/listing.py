@@ -162,7 +162,7 @@ class InstrumentSource:
     def _wait_s(self, delay_s: float, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
-        return max(delay_s, (asked_s or 0.0) / self._clock.speed)
+        return self._clock.wall_s(asked_s or 0.0, delay_s)
 
     async def _exchange_info(self) -> bytes:
         try:
