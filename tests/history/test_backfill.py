@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import sqlite3
@@ -117,7 +118,7 @@ def test_a_cold_start_costs_what_it_must_and_stays_within_the_set_weight(path: P
             assert report.pairs_done == int(pairs)
             assert sim.rest.weight.most_used <= weight
             # 480 candles a day, 499 of them for a weight of 2; what is left over may cost 1.
-            requests = -(-int(days) * 480 // 499)
+            requests = math.ceil(int(days) * 480 / 499)
             klines = sim.rest.requests["klines"]
             assert klines == int(pairs) * requests
             assert sim.rest.weight.total <= klines * 2 + 10

@@ -14,6 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marketfeed import schema
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest
@@ -124,7 +125,7 @@ class Rates:
             return web.json_response({"code": -1}, status=500)
         start_ms, end_ms = int(query["startTime"]), int(query["endTime"])
         step_ms = self.hours * HOUR_MS
-        first_ms = -(-start_ms // step_ms) * step_ms
+        first_ms = schema.ceil_to(start_ms, step_ms)
         rows = [
             {
                 "symbol": name,
