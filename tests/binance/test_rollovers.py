@@ -15,7 +15,8 @@ import uvloop
 from marketfeed.binance.rollover import Ages
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS
+from marketfeed.records import differing_fields
+from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Drop, Mute, Refuse
 from marketfeed.simulator.server import Simulator, SimulatorOptions
@@ -125,7 +126,7 @@ def assert_complete(rolling: Rolling, from_ms: int, until_ms: int) -> int:
     for one in published:
         assert one.receivers > 0, one
         candle = stored[one.pair, one.timeframe, one.open_time_ms]
-        assert all(getattr(candle, name) == getattr(one, name) for name in CANDLE_FIELDS)
+        assert not differing_fields(candle, one)
     # At this speed a busy machine makes candles late; what came late is told so.
     assert_healed(rolling)
     return len(published)

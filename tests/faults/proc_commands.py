@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from marketfeed.journal.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS
+from marketfeed.records import differing_fields
 from marketfeed.simulator.published import Published
 
 TIMEOUT_S: Final = 30.0
@@ -245,5 +245,5 @@ def unlike(path: Path, published: Sequence[Published]) -> list[Published]:
         item
         for item in published
         if (candle := stored.get((item.pair, item.timeframe, item.open_time_ms))) is None
-        or any(getattr(item, name) != getattr(candle, name) for name in CANDLE_FIELDS)
+        or differing_fields(item, candle)
     ]

@@ -14,8 +14,8 @@ import uvloop
 from marketfeed.collector.collector import Collector
 from marketfeed.history.backfill import LOOK_AGAIN_S
 from marketfeed.journal.journal import Journal
-from marketfeed.records import CatalogEntry
-from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS, floor_to
+from marketfeed.records import CatalogEntry, differing_fields
+from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import ShrinkExchangeInfo
 from marketfeed.simulator.listings import Delist, Enlist, Rename, SetStatus
@@ -149,7 +149,7 @@ def assert_published_is_stored(
             (candle,) = journal.candles(
                 one.pair, one.timeframe, one.open_time_ms, one.open_time_ms + 1
             )
-            assert all(getattr(candle, name) == getattr(one, name) for name in CANDLE_FIELDS)
+            assert not differing_fields(candle, one)
             found.add(one.pair)
     assert found == pairs
 
