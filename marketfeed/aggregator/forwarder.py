@@ -32,7 +32,7 @@ from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.unconfirmed import Item, Settling, alarm, sent_ahead
 from marketfeed.clock import wait_at_most
-from marketfeed.errors import JournalError, LedgerError
+from marketfeed.errors import JournalError, LedgerError, backoff_s
 
 log = logging.getLogger(__name__)
 
@@ -286,9 +286,8 @@ class Forwarder:
             self._drop(forward)
             return
         self._failures += 1
-        delay_s = min(
-            self._pace.retry_cap_s, self._pace.retry_first_s * 2.0 ** min(self._failures - 1, 10)
-        )
+        pace = self._pace
+        delay_s = backoff_s(self._failures, pace.retry_first_s, pace.retry_cap_s)
         self._retry_at_s = time.monotonic() + delay_s
 
     async def _unknown(self, forward: Forward, words: str, *, over: bool = False) -> None:

@@ -11,7 +11,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.ingest.intake import Intake
@@ -57,9 +57,9 @@ class Upkeep:
     async def keep_clock(self, rest: BinanceRest, supervisor: Supervisor) -> None:
         """Compare the clock with the exchange's: every few minutes, every few seconds while in doubt."""
         asked_s = time.monotonic()
-        wait_s = CLOCK_DOUBT_EVERY_S
+        failures = 0
         while True:
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(backoff_s(max(failures, 1), CLOCK_DOUBT_EVERY_S, RETRY_CAP_S))
             error_ms = self._clock.error_ms
             vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
             doubted = vague or supervisor.stamps_off_s or self.clock_problem
@@ -68,13 +68,12 @@ class Upkeep:
             asked_s = time.monotonic()
             try:
                 await sync_clock(rest, self._clock, supervisor.contradicts)
-                self.clock_problem = ""
-                wait_s = CLOCK_DOUBT_EVERY_S
+                failures, self.clock_problem = 0, ""
             except ExchangeError as error:
                 if not self.clock_problem:
                     log.warning("clock not compared with the exchange's error=%r", str(error))
                 self.clock_problem = str(error)
-                wait_s = min(wait_s * 2, RETRY_CAP_S)
+                failures += 1
 
     async def restore_budget(self) -> None:
         """Take up what an earlier run has asked of the exchange. Raises JournalError."""

@@ -23,7 +23,13 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Counters
-from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
+from marketfeed.errors import (
+    ExchangeError,
+    ExchangeRefusedError,
+    JournalError,
+    OddAnswerError,
+    backoff_s,
+)
 from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
 from marketfeed.grid import Stretch, cut, joined, missing, tiles, without
@@ -39,8 +45,9 @@ REQUESTS: Final = 16
 """Requests under way at a time: the holes of one boundary of all pairs are closed in some round trips."""
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0)
 """Exchange seconds until a candle that REST answered without is asked for again; ten minutes in all."""
-FAILURE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
-"""Exchange seconds until REST is asked again when it has failed."""
+FAILURE_PAUSE_S: Final = 1.0
+FAILURE_CAP_S: Final = 15.0
+"""Exchange seconds until REST is asked again when it has failed: after the first failure, and at most."""
 RECHECKED: Final = 3
 """Candles of each series that are compared after its connection was lost."""
 RECHECKS: Final = 4
@@ -293,11 +300,10 @@ class Healer:
         if self._failures and now_s < self._again_s:
             # Of requests that were under way together.
             return
-        pause_s = FAILURE_PAUSES_S[min(self._failures, len(FAILURE_PAUSES_S) - 1)]
         if not self._failures:
             log.warning("healing waits for REST error=%r", trouble)
         self._failures += 1
-        self._again_s = now_s + pause_s
+        self._again_s = now_s + backoff_s(self._failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
 
     # --- what an earlier run left -----------------------------------------------------------------
 
@@ -372,7 +378,7 @@ class Healer:
                 self._rechecks.pop(series, None)
             else:
                 log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
-                self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
+                self._rechecks[series] = self._clock.elapsed_s() + FAILURE_CAP_S
         else:
             # Unless it was lost once more meanwhile.
             if self._rechecks.get(series) == due_s:

@@ -32,6 +32,7 @@ from marketfeed.errors import (
     ExchangeRefusedError,
     JournalError,
     OddAnswerError,
+    backoff_s,
 )
 from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, missing, overlap, without
@@ -77,6 +78,7 @@ GIVEN_UP_AFTER_S: Final = 600.0
 """Exchange seconds for which a series counts as unfilled for what the exchange answers without."""
 ATTEMPTS: Final = 6
 RETRY_FIRST_S: Final = 1.0
+RETRY_CAP_S: Final = 32.0
 SKIPPED_IN_A_ROW: Final = 8
 """After so many requests in a row that failed for good a pass ends: it is not the requests' fault."""
 AGAIN_S: Final = 60.0
@@ -88,8 +90,6 @@ After passes that only met odd rows it is twice as long each time, from the one 
 ROOM_KEPT: Final = 0.9
 """Share of `journal.max_bytes` up to which history is filled: beyond it would soon be deleted again."""
 _STOCK_EVERY: Final = 50
-_ODD_PASSES: Final = 10
-"""So many in a row count: the pause between them is the longest by then."""
 
 
 class HistoryReport(msgspec.Struct, frozen=True):
@@ -249,10 +249,10 @@ class Backfill:
             # at a first start the feed has not brought it.
             done = self.report().complete and not self._stored
             odd = self._met_odd and not self._stored and not self._given_up
-            self._odd_passes = min(self._odd_passes + 1, _ODD_PASSES) if odd else 0
+            self._odd_passes = self._odd_passes + 1 if odd else 0
             wait_s = LOOK_AGAIN_S if done else AGAIN_S
             if odd:
-                wait_s = min(AGAIN_S * 2.0 ** (self._odd_passes - 1), LOOK_AGAIN_S)
+                wait_s = backoff_s(self._odd_passes, AGAIN_S, LOOK_AGAIN_S)
             await self._until_woken(self._clock.wall_s(wait_s, RETRY_FIRST_S))
 
     async def _until_woken(self, timeout_s: float) -> None:
@@ -393,7 +393,7 @@ class Backfill:
 
     async def _work(self, queue: Iterator[T], take: Callable[[T], Awaitable[None]]) -> None:
         for item in queue:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(1, ATTEMPTS + 1):
                 if self._is_over():
                     return
                 try:
@@ -407,7 +407,7 @@ class Backfill:
                     self._trouble = str(error)
                 if self._is_over():
                     return
-                await asyncio.sleep(RETRY_FIRST_S * 2**attempt)
+                await asyncio.sleep(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
             else:
                 self._skipped_in_a_row += 1
                 if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:

@@ -19,7 +19,7 @@ from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Counters
-from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
+from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import Stretch, cut, joined
 from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
@@ -41,11 +41,11 @@ LATE_ROUNDS: Final = 24
 """What was not told within these ten minutes is given up, and still asked for every hour of a day."""
 TOLD_WITHIN_MS: Final = schema.HOUR_MS
 """What was settled within this may not be told yet: history does not take it for absent."""
-FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""The same when the exchange does not answer."""
-ODD_PAUSE_S: Final = 30.0
-"""Half of the exchange seconds until what odd rows have left of history is asked for again, at first."""
-_ODD_ROUNDS: Final = 10
+FAILURE_PAUSE_S: Final = 1.0
+FAILURE_CAP_S: Final = 60.0
+"""The same when the exchange does not answer: after the first failure, and at most."""
+ODD_PAUSE_S: Final = 60.0
+"""Exchange seconds until what odd rows have left of history is asked for again, at first."""
 COVERED: Final = "settled_funding"
 SAVE_EVERY: Final = 20
 """Answers of history between two times that what is complete is saved."""
@@ -172,8 +172,8 @@ class Settling:
                     self._failures, self._troubles["live"] = 0, ""
                     pause_s = LOOK_EVERY_S
                 except (ExchangeError, JournalError) as error:
-                    pause_s = self._failed("live", error, self._failures)
                     self._failures += 1
+                    pause_s = self._failed("live", error, self._failures)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
 
     # --- after each settlement --------------------------------------------------------------------
@@ -251,11 +251,11 @@ class Settling:
                 await self._fill()
                 failures, self._troubles["history"] = 0, ""
             except (ExchangeError, JournalError) as error:
-                await asyncio.sleep(self._clock.wall_s(self._failed("history", error, failures)))
                 failures += 1
+                await asyncio.sleep(self._clock.wall_s(self._failed("history", error, failures)))
                 continue
-            odd_rounds = min(odd_rounds + 1, _ODD_ROUNDS) if self._incomplete else 0
-            again_s = self._clock.elapsed_s() + min(ODD_PAUSE_S * 2.0**odd_rounds, LATE_PAUSE_S)
+            odd_rounds = odd_rounds + 1 if self._incomplete else 0
+            again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
             while not self._look_back.is_set() and self._writer.generation == self._generation:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 if self._incomplete and self._clock.elapsed_s() >= again_s:
@@ -410,4 +410,4 @@ class Settling:
         if not self._troubles[what]:
             log.warning("settled rates not had, trying again what=%s error=%r", what, str(error))
         self._troubles[what] = str(error)
-        return FAILURE_PAUSES_S[min(failures, len(FAILURE_PAUSES_S) - 1)]
+        return backoff_s(failures, FAILURE_PAUSE_S, FAILURE_CAP_S)

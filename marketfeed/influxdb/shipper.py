@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from marketfeed.clock import wait_at_most
-from marketfeed.errors import JournalError
+from marketfeed.errors import JournalError, backoff_s
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
@@ -435,11 +435,10 @@ class Shipper:
         if parked:
             return self._pace.parked_s
         # Full jitter, so that two collectors do not knock together.
-        ceiling_s = min(
-            self._pace.backoff_cap_s,
-            self._pace.backoff_first_s * 2.0 ** min(self._failures - 1, 10),
+        pace = self._pace
+        delay_s = random.uniform(
+            0.0, backoff_s(self._failures, pace.backoff_first_s, pace.backoff_cap_s)
         )
-        delay_s = random.uniform(0.0, ceiling_s)
         if verdict.after_s is not None:
             # A server that wishes no time, or one that is past, is not knocked at without end.
             return max(verdict.after_s, delay_s)

@@ -21,7 +21,7 @@ from marketfeed.binance.symbols import (
     select_named,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.selection import Listing, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
@@ -113,16 +113,16 @@ class InstrumentSource:
         return self.newest
 
     async def _keep_loading(self) -> Listing:
-        delay_s = RETRY_FIRST_S
+        failures = 0
         while True:
             try:
                 return await self.load_once()
             except ExchangeError as error:
+                failures += 1
                 self.problem = f"the exchange does not tell what it trades: {error}"
-                wait_s = self._wait_s(delay_s, error)
+                wait_s = self._wait_s(failures, error)
                 log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), wait_s)
             await asyncio.sleep(wait_s)
-            delay_s = min(delay_s * 2, RETRY_CAP_S)
 
     async def follow(self, on_listing: Callable[[Listing], Awaitable[None]]) -> None:
         """Ask every few minutes what is traded, and hand each answer on; lasts until it is cancelled.
@@ -131,8 +131,7 @@ class InstrumentSource:
         when it is not the first in a row.
         """
         failures = 0
-        delay_s = RETRY_FIRST_S
-        wait_s = delay_s if self.problem else self._until_next_s()
+        wait_s = RETRY_FIRST_S if self.problem else self._until_next_s()
         while True:
             await asyncio.sleep(wait_s)
             had_problem = bool(self.problem)
@@ -145,12 +144,11 @@ class InstrumentSource:
                     self.problem = _using_copy(error)
                 if failures == 1:
                     log.warning("exchangeInfo not to be had, trying on error=%r", str(error))
-                wait_s = self._wait_s(delay_s, error)
-                delay_s = min(delay_s * 2, RETRY_CAP_S)
+                wait_s = self._wait_s(failures, error)
             else:
                 if had_problem or failures:
                     log.info("exchangeInfo is had again")
-                failures, delay_s = 0, RETRY_FIRST_S
+                failures = 0
                 self.newest = listing
                 wait_s = self._until_next_s()
                 await on_listing(listing)
@@ -159,10 +157,10 @@ class InstrumentSource:
         every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
         return self._clock.wall_s(every_s, LISTING_AT_LEAST_S)
 
-    def _wait_s(self, delay_s: float, error: Exception) -> float:
+    def _wait_s(self, failures: int, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
-        return self._clock.wall_s(asked_s or 0.0, delay_s)
+        return self._clock.wall_s(asked_s or 0.0, backoff_s(failures, RETRY_FIRST_S, RETRY_CAP_S))
 
     async def _exchange_info(self) -> bytes:
         try:
