@@ -350,7 +350,7 @@ class Aggregator:
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
             lost=self._lost(),
-            bot_trouble={side: worker.trouble for side, worker in forwarders.items()},
+            bot_trouble={side: worker.trouble.why for side, worker in forwarders.items()},
             limited_addresses=0 if line is None else line.doorkeeper.limited(),
             shipping=None if line is None or line.shipper is None else line.shipper.report(),
             rss_bytes=rss_bytes(),

@@ -144,9 +144,8 @@ class Reporter:
         line = self.line
         if line is None:
             return reasons
-        failing_s = line.intake.failing_for_s
-        if failing_s is not None:
-            reasons.append(f"the journal cannot be written for {failing_s:.0f} s")
+        if failing := line.intake.trouble:
+            reasons.append(f"the journal cannot be written for {failing.for_s:.0f} s")
         shipping = self._shipping()
         if shipping is not None and shipping.trouble_for_s > self._shipping_trouble_s:
             reasons.append(
@@ -167,8 +166,8 @@ class Reporter:
         stamps_off_s = line.supervisor.stamps_off_s
         if stamps_off_s:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
-        if self._upkeep.clock_problem:
-            reasons.append(f"the exchange's clock is not to be had: {self._upkeep.clock_problem}")
+        if self._upkeep.clock_trouble:
+            reasons.append(f"the exchange's clock is not to be had: {self._upkeep.clock_trouble}")
         rest = self._turns.report()
         if rest.stopped_s:
             reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
@@ -185,7 +184,7 @@ class Reporter:
             )
         unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
         state = line.history.report()
-        trouble = line.healer.trouble
+        trouble = line.healer.trouble.why
         if state.history is not None:
             unfilled = list(dict.fromkeys([*unfilled, *line.history.unfilled()]))
             trouble = trouble or state.history.trouble

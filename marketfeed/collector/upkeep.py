@@ -23,6 +23,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import RETRY_CAP_S
 from marketfeed.records import Gap
 from marketfeed.settings.model import JournalSettings
+from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,12 @@ class Upkeep:
         writer: JournalWriter,
         turns: Turns,
     ) -> None:
-        self.clock_problem = ""
-        """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
+        self.clock_trouble = Trouble(
+            log,
+            "clock not compared with the exchange's",
+            "clock is compared with the exchange's again",
+        )
+        """Why the exchange's time could not be taken over, when it was asked last."""
         self._settings = settings
         self._clock = clock
         self._writer = writer
@@ -57,23 +62,21 @@ class Upkeep:
     async def keep_clock(self, rest: BinanceRest, supervisor: Supervisor) -> None:
         """Compare the clock with the exchange's: every few minutes, every few seconds while in doubt."""
         asked_s = time.monotonic()
-        failures = 0
         while True:
-            await asyncio.sleep(backoff_s(max(failures, 1), CLOCK_DOUBT_EVERY_S, RETRY_CAP_S))
+            await asyncio.sleep(
+                backoff_s(max(self.clock_trouble.failures, 1), CLOCK_DOUBT_EVERY_S, RETRY_CAP_S)
+            )
             error_ms = self._clock.error_ms
             vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
-            doubted = vague or supervisor.stamps_off_s or self.clock_problem
+            doubted = vague or supervisor.stamps_off_s or self.clock_trouble
             if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
                 continue
             asked_s = time.monotonic()
             try:
                 await sync_clock(rest, self._clock, supervisor.contradicts)
-                failures, self.clock_problem = 0, ""
+                self.clock_trouble.end()
             except ExchangeError as error:
-                if not self.clock_problem:
-                    log.warning("clock not compared with the exchange's error=%r", str(error))
-                self.clock_problem = str(error)
-                failures += 1
+                self.clock_trouble.met(error)
 
     async def restore_budget(self) -> None:
         """Take up what an earlier run has asked of the exchange. Raises JournalError."""

@@ -38,6 +38,7 @@ from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, differing_fields
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
+from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ class Healer:
         counters: Counters,
         instruments: Callable[[str], Instrument | None],
     ) -> None:
-        self.trouble = ""
-        """Why REST cannot be asked now; empty if it can."""
+        self.trouble = Trouble(log, "healing waits for REST", "REST answers again, healing goes on")
+        """Why REST cannot be asked now."""
         self._supervisor = supervisor
         self._rest = rest
         self._intake = intake
@@ -135,7 +136,6 @@ class Healer:
         self._instruments = instruments
         self._queues: dict[Series, _Queue] = {}
         self._under_way = 0
-        self._failures = 0
         self._again_s = 0.0
         self._wake = asyncio.Event()
         self._rechecks: dict[Series, float] = {}
@@ -153,7 +153,7 @@ class Healer:
             ended={state: states[state] for state in ("healed", "unresolvable")},
             backlog=self._supervisor.missing_candles,
             rechecks=len(self._rechecks),
-            trouble=self.trouble,
+            trouble=self.trouble.why,
         )
 
     def on_stored(self, candles: Iterable[Candle]) -> None:
@@ -188,9 +188,9 @@ class Healer:
     def _start_due(self, group: asyncio.TaskGroup) -> float | None:
         """Start what is due and may be asked; returns the exchange seconds until more is, if anything."""
         now_s = self._clock.elapsed_s()
-        if self._failures and (self._under_way or now_s < self._again_s):
+        if self.trouble and (self._under_way or now_s < self._again_s):
             return None if self._under_way else self._again_s - now_s
-        room = (1 if self._failures else REQUESTS) - self._under_way
+        room = (1 if self.trouble else REQUESTS) - self._under_way
         waiting = [(q, s) for s, q in self._queues.items() if q.gaps and not q.busy]
         due = sorted(
             ((q.newest_ms, s) for q, s in waiting if q.due_s <= now_s),
@@ -255,16 +255,14 @@ class Healer:
                 reason = ENDED
             self._take_answer(series, tile, answer, reason)
         except ExchangeError as error:
-            self._failed(str(error))
+            self._failed(error)
         finally:
             queue.busy = False
             self._under_way -= 1
             self._wake.set()
 
     def _take_answer(self, series: Series, tile: Stretch, answer: Klines, reason: str) -> None:
-        if self._failures:
-            log.info("REST answers again, healing goes on failures=%d", self._failures)
-            self._failures, self.trouble = 0, ""
+        self.trouble.end()
         for candle in answer.candles:
             self._intake.add(candle)
         self._supervisor.take_in()
@@ -294,16 +292,13 @@ class Healer:
                     self._supervisor.give_up(series, start_ms, reason)
         queue.refresh()
 
-    def _failed(self, trouble: str) -> None:
+    def _failed(self, error: ExchangeError) -> None:
         now_s = self._clock.elapsed_s()
-        self.trouble = trouble
-        if self._failures and now_s < self._again_s:
-            # Of requests that were under way together.
-            return
-        if not self._failures:
-            log.warning("healing waits for REST error=%r", trouble)
-        self._failures += 1
-        self._again_s = now_s + backoff_s(self._failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
+        # Requests that were under way together fail once.
+        if not self.trouble or now_s >= self._again_s:
+            self.trouble.met(error)
+            pause_s = backoff_s(self.trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
+            self._again_s = now_s + pause_s
 
     # --- what an earlier run left -----------------------------------------------------------------
 

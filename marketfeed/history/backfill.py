@@ -50,6 +50,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
+from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +170,13 @@ class Backfill:
         self._state = "waiting"
         self.first_pass = asyncio.Event()
         """Set when a pass has ended, whatever it has left."""
+        self._trouble = Trouble(log, "history waits, trying again", "history goes on")
         self._begin_pass()
 
     def _begin_pass(self) -> None:
         self._generation = self._writer.generation
         self._given_up = ""
         self._skipped_in_a_row = 0
-        self._trouble = ""
         self._left: Counter[str] = Counter()
         self._pairs: set[str] = set()
         self._wanted = 0
@@ -210,7 +211,7 @@ class Backfill:
             files_refused=self._files["refused"],
             files_absent=self._files["absent"],
             left_s=passed_s / done * left if known else None,
-            trouble=self._given_up or self._trouble,
+            trouble=self._given_up or self._trouble.why,
         )
 
     def unfilled(self) -> list[str]:
@@ -270,6 +271,9 @@ class Backfill:
             return
         left = self._left.total()
         self._state = "incomplete" if left or self._given_up else "complete"
+        if self._state == "complete":
+            # What failed before may have been had otherwise.
+            self._trouble.end()
         self.first_pass.set()
         if self._stored or self._found_absent or self._given_up:
             log.info(
@@ -399,19 +403,17 @@ class Backfill:
                 try:
                     await take(item)
                     self._skipped_in_a_row = 0
-                    self._trouble = ""
+                    self._trouble.end()
                     break
                 except (ExchangeError, JournalError) as error:
-                    if not self._trouble:
-                        log.warning("history waits, trying again error=%r", str(error))
-                    self._trouble = str(error)
+                    self._trouble.met(error)
                 if self._is_over():
                     return
                 await asyncio.sleep(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
             else:
                 self._skipped_in_a_row += 1
                 if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
-                    self._give_up(self._trouble)
+                    self._give_up(self._trouble.why)
 
     def _is_over(self) -> bool:
         return bool(self._given_up) or self._woken.is_set()

@@ -27,6 +27,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingSettled
+from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,11 @@ class Settling:
         self._look_back = asyncio.Event()
         self._incomplete = 0
         self._given_up = 0
-        self._failures = 0
-        self._troubles = {"live": "", "history": ""}
+        again = "settled rates are had again what="
+        self._live_trouble, self._history_trouble = (
+            Trouble(log, f"settled rates not had, trying again what={what}", again + what)
+            for what in ("live", "history")
+        )
         self.set_instruments(instruments)
 
     def report(self) -> SettleReport:
@@ -143,7 +147,7 @@ class Settling:
             awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
             given_up=self._given_up,
-            trouble=self._troubles["live"] or self._troubles["history"],
+            trouble=self._live_trouble.why or self._history_trouble.why,
         )
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:
@@ -169,11 +173,10 @@ class Settling:
                 self._notice()
                 try:
                     await self._fetch_awaited()
-                    self._failures, self._troubles["live"] = 0, ""
+                    self._live_trouble.end()
                     pause_s = LOOK_EVERY_S
                 except (ExchangeError, JournalError) as error:
-                    self._failures += 1
-                    pause_s = self._failed("live", error, self._failures)
+                    pause_s = _pause_s(self._live_trouble, error)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
 
     # --- after each settlement --------------------------------------------------------------------
@@ -243,16 +246,15 @@ class Settling:
 
         What odd rows have left is asked for again, less and less often.
         """
-        failures = odd_rounds = 0
+        odd_rounds = 0
         while True:
             self._look_back.clear()
             try:
                 await self._load()
                 await self._fill()
-                failures, self._troubles["history"] = 0, ""
+                self._history_trouble.end()
             except (ExchangeError, JournalError) as error:
-                failures += 1
-                await asyncio.sleep(self._clock.wall_s(self._failed("history", error, failures)))
+                await asyncio.sleep(self._clock.wall_s(_pause_s(self._history_trouble, error)))
                 continue
             odd_rounds = odd_rounds + 1 if self._incomplete else 0
             again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
@@ -406,8 +408,8 @@ class Settling:
 
         await self._writer.call(save)
 
-    def _failed(self, what: str, error: Exception, failures: int) -> float:
-        if not self._troubles[what]:
-            log.warning("settled rates not had, trying again what=%s error=%r", what, str(error))
-        self._troubles[what] = str(error)
-        return backoff_s(failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
+
+def _pause_s(trouble: Trouble, error: Exception) -> float:
+    """Note a failure; returns the exchange seconds until the next attempt."""
+    trouble.met(error)
+    return backoff_s(trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)

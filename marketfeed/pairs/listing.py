@@ -25,6 +25,7 @@ from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError,
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.selection import Listing, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
+from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,9 @@ class InstrumentSource:
         self._clock = clock
         self._writer = writer
         self._heard = heard
+        self._trouble = Trouble(
+            log, "exchangeInfo not to be had, trying on", "exchangeInfo is had again"
+        )
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
@@ -113,16 +117,17 @@ class InstrumentSource:
         return self.newest
 
     async def _keep_loading(self) -> Listing:
-        failures = 0
+        trouble = Trouble(log, "exchange not ready", "exchange is ready")
         while True:
             try:
-                return await self.load_once()
+                listing = await self.load_once()
             except ExchangeError as error:
-                failures += 1
+                trouble.met(error)
                 self.problem = f"the exchange does not tell what it trades: {error}"
-                wait_s = self._wait_s(failures, error)
-                log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), wait_s)
-            await asyncio.sleep(wait_s)
+                await asyncio.sleep(self._wait_s(trouble.failures, error))
+            else:
+                trouble.end()
+                return listing
 
     async def follow(self, on_listing: Callable[[Listing], Awaitable[None]]) -> None:
         """Ask every few minutes what is traded, and hand each answer on; lasts until it is cancelled.
@@ -130,7 +135,7 @@ class InstrumentSource:
         An answer that could not be had, or was not believed, changes nothing; it becomes a `problem`
         when it is not the first in a row.
         """
-        failures = 0
+        trouble = self._trouble
         wait_s = RETRY_FIRST_S if self.problem else self._until_next_s()
         while True:
             await asyncio.sleep(wait_s)
@@ -139,16 +144,12 @@ class InstrumentSource:
                 body = await self._fetch()
                 listing = Listing(await self._selection(parse_exchange_info(body)), body)
             except (ExchangeError, JournalError) as error:
-                failures += 1
-                if had_problem or failures >= FAILURES_ALLOWED:
+                trouble.met(error)
+                if had_problem or trouble.failures >= FAILURES_ALLOWED:
                     self.problem = _using_copy(error)
-                if failures == 1:
-                    log.warning("exchangeInfo not to be had, trying on error=%r", str(error))
-                wait_s = self._wait_s(failures, error)
+                wait_s = self._wait_s(trouble.failures, error)
             else:
-                if had_problem or failures:
-                    log.info("exchangeInfo is had again")
-                failures = 0
+                trouble.end()
                 self.newest = listing
                 wait_s = self._until_next_s()
                 await on_listing(listing)
@@ -173,9 +174,9 @@ class InstrumentSource:
                 raise
             body, saved_ms = known
             self.problem = _using_copy(error)
+            self._trouble.met(error)
             log.warning(
-                "exchangeInfo not to be had, using the last known copy error=%r age_h=%.1f",
-                str(error),
+                "the last known copy of exchangeInfo is used age_h=%.1f",
                 (self._clock.now_ms() - saved_ms) / schema.HOUR_MS,
             )
             return body

@@ -348,7 +348,7 @@ def test_an_odd_row_costs_itself_and_is_asked_for_until_it_is_good(path: Path) -
             lambda: sum(first == -5 for first, _ in line.exchange.asked) > len(PAUSES_S) + 3
         )
         # REST is there all the while: nobody else waits for this candle.
-        assert line.healer.trouble == ""
+        assert not line.healer.trouble
         assert line.healer.report().open_gaps["healing"] >= 1
         assert line.supervisor.missing_candles >= 1
         await line.committed()
