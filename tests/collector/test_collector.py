@@ -5,7 +5,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
 from tests.ports import held_port
+from tests.waiting import until
 
 PAIRS = 8
 SPEED = 60.0
@@ -65,12 +66,6 @@ async def running(
     finally:
         stop.set()
         await task
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def delivering(collector: Collector) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from filled import MINUTE, ROWS, T0, fill, until
+from filled import MINUTE, ROWS, T0, fill
 from front import Front
 from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
@@ -25,6 +25,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
 from marketfeed.storage.reading import reading
+from tests.waiting import until
 
 
 @pytest.fixture(params=["v1", "v2"])
