@@ -127,11 +127,8 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
 
 
 def backoff_s(failures: int, first_s: float, cap_s: float) -> float:
-    """Seconds until the next attempt, after so many failures in a row.
-
-    `first_s` after the first one, twice as long after each more, `cap_s` at most.
-    """
-    # Beyond some 1,000 of them the power is no float.
+    """Seconds until the next attempt: `first_s`, doubled with each more failure in a row, `cap_s` at most."""
+    # So that the power is a float.
     return min(cap_s, first_s * 2.0 ** min(failures - 1, 100))
 
 

@@ -41,10 +41,7 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
 
 
 def differing_fields(one: object, other: object) -> tuple[str, ...]:
-    """Names of the numbers in which two candles of one series and open time differ.
-
-    They may be of any type with a candle's fields: the simulator's is not `Candle`.
-    """
+    """Names of the numbers in which two candles of one series and time differ, whatever types hold them."""
     return tuple(
         name for name in schema.CANDLE_FIELDS if getattr(one, name) != getattr(other, name)
     )

@@ -30,7 +30,7 @@ def test_trouble_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixtu
     for error in (OSError("full"), OSError("full"), OSError("still full")):
         trouble.met(error)
     assert told(caplog) == [(logging.ERROR, "disk refuses 100% error='full'")]
-    assert (bool(trouble), f"{trouble}", trouble.failures) == (True, "still full", 3)
+    assert (bool(trouble), trouble.why, trouble.failures) == (True, "still full", 3)
     assert 0.0 <= trouble.for_s < 60.0
     trouble.end()
     trouble.end()
@@ -55,4 +55,4 @@ def test_trouble_of_another_level_is_logged_again(caplog: pytest.LogCaptureFixtu
 def test_a_failure_without_words_is_called_by_its_type() -> None:
     trouble = Trouble(log, "waits", "goes on")
     trouble.met(TimeoutError())
-    assert f"{trouble}" == "TimeoutError"
+    assert trouble.why == "TimeoutError"

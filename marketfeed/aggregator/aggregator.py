@@ -306,12 +306,12 @@ class Aggregator:
         if self._line is None:
             return [*found, "starting"]
         if self._line.desk.trouble:
-            found.append(f"signals cannot be stored: {self._line.desk.trouble}")
+            found.append(f"signals cannot be stored: {self._line.desk.trouble.why}")
         for side, forwarder in self._line.forwarders.items():
             if forwarder.trouble:
-                found.append(f"bot of {side}: {forwarder.trouble}")
+                found.append(f"bot of {side}: {forwarder.trouble.why}")
             if forwarder.ledger_trouble:
-                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble}")
+                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble.why}")
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._line.shipper) is not None:

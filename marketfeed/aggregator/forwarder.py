@@ -56,7 +56,7 @@ class Forwarder:
         self.side = side
         self.trouble = Trouble(
             log,
-            f"bot in trouble side={side} url={bot.url}",
+            f"bot in trouble side={side}",
             f"bot answers again side={side}",
             logging.ERROR,
         )

@@ -88,10 +88,7 @@ class Desk:
         on_forward: Callable[[Decision], None],
     ) -> None:
         self.trouble = Trouble(
-            log,
-            "votes cannot be stored, refusing signals",
-            "ledger takes votes again",
-            logging.ERROR,
+            log, "votes cannot be stored", "ledger takes votes again", logging.ERROR
         )
         """Why the ledger does not take votes, for `/health`."""
         self.turns = 0

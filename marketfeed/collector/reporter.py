@@ -167,7 +167,9 @@ class Reporter:
         if stamps_off_s:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
         if self._upkeep.clock_trouble:
-            reasons.append(f"the exchange's clock is not to be had: {self._upkeep.clock_trouble}")
+            reasons.append(
+                f"the exchange's clock is not to be had: {self._upkeep.clock_trouble.why}"
+            )
         rest = self._turns.report()
         if rest.stopped_s:
             reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
@@ -177,7 +179,7 @@ class Reporter:
         old = line.supervisor.old_holes()
         if old:
             series = (f"{item.pair} {item.channel}" for item in old)
-            trouble = f"; REST: {line.healer.trouble}" if line.healer.trouble else ""
+            trouble = f"; REST: {line.healer.trouble.why}" if line.healer.trouble else ""
             reasons.append(
                 f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
                 f"{_named(series)}{trouble}"

@@ -48,11 +48,7 @@ class Upkeep:
         writer: JournalWriter,
         turns: Turns,
     ) -> None:
-        self.clock_trouble = Trouble(
-            log,
-            "clock not compared with the exchange's",
-            "clock is compared with the exchange's again",
-        )
+        self.clock_trouble = Trouble(log, "exchange's time not had", "exchange's time had again")
         """Why the exchange's time could not be taken over, when it was asked last."""
         self._settings = settings
         self._clock = clock
@@ -91,18 +87,10 @@ class Upkeep:
             while True:
                 await asyncio.sleep(KEEP_BUDGET_EVERY_S)
                 changes = self._turns.changes
-                if changes != saved and await self._save_budget():
+                if changes != saved and await save_budget(self._writer, self._turns):
                     saved = changes
         finally:
-            await self._save_budget()
-
-    async def _save_budget(self) -> bool:
-        try:
             await save_budget(self._writer, self._turns)
-        except JournalError:
-            # The intake has said so; what counts here is the next attempt.
-            return False
-        return True
 
     async def keep_journal(self, shipper: Shipper | None) -> None:
         """Delete what is older than the settings keep, and what the disk budget does not hold.
@@ -177,7 +165,12 @@ class Upkeep:
         )
 
 
-async def save_budget(writer: JournalWriter, turns: Turns) -> None:
-    """Save what was asked of the exchange. Raises JournalError."""
+async def save_budget(writer: JournalWriter, turns: Turns) -> bool:
+    """Save what was asked of the exchange; whether that could be done."""
     at = turns.now()
-    await writer.save_document(REST_BUDGET, turns.budget.state(at), at.now_ms)
+    try:
+        await writer.save_document(REST_BUDGET, turns.budget.state(at), at.now_ms)
+    except JournalError:
+        # A collector's intake has said so; what counts here is the next attempt.
+        return False
+    return True

@@ -25,7 +25,7 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.collector.upkeep import REST_BUDGET, save_budget
 from marketfeed.commands.status_client import NoCollectorError, fetch_status, status_url
-from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
+from marketfeed.errors import JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.history.audit import (
     Audit,
     AuditOptions,
@@ -125,8 +125,7 @@ async def _fill(
                 backfill.fill(), lambda: tell(backfill.report(), rest.turns.report()), LOOK_EVERY_S
             )
         finally:
-            with contextlib.suppress(JournalError):
-                await save_budget(writer, rest.turns)
+            await save_budget(writer, rest.turns)
         tell(backfill.report(), rest.turns.report())
         return BackfillOutcome("this command", backfill.report())
 

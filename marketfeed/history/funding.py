@@ -133,11 +133,8 @@ class Settling:
         self._look_back = asyncio.Event()
         self._incomplete = 0
         self._given_up = 0
-        again = "settled rates are had again what="
-        self._live_trouble, self._history_trouble = (
-            Trouble(log, f"settled rates not had, trying again what={what}", again + what)
-            for what in ("live", "history")
-        )
+        self._trouble = Trouble(log, "settled rates not had", "settled rates had again")
+        self._past_trouble = Trouble(log, "settled history not had", "settled history had again")
         self.set_instruments(instruments)
 
     def report(self) -> SettleReport:
@@ -147,7 +144,7 @@ class Settling:
             awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
             given_up=self._given_up,
-            trouble=self._live_trouble.why or self._history_trouble.why,
+            trouble=self._trouble.why or self._past_trouble.why,
         )
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:
@@ -173,10 +170,10 @@ class Settling:
                 self._notice()
                 try:
                     await self._fetch_awaited()
-                    self._live_trouble.end()
+                    self._trouble.end()
                     pause_s = LOOK_EVERY_S
                 except (ExchangeError, JournalError) as error:
-                    pause_s = _pause_s(self._live_trouble, error)
+                    pause_s = _failed(self._trouble, error)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
 
     # --- after each settlement --------------------------------------------------------------------
@@ -252,9 +249,9 @@ class Settling:
             try:
                 await self._load()
                 await self._fill()
-                self._history_trouble.end()
+                self._past_trouble.end()
             except (ExchangeError, JournalError) as error:
-                await asyncio.sleep(self._clock.wall_s(_pause_s(self._history_trouble, error)))
+                await asyncio.sleep(self._clock.wall_s(_failed(self._past_trouble, error)))
                 continue
             odd_rounds = odd_rounds + 1 if self._incomplete else 0
             again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
@@ -409,7 +406,7 @@ class Settling:
         await self._writer.call(save)
 
 
-def _pause_s(trouble: Trouble, error: Exception) -> float:
+def _failed(trouble: Trouble, error: Exception) -> float:
     """Note a failure; returns the exchange seconds until the next attempt."""
     trouble.met(error)
     return backoff_s(trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)

@@ -154,9 +154,7 @@ class Shipper:
         self._is_demanded = False
         self._room = pace.max_lines
         self._state = "shipping"
-        self._trouble = Trouble(
-            log, "rows are not shipped now, they are kept", "rows are shipped again"
-        )
+        self._trouble = Trouble(log, "shipping waits, all is kept", "shipping again")
         self._unshipped = 0
         self._counted_s = -COUNT_EVERY_S
         self.lines = 0

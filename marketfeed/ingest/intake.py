@@ -60,10 +60,7 @@ class Intake:
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last told it; 0 if none is scheduled."""
         self.trouble = Trouble(
-            log,
-            "journal cannot be written, keeping records in memory",
-            "journal writes again",
-            logging.ERROR,
+            log, "journal cannot be written", "journal writes again", logging.ERROR
         )
         self._writer = writer
         self._decoder = decoder

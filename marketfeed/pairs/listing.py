@@ -79,9 +79,7 @@ class InstrumentSource:
         self._clock = clock
         self._writer = writer
         self._heard = heard
-        self._trouble = Trouble(
-            log, "exchangeInfo not to be had, trying on", "exchangeInfo is had again"
-        )
+        self._trouble = Trouble(log, "exchangeInfo not to be had", "exchangeInfo is had again")
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf

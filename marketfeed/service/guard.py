@@ -49,10 +49,7 @@ class Guard:
         self._loopback = is_loopback(host)
         self._token = token
         self._trouble = Trouble(
-            log,
-            "status token cannot be read, nobody is let in",
-            "status token can be read again",
-            logging.ERROR,
+            log, "no status token, nobody is let in", "status token is had again", logging.ERROR
         )
 
     def add_to(self, app: web.Application) -> None:
