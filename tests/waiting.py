@@ -14,7 +14,7 @@ async def until(
 ) -> None:
     """Wait until `condition` is true, on the event loop; what `what` returns is said if it is callable."""
     for _ in _looks(condition, what, timeout_s):
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
 
 
 def wait_until(

@@ -55,10 +55,7 @@ class Forwarder:
     ) -> None:
         self.side = side
         self.trouble = Trouble(
-            log,
-            f"bot in trouble side={side}",
-            f"bot answers again side={side}",
-            logging.ERROR,
+            log, f"bot in trouble side={side}", f"bot answers again side={side}", logging.ERROR
         )
         """What is wrong with the bot, for `/health`, since it answered well last."""
         self.ledger_trouble = Trouble(

@@ -173,7 +173,8 @@ class Settling:
                     self._trouble.end()
                     pause_s = LOOK_EVERY_S
                 except (ExchangeError, JournalError) as error:
-                    pause_s = _failed(self._trouble, error)
+                    self._trouble.met(error)
+                    pause_s = backoff_s(self._trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
 
     # --- after each settlement --------------------------------------------------------------------
@@ -251,7 +252,9 @@ class Settling:
                 await self._fill()
                 self._past_trouble.end()
             except (ExchangeError, JournalError) as error:
-                await asyncio.sleep(self._clock.wall_s(_failed(self._past_trouble, error)))
+                self._past_trouble.met(error)
+                pause_s = backoff_s(self._past_trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
+                await asyncio.sleep(self._clock.wall_s(pause_s))
                 continue
             odd_rounds = odd_rounds + 1 if self._incomplete else 0
             again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
@@ -404,9 +407,3 @@ class Settling:
                 journal.save_document(COVERED, body, now_ms)
 
         await self._writer.call(save)
-
-
-def _failed(trouble: Trouble, error: Exception) -> float:
-    """Note a failure; returns the exchange seconds until the next attempt."""
-    trouble.met(error)
-    return backoff_s(trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
