@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +180,6 @@ async def running(given: Settings, pace: Pace = QUICK) -> AsyncIterator[Running]
         stop.set()
         async with asyncio.timeout(DEADLINE_S):
             await task
-
-
-async def until(
-    condition: Callable[[], object], what: str = "", deadline_s: float = DEADLINE_S
-) -> None:
-    end_s = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end_s, f"not in time: {what}"
-        await asyncio.sleep(0.01)
 
 
 def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from bot import CountingBot
-from running import FLEET, PAIR, Running, basic, quick_hash, rows, running, settings, until
+from running import FLEET, PAIR, Running, basic, quick_hash, rows, running, settings
 
 from marketfeed import __version__
 from marketfeed.aggregator.api import TIMEOUT_S
 from marketfeed.aggregator.auth import FAILURES, Caller, Doorkeeper, Limiter, hash_password
 from marketfeed.aggregator.inbox import MAX_KEPT_BODY
 from marketfeed.settings.aggregator import Account, parse_accounts
+from tests.waiting import until
 
 
 @contextlib.asynccontextmanager

@@ -29,13 +29,13 @@ from running import (
     running,
     settings,
     states,
-    until,
 )
 
 from marketfeed.aggregator.aggregator import Aggregator, require_complete
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.errors import JournalWriteError, SettingsError
 from marketfeed.settings.load import load_settings
+from tests.waiting import until
 
 
 async def post(url: str, feeder: str, confidence: float, side: str = "long") -> None:

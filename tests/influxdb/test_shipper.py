@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from aiohttp import web
 from endpoint import Server, run, serving, stored
-from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
+from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +22,7 @@ from marketfeed.journal.retention import expired
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
+from tests.waiting import until
 
 
 def test_every_table_is_shipped_once_as_the_schema_says(path: Path) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.settings.tokens import Token
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.waiting import until
 
 PAIRS = 3
 PAIR = "BTC/USDT:USDT"
@@ -41,10 +41,7 @@ class Running:
         self.url = url
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + WAIT_S
-        while not condition():
-            assert time.monotonic() < deadline_s, self.collector.report().reasons
-            await asyncio.sleep(0.01)
+        await until(condition, lambda: self.collector.report().reasons)
 
 
 class _Url(logging.Handler):
