@@ -13,9 +13,9 @@ import aiohttp
 import msgspec
 
 from marketfeed.influxdb.answers import Verdict, judge, judge_failure
+from marketfeed.settings.addresses import is_loopback
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.settings.tokens import Token
-from marketfeed.settings.values import is_loopback
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from marketfeed.settings.addresses import is_loopback
 from marketfeed.settings.tokens import Token
-from marketfeed.settings.values import is_loopback
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
 from marketfeed.errors import SettingsError
 from marketfeed.settings.mistakes import validate
 from marketfeed.settings.model import ExchangeSettings, Settings
@@ -25,12 +23,6 @@ from marketfeed.settings.sources import (
 from marketfeed.settings.yaml import read_config
 
 log = logging.getLogger(__name__)
-
-
-class _Keys(Settings, BaseSettings):
-    """The same keys for pydantic-settings' sources. Never constructed: that would read the environment."""
-
-    model_config = SettingsConfigDict(extra="forbid")
 
 
 def load_settings(
@@ -54,15 +46,14 @@ def load_settings(
         secrets_dir = Path(directory)
 
     # From the lowest precedence to the highest.
-    readings = [
-        read_config(Settings, path) if path else Reading(),
-        read_credentials(_Keys, secrets_dir) if secrets_dir else Reading(),
-        read_environment(_Keys, environ),
-    ]
-    mistakes = [mistake for reading in readings for mistake in reading.mistakes]
+    reading = read_config(Settings, path) if path else Reading()
+    if secrets_dir:
+        read_credentials(Settings, secrets_dir, reading)
+    read_environment(Settings, environ, reading)
+    mistakes = reading.mistakes
     settings: Settings | None = None
-    if all(reading.complete for reading in readings):
-        settings, wrong = validate(Settings, readings)
+    if reading.complete:
+        settings, wrong = validate(Settings, reading)
         mistakes += wrong
     if mistakes or settings is None:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"

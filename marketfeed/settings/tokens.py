@@ -1,13 +1,38 @@
-"""Secrets that stand in files; a token of the settings: given, or what its file holds now."""
+"""Secrets that stand in files: checked when settings are loaded, read when they are used."""
 
 import errno
 import logging
+import os
 import re
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import AfterValidator, SecretStr, ValidationInfo
+
+from marketfeed.settings.values import expected
 
 log = logging.getLogger(__name__)
+
+
+def secret_file(secret: str) -> AfterValidator:
+    """The path of a file that is there, instead of the key named like it without `_file`.
+
+    `secret` is what errors call that key.
+    """
+
+    def check(path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None:
+            return None
+        if info.data.get(str(info.field_name).removesuffix("_file")) is not None:
+            raise expected(f"nothing, as {secret} is set: one of the two")
+        try:
+            readable = path.exists() and not path.is_dir() and os.access(path, os.R_OK)
+        except OSError:
+            readable = False
+        if not readable:
+            raise expected("a file that exists and that this user may read")
+        return path
+
+    return AfterValidator(check)
 
 
 def read_secret(path: Path, what: str) -> str:

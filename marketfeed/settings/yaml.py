@@ -16,14 +16,14 @@ from marketfeed.settings.sources import (
     CONFIG_VARIABLE,
     DELIMITER,
     KeyPath,
-    Mistake,
     Origin,
     Reading,
     dotted,
+    field_at,
     is_secret_itself,
     keys,
     kind_of,
-    model_at,
+    section_of,
     variable,
 )
 
@@ -48,7 +48,7 @@ def read_config(model: type[BaseModel], path: Path) -> Reading:
         node = yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.BaseLoader)
         data = {} if node is None else _YamlReader(model, path, reading).plain(node, ())
     except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reading.mistakes.append(_mistake(path, error))
+        reading.wrong(*_problem(path, error))
         reading.complete = False
         return reading
     if isinstance(data, dict):
@@ -57,12 +57,12 @@ def read_config(model: type[BaseModel], path: Path) -> Reading:
         reading.complete = False
         if data is not _WRONG:
             what = f"expected sections such as exchange: and journal:; found {kind_of(data)}"
-            reading.mistakes.append(Mistake(str(path), what))
+            reading.wrong(str(path), what)
     return reading
 
 
-def _mistake(path: Path, error: Exception) -> Mistake:
-    """What kept the file from being read, without a word of what is in it."""
+def _problem(path: Path, error: Exception) -> tuple[str, str]:
+    """Where and what kept the file from being read, without a word of what is in it."""
     where = str(path)
     match error:
         case FileNotFoundError():
@@ -86,7 +86,7 @@ def _mistake(path: Path, error: Exception) -> Mistake:
             what = "is nested too deeply"
         case _:
             what = f"is not valid YAML, or larger than {MAX_CONFIG_BYTES} bytes"
-    return Mistake(where, what)
+    return where, what
 
 
 class _YamlReader:
@@ -133,7 +133,9 @@ class _YamlReader:
             self._reading.origins[here] = self._origin(key_node)
             value = self.plain(value_node, here)
             # A section with nothing in it leaves all of its keys at their defaults.
-            if value is not _WRONG and not (value is None and model_at(self._model, here)):
+            if value is not _WRONG and not (
+                value is None and section_of(field_at(self._model, here))
+            ):
                 result[key] = value
         return result
 
@@ -155,9 +157,7 @@ class _YamlReader:
         return Origin(f"{self._path} line {node.start_mark.line + 1}")
 
     def _wrong(self, node: yaml.Node, path: KeyPath, what: str) -> None:
-        self._reading.mistakes.append(
-            Mistake(dotted(path) or "the top level", what, self._origin(node))
-        )
+        self._reading.wrong(dotted(path) or "the top level", what, self._origin(node))
 
 
 def _is_null(node: yaml.Node) -> bool:
