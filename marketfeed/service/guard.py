@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from marketfeed.settings.addresses import is_loopback
-from marketfeed.settings.tokens import Token
+from marketfeed.settings.secrets import SecretSource
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _ASK: Final = {"WWW-Authenticate": 'Basic realm="marketfeed", charset="UTF-8"'}
 class Guard:
     """Stands before a server that listens on `host`; without `token` that has to be a loopback address."""
 
-    def __init__(self, host: str, token: Token) -> None:
+    def __init__(self, host: str, token: SecretSource) -> None:
         self._loopback = is_loopback(host)
         self._token = token
         self._unreadable = False

@@ -18,8 +18,8 @@ from pydantic import (
 )
 
 from marketfeed.settings.addresses import Host, address
+from marketfeed.settings.secrets import secret_file
 from marketfeed.settings.status import AggregatorStatusSettings, Port
-from marketfeed.settings.tokens import secret_file
 from marketfeed.settings.values import (
     AbsolutePath,
     Duration,
@@ -74,7 +74,7 @@ class Account(Section):
     feeder: _Feeder | None = None
 
 
-def _accounts(value: object) -> object:
+def _a_list(value: object) -> object:
     if not isinstance(value, list | tuple):
         raise expected("a list such as [{username: fleet, hash: scrypt$…}]")
     return value
@@ -162,7 +162,11 @@ class BotSettings(Section):
     password_file: Annotated[AbsolutePath | None, secret_file("the bot's password")] = None
     timeout_s: Annotated[Number, Field(ge=0.1, le=60)] = 5.0
     stakeamount: (
-        Annotated[Number, Field(ge=0.000001, le=1e9), expecting("a number from 1e-06 to 1e+09")]
+        Annotated[
+            Number,
+            Field(ge=0.000001, le=1e9),
+            expecting("a number from 1e-06 to 1e+09"),
+        ]
         | None
     ) = None
 
@@ -198,7 +202,7 @@ class AggregatorSettings(Section):
     status: AggregatorStatusSettings = AggregatorStatusSettings()
     ledger: LedgerSettings = LedgerSettings()
     feeders: FeedersSettings = FeedersSettings()
-    accounts: Annotated[tuple[Account, ...], BeforeValidator(_accounts), FromText(decode_json)] = ()
+    accounts: Annotated[tuple[Account, ...], BeforeValidator(_a_list), FromText(decode_json)] = ()
     window_s: Annotated[Number, Field(ge=0.1, le=3600)] = 60.0
     # After `feeders`, against which they are compared.
     min_agreements: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=3, validate_default=True)

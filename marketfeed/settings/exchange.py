@@ -16,9 +16,19 @@ from pydantic import (
 )
 
 from marketfeed import schema
-from marketfeed.settings import values
 from marketfeed.settings.addresses import address
-from marketfeed.settings.values import Duration, FromText, Section, Switch, expected, expecting
+from marketfeed.settings.values import (
+    Duration,
+    FromText,
+    Section,
+    Switch,
+    Whole,
+    decode_list,
+    each,
+    expected,
+    expecting,
+    one_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,8 @@ class TopPairs:
 
 Pairs = TopPairs | tuple[str, ...] | Literal["all"]
 """Which pairs are collected: the most traded, the named ones, or every one that is listed."""
-_COUNT: Final = TypeAdapter[int](Annotated[values.Whole, Field(ge=1, le=1000)])
+_IN_A_MINUTE: Final = ("3s", "4s", "5s", "6s", "10s", "12s", "15s", "20s", "30s", "60s")
+_COUNT: Final = TypeAdapter[int](Annotated[Whole, Field(ge=1, le=1000)])
 
 
 def _pairs(value: object, info: ValidationInfo) -> object:
@@ -54,14 +65,14 @@ def _pairs(value: object, info: ValidationInfo) -> object:
             return f"a pair that ends in /{quote}:{quote}, as exchange.quote says"
         return None
 
-    return values.each(value, problem, "each pair once")
+    return each(value, problem, "each pair once")
 
 
 def decode_pairs(text: str) -> object:
     """Decode `all`, `top:50`, `BTC/USDT:USDT,ETH/USDT:USDT`, or JSON."""
     if match := re.fullmatch(r"top: ?([0-9]+)", text):
         return {"top": match[1]}
-    return text if text == "all" else values.decode_list(text)
+    return text if text == "all" else decode_list(text)
 
 
 def _timeframes(value: object) -> object:
@@ -72,25 +83,11 @@ def _timeframes(value: object) -> object:
     def problem(name: object) -> str | None:
         return None if isinstance(name, str) and name in schema.TIMEFRAMES_MS else one
 
-    return values.each(value, problem, "each timeframe once")
+    return each(value, problem, "each timeframe once")
 
 
 def _in_order(timeframes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(timeframes, key=schema.TIMEFRAMES_MS.__getitem__))
-
-
-def _divides_a_minute(duration: Duration) -> Duration:
-    if duration.ms < 3 * schema.SECOND_MS or duration.ms % schema.SECOND_MS:
-        raise ValueError
-    if schema.MINUTE_MS % duration.ms:
-        raise ValueError
-    return duration
-
-
-def _cadence(duration: Duration) -> Duration:
-    if duration.ms not in (schema.SECOND_MS, 3 * schema.SECOND_MS):
-        raise ValueError
-    return duration
 
 
 class ExchangeSettings(Section):
@@ -122,13 +119,9 @@ class ExchangeSettings(Section):
         tuple[str, ...],
         AfterValidator(_in_order),
         BeforeValidator(_timeframes),
-        FromText(values.decode_list),
+        FromText(decode_list),
     ] = ("3m", "5m", "15m", "1h")
-    mark_price_every: Annotated[Duration, AfterValidator(_cadence), expecting("1s or 3s")] = (
-        Duration.parse("3s")
-    )
+    mark_price_every: Annotated[Duration, one_of("1s", "3s")] = Duration.parse("3s")
     funding_rate_every: Annotated[
-        Duration,
-        AfterValidator(_divides_a_minute),
-        expecting("3s, 4s, 5s, 6s, 10s, 12s, 15s, 20s, 30s or 60s (it must divide a minute)"),
+        Duration, one_of(*_IN_A_MINUTE, why="it must divide a minute")
     ] = Duration.parse("60s")

@@ -13,19 +13,8 @@ from typing import Final, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from marketfeed.settings.sources import (
-    KeyPath,
-    Mistake,
-    Origin,
-    Reading,
-    did_you_mean,
-    dotted,
-    field_at,
-    is_secret,
-    keys,
-    kind_of,
-    section_of,
-)
+from marketfeed.settings import sources
+from marketfeed.settings.sources import KeyPath, Mistake, Origin, Reading, dotted, field_at
 from marketfeed.settings.values import MISTAKE, Duration
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -60,9 +49,9 @@ def _mistake(
     shown = _shown(path, found, origin)
     if detail["type"] == "missing":
         what, shown = "a value", "nothing"
-    elif section := section_of(field_at(model, path)):
+    elif section := sources.section_of(field_at(model, path)):
         what = f"a mapping with keys of {', '.join(section.model_fields)}"
-        shown = kind_of(found)
+        shown = sources.kind_of(found)
     elif detail["type"] == MISTAKE:
         what = detail["ctx"]["expected"]
     else:
@@ -86,20 +75,20 @@ def _expected(model: type[BaseModel], path: KeyPath) -> str:
 def _nearest(model: type[BaseModel], path: KeyPath) -> str:
     """Ask for the key that an unknown one may stand for, elsewhere or here, or say which there are."""
     name = str(path[-1])
-    if elsewhere := [key for key in keys(model) if key[-1] == name]:
+    if elsewhere := [key for key in sources.keys(model) if key[-1] == name]:
         return f", did you mean {dotted(elsewhere[0])}?"
-    section = section_of(field_at(model, path[:-1])) or model
-    near = did_you_mean(name, {key: key for key in section.model_fields})
+    section = sources.section_of(field_at(model, path[:-1])) or model
+    near = sources.did_you_mean(name, {key: key for key in section.model_fields})
     return near or ", known are " + ", ".join(section.model_fields)
 
 
 def _shown(path: KeyPath, value: object, origin: Origin | None) -> str:
     """What stands there, without secrets, lists' contents or anything long."""
     if value is None or not isinstance(value, str | int):
-        return kind_of(value)
+        return sources.kind_of(value)
     if (origin and origin.secret) or "accounts" in path:
         return "***"
-    if any(is_secret(part) for part in path):
+    if any(sources.is_secret(part) for part in path):
         is_file = str(path[-1]).endswith("_file") and _is_surely_a_path(value)
         return repr(value) if is_file else "***"
     text = str(value)

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from marketfeed.settings.addresses import address
 from marketfeed.settings.aggregator import AggregatorSettings
 from marketfeed.settings.exchange import ExchangeSettings, Pairs, TopPairs
+from marketfeed.settings.secrets import secret_file
 from marketfeed.settings.status import StatusSettings
-from marketfeed.settings.tokens import secret_file
 from marketfeed.settings.values import (
     AbsolutePath,
     Duration,

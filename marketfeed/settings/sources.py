@@ -100,17 +100,6 @@ class Reading:
         """Note a mistake."""
         self.mistakes.append(Mistake(where, what, origin))
 
-    def put(self, path: KeyPath, value: object, origin: Origin) -> None:
-        """Lay a value over what is there; what has the wrong shape stays, for validation to report."""
-        within: Any = self.data
-        for key in path[:-1]:
-            within = within.setdefault(key, {})
-            if not isinstance(within, dict):
-                return
-        within[path[-1]] = value
-        above = {key: at for key, at in self.origins.items() if key[: len(path)] != path}
-        self.origins = {**above, path: origin}
-
 
 _Text = tuple[KeyPath, str | None, Origin]
 """What one source says of a key."""
@@ -177,9 +166,8 @@ def read_environment(model: type[BaseModel], environ: Mapping[str, str], reading
     texts: list[_Text] = []
     for name in sorted(environ):
         upper = name.upper()
-        if not upper.startswith(PREFIX) or upper.startswith(TEST_PREFIX):
-            continue
-        if upper in FOREIGN_VARIABLES:
+        foreign = upper in FOREIGN_VARIABLES or upper.startswith(TEST_PREFIX)
+        if foreign or not upper.startswith(PREFIX):
             continue
         # Without the prefix, which would make every name look near.
         key, value = name[len(PREFIX) :].lower(), environ[name].strip()
@@ -274,8 +262,16 @@ def _put_all(model: type[BaseModel], texts: Iterable[_Text], reading: Reading) -
 def _put(
     model: type[BaseModel], path: KeyPath, value: object, origin: Origin, reading: Reading
 ) -> None:
+    """Lay a value over what is there; what has the wrong shape stays, for validation to report."""
     if isinstance(value, dict) and section_of(field_at(model, path)):
         for key, inner in value.items():
             _put(model, (*path, key), inner, origin, reading)
-    else:
-        reading.put(path, value, origin)
+        return
+    within: Any = reading.data
+    for key in path[:-1]:
+        within = within.setdefault(key, {})
+        if not isinstance(within, dict):
+            return
+    within[path[-1]] = value
+    others = {key: at for key, at in reading.origins.items() if key[: len(path)] != path}
+    reading.origins = {**others, path: origin}

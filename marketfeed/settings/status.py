@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from marketfeed.settings.addresses import Host, is_loopback
-from marketfeed.settings.tokens import secret_file
+from marketfeed.settings.secrets import secret_file
 from marketfeed.settings.values import AbsolutePath, Secret, Section, Whole, expected
 
 MIN_TOKEN: Final = 16

@@ -176,6 +176,20 @@ class Duration:
         )
 
 
+def one_of(*texts: str, why: str = "") -> WrapValidator:
+    """One of these durations."""
+    what = f"{', '.join(texts[:-1])} or {texts[-1]}" + f" ({why})" * bool(why)
+    choices = [Duration.parse(text) for text in texts]
+
+    def check(value: object, read: Callable[[object], object]) -> object:
+        with contextlib.suppress(ValueError):
+            if (duration := read(value)) in choices:
+                return duration
+        raise expected(what)
+
+    return WrapValidator(check)
+
+
 @dataclass(frozen=True, slots=True)
 class FromText:
     """Marks a key whose text in the environment or in a credential file is not its plain value.

@@ -13,7 +13,7 @@ from pydantic import Field, SecretStr, create_model
 from marketfeed import schema
 from marketfeed.settings import values
 from marketfeed.settings.addresses import Host, address, is_loopback
-from marketfeed.settings.aggregator import Account, AggregatorSettings, FeedersSettings
+from marketfeed.settings.aggregator import Account, AggregatorSettings, BotSettings, FeedersSettings
 from marketfeed.settings.exchange import ExchangeSettings, TopPairs, decode_pairs
 from marketfeed.settings.mistakes import validate
 from marketfeed.settings.sources import Reading
@@ -418,6 +418,13 @@ def test_ordertypes_refused(value: object) -> None:
     what = r"^ordertypes: expected \[market\], \[limit\], \[market, limit\] or \[limit, market\]; found"
     with pytest.raises(RefusedError, match=what):
         key(AggregatorSettings, "ordertypes")(value)
+
+
+@pytest.mark.parametrize("value", ["a:b", "", " a", "a\n", "x" * 129, "a\u2028b", 5, None, ["a"]])
+def test_a_bot_s_username_is_a_name_without_a_colon(value: object) -> None:
+    with pytest.raises(RefusedError, match=r"^username: expected a (user)?name "):
+        key(BotSettings, "username")(value)
+    assert key(BotSettings, "username")("é x") == "é x"
 
 
 @given(ANYTHING)

@@ -35,21 +35,16 @@ def secret_file(secret: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def read_secret(path: Path, what: str) -> str:
-    """The secret that the file at `path` holds, `what` it is in errors. Raises OSError."""
-    content = path.read_bytes().strip()
-    if re.fullmatch(rb"[ -~]+", content) is None:
-        # No header can hold it, and errors that show it must not arise.
-        raise OSError(errno.EINVAL, f"it holds no {what}: one line of printable ASCII")
-    return content.decode("ascii")
+class SecretSource:
+    """A secret of the settings as it is now: `given`, or what the file at `path` holds, read when it changes.
 
+    `what` it is in errors and logs: a token, a password.
+    """
 
-class Token:
-    """One or the other of `token` and `path`; the file is read again whenever it changes."""
-
-    def __init__(self, token: SecretStr | None, path: Path | None) -> None:
-        self._given = None if token is None else token.get_secret_value()
+    def __init__(self, given: SecretStr | None, path: Path | None, what: str = "token") -> None:
+        self._given = None if given is None else given.get_secret_value()
         self._path = path
+        self._what = what
         self._stamp: tuple[int, int] | None = None
         self._read = ""
 
@@ -59,13 +54,17 @@ class Token:
         return self._given is not None or self._path is not None
 
     def read(self) -> str | None:
-        """The token, None if there is none. Raises OSError."""
+        """The secret, None if there is none. Raises OSError."""
         if self._path is None:
             return self._given
         stat = self._path.stat()
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != self._stamp:
-            self._read = read_secret(self._path, "token")
-            self._stamp = stamp
-            log.info("token read path=%s", self._path)
+            content = self._path.read_bytes().strip()
+            if re.fullmatch(rb"[ -~]+", content) is None:
+                # No header can hold it, and errors that show it must not arise.
+                what = f"it holds no {self._what}: one line of printable ASCII"
+                raise OSError(errno.EINVAL, what)
+            self._read, self._stamp = content.decode("ascii"), stamp
+            log.info("%s read path=%s", self._what, self._path)
         return self._read
