@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
+from marketfeed.counters import Trouble
 from marketfeed.errors import backoff_s
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger("tried")
 

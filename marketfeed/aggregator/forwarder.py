@@ -32,8 +32,8 @@ from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.unconfirmed import Item, Settling, alarm, sent_ahead
 from marketfeed.clock import wait_at_most
+from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, LedgerError, backoff_s
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from marketfeed.aggregator.votes import (
     remembered_since,
 )
 from marketfeed.clock import wait_at_most
+from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

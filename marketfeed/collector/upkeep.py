@@ -11,6 +11,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.influxdb.shipper import Shipper
@@ -23,7 +24,6 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import RETRY_CAP_S
 from marketfeed.records import Gap
 from marketfeed.settings.model import JournalSettings
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

@@ -223,12 +223,12 @@ def status(
     """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
     from marketfeed.commands.render import status_tables
     from marketfeed.commands.status_client import fetch_status, status_url
-    from marketfeed.settings.tokens import Token
+    from marketfeed.settings.secrets import SecretSource
 
     token = None
     if url is None or config is not None:
         settings = settings_of(config).status
-        token = Token(settings.token, settings.token_file)
+        token = SecretSource(settings.token, settings.token_file)
         url = url or status_url(settings.host, settings.port)
     report = uvloop.run(fetch_status(url, token))
     show_and_exit(report, lambda: status_tables(report), as_json=as_json, good=report.healthy)

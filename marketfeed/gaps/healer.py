@@ -22,7 +22,7 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
-from marketfeed.counters import Counters
+from marketfeed.counters import Counters, Trouble
 from marketfeed.errors import (
     ExchangeError,
     ExchangeRefusedError,
@@ -38,7 +38,6 @@ from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, differing_fields
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.counters import Trouble
 from marketfeed.errors import (
     ArchiveAbsentError,
     ArchiveError,
@@ -50,7 +51,6 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut
 from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
@@ -24,7 +25,6 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

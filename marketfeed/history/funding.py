@@ -18,7 +18,7 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
+from marketfeed.counters import Counters, Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import Stretch, cut, joined
 from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
@@ -27,7 +27,6 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingSettled
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from marketfeed.clock import wait_at_most
+from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, backoff_s
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.delivery import Delivery, NotNowError
@@ -29,7 +30,6 @@ from marketfeed.influxdb.outbox import Consignment, Outbox
 from marketfeed.influxdb.unanswered import MOST_LINES, Doubts
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.storage.ranges import Acknowledged
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

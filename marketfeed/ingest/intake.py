@@ -14,13 +14,12 @@ from typing import Final
 
 from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.counters import Counters
+from marketfeed.counters import Counters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.freshness import Freshness, Seen
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, DeadLetter, FundingRate, FundingSettled, MarkPrice, Record
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

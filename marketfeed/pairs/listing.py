@@ -21,11 +21,11 @@ from marketfeed.binance.symbols import (
     select_named,
 )
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.selection import Listing, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
-from marketfeed.trouble import Trouble
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from marketfeed.settings.tokens import Token
-from marketfeed.settings.values import is_loopback
-from marketfeed.trouble import Trouble
+from marketfeed.counters import Trouble
+from marketfeed.settings.addresses import is_loopback
+from marketfeed.settings.secrets import SecretSource
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _ASK: Final = {"WWW-Authenticate": 'Basic realm="marketfeed", charset="UTF-8"'}
 class Guard:
     """Stands before a server that listens on `host`; without `token` that has to be a loopback address."""
 
-    def __init__(self, host: str, token: Token) -> None:
+    def __init__(self, host: str, token: SecretSource) -> None:
         self._loopback = is_loopback(host)
         self._token = token
         self._trouble = Trouble(

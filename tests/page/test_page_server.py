@@ -22,7 +22,7 @@ from marketfeed.grid import Stretch
 from marketfeed.journal.view import JournalView
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
-from marketfeed.settings.tokens import Token
+from marketfeed.settings.secrets import SecretSource
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from tests.waiting import until
 
@@ -194,7 +194,7 @@ async def _refusals(line: Running, session: aiohttp.ClientSession) -> None:
 
 
 def test_with_a_token_status_is_told_to_who_knows_it(tmp_path: Path) -> None:
-    token = Token(SecretStr(TOKEN), None)
+    token = SecretSource(SecretStr(TOKEN), None)
 
     async def run() -> None:
         async with (
@@ -214,8 +214,8 @@ def test_with_a_token_status_is_told_to_who_knows_it(tmp_path: Path) -> None:
             with pytest.raises(NoCollectorError, match=r"it asks for status\.token"):
                 await fetch_status(line.url)
             with pytest.raises(NoCollectorError, match=r"no other than status\.token"):
-                await fetch_status(line.url, Token(SecretStr("wrong"), None))
+                await fetch_status(line.url, SecretSource(SecretStr("wrong"), None))
             with pytest.raises(NoCollectorError, match="cannot be read"):
-                await fetch_status(line.url, Token(None, tmp_path / "none"))
+                await fetch_status(line.url, SecretSource(None, tmp_path / "none"))
 
     uvloop.run(run())
