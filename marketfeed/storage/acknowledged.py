@@ -62,16 +62,17 @@ class Notes:
 
     def note(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
         """Save ranges (measurement, first, last) that `target` has acknowledged, for those within them."""
-        rows = list(ranges)
-        self._db.executemany(
-            "DELETE FROM shipped WHERE target = ? AND measurement = ? AND first > ? AND first <= ?",
-            [(target, *row) for row in rows],
-        )
-        self._db.executemany(
-            """INSERT INTO shipped (target, measurement, first, last) VALUES (?, ?, ?, ?)
-               ON CONFLICT DO UPDATE SET last = excluded.last""",
-            [(target, *row) for row in rows],
-        )
+        # One by one: a range may lie within one that comes after it.
+        for row in ranges:
+            self._db.execute(
+                "DELETE FROM shipped WHERE target = ? AND measurement = ? AND first > ? AND first <= ?",
+                (target, *row),
+            )
+            self._db.execute(
+                """INSERT INTO shipped (target, measurement, first, last) VALUES (?, ?, ?, ?)
+                   ON CONFLICT DO UPDATE SET last = excluded.last""",
+                (target, *row),
+            )
 
     def is_demanded(self, target: str) -> bool:
         """Whether everything is to be shipped again to `target`."""
@@ -153,16 +154,15 @@ class OlderNotes(Notes):
 
     def note(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
         """Save ranges; they come for all measurements alike, as `shipped` gives them."""
-        rows = list(dict.fromkeys((first, last) for _, first, last in ranges))
-        self._db.executemany(
-            "DELETE FROM shipped WHERE target = ? AND first > ? AND first <= ?",
-            [(target, *row) for row in rows],
-        )
-        self._db.executemany(
-            """INSERT INTO shipped (target, first, last) VALUES (?, ?, ?)
-               ON CONFLICT DO UPDATE SET last = excluded.last""",
-            [(target, *row) for row in rows],
-        )
+        for row in dict.fromkeys((first, last) for _, first, last in ranges):
+            self._db.execute(
+                "DELETE FROM shipped WHERE target = ? AND first > ? AND first <= ?", (target, *row)
+            )
+            self._db.execute(
+                """INSERT INTO shipped (target, first, last) VALUES (?, ?, ?)
+                   ON CONFLICT DO UPDATE SET last = excluded.last""",
+                (target, *row),
+            )
 
     def is_demanded(self, target: str) -> bool:
         """Whether everything is to be shipped again to `target`."""

@@ -1,4 +1,4 @@
-"""What has been acknowledged of each measurement is a set of numbers; a file's notes say it, in either version."""
+"""What has been acknowledged of each measurement is a set of numbers; a file's notes say it."""
 
 import contextlib
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed.storage import acknowledged
@@ -239,6 +239,7 @@ def held_by(notes: Notes, model: Model) -> None:
 
 
 @given(steps)
+@settings(max_examples=60)
 def test_notes_of_either_version_are_read_as_they_were_noted(done: list[Step]) -> None:
     with pytest.MonkeyPatch.context() as patch, opened() as db, opened(OLDER_TABLE) as older_db:
         patch.setattr(acknowledged, "REFUSED_LINES_KEPT", KEPT)
@@ -259,6 +260,7 @@ def test_notes_of_either_version_are_read_as_they_were_noted(done: list[Step]) -
 
 
 @given(steps)
+@settings(max_examples=60)
 def test_naming_measurements_and_back_is_the_identity(done: list[Step]) -> None:
     with opened(OLDER_TABLE) as db:
         older, model = OlderNotes(db, NAMES), Model()
@@ -338,3 +340,15 @@ def test_a_measurement_is_noted_alone() -> None:
         assert rows(db) == [(B, 1, 5), (A, 1, 7)]
         assert notes.shipped("x").first_gap(99) == 1
         assert notes.has_shipped("x")
+
+
+def test_pieces_that_grow_together_are_one_row() -> None:
+    """As of one consignment of which measurements lack different numbers."""
+    with opened() as db, opened(OLDER_TABLE) as older_db:
+        notes, current = Notes(db, NAMES), Acknowledged.alike(NAMES)
+        sent = [Piece(8, 9, NAMES), Piece(5, 7, (A, B)), Piece(1, 4, (A,))]
+        notes.note("x", [grown for piece in sent for grown in current.add(piece)])
+        assert rows(db) == [(C, 8, 9), (B, 5, 9), (A, 1, 9)]
+        older = OlderNotes(older_db, NAMES)
+        older.note("x", [(name, *span) for span in ((8, 9), (6, 9), (1, 9)) for name in NAMES])
+        assert older_db.execute("SELECT first, last FROM shipped").fetchall() == [(1, 9)]
