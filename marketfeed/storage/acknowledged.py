@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from marketfeed.storage.damage import damage
 from marketfeed.storage.database import Kind, errors_told, recognise, transaction
 from marketfeed.storage.ranges import Acknowledged, Ranges
 from marketfeed.storage.reading import inspect
@@ -238,7 +239,10 @@ def name_no_measurements(db: sqlite3.Connection, measurements: Sequence[str]) ->
     """Make `OlderNotes` of `Notes`: acknowledged is what was so of each of these measurements."""
     notes = Notes(db, measurements)
     targets = [target for (target,) in db.execute("SELECT DISTINCT target FROM shipped")]
-    (end,) = db.execute("SELECT next FROM sequence").fetchone()
+    sequence = db.execute("SELECT next FROM sequence").fetchone()
+    if sequence is None:
+        raise damage("no row in table sequence")
+    (end,) = sequence
     shipped = {
         target: Ranges((piece.first, piece.last) for piece in notes.shipped(target).pieces(end))
         for target in targets

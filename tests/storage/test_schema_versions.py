@@ -10,7 +10,7 @@ import pytest
 from marketfeed import schema
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import KIND as LEDGER
-from marketfeed.errors import JournalError
+from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import CatalogEntry
@@ -215,3 +215,14 @@ def test_no_way_is_an_error_and_nothing_is_touched(tmp_path: Path) -> None:
         convert(KIND, path, 4)
     assert version(path) == 3
     assert content(path) == content(copy) == before
+
+
+def test_a_journal_without_its_counter_is_damaged(tmp_path: Path) -> None:
+    path = journal(tmp_path / "journal.db", 2)
+    convert(KIND, path, 3)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM sequence")
+    with pytest.raises(JournalWriteError, match="no row in table sequence") as caught:
+        convert(KIND, path, 2)
+    assert caught.value.damaged
+    assert version(path) == 3
