@@ -7,7 +7,9 @@ import shutil
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,36 @@ def test_a_ledger_under_a_reader(tmp_path: Path, killer: Killer, before: int, af
     assert ended[before] >= POINTS * 4 // 5
     with Ledger.open(path) as opened:
         assert (opened.version, opened.set_aside, opened.loss) == (2, None, "")
+
+
+def test_a_reader_that_asks_all_the_time(tmp_path: Path, killer: Killer) -> None:
+    """Whatever comes in between two of its statements: another version, the first -wal, the last one gone."""
+    path = journal(tmp_path / "journal.db", 2)
+    asked = 0
+    over = threading.Event()
+
+    def migrate() -> None:
+        try:
+            for turn in range(POINTS):
+                for version in (3, 2):
+                    assert killer.migrate("journal", version, "none", path) == 0
+                    point = f"{(turn + 0.5) / POINTS:.4f}"
+                    assert killer.migrate("journal", 5 - version, point, path) == -signal.SIGKILL
+        finally:
+            over.set()
+
+    with (
+        MarketReader.connect(f"sqlite:///{path}", now_ms=lambda: NOW) as reader,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        answered = answers(reader)
+        migrating = thread.submit(migrate)
+        while not over.is_set():
+            assert answers(reader) == answered
+            asked += 1
+        migrating.result()
+        assert answers(reader) == answered
+    assert asked > POINTS
 
 
 def test_a_restored_backup_that_was_never_opened(tmp_path: Path, killer: Killer) -> None:
