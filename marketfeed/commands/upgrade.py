@@ -11,6 +11,7 @@ from marketfeed.journal.journal import KIND as JOURNAL
 from marketfeed.service.systemd import extend_start
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Kind
+from marketfeed.storage.reading import inspect
 from marketfeed.storage.versions import change_version, versions
 
 log = logging.getLogger("marketfeed")
@@ -37,10 +38,12 @@ def version_of(kind: Kind, asked: int | None) -> int:
 
 def upgrade_at_start(path: Path) -> None:
     """Take a journal to the newest version before it is collected into; one that cannot be stays as it is."""
-    if not path.exists():
-        return
-    extend_start()
     try:
+        found = inspect(JOURNAL, path, writing=True)
+        # None yet: a fresh one is of the newest version.
+        if found is None or found.version in {0, JOURNAL.version}:
+            return
+        extend_start()
         change_version(JOURNAL, path, JOURNAL.version)
     except JournalError as error:
         log.warning("journal not upgraded, going on with it as it is error=%r", str(error))

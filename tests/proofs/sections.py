@@ -155,6 +155,10 @@ class Proofs:
                 "an aggregator, between a signal's receipt and the bot's answer",
                 ["tests/aggregator/test_aggregator_kill.py"],
             ),
+            (
+                "a migration of journal or ledger, there and back, beside a reader",
+                ["tests/storage/test_migration_kill.py"],
+            ),
         ):
             name = Path(tests[0]).stem
             junit = self._logs / f"{name}.xml"
@@ -176,7 +180,8 @@ class Proofs:
             (
                 "A test passes when every committed row is there, once, with its numbers, and InfluxDB holds "
                 "what the journal holds; of the aggregator, when no decision led to two orders, none is lost "
-                "without a reason, and every unknown outcome is settled or alarmed."
+                "without a reason, and every unknown outcome is settled or alarmed; of a migration, when the "
+                "file is wholly of the old version or of the new one."
             ),
         ]
         return section
