@@ -15,12 +15,23 @@ AGAIN: Final = (schema.FEED_CATALOG, f"{schema.FORMING_PREFIX}")
 """What is said again and again: the catalog, and the last states of forming candles."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: clients are killed."""
+
+
 class LineServer:
-    """`lines` are all that has come, `unanswered` those of them whose request got no answer."""
+    """`lines` are all that has come, `under_way` those of them that a client that ends now may send again.
+
+    They are the rows whose request got no answer, and those of the request before it: while the next batch
+    travels, a shipper notes that one in its journal.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.unanswered: list[str] = []
+        self.under_way: set[str] = set()
+        self._unanswered = 0
+        self._last: list[str] = []
         self.url = ""
         self._holding = threading.Event()
         self._lock = threading.Lock()
@@ -28,7 +39,7 @@ class LineServer:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Serve until the block ends."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        server = _Server(("127.0.0.1", 0), self._handler())
         server.daemon_threads = True
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
@@ -44,14 +55,19 @@ class LineServer:
         """Keep the lines of a request; whether it is answered."""
         with self._lock:
             self.lines += lines
+            rows = list(filter(is_row, lines))
             if self._holding.is_set():
-                self.unanswered += lines
-            return not self._holding.is_set()
+                self.under_way.update(rows, self._last)
+                self._unanswered += len(rows)
+                return False
+            self._last = rows or self._last
+            return True
 
     def hold(self) -> None:
         """Answer nothing any more; returns when rows of a journal have come that got no answer."""
+        self._unanswered = 0
         self._holding.set()
-        until(lambda: any(map(is_row, list(self.unanswered))))
+        until(lambda: self._unanswered)
 
     def answer(self) -> None:
         """Answer again what comes from now on."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import pytest
 from fleet import (
     LIMIT,
     SPEED,
@@ -88,6 +89,7 @@ class Line:
         assert "Traceback" not in collector.log
 
 
+@pytest.mark.long
 def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
     tmp_path: Path, released: Released, scoreboard: Scoreboard
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from line_server import LineServer, is_row
 from proc_commands import (
     Collecting,
@@ -107,6 +108,7 @@ class Line:
             return {row["pair"]: dict(row) for row in found}
 
 
+@pytest.mark.long
 def test_a_journal_goes_back_to_the_released_version_and_returns(
     tmp_path: Path, released: Released, scoreboard: Scoreboard
 ) -> None:
@@ -167,10 +169,10 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
         assert by_old > 0
         assert unlike(line.path, wanted) == []
         assert rows_of(line.path) - set(line.server.lines) == set()
-        # What came twice was under way, without an answer, when its collector was killed.
+        # What came twice was under way when its collector was killed.
         repeats = line.server.repeats()
         assert max(repeats.values(), default=0) <= 1
-        assert repeats.keys() <= set(line.server.unanswered)
+        assert repeats.keys() <= line.server.under_way
         in_catalog = [text for text in line.server.lines if text.startswith(schema.FEED_CATALOG)]
         assert any(gone.partition("/")[0] in text and "dropped=true" in text for text in in_catalog)
     assert {state for _, state in gaps(line.path)} == {"healed"}
@@ -179,7 +181,7 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             fault=f"a journal taken back, collected into by the released version for {COLLECTED_S:.0f} s, "
             "and upgraded again; killed in a batch on each way",
             lost=f"nothing of {len(wanted)} candles; {len(line.server.lines)} lines shipped, "
-            f"{sum(repeats.values())} twice, of {len(set(line.server.unanswered))} without an answer",
+            f"{sum(repeats.values())} twice, of {len(line.server.under_way)} that were under way",
         )
     )
 
