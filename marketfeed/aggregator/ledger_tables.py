@@ -10,6 +10,7 @@ A forward goes through these states, and no other way (`STEPS`):
 Times are ms since the epoch. Every row that is shipped carries a `seq`, as in the journal.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -170,8 +171,12 @@ def _to_2(db: sqlite3.Connection) -> None:
 
 
 def _back_to_1(db: sqlite3.Connection) -> None:
-    """Forwards to a bot that version 1 does not know are left out; a leverage that was left to a bot is 1."""
+    """Forwards to a bot that version 1 does not know are left out; a leverage that was left to a bot is 1.
+
+    Of every body its SHA-256 is left: the first release compares no other with that of a repeated signal.
+    """
     acknowledged.name_no_measurements(db, MEASUREMENTS)
+    db.create_function("body_1", 1, _body_1, deterministic=True)
     decisions = DECISION_ROW.replace(" leverage,", " coalesce(leverage, 1.0),")
     for statement in (
         "DROP TABLE meta",
@@ -180,6 +185,7 @@ def _back_to_1(db: sqlite3.Connection) -> None:
         "DROP VIEW vote",
         "ALTER TABLE signal DROP COLUMN strength_text",
         "ALTER TABLE signal DROP COLUMN unknown_fields",
+        "UPDATE signal SET body = body_1(body)",
         *_made_anew(
             "decision", _CREATE_DECISION.format(leverage=" NOT NULL"), DECISION_ROW, decisions
         ),
@@ -193,6 +199,18 @@ def _back_to_1(db: sqlite3.Connection) -> None:
         *_CREATE_VIEWS.format(side="").split(";"),
     ):
         db.execute(statement)
+
+
+def _body_1(body: bytes) -> bytes:
+    """The SHA-256 of a body, or what is one already: of an older row, or of a long body."""
+    digest = hashlib.sha256(body).digest()
+    if len(body) != len(digest):
+        return digest
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body
+    return digest
 
 
 _FORWARD_BOTH: Final = "state, changed, attempts, sent, answered, status, answer, seq"

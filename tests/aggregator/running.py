@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +193,24 @@ def states(path: Path) -> list[str]:
 
 
 class Process:
-    """`marketfeed aggregate` as a process of its own; what it logs is read all the time, into `lines`."""
+    """`marketfeed aggregate` as a process of its own; what it logs is read all the time, into `lines`.
 
-    def __init__(self, config_file: Path) -> None:
+    `marketfeed` and `environment` are those of another version.
+    """
+
+    def __init__(
+        self,
+        config_file: Path,
+        marketfeed: Sequence[str] = (sys.executable, "-m", "marketfeed"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "marketfeed", "aggregate", "--config", str(config_file)],
+            [*marketfeed, "aggregate", "--config", str(config_file)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=kept,
+            env=kept if environment is None else dict(environment),
         )
         self.lines: list[str] = []
         self.url = ""
