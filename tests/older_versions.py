@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from marketfeed import schema
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 
 DATA: Final = Path(__file__).parent / "data"
 PAIR, ETH, CHINESE, DROPPED = "BTC/USDT:USDT", "ETH/USDT:USDT", "币安/USDT:USDT", "OLD/USDT:USDT"

@@ -21,7 +21,7 @@ from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorExposition, Counters
 from marketfeed.aggregator.outbox import LedgerOutbox

@@ -68,11 +68,14 @@ def upgrade(
     Example: marketfeed upgrade --config /etc/marketfeed/config.yaml
     """
     from marketfeed.commands.render import conversion_text
-    from marketfeed.commands.upgrade import kind_and_path, version_of
-    from marketfeed.storage.versions import change_version
+    from marketfeed.commands.upgrade import kind_and_path
+    from marketfeed.storage.versions import change_version, versions
 
     kind, path = kind_and_path(settings_of(config), ledger=ledger)
-    done = change_version(kind, path, version_of(kind, to))
+    if to is not None and to not in versions(kind):
+        possible = " or ".join(map(str, versions(kind)))
+        raise typer.BadParameter(f"--to: found {to}, expected {possible} for the {kind.name}")
+    done = change_version(kind, path, kind.version if to is None else to)
     if as_json:
         print_json(done)
     else:

@@ -3,16 +3,14 @@
 import logging
 from pathlib import Path
 
-import typer
-
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import JournalError
 from marketfeed.journal.journal import KIND as JOURNAL
 from marketfeed.service.systemd import extend_start
 from marketfeed.settings.model import Settings
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
-from marketfeed.storage.versions import change_version, versions
+from marketfeed.storage.versions import change_version
 
 log = logging.getLogger("marketfeed")
 
@@ -22,18 +20,6 @@ def kind_and_path(settings: Settings, *, ledger: bool) -> tuple[Kind, Path]:
     if ledger:
         return LEDGER, settings.aggregator.ledger.path
     return JOURNAL, settings.journal.path
-
-
-def version_of(kind: Kind, asked: int | None) -> int:
-    """The version that was asked for, the newest if none was. Raises typer.BadParameter."""
-    if asked is None:
-        return kind.version
-    possible = versions(kind)
-    if asked not in possible:
-        raise typer.BadParameter(
-            f"--to: found {asked}, expected {' or '.join(map(str, possible))} for the {kind.name}"
-        )
-    return asked
 
 
 def upgrade_at_start(path: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from bot import PASSWORD
 
 from marketfeed.aggregator.aggregator import Aggregator
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings

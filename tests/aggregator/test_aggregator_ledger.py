@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from marketfeed.aggregator.events import Flow
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND, STEPS, Receipt, State
+from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_tables import STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Decision, Rules, Vote, Votes
 from marketfeed.commands.check import check_file

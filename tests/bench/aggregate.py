@@ -20,7 +20,7 @@ import numpy as np
 import uvloop
 
 from marketfeed.aggregator.auth import hash_password
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.reading import reading
 from tests.aggregator.bot import PASSWORD, CountingBot
 from tests.bench import jobs

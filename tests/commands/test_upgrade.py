@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.cli import main
 from marketfeed.commands.check import check_file
 from marketfeed.commands.upgrade import upgrade_at_start

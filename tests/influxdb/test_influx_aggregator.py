@@ -26,7 +26,7 @@ from running import (  # noqa: E402
 )
 
 from marketfeed import schema  # noqa: E402
-from marketfeed.aggregator.ledger_tables import KIND  # noqa: E402
+from marketfeed.aggregator.ledger_schema import KIND  # noqa: E402
 from marketfeed.aggregator.outbox import LedgerOutbox  # noqa: E402
 from marketfeed.settings.load import load_settings  # noqa: E402
 from marketfeed.settings.model import Settings  # noqa: E402

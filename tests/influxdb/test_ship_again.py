@@ -16,7 +16,7 @@ from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.commands.refused_lines import lines_gone, read_refused
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import target_of

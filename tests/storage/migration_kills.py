@@ -112,7 +112,7 @@ def _migrate(kind: Any, version: int, path: Path, point: str, instructions: floa
 
 
 def _main() -> None:
-    from marketfeed.aggregator.ledger_tables import KIND as LEDGER  # noqa: PLC0415
+    from marketfeed.aggregator.ledger_schema import KIND as LEDGER  # noqa: PLC0415
     from marketfeed.journal.journal import KIND as JOURNAL  # noqa: PLC0415
     from marketfeed.storage.reading import inspect  # noqa: PLC0415
 

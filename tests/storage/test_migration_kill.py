@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import JournalError
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.backup import back_up

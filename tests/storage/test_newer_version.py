@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.commands.check import check_file
 from marketfeed.commands.refused_lines import read_refused
 from marketfeed.errors import JournalError, JournalNewerError

@@ -9,7 +9,7 @@ import pytest
 
 from marketfeed import schema
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal

@@ -13,7 +13,7 @@ from proc_commands import run_marketfeed
 from released import Released, own_environment
 from running import FLEET, LONG, Process, basic, config, rows, until
 
-from marketfeed.aggregator.ledger_tables import KIND, _body_1
+from marketfeed.aggregator.ledger_schema import KIND, body_1
 from marketfeed.storage.reading import require
 from tests.faults.scoreboard import Row, Scoreboard
 
@@ -93,9 +93,9 @@ class Aggregators:
 
 def test_of_a_body_that_is_taken_back_its_digest_is_left() -> None:
     digest = hashlib.sha256(b"{").digest()
-    assert _body_1(digest) == digest
+    assert body_1(digest) == digest
     for body in (b'{"pair":"BTC/USDT:USDT"}', b'{"pair":"A/USDT:USDT","n":"123"}', b""):
-        assert _body_1(body) == hashlib.sha256(body).digest()
+        assert body_1(body) == hashlib.sha256(body).digest()
 
 
 def test_a_ledger_goes_on_back_and_on_again(
