@@ -15,16 +15,17 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=$(SIDE_BY_SIDE) --dist=workstea
 NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons test-freqtrade check bench proofs clean
+.PHONY: help demo test test-pythons test-freqtrade check bench proofs dist clean
 
 help:
 	@echo "make demo   the whole line at work: simulated Binance, collector, journal, reader"
 	@echo "make test   the tests"
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
-	@echo "make proofs faults, cold starts, kills, outages, benchmarks and soaks, written to PROOFS.md (45 minutes)"
+	@echo "make proofs faults, upgrades, cold starts, kills, outages, benchmarks and soaks, written to PROOFS.md (an hour)"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
 	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=ensemble, live, outage, refresh or freqai)"
+	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
 	@echo "make clean  remove the virtual environment and caches"
 
 # Installed once; again when the pins or the project's own requirements change.
@@ -62,6 +63,10 @@ test-freqtrade: $(VENV)/dev.stamp
 
 proofs: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.proofs
+
+dist: $(VENV)/run.stamp
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 test-pythons:
 	@set -e; for name in python3.12 python3.13; do \

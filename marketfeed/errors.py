@@ -1,4 +1,4 @@
-"""The error tree, how a connection that failed is worded, and for how long a server asks to be left alone.
+"""The error tree, how a connection that failed is worded, and when something that failed is tried again.
 
 * MarketfeedError
     * SettingsError           config.yaml, the environment or a credential file is wrong (exit 2)
@@ -124,6 +124,12 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
         when_s = date_s(header)
         return None if when_s is None else when_s - now_s
     return None if seconds != seconds else seconds  # noqa: PLR0124 - NaN
+
+
+def backoff_s(failures: int, first_s: float, cap_s: float) -> float:
+    """Seconds until the next attempt: `first_s`, doubled with each more failure in a row, `cap_s` at most."""
+    # So that the power is a float.
+    return min(cap_s, first_s * 2.0 ** min(failures - 1, 100))
 
 
 def date_s(header: str | None) -> float | None:

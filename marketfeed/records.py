@@ -40,8 +40,8 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
         return self.open_time_ms + schema.TIMEFRAMES_MS[self.timeframe]
 
 
-def differing_fields(one: Candle, other: Candle) -> tuple[str, ...]:
-    """Names of the numbers in which two candles of one series and open time differ."""
+def differing_fields(one: object, other: object) -> tuple[str, ...]:
+    """Names of the numbers in which two candles of one series and time differ, whatever types hold them."""
     return tuple(
         name for name in schema.CANDLE_FIELDS if getattr(one, name) != getattr(other, name)
     )

@@ -1,5 +1,6 @@
 """Stretches against plain sets of open times: no candle is lost or asked twice at an edge."""
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -48,7 +49,7 @@ def test_tiles_hold_every_candle_once(numbers: list[int], length_ms: int, most: 
     assert all(1 <= candles_in(tile, length_ms) <= most for tile in found)
     assert found == sorted(found, reverse=True)
     # As few requests as can be, and all but the last one full.
-    assert len(found) == -(-candles_in(stretch, length_ms) // most)
+    assert len(found) == math.ceil(candles_in(stretch, length_ms) / most)
     assert all(candles_in(tile, length_ms) == most for tile in found[:-1])
 
 

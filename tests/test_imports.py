@@ -41,7 +41,9 @@ COMMANDS = {name for name in NAMES if name.endswith("_commands.py")} | {
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
+        "marketfeed/aggregator/ledger_schema.py",
         "marketfeed/influxdb/outbox.py",
+        "marketfeed/journal/migrations.py",
         "marketfeed/journal/reads.py",
         "marketfeed/journal/refused_lines.py",
         "marketfeed/journal/retention.py",

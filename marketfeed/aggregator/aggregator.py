@@ -21,7 +21,7 @@ from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorExposition, Counters
 from marketfeed.aggregator.outbox import LedgerOutbox
@@ -308,12 +308,12 @@ class Aggregator:
         if self._line is None:
             return [*found, "starting"]
         if self._line.desk.trouble:
-            found.append(f"signals cannot be stored: {self._line.desk.trouble}")
+            found.append(f"signals cannot be stored: {self._line.desk.trouble.why}")
         for side, forwarder in self._line.forwarders.items():
             if forwarder.trouble:
-                found.append(f"bot of {side}: {forwarder.trouble}")
+                found.append(f"bot of {side}: {forwarder.trouble.why}")
             if forwarder.ledger_trouble:
-                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble}")
+                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble.why}")
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._line.shipper) is not None:
@@ -353,7 +353,7 @@ class Aggregator:
             waiting={side: worker.waiting for side, worker in forwarders.items()},
             unsettled={side: worker.unsettled for side, worker in forwarders.items()},
             lost=self._lost(),
-            bot_trouble={side: worker.trouble for side, worker in forwarders.items()},
+            bot_trouble={side: worker.trouble.why for side, worker in forwarders.items()},
             limited_addresses=0 if line is None else line.doorkeeper.limited(),
             shipping=None if line is None or line.shipper is None else line.shipper.report(),
             rss_bytes=rss_bytes(),

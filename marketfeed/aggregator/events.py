@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.reading import reading
 
 NEWEST: Final = 200

@@ -32,7 +32,8 @@ from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.unconfirmed import Item, Settling, alarm, sent_ahead
 from marketfeed.clock import wait_at_most
-from marketfeed.errors import JournalError, LedgerError
+from marketfeed.counters import Trouble
+from marketfeed.errors import JournalError, LedgerError, backoff_s
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +54,17 @@ class Forwarder:
         pace: Pace = DEFAULT_PACE,
     ) -> None:
         self.side = side
-        self.trouble = ""
-        """What is wrong with the bot, for `/health`; empty when it answered well last."""
-        self.ledger_trouble = ""
-        """Why nothing can be noted, and so nothing sent, for `/health`; empty when it can."""
+        self.trouble = Trouble(
+            log, f"bot in trouble side={side}", f"bot answers again side={side}", logging.ERROR
+        )
+        """What is wrong with the bot, for `/health`, since it answered well last."""
+        self.ledger_trouble = Trouble(
+            log,
+            f"ledger cannot be used, trying again side={side}",
+            f"ledger can be used again side={side}",
+            logging.ERROR,
+        )
+        """Why nothing can be noted, and so nothing sent, for `/health`."""
         self.turned_s = time.monotonic()
         """When it last was at the head of its loop (monotonic): every wait in it has an end."""
         self._bot = bot
@@ -165,7 +173,7 @@ class Forwarder:
                 self._queue.append(forward)
         if not self._queue:
             # Otherwise the next step tells whether it can be written, too.
-            self._ledger_well()
+            self.ledger_trouble.end()
 
     async def _next_step(self) -> float:
         """Do one thing that is due; returns how long there is nothing to do."""
@@ -195,11 +203,10 @@ class Forwarder:
     async def _expire(self) -> None:
         now_ms = self._now_ms()
         for forward in [item for item in self._queue if _is_over(item, now_ms)]:
-            why = self.trouble or "others went first"
+            why = self.trouble.why or "others went first"
             if self._settling.holding:
-                why = (
-                    f"the outcome of another order is not known, {self.trouble or 'looking for it'}"
-                )
+                doing = self.trouble.why or "looking for it"
+                why = f"the outcome of another order is not known, {doing}"
             if _decided_ahead(forward, now_ms):
                 why = "it was decided by a clock that was ahead, nobody knows how long ago"
             await self._end_unsent(forward, why)
@@ -230,14 +237,14 @@ class Forwarder:
             )
         except LedgerError as error:
             log.error("forward not sent error=%r", str(error))
-            self._ledger_well()
+            self.ledger_trouble.end()
             self._drop(forward)
             return
         except JournalError as error:
             # Without `sending` on the disk nothing may be sent.
             await self._no_ledger(error)
             return
-        self._ledger_well()
+        self.ledger_trouble.end()
         now_ms = self._now_ms()
         if now_ms >= forward.expires_ms:
             # However long the disk took, nothing has been sent.
@@ -266,7 +273,7 @@ class Forwarder:
             return
         self._well()
         if answer.status in WRONG_ADDRESS:
-            self._trouble(f"it answers {answer.status}: {answer.words}")
+            self.trouble.met(f"it answers {answer.status}: {answer.words}")
         self._drop(forward)
         log.log(
             logging.INFO if answer.meaning == "accepted" else logging.WARNING,
@@ -281,21 +288,20 @@ class Forwarder:
         await self._note(forward, answer.meaning, answer.words, answer.status, answer.trade_id)
 
     async def _not_sent(self, forward: Forward, words: str) -> None:
-        self._trouble(f"not reachable: {words}")
+        self.trouble.met(f"not reachable: {words}")
         if await self._note(forward, "queued", words) is None:
             self._drop(forward)
             return
         self._failures += 1
-        delay_s = min(
-            self._pace.retry_cap_s, self._pace.retry_first_s * 2.0 ** min(self._failures - 1, 10)
-        )
+        pace = self._pace
+        delay_s = backoff_s(self._failures, pace.retry_first_s, pace.retry_cap_s)
         self._retry_at_s = time.monotonic() + delay_s
 
     async def _unknown(self, forward: Forward, words: str, *, over: bool = False) -> None:
         self._drop(forward)
         # Lost or not, nothing else is sent to it until it answers something.
         self._silent = not over
-        self._trouble(words)
+        self.trouble.met(words)
         log.error(
             "forward unknown, looking for it in the bot window=%d pair=%s tag=%r words=%r",
             forward.window,
@@ -318,7 +324,7 @@ class Forwarder:
             self._well()
         except BotError as error:
             words = f"the bot could not be asked: {error}"
-            self._trouble(_trouble_of(error))
+            self.trouble.met(_trouble_of(error))
         except Exception as error:
             # Whatever it has answered, the other bot's worker lives in the same process.
             words = f"the bot could not be asked: {error!r}"
@@ -380,7 +386,7 @@ class Forwarder:
             await self._bot.probe()
             self._well()
         except BotError as error:
-            self._trouble(_trouble_of(error))
+            self.trouble.met(_trouble_of(error))
         except Exception as error:
             self._unforeseen(error)
         soon = self._silent or self._queue
@@ -411,29 +417,22 @@ class Forwarder:
                 noted = await self._ledger.call(step)
             except LedgerError as error:
                 log.error("ledger disagrees error=%r", str(error))
-                self._ledger_well()
+                self.ledger_trouble.end()
                 return None
             except JournalError as error:
                 if self._ending:
                     return None
                 await self._no_ledger(error)
             else:
-                self._ledger_well()
+                self.ledger_trouble.end()
                 if state != "queued":
                     self._counters.forwards[self.side, state] += 1
                 return noted
 
     async def _no_ledger(self, error: JournalError) -> None:
         self._counters.ledger_failures += 1
-        if not self.ledger_trouble:
-            log.error("ledger cannot be used, trying again side=%s error=%r", self.side, str(error))
-        self.ledger_trouble = str(error)
+        self.ledger_trouble.met(error)
         await asyncio.sleep(self._pace.ledger_retry_s)
-
-    def _ledger_well(self) -> None:
-        if self.ledger_trouble:
-            log.warning("ledger can be used again side=%s", self.side)
-        self.ledger_trouble = ""
 
     def _drop(self, forward: Forward) -> None:
         self._queue = deque(item for item in self._queue if item.window != forward.window)
@@ -444,21 +443,12 @@ class Forwarder:
         self._failures = 0
         self._retry_at_s = 0.0
         self._probe_at_s = time.monotonic() + self._pace.probe_s
-        if self.trouble:
-            log.warning("bot answers again side=%s", self.side)
-        self.trouble = ""
+        self.trouble.end()
 
     def _unforeseen(self, error: Exception) -> None:
-        if (words := f"not well: {error!r}") != self.trouble:
+        if (words := f"not well: {error!r}") != self.trouble.why:
             log.error("asking failed in an unforeseen way side=%s", self.side, exc_info=error)
-        self._trouble(words)
-
-    def _trouble(self, words: str) -> None:
-        if not self.trouble:
-            log.error("bot in trouble side=%s url=%s words=%r", self.side, self._bot.url, words)
-        elif words != self.trouble:
-            log.debug("bot still in trouble side=%s words=%r", self.side, words)
-        self.trouble = words
+        self.trouble.met(words)
 
 
 def _trouble_of(error: BotError) -> str:

@@ -18,7 +18,7 @@ from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
 from marketfeed.settings.aggregator import BotSettings
-from marketfeed.settings.tokens import read_secret
+from marketfeed.settings.secrets import SecretSource
 
 WORDS_KEPT: Final = 500
 CLOSED_TRADES: Final = 100
@@ -67,7 +67,7 @@ class Trade(msgspec.Struct, frozen=True):
 
 
 class Bot:
-    """One bot. The password is read from its file for every request, so that a new one needs no restart."""
+    """One bot. Its password is read again when the file changes, so that a new one needs no restart."""
 
     def __init__(self, settings: BotSettings, session: aiohttp.ClientSession) -> None:
         if settings.url is None:
@@ -76,6 +76,7 @@ class Bot:
         self._base = url if url.endswith("/api/v1") else f"{url}/api/v1"
         self._settings = settings
         self._session = session
+        self._password = SecretSource(settings.password, settings.password_file, "password")
         # Connecting times out by itself before the whole does: then nothing was sent.
         self._timeout = aiohttp.ClientTimeout(
             total=settings.timeout_s, connect=settings.timeout_s / 2
@@ -171,7 +172,7 @@ class Bot:
     def _headers(self) -> dict[str, str]:
         """Raises NotSentError when the password cannot be read."""
         try:
-            password = self._password()
+            password = self._password.read() or ""
         except OSError as error:
             raise NotSentError(f"password file cannot be read: {error.strerror}") from error
         pair = f"{self._settings.username}:{password}".encode()
@@ -179,13 +180,6 @@ class Bot:
             "Authorization": f"Basic {base64.b64encode(pair).decode()}",
             "Content-Type": "application/json",
         }
-
-    def _password(self) -> str:
-        if self._settings.password is not None:
-            return self._settings.password.get_secret_value()
-        if self._settings.password_file is None:
-            return ""
-        return read_secret(self._settings.password_file, "password")
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -29,6 +29,7 @@ from marketfeed.aggregator.votes import (
     remembered_since,
 )
 from marketfeed.clock import wait_at_most
+from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,10 @@ class Desk:
         counters: Counters,
         on_forward: Callable[[Decision], None],
     ) -> None:
-        self.trouble = ""
-        """Why the ledger does not take votes, for `/health`; empty when it does."""
+        self.trouble = Trouble(
+            log, "votes cannot be stored", "ledger takes votes again", logging.ERROR
+        )
+        """Why the ledger does not take votes, for `/health`."""
         self.turns = 0
         """Rises with every turn; `wake` makes one."""
         self._rules = rules
@@ -161,9 +164,7 @@ class Desk:
             taken, self._pending = self._pending[:MAX_TURN], self._pending[MAX_TURN:]
             try:
                 await self._turn(taken)
-                if self.trouble:
-                    log.warning("ledger takes votes again")
-                self.trouble = ""
+                self.trouble.end()
             except JournalError as error:
                 await self._failed(taken, error)
 
@@ -236,9 +237,7 @@ class Desk:
 
     async def _failed(self, taken: list[_Waiting], error: JournalError) -> None:
         self._counters.ledger_failures += 1
-        if not self.trouble:
-            log.error("votes cannot be stored, refusing signals error=%r", str(error))
-        self.trouble = str(error)
+        self.trouble.met(error)
         for waiting in taken:
             waiting.reply(503, "the signal could not be stored, post it again")
         if isinstance(error, JournalWriteError) and error.damaged:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
     DECISION_ROW,
     FORWARD_COLUMNS,
-    KIND,
     OPEN_STATES,
     SIGNAL_COLUMNS,
     SIGNAL_ROW,

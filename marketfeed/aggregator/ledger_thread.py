@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.file_thread import FileThread
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from marketfeed import schema
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.outbox import Outbox, Row, Source, each, key_of
 

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from marketfeed.errors import backoff_s
+
 PURE = True
 
 MARKET_ROUTE: Final = "/market/stream"
@@ -125,7 +127,7 @@ class Backoff:
         """Seconds from `now_s` to the next attempt; none before the very first."""
         if self._last_attempt_s == -math.inf:
             return 0.0
-        ceiling_s = min(self._cap_s, self._base_s * 2.0 ** min(self.failures, 30))
+        ceiling_s = backoff_s(self.failures + 1, self._base_s, self._cap_s)
         gap_s = self._last_attempt_s + self._gap_s - now_s
         return max(self._jitter(0.0, ceiling_s), gap_s)
 

@@ -6,6 +6,7 @@ ExchangeRefusedError (an error status). After a 429, 418 or 403 nothing at all i
 that the exchange names has passed, in `Retry-After` or in the words of a ban: carrying on is a ban.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -201,7 +202,7 @@ class BinanceRest:
         seem not to be there. Raises OddAnswerError when there are rows, and none of them is good.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
-        limit = -(-(end_ms - start_ms) // length_ms)
+        limit = math.ceil((end_ms - start_ms) / length_ms)
         if not 1 <= limit <= TILE_CANDLES:
             raise ValueError(f"{limit} candles asked at a time, expected 1 to {TILE_CANDLES}")
         params = {

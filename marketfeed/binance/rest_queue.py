@@ -139,9 +139,9 @@ class Turns:
         at = self.now()
         waits = [self._let_go_of(queue, at) for queue in self._queues if queue]
         if any(self._queues):
-            pause_s = min(waits) / 1000 / self.clock.speed
+            pause_s = self.clock.wall_s(min(waits) / 1000, _AT_LEAST_S)
             self._timer = asyncio.get_running_loop().call_later(
-                min(max(pause_s, _AT_LEAST_S), _AT_MOST_S), self._let_go
+                min(pause_s, _AT_MOST_S), self._let_go
             )
 
     def _let_go_of(self, queue: _Queue, at: Instant) -> float:

@@ -146,9 +146,8 @@ class Reporter:
         line = self.line
         if line is None:
             return reasons
-        failing_s = line.intake.failing_for_s
-        if failing_s is not None:
-            reasons.append(f"the journal cannot be written for {failing_s:.0f} s")
+        if failing := line.intake.trouble:
+            reasons.append(f"the journal cannot be written for {failing.for_s:.0f} s")
         shipping = self._shipping()
         if shipping is not None and shipping.trouble_for_s > self._shipping_trouble_s:
             reasons.append(
@@ -169,8 +168,10 @@ class Reporter:
         stamps_off_s = line.supervisor.stamps_off_s
         if stamps_off_s:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
-        if self._upkeep.clock_problem:
-            reasons.append(f"the exchange's clock is not to be had: {self._upkeep.clock_problem}")
+        if self._upkeep.clock_trouble:
+            reasons.append(
+                f"the exchange's clock is not to be had: {self._upkeep.clock_trouble.why}"
+            )
         rest = self._turns.report()
         if rest.stopped_s:
             reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
@@ -180,14 +181,14 @@ class Reporter:
         old = line.supervisor.old_holes()
         if old:
             series = (f"{item.pair} {item.channel}" for item in old)
-            trouble = f"; REST: {line.healer.trouble}" if line.healer.trouble else ""
+            trouble = f"; REST: {line.healer.trouble.why}" if line.healer.trouble else ""
             reasons.append(
                 f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
                 f"{_named(series)}{trouble}"
             )
         unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
         state = line.history.report()
-        trouble = line.healer.trouble
+        trouble = line.healer.trouble.why
         if state.history is not None:
             unfilled = list(dict.fromkeys([*unfilled, *line.history.unfilled()]))
             trouble = trouble or state.history.trouble

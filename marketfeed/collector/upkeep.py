@@ -11,7 +11,8 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, JournalError
+from marketfeed.counters import Trouble
+from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.ingest.intake import Intake
@@ -31,6 +32,7 @@ CLOCK_DOUBT_EVERY_S: Final = 3.0
 """Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
 REST_BUDGET: Final = "rest_budget"
+"""The document in which a journal keeps what was asked of the exchange: a ban holds for whoever asks next."""
 KEEP_BUDGET_EVERY_S: Final = 1.0
 LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
 """Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
@@ -46,8 +48,8 @@ class Upkeep:
         writer: JournalWriter,
         turns: Turns,
     ) -> None:
-        self.clock_problem = ""
-        """Why the exchange's time could not be taken over, when it was asked last; empty if it was."""
+        self.clock_trouble = Trouble(log, "exchange's time not had", "exchange's time had again")
+        """Why the exchange's time could not be taken over, when it was asked last."""
         self._settings = settings
         self._clock = clock
         self._writer = writer
@@ -56,24 +58,21 @@ class Upkeep:
     async def keep_clock(self, rest: BinanceRest, supervisor: Supervisor) -> None:
         """Compare the clock with the exchange's: every few minutes, every few seconds while in doubt."""
         asked_s = time.monotonic()
-        wait_s = CLOCK_DOUBT_EVERY_S
         while True:
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(
+                backoff_s(max(self.clock_trouble.failures, 1), CLOCK_DOUBT_EVERY_S, RETRY_CAP_S)
+            )
             error_ms = self._clock.error_ms
             vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
-            doubted = vague or supervisor.stamps_off_s or self.clock_problem
+            doubted = vague or supervisor.stamps_off_s or self.clock_trouble
             if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
                 continue
             asked_s = time.monotonic()
             try:
                 await sync_clock(rest, self._clock, supervisor.contradicts)
-                self.clock_problem = ""
-                wait_s = CLOCK_DOUBT_EVERY_S
+                self.clock_trouble.end()
             except ExchangeError as error:
-                if not self.clock_problem:
-                    log.warning("clock not compared with the exchange's error=%r", str(error))
-                self.clock_problem = str(error)
-                wait_s = min(wait_s * 2, RETRY_CAP_S)
+                self.clock_trouble.met(error)
 
     async def restore_budget(self) -> None:
         """Take up what an earlier run has asked of the exchange. Raises JournalError."""
@@ -88,19 +87,10 @@ class Upkeep:
             while True:
                 await asyncio.sleep(KEEP_BUDGET_EVERY_S)
                 changes = self._turns.changes
-                if changes != saved and await self._save_budget():
+                if changes != saved and await save_budget(self._writer, self._turns):
                     saved = changes
         finally:
-            await self._save_budget()
-
-    async def _save_budget(self) -> bool:
-        at = self._turns.now()
-        try:
-            await self._writer.save_document(REST_BUDGET, self._turns.budget.state(at), at.now_ms)
-        except JournalError:
-            # The intake has said so; what counts here is the next attempt.
-            return False
-        return True
+            await save_budget(self._writer, self._turns)
 
     async def keep_journal(self, shipper: Shipper | None) -> None:
         """Delete what is older than the settings keep, and what the disk budget does not hold.
@@ -173,3 +163,14 @@ class Upkeep:
             start_ms,
             cut.before_ms,
         )
+
+
+async def save_budget(writer: JournalWriter, turns: Turns) -> bool:
+    """Save what was asked of the exchange; whether that could be done."""
+    at = turns.now()
+    try:
+        await writer.save_document(REST_BUDGET, turns.budget.state(at), at.now_ms)
+    except JournalError:
+        # A collector's intake has said so; what counts here is the next attempt.
+        return False
+    return True

@@ -4,7 +4,7 @@ import aiohttp
 
 from marketfeed.aggregator.aggregator import require_complete
 from marketfeed.aggregator.freqtrade_bot import Bot, BotError
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.commands.check import check_file
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import SettingsError

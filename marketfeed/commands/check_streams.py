@@ -6,6 +6,7 @@ kline and no mark price without any error.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -14,13 +15,13 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.feed import Feed
+from marketfeed.binance.rollover import stream_of
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.commands.finding import Finding
 from marketfeed.pairs.selection import Listing
 from marketfeed.settings.model import ExchangeSettings
 
 NAMED: Final = 10
-_PREFIX: Final = b'{"stream":"'
 
 Progress = Callable[[str, float], None]
 
@@ -29,14 +30,12 @@ class StreamsSeen:
     """Which streams have brought data, by their names in combined frames."""
 
     def __init__(self) -> None:
-        self.frames: dict[str, int] = {}
+        self.frames: Counter[str] = Counter()
 
     def on_frame(self, frame: bytes, connection: str) -> None:
         """Take in one frame of a connection."""
-        if frame.startswith(_PREFIX):
-            end = frame.find(b'"', len(_PREFIX))
-            name = frame[len(_PREFIX) : end].decode("utf-8", "replace")
-            self.frames[name] = self.frames.get(name, 0) + 1
+        if name := stream_of(frame):
+            self.frames[name.decode("utf-8", "replace")] += 1
 
 
 async def prove_streams(

@@ -59,20 +59,24 @@ def upgrade(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take the journal (or the ledger) to the newest schema version, or back with --to. Stop its writer first.
+    """Take the journal (or the ledger) to the newest schema version, or back with --to.
 
-    A reader refuses a version that it does not know: first install this marketfeed for all readers, then for
-    the collector, which goes on with the old version; then stop it, upgrade, and start it again. Readers stay
-    open meanwhile. A kill leaves the old version, whole. The ledger is taken there by its aggregator.
+    Its writer has to be stopped. A reader refuses a version that it does not know: first install this
+    marketfeed for all readers, then for the collector, which goes on with the old version; then stop it,
+    upgrade, and start it again. Readers stay open meanwhile. A kill leaves the old version, whole. The ledger
+    is taken there by its aggregator.
 
     Example: marketfeed upgrade --config /etc/marketfeed/config.yaml
     """
     from marketfeed.commands.render import conversion_text
-    from marketfeed.commands.upgrade import kind_and_path, version_of
-    from marketfeed.storage.versions import change_version
+    from marketfeed.commands.upgrade import kind_and_path
+    from marketfeed.storage.versions import change_version, versions
 
     kind, path = kind_and_path(settings_of(config), ledger=ledger)
-    done = change_version(kind, path, version_of(kind, to))
+    if to is not None and to not in versions(kind):
+        possible = " or ".join(map(str, versions(kind)))
+        raise typer.BadParameter(f"--to: found {to}, expected {possible} for the {kind.name}")
+    done = change_version(kind, path, kind.version if to is None else to)
     if as_json:
         print_json(done)
     else:
@@ -262,12 +266,12 @@ def status(
     """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
     from marketfeed.commands.render import status_tables
     from marketfeed.commands.status_client import fetch_status, status_url
-    from marketfeed.settings.tokens import Token
+    from marketfeed.settings.secrets import SecretSource
 
     token = None
     if url is None or config is not None:
         settings = settings_of(config).status
-        token = Token(settings.token, settings.token_file)
+        token = SecretSource(settings.token, settings.token_file)
         url = url or status_url(settings.host, settings.port)
     report = uvloop.run(fetch_status(url, token))
     show_and_exit(report, lambda: status_tables(report), as_json=as_json, good=report.healthy)

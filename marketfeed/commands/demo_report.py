@@ -19,6 +19,7 @@ from marketfeed.commands.compare_influxdb import compare
 from marketfeed.errors import MarketfeedError
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.journal.journal import Journal
+from marketfeed.records import differing_fields
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.simulator.published import Published
 from reader import MarketReader
@@ -190,10 +191,7 @@ def compare_stored(
                 open_ms not in expected
                 or open_ms not in stored
                 or row != [getattr(expected[open_ms], name) for name in _IN_FRAMES]
-                or any(
-                    getattr(stored[open_ms], name) != getattr(expected[open_ms], name)
-                    for name in schema.CANDLE_FIELDS
-                )
+                or bool(differing_fields(stored[open_ms], expected[open_ms]))
                 for open_ms, row in rows.items()
             )
             missing = len(expected.keys() - rows.keys())

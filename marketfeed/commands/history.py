@@ -23,8 +23,9 @@ from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
+from marketfeed.collector.upkeep import REST_BUDGET, save_budget
 from marketfeed.commands.status_client import NoCollectorError, fetch_status, status_url
-from marketfeed.errors import JournalError, JournalLockedError, MarketfeedError, SettingsError
+from marketfeed.errors import JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.history.audit import (
     Audit,
     AuditOptions,
@@ -48,8 +49,6 @@ T = TypeVar("T")
 
 LOOK_EVERY_S: Final = 0.5
 NOW_CLOSED_MS: Final = 5 * schema.SECOND_MS
-REST_BUDGET: Final = "rest_budget"
-"""The document in which a collector keeps what it has asked."""
 
 FillProgress = Callable[[HistoryReport, RestReport], None]
 
@@ -126,9 +125,7 @@ async def _fill(
                 backfill.fill(), lambda: tell(backfill.report(), rest.turns.report()), LOOK_EVERY_S
             )
         finally:
-            at = rest.turns.now()
-            with contextlib.suppress(JournalError):
-                await writer.save_document(REST_BUDGET, rest.turns.budget.state(at), at.now_ms)
+            await save_budget(writer, rest.turns)
         tell(backfill.report(), rest.turns.report())
         return BackfillOutcome("this command", backfill.report())
 

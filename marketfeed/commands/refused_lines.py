@@ -9,7 +9,9 @@ import aiohttp
 import msgspec
 
 from marketfeed.errors import MarketfeedError
+from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
+from marketfeed.influxdb.unanswered import Doubts
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.records import RefusedLine
@@ -46,9 +48,10 @@ async def resend_refused(settings: Settings) -> int:
         outbox = JournalOutbox(settings.journal.path, socket.gethostname())
         try:
             async with aiohttp.ClientSession() as session:
-                influx = InfluxWriter(settings.influxdb, session)
+                # A line without an answer stays in the table: it is in no doubt.
+                delivery = Delivery(InfluxWriter(settings.influxdb, session), Doubts(0.0))
                 for start in range(0, len(left), AT_ONCE):
-                    accepted = await _send(influx, outbox, left[start : start + AT_ONCE])
+                    accepted = await _send(delivery, outbox, left[start : start + AT_ONCE])
                     table.drop(item.number for item in accepted)
                     taken += len(accepted)
         finally:
@@ -57,13 +60,13 @@ async def resend_refused(settings: Settings) -> int:
 
 
 async def _send(
-    influx: InfluxWriter, outbox: JournalOutbox, items: list[RefusedLine]
+    delivery: Delivery, outbox: JournalOutbox, items: list[RefusedLine]
 ) -> list[RefusedLine]:
     """Send lines as they stand, until they stand still; returns those that were taken."""
     items = await asyncio.to_thread(_as_they_stand, outbox, items)
     accepted: list[RefusedLine] = []
     while items:
-        taken = await _taken(influx, items)
+        taken = await _taken(delivery, items)
         accepted += taken
         # What has changed while they travelled may have been shipped before they arrived.
         after = await asyncio.to_thread(_as_they_stand, outbox, taken)
@@ -81,13 +84,9 @@ def _as_they_stand(outbox: JournalOutbox, items: list[RefusedLine]) -> list[Refu
     ]
 
 
-async def _taken(influx: InfluxWriter, items: list[RefusedLine]) -> list[RefusedLine]:
-    verdict = await influx.write([item.line for item in items])
-    if verdict.action == "acknowledged":
-        return items
-    if verdict.action != "split":
-        raise MarketfeedError(f"not sent: {verdict.text}")
-    if len(items) == 1:
-        return []
-    middle = len(items) // 2
-    return [*await _taken(influx, items[:middle]), *await _taken(influx, items[middle:])]
+async def _taken(delivery: Delivery, items: list[RefusedLine]) -> list[RefusedLine]:
+    try:
+        refused = dict(await delivery.states([item.line for item in items], AT_ONCE))
+    except NotNowError as error:
+        raise MarketfeedError(f"not sent: {error}") from error
+    return [item for item in items if item.line not in refused]

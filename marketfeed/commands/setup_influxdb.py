@@ -6,7 +6,7 @@ from pathlib import Path
 
 import aiohttp
 
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import JournalError
 from marketfeed.influxdb.admin import InfluxAdmin, InfluxError

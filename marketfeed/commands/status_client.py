@@ -7,7 +7,7 @@ import msgspec
 
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.errors import MarketfeedError, words_of
-from marketfeed.settings.tokens import Token
+from marketfeed.settings.secrets import SecretSource
 
 
 class NoCollectorError(MarketfeedError):
@@ -21,7 +21,7 @@ def status_url(host: str, port: int) -> str:
 
 
 async def fetch_status(
-    url: str, token: Token | None = None, timeout_s: float = 5.0
+    url: str, token: SecretSource | None = None, timeout_s: float = 5.0
 ) -> StatusReport:
     """Fetch the report from `http://host:port`, telling `token`. Raises NoCollectorError."""
     try:

@@ -190,7 +190,7 @@ class Liveness:
                     state.awaited_ms = newest_ms + length_ms
                     state.seen_ms = newest_ms
                 elif newest_ms is not None:
-                    kept_ms = -(-since_ms // length_ms) * length_ms
+                    kept_ms = schema.ceil_to(since_ms, length_ms)
                     first_ms = max(newest_ms + length_ms, min(kept_ms, state.awaited_ms))
                     self._lost(item, state, first_ms, forming_ms)
                     state.awaited_ms = forming_ms

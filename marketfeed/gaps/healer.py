@@ -22,8 +22,14 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
-from marketfeed.counters import Counters
-from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, OddAnswerError
+from marketfeed.counters import Counters, Trouble
+from marketfeed.errors import (
+    ExchangeError,
+    ExchangeRefusedError,
+    JournalError,
+    OddAnswerError,
+    backoff_s,
+)
 from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
 from marketfeed.grid import Stretch, cut, joined, missing, tiles, without
@@ -39,8 +45,9 @@ REQUESTS: Final = 16
 """Requests under way at a time: the holes of one boundary of all pairs are closed in some round trips."""
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0)
 """Exchange seconds until a candle that REST answered without is asked for again; ten minutes in all."""
-FAILURE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
-"""Exchange seconds until REST is asked again when it has failed."""
+FAILURE_PAUSE_S: Final = 1.0
+FAILURE_CAP_S: Final = 15.0
+"""Exchange seconds until REST is asked again when it has failed: after the first failure, and at most."""
 RECHECKED: Final = 3
 """Candles of each series that are compared after its connection was lost."""
 RECHECKS: Final = 4
@@ -117,8 +124,8 @@ class Healer:
         counters: Counters,
         instruments: Callable[[str], Instrument | None],
     ) -> None:
-        self.trouble = ""
-        """Why REST cannot be asked now; empty if it can."""
+        self.trouble = Trouble(log, "healing waits for REST", "REST answers again, healing goes on")
+        """Why REST cannot be asked now."""
         self._supervisor = supervisor
         self._rest = rest
         self._intake = intake
@@ -128,7 +135,6 @@ class Healer:
         self._instruments = instruments
         self._queues: dict[Series, _Queue] = {}
         self._under_way = 0
-        self._failures = 0
         self._again_s = 0.0
         self._wake = asyncio.Event()
         self._rechecks: dict[Series, float] = {}
@@ -146,7 +152,7 @@ class Healer:
             ended={state: states[state] for state in ("healed", "unresolvable")},
             backlog=self._supervisor.missing_candles,
             rechecks=len(self._rechecks),
-            trouble=self.trouble,
+            trouble=self.trouble.why,
         )
 
     def on_stored(self, candles: Iterable[Candle]) -> None:
@@ -181,9 +187,9 @@ class Healer:
     def _start_due(self, group: asyncio.TaskGroup) -> float | None:
         """Start what is due and may be asked; returns the exchange seconds until more is, if anything."""
         now_s = self._clock.elapsed_s()
-        if self._failures and (self._under_way or now_s < self._again_s):
+        if self.trouble and (self._under_way or now_s < self._again_s):
             return None if self._under_way else self._again_s - now_s
-        room = (1 if self._failures else REQUESTS) - self._under_way
+        room = (1 if self.trouble else REQUESTS) - self._under_way
         waiting = [(q, s) for s, q in self._queues.items() if q.gaps and not q.busy]
         due = sorted(
             ((q.newest_ms, s) for q, s in waiting if q.due_s <= now_s),
@@ -248,16 +254,14 @@ class Healer:
                 reason = ENDED
             self._take_answer(series, tile, answer, reason)
         except ExchangeError as error:
-            self._failed(str(error))
+            self._failed(error)
         finally:
             queue.busy = False
             self._under_way -= 1
             self._wake.set()
 
     def _take_answer(self, series: Series, tile: Stretch, answer: Klines, reason: str) -> None:
-        if self._failures:
-            log.info("REST answers again, healing goes on failures=%d", self._failures)
-            self._failures, self.trouble = 0, ""
+        self.trouble.end()
         for candle in answer.candles:
             self._intake.add(candle)
         self._supervisor.take_in()
@@ -287,17 +291,13 @@ class Healer:
                     self._supervisor.give_up(series, start_ms, reason)
         queue.refresh()
 
-    def _failed(self, trouble: str) -> None:
+    def _failed(self, error: ExchangeError) -> None:
         now_s = self._clock.elapsed_s()
-        self.trouble = trouble
-        if self._failures and now_s < self._again_s:
-            # Of requests that were under way together.
-            return
-        pause_s = FAILURE_PAUSES_S[min(self._failures, len(FAILURE_PAUSES_S) - 1)]
-        if not self._failures:
-            log.warning("healing waits for REST error=%r", trouble)
-        self._failures += 1
-        self._again_s = now_s + pause_s
+        # Requests that were under way together fail once.
+        if not self.trouble or now_s >= self._again_s:
+            self.trouble.met(error)
+            pause_s = backoff_s(self.trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
+            self._again_s = now_s + pause_s
 
     # --- what an earlier run left -----------------------------------------------------------------
 
@@ -372,7 +372,7 @@ class Healer:
                 self._rechecks.pop(series, None)
             else:
                 log.debug("not rechecked pair=%s error=%r", series.pair, str(error))
-                self._rechecks[series] = self._clock.elapsed_s() + FAILURE_PAUSES_S[-1]
+                self._rechecks[series] = self._clock.elapsed_s() + FAILURE_CAP_S
         else:
             # Unless it was lost once more meanwhile.
             if self._rechecks.get(series) == due_s:

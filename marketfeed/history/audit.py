@@ -219,7 +219,7 @@ class Audit:
             for tile in tiles(within, series.length_ms, TILE_CANDLES):
                 yield _Piece(series, tile)
             return
-        first_ms = -(-within.start_ms // schema.DAY_MS) * schema.DAY_MS
+        first_ms = schema.ceil_to(within.start_ms, schema.DAY_MS)
         # Whole days whose files are there by now; the rest is counted only.
         until_ms = min(within.end_ms, self._now_ms() - DAY_FILE_AFTER_MS)
         for day_ms in range(first_ms, until_ms - schema.DAY_MS + 1, schema.DAY_MS):

@@ -25,6 +25,7 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.counters import Trouble
 from marketfeed.errors import (
     ArchiveAbsentError,
     ArchiveError,
@@ -32,6 +33,7 @@ from marketfeed.errors import (
     ExchangeRefusedError,
     JournalError,
     OddAnswerError,
+    backoff_s,
 )
 from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
 from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, missing, overlap, without
@@ -77,6 +79,7 @@ GIVEN_UP_AFTER_S: Final = 600.0
 """Exchange seconds for which a series counts as unfilled for what the exchange answers without."""
 ATTEMPTS: Final = 6
 RETRY_FIRST_S: Final = 1.0
+RETRY_CAP_S: Final = 32.0
 SKIPPED_IN_A_ROW: Final = 8
 """After so many requests in a row that failed for good a pass ends: it is not the requests' fault."""
 AGAIN_S: Final = 60.0
@@ -88,8 +91,6 @@ After passes that only met odd rows it is twice as long each time, from the one 
 ROOM_KEPT: Final = 0.9
 """Share of `journal.max_bytes` up to which history is filled: beyond it would soon be deleted again."""
 _STOCK_EVERY: Final = 50
-_ODD_PASSES: Final = 10
-"""So many in a row count: the pause between them is the longest by then."""
 
 
 class HistoryReport(msgspec.Struct, frozen=True):
@@ -169,13 +170,13 @@ class Backfill:
         self._state = "waiting"
         self.first_pass = asyncio.Event()
         """Set when a pass has ended, whatever it has left."""
+        self._trouble = Trouble(log, "history waits, trying again", "history goes on")
         self._begin_pass()
 
     def _begin_pass(self) -> None:
         self._generation = self._writer.generation
         self._given_up = ""
         self._skipped_in_a_row = 0
-        self._trouble = ""
         self._left: Counter[str] = Counter()
         self._pairs: set[str] = set()
         self._wanted = 0
@@ -210,7 +211,7 @@ class Backfill:
             files_refused=self._files["refused"],
             files_absent=self._files["absent"],
             left_s=passed_s / done * left if known else None,
-            trouble=self._given_up or self._trouble,
+            trouble=self._given_up or self._trouble.why,
         )
 
     def unfilled(self) -> list[str]:
@@ -249,10 +250,10 @@ class Backfill:
             # at a first start the feed has not brought it.
             done = self.report().complete and not self._stored
             odd = self._met_odd and not self._stored and not self._given_up
-            self._odd_passes = min(self._odd_passes + 1, _ODD_PASSES) if odd else 0
+            self._odd_passes = self._odd_passes + 1 if odd else 0
             wait_s = LOOK_AGAIN_S if done else AGAIN_S
             if odd:
-                wait_s = min(AGAIN_S * 2.0 ** (self._odd_passes - 1), LOOK_AGAIN_S)
+                wait_s = backoff_s(self._odd_passes, AGAIN_S, LOOK_AGAIN_S)
             await self._until_woken(self._clock.wall_s(wait_s, RETRY_FIRST_S))
 
     async def _until_woken(self, timeout_s: float) -> None:
@@ -270,6 +271,9 @@ class Backfill:
             return
         left = self._left.total()
         self._state = "incomplete" if left or self._given_up else "complete"
+        if self._state == "complete":
+            # What failed before may have been had otherwise.
+            self._trouble.end()
         self.first_pass.set()
         if self._stored or self._found_absent or self._given_up:
             log.info(
@@ -306,7 +310,7 @@ class Backfill:
             self._state = "filling"
         await self._all(plan, self._ask, AT_ONCE)
         if self._doubts and self._left.total() and not self._is_over():
-            await self._until_woken(self._doubted_for_s / self._clock.speed + 0.01)
+            await self._until_woken(self._clock.wall_s(self._doubted_for_s) + 0.01)
             plan = in_order(await self._scan())
             self._state = "filling"
             await self._all(plan, self._ask, AT_ONCE)
@@ -393,25 +397,23 @@ class Backfill:
 
     async def _work(self, queue: Iterator[T], take: Callable[[T], Awaitable[None]]) -> None:
         for item in queue:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(1, ATTEMPTS + 1):
                 if self._is_over():
                     return
                 try:
                     await take(item)
                     self._skipped_in_a_row = 0
-                    self._trouble = ""
+                    self._trouble.end()
                     break
                 except (ExchangeError, JournalError) as error:
-                    if not self._trouble:
-                        log.warning("history waits, trying again error=%r", str(error))
-                    self._trouble = str(error)
+                    self._trouble.met(error)
                 if self._is_over():
                     return
-                await asyncio.sleep(RETRY_FIRST_S * 2**attempt)
+                await asyncio.sleep(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
             else:
                 self._skipped_in_a_row += 1
                 if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
-                    self._give_up(self._trouble)
+                    self._give_up(self._trouble.why)
 
     def _is_over(self) -> bool:
         return bool(self._given_up) or self._woken.is_set()

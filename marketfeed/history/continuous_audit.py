@@ -16,6 +16,7 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
+from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import Stretch, cut
 from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
@@ -90,7 +91,7 @@ class Auditor:
         self._audited = self._missing = self._different = self._mended = self._errors = 0
         # By what it is, so that one candle is told once however often it is met.
         self._unmended: dict[tuple[str, str, int], str] = {}
-        self._failing = False
+        self._trouble = Trouble(log, "audit waits, trying again", "audit goes on")
 
     def report(self) -> AuditingReport:
         """What it has seen."""
@@ -109,15 +110,13 @@ class Auditor:
             await asyncio.sleep(self._clock.wall_s(self._pause_s, AT_LEAST_S))
             try:
                 await self.look()
-                self._failing = False
+                self._trouble.end()
             except OddAnswerError:
                 # It concerns that series alone, and was named.
                 self._errors += 1
             except (ExchangeError, JournalError) as error:
                 self._errors += 1
-                if not self._failing:
-                    log.warning("audit waits, trying again error=%r", str(error))
-                self._failing = True
+                self._trouble.met(error)
 
     async def look(self) -> None:
         """Compare one stretch. Raises ExchangeError, JournalError."""

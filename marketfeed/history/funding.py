@@ -18,8 +18,8 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
-from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
+from marketfeed.counters import Counters, Trouble
+from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import Stretch, cut, joined
 from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
@@ -41,11 +41,11 @@ LATE_ROUNDS: Final = 24
 """What was not told within these ten minutes is given up, and still asked for every hour of a day."""
 TOLD_WITHIN_MS: Final = schema.HOUR_MS
 """What was settled within this may not be told yet: history does not take it for absent."""
-FAILURE_PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""The same when the exchange does not answer."""
-ODD_PAUSE_S: Final = 30.0
-"""Half of the exchange seconds until what odd rows have left of history is asked for again, at first."""
-_ODD_ROUNDS: Final = 10
+FAILURE_PAUSE_S: Final = 1.0
+FAILURE_CAP_S: Final = 60.0
+"""The same when the exchange does not answer: after the first failure, and at most."""
+ODD_PAUSE_S: Final = 60.0
+"""Exchange seconds until what odd rows have left of history is asked for again, at first."""
 COVERED: Final = "settled_funding"
 SAVE_EVERY: Final = 20
 """Answers of history between two times that what is complete is saved."""
@@ -132,8 +132,8 @@ class Settling:
         self._look_back = asyncio.Event()
         self._incomplete = 0
         self._given_up = 0
-        self._failures = 0
-        self._troubles = {"live": "", "history": ""}
+        self._trouble = Trouble(log, "settled rates not had", "settled rates had again")
+        self._past_trouble = Trouble(log, "settled history not had", "settled history had again")
         self.set_instruments(instruments)
 
     def report(self) -> SettleReport:
@@ -143,7 +143,7 @@ class Settling:
             awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
             given_up=self._given_up,
-            trouble=self._troubles["live"] or self._troubles["history"],
+            trouble=self._trouble.why or self._past_trouble.why,
         )
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:
@@ -169,11 +169,11 @@ class Settling:
                 self._notice()
                 try:
                     await self._fetch_awaited()
-                    self._failures, self._troubles["live"] = 0, ""
+                    self._trouble.end()
                     pause_s = LOOK_EVERY_S
                 except (ExchangeError, JournalError) as error:
-                    pause_s = self._failed("live", error, self._failures)
-                    self._failures += 1
+                    self._trouble.met(error)
+                    pause_s = backoff_s(self._trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
 
     # --- after each settlement --------------------------------------------------------------------
@@ -243,19 +243,20 @@ class Settling:
 
         What odd rows have left is asked for again, less and less often.
         """
-        failures = odd_rounds = 0
+        odd_rounds = 0
         while True:
             self._look_back.clear()
             try:
                 await self._load()
                 await self._fill()
-                failures, self._troubles["history"] = 0, ""
+                self._past_trouble.end()
             except (ExchangeError, JournalError) as error:
-                await asyncio.sleep(self._clock.wall_s(self._failed("history", error, failures)))
-                failures += 1
+                self._past_trouble.met(error)
+                pause_s = backoff_s(self._past_trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
+                await asyncio.sleep(self._clock.wall_s(pause_s))
                 continue
-            odd_rounds = min(odd_rounds + 1, _ODD_ROUNDS) if self._incomplete else 0
-            again_s = self._clock.elapsed_s() + min(ODD_PAUSE_S * 2.0**odd_rounds, LATE_PAUSE_S)
+            odd_rounds = odd_rounds + 1 if self._incomplete else 0
+            again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
             while not self._look_back.is_set() and self._writer.generation == self._generation:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 if self._incomplete and self._clock.elapsed_s() >= again_s:
@@ -405,9 +406,3 @@ class Settling:
                 journal.save_document(COVERED, body, now_ms)
 
         await self._writer.call(save)
-
-    def _failed(self, what: str, error: Exception, failures: int) -> float:
-        if not self._troubles[what]:
-            log.warning("settled rates not had, trying again what=%s error=%r", what, str(error))
-        self._troubles[what] = str(error)
-        return FAILURE_PAUSES_S[min(failures, len(FAILURE_PAUSES_S) - 1)]

@@ -62,7 +62,7 @@ def range_of(series: Series, since_ms: int, until_ms: int) -> Stretch:
     last_ms = until_ms
     if series.instrument.ended_ms is not None:
         last_ms = min(last_ms, series.instrument.ended_ms)
-    start_ms = max(-(-since_ms // length_ms) * length_ms, listed_ms)
+    start_ms = max(schema.ceil_to(since_ms, length_ms), listed_ms)
     return Stretch(start_ms, max(start_ms, schema.floor_to(last_ms, length_ms)))
 
 

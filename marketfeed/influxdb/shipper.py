@@ -19,7 +19,8 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from marketfeed.clock import wait_at_most
-from marketfeed.errors import JournalError
+from marketfeed.counters import Trouble
+from marketfeed.errors import JournalError, backoff_s
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
@@ -151,11 +152,9 @@ class Shipper:
         self._limit: asyncio.Timeout | None = None
         self._state_refusal = ""
         self._is_demanded = False
-        self._failures = 0
         self._room = pace.max_lines
         self._state = "shipping"
-        self._trouble = ""
-        self._trouble_since_s = 0.0
+        self._trouble = Trouble(log, "shipping waits, all is kept", "shipping again")
         self._unshipped = 0
         self._counted_s = -COUNT_EVERY_S
         self.lines = 0
@@ -168,8 +167,8 @@ class Shipper:
         return ShipReport(
             target=self._influx.target,
             state=self._state,
-            trouble=self._trouble,
-            trouble_for_s=now_s - self._trouble_since_s if self._trouble else 0.0,
+            trouble=self._trouble.why,
+            trouble_for_s=self._trouble.for_s,
             unshipped=self._unshipped,
             lines=self.lines,
             refused=self.refused,
@@ -334,7 +333,7 @@ class Shipper:
                 await self._delivery.rows(texts, self._room)
             except NotNowError as error:
                 verdict = error.verdict
-                only_this = verdict.pending and verdict.answered and self._failures % 2 == 0
+                only_this = verdict.pending and verdict.answered and self._trouble.failures % 2 == 0
                 if not only_this or len(self._doubts) >= MOST_LINES:
                     raise
             return
@@ -415,33 +414,21 @@ class Shipper:
         self.refused += len(refused)
 
     def _well(self) -> None:
-        self._failures = 0
         self._room = min(2 * self._room, self._pace.max_lines)
-        if self._trouble:
-            log.warning("shipping again after_s=%.1f", time.monotonic() - self._trouble_since_s)
-        self._state, self._trouble = "shipping", ""
+        self._trouble.end()
+        self._state = "shipping"
 
     def _delay_s(self, verdict: Verdict) -> float:
         parked = verdict.action == "park"
-        if not self._trouble:
-            self._trouble_since_s = time.monotonic()
-        if verdict.text != self._trouble:
-            log.log(
-                logging.ERROR if parked else logging.WARNING,
-                "shipping %s, everything is kept in the journal answer=%r",
-                "parked" if parked else "waits",
-                verdict.text,
-            )
-        self._state, self._trouble = "parked" if parked else "waiting", verdict.text
-        self._failures += 1
+        self._trouble.met(verdict.text, logging.ERROR if parked else logging.WARNING)
+        self._state = "parked" if parked else "waiting"
         if parked:
             return self._pace.parked_s
         # Full jitter, so that two collectors do not knock together.
-        ceiling_s = min(
-            self._pace.backoff_cap_s,
-            self._pace.backoff_first_s * 2.0 ** min(self._failures - 1, 10),
+        pace = self._pace
+        delay_s = random.uniform(
+            0.0, backoff_s(self._trouble.failures, pace.backoff_first_s, pace.backoff_cap_s)
         )
-        delay_s = random.uniform(0.0, ceiling_s)
         if verdict.after_s is not None:
             # A server that wishes no time, or one that is past, is not knocked at without end.
             return max(verdict.after_s, delay_s)

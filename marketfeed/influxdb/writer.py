@@ -13,9 +13,9 @@ import aiohttp
 import msgspec
 
 from marketfeed.influxdb.answers import Verdict, judge, judge_failure
+from marketfeed.settings.addresses import is_loopback
 from marketfeed.settings.model import InfluxSettings
-from marketfeed.settings.tokens import Token
-from marketfeed.settings.values import is_loopback
+from marketfeed.settings.secrets import SecretSource
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class InfluxWriter:
             self._url = f"{settings.url}/write"
             self._params = {"db": settings.bucket, "precision": "ms"}
         self._compress = not is_loopback(urlsplit(settings.url).hostname or "")
-        self._token = Token(settings.token, settings.token_file)
+        self._token = SecretSource(settings.token, settings.token_file)
 
     async def write(self, lines: list[str]) -> Verdict:
         """Send lines in one request; at most `TIMEOUT_S` wall seconds."""
@@ -115,7 +115,7 @@ def auth_headers(settings: InfluxSettings) -> dict[str, str]:
 
 def token_of(settings: InfluxSettings) -> str | None:
     """The token of the settings as it is now. Raises OSError."""
-    return Token(settings.token, settings.token_file).read()
+    return SecretSource(settings.token, settings.token_file).read()
 
 
 def _gzip(body: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Final
 
 from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.counters import Counters
+from marketfeed.counters import Counters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.freshness import Freshness, Seen
 from marketfeed.journal.batch import Batch
@@ -58,6 +58,9 @@ class Intake:
         """Called before each commit: what it adds is stored together with what it was found by."""
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last told it; 0 if none is scheduled."""
+        self.trouble = Trouble(
+            log, "journal cannot be written", "journal writes again", logging.ERROR
+        )
         self._writer = writer
         self._decoder = decoder
         self._counters = counters
@@ -72,18 +75,11 @@ class Intake:
         self._not_after_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
-        self._failing_since_s: float | None = None
 
     @property
     def pending(self) -> int:
         """How many records wait for a commit."""
         return len(self._pending)
-
-    @property
-    def failing_for_s(self) -> float | None:
-        """For how many wall seconds commits have been failing; None when they do not."""
-        since_s = self._failing_since_s
-        return None if since_s is None else time.monotonic() - since_s
 
     def on_frame(self, frame: bytes) -> None:
         """Take in one frame. Never raises for what is in it."""
@@ -191,11 +187,7 @@ class Intake:
         counters.commits += 1
         counters.commit_s += time.monotonic() - started_s
         counters.rows_changed += changed
-        if self._failing_since_s is not None:
-            log.warning(
-                "journal writes again after_s=%.1f", time.monotonic() - self._failing_since_s
-            )
-            self._failing_since_s = None
+        self.trouble.end()
         self.freshness.note(batch)
         now_ms = self._now_ms()
         not_live = self._not_live
@@ -219,9 +211,7 @@ class Intake:
 
     def _keep(self, batch: Batch, error: JournalError) -> None:
         self._counters.commit_failures += 1
-        if self._failing_since_s is None:
-            self._failing_since_s = time.monotonic()
-            log.error("journal cannot be written, keeping records in memory error=%r", str(error))
+        self.trouble.met(error)
         batch.merge(self._pending)
         self._pending = batch
         for kind, count in batch.shrink_to(MAX_PENDING_RECORDS).items():

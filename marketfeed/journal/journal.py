@@ -6,7 +6,6 @@ one thread at a time; readers open the file themselves (`reader/stores/sqlite.py
 Its rows are numbered, as `storage/numbered_file.py` says.
 """
 
-import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from typing import Final
 from marketfeed import schema
 from marketfeed.journal import retention, rows, tables
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.migrations import back_to_2, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import Cut
 from marketfeed.records import REGULAR, Candle, FundingSettled
@@ -25,19 +25,6 @@ from marketfeed.storage.numbered_file import NumberedFile
 REJECTED_FRAMES_KEPT: Final = 1_000
 REJECTED_FRAME_BYTES: Final = 4_096
 
-
-def _to_3(db: sqlite3.Connection) -> None:
-    for statement in tables.FROM_2_TO_3:
-        db.execute(statement)
-    acknowledged.name_measurements(db, tables.MEASUREMENTS_3)
-
-
-def _back_to_2(db: sqlite3.Connection) -> None:
-    acknowledged.name_no_measurements(db, tables.MEASUREMENTS_3)
-    for statement in tables.FROM_3_TO_2:
-        db.execute(statement)
-
-
 KIND: Final = Kind(
     name="journal",
     setting="journal.path",
@@ -46,8 +33,8 @@ KIND: Final = Kind(
     # Readers of the version before refuse a newer one: the operator says when all of them are new.
     kept=2,
     create=tables.CREATE + acknowledged.CREATE_SHIPPED,
-    migrations=MappingProxyType({1: tables.FROM_1_TO_2, 2: _to_3}),
-    ways_back=MappingProxyType({3: _back_to_2}),
+    migrations=MappingProxyType({1: tables.FROM_1_TO_2, 2: to_3}),
+    ways_back=MappingProxyType({3: back_to_2}),
     measurements=tables.MEASUREMENTS,
 )
 

@@ -21,7 +21,8 @@ from marketfeed.binance.symbols import (
     select_named,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError
+from marketfeed.counters import Trouble
+from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.selection import Listing, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
@@ -78,6 +79,7 @@ class InstrumentSource:
         self._clock = clock
         self._writer = writer
         self._heard = heard
+        self._trouble = Trouble(log, "exchangeInfo not to be had", "exchangeInfo is had again")
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
@@ -113,16 +115,17 @@ class InstrumentSource:
         return self.newest
 
     async def _keep_loading(self) -> Listing:
-        delay_s = RETRY_FIRST_S
+        trouble = Trouble(log, "exchange not ready", "exchange is ready")
         while True:
             try:
-                return await self.load_once()
+                listing = await self.load_once()
             except ExchangeError as error:
+                trouble.met(error)
                 self.problem = f"the exchange does not tell what it trades: {error}"
-                wait_s = self._wait_s(delay_s, error)
-                log.warning("exchange not ready error=%r again_in_s=%.0f", str(error), wait_s)
-            await asyncio.sleep(wait_s)
-            delay_s = min(delay_s * 2, RETRY_CAP_S)
+                await asyncio.sleep(self._wait_s(trouble.failures, error))
+            else:
+                trouble.end()
+                return listing
 
     async def follow(self, on_listing: Callable[[Listing], Awaitable[None]]) -> None:
         """Ask every few minutes what is traded, and hand each answer on; lasts until it is cancelled.
@@ -130,9 +133,8 @@ class InstrumentSource:
         An answer that could not be had, or was not believed, changes nothing; it becomes a `problem`
         when it is not the first in a row.
         """
-        failures = 0
-        delay_s = RETRY_FIRST_S
-        wait_s = delay_s if self.problem else self._until_next_s()
+        trouble = self._trouble
+        wait_s = RETRY_FIRST_S if self.problem else self._until_next_s()
         while True:
             await asyncio.sleep(wait_s)
             had_problem = bool(self.problem)
@@ -140,17 +142,12 @@ class InstrumentSource:
                 body = await self._fetch()
                 listing = Listing(await self._selection(parse_exchange_info(body)), body)
             except (ExchangeError, JournalError) as error:
-                failures += 1
-                if had_problem or failures >= FAILURES_ALLOWED:
+                trouble.met(error)
+                if had_problem or trouble.failures >= FAILURES_ALLOWED:
                     self.problem = _using_copy(error)
-                if failures == 1:
-                    log.warning("exchangeInfo not to be had, trying on error=%r", str(error))
-                wait_s = self._wait_s(delay_s, error)
-                delay_s = min(delay_s * 2, RETRY_CAP_S)
+                wait_s = self._wait_s(trouble.failures, error)
             else:
-                if had_problem or failures:
-                    log.info("exchangeInfo is had again")
-                failures, delay_s = 0, RETRY_FIRST_S
+                trouble.end()
                 self.newest = listing
                 wait_s = self._until_next_s()
                 await on_listing(listing)
@@ -159,10 +156,10 @@ class InstrumentSource:
         every_s = LISTING_EVERY_S * random.uniform(0.8, 1.2)
         return self._clock.wall_s(every_s, LISTING_AT_LEAST_S)
 
-    def _wait_s(self, delay_s: float, error: Exception) -> float:
+    def _wait_s(self, failures: int, error: Exception) -> float:
         """Wall seconds until the next attempt: what the exchange has asked for, if that is longer."""
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
-        return max(delay_s, (asked_s or 0.0) / self._clock.speed)
+        return self._clock.wall_s(asked_s or 0.0, backoff_s(failures, RETRY_FIRST_S, RETRY_CAP_S))
 
     async def _exchange_info(self) -> bytes:
         try:
@@ -175,9 +172,9 @@ class InstrumentSource:
                 raise
             body, saved_ms = known
             self.problem = _using_copy(error)
+            self._trouble.met(error)
             log.warning(
-                "exchangeInfo not to be had, using the last known copy error=%r age_h=%.1f",
-                str(error),
+                "the last known copy of exchangeInfo is used age_h=%.1f",
                 (self._clock.now_ms() - saved_ms) / schema.HOUR_MS,
             )
             return body

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from marketfeed.settings.tokens import Token
-from marketfeed.settings.values import is_loopback
+from marketfeed.counters import Trouble
+from marketfeed.settings.addresses import is_loopback
+from marketfeed.settings.secrets import SecretSource
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,12 @@ _ASK: Final = {"WWW-Authenticate": 'Basic realm="marketfeed", charset="UTF-8"'}
 class Guard:
     """Stands before a server that listens on `host`; without `token` that has to be a loopback address."""
 
-    def __init__(self, host: str, token: Token) -> None:
+    def __init__(self, host: str, token: SecretSource) -> None:
         self._loopback = is_loopback(host)
         self._token = token
-        self._unreadable = False
+        self._trouble = Trouble(
+            log, "no status token, nobody is let in", "status token is had again", logging.ERROR
+        )
 
     def add_to(self, app: web.Application) -> None:
         """Stand before every route of `app`."""
@@ -77,11 +80,9 @@ class Guard:
         told = _told(request.headers.get("Authorization", ""))
         try:
             token = self._token.read()
-            self._unreadable = False
+            self._trouble.end()
         except OSError as error:
-            if not self._unreadable:
-                log.error("status token cannot be read, nobody is let in error=%r", str(error))
-            self._unreadable = True
+            self._trouble.met(error)
             return False
         if told is None or token is None:
             return False

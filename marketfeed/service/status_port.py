@@ -13,8 +13,8 @@ from aiohttp import web
 
 from marketfeed.service.guard import HEALTH, TRUSTED, Guard
 from marketfeed.service.listen import listen
+from marketfeed.settings.secrets import SecretSource
 from marketfeed.settings.status import StatusSettings
-from marketfeed.settings.tokens import Token
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class StatusServer:
         page: Page | None = None,
     ) -> None:
         self._settings = settings
-        self._guard = Guard(settings.host, Token(settings.token, settings.token_file))
+        self._guard = Guard(settings.host, SecretSource(settings.token, settings.token_file))
         self._page = page
         self._report = report
         self._exposition = exposition

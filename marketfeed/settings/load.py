@@ -7,30 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
 from marketfeed.errors import SettingsError
+from marketfeed.settings import sources
 from marketfeed.settings.mistakes import validate
 from marketfeed.settings.model import ExchangeSettings, Settings
-from marketfeed.settings.sources import (
-    CONFIG_VARIABLE,
-    SECRETS_DIR_VARIABLE,
-    Reading,
-    dotted,
-    keys,
-    read_credentials,
-    read_environment,
-    variable,
-)
 from marketfeed.settings.yaml import read_config
 
 log = logging.getLogger(__name__)
-
-
-class _Keys(Settings, BaseSettings):
-    """The same keys for pydantic-settings' sources. Never constructed: that would read the environment."""
-
-    model_config = SettingsConfigDict(extra="forbid")
 
 
 def load_settings(
@@ -47,35 +30,30 @@ def load_settings(
     Raises SettingsError, whose text lists every mistake on a line of its own.
     """
     environ = os.environ if environ is None else environ
-    if path is None and environ.get(CONFIG_VARIABLE):
-        path = Path(environ[CONFIG_VARIABLE])
-    directory = environ.get(SECRETS_DIR_VARIABLE) or environ.get("CREDENTIALS_DIRECTORY")
+    if path is None and environ.get(sources.CONFIG_VARIABLE):
+        path = Path(environ[sources.CONFIG_VARIABLE])
+    directory = environ.get(sources.SECRETS_DIR_VARIABLE) or environ.get("CREDENTIALS_DIRECTORY")
     if secrets_dir is None and directory:
         secrets_dir = Path(directory)
 
     # From the lowest precedence to the highest.
-    readings = [
-        read_config(Settings, path) if path else Reading(),
-        read_credentials(_Keys, secrets_dir) if secrets_dir else Reading(),
-        read_environment(_Keys, environ),
-    ]
-    mistakes = [mistake for reading in readings for mistake in reading.mistakes]
-    settings: Settings | None = None
-    if all(reading.complete for reading in readings):
-        settings, wrong = validate(Settings, readings)
+    reading = read_config(Settings, path) if path else sources.Reading()
+    if secrets_dir:
+        sources.read_credentials(Settings, secrets_dir, reading)
+    sources.read_environment(Settings, environ, reading)
+    settings, mistakes = None, reading.mistakes
+    if reading.complete:
+        settings, wrong = validate(Settings, reading)
         mistakes += wrong
     if mistakes or settings is None:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
-    bots, influxdb = settings.aggregator.bots, settings.influxdb
-    ports = (settings.status, settings.aggregator.status)
-    for file in (
-        influxdb.token_file,
-        bots.long.password_file,
-        bots.short.password_file,
-        *(port.token_file for port in ports),
-    ):
-        _warn_of_open_file(file)
+    bots, ports = settings.aggregator.bots, (settings.status, settings.aggregator.status)
+    files = [settings.influxdb.token_file, bots.long.password_file, bots.short.password_file]
+    for file in (*files, *(port.token_file for port in ports)):
+        if file is not None and (mode := file.stat().st_mode) & stat.S_IROTH:
+            what = "secret file is readable by everybody path=%s mode=%04o"
+            log.warning(what, file, stat.S_IMODE(mode))
     exchange = settings.exchange
     if not exchange.archive and exchange.archive_url != ExchangeSettings().archive_url:
         log.warning(
@@ -94,11 +72,4 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 def variables() -> dict[str, str]:
     """Every key's path (`exchange.pairs`) and the environment variable that sets it."""
-    return {dotted(path): variable(path) for path in keys(Settings)}
-
-
-def _warn_of_open_file(path: Path | None) -> None:
-    if path is not None and (mode := path.stat().st_mode) & stat.S_IROTH:
-        log.warning(
-            "secret file is readable by everybody path=%s mode=%04o", path, stat.S_IMODE(mode)
-        )
+    return {sources.dotted(path): sources.variable(path) for path in sources.keys(Settings)}

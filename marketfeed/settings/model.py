@@ -9,33 +9,27 @@ stands there and where. A secret is never shown: not by an error, nor by `repr`,
 same way, but raise pydantic's ValidationError.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
-from marketfeed.settings import values
+from marketfeed.settings.addresses import address
 from marketfeed.settings.aggregator import AggregatorSettings
-from marketfeed.settings.fields import (
-    AS_LIST,
-    AS_TEXT,
-    FilePath,
+from marketfeed.settings.exchange import ExchangeSettings, Pairs, TopPairs
+from marketfeed.settings.secrets import secret_file
+from marketfeed.settings.status import StatusSettings
+from marketfeed.settings.values import (
+    AbsolutePath,
+    Duration,
+    Name,
     Secret,
     Section,
-    address,
-    choice,
-    duration,
-    whole_number,
+    Size,
+    Whole,
+    expected,
+    expecting,
 )
-from marketfeed.settings.status import StatusSettings, readable_token_file
-from marketfeed.settings.values import Duration, FromText, Pairs, TopPairs, expected
 
 __all__ = [
     "AggregatorSettings",
@@ -51,60 +45,14 @@ __all__ = [
     "TopPairs",
 ]
 
-
-def _pairs(value: object, info: ValidationInfo) -> Pairs:
-    return values.parse_pairs(value, info.data.get("quote"))
-
-
-def _pairs_plain(pairs: Pairs) -> object:
-    if isinstance(pairs, TopPairs):
-        return {"top": pairs.count}
-    return pairs if isinstance(pairs, str) else list(pairs)
-
-
-_Retention = Annotated[Duration, duration("1h", "36500d"), AS_TEXT]
-
-
-class ExchangeSettings(Section):
-    """What is collected, and from where.
-
-    `archive` says whether history may come from the public archive at `archive_url`, whose terms forbid
-    its use for live trading.
-    `mark_price_every` is the stream's cadence, `funding_rate_every` the grid on which running funding
-    rates are stored. `timeframes` are in ascending order, whatever order they were written in.
-    """
-
-    ws_url: Annotated[str, address("wss", "ws", may_have_path=False)] = "wss://fstream.binance.com"
-    rest_url: Annotated[str, address("https", "http")] = "https://fapi.binance.com"
-    archive: Annotated[bool, PlainValidator(values.parse_switch)] = False
-    archive_url: Annotated[str, address("https", "http")] = "https://data.binance.vision"
-    quote: Annotated[str, PlainValidator(values.parse_quote)] = "USDT"
-    # After `quote`, against which the validator compares.
-    pairs: Annotated[
-        Pairs,
-        PlainValidator(_pairs),
-        PlainSerializer(_pairs_plain),
-        FromText(values.decode_pairs),
-    ] = TopPairs(164)
-    timeframes: Annotated[
-        tuple[str, ...],
-        PlainValidator(values.parse_timeframes),
-        AS_LIST,
-        FromText(values.decode_list),
-    ] = ("3m", "5m", "15m", "1h")
-    mark_price_every: Annotated[
-        Duration, PlainValidator(values.parse_mark_price_every), AS_TEXT
-    ] = Duration.parse("3s")
-    funding_rate_every: Annotated[
-        Duration, PlainValidator(values.parse_funding_rate_every), AS_TEXT
-    ] = Duration.parse("60s")
+_Retention = Annotated[Duration, Field(ge=Duration.parse("1h"), le=Duration.parse("36500d"))]
 
 
 class HistorySettings(Section):
     """How far back the store is filled, and how much of the exchange's weight a minute that may take."""
 
-    days: Annotated[int, whole_number(0, 3650)] = 30
-    weight_per_minute: Annotated[int, whole_number(1, 2400)] = 1200
+    days: Annotated[Whole, Field(ge=0, le=3650)] = 30
+    weight_per_minute: Annotated[Whole, Field(ge=1, le=2400)] = 1200
 
 
 class RetentionSettings(Section):
@@ -122,9 +70,11 @@ class RetentionSettings(Section):
 class JournalSettings(Section):
     """The journal's file (an absolute path) and how large it may grow."""
 
-    path: FilePath = Path("/var/lib/marketfeed/journal.db")
+    path: AbsolutePath = Path("/var/lib/marketfeed/journal.db")
     max_bytes: Annotated[
-        int, PlainValidator(partial(values.parse_size, low=64 * 10**6, high=10**15))
+        Size,
+        Field(ge=64 * 10**6, le=10**15),
+        expecting("a size such as 10GB or 512MiB, from 64MB to 1000TB"),
     ] = 10 * 10**9
     retention: RetentionSettings = RetentionSettings()
 
@@ -138,14 +88,12 @@ class InfluxSettings(Section):
     """
 
     url: Annotated[str, address("http", "https")] | None = None
-    api: Annotated[Literal["v1", "v2"], choice("v2", "v1")] = "v2"
+    api: Literal["v2", "v1"] = "v2"
     # After `url` and `api`, which say whether it is needed.
-    org: Annotated[str, PlainValidator(values.parse_name)] | None = Field(
-        default=None, validate_default=True
-    )
-    bucket: Annotated[str, PlainValidator(values.parse_name)] = "market_data"
-    token: Secret = None
-    token_file: FilePath | None = None
+    org: Name | None = Field(default=None, validate_default=True)
+    bucket: Name = "market_data"
+    token: Secret | None = None
+    token_file: Annotated[AbsolutePath | None, secret_file("influxdb.token")] = None
 
     @field_validator("org", mode="after")
     @classmethod
@@ -153,11 +101,6 @@ class InfluxSettings(Section):
         if org is None and info.data.get("url") and info.data.get("api") == "v2":
             raise expected("the organisation's name, which influxdb.api v2 needs")
         return org
-
-    @field_validator("token_file", mode="after")
-    @classmethod
-    def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        return readable_token_file(path, "influxdb", info)
 
 
 class Settings(Section):

@@ -1,25 +1,19 @@
-"""Where settings come from: the environment and credential files (`settings_yaml` reads config.yaml).
+"""Where settings come from: the environment and credential files (`yaml` reads config.yaml).
 
-Each source is read into a `Reading`: nested data for validation, the origin of every value, and the
-mistakes that can be told without knowing what a value means. No mistake repeats a value.
+The sources are read into one `Reading`, the lowest precedence first: nested data for validation, the
+origin of every value, and the mistakes that can be told without knowing what a value means. No mistake
+repeats a value.
 """
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-import pydantic_settings
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NestedSecretsSettingsSource,
-    SecretsSettingsSource,
-)
 
 from marketfeed.settings.values import FromText, decode_json
 
@@ -28,29 +22,23 @@ DELIMITER: Final = "__"
 CONFIG_VARIABLE: Final = "MARKETFEED_CONFIG"
 SECRETS_DIR_VARIABLE: Final = "MARKETFEED_SECRETS_DIR"
 
+_OTHERS = ("URL", "TOKEN", "TOKEN_FILE", "BUCKET", "MISSING", "FREQTRADE")
 FOREIGN_VARIABLES: Final = frozenset(
-    {
-        CONFIG_VARIABLE,
-        SECRETS_DIR_VARIABLE,
-        "MARKETFEED_URL",
-        "MARKETFEED_TOKEN",
-        "MARKETFEED_TOKEN_FILE",
-        "MARKETFEED_BUCKET",
-        "MARKETFEED_MISSING",
-        "MARKETFEED_FREQTRADE",
-    }
+    {CONFIG_VARIABLE, SECRETS_DIR_VARIABLE, *(PREFIX + name for name in _OTHERS)}
 )
 """Variables that are no settings of the collector: where they are, the reader's, the feeder's."""
 TEST_PREFIX: Final = "MARKETFEED_TEST_"
 
 MAX_CREDENTIAL_BYTES: Final = 64 * 1024
+MAX_DIRECTORY_BYTES: Final = 16 * 1024 * 1024
+"""A directory that holds more is none of credentials."""
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: section, key, keys below it, index in a list."""
 
-NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 """What a key may look like to be shown."""
-_SECRET = re.compile(r"token|passw|passphrase|secret|api[_-]?key|credential", re.IGNORECASE)
+_SECRET: Final = re.compile(r"token|passw|passphrase|secret|api[_-]?key|credential", re.IGNORECASE)
 
 
 def is_secret(key: object) -> bool:
@@ -70,7 +58,7 @@ def dotted(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += "." * bool(text) + (part if NAME.fullmatch(part) else "(not a name)")
+            text += "." * bool(text) + (part if _NAME.fullmatch(part) else "(not a name)")
     return text
 
 
@@ -101,12 +89,20 @@ class Mistake:
 
 @dataclass(slots=True)
 class Reading:
-    """What one source says. `complete` is false when there may be more in it than could be read."""
+    """What the sources say. `complete` is false when there may be more in one than could be read."""
 
     data: dict[str, object] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
     complete: bool = True
+
+    def wrong(self, where: str, what: str, origin: Origin | None = None) -> None:
+        """Note a mistake."""
+        self.mistakes.append(Mistake(where, what, origin))
+
+
+_Text = tuple[KeyPath, str | None, Origin]
+"""What one source says of a key."""
 
 
 def kind_of(value: object) -> str:
@@ -121,31 +117,34 @@ def kind_of(value: object) -> str:
 # --- the keys of a model --------------------------------------------------------------------------
 
 
-def submodel(info: FieldInfo) -> type[BaseModel] | None:
-    """The model that a field holds, if it holds one."""
-    annotation = info.annotation
+def section_of(info: FieldInfo | None) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one."""
+    annotation = info.annotation if info else None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
 
 
+def field_at(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
+    """The field at `path`, also of an item in a list; None if there is no such key."""
+    info: FieldInfo | None = FieldInfo.from_annotation(model)
+    for part in path:
+        if isinstance(part, int):
+            items = get_args(info.annotation) if info else ()
+            info = FieldInfo.from_annotation(items[0]) if items else None
+        else:
+            section = section_of(info)
+            info = section.model_fields.get(part) if section else None
+    return info
+
+
 def keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths of all keys of a settings model that hold a value, in their order."""
     for name, info in model.model_fields.items():
-        below = submodel(info)
-        if below is None:
-            yield (*above, name)
+        if section := section_of(info):
+            yield from keys(section, (*above, name))
         else:
-            yield from keys(below, (*above, name))
-
-
-def model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
-    """The model whose keys stand below `path`, or None if there is none."""
-    found: type[BaseModel] | None = model
-    for part in path:
-        info = found.model_fields.get(str(part)) if found else None
-        found = submodel(info) if info else None
-    return found
+            yield (*above, name)
 
 
 def did_you_mean(name: str, known: Mapping[str, str]) -> str:
@@ -157,154 +156,122 @@ def did_you_mean(name: str, known: Mapping[str, str]) -> str:
 # --- the environment and credential files ---------------------------------------------------------
 
 
-class _Texts(EnvSettingsSource):
-    """Text by name, such as `marketfeed_exchange__pairs`, nested by pydantic-settings."""
-
-    def decode_complex_value(self, field_name: str, field: FieldInfo | None, value: Any) -> Any:
-        """Decode by the field's own `FromText`. Never raises: wrong text is validation's business."""
-        for mark in field.metadata if field else ():
-            if isinstance(mark, FromText):
-                return mark.decode(value)
-        return decode_json(value) if field and submodel(field) else value
-
-
-class _CredentialFiles(_Texts, NestedSecretsSettingsSource):
-    """Credential files. Reads those named like a setting: what else lies there is not ours."""
-
-    @classmethod
-    def load_secrets(cls, path: Path) -> dict[str, str]:
-        """Text by file name, without the line end that editors leave."""
-        return {
-            file.name: file.read_text(encoding="utf-8").strip() for file in _credential_files(path)
-        }
-
-
-def read_environment(model: type[BaseSettings], environ: Mapping[str, str]) -> Reading:
+def read_environment(model: type[BaseModel], environ: Mapping[str, str], reading: Reading) -> None:
     """Read `MARKETFEED_SECTION__KEY` variables, in capital or small letters.
 
     An empty variable counts as absent, as Docker and systemd users expect; `null` means none. Any
     variable with our prefix that sets nothing is a mistake.
     """
-    reading = Reading()
-    known = _names(model, PREFIX)
-    texts: dict[str, str | None] = {}
+    known = _names(model)
+    texts: list[_Text] = []
     for name in sorted(environ):
         upper = name.upper()
-        if (
-            not upper.startswith(PREFIX)
-            or upper in FOREIGN_VARIABLES
-            or upper.startswith(TEST_PREFIX)
-        ):
+        foreign = upper in FOREIGN_VARIABLES or upper.startswith(TEST_PREFIX)
+        if foreign or not upper.startswith(PREFIX):
             continue
-        path = known.get(name.lower())
-        if path is None:
-            reading.mistakes.append(_unknown_variable(model, name, known))
-        elif value := environ[name].strip():
-            _note(reading, path, Origin(f"environment variable {name}"))
-            texts[name.lower()] = None if value == "null" else value
-    source = _Texts(model, env_prefix=PREFIX, env_nested_delimiter=DELIMITER, case_sensitive=False)
-    source.env_vars = texts
-    reading.data = source()
-    return reading
+        # Without the prefix, which would make every name look near.
+        key, value = name[len(PREFIX) :].lower(), environ[name].strip()
+        shown = name if name.isascii() and name.isprintable() else ascii(name)
+        origin = Origin(f"environment variable {shown}")
+        if path := known.get(key):
+            if value:
+                texts.append((path, None if value == "null" else value, origin))
+        elif section := section_of(field_at(model, (key,))):
+            example = variable((key, next(iter(section.model_fields))))
+            what = f"a section is not set as a whole; set its keys, such as {example}"
+            reading.wrong(shown, what)
+        else:
+            near = did_you_mean(key, {other: variable(path) for other, path in known.items()})
+            where = dotted(tuple(key.split(DELIMITER))) if DELIMITER in key else shown
+            reading.wrong(where, f"unknown key{near}", origin)
+    _put_all(model, texts, reading)
 
 
-def _unknown_variable(
-    model: type[BaseModel], name: str, known: Mapping[str, tuple[str, ...]]
-) -> Mistake:
-    section = name.lower().removeprefix(PREFIX.lower())
-    shown = name if name.isascii() and name.isprintable() else ascii(name)
-    if below := model_at(model, (section,)):
-        example = variable((section, next(iter(below.model_fields))))
-        return Mistake(shown, f"a section is not set as a whole; set its keys, such as {example}")
-    # Without the prefix, which would make every name look near.
-    near = did_you_mean(
-        section, {other.removeprefix(PREFIX.lower()): other.upper() for other in known}
-    )
-    path = dotted(tuple(section.split(DELIMITER))) if DELIMITER in section else shown
-    return Mistake(path, f"unknown key{near}", Origin(f"environment variable {shown}"))
-
-
-def read_credentials(model: type[BaseSettings], directory: Path) -> Reading:
+def read_credentials(model: type[BaseModel], directory: Path, reading: Reading) -> None:
     """Read credential files named `section__key`, in capital or small letters, from `directory`.
 
     Files without the two underscores are not looked at: systemd and Docker put other things there.
-    Links are followed. pydantic-settings refuses a directory that holds more than 16 MiB in all.
+    Links are followed.
     """
-    reading = Reading()
-    known = _names(model, "")
+    known = _names(model)
+    texts: list[_Text] = []
     try:
-        files = _credential_files(directory)
+        files = sorted(directory.iterdir())
+        size = sum(file.stat().st_size for file in files if file.is_file())
     except OSError as error:
-        what = f"credential directory cannot be read: {error.strerror}"
-        reading.mistakes.append(Mistake(str(directory), what))
+        files, size = [], 0
         reading.complete = False
-        return reading
+        reading.wrong(str(directory), f"credential directory cannot be read: {error.strerror}")
+    if size > MAX_DIRECTORY_BYTES:
+        reading.complete = False
+        what = f"expected a directory of at most {MAX_DIRECTORY_BYTES} bytes of credentials"
+        reading.wrong(str(directory), what)
     for file in files:
-        path, origin = known.get(file.name.lower()), Origin(f"credential file {file}", secret=True)
-        if path is None:
-            near = did_you_mean(file.name.lower(), {name: name for name in known})
-            reading.mistakes.append(
-                Mistake(dotted(tuple(file.name.split(DELIMITER))), f"unknown key{near}", origin)
-            )
-        elif problem := _credential_problem(file):
-            reading.mistakes.append(Mistake(dotted(path), problem, origin))
+        if DELIMITER not in file.name or file.name.startswith("."):
+            continue
+        name, origin = file.name.lower(), Origin(f"credential file {file}", secret=True)
+        if name not in known:
+            near = did_you_mean(name, {other: other for other in known})
+            reading.wrong(dotted(tuple(file.name.split(DELIMITER))), f"unknown key{near}", origin)
+            continue
+        try:
+            texts.append((known[name], _text_in(file), origin))
+        except ValueError as error:
             reading.complete = False
-        else:
-            _note(reading, path, origin)
-    if not reading.complete:
-        return reading
-    problem = ""
-    try:
-        source = _CredentialFiles(
-            SecretsSettingsSource(model),
-            secrets_dir=directory,
-            secrets_dir_missing="error",
-            secrets_prefix="",
-            secrets_nested_delimiter=DELIMITER,
-            secrets_case_sensitive=False,
-        )
-        source.env_vars = {k: text for k, text in sorted(source.env_vars.items()) if k in known}
-        reading.data = source()
-    except pydantic_settings.SettingsError as error:
-        problem = str(error)
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"changed while it was read ({type(error).__name__})"
-    if problem:
-        reading.mistakes.append(Mistake(str(directory), f"credential directory: {problem}"))
-        reading.complete = False
-    return reading
+            reading.wrong(dotted(known[name]), str(error), origin)
+    _put_all(model, texts, reading)
 
 
-def _credential_files(directory: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in directory.iterdir()
-        if DELIMITER in file.name and not file.name.startswith(".")
-    )
-
-
-def _credential_problem(file: Path) -> str:
+def _text_in(file: Path) -> str:
+    """The text of a credential file, without the line end that editors leave. Raises ValueError."""
     try:
         if not file.is_file():
-            return "expected a file"
+            raise ValueError("expected a file")
         if file.stat().st_size > MAX_CREDENTIAL_BYTES:
-            return f"expected a file of at most {MAX_CREDENTIAL_BYTES} bytes"
-        text = file.read_text(encoding="utf-8")
+            raise ValueError(f"expected a file of at most {MAX_CREDENTIAL_BYTES} bytes")
+        text = file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        return f"the file cannot be read: {error.strerror}"
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        return "the file is not UTF-8 text"
-    return "" if text.strip() else "the file is empty"
+        raise ValueError("the file is not UTF-8 text") from None
+    if not text:
+        raise ValueError("the file is empty")
+    return text
 
 
-def _names(model: type[BaseModel], prefix: str) -> dict[str, tuple[str, ...]]:
+def _names(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """Name in small letters -> path of every key, and of every mapping inside a section."""
     paths = [path[:depth] for path in keys(model) for depth in range(2, len(path) + 1)]
-    return {(prefix + DELIMITER.join(path)).lower(): path for path in paths}
+    return {DELIMITER.join(path).lower(): path for path in paths}
 
 
-def _note(reading: Reading, path: KeyPath, origin: Origin) -> None:
-    if path in reading.origins:
-        both = f"is there twice, in capital and small letters; also as {reading.origins[path].text}"
-        reading.mistakes.append(Mistake(dotted(path), both, origin))
-    reading.origins[path] = origin
+def _put_all(model: type[BaseModel], texts: Iterable[_Text], reading: Reading) -> None:
+    """Lay what one source says over what was read before; a mapping as a whole goes before its keys."""
+    seen: dict[KeyPath, Origin] = {}
+    for path, text, origin in sorted(texts, key=lambda item: len(item[0])):
+        if path in seen:
+            both = f"is there twice, in capital and small letters; also as {seen[path].text}"
+            reading.wrong(dotted(path), both, origin)
+        seen[path] = origin
+        info = field_at(model, path)
+        marks = [mark for mark in info.metadata if isinstance(mark, FromText)] if info else []
+        decode = marks[0].decode if marks else decode_json if section_of(info) else str
+        _put(model, path, text and decode(text), origin, reading)
+
+
+def _put(
+    model: type[BaseModel], path: KeyPath, value: object, origin: Origin, reading: Reading
+) -> None:
+    """Lay a value over what is there; what has the wrong shape stays, for validation to report."""
+    if isinstance(value, dict) and section_of(field_at(model, path)):
+        for key, inner in value.items():
+            _put(model, (*path, key), inner, origin, reading)
+        return
+    within: Any = reading.data
+    for key in path[:-1]:
+        within = within.setdefault(key, {})
+        if not isinstance(within, dict):
+            return
+    within[path[-1]] = value
+    others = {key: at for key, at in reading.origins.items() if key[: len(path)] != path}
+    reading.origins = {**others, path: origin}

@@ -1,34 +1,17 @@
-"""Settings of a status port, the collector's or the aggregator's, and how a token is set."""
+"""Settings of a status port, the collector's or the aggregator's."""
 
-import os
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
-from pydantic import Field, PlainValidator, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from marketfeed.settings import values
-from marketfeed.settings.fields import FilePath, Secret, Section, whole_number
-from marketfeed.settings.values import expected
+from marketfeed.settings.addresses import Host, is_loopback
+from marketfeed.settings.secrets import secret_file
+from marketfeed.settings.values import AbsolutePath, Secret, Section, Whole, expected
 
 MIN_TOKEN: Final = 16
 """Characters: nobody counts wrong guesses at a status port, so none may come near."""
-
-_Port = Annotated[int, whole_number(0, 65535)]
-
-
-def readable_token_file(path: Path | None, section: str, info: ValidationInfo) -> Path | None:
-    """Pass the path of a token's file on, if it can be read and stands there instead of `token`."""
-    if path is None:
-        return None
-    if info.data.get("token") is not None:
-        raise expected(f"nothing, as {section}.token is set: one of the two")
-    try:
-        is_file = not path.is_dir() and path.exists() and os.access(path, os.R_OK)
-    except OSError:
-        is_file = False
-    if not is_file:
-        raise expected("a file that exists and that this user may read")
-    return path
+Port = Annotated[Whole, Field(ge=0, le=65535)]
 
 
 class StatusSettings(Section):
@@ -40,11 +23,13 @@ class StatusSettings(Section):
 
     section: ClassVar[str] = "status"
 
-    host: Annotated[str, PlainValidator(values.parse_host)] = "127.0.0.1"
-    port: _Port = 9108
-    token: Secret = None
+    host: Host = "127.0.0.1"
+    port: Port = 9108
+    token: Secret | None = None
     # After `host` and `token`, which say whether it is needed.
-    token_file: FilePath | None = Field(default=None, validate_default=True)
+    token_file: Annotated[AbsolutePath | None, secret_file("status.token")] = Field(
+        default=None, validate_default=True
+    )
 
     @field_validator("token", mode="after")
     @classmethod
@@ -55,15 +40,15 @@ class StatusSettings(Section):
 
     @field_validator("token_file", mode="after")
     @classmethod
-    def _token_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+    def _needed(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         # Neither stands there if it was a mistake itself, which is told then.
         host, token = info.data.get("host", "127.0.0.1"), info.data.get("token", "unknown")
-        if path is None and token is None and not values.is_loopback(host):
+        if path is None and token is None and not is_loopback(host):
             variable = f"MARKETFEED_{cls.section.replace('.', '__').upper()}__TOKEN"
             raise expected(
                 f"a file with a token (or {variable}), as {cls.section}.host is no loopback address"
             )
-        return readable_token_file(path, cls.section, info)
+        return path
 
 
 class AggregatorStatusSettings(StatusSettings):
@@ -71,4 +56,7 @@ class AggregatorStatusSettings(StatusSettings):
 
     section: ClassVar[str] = "aggregator.status"
 
-    port: _Port = 9109
+    port: Port = 9109
+    token_file: Annotated[AbsolutePath | None, secret_file("aggregator.status.token")] = Field(
+        default=None, validate_default=True
+    )

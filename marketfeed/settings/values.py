@@ -1,27 +1,44 @@
-"""The values that settings hold, and how each is read from text.
+"""The types of which settings are made, and the words for what they expect.
 
-Every `parse_…` here turns what one source says (text from config.yaml, the environment or a credential
-file; lists and dicts of text; or a value that is already of the right type) into a typed value, or raises
-the error of `expected`, which says what would have been right and never repeats what was found.
+Values come as text from config.yaml, the environment and credential files, or as they are from whoever
+makes settings by hand. pydantic checks them. `expecting` puts our words in place of its errors, which
+repeat the value; of plain numbers, switches and durations `mistakes` knows the words.
 """
 
 import contextlib
-import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Self
 
-from pydantic import SecretStr
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from marketfeed import schema
 
 MISTAKE: Final = "marketfeed"
-"""`type` of the validation errors that this module raises; their `ctx` holds the keys below."""
+"""`type` of the validation errors that `expected` makes."""
+
+
+class Section(BaseModel):
+    """Keys that belong together. Immutable; unknown keys are mistakes, and no error shows a value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def expected(what: str) -> PydanticCustomError:
@@ -29,96 +46,93 @@ def expected(what: str) -> PydanticCustomError:
     return PydanticCustomError(MISTAKE, "expected {expected}", {"expected": what})
 
 
-def expected_items(wrong: Iterable[tuple[int, str]]) -> PydanticCustomError:
-    """The error of a list in which some items are wrong: (index, what was expected there) of each."""
-    items = list(wrong)
-    return PydanticCustomError(
-        MISTAKE, "expected {expected}", {"expected": items[0][1], "items": items}
+def expecting(what: str) -> WrapValidator:
+    """Whatever is wrong with a value of this type, or anywhere in it, the error is `expected(what)`."""
+
+    def check(value: object, read: Callable[[object], object]) -> object:
+        with contextlib.suppress(ValueError):
+            return read(value)
+        raise expected(what)
+
+    return WrapValidator(check)
+
+
+def from_text(form: str, read: Callable[[str], object]) -> BeforeValidator:
+    """Text of this form is read; anything else is left as it stands, for pydantic to refuse."""
+    pattern = re.compile(form)
+    return BeforeValidator(
+        lambda value: read(value) if isinstance(value, str) and pattern.fullmatch(value) else value
     )
 
 
-def names_in(
-    value: list[object] | tuple[object, ...], is_name: Callable[[str], object], what: str, once: str
-) -> tuple[str, ...]:
-    """The names of a list. Else raises which items are none (`what` is expected) or there before (`once`)."""
-    wrong: list[tuple[int, str]] = []
-    names: list[str] = []
-    for index, item in enumerate(value):
-        if not isinstance(item, str) or not is_name(item):
-            wrong.append((index, what))
-        elif item in names:
-            wrong.append((index, once))
-        else:
-            names.append(item)
+def each(
+    items: Sequence[object], problem: Callable[[object], str | None], once: str
+) -> tuple[object, ...]:
+    """The items of a list. Raises an error for each with a `problem`, or that must be there but `once`."""
+    wrong: list[InitErrorDetails] = []
+    first_at: dict[object, int] = {}
+    for index, item in enumerate(items):
+        what = problem(item)
+        if what is None and first_at.setdefault(item, index) != index:
+            what = f"{once} (it is item {first_at[item]} already)"
+        if what is not None:
+            wrong.append(InitErrorDetails(type=expected(what), loc=(index,), input=item))
     if wrong:
-        raise expected_items(wrong)
-    return tuple(names)
+        raise ValidationError.from_exception_data("a list", wrong)
+    return tuple(items)
 
 
-@dataclass(frozen=True, slots=True)
-class FromText:
-    """Marks a field whose text in the environment or in a credential file is not its plain value.
-
-    `decode` turns the text into what config.yaml would hold there, and returns any text that it does
-    not understand as it stands, for validation to report.
-    """
-
-    decode: Callable[[str], object]
-
-
-# --- numbers --------------------------------------------------------------------------------------
-
-_WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-
-
-def parse_whole_number(value: object, low: int, high: int) -> int:
-    """Read a plain decimal number from `low` to `high`. No signs, points, exponents or leading zeros."""
-    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise expected(f"a whole number from {low} to {high}")
-    return value
+# Plain ones: no signs, no exponents, no leading zeros, no `yes`.
+Whole = Annotated[int, Strict(), from_text(r"0|[1-9][0-9]{0,17}", int)]
+Number = Annotated[float, Strict(), from_text(r"[0-9]{1,9}(\.[0-9]{1,9})?", float)]
+Switch = Annotated[bool, Strict(), from_text("true|false", "true".__eq__)]
+Size = Annotated[
+    int,
+    Strict(),
+    from_text(
+        r"(?i)0|[1-9][0-9]{0,17}|[0-9]{1,15} ?([kMGT]i?)?B",
+        TypeAdapter(ByteSize).validate_python,
+    ),
+]
+"""Bytes: a whole number, or one with kB, MB, GB, TB or KiB, MiB, GiB, TiB."""
+Name = Annotated[
+    str,
+    Field(pattern=r"^[^\p{C}\p{Z}](([^\p{C}\p{Z}]| ){0,126}[^\p{C}\p{Z}])?$"),
+    expecting("a name of 1 to 128 printable characters"),
+]
+"""The name of an organisation, a bucket or a user."""
 
 
-_SIZE = re.compile(r"([0-9]{1,15}) ?([kKMGT]?i?)B", re.IGNORECASE)
-_SIZE_UNITS: Final = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
+def _absolute(path: object) -> Path:
+    text = str(path) if isinstance(path, str | Path) else ""
+    if not text or not text.isprintable() or text.endswith("/"):
+        raise expected("the path of a file")
+    try:
+        return Path(text).expanduser().absolute()
+    except (OSError, RuntimeError):
+        raise expected("the path of a file (whose home directory or start is known)") from None
 
 
-def parse_size(value: object, low: int, high: int) -> int:
-    """Read a size in bytes: a whole number, or one with kB, MB, GB, TB or KiB, MiB, GiB, TiB."""
-    size = value if isinstance(value, int) and not isinstance(value, bool) else None
-    if isinstance(value, str):
-        if _WHOLE_NUMBER.fullmatch(value):
-            size = int(value)
-        elif (match := _SIZE.fullmatch(value)) and match[2].lower() in _SIZE_UNITS:
-            size = int(match[1]) * _SIZE_UNITS[match[2].lower()]
-    if size is None or not low <= size <= high:
-        raise expected(f"a size such as 10GB or 512MiB, from {size_text(low)} to {size_text(high)}")
-    return size
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+"""The path of a file. `~` is expanded, a relative one starts at the working directory."""
 
 
-def size_text(size_bytes: int) -> str:
-    """Write a size with the largest decimal unit that divides it: 10GB."""
-    for unit in ("T", "G", "M", "k"):
-        if size_bytes and size_bytes % _SIZE_UNITS[unit.lower()] == 0:
-            return f"{size_bytes // _SIZE_UNITS[unit.lower()]}{unit}B"
-    return f"{size_bytes}B"
+def _one_line(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not re.fullmatch(r"[ -~]{1,4096}", text) or not text.strip():
+        raise ValueError
+    return SecretStr(text.strip())
 
 
-# --- durations ------------------------------------------------------------------------------------
+Secret = Annotated[
+    SecretStr,
+    AfterValidator(_one_line),
+    PlainSerializer(lambda _: "***"),
+    expecting("a token on one line, in printable ASCII"),
+]
+"""A token or password, which can stand in an HTTP header."""
 
-_DURATION = re.compile(r"([0-9]{1,15}) ?(ms|s|m|h|d)")
-_DURATION_UNITS_MS: Final = {
+_UNITS_MS: Final = {
     "d": schema.DAY_MS,
     "h": schema.HOUR_MS,
     "m": schema.MINUTE_MS,
@@ -141,237 +155,53 @@ class Duration:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a whole number with its unit. Raises ValueError for anything else."""
-        match = _DURATION.fullmatch(text)
+        match = re.fullmatch(r"([0-9]{1,15}) ?(ms|s|m|h|d)", text)
         if match is None:
             raise ValueError("not a duration")
-        return cls(int(match[1]) * _DURATION_UNITS_MS[match[2]])
+        return cls(int(match[1]) * _UNITS_MS[match[2]])
 
     def __str__(self) -> str:
         if self.ms == 0:
             return "0s"
-        unit = next(unit for unit, ms in _DURATION_UNITS_MS.items() if self.ms % ms == 0)
-        return f"{self.ms // _DURATION_UNITS_MS[unit]}{unit}"
+        unit = next(unit for unit, ms in _UNITS_MS.items() if self.ms % ms == 0)
+        return f"{self.ms // _UNITS_MS[unit]}{unit}"
 
-
-def parse_duration(value: object, low: Duration, high: Duration) -> Duration:
-    """Read a duration from `low` to `high`. A number without a unit is refused."""
-    duration = value if isinstance(value, Duration) else None
-    if isinstance(value, str) and _DURATION.fullmatch(value):
-        duration = Duration.parse(value)
-    if duration is None or not low <= duration <= high:
-        raise expected(f"a duration such as 90s, 5m, 2h or 400d, from {low} to {high}")
-    return duration
-
-
-def parse_mark_price_every(value: object) -> Duration:
-    """Read the cadence of the mark price stream: Binance pushes every second or every third."""
-    for choice in (Duration(schema.SECOND_MS), Duration(3 * schema.SECOND_MS)):
-        if value in (choice, str(choice)):
-            return choice
-    raise expected("1s or 3s")
-
-
-def parse_funding_rate_every(value: object) -> Duration:
-    """Read the grid of the running funding rate: whole seconds that divide a minute, 3s at least."""
-    duration = (
-        Duration.parse(value) if isinstance(value, str) and _DURATION.fullmatch(value) else value
-    )
-    choices = [Duration(s * schema.SECOND_MS) for s in (3, 4, 5, 6, 10, 12, 15, 20, 30, 60)]
-    if duration in choices and isinstance(duration, Duration):
-        return duration
-    raise expected("3s, 4s, 5s, 6s, 10s, 12s, 15s, 20s, 30s or 60s (it must divide a minute)")
-
-
-# --- switches ---------------------------------------------------------------------------------------
-
-
-def parse_switch(value: object) -> bool:
-    """Read `true` or `false`."""
-    if value is True or value == "true":
-        return True
-    if value is False or value == "false":
-        return False
-    raise expected("true or false")
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def parse_name(value: object) -> str:
-    """Read the name of an organisation or bucket: printable text, up to 128 characters."""
-    if (
-        isinstance(value, str)
-        and value.strip() == value != ""
-        and value.isprintable()
-        and len(value) <= 128
-    ):
-        return value
-    raise expected("a name of 1 to 128 printable characters")
-
-
-def parse_quote(value: object) -> str:
-    """Read a quote currency."""
-    if isinstance(value, str) and re.fullmatch(r"[A-Z0-9]{1,16}", value):
-        return value
-    raise expected("a quote currency in capital letters, such as USDT")
-
-
-def parse_choice(value: object, choices: tuple[str, ...]) -> str:
-    """Read one of `choices`."""
-    if isinstance(value, str) and value in choices:
-        return value
-    raise expected(" or ".join(choices))
-
-
-def parse_path(value: object) -> Path:
-    """Read the path of a file. `~` is expanded, a relative path starts at the working directory."""
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str) and value and value.isprintable() and not value.endswith("/"):
-        try:
-            return Path(value).expanduser().absolute()
-        except (OSError, RuntimeError):
-            raise expected("the path of a file (whose home directory or start is known)") from None
-    raise expected("the path of a file")
-
-
-def parse_token(value: object) -> SecretStr | None:
-    """Read a token: printable ASCII, so that it can stand in an HTTP header."""
-    if value is None:
-        return None
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(text, str) and re.fullmatch(r"[ -~]{1,4096}", text) and text.strip():
-        return SecretStr(text.strip())
-    raise expected("a token on one line, in printable ASCII")
-
-
-# --- addresses ------------------------------------------------------------------------------------
-
-_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})")
-
-
-def _is_host(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        labels = text.removesuffix(".").split(".")
-        # A last label of digits alone is a mistyped IPv4 address, not a name.
-        return (
-            len(text) <= 253
-            and all(_HOST_LABEL.fullmatch(label) for label in labels)
-            and not labels[-1].isdigit()
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
+        """A setting is read by `parse`, and written as text again."""
+        return core_schema.no_info_before_validator_function(
+            lambda value: cls.parse(value) if isinstance(value, str) else value,
+            core_schema.is_instance_schema(cls),
+            serialization=core_schema.to_string_ser_schema(),
         )
-    return True
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this host reaches what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().removesuffix(".") == "localhost"
+def one_of(*texts: str, why: str = "") -> WrapValidator:
+    """One of these durations."""
+    what = f"{', '.join(texts[:-1])} or {texts[-1]}" + f" ({why})" * bool(why)
+    choices = [Duration.parse(text) for text in texts]
 
-
-def parse_host(value: object) -> str:
-    """Read an address to listen on: a host name or an IP address, without a port."""
-    if isinstance(value, str) and value.isascii() and _is_host(value):
-        return value
-    raise expected("a host name or an IP address such as 127.0.0.1, without a port")
-
-
-def parse_url(value: object, schemes: tuple[str, ...], *, may_have_path: bool) -> str:
-    """Read a URL and normalise it: scheme and host in small letters, no slash at its end.
-
-    User names, passwords, queries and fragments are refused: a URL is no place for a secret.
-    """
-    what = " or ".join(f"{scheme}://host[:port]" for scheme in schemes)
-    if not may_have_path:
-        what += " without a path"
-    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+    def check(value: object, read: Callable[[object], object]) -> object:
+        with contextlib.suppress(ValueError):
+            if (duration := read(value)) in choices:
+                return duration
         raise expected(what)
-    if "@" in value:
-        raise expected(f"{what} and without user:password@")
-    try:
-        parts = urlsplit(value)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise expected(what) from None
-    path = parts.path.rstrip("/")
-    if (
-        parts.scheme not in schemes
-        or not _is_host(host)
-        or port == 0
-        or "?" in value
-        or "#" in value
-        or (path and not may_have_path)
-    ):
-        raise expected(what)
-    authority = f"[{host}]" if ":" in host else host
-    if port is not None:
-        authority += f":{port}"
-    return f"{parts.scheme}://{authority}{path}"
 
-
-# --- pairs and timeframes -------------------------------------------------------------------------
+    return WrapValidator(check)
 
 
 @dataclass(frozen=True, slots=True)
-class TopPairs:
-    """The `count` pairs with the greatest 24 h quote volume: `pairs: {top: 164}`."""
+class FromText:
+    """Marks a key whose text in the environment or in a credential file is not its plain value.
 
-    count: int
+    `decode` turns the text into what config.yaml would hold there, and returns any text that it does
+    not understand as it stands, for validation to report.
+    """
 
-
-Pairs = TopPairs | tuple[str, ...] | Literal["all"]
-"""Which pairs are collected: the most traded, the named ones, or every one that is listed."""
-
-_PAIRS_EXPECTED: Final = (
-    f"{{top: N}} with N from 1 to 1000, a list such as [{schema.PAIR_EXAMPLE}], or all"
-)
-_TIMEFRAMES_EXPECTED: Final = "a list such as [3m, 5m, 15m, 1h]"
+    decode: Callable[[str], object]
 
 
-def parse_pairs(value: object, quote: str | None) -> Pairs:
-    """Read `pairs`. `quote` is what each named pair must be quoted and settled in, if that is known."""
-    if value == "all":
-        return "all"
-    if isinstance(value, TopPairs):
-        value = {"top": value.count}
-    if isinstance(value, dict):
-        if set(value) != {"top"}:
-            raise expected(_PAIRS_EXPECTED)
-        try:
-            return TopPairs(parse_whole_number(value["top"], 1, 1000))
-        except PydanticCustomError:
-            raise expected(_PAIRS_EXPECTED) from None
-    if not isinstance(value, list | tuple) or not value:
-        raise expected(_PAIRS_EXPECTED)
-    wrong: list[tuple[int, str]] = []
-    first_at: dict[str, int] = {}
-    for index, pair in enumerate(value):
-        if not schema.is_pair(pair):
-            wrong.append((index, f"a pair as Freqtrade writes it, such as {schema.PAIR_EXAMPLE}"))
-        elif quote is not None and not pair.endswith(f"/{quote}:{quote}"):
-            wrong.append((index, f"a pair that ends in /{quote}:{quote}, as exchange.quote says"))
-        elif pair in first_at:
-            wrong.append((index, f"each pair once (it is item {first_at[pair]} already)"))
-        else:
-            first_at[pair] = index
-    if wrong:
-        raise expected_items(wrong)
-    return tuple(value)
-
-
-def parse_timeframes(value: object) -> tuple[str, ...]:
-    """Read `timeframes`, and put them in ascending order."""
-    if not isinstance(value, list | tuple) or not value:
-        raise expected(_TIMEFRAMES_EXPECTED)
-    one_of = "one of " + ", ".join(schema.TIMEFRAMES_MS)
-    names = names_in(value, schema.TIMEFRAMES_MS.__contains__, one_of, "each timeframe once")
-    return tuple(sorted(names, key=schema.TIMEFRAMES_MS.__getitem__))
-
-
-def decode_json(text: str) -> object:
+def decode_json(text: str) -> Any:
     """Decode text that looks like a JSON list or object; any other text, and broken JSON, stays text."""
     if text.startswith(("{", "[")):
         with contextlib.suppress(ValueError, RecursionError):
@@ -384,12 +214,3 @@ def decode_list(text: str) -> object:
     if text.startswith(("{", "[")):
         return decode_json(text)
     return [item.strip() for item in text.split(",")]
-
-
-def decode_pairs(text: str) -> object:
-    """Decode `all`, `top:50`, `BTC/USDT:USDT,ETH/USDT:USDT`, or JSON."""
-    if text == "all":
-        return text
-    if match := re.fullmatch(r"top: ?([0-9]+)", text):
-        return {"top": match[1]}
-    return decode_list(text)

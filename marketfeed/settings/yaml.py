@@ -12,20 +12,8 @@ from typing import Final
 import yaml
 from pydantic import BaseModel
 
-from marketfeed.settings.sources import (
-    CONFIG_VARIABLE,
-    DELIMITER,
-    KeyPath,
-    Mistake,
-    Origin,
-    Reading,
-    dotted,
-    is_secret_itself,
-    keys,
-    kind_of,
-    model_at,
-    variable,
-)
+from marketfeed.settings import sources
+from marketfeed.settings.sources import KeyPath, Origin, Reading
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -48,7 +36,7 @@ def read_config(model: type[BaseModel], path: Path) -> Reading:
         node = yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.BaseLoader)
         data = {} if node is None else _YamlReader(model, path, reading).plain(node, ())
     except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reading.mistakes.append(_mistake(path, error))
+        reading.wrong(*_problem(path, error))
         reading.complete = False
         return reading
     if isinstance(data, dict):
@@ -56,17 +44,21 @@ def read_config(model: type[BaseModel], path: Path) -> Reading:
     elif data is not None:
         reading.complete = False
         if data is not _WRONG:
-            what = f"expected sections such as exchange: and journal:; found {kind_of(data)}"
-            reading.mistakes.append(Mistake(str(path), what))
+            what = (
+                f"expected sections such as exchange: and journal:; found {sources.kind_of(data)}"
+            )
+            reading.wrong(str(path), what)
     return reading
 
 
-def _mistake(path: Path, error: Exception) -> Mistake:
-    """What kept the file from being read, without a word of what is in it."""
+def _problem(path: Path, error: Exception) -> tuple[str, str]:
+    """Where and what kept the file from being read, without a word of what is in it."""
     where = str(path)
     match error:
         case FileNotFoundError():
-            what = f"no such file; pass the path of one with --config or in {CONFIG_VARIABLE}"
+            what = (
+                f"no such file; pass the path of one with --config or in {sources.CONFIG_VARIABLE}"
+            )
         case OSError():
             what = f"cannot be read: {error.strerror}"
         case UnicodeDecodeError():
@@ -86,7 +78,7 @@ def _mistake(path: Path, error: Exception) -> Mistake:
             what = "is nested too deeply"
         case _:
             what = f"is not valid YAML, or larger than {MAX_CONFIG_BYTES} bytes"
-    return Mistake(where, what)
+    return where, what
 
 
 class _YamlReader:
@@ -102,12 +94,11 @@ class _YamlReader:
         """The value of a node. What is wrong with it is noted, and gives `_WRONG`."""
         if id(node) in self._seen:
             # Also what keeps an alias to itself, or a thousand of them, from being followed.
-            self._wrong(node, path, "aliases (*name) are not used here; write the value out")
-            return _WRONG
+            what = "aliases (*name) are not used here; write the value out"
+            return self._wrong(node, path, what)
         self._seen.add(id(node))
         if node.tag not in _PLAIN_TAGS:
-            self._wrong(node, path, "YAML tags (!name) are not used here")
-            return _WRONG
+            return self._wrong(node, path, "YAML tags (!name) are not used here")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -127,13 +118,15 @@ class _YamlReader:
                 self._wrong(key_node, here, f"is there twice, on lines {lines[key]} and {line}")
                 continue
             lines[key] = line
-            if is_secret_itself(key):
+            if sources.is_secret_itself(key):
                 self._wrong(key_node, here, self._where_secrets_go(path))
                 continue
             self._reading.origins[here] = self._origin(key_node)
             value = self.plain(value_node, here)
             # A section with nothing in it leaves all of its keys at their defaults.
-            if value is not _WRONG and not (value is None and model_at(self._model, here)):
+            if value is not _WRONG and not (
+                value is None and sources.section_of(sources.field_at(self._model, here))
+            ):
                 result[key] = value
         return result
 
@@ -146,18 +139,17 @@ class _YamlReader:
 
     def _where_secrets_go(self, section: KeyPath) -> str:
         text = "a secret does not belong in this file; it goes into the environment or a credential file"
-        for path in keys(self._model):
-            if path[:-1] == section and is_secret_itself(path[-1]):
-                text += f", as {variable(path)} or {DELIMITER.join(path)}"
+        for path in sources.keys(self._model):
+            if path[:-1] == section and sources.is_secret_itself(path[-1]):
+                text += f", as {sources.variable(path)} or {sources.DELIMITER.join(path)}"
         return text
 
     def _origin(self, node: yaml.Node) -> Origin:
         return Origin(f"{self._path} line {node.start_mark.line + 1}")
 
-    def _wrong(self, node: yaml.Node, path: KeyPath, what: str) -> None:
-        self._reading.mistakes.append(
-            Mistake(dotted(path) or "the top level", what, self._origin(node))
-        )
+    def _wrong(self, node: yaml.Node, path: KeyPath, what: str) -> object:
+        self._reading.wrong(sources.dotted(path) or "the top level", what, self._origin(node))
+        return _WRONG
 
 
 def _is_null(node: yaml.Node) -> bool:

@@ -5,6 +5,7 @@ Shapes are those of recorded frames (mainnet, 2026): key order, the blanks after
 Everything here is written by hand with one `%` per frame: an encoder of objects is five times slower.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -122,7 +123,7 @@ def mark_kline_rows(
     """Return the body of `/fapi/v1/markPriceKlines` from mark prices, `per_candle` to a candle."""
     length_ms = schema.TIMEFRAMES_MS[timeframe]
     rows = []
-    for number in range(-(-len(marks) // per_candle)):
+    for number in range(math.ceil(len(marks) / per_candle)):
         part = marks[number * per_candle : (number + 1) * per_candle]
         open_ms = first_open_ms + number * length_ms
         rows.append(

@@ -1,5 +1,6 @@
 """The exchange's limits: request weight, request counts, messages per connection. `now` is passed in."""
 
+import math
 from collections import deque
 from typing import Final, NamedTuple
 
@@ -44,7 +45,7 @@ class WeightLimit:
         self.most_used = max(self.most_used, self._used)
         if self._used <= self.limit:
             return Charge(self._used, None)
-        return Charge(self._used, -(-(schema.MINUTE_MS - in_minute_ms) // schema.SECOND_MS))
+        return Charge(self._used, math.ceil((schema.MINUTE_MS - in_minute_ms) / schema.SECOND_MS))
 
 
 class CountLimit:

@@ -5,13 +5,14 @@ As JSON, `change` names the kind and the fields are those of the record:
 up to a whole minute, the second one that begins from now on at the earliest: trades are planned that far.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import msgspec
 
 from marketfeed.errors import SettingsError
-from marketfeed.schema import MINUTE_MS
+from marketfeed.schema import MINUTE_MS, ceil_to
 from marketfeed.simulator.instrument import NEVER_DELIVERED_MS, Instrument
 
 PURE = True
@@ -149,5 +150,5 @@ _PLANNED_MINUTES: Final = 2
 
 def minute_from(now_ms: int, in_s: float) -> int:
     """The minute (ms) at which a change that is wanted `in_s` from now happens."""
-    wanted_ms = -int(-(now_ms + in_s * 1_000) // MINUTE_MS) * MINUTE_MS
+    wanted_ms = ceil_to(now_ms + math.ceil(in_s * 1_000), MINUTE_MS)
     return max(wanted_ms, (now_ms // MINUTE_MS + _PLANNED_MINUTES) * MINUTE_MS)

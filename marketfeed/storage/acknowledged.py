@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from marketfeed.storage.damage import damage
 from marketfeed.storage.database import Kind, errors_told, recognise, transaction
 from marketfeed.storage.ranges import Acknowledged, Ranges
 from marketfeed.storage.reading import inspect
@@ -62,16 +63,17 @@ class Notes:
 
     def note(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
         """Save ranges (measurement, first, last) that `target` has acknowledged, for those within them."""
-        rows = list(ranges)
-        self._db.executemany(
-            "DELETE FROM shipped WHERE target = ? AND measurement = ? AND first > ? AND first <= ?",
-            [(target, *row) for row in rows],
-        )
-        self._db.executemany(
-            """INSERT INTO shipped (target, measurement, first, last) VALUES (?, ?, ?, ?)
-               ON CONFLICT DO UPDATE SET last = excluded.last""",
-            [(target, *row) for row in rows],
-        )
+        # One by one: a range may lie within one that comes after it.
+        for row in ranges:
+            self._db.execute(
+                "DELETE FROM shipped WHERE target = ? AND measurement = ? AND first > ? AND first <= ?",
+                (target, *row),
+            )
+            self._db.execute(
+                """INSERT INTO shipped (target, measurement, first, last) VALUES (?, ?, ?, ?)
+                   ON CONFLICT DO UPDATE SET last = excluded.last""",
+                (target, *row),
+            )
 
     def is_demanded(self, target: str) -> bool:
         """Whether everything is to be shipped again to `target`."""
@@ -153,16 +155,15 @@ class OlderNotes(Notes):
 
     def note(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
         """Save ranges; they come for all measurements alike, as `shipped` gives them."""
-        rows = list(dict.fromkeys((first, last) for _, first, last in ranges))
-        self._db.executemany(
-            "DELETE FROM shipped WHERE target = ? AND first > ? AND first <= ?",
-            [(target, *row) for row in rows],
-        )
-        self._db.executemany(
-            """INSERT INTO shipped (target, first, last) VALUES (?, ?, ?)
-               ON CONFLICT DO UPDATE SET last = excluded.last""",
-            [(target, *row) for row in rows],
-        )
+        for row in dict.fromkeys((first, last) for _, first, last in ranges):
+            self._db.execute(
+                "DELETE FROM shipped WHERE target = ? AND first > ? AND first <= ?", (target, *row)
+            )
+            self._db.execute(
+                """INSERT INTO shipped (target, first, last) VALUES (?, ?, ?)
+                   ON CONFLICT DO UPDATE SET last = excluded.last""",
+                (target, *row),
+            )
 
     def is_demanded(self, target: str) -> bool:
         """Whether everything is to be shipped again to `target`."""
@@ -225,20 +226,28 @@ def name_measurements(db: sqlite3.Connection, measurements: Sequence[str]) -> No
     for statement in CREATE_SHIPPED.split(";")[:2]:
         db.execute(statement)
     notes = Notes(db, measurements)
+    ranges: list[tuple[str, str, int, int]] = []
     for target, first, last in older:
         if target.startswith(OlderNotes.AGAIN):
             notes.demand(target.removeprefix(OlderNotes.AGAIN))
         elif target.startswith(OlderNotes.GONE):
             notes.count_gone(target.removeprefix(OlderNotes.GONE), last)
         else:
-            notes.note(target, [(name, first, last) for name in measurements])
+            ranges += [(target, name, first, last) for name in measurements]
+    # At once: noted one by one, ten thousand of them would take a second.
+    db.executemany(
+        "INSERT INTO shipped (target, measurement, first, last) VALUES (?, ?, ?, ?)", ranges
+    )
 
 
 def name_no_measurements(db: sqlite3.Connection, measurements: Sequence[str]) -> None:
     """Make `OlderNotes` of `Notes`: acknowledged is what was so of each of these measurements."""
     notes = Notes(db, measurements)
     targets = [target for (target,) in db.execute("SELECT DISTINCT target FROM shipped")]
-    (end,) = db.execute("SELECT next FROM sequence").fetchone()
+    sequence = db.execute("SELECT next FROM sequence").fetchone()
+    if sequence is None:
+        raise damage("no row in table sequence")
+    (end,) = sequence
     shipped = {
         target: Ranges((piece.first, piece.last) for piece in notes.shipped(target).pieces(end))
         for target in targets

@@ -426,6 +426,8 @@ def convert(kind: Kind, path: Path, version: int) -> int:
         ):
             if recognise(kind, path, db, writing=True) == 0:
                 raise JournalError(absence(kind, path))
+            # A restored backup is in no such mode. Killed without, it would look whole to readers.
+            db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             return take_to(kind, path, db, version)
     finally:

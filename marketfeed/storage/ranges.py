@@ -110,9 +110,9 @@ class Acknowledged:
     def pieces(self, end: int) -> Iterator[Piece]:
         """Yield what has not been acknowledged below `end`, highest numbers first."""
         names = tuple(self._of)
-        alike, *others = self._of.values()
-        if all(ranges == alike for ranges in others):
-            for first, last in alike.gaps(end):
+        all_ranges = list(self._of.values())
+        if all_ranges and all(ranges == all_ranges[0] for ranges in all_ranges):
+            for first, last in all_ranges[0].gaps(end):
                 yield Piece(first, last, names)
             return
         # From the top down, a measurement opens where one of its gaps ends and closes where it begins.

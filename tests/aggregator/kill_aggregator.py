@@ -32,7 +32,7 @@ from bot import CountingBot
 from running import FLEET, LONG, basic, rows, settings
 
 from marketfeed.aggregator.aggregator import Aggregator
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.settings.model import Settings
 from marketfeed.storage.reading import inspect

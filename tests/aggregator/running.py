@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 from bot import PASSWORD
 
 from marketfeed.aggregator.aggregator import Aggregator
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings
@@ -183,15 +182,6 @@ async def running(given: Settings, pace: Pace = QUICK) -> AsyncIterator[Running]
             await task
 
 
-async def until(
-    condition: Callable[[], object], what: str = "", deadline_s: float = DEADLINE_S
-) -> None:
-    end_s = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end_s, f"not in time: {what}"
-        await asyncio.sleep(0.01)
-
-
 def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """What a query of the ledger in `path` finds, beside its writer."""
     with reading(KIND, path / "ledger.db") as db:
@@ -203,16 +193,24 @@ def states(path: Path) -> list[str]:
 
 
 class Process:
-    """`marketfeed aggregate` as a process of its own; what it logs is read all the time, into `lines`."""
+    """`marketfeed aggregate` as a process of its own; what it logs is read all the time, into `lines`.
 
-    def __init__(self, config_file: Path) -> None:
+    `marketfeed` and `environment` are those of another version.
+    """
+
+    def __init__(
+        self,
+        config_file: Path,
+        marketfeed: Sequence[str] = (sys.executable, "-m", "marketfeed"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MARKETFEED_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "marketfeed", "aggregate", "--config", str(config_file)],
+            [*marketfeed, "aggregate", "--config", str(config_file)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=kept,
+            env=kept if environment is None else dict(environment),
         )
         self.lines: list[str] = []
         self.url = ""

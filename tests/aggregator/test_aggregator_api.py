@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from bot import CountingBot
-from running import FLEET, PAIR, Running, basic, quick_hash, rows, running, settings, until
+from running import FLEET, PAIR, Running, basic, quick_hash, rows, running, settings
 
 from marketfeed import __version__
 from marketfeed.aggregator.api import TIMEOUT_S
 from marketfeed.aggregator.auth import FAILURES, Caller, Doorkeeper, Limiter, hash_password
 from marketfeed.aggregator.inbox import MAX_KEPT_BODY
-from marketfeed.settings.aggregator import Account, parse_accounts
+from marketfeed.settings.aggregator import Account, AggregatorSettings
+from tests.waiting import until
 
 
 @contextlib.asynccontextmanager
@@ -369,9 +370,10 @@ def test_the_limiter_forgets_in_time_and_counts_networks() -> None:
 def test_hashes() -> None:
     hashed = hash_password("invented")
     assert hashed != hash_password("invented")
-    assert parse_accounts([{"username": "fleet", "hash": hashed}]) == (
-        Account(username="fleet", hash=hashed),
-    )
+    accounts = AggregatorSettings.model_validate(
+        {"accounts": [{"username": "fleet", "hash": hashed}]}
+    ).accounts
+    assert accounts == (Account(username="fleet", hash=hashed),)
 
     async def scenario() -> None:
         keeper = Doorkeeper([Account(username="fleet", hash=hashed)], time.monotonic)

@@ -8,10 +8,11 @@ from typing import Any
 
 from bot import CountingBot
 from freqtrade_client import FtRestClient
-from running import FLEET, PAIR, running, settings, until
+from running import FLEET, PAIR, running, settings
 
 from marketfeed import __version__
 from marketfeed.aggregator.auth import hash_password
+from tests.waiting import until
 
 
 def test_freqtrade_client_drives_it(tmp_path: Path) -> None:

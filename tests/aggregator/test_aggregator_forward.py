@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 from bot import Behaviour, CountingBot
-from running import PAIR, QUICK, Running, rows, running, settings, states, until
+from running import PAIR, QUICK, Running, rows, running, settings, states
 
 from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
@@ -21,6 +21,7 @@ from marketfeed.aggregator.metrics import Counters
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Rules, Vote, Votes
 from marketfeed.settings.model import Settings
+from tests.waiting import until
 
 T = TypeVar("T")
 END_STATES = ("accepted", "refused", "expired", "found", "lost")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from marketfeed.aggregator.events import Flow
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND, STEPS, Receipt, State
+from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_tables import STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Decision, Rules, Vote, Votes
 from marketfeed.commands.check import check_file
@@ -487,20 +488,20 @@ def test_a_newer_ledger_that_asks_for_more_is_refused(tmp_path: Path) -> None:
     votes = Votes(RULES)
     with Ledger.open(path) as ledger:
         receive(ledger, votes)
-    upgrade(path, (VERSION, 1, 2))
+    upgrade(path, (VERSION, 2, 3))
     with pytest.raises(
-        JournalNewerError, match=r"version 4: writing it takes version 2, this one is version 1"
+        JournalNewerError, match=r"version 4: writing it takes version 3, this one is version 2"
     ):
         Ledger.open(path)
-    assert "writing it takes version 2" in check_file(KIND, path)[0].text
+    assert "writing it takes version 3" in check_file(KIND, path)[0].text
     assert len(Flow(path).read()) == 1
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE meta SET readers_from = 2")
+        db.execute("UPDATE meta SET readers_from = 3")
     for use in (
         Ledger.open,
         lambda path: Flow(path).read(),
         lambda path: back_up(KIND, path, tmp_path / "copy.db", lambda *_: None),
     ):
-        with pytest.raises(JournalNewerError, match="takes version 2, this one is version 1"):
+        with pytest.raises(JournalNewerError, match="takes version 3, this one is version 2"):
             use(path)
     assert list(tmp_path.glob("*.corrupt-*")) == []

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from bot import CountingBot
-from running import PAIR, rows, running, settings, states, until
+from running import PAIR, rows, running, settings, states
+
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("path", ["forceenter", "forcebuy"])

@@ -7,9 +7,10 @@ from pathlib import Path
 import uvloop
 from bot import CountingBot
 from chromium import Chrome, axe_violations, browser, complaints
-from running import DEADLINE_S, PAIR, running, settings, until
+from running import DEADLINE_S, PAIR, running, settings
 
 from marketfeed.aggregator.events import recent
+from tests.waiting import until
 
 
 def test_votes_and_forwards_show_while_the_page_is_open(tmp_path: Path) -> None:

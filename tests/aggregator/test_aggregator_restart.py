@@ -29,13 +29,13 @@ from running import (
     running,
     settings,
     states,
-    until,
 )
 
 from marketfeed.aggregator.aggregator import Aggregator, require_complete
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.errors import JournalWriteError, SettingsError
 from marketfeed.settings.load import load_settings
+from tests.waiting import until
 
 
 async def post(url: str, feeder: str, confidence: float, side: str = "long") -> None:
@@ -440,4 +440,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     done = command("check", "--config", broken)
     assert done.returncode == 2
     assert "c4n4ry" not in done.stdout + done.stderr
-    assert "a hash as `marketfeed hash-password` prints it in account 0" in done.stderr
+    assert (
+        "aggregator.accounts[0].hash: expected a hash as `marketfeed hash-password` prints it"
+        in done.stderr
+    )

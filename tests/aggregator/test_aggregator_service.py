@@ -15,9 +15,11 @@ from running import FLEET, basic, config, rows
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
 
 import proc_tools
-from proc_commands import MARKETFEED, Process, get, until
+from proc_commands import MARKETFEED, Process, get
 from proc_disk import SmallDisk, on_small_disk
 from service_manager import TRACED_ABORT_S, Manager
+
+from tests.waiting import wait_until
 
 WATCHDOG_S = 3.0
 DEAD_BOTS = {"long": "http://127.0.0.1:9", "short": "http://127.0.0.2:9"}
@@ -52,7 +54,7 @@ def test_ready_and_fed_for_while_both_bots_are_down(tmp_path: Path) -> None:
         # Ready: feeders can post.
         assert post(address(manager.log), "BTC/USDT:USDT") == 200
         manager.fed_for(1.5 * WATCHDOG_S)
-        until(lambda: "10 feeders, 2 bots, not well: bot of " in manager.said("STATUS")[-1])
+        wait_until(lambda: "10 feeders, 2 bots, not well: bot of " in manager.said("STATUS")[-1])
         assert manager.stop() == 0, manager.log.read_text()
         assert manager.said("STOPPING") == ["1"]
         assert manager.ends == [("exit", 0)]
@@ -97,7 +99,7 @@ def test_a_hung_disk_is_not_fed_for_and_restarted(tmp_path: Path) -> None:
 def test_not_ready_with_wrong_settings(tmp_path: Path) -> None:
     file = config(tmp_path, {})
     with Manager(aggregate(file), tmp_path, WATCHDOG_S, restart=False) as manager:
-        until(lambda: manager.ends)
+        wait_until(lambda: manager.ends)
         assert (manager.ends, manager.told) == ([("exit", 2)], [])
 
 
@@ -140,10 +142,10 @@ def test_a_full_disk_stores_nothing_forwards_nothing_and_heals(tmp_path: Path) -
             assert get(health).status == 503
             small.make_room()
             # Also when nobody posts.
-            until(lambda: get(health).status == 200)
+            wait_until(lambda: get(health).status == 200)
             assert post(url, "AFTER/USDT:USDT") == 200
             wanted = sorted({*taken, "AFTER/USDT:USDT"})
-            until(lambda: len(ordered(orders)) >= len(wanted))
+            wait_until(lambda: len(ordered(orders)) >= len(wanted))
             assert manager.stop() == 0, manager.log.read_text()
         # Whatever was answered 200 became one order, and what was refused none.
         assert ordered(orders) == wanted

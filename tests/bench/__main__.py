@@ -144,7 +144,7 @@ def main() -> int:
             progress.clear()
             if not arguments.json:
                 show(console, section)
-    except BenchError as error:
+    except (BenchError, TimeoutError) as error:
         progress.clear()
         sys.stderr.write(f"bench: {error}\n")
         return 1

@@ -20,12 +20,13 @@ import numpy as np
 import uvloop
 
 from marketfeed.aggregator.auth import hash_password
-from marketfeed.aggregator.ledger_tables import KIND
+from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.reading import reading
 from tests.aggregator.bot import PASSWORD, CountingBot
 from tests.bench import jobs
-from tests.bench.child import BenchError, Child, Service, wait_for
+from tests.bench.child import BenchError, Child, Service
 from tests.bench.report import Column, Row, Section
+from tests.waiting import until, wait_until
 
 CLIENTS: Final = 10
 """As many as there are feeders."""
@@ -301,13 +302,10 @@ async def _close_to_order(directory: Path) -> tuple[list[float], list[float]]:
 
 
 async def _arrived(received: dict[str, int], names: list[str]) -> None:
-    try:
-        async with asyncio.timeout(ARRIVED_S):
-            while not received.keys() >= set(names):
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        missing = set(names) - received.keys()
-        raise BenchError(f"no order for {len(missing)} decisions") from None
+    def said() -> str:
+        return f"orders for {len(set(names) - received.keys())} decisions"
+
+    await until(lambda: received.keys() >= set(names), said, timeout_s=ARRIVED_S)
 
 
 def write_config(directory: Path, hashed: str, bot_url: str, **changes: Any) -> Path:
@@ -332,5 +330,5 @@ def _port(service: Service) -> int:
         service.check()
         return "url" in service.urls
 
-    wait_for(listening, READY_S, "the aggregator")
+    wait_until(listening, "the aggregator", timeout_s=READY_S)
     return int(service.urls["url"].rpartition(":")[2])

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -166,12 +165,3 @@ class Service:
                 if " listening " in line:
                     self.urls |= dict(re.findall(r"\b(\w*url)=(\S+)", line))
                     self._listening.set()
-
-
-def wait_for(ready: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Call `ready` until it says so. Raises BenchError after `timeout_s` wall seconds."""
-    deadline_s = time.monotonic() + timeout_s
-    while not ready():
-        if time.monotonic() > deadline_s:
-            raise BenchError(f"waited for {what} in vain")
-        time.sleep(0.02)

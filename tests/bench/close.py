@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader import MarketReader, ReaderError
 from tests.bench import jobs, tape, workload
-from tests.bench.child import BenchError, Child, wait_for
+from tests.bench.child import BenchError, Child
 from tests.bench.ingest import refuse_gaps, start_sender, verify
 from tests.bench.report import Column, Row, Section
+from tests.waiting import wait_until
 
 ONE: Final = (("1m",), 30, 400)
 FIVE: Final = (("3m", "5m", "15m", "30m", "1h"), 10, 2_000)
@@ -84,7 +85,7 @@ def _latencies_ms(
         )
         with Child("receive_ours", job) as receiver, _Watch(journal, timeframes) as watch:
             sender.receive(jobs.Sent, TIMEOUT_S)
-            wait_for(lambda: watch.has(keys.values()), LAST_ONES_S, "the last candles")
+            wait_until(lambda: watch.has(keys.values()), "the last candles", timeout_s=LAST_ONES_S)
             result = receiver.receive(jobs.Received, TIMEOUT_S)
     verify(result, journal, written.closed.values())
     refuse_gaps(result, len(written.closed))

@@ -23,8 +23,9 @@ from marketfeed.simulator.fault_kinds import Mute
 from marketfeed.simulator.published import Published
 from reader import MarketReader, ReaderError
 from tests.bench import workload
-from tests.bench.child import BenchError, Service, wait_for
+from tests.bench.child import BenchError, Service
 from tests.bench.report import Column, Row, Section
+from tests.waiting import wait_until
 
 TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
 LOST_EVERY: Final = 8
@@ -62,7 +63,9 @@ def closes(tell: Tell, seconds: int, history_days: int = 0) -> Section:
                 def status() -> StatusReport:
                     return msgspec.json.decode(_ask(status_url), type=StatusReport)
 
-                wait_for(lambda: status().healthy, START_TIMEOUT_S, "the collector to be well")
+                wait_until(
+                    lambda: status().healthy, "the collector to be well", timeout_s=START_TIMEOUT_S
+                )
                 lost = _lose_closing_frames(rest_url)
                 clock = _clock(rest_url)
                 since_ms = clock.now_ms()

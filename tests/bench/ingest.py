@@ -1,5 +1,6 @@
 """Frames from socket to committed journal, flooded and paced, beside cryptofeed."""
 
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -100,7 +101,7 @@ def paced(tell: Tell) -> Section:
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         directory = Path(name)
         seconds = PACED_S + WARM_UP_S
-        minutes = -(-seconds * PACE // workload.FRAMES_PER_MINUTE)
+        minutes = math.ceil(seconds * PACE / workload.FRAMES_PER_MINUTE)
         tell("paced: writing frames")
         mixed = tape.write(directory / "mixed.tape", workload.mixed(minutes, PACE))
         live = tape.write(directory / "live.tape", workload.live(seconds, PACE, LIVE_TIMEFRAMES))

@@ -22,8 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.simulator.published import Published
 from reader import MarketReader
-from tests.bench.child import BenchError, Service, wait_for
+from tests.bench.child import BenchError, Service
 from tests.faults.fault_truth import judge
+from tests.waiting import wait_until
 
 TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
 WARM_UP_S: Final = 10
@@ -117,7 +118,7 @@ class _Run:
 
     def measure(self, seconds: int) -> Measured:
         """Watch for so many seconds."""
-        wait_for(self._well, START_TIMEOUT_S, "the collector to be well")
+        wait_until(self._well, "the collector to be well", timeout_s=START_TIMEOUT_S)
         self._tell(f"{self._what}: warm-up, {WARM_UP_S} s")
         time.sleep(WARM_UP_S)
         collector = self._collector

@@ -1,5 +1,6 @@
 """The connecting rules, without a socket."""
 
+import math
 import random
 
 import pytest
@@ -111,4 +112,4 @@ def test_spreading_loses_nothing_and_exceeds_nothing(
     for load, share in zip([*loads, *[0] * len(shares)], shares, strict=False):
         assert not share or load + len(share) <= limit
     room = sum(max(limit - load, 0) for load in loads)
-    assert len(shares) - len(loads) == -(-max(len(streams) - room, 0) // limit)
+    assert len(shares) - len(loads) == math.ceil(max(len(streams) - room, 0) / limit)

@@ -15,10 +15,12 @@ import uvloop
 from marketfeed.binance.rollover import Ages
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS
+from marketfeed.records import differing_fields
+from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Drop, Mute, Refuse
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.waiting import until
 
 ROLLOVERS = int(os.environ.get("MARKETFEED_TEST_ROLLOVERS", "30"))
 NEVER_S = 1e9
@@ -50,22 +52,17 @@ class Rolling:
         report = self.collector.report()
         return report.healthy and report.mark_price_age_s is not None
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.005)
-
     async def minutes(self, minutes: float) -> None:
         until_ms = self.sim.now_ms() + minutes * MINUTE_MS
-        await self.until(lambda: self.sim.now_ms() >= until_ms)
+        await until(lambda: self.sim.now_ms() >= until_ms)
 
     async def settle(self) -> None:
         """Wait until what has closed is stored."""
         self.settled_ms = self.sim.now_ms()
         await self.minutes(0.2)
-        await self.until(lambda: not self.collector.report().missing_candles)
+        await until(lambda: not self.collector.report().missing_candles)
         commits = self.collector.report().journal.commits
-        await self.until(lambda: self.collector.report().journal.commits >= commits + 2)
+        await until(lambda: self.collector.report().journal.commits >= commits + 2)
 
 
 @contextlib.asynccontextmanager
@@ -100,7 +97,7 @@ def run_rolling(
     async def run() -> None:
         chosen = {"pairs": 12, "timeframes": ("1m", "3m"), "speed": 60.0, **options}
         async with _running(path, ages, SimulatorOptions(**chosen)) as rolling:
-            await rolling.until(lambda: rolling.delivering)
+            await until(lambda: rolling.delivering)
             await check(rolling)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -125,7 +122,7 @@ def assert_complete(rolling: Rolling, from_ms: int, until_ms: int) -> int:
     for one in published:
         assert one.receivers > 0, one
         candle = stored[one.pair, one.timeframe, one.open_time_ms]
-        assert all(getattr(candle, name) == getattr(one, name) for name in CANDLE_FIELDS)
+        assert not differing_fields(candle, one)
     # At this speed a busy machine makes candles late; what came late is told so.
     assert_healed(rolling)
     return len(published)
@@ -159,8 +156,10 @@ def test_no_candle_is_lost_over_many_rollovers(path: Path) -> None:
         held.append(rolling)
         stretch.append(rolling.sim.now_ms())
         done = rolling.outcomes("proven")
-        await rolling.until(lambda: rolling.outcomes("proven") >= done + ROLLOVERS, 5.0 * ROLLOVERS)
-        await rolling.until(lambda: rolling.delivering)
+        await until(
+            lambda: rolling.outcomes("proven") >= done + ROLLOVERS, timeout_s=5.0 * ROLLOVERS
+        )
+        await until(lambda: rolling.delivering)
         stretch.append(rolling.sim.now_ms())
         await rolling.settle()
         assert rolling.outcomes("unproven") == 0
@@ -180,13 +179,13 @@ def test_a_generation_with_a_muted_stream_does_not_take_over(path: Path, stream:
         stretch.append(rolling.sim.now_ms())
         await rolling.sim.faults.start(Mute(stream, new_connections=True))
         given_up, done = rolling.outcomes("given_up"), rolling.outcomes("proven")
-        await rolling.until(lambda: rolling.outcomes("given_up") > given_up)
+        await until(lambda: rolling.outcomes("given_up") > given_up)
         assert rolling.outcomes("proven") <= done + 1  # one may have been under way
         # The exchange comes to itself: the next one takes over.
         await rolling.sim.faults.end()
         done = rolling.outcomes("proven")
-        await rolling.until(lambda: rolling.outcomes("proven") > done)
-        await rolling.until(lambda: rolling.delivering)
+        await until(lambda: rolling.outcomes("proven") > done)
+        await until(lambda: rolling.delivering)
         stretch.append(rolling.sim.now_ms())
         await rolling.settle()
 
@@ -201,15 +200,15 @@ def test_refused_connects_leave_the_old_ones_alone(path: Path) -> None:
     async def check(rolling: Rolling) -> None:
         held.append(rolling)
         stretch.append(rolling.sim.now_ms())
-        await rolling.until(lambda: rolling.outcomes("proven") > 0)
+        await until(lambda: rolling.outcomes("proven") > 0)
         await rolling.sim.faults.start(Refuse())
         given_up = rolling.outcomes("given_up")
-        await rolling.until(lambda: rolling.outcomes("given_up") > given_up)
+        await until(lambda: rolling.outcomes("given_up") > given_up)
         # Nothing that counts is wrong.
-        await rolling.until(lambda: rolling.delivering)
+        await until(lambda: rolling.delivering)
         await rolling.sim.faults.end()
         done = rolling.outcomes("proven")
-        await rolling.until(lambda: rolling.outcomes("proven") > done)
+        await until(lambda: rolling.outcomes("proven") > done)
         stretch.append(rolling.sim.now_ms())
         await rolling.settle()
 
@@ -228,16 +227,16 @@ def test_the_old_connections_may_die_in_the_middle(path: Path) -> None:
         given_up = rolling.outcomes("given_up")
         muted = await faults.start(Mute("ethusdt@markPrice", new_connections=True))
         # What was under way before is over then.
-        await rolling.until(lambda: rolling.outcomes("given_up") > given_up)
-        await rolling.until(lambda: len(rolling.names()) == 2)
+        await until(lambda: rolling.outcomes("given_up") > given_up)
+        await until(lambda: len(rolling.names()) == 2)
         # What counts comes first.
         died.append(rolling.collector.report().connections[0].name)
         await faults.start(Drop(min(c.number for c in rolling.sim.hub.connections)))
-        await rolling.until(lambda: rolling.has_lost(died[0]))
+        await until(lambda: rolling.has_lost(died[0]))
         await faults.end(muted)
         done = rolling.outcomes("proven")
-        await rolling.until(lambda: rolling.outcomes("proven") > done)
-        await rolling.until(lambda: rolling.delivering)
+        await until(lambda: rolling.outcomes("proven") > done)
+        await until(lambda: rolling.delivering)
         await rolling.minutes(2)
         await rolling.settle()
 
@@ -251,7 +250,7 @@ def test_at_the_hard_limit_open_connections_are_taken_as_they_are(
 ) -> None:
     async def check(rolling: Rolling) -> None:
         await rolling.sim.faults.start(Mute("ethusdt@markPrice", new_connections=True))
-        await rolling.until(lambda: rolling.outcomes("unproven") > 0)
+        await until(lambda: rolling.outcomes("unproven") > 0)
 
     run_rolling(
         path,
@@ -264,7 +263,7 @@ def test_at_the_hard_limit_open_connections_are_taken_as_they_are(
 
 def test_a_stop_in_the_middle_of_a_rollover_is_clean(path: Path) -> None:
     async def check(rolling: Rolling) -> None:
-        await rolling.until(lambda: len(rolling.names()) == 2)
+        await until(lambda: len(rolling.names()) == 2)
 
     run_rolling(path, check, often())
     assert not Path(f"{path}-wal").exists()

@@ -17,6 +17,7 @@ from marketfeed.collector.status_report import StatusReport
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from tests.ports import held_port
+from tests.waiting import until
 
 PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT")
 TIMEFRAMES: Final = ("1m", "3m")
@@ -77,9 +78,7 @@ async def collecting(path: Path) -> AsyncIterator[Collector]:
         collector, stop = Collector(settings), asyncio.Event()
         task = asyncio.create_task(collector.run(stop))
         try:
-            async with asyncio.timeout(30.0):
-                while not has_all(collector.report()):
-                    await asyncio.sleep(0.01)
+            await until(lambda: has_all(collector.report()))
             yield collector
         finally:
             stop.set()

@@ -18,6 +18,7 @@ from marketfeed.journal.retention import Cut
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import MarkPrice
 from marketfeed.settings.model import JournalSettings
+from tests.waiting import until
 
 T0 = 1_790_000_001_000
 
@@ -45,9 +46,7 @@ def test_before_the_disk_budget_takes_a_row_its_gap_is_stored(
             upkeep = Upkeep(settings, clock, writer, Turns(Budget(1_200), clock))
             monkeypatch.setattr(Journal, "delete", fail)
             keeping = asyncio.create_task(upkeep.keep_journal(None))
-            async with asyncio.timeout(20):
-                while not gaps_before:
-                    await asyncio.sleep(0.01)
+            await until(lambda: gaps_before)
             keeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping

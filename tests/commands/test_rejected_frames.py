@@ -18,9 +18,9 @@ from tests.faults.proc_commands import (
     get,
     run_command,
     run_marketfeed,
-    until,
     write_config,
 )
+from tests.waiting import wait_until
 
 T0 = 1_790_000_160_000
 LONG = b'{"e":"new","x":"' + b"0123456789" * 1_000 + b'"}'
@@ -114,15 +114,15 @@ def test_frames_of_a_running_collector(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=2) as venue:
         config = write_config(tmp_path, venue.ws_url, venue.rest_url)
         with Collecting(run_command(config), tmp_path / "run.log") as collector:
-            until(collector.is_delivering)
+            wait_until(collector.is_delivering)
             none = run_marketfeed("rejected-frames", "--config", config)
             assert none.returncode == 0, none.stdout + none.stderr
             start_fault(
                 venue.rest_url, {"fault": "spoil", "how": "truncate", "share": 0.3, "count": 20}
             )
-            until(lambda: collector.status()["rejects"].get("not_json", 0) >= 10)
+            wait_until(lambda: collector.status()["rejects"].get("not_json", 0) >= 10)
             commits = collector.status()["journal"]["commits"]
-            until(lambda: collector.status()["journal"]["commits"] >= commits + 2)
+            wait_until(lambda: collector.status()["journal"]["commits"] >= commits + 2)
             done = run_marketfeed("rejected-frames", "--config", config, "--json")
             assert done.returncode == 1, done.stderr
             shown = run_marketfeed("rejected-frames", "--config", config)

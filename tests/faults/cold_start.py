@@ -7,6 +7,7 @@ asks for the newest 499 closed candles of every pair, over and over. Exit 1 when
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import threading
@@ -76,7 +77,7 @@ def campaign(
     directory: Path, chosen: Sequence[float], pairs: int, tell: Callable[[str], None]
 ) -> list[Start]:
     """Start at each of the chosen moments, those far apart within the same minute."""
-    together = -(-len(chosen) // APART_S)
+    together = math.ceil(len(chosen) / APART_S)
     with exchange(directory, pairs, speed=1.0, timeframes="1m") as sim:
         found: list[Start] = []
         for first in range(together):

@@ -96,7 +96,7 @@ async def flood(directory: Path, marks: int) -> Report:
         report.failures = counters.commit_failures
         disk.make_room()
         started_s = time.monotonic()
-        while intake.pending or intake.failing_for_s is not None:
+        while intake.pending or intake.trouble:
             await asyncio.sleep(0.01)
         report.whole_after_s = time.monotonic() - started_s
         report.given_up = dict(counters.records_given_up)

@@ -59,7 +59,7 @@ def audit(
         for pair, symbol in symbols.items():
             for timeframe in timeframes:
                 length_ms = schema.TIMEFRAMES_MS[timeframe]
-                first_ms = -(-since_ms // length_ms) * length_ms
+                first_ms = schema.ceil_to(since_ms, length_ms)
                 where = Stretch(first_ms, schema.floor_to(until_ms, length_ms))
                 stored = {
                     open_ms: tuple(numbers)

@@ -22,6 +22,7 @@ from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import Fault
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.waiting import until
 
 START_MS: Final = 1_790_000_160_000
 """A full minute, at whose end nothing but 1m candles close: 3m a minute later, 5m three."""
@@ -102,10 +103,7 @@ class Line:
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> int:
         """Wait until `condition` holds; return the exchange time (ms) at which it did."""
-        deadline_s = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline_s, self.report.reasons
-            await asyncio.sleep(_LOOK_S)
+        await until(condition, lambda: self.report.reasons, timeout_s=timeout_s)
         return self.sim.now_ms()
 
     async def settled(self, until_ms: int) -> None:

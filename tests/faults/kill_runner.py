@@ -28,7 +28,7 @@ from kill_child import LENGTH, Begun, Committed, Message, Opened, Stopped, colle
 from kill_model import Known, LostError
 
 from marketfeed.journal.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS
+from marketfeed.records import differing_fields
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.published import Published
 from marketfeed.simulator.server import Simulator, SimulatorOptions
@@ -266,9 +266,7 @@ def compare_with_published(port: int, path: Path) -> tuple[int, int]:
                 for candle in journal.candles(pair, timeframe, 0, 2**62):
                     item = truth.get((pair, timeframe, candle.open_time_ms))
                     stored += 1
-                    wrong += item is None or any(
-                        getattr(item, name) != getattr(candle, name) for name in CANDLE_FIELDS
-                    )
+                    wrong += item is None or bool(differing_fields(item, candle))
     return stored, wrong
 
 

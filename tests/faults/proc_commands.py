@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from marketfeed.journal.journal import Journal
-from marketfeed.schema import CANDLE_FIELDS
+from marketfeed.records import differing_fields
 from marketfeed.simulator.published import Published
+from tests.waiting import wait_until
 
 TIMEOUT_S: Final = 30.0
 """For whatever is waited for: far more than it takes."""
@@ -59,16 +60,6 @@ def get(url: str, method: str = "GET") -> Answer:
 def post(url: str) -> Answer:
     """POST nothing to a URL."""
     return get(url, "POST")
-
-
-def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> float:
-    """Wait until `condition` is true; return how many wall seconds that took. Raises TimeoutError."""
-    started_s = time.monotonic()
-    while not condition():
-        if time.monotonic() - started_s > timeout_s:
-            raise TimeoutError("it did not come")
-        time.sleep(LOOK_EVERY_S)
-    return time.monotonic() - started_s
 
 
 class Process:
@@ -164,7 +155,7 @@ class Exchange(NamedTuple):
     def wait_for_candles(self, count: int) -> None:
         """Let so many more candles close."""
         target = self.published_number() + count
-        until(lambda: self.published_number() >= target)
+        wait_until(lambda: self.published_number() >= target)
 
     def published(self, after: int = 0) -> list[Published]:
         """The closing candles it has sent."""
@@ -245,5 +236,5 @@ def unlike(path: Path, published: Sequence[Published]) -> list[Published]:
         item
         for item in published
         if (candle := stored.get((item.pair, item.timeframe, item.open_time_ms))) is None
-        or any(getattr(item, name) != getattr(candle, name) for name in CANDLE_FIELDS)
+        or differing_fields(item, candle)
     ]

@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from proc_commands import environment, until
+from proc_commands import environment
+
+from tests.waiting import wait_until
 
 ABORT_S: Final = 2.0
 """Wall seconds between SIGABRT and SIGKILL (TimeoutAbortSec), unless a test asks for more."""
@@ -91,21 +93,23 @@ class Manager:
 
     def ready(self, runs: int = 1) -> None:
         """Wait until the run of that number is ready."""
-        until(lambda: len(self.runs) >= runs and self.said("READY", runs - 1))
+        wait_until(lambda: len(self.runs) >= runs and self.said("READY", runs - 1))
 
     def fed_for(self, seconds: float) -> None:
         """Let that pass, with nothing but feedings; raises AssertionError when the run has ended."""
         runs, first = len(self.runs), len(self.said("WATCHDOG"))
         deadline_s = time.monotonic() + seconds
-        until(lambda: time.monotonic() >= deadline_s or len(self.ends) >= runs, seconds + 30)
+        wait_until(
+            lambda: time.monotonic() >= deadline_s or len(self.ends) >= runs, timeout_s=seconds + 30
+        )
         assert self.ends == [], self.log.read_text()
         assert len(self.said("WATCHDOG")) > first
 
     def aborted_in(self, file: str) -> None:
         """Wait until faulthandler has written that a thread is in `file`."""
-        until(
+        wait_until(
             lambda: file in self.log.read_text().partition("Fatal Python error: Aborted")[2],
-            self._watchdog_s + self._abort_s,
+            timeout_s=self._watchdog_s + self._abort_s,
         )
 
     def _of(self, run: int) -> list[Told]:

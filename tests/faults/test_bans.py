@@ -14,8 +14,7 @@ from proc_commands import Collecting, run_command, write_config
 from scripted_rest import Asked, ScriptedRest, scripted_rest
 
 from marketfeed.simulator.server import SimulatorOptions
-
-WAIT_S = 60.0
+from tests.waiting import until
 
 
 class Refusal(NamedTuple):
@@ -110,9 +109,3 @@ def test_a_ban_survives_a_restart(tmp_path: Path) -> None:
             assert [one.endpoint for one in exchange.asked] == ["time"]
 
     asyncio.run(run())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.005)

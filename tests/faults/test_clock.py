@@ -26,11 +26,12 @@ from proc_commands import (
     get,
     run_command,
     unlike,
-    until,
     write_config,
 )
 from proc_disk import namespace_command
 from scoreboard import Row, Scoreboard
+
+from tests.waiting import wait_until
 
 SPEED = 60.0
 HOURS_MS = 3 * 3_600_000
@@ -78,7 +79,7 @@ def test_a_wall_clock_that_jumps_moves_nothing(
     config = write_config(tmp_path, venue.ws_url, venue.rest_url)
     command = run_command(config)
     with Collecting(command, tmp_path / "run.log", clock.environment()) as collector:
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         missing = collector.status()["missing_candles"]
         first = venue.published_number()
         seen: list[dict[str, Any]] = []
@@ -90,7 +91,7 @@ def test_a_wall_clock_that_jumps_moves_nothing(
 
         for offset, ahead_ms in (("+3h", HOURS_MS), ("-3h", -HOURS_MS), ("+0", 0)):
             clock.set(offset)
-            until(partial(watch, venue.published_number() + CANDLES_BETWEEN))
+            wait_until(partial(watch, venue.published_number() + CANDLES_BETWEEN))
             # The jump did reach the process.
             assert abs(wall_clock_ms(seen[-1]) - time.time() * 1_000 - ahead_ms) < 60_000
         # What is under way when it is stopped is nobody's fault.
@@ -131,15 +132,15 @@ def test_retention_deletes_nothing_for_a_wrong_wall_clock(
 
     tables = {"candle": "timeframe_ms, open_time", "mark_price": "time", "funding_rate": "time"}
     with Collecting(command, tmp_path / "first.log") as collector:
-        until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
+        wait_until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
         assert collector.stop() == 0
     before = {table: rows(table, column) for table, column in tables.items()}
     assert all(before.values())
     clock.set(offset)
     with Collecting(command, tmp_path / "second.log", clock.environment()) as collector:
         # Retention runs at the start; by then it has.
-        until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
-        until(lambda: collector.status()["journal"]["bytes_used"] > 0)
+        wait_until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
+        wait_until(lambda: collector.status()["journal"]["bytes_used"] > 0)
         assert collector.stop() == 0
     for table, column in tables.items():
         assert before[table] <= rows(table, column)

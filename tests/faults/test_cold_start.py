@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 
 from cold_start import exchange_s, start_at
-from proc_commands import exchange, until
+from proc_commands import exchange
 from scoreboard import Row, Scoreboard
+
+from tests.waiting import wait_until
 
 PAIRS = 4
 
@@ -15,7 +17,7 @@ def test_feeders_have_all_candles_soon_after_a_cold_start(
 ) -> None:
     with exchange(tmp_path, PAIRS, speed=1.0, timeframes="1m") as sim:
         # Away from the next boundary, at which the last one's candle would be old enough for history.
-        until(lambda: 2.0 < exchange_s(sim) % 60.0 < 40.0)
+        wait_until(lambda: 2.0 < exchange_s(sim) % 60.0 < 40.0)
         start = start_at(tmp_path, sim, 12.0, PAIRS, time.monotonic())
     assert start.good, start
     scoreboard.add(

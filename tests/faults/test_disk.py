@@ -18,13 +18,13 @@ from proc_commands import (
     run_command,
     run_marketfeed,
     unlike,
-    until,
     write_config,
 )
 from proc_disk import SmallDisk, on_small_disk
 from scoreboard import Row, Scoreboard
 
 from marketfeed.ingest.intake import MAX_PENDING_RECORDS
+from tests.waiting import wait_until
 
 DISK_BYTES = 16 << 20
 FLOOD = Path(__file__).with_name("disk_flood.py")
@@ -71,12 +71,12 @@ def test_a_full_disk_is_told_and_heals(
     config = write_config(tmp_path, venue.ws_url, venue.rest_url, disk / "journal.db")
     command = [*on_small_disk(disk, DISK_BYTES), *run_command(config)]
     with Collecting(command, tmp_path / "run.log") as collector:
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         small = SmallDisk(collector.process.pid, disk)
         first = venue.published_number()
         venue.wait_for_candles(6)
         small.fill()
-        noticed_s = until(lambda: collector.health().status == 503)
+        noticed_s = wait_until(lambda: collector.health().status == 503)
         assert "the journal cannot be written for" in str(collector.health().json["reasons"])
         before = collector.status()
         venue.wait_for_candles(18)
@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_and_heals(
         assert full["overdue"] == {}
         assert [c["opened"] for c in full["connections"]] == [1]
         small.make_room()
-        whole_s = until(lambda: collector.health().status == 200)
+        whole_s = wait_until(lambda: collector.health().status == 200)
         last = venue.published_number()
         venue.wait_for_candles(6)
         assert collector.status()["journal"]["records_given_up"] == {}
@@ -156,12 +156,12 @@ def test_a_stop_while_the_disk_is_full(
     config = write_config(tmp_path, venue.ws_url, venue.rest_url, disk / "journal.db")
     command = [*on_small_disk(disk, DISK_BYTES), *run_command(config)]
     with Collecting(command, tmp_path / "run.log") as collector:
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         # Held open, so that it outlives the collector.
         small = SmallDisk(collector.process.pid, disk)
         with closing(_Held(small.path)) as held:
             small.fill()
-            until(lambda: collector.health().status == 503)
+            wait_until(lambda: collector.health().status == 503)
             first = venue.published_number()
             venue.wait_for_candles(12)
             last = first + 6

@@ -14,7 +14,6 @@ from proc_commands import (
     exchange,
     run_command,
     unlike,
-    until,
     write_config,
 )
 from scoreboard import Row, Scoreboard
@@ -22,6 +21,7 @@ from scoreboard import Row, Scoreboard
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.journal import Journal
 from reader import MarketReader, StoreUnavailableError
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, venue: Exchange) -> bytes:
     directory = tmp_path_factory.mktemp("left")
     config = write_config(directory, venue.ws_url, venue.rest_url)
     with Collecting(run_command(config), directory / "run.log") as collector:
-        until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
+        wait_until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
         assert collector.stop() == 0
     return (directory / "journal.db").read_bytes()
 
@@ -83,7 +83,7 @@ def test_a_file_damaged_before_the_start(
     overwrite(path, start)
     content = path.read_bytes()
     with Collecting(run_command(used), tmp_path / "run.log") as collector:
-        until(lambda: is_all_but_clean(collector))
+        wait_until(lambda: is_all_but_clean(collector))
         kept = Path(collector.status()["journal"]["set_aside"])
         assert collector.stop() == 0
     assert "journal damaged, set aside, starting a fresh one" in collector.log
@@ -92,12 +92,12 @@ def test_a_file_damaged_before_the_start(
     assert kept.read_bytes() == content
     # Whichever run has set it aside: it is a reason for as long as it lies there.
     with Collecting(run_command(used), tmp_path / "again.log") as collector:
-        until(lambda: is_all_but_clean(collector))
+        wait_until(lambda: is_all_but_clean(collector))
         assert collector.status()["journal"]["set_aside"] is None
         (reason,) = collector.health().json["reasons"]
         assert str(kept) in reason
         kept.unlink()
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         assert collector.health().status == 200
         assert collector.stop() == 0
     with Journal.open(path) as journal:
@@ -137,7 +137,7 @@ def test_a_file_damaged_while_running(
 ) -> None:
     path = tmp_path / "journal.db"
     with Collecting(run_command(used), tmp_path / "run.log") as collector:
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         damage(path)
         with (
             pytest.raises(StoreUnavailableError),
@@ -151,9 +151,9 @@ def test_a_file_damaged_while_running(
         venue.wait_for_candles(12)
         last = first + 6
         if set_aside:
-            until(lambda: is_all_but_clean(collector))
+            wait_until(lambda: is_all_but_clean(collector))
         kept = take_away(tmp_path)
-        until(lambda: collector.health().status == 200)
+        wait_until(lambda: collector.health().status == 200)
         # The feed was not disturbed.
         report = collector.status()
         assert [c["opened"] for c in report["connections"]] == [1]
@@ -210,7 +210,7 @@ def test_a_distrusted_file_is_set_aside_unseen(tmp_path: Path) -> None:
 def test_a_torn_tail_after_a_kill(used: Path, tmp_path: Path, scoreboard: Scoreboard) -> None:
     path, wal = tmp_path / "journal.db", tmp_path / "journal.db-wal"
     with Collecting(run_command(used), tmp_path / "killed.log") as collector:
-        until(lambda: collector.status()["journal"]["commits"] >= 10)
+        wait_until(lambda: collector.status()["journal"]["commits"] >= 10)
         collector.process.kill()
         collector.wait()
     # As after a crash that lost the end of the last write: half a page is missing, then noise.
@@ -222,7 +222,7 @@ def test_a_torn_tail_after_a_kill(used: Path, tmp_path: Path, scoreboard: Scoreb
         (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
     assert len(kept) >= 6
     with Collecting(run_command(used), tmp_path / "run.log") as collector:
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         report = collector.status()
         assert report["journal"]["set_aside"] is None
         assert collector.stop() == 0

@@ -27,7 +27,6 @@ from proc_commands import (
     environment,
     exchange,
     run_command,
-    until,
     write_config,
 )
 from scoreboard import Row, Scoreboard
@@ -37,6 +36,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
+from tests.waiting import wait_until
 
 ERRORS: Final = int(os.environ.get("READ_ERRORS", "3"))
 OTHER_PAIRS: Final = 6
@@ -60,7 +60,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, venue: Exchange) -> Path:
     directory = tmp_path_factory.mktemp("left")
     config = write_config(directory, venue.ws_url, venue.rest_url)
     with Collecting(run_command(config), directory / "run.log") as collector:
-        until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
+        wait_until(lambda: sum(t["candles"] for t in collector.status()["timeframes"]) >= 6)
         assert collector.stop() == 0
     path = directory / "journal.db"
     with Journal.open(path) as journal:
@@ -118,11 +118,11 @@ def reads(left: Path, tmp_path_factory: pytest.TempPathFactory, venue: Exchange)
         directory / "run.log",
         traced_environment(),
     ) as collector:
-        until(lambda: collector.process.poll() is not None or "status_url=" in collector.log)
+        wait_until(lambda: collector.process.poll() is not None or "status_url=" in collector.log)
         if collector.process.poll() is not None:
             why = f"no tracing here: {collector.log[-300:]}"
             (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         end_traced(collector)
     found = Counter(line.split(maxsplit=1)[0] for line in trace.read_text().splitlines())
     return max(found.values())
@@ -173,7 +173,7 @@ def test_no_read_error_at_a_start_sets_a_healthy_journal_aside(
         assert list(tmp_path.glob("*.corrupt-*")) == [], log
         # Again, without: everything is there.
         with Collecting(run_command(config), tmp_path / "again.log") as collector:
-            until(collector.is_delivering)
+            wait_until(collector.is_delivering)
             assert collector.status()["journal"]["set_aside"] is None
             assert collector.stop() == 0
         assert rows <= stored(path)
@@ -208,7 +208,7 @@ def started(config: Path, directory: Path, when: str) -> tuple[str, str]:
             except ValueError:
                 return False  # it has just ended: no answer
 
-        until(is_through, 2 * TIMEOUT_S)
+        wait_until(is_through, timeout_s=2 * TIMEOUT_S)
         if collector.process.poll() is None:
             end_traced(collector)
             return "went on", collector.log

@@ -19,7 +19,6 @@ from proc_commands import (
     get,
     run_command,
     run_marketfeed,
-    until,
     write_config,
 )
 
@@ -29,6 +28,7 @@ from marketfeed.schema import DAY_MS, floor_to
 from reader import MarketReader
 from reader.feeder import FUTURES, Download, Feeder
 from tests.ports import held_port
+from tests.waiting import wait_until
 
 KILLS = 3
 SHIPPED = Path(__file__).resolve().parents[2] / "config.yaml"
@@ -83,7 +83,7 @@ def test_a_backfill_that_is_killed_at_any_point_goes_on_where_it_was(tmp_path: P
             with Process(command, tmp_path / f"backfill-{number}.log") as process:
                 # Some kills come before anything was stored, some in the midst of a commit.
                 asked = klines(sim)
-                until(lambda: klines(sim) > asked or process.process.poll() is not None)  # noqa: B023
+                wait_until(lambda: klines(sim) > asked or process.process.poll() is not None)  # noqa: B023
                 time.sleep(chance.uniform(0.0, 0.4))
                 process.process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -116,7 +116,7 @@ def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -
         config = configured(tmp_path, sim, held_port(), days=3, weight=2_400)
         until_then = minutes_ago(sim, 10)
         with Collecting(run_command(config), tmp_path / "run.log") as collecting:
-            until(lambda: collecting.status()["pairs"] == 3)
+            wait_until(lambda: collecting.status()["pairs"] == 3)
             # Beside it: no lock error, but its progress until it is done.
             followed = run_marketfeed("backfill", "--config", config, "--json")
             assert followed.returncode == 0, followed.stderr
@@ -139,7 +139,7 @@ def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -
             assert "fills 3 days of history by itself; for 5 days set history.days" in more.stderr
             assert "Traceback" not in more.stderr
             # Its own audit has begun.
-            until(lambda: collecting.status()["history"]["audit"]["audited"] > 0)
+            wait_until(lambda: collecting.status()["history"]["audit"]["audited"] > 0)
             table = run_marketfeed("status", "--config", config)
             assert "complete, 3 days, pairs 3 of 3, 0 candles left" in table.stdout
             assert collecting.stop() == 0
@@ -168,8 +168,10 @@ def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) 
             },
         )
         with Collecting(run_command(config), tmp_path / "run.log") as collecting:
-            until(lambda: collecting.status()["pairs"] == 1)
-            until(lambda: (collecting.status()["history"] or {})["history"]["state"] == "complete")
+            wait_until(lambda: collecting.status()["pairs"] == 1)
+            wait_until(
+                lambda: (collecting.status()["history"] or {})["history"]["state"] == "complete"
+            )
             now_ms = collecting.status()["exchange_time_ms"]
             url = f"sqlite:///{tmp_path / 'journal.db'}"
             with MarketReader.connect(url, now_ms=lambda: now_ms) as reader:
@@ -240,7 +242,7 @@ def test_a_collector_asks_the_archive_only_where_the_settings_say_so(
                 state = collecting.status()["history"]
                 return state is not None and state["history"]["state"] == "complete"
 
-            until(filled)
+            wait_until(filled)
             report = collecting.status()["history"]["history"]
             # 30 days of 3m, 5m, 15m and 1h.
             assert report["stored"] >= 3 * 30 * (480 + 288 + 96 + 24) - 3 * 4 * 60

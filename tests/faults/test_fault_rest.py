@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 import uvloop
-from fault_line import START_MS, WAIT_S, Line, run_line, settings_for
+from fault_line import START_MS, Line, run_line, settings_for
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.budget import Budget
@@ -28,6 +28,7 @@ from marketfeed.simulator.fault_kinds import (
     ShrinkExchangeInfo,
 )
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.waiting import until
 
 SPEED = 20.0
 REST_TIMEOUT_S = 0.4
@@ -281,9 +282,9 @@ def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault:
         async with Simulator(options) as sim:
             settings = settings_for(path, sim)
             async with _collecting(Collector(settings)) as first:
-                await _until(lambda: first.report().timeframes[0].candles >= 2)
+                await until(lambda: first.report().timeframes[0].candles >= 2)
             stopped_ms, klines = sim.now_ms(), sim.rest.requests["klines"]
-            await _until(lambda: sim.now_ms() >= stopped_ms + 2 * MINUTE_MS)
+            await until(lambda: sim.now_ms() >= stopped_ms + 2 * MINUTE_MS)
             await sim.faults.start(fault)
             # Ahead by less than frames are held against.
             clock = ExchangeClock(speed=60.0)
@@ -294,14 +295,14 @@ def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault:
                     healing = second.report().healing
                     return healing is not None and "not known for certain" in healing.trouble
 
-                await _until(waits)
+                await until(waits)
                 assert sim.rest.requests["klines"] == klines
                 await sim.faults.end()
                 # The time is asked again soon, not in five minutes.
-                await _until(lambda: sim.rest.requests["klines"] > klines)
+                await until(lambda: sim.rest.requests["klines"] > klines)
                 assert clock.certain_ms()
-                await _until(lambda: not second.report().missing_candles)
-                await _until(lambda: second.report().healthy)
+                await until(lambda: not second.report().missing_candles)
+                await until(lambda: second.report().healthy)
 
     uvloop.run(run())
 
@@ -315,12 +316,6 @@ async def _collecting(collector: Collector) -> AsyncIterator[Collector]:
     finally:
         stop.set()
         await running
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def test_to_ask_what_is_traded_sets_no_clock(path: Path) -> None:

@@ -17,12 +17,12 @@ from proc_commands import (
     post,
     run_command,
     unlike,
-    until,
     write_config,
 )
 from scoreboard import Row, Scoreboard
 
 from marketfeed.journal.journal import Journal
+from tests.waiting import wait_until
 
 STOP_WITHIN_S = 5.0
 
@@ -57,9 +57,9 @@ def test_a_stop_while_the_exchange_hangs(
         config = write_config(tmp_path, f"ws://{address}", rest_url)
         with Collecting(run_command(config), tmp_path / "run.log") as collector:
             if hanging == "everything":
-                until(lambda: collector.health().status == 503)
+                wait_until(lambda: collector.health().status == 503)
             else:
-                until(lambda: "connecting" in str(collector.health().json["reasons"]))
+                wait_until(lambda: "connecting" in str(collector.health().json["reasons"]))
             assert collector.stop(STOP_WITHIN_S) == 0, collector.log
     assert "Traceback" not in collector.log
     scoreboard.add(Row(fault=f"SIGTERM while {hanging} hangs at the start", lost="nothing; exit 0"))
@@ -77,7 +77,7 @@ def test_a_stop_at_any_moment_of_the_start(tmp_path: Path, venue: Exchange, step
             process.process.send_signal(signal.SIGTERM)
         else:
             with contextlib.suppress(TimeoutError):
-                until(lambda: False, timeout_s=0.15 * (step - len(signs)))
+                wait_until(lambda: False, timeout_s=0.15 * (step - len(signs)))
             process.process.send_signal(signal.SIGTERM)
         code = process.wait(STOP_WITHIN_S)
         # Before it can take signals it has touched nothing.
@@ -98,9 +98,9 @@ def test_a_stop_loses_nothing_that_was_received(
     path = tmp_path / "journal.db"
     config = write_config(tmp_path, venue.ws_url, venue.rest_url)
     with Collecting(run_command(config), tmp_path / "run.log") as collector:
-        until(collector.is_delivering)
+        wait_until(collector.is_delivering)
         first = venue.published_number()
-        until(lambda: venue.published_number() >= first + 12)
+        wait_until(lambda: venue.published_number() >= first + 12)
         post(venue.rest_url + "/simulator/pause")
         try:
             # Received, as its counters say, and not committed yet, the latest of it.
@@ -146,7 +146,7 @@ def test_the_second_on_a_journal_is_refused(
     path = tmp_path / "journal.db"
     config = write_config(tmp_path, venue.ws_url, venue.rest_url, path)
     with Collecting(run_command(config), tmp_path / "first.log") as one:
-        until(one.is_delivering)
+        wait_until(one.is_delivering)
         other = write_config(second, venue.ws_url, venue.rest_url, other_name(path))
         with Process(run_command(other), tmp_path / "second.log") as two:
             assert two.wait() == 1
@@ -164,12 +164,12 @@ def test_of_two_at_once_one_wins(tmp_path: Path, venue: Exchange, scoreboard: Sc
         Collecting(run_command(config), tmp_path / "two.log") as two,
     ):
         both = (one, two)
-        until(lambda: any(c.process.poll() is not None for c in both))
+        wait_until(lambda: any(c.process.poll() is not None for c in both))
         (loser,) = [c for c in both if c.process.poll() is not None]
         (winner,) = [c for c in both if c is not loser]
         assert loser.process.returncode == 1
         assert "another process is writing it" in loser.log
-        until(winner.is_delivering)
+        wait_until(winner.is_delivering)
         assert winner.stop(STOP_WITHIN_S) == 0
     scoreboard.add(Row(fault="two collectors on one journal", lost="nothing: the second exits 1"))
 
@@ -180,13 +180,13 @@ def test_a_lock_that_was_removed_does_not_let_two_write_one_file(
     path = tmp_path / "journal.db"
     config = write_config(tmp_path, venue.ws_url, venue.rest_url, path)
     with Collecting(run_command(config), tmp_path / "one.log") as one:
-        until(one.is_delivering)
+        wait_until(one.is_delivering)
         for suffix in ("", "-wal", "-shm", ".lock"):
             Path(f"{path}{suffix}").unlink()
         with Collecting(run_command(config), tmp_path / "two.log") as two:
-            until(two.is_delivering)
+            wait_until(two.is_delivering)
             # The first one sees that its file is not there any more, and that the new one is taken.
-            until(lambda: one.health().status == 503)
+            wait_until(lambda: one.health().status == 503)
             assert "the journal cannot be written" in str(one.health().json["reasons"])
             assert two.health().status == 200
             assert two.stop(STOP_WITHIN_S) == 0
@@ -197,7 +197,7 @@ def test_a_lock_that_was_removed_does_not_let_two_write_one_file(
             ]
         assert len(set(seqs)) == len(seqs) > 0
         # Now it is free, and the first one goes on with it.
-        until(lambda: one.health().status == 200)
+        wait_until(lambda: one.health().status == 200)
         assert one.stop(STOP_WITHIN_S) == 0
     with closing(sqlite3.connect(path)) as db:
         seqs = [

@@ -9,13 +9,13 @@ from proc_commands import (
     run_command,
     run_marketfeed,
     unlike,
-    until,
     write_config,
 )
 from scoreboard import Row, Scoreboard
 
 from reader import MarketReader
 from tests.newer_version import VERSION, added, upgrade
+from tests.waiting import wait_until
 
 PAIRS = 6
 
@@ -27,11 +27,11 @@ def test_a_collector_goes_on_with_a_newer_journal_and_commands_take_it(
     with exchange(tmp_path) as venue:
         config = write_config(tmp_path, venue.ws_url, venue.rest_url)
         with Collecting(run_command(config), tmp_path / "first.log") as collector:
-            until(collector.is_delivering)
+            wait_until(collector.is_delivering)
             first = venue.published_number()
             with MarketReader.connect(f"sqlite:///{path}") as reader:
                 # Without history the next run heals a series from its first stored candle on.
-                until(lambda: len(reader.newest("3m")) == len(reader.newest("1m")) == PAIRS)
+                wait_until(lambda: len(reader.newest("3m")) == len(reader.newest("1m")) == PAIRS)
             assert collector.stop() == 0, collector.log
         with MarketReader.connect(f"sqlite:///{path}") as reader:
             before = reader.newest("1m")
@@ -39,7 +39,7 @@ def test_a_collector_goes_on_with_a_newer_journal_and_commands_take_it(
             assert reader.newest("1m") == before
             old = added(path)
             with Collecting(run_command(config), tmp_path / "second.log") as collector:
-                until(collector.is_delivering)
+                wait_until(collector.is_delivering)
                 venue.wait_for_candles(24)
                 assert reader.newest("1m").keys() == before.keys()
                 assert all(newest > before[pair] for pair, newest in reader.newest("1m").items())
@@ -76,7 +76,7 @@ def test_commands_refuse_a_journal_that_lets_none_in(tmp_path: Path) -> None:
     with exchange(tmp_path) as venue:
         config = write_config(tmp_path, venue.ws_url, venue.rest_url)
         with Collecting(run_command(config), tmp_path / "run.log") as collector:
-            until(collector.is_delivering)
+            wait_until(collector.is_delivering)
             assert collector.stop() == 0, collector.log
         before = upgrade(path, (VERSION, 5, 5)).read_bytes()
         for command, word in {

@@ -17,7 +17,6 @@ from proc_commands import (
     exchange,
     get,
     run_marketfeed,
-    until,
     write_config,
 )
 from scoreboard import Row, Scoreboard
@@ -25,6 +24,7 @@ from secrets_influx import talkative_influx
 
 from marketfeed.errors import SettingsError
 from marketfeed.settings.load import load_settings
+from tests.waiting import wait_until
 
 CANARY = "cAnArY-9f86d081884c7d65"
 COMMANDS = (
@@ -92,11 +92,11 @@ def test_the_token_turns_up_nowhere(
             [*MARKETFEED, "run", "--config"] if way == "credential" else [sys.executable, DEBUG_RUN]
         )
         with Collecting([*program, config], tmp_path / "run.log", env) as collector:
-            until(lambda: server.authorizations)
+            wait_until(lambda: server.authorizations)
             # The last one parks the shipper.
             for status in (500, 401):
                 server.status = status
-                until(lambda: f"status {status}" in str(collector.status()["shipping"]))  # noqa: B023
+                wait_until(lambda: f"status {status}" in str(collector.status()["shipping"]))  # noqa: B023
                 for page in ("/status", "/metrics", "/health"):
                     assert_silent(page, get(collector.url + page).body)
             assert "***" in collector.status()["shipping"]["trouble"]
@@ -137,8 +137,8 @@ def test_a_token_file_that_no_header_can_hold(
             [*MARKETFEED, "run", "--config", config], tmp_path / "run.log"
         ) as collector:
             # It collects on, and says that it cannot ship.
-            until(lambda: collector.status()["mark_price_age_s"] is not None)
-            until(lambda: "token file" in str(collector.status()["shipping"]["trouble"]))
+            wait_until(lambda: collector.status()["mark_price_age_s"] is not None)
+            wait_until(lambda: "token file" in str(collector.status()["shipping"]["trouble"]))
             for page in ("/status", "/metrics", "/health"):
                 assert_silent(page, get(collector.url + page).body)
             for command in ("check", "setup"):

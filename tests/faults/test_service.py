@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import proc_tools
 import pytest
-from proc_commands import Exchange, exchange, get, run_command, until, write_config
+from proc_commands import Exchange, exchange, get, run_command, write_config
 from scoreboard import Row, Scoreboard
 from service_manager import ABORT_S, TRACED_ABORT_S, Fifo, Manager
 
 from marketfeed.journal.journal import Journal
+from tests.waiting import wait_until
 
 WATCHDOG_S = 5.0
 STOP_WITHIN_S = 10.0
@@ -59,19 +60,19 @@ def test_an_exchange_outage_restarts_nothing(
     with service(tmp_path, venue) as manager:
         manager.ready()
         address = url(manager.log)
-        until(lambda: get(address + "/health").status == 200)
-        until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: get(address + "/health").status == 200)
+        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
         faults(venue, "POST", {"fault": "refuse_rest"})
         faults(venue, "POST", {"fault": "refuse"})
         faults(venue, "POST", {"fault": "drop", "connections": "all"})
         try:
-            until(lambda: get(address + "/health").status == 503)
+            wait_until(lambda: get(address + "/health").status == 503)
             manager.fed_for(1.5 * WATCHDOG_S)
             assert get(address + "/health").status == 503
             assert "not well" in manager.said("STATUS")[-1]
         finally:
             faults(venue, "DELETE")
-        until(lambda: get(address + "/health").status == 200)
+        wait_until(lambda: get(address + "/health").status == 200)
         assert len(manager.said("READY")) == 1
         started_s = time.monotonic()
         assert manager.stop() == 0, manager.log.read_text()
@@ -87,7 +88,7 @@ def test_ready_without_an_exchange_and_stopped_at_once(tmp_path: Path) -> None:
     config = write_config(tmp_path, "ws://127.0.0.1:1", "http://127.0.0.1:1")
     with Manager(run_command(config), tmp_path, WATCHDOG_S) as manager:
         manager.ready()
-        until(lambda: "does not tell what it trades" in manager.said("STATUS")[-1])
+        wait_until(lambda: "does not tell what it trades" in manager.said("STATUS")[-1])
         assert manager.stop() == 0
         assert manager.said("STOPPING") == ["1"]
 
@@ -98,7 +99,7 @@ def test_not_ready_with_wrong_settings_or_a_journal_that_is_taken(
     (other := tmp_path / "other").mkdir()
     wrong = write_config(other, venue.ws_url, venue.rest_url, history={"days": "many"})
     with Manager(run_command(wrong), other, WATCHDOG_S, restart=False) as manager:
-        until(lambda: manager.ends)
+        wait_until(lambda: manager.ends)
         assert manager.ends == [("exit", 2)]
         assert manager.told == []
     path = tmp_path / "journal.db"
@@ -107,7 +108,7 @@ def test_not_ready_with_wrong_settings_or_a_journal_that_is_taken(
         Journal.open(path),
         Manager(run_command(taken), other, WATCHDOG_S, restart=False) as manager,
     ):
-        until(lambda: manager.ends)
+        wait_until(lambda: manager.ends)
         assert manager.ends == [("exit", 1)]
         assert manager.told == []
 
@@ -117,7 +118,7 @@ def test_a_hung_event_loop_is_restarted(
 ) -> None:
     with Fifo(tmp_path / "stderr") as stderr, service(tmp_path, venue, (stderr.path,)) as manager:
         manager.ready()
-        until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
         # The next line of its log is written for ever.
         stderr.fill()
         faults(venue, "POST", {"fault": "drop", "connections": "open", "count": 100})
@@ -125,7 +126,7 @@ def test_a_hung_event_loop_is_restarted(
         manager.ready(runs=2)
         # faulthandler hangs at the same place: what SIGABRT does not end, SIGKILL does.
         assert manager.ends == [("watchdog", -signal.SIGKILL)]
-        until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
         assert manager.stop() == 0, manager.log.read_text()
     scoreboard.add(Row(fault="hung event loop", lost="what was not committed", whole_after_s=None))
 
@@ -136,7 +137,7 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
     tool = proc_tools.strace()
     with service(tmp_path, venue, abort_s=TRACED_ABORT_S) as manager:
         manager.ready()
-        until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
         address = url(manager.log)
         with subprocess.Popen(
             [
@@ -155,7 +156,7 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
             assert "attached" in said
             try:
                 # The loop lives on meanwhile: it is the journal's thread that hangs.
-                until(lambda: get(address + "/status").json["journal"]["pending"] > 20)
+                wait_until(lambda: get(address + "/status").json["journal"]["pending"] > 20)
                 # The disk hangs until then: what goes on meanwhile is in no log.
                 manager.aborted_in("marketfeed/journal/")
             finally:
@@ -165,7 +166,7 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
         ((why, code),) = manager.ends
         assert why == "watchdog"
         assert code in (-signal.SIGABRT, -signal.SIGKILL)
-        until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
         assert manager.stop() == 0, manager.log.read_text()
     scoreboard.add(
         Row(fault="hung disk (fdatasync does not return)", lost="what was not committed")

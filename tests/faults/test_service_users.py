@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from proc_commands import environment, exchange, get, run_command, until, write_config
+from proc_commands import environment, exchange, get, run_command, write_config
 
 from marketfeed.journal.journal import KIND
 from marketfeed.storage.backup import back_up
 from reader import MarketReader, StoreUnavailableError
+from tests.waiting import wait_until
 
 GROUP = 64_001
 MEMBER, STRANGER = 64_002, 64_003
@@ -86,10 +87,10 @@ def test_local_feeders_of_the_group_read_while_it_runs_and_after_a_stop(
             run_command(config), stderr=log, env=environment(), group=GROUP, umask=0o027
         )
         try:
-            until(lambda: "status_url=" in (tmp_path / "log").read_text())
+            wait_until(lambda: "status_url=" in (tmp_path / "log").read_text())
             url = (tmp_path / "log").read_text().rsplit("status_url=", 1)[1].split()[0]
-            until(lambda: get(url + "/health").status == 200)
-            until(lambda: get(url + "/status").json["timeframes"][0]["candles"] > 3)
+            wait_until(lambda: get(url + "/health").status == 200)
+            wait_until(lambda: get(url + "/status").json["timeframes"][0]["candles"] > 3)
             for file in state.iterdir():
                 assert (file.stat().st_gid, file.stat().st_mode & 0o777) == (GROUP, 0o640)
             as_user(MEMBER, [GROUP], member_reads)

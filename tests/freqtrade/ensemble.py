@@ -16,12 +16,14 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from freqtrade_client import FtRestClient
-from harness import ROOT, Bot, choose_pairs, exchange, until
+from harness import ROOT, Bot, choose_pairs, exchange
 from harness_config import PASSWORD, USER
 
 sys.path.append(str(ROOT / "tests" / "aggregator"))
 
 from running import FLEET, Process, config, rows
+
+from tests.waiting import wait_until
 
 TAG: Final = "long ensemble 3/5 conf=0.82 from=79"
 VOTES: Final = (("73", 0.85), ("74", 0.72), ("79", 0.88))
@@ -131,7 +133,10 @@ def ensemble(directory: Path, require: Callable[[object, str], None]) -> list[tu
             return [trade for trade in bot.api("GET", "status").body if trade["pair"] == pair]
 
         def ends(name: str, pair: str, wanted: str) -> None:
-            until(lambda: state_of(home, pair) not in ("", "queued", "sending", "unknown"), 60)
+            wait_until(
+                lambda: state_of(home, pair) not in ("", "queued", "sending", "unknown"),
+                timeout_s=60,
+            )
             ((state, took_ms),) = rows(
                 home, "SELECT state, changed - sent FROM forwarded WHERE pair = ?", (pair,)
             )
@@ -152,12 +157,12 @@ def ensemble(directory: Path, require: Callable[[object, str], None]) -> list[tu
             ends("answer cut off", pairs[1], "found")
             between.mode = "hold"
             vote(process.url, pairs[2])
-            until(lambda: len(between.orders) == 3)
+            wait_until(lambda: len(between.orders) == 3)
             process.kill()
             require(state_of(home, pairs[2]) == "sending", "killed at another moment")
             between.let_go.set()
             between.mode = ""
-            until(lambda: trades(pairs[2]), 30)
+            wait_until(lambda: trades(pairs[2]), timeout_s=30)
             process = Process(file)
             ends("SIGKILL before the answer", pairs[2], "found")
             # Freqtrade's own refusal, for the pair that is open already; a vote that differs.
@@ -166,7 +171,10 @@ def ensemble(directory: Path, require: Callable[[object, str], None]) -> list[tu
             client = FtRestClient(process.url, *FLEET)
             for feeder, _ in VOTES:
                 client.forceenter(pairs[0], "long", enter_tag=f"from {feeder} conf=0.9")
-            until(lambda: len(rows(home, "SELECT 1 FROM forward WHERE status = 502")) == 1, 60)
+            wait_until(
+                lambda: len(rows(home, "SELECT 1 FROM forward WHERE status = 502")) == 1,
+                timeout_s=60,
+            )
             ((words,),) = rows(home, "SELECT answer FROM forward WHERE status = 502")
             lines.append(("again", "refused", "", words))
             require("already open" in words, words)

@@ -36,7 +36,6 @@ from proc_commands import (  # noqa: E402
     exchange,
     get,
     run_command,
-    until,
     write_config,
 )
 
@@ -45,6 +44,7 @@ from marketfeed.journal.batch import Batch  # noqa: E402
 from marketfeed.journal.journal import Journal  # noqa: E402
 from marketfeed.records import Candle, FundingSettled, MarkPrice  # noqa: E402
 from marketfeed.simulator.catalogue import choose_pairs  # noqa: E402
+from tests.waiting import wait_until  # noqa: E402
 
 VERSION: Final = "2026.9"
 REQUIREMENTS: Final = (
@@ -210,7 +210,7 @@ class Bot:
             return len(compiled.findall(self.log)) >= count
 
         try:
-            until(found, timeout_s)
+            wait_until(found, timeout_s=timeout_s)
         except TimeoutError:
             raise AssertionError(f"no {pattern!r} in:\n{self.log[-6000:]}") from None
 
@@ -218,7 +218,7 @@ class Bot:
         """Wait until it trades: its first pass over the pairs is done, and its API answers, if any."""
         self.wait_log(r"Bot heartbeat\. .*state='RUNNING'", timeout_s)
         if self.port:
-            until(lambda: self.api("GET", "ping").status == 200, timeout_s)
+            wait_until(lambda: self.api("GET", "ping").status == 200, timeout_s=timeout_s)
 
     def stop(self) -> int:
         """Ask it to stop (SIGINT) and return its exit code: Freqtrade ends with 130 then.
@@ -272,7 +272,7 @@ class Bot:
             seen = Counter(pair for pair, _ in {(f["pair"], f["newest_ms"]) for f in self.frames()})
             return sum(number >= count for number in seen.values()) >= pairs
 
-        until(shown, timeout_s)
+        wait_until(shown, timeout_s=timeout_s)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -347,7 +347,7 @@ def feeder_line(
         sections["exchange"] = chosen | sections.get("exchange", {})
         config = write_config(directory, sim.ws_url, sim.rest_url, journal, **sections)
         with Collecting(run_command(config), directory / "collector.log") as collector:
-            until(collector.is_delivering, START_S)
+            wait_until(collector.is_delivering, timeout_s=START_S)
             yield Line(sim, journal, names, collector)
             assert collector.stop() == 0, collector.log
 

@@ -29,12 +29,12 @@ from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
+from tests.waiting import until
 
 PAIR: Final = "BTC/USDT:USDT"
 SYMBOL: Final = "BTCUSDT"
 BITCOIN: Final = Instrument(SYMBOL, PAIR, "USDT", "TRADING", "PERPETUAL", 0, 0)
 T0: Final = 1_790_000_160_000
-WAIT_S: Final = 20.0
 
 GapRow = tuple[str, int, int, str, str]
 
@@ -168,15 +168,8 @@ class Line:
             self.intake._seen.closed.append((PAIR, "1m", item.open_time_ms))
         self.supervisor.take_in()
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                for task in asyncio.all_tasks():
-                    assert not task.done()
-                await asyncio.sleep(0.005)
-
     async def committed(self) -> None:
-        await self.until(lambda: self.intake.pending == 0)
+        await until(lambda: self.intake.pending == 0)
         # What was taken for the last commit may be under way: the journal has one thread, and an order.
         await self.writer.call(lambda _: None)
 
@@ -240,7 +233,7 @@ def test_the_holes_of_a_series_are_fetched_at_once_and_stored(path: Path) -> Non
         line.clock.set_server_time(T0 + 8 * MINUTE_MS + 2_000, 0.0)
         line.come(0, 3, 4, 7)
         assert line.supervisor.missing_candles == 4
-        await line.until(lambda: line.supervisor.missing_candles == 0)
+        await until(lambda: line.supervisor.missing_candles == 0)
 
     def before(exchange: Exchange) -> None:
         # A minute without a trade is a candle as well.
@@ -271,10 +264,10 @@ def test_after_a_reconnect_the_last_candles_are_compared_and_no_worse_one_is_tak
 
         reconnect()
         assert line.healer.report().rechecks == 1
-        await line.until(lambda: line.counters.rechecked == 3)
+        await until(lambda: line.counters.rechecked == 3)
         # Nothing has closed since: nothing to compare.
         reconnect()
-        await line.until(lambda: line.healer.report().rechecks == 0)
+        await until(lambda: line.healer.report().rechecks == 0)
 
     def before(exchange: Exchange) -> None:
         exchange.trades = lambda number: {8: 5, 9: 12}.get(number, 7)
@@ -292,12 +285,12 @@ def test_a_long_absence_is_filled_newest_first_in_tiles(path: Path) -> None:
         assert line.supervisor.missing_candles == 1_199
         assert line.healer.report().open_gaps == {"found": 1}
         # A hole of now goes before the rest of it.
-        await line.until(lambda: line.exchange.at_once == 1)
+        await until(lambda: line.exchange.at_once == 1)
         line.clock.set_server_time(T0 + 2 * MINUTE_MS + 5_000, 0.0)
         line.come(1)
         assert line.exchange.hold is not None
         line.exchange.hold.set()
-        await line.until(lambda: line.supervisor.missing_candles == 0)
+        await until(lambda: line.supervisor.missing_candles == 0)
 
     def before(exchange: Exchange) -> None:
         exchange.hold = asyncio.Event()
@@ -318,7 +311,7 @@ def test_what_rest_does_not_have_is_given_up_with_its_reason_and_may_come_late(p
     store(path, candle(-40))
 
     async def check(line: Line) -> None:
-        await line.until(lambda: line.counters.gaps["unresolvable"] == 2)
+        await until(lambda: line.counters.gaps["unresolvable"] == 2)
         assert line.healer.report().ended == {"healed": 1, "unresolvable": 2}
         assert line.healer.report().open_gaps == {}
         await line.committed()
@@ -329,7 +322,7 @@ def test_what_rest_does_not_have_is_given_up_with_its_reason_and_may_come_late(p
         ]
         assert line.supervisor.missing_candles == 11
         line.come(-5)
-        await line.until(lambda: line.counters.gaps["healed"] == 2)
+        await until(lambda: line.counters.gaps["healed"] == 2)
 
     def before(exchange: Exchange) -> None:
         exchange.trades = lambda n: None if -20 <= n < -10 or n == -5 else 7
@@ -344,17 +337,17 @@ def test_an_odd_row_costs_itself_and_is_asked_for_until_it_is_good(path: Path) -
     store(path, candle(-40))
 
     async def check(line: Line) -> None:
-        await line.until(
+        await until(
             lambda: sum(first == -5 for first, _ in line.exchange.asked) > len(PAUSES_S) + 3
         )
         # REST is there all the while: nobody else waits for this candle.
-        assert line.healer.trouble == ""
+        assert not line.healer.trouble
         assert line.healer.report().open_gaps["healing"] >= 1
         assert line.supervisor.missing_candles >= 1
         await line.committed()
         assert {n for n in line.stored() if n < 0} == {*range(-40, 0)} - {-5}
         line.exchange.odd.clear()
-        await line.until(lambda: -5 in line.stored())
+        await until(lambda: -5 in line.stored())
         assert line.counters.gaps["unresolvable"] == 0
 
     def before(exchange: Exchange) -> None:
@@ -367,7 +360,7 @@ def test_what_was_given_up_and_is_stored_by_history_is_missing_no_more(path: Pat
     store(path, candle(-40))
 
     async def check(line: Line) -> None:
-        await line.until(lambda: line.counters.gaps["unresolvable"] == 2)
+        await until(lambda: line.counters.gaps["unresolvable"] == 2)
         assert line.supervisor.missing_candles == 11
         # An hour later the exchange has them.
         line.exchange.trades = lambda _: 7
@@ -376,7 +369,7 @@ def test_what_was_given_up_and_is_stored_by_history_is_missing_no_more(path: Pat
             on_stored=line.healer.on_stored,
         )  # fmt: skip
         await backfill.fill()
-        await line.until(lambda: line.supervisor.missing_candles == 0)
+        await until(lambda: line.supervisor.missing_candles == 0)
 
     def before(exchange: Exchange) -> None:
         exchange.trades = lambda n: None if -20 <= n < -10 or n == -5 else 7
@@ -404,7 +397,7 @@ def test_what_was_given_up_and_stored_since_is_told_at_the_next_start(path: Path
     store(path, *stored, gap(-9, -7), gap(-7, -6), gap(-5, -4), gap(-4, -2))
 
     async def check(line: Line) -> None:
-        await line.until(lambda: line.counters.gaps["healed"] == 2)
+        await until(lambda: line.counters.gaps["healed"] == 2)
 
     line = run(path, check)
     # What is not there, or not all of it, stays given up.
@@ -420,10 +413,10 @@ def test_what_was_given_up_and_stored_since_is_told_at_the_next_start(path: Path
 def test_a_candle_that_appears_late_is_taken(path: Path) -> None:
     async def check(line: Line) -> None:
         line.come(1)
-        await line.until(lambda: len(line.exchange.asked) == 3)
+        await until(lambda: len(line.exchange.asked) == 3)
         assert line.supervisor.missing_candles == 1
         line.exchange.trades = lambda _: 4
-        await line.until(lambda: line.supervisor.missing_candles == 0)
+        await until(lambda: line.supervisor.missing_candles == 0)
 
     def before(exchange: Exchange) -> None:
         exchange.trades = lambda _: None
@@ -437,7 +430,7 @@ def test_a_pair_that_ended_is_told_as_the_reason(path: Path) -> None:
     ended = Instrument(SYMBOL, PAIR, "USDT", "SETTLING", "PERPETUAL", 0, T0 - MINUTE_MS)
 
     async def check(line: Line) -> None:
-        await line.until(lambda: line.counters.gaps["unresolvable"] == 1)
+        await until(lambda: line.counters.gaps["unresolvable"] == 1)
 
     def before(exchange: Exchange) -> None:
         exchange.trades = lambda n: None if n >= -1 else 7
@@ -457,14 +450,14 @@ def test_while_rest_fails_it_is_asked_once_at_a_time_and_nothing_is_given_up(
     store(path, candle(-2_000), *(other(name) for name in channels[1:]))
 
     async def check(line: Line) -> None:
-        await line.until(lambda: len(line.exchange.asked) >= 12)
+        await until(lambda: len(line.exchange.asked) >= 12)
         report = line.healer.report()
         assert f"status {status}" in report.trouble
         assert sum(report.open_gaps.values()) == 4
         # The first look asked for all of them together, later ones one by one.
         assert line.exchange.most_at_once <= min(REQUESTS, len(channels))
         line.exchange.most_at_once = 0
-        await line.until(lambda: len(line.exchange.asked) >= 16)
+        await until(lambda: len(line.exchange.asked) >= 16)
         assert line.exchange.most_at_once == 1
         assert line.counters.gaps["unresolvable"] == 0
 
@@ -499,7 +492,7 @@ def test_holes_that_an_earlier_run_left_are_taken_up(path: Path) -> None:
     )
 
     async def check(line: Line) -> None:
-        await line.until(lambda: line.counters.gaps["healed"] == 3)
+        await until(lambda: line.counters.gaps["healed"] == 3)
 
     line = run(path, check)
     asked = {n for first, after in line.exchange.asked for n in range(first, after)}
@@ -520,6 +513,6 @@ def test_what_is_older_than_is_filled_is_left_alone(path: Path) -> None:
 
     async def check(line: Line) -> None:
         assert line.supervisor.missing_candles == 30 * 1_440 - 1
-        await line.until(lambda: len(line.exchange.asked) >= 2)
+        await until(lambda: len(line.exchange.asked) >= 2)
 
     run(path, check)

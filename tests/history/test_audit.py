@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from marketfeed import schema
 from marketfeed.binance.archive import day_file
-from marketfeed.binance.budget import Budget, Instant
+from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.commands.history import REST_BUDGET, AuditRequest, run_audit, run_backfill
+from marketfeed.collector.upkeep import save_budget
+from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import ExchangeRefusedError
 from marketfeed.grid import Stretch
 from marketfeed.history.audit import AuditReport, audited_series
@@ -265,12 +266,10 @@ def test_while_the_exchange_has_stopped_the_collector_no_command_asks_it(tmp_pat
     async def run() -> None:
         async with filled(path, 1) as (sim, settings):
             asked = len(sim.rest.asked)
-            clock = ExchangeClock()
-            budget = Budget(2_400)
-            now = Instant(clock.now_ms(), clock.elapsed_s())
-            budget.stop(now, 600.0, 418, "klines: status 418: banned")
+            turns = Turns(Budget(2_400), ExchangeClock())
+            turns.stop(600.0, 418, "klines: status 418: banned")
             async with JournalWriter(path) as writer:
-                await writer.save_document(REST_BUDGET, budget.state(now), now.now_ms)
+                await save_budget(writer, turns)
             with pytest.raises(ExchangeRefusedError, match="after klines: status 418: banned"):
                 await audited(settings)
             with pytest.raises(ExchangeRefusedError, match="after klines: status 418: banned"):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import sqlite3
@@ -45,6 +46,7 @@ from marketfeed.records import Candle
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
+from tests.waiting import until
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def test_a_cold_start_costs_what_it_must_and_stays_within_the_set_weight(path: P
             assert report.pairs_done == int(pairs)
             assert sim.rest.weight.most_used <= weight
             # 480 candles a day, 499 of them for a weight of 2; what is left over may cost 1.
-            requests = -(-int(days) * 480 // 499)
+            requests = math.ceil(int(days) * 480 / 499)
             klines = sim.rest.requests["klines"]
             assert klines == int(pairs) * requests
             assert sim.rest.weight.total <= klines * 2 + 10
@@ -431,9 +433,10 @@ def test_what_closed_within_the_last_minute_before_a_first_start_is_fetched_soon
             begun_ms = clock.now_ms()
             task = asyncio.create_task(backfill.run())
             # An hour of the exchange's would take longer than this.
-            async with asyncio.timeout(0.5 * 3_600 / SPEED):
-                while newest_open_ms(path) < schema.floor_to(begun_ms, schema.MINUTE_MS):
-                    await asyncio.sleep(0.05)
+            await until(
+                lambda: newest_open_ms(path) >= schema.floor_to(begun_ms, schema.MINUTE_MS),
+                timeout_s=0.5 * 3_600 / SPEED,
+            )
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -581,13 +584,12 @@ def test_what_was_said_just_now_is_left_and_asked_again_when_woken(path: Path) -
 
     async def check(backfill: Backfill) -> None:
         running = asyncio.create_task(backfill.run())
-        async with asyncio.timeout(20):
-            while len(exchange.asked) < 29:
-                await asyncio.sleep(0.005)
-            # Woken by a new pair: nothing is waited for then, and nothing believed.
-            backfill.wake()
-            while len(exchange.asked) < 29 + 29 or backfill.report().candles_left > 10 * 499:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(exchange.asked) >= 29)
+        # Woken by a new pair: nothing is waited for then, and nothing believed.
+        backfill.wake()
+        await until(
+            lambda: len(exchange.asked) >= 29 + 29 and backfill.report().candles_left <= 10 * 499
+        )
         report = backfill.report()
         assert (report.state, report.absent, report.stored) == ("filling", 0, 14_399 - 10 * 499)
         running.cancel()
@@ -609,9 +611,7 @@ def test_a_pair_that_joins_a_long_pass_has_its_newest_candles_first(path: Path) 
 
         exchange.on_request = on_request
         running = asyncio.create_task(backfill.run())
-        async with asyncio.timeout(20):
-            while not backfill.report().complete:
-                await asyncio.sleep(0.005)
+        await until(lambda: backfill.report().complete)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         # Those that were under way, and the newest of the other series, go before it.

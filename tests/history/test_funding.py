@@ -14,6 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marketfeed import schema
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest
@@ -34,10 +35,10 @@ from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
+from tests.waiting import until
 
 T0: Final = 1_790_006_400_000
 """A full 8 hours."""
-WAIT_S: Final = 30.0
 assert T0 % (8 * HOUR_MS) == 0
 
 
@@ -124,7 +125,7 @@ class Rates:
             return web.json_response({"code": -1}, status=500)
         start_ms, end_ms = int(query["startTime"]), int(query["endTime"])
         step_ms = self.hours * HOUR_MS
-        first_ms = -(-start_ms // step_ms) * step_ms
+        first_ms = schema.ceil_to(start_ms, step_ms)
         rows = [
             {
                 "symbol": name,
@@ -162,11 +163,6 @@ class Line:
 
     def tell(self, next_ms: int, *instruments: Instrument) -> None:
         self.intake.next_funding_ms.update((i.pair, next_ms) for i in instruments)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                await asyncio.sleep(0.005)
 
 
 def run(
@@ -222,7 +218,7 @@ def run(
 
 
 async def complete(line: Line) -> None:
-    await line.until(
+    await until(
         lambda: line.settling.report().rates > 0 and not line.settling.report().history_pairs
     )
 
@@ -253,7 +249,7 @@ def test_history_is_complete_and_a_restart_asks_for_nothing_again(
 
     async def nothing(line: Line) -> None:
         # It knows what it wants as soon as it knows what there is.
-        await line.until(lambda: line.settling._generation > 0)
+        await until(lambda: line.settling._generation > 0)
         assert line.settling.report().history_pairs == 0
 
     again = run(path, nothing, collected=collected, listed=listed, days=3)
@@ -275,7 +271,7 @@ def test_what_is_listed_later_counts_when_history_is_asked(path: Path) -> None:
         line.rates.asked.clear()
         trading = 1_400
         line.settling.set_instruments([instrument(n) for n in range(5)])
-        await line.until(lambda: bool(line.settling.report().history_pairs))
+        await until(lambda: bool(line.settling.report().history_pairs))
         await complete(line)
         # Now that would take a request for every few hours.
         assert line.rates.asked == ["info", "S4USDT"]
@@ -299,11 +295,11 @@ def test_more_rates_at_one_time_than_an_answer_holds(path: Path) -> None:
 def test_history_goes_on_after_a_failure_and_after_a_kill(path: Path) -> None:
     async def failing(line: Line) -> None:
         line.rates.failing = True
-        await line.until(lambda: len(line.rates.asked) >= 3)
+        await until(lambda: len(line.rates.asked) >= 3)
         assert "status 500" in line.settling.report().trouble
         assert line.settling.report().history_pairs == 4
         line.rates.failing = False
-        await line.until(lambda: line.settling.report().rates > 0)
+        await until(lambda: line.settling.report().rates > 0)
         # Ended in the middle, perhaps.
 
     run(path, failing, collected=4, listed=530, days=20)
@@ -317,11 +313,11 @@ def test_an_odd_rate_costs_itself_and_is_asked_for_again(path: Path) -> None:
 
     async def check(line: Line) -> None:
         line.rates.odd = lambda *row: row == odd
-        await line.until(lambda: line.settling.report().history_pairs == 1)
+        await until(lambda: line.settling.report().history_pairs == 1)
         assert len(settled(path)) == 300 * 6 - 1
         assert line.settling.report().trouble == ""
         line.rates.odd = lambda *_: False
-        await line.until(lambda: line.settling.report().history_pairs == 0)
+        await until(lambda: line.settling.report().history_pairs == 0)
 
     run(path, check, collected=300, listed=530, days=2, speed=200.0)
     assert len(settled(path)) == 300 * 6
@@ -334,7 +330,7 @@ def test_a_restart_asks_for_what_was_odd(path: Path) -> None:
 
     async def check(line: Line) -> None:
         line.rates.odd = lambda *row: row == odd
-        await line.until(lambda: line.settling.report().history_pairs == 1)
+        await until(lambda: line.settling.report().history_pairs == 1)
 
     run(path, check, collected=300, listed=530, days=2)
     run(path, complete, collected=300, listed=530, days=2)
@@ -344,10 +340,10 @@ def test_a_restart_asks_for_what_was_odd(path: Path) -> None:
 def test_a_symbol_without_any_good_row_keeps_no_other_waiting(path: Path) -> None:
     async def check(line: Line) -> None:
         line.rates.odd = lambda symbol, _: symbol == instrument(0).symbol
-        await line.until(lambda: line.settling.report().history_pairs == 1)
+        await until(lambda: line.settling.report().history_pairs == 1)
         assert len(settled(path)) == 2 * 60
         line.rates.odd = lambda *_: False
-        await line.until(lambda: line.settling.report().history_pairs == 0)
+        await until(lambda: line.settling.report().history_pairs == 0)
 
     run(path, check, collected=3, listed=530, days=20, speed=200.0)
     assert len(settled(path)) == 3 * 60
@@ -358,15 +354,15 @@ def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_told(pa
 
     async def check(line: Line) -> None:
         line.tell(T0, *ours)
-        await line.until(lambda: line.settling.report().awaited == 3)
-        await line.until(lambda: len(line.rates.asked) >= 1)
+        await until(lambda: line.settling.report().awaited == 3)
+        await until(lambda: len(line.rates.asked) >= 1)
         # Two of them are told at once, the third only later; meanwhile its next one is known.
         line.tell(T0 + 8 * HOUR_MS, *ours)
-        await line.until(lambda: line.settling.report().awaited == 1)
+        await until(lambda: line.settling.report().awaited == 1)
         asked = len(line.rates.asked)
-        await line.until(lambda: len(line.rates.asked) >= asked + 2)
+        await until(lambda: len(line.rates.asked) >= asked + 2)
         line.rates.told_from_ms.clear()
-        await line.until(lambda: line.settling.report().awaited == 0)
+        await until(lambda: line.settling.report().awaited == 0)
         assert line.clock.now_ms() >= T0 + SETTLED_AFTER_S * 1000
 
     async def main(line: Line) -> None:
@@ -384,7 +380,7 @@ def test_a_rate_that_is_never_told_is_given_up(path: Path) -> None:
     async def check(line: Line) -> None:
         line.rates.told_from_ms[instrument(0).symbol] = T0 + 1
         line.tell(T0, instrument(0))
-        await line.until(lambda: line.settling.report().given_up == 1)
+        await until(lambda: line.settling.report().given_up == 1)
         assert line.settling.report().awaited == 0
 
     run(path, check, collected=1, listed=1, days=0, now_ms=T0 + 1_000, speed=3_000.0)
@@ -398,20 +394,20 @@ def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
     async def given_up(line: Line) -> None:
         line.rates.told_from_ms[late.symbol] = T0 + 1
         line.tell(T0, late, other)
-        await line.until(lambda: line.settling.report().given_up == 1)
+        await until(lambda: line.settling.report().given_up == 1)
         line.tell(T0 + 8 * HOUR_MS, late, other)
 
     async def after_all(line: Line) -> None:
         await given_up(line)
         line.rates.told_from_ms.clear()
-        await line.until(lambda: line.settling.report().given_up == 0)
+        await until(lambda: line.settling.report().given_up == 0)
 
     async def later(line: Line) -> None:
         await given_up(line)
         end_ms = T0 + 8 * HOUR_MS
-        await line.until(lambda: line.clock.now_ms() >= end_ms)
+        await until(lambda: line.clock.now_ms() >= end_ms)
         line.tell(T0 + 16 * HOUR_MS, late, other)
-        await line.until(lambda: (late.pair, end_ms) in {row[:2] for row in settled(path)})
+        await until(lambda: (late.pair, end_ms) in {row[:2] for row in settled(path)})
         assert line.settling.report().given_up == 1
 
     def run_at(now_ms: int, check: Callable[[Line], Awaitable[None]], days: int) -> Rates:
@@ -432,10 +428,10 @@ def test_what_was_settled_just_before_the_start_and_is_not_told_yet_is_awaited(p
 
     async def check(line: Line) -> None:
         line.rates.untold.add((ours[0].symbol, T0))
-        await line.until(lambda: line.settling.report().awaited == 1)
-        await line.until(lambda: line.settling.report().history_pairs == 0)
+        await until(lambda: line.settling.report().awaited == 1)
+        await until(lambda: line.settling.report().history_pairs == 0)
         line.rates.untold.clear()
-        await line.until(lambda: line.settling.report().awaited == 0)
+        await until(lambda: line.settling.report().awaited == 0)
 
     run(path, check, collected=2, listed=2, days=1, now_ms=T0 + 30 * MINUTE_MS)
     times = [T0 - 16 * HOUR_MS, T0 - 8 * HOUR_MS, T0]
@@ -454,23 +450,23 @@ def test_a_pair_that_joins_late_is_asked_for_what_it_lacks_and_not_all_pairs_aga
         settling = line.settling
         line.clock.set_server_time(T0 - 3_000, 0.0, 20.0)
         line.tell(T0, *ours[:2])
-        await line.until(lambda: settling.report().rates == 2)
+        await until(lambda: settling.report().rates == 2)
         # The second one is halted for weeks; those that go on are complete until now.
         settling.set_instruments(ours[:1])
         line.clock.set_server_time(now_ms - step_ms - 3_000, 0.0, 20.0)
         line.tell(now_ms - step_ms, ours[0])
-        await line.until(lambda: (ours[0].pair, now_ms - step_ms) in times())
-        await line.until(lambda: settling.report().awaited == 0)
+        await until(lambda: (ours[0].pair, now_ms - step_ms) in times())
+        await until(lambda: settling.report().awaited == 0)
         line.rates.asked.clear()
         line.clock.set_server_time(now_ms - 30_000, 0.0, 20.0)
         settling.set_instruments(ours)
-        await line.until(lambda: bool(line.rates.asked) and not settling.report().history_pairs)
+        await until(lambda: bool(line.rates.asked) and not settling.report().history_pairs)
         # What the two of them lack since the start, though no history is wanted.
         assert set(line.rates.asked) == {"info", "S1USDT", "S2USDT"}
         line.rates.asked.clear()
         line.tell(now_ms, *ours)
-        await line.until(lambda: {(one.pair, now_ms) for one in ours} <= times())
-        await line.until(lambda: settling.report().awaited == 0)
+        await until(lambda: {(one.pair, now_ms) for one in ours} <= times())
+        await until(lambda: settling.report().awaited == 0)
         # And not 60 days of all 40 contracts, which are eight answers.
         assert set(line.rates.asked) == {None}
         assert len(line.rates.asked) <= 2
@@ -522,22 +518,18 @@ def test_the_collector_has_settlements_and_their_history(path: Path) -> None:
             stop = asyncio.Event()
             running = asyncio.create_task(collector.run(stop))
             try:
-                async with asyncio.timeout(WAIT_S):
-                    while True:
-                        report = collector.report().settled
-                        if (
-                            sim.now_ms() > T0 + 60_000
-                            and report is not None
-                            and not report.history_pairs
-                            and not report.awaited
-                            and report.rates
-                        ):
-                            break
-                        await asyncio.sleep(0.02)
-                    # A running rate after it.
-                    after_ms = sim.now_ms() + 2 * MINUTE_MS
-                    while sim.now_ms() < after_ms:
-                        await asyncio.sleep(0.02)
+                await until(
+                    lambda: (
+                        sim.now_ms() > T0 + 60_000
+                        and (report := collector.report().settled) is not None
+                        and not report.history_pairs
+                        and not report.awaited
+                        and report.rates
+                    )
+                )
+                # A running rate after it.
+                after_ms = sim.now_ms() + 2 * MINUTE_MS
+                await until(lambda: sim.now_ms() >= after_ms)
             finally:
                 stop.set()
                 await running

@@ -1,8 +1,5 @@
 """Rows to ship, in every table, and the pace of a test."""
 
-import asyncio
-from collections.abc import Callable
-
 from marketfeed.influxdb.shipper import Pace
 from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
@@ -33,9 +30,3 @@ def fill(start: int = 0, minutes: int = 10) -> Batch:
     batch.add(Gap("connection_feed-1", None, T0, T0 + 5, "healed", "lost"))
     batch.add(CatalogEntry(PAIRS[0], "BTCUSDT", ("1m",), T0, 5, None, T0))
     return batch
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.002)

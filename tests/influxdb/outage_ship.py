@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 import uvloop
 
+from marketfeed.clock import wait_at_most
 from marketfeed.counters import rss_bytes
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.shipper import Shipper
@@ -139,12 +140,8 @@ async def _write_evenly(
         await writer.call(lambda journal, batch=batch: journal.write(batch))
         written.append(time.monotonic())
         wait_s = started_s + len(written) / TICKS_PER_S - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, wait_s)):
-                await stop.wait()
-        except TimeoutError:
-            continue
-        return
+        if await wait_at_most(max(0.0, wait_s), stop):
+            return
 
 
 def _ticks(task: Task) -> Iterator[range]:

@@ -23,15 +23,15 @@ from running import (  # noqa: E402
     rows,
     running,
     states,
-    until,
 )
 
 from marketfeed import schema  # noqa: E402
-from marketfeed.aggregator.ledger_tables import KIND  # noqa: E402
+from marketfeed.aggregator.ledger_schema import KIND  # noqa: E402
 from marketfeed.aggregator.outbox import LedgerOutbox  # noqa: E402
 from marketfeed.settings.load import load_settings  # noqa: E402
 from marketfeed.settings.model import Settings  # noqa: E402
 from marketfeed.storage.ranges import Acknowledged  # noqa: E402
+from tests.waiting import until  # noqa: E402
 
 
 def shipping(path: Path, influxd: Influxd, database: str, bot_url: str, **changes: Any) -> Settings:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import uvloop
-from filled import PAIRS, until
+from filled import PAIRS
 from influxd import Influxd, quoted
 from shipped import compared, shipping, v1_target
 
@@ -13,6 +13,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry, FundingRate
 from marketfeed.schema import HOUR_MS, MINUTE_MS, floor_to
 from reader import MarketReader
+from tests.waiting import until
 
 
 def test_a_catalog_older_than_the_bucket_keeps(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from filled import MINUTE, ROWS, T0, fill, until
+from filled import MINUTE, ROWS, T0, fill
 from front import Front
 from influxd import Influxd, quoted
 from shipped import Target, compared, marketfeed, shipping, v1_target, v2_target
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.commands.refused_lines import lines_gone, read_refused
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import target_of
@@ -26,6 +26,7 @@ from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import REFUSED_LINES_KEPT, Demand, demand_again
 from marketfeed.storage.reading import reading
 from tests.shipped_ranges import of_all, ranges_of
+from tests.waiting import until
 
 
 @pytest.fixture(params=["v1", "v2"])

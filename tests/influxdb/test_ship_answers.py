@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 import uvloop
-from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
+from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill
 from front import Front, Rights
 from front_faults import SERVER_ERROR, UNAVAILABLE, Answer, Cut, Partial, Slow, too_many
 from influxd import Influxd, quoted
@@ -29,6 +29,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.settings.model import Settings
 from marketfeed.storage.ranges import Acknowledged
+from tests.waiting import until
 
 GAP_TAGS = "kind=connection_feed-1,pair=*"
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from endpoint import Server, run
-from filled import PAIRS, T0, until
+from filled import PAIRS, T0
 
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry
 from marketfeed.schema import DAY_MS
+from tests.waiting import until
 
 
 class Clock:

@@ -12,7 +12,6 @@ from typing import Any
 import aiohttp
 import pytest
 import uvloop
-from filled import until
 from front import Front
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from marketfeed.settings.model import Settings
 from reader import MarketReader, UnknownPairError
 from reader.rows import CandleQuery
 from reader.stores.influx import InfluxStore
+from tests.waiting import until
 
 NASTY = [
     '"; DROP DATABASE "neighbour"; --',

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from aiohttp import web
 from endpoint import Server, run, serving, stored
-from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill, until
+from filled import MINUTE, PAIRS, QUICK, ROWS, T0, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +22,8 @@ from marketfeed.journal.retention import expired
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
+from tests.shipped_ranges import ranges_of
+from tests.waiting import until
 
 
 def test_every_table_is_shipped_once_as_the_schema_says(path: Path) -> None:
@@ -375,7 +377,7 @@ def test_a_stop_does_not_wait_for_a_server_that_hangs(path: Path) -> None:
     server = run(path, scenario, msgspec.structs.replace(QUICK, last_s=0.2))
     assert server.points == {}
     with Journal.open(path) as journal:
-        assert list(journal.shipped(f"{server.url} fleet market_data")) == []
+        assert ranges_of(journal.shipped(f"{server.url} fleet market_data")) == []
 
 
 def test_refused_forming_candles_push_no_line_out(path: Path) -> None:

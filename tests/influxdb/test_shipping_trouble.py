@@ -19,6 +19,7 @@ from marketfeed.collector.reporter import SHIPPING_TROUBLE_S
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.waiting import until
 
 PAIRS = 3
 
@@ -52,9 +53,11 @@ async def collecting(
     stop = asyncio.Event()
     task = asyncio.create_task(collector.run(stop))
     try:
-        async with asyncio.timeout(30.0):
-            while (report := collector.report()).mark_price_age_s is None or report.overdue:
-                await asyncio.sleep(0.01)
+        await until(
+            lambda: (
+                (report := collector.report()).mark_price_age_s is not None and not report.overdue
+            )
+        )
         yield collector
     finally:
         stop.set()
@@ -80,12 +83,12 @@ def test_a_dead_influxdb_is_named_once_it_is_no_restart(
             caplog.clear()
             # As the collector is set: a short outage is no reason.
             async with collecting(path, sim, influxdb, 30.0) as collector:
-                async with asyncio.timeout(30.0):
-                    while (report := collector.report()).shipping is None or (
-                        not report.shipping.trouble
-                    ):
-                        await asyncio.sleep(0.01)
-                assert not [text for text in report.reasons if "InfluxDB" in text]
+                await until(
+                    lambda: (
+                        (shipping := collector.report().shipping) is not None and shipping.trouble
+                    )
+                )
+                assert not [text for text in collector.report().reasons if "InfluxDB" in text]
             caplog.clear()
             async with collecting(path, sim, influxdb, 0.0):
                 told = re.search(r"status_url=(\S+)", caplog.text)

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import sqlite3
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +15,11 @@ from marketfeed import schema
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.simulator.published import Published
 from tests.faults.soak_process import Process
+from tests.waiting import wait_until
 
 TIMEFRAMES: Final = ("1m", "3m")
 PAIRS: Final = 6
 SPEED: Final = 60
-WAIT_S: Final = 120.0
 ALONE_MINUTES: Final = 2
 """Exchange minutes for which one of the two is dead."""
 
@@ -77,13 +75,6 @@ def get(url: str) -> urllib.request.addinfourl:  # type: ignore[name-defined]
     return urllib.request.urlopen(url, timeout=30)  # noqa: S310 - loopback
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.05)
-
-
 def until_well(process: Process) -> None:
     url = process.urls()["status_url"] + "/status"
 
@@ -93,7 +84,7 @@ def until_well(process: Process) -> None:
             report = msgspec.json.decode(body.read(), type=StatusReport)
         return report.healthy and report.mark_price_age_s is not None and not report.missing_candles
 
-    until(well, "not well again")
+    wait_until(well, "not well again")
 
 
 def stored(influxd: Influxd, database: str, timeframe: str) -> list[tuple[str, int, list[float]]]:
@@ -147,13 +138,15 @@ def test_either_of_two_collectors_may_die(influxd: Influxd, database: str, tmp_p
                     # The exchange goes on: of one whose time stands still, collectors that go by the
                     # clock take for closed what is not.
                     until_ms = exchange.now_ms()
-                    until(lambda: newest_ms(influxd, database) >= until_ms, "the last candle")
+                    wait_until(lambda: newest_ms(influxd, database) >= until_ms, "the last candle")
                     until_well(first)
                     until_well(second)
                     # A clean stop ships what is left.
                     assert (first.stop(), second.stop()) == (0, 0)
                     stopped_ms = exchange.now_ms()
-                    until(lambda: exchange.newest_published_ms() >= stopped_ms, "all that closed")
+                    wait_until(
+                        lambda: exchange.newest_published_ms() >= stopped_ms, "all that closed"
+                    )
                     published = exchange.published()
 
     truth = {
@@ -200,4 +193,4 @@ def alone(exchange: Exchange, influxd: Influxd, database: str) -> None:
     """Wait for some minutes of the exchange; what closes meanwhile is in the bucket."""
     since_ms = exchange.now_ms()
     until_ms = since_ms + ALONE_MINUTES * schema.MINUTE_MS
-    until(lambda: newest_ms(influxd, database) >= until_ms, "one collector alone")
+    wait_until(lambda: newest_ms(influxd, database) >= until_ms, "one collector alone")

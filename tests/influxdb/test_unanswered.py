@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import uvloop
 from endpoint import Server, run, serving, stored
-from filled import MINUTE, PAIRS, QUICK, T0, fill, until
+from filled import MINUTE, PAIRS, QUICK, T0, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +26,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap
 from marketfeed.settings.model import InfluxSettings, Settings
 from marketfeed.storage.ranges import Acknowledged
+from tests.waiting import until
 
 PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)
 

@@ -329,6 +329,7 @@ def test_a_foreign_database_is_left_alone(path: Path) -> None:
 def test_a_newer_journal_is_refused(path: Path) -> None:
     Journal.open(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE meta")
         db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
     for open_it in (Journal.open, partial(inspect, KIND)):
         with pytest.raises(JournalNewerError, match="newer marketfeed"):

@@ -32,6 +32,7 @@ from marketfeed.records import (
 )
 from marketfeed.schema import MINUTE_MS
 from tests.shipped_ranges import of_all
+from tests.waiting import until
 
 PAIR: Final = "BTC/USDT:USDT"
 T0: Final = 1_790_000_160_000
@@ -277,9 +278,3 @@ async def collecting(writer: JournalWriter) -> AsyncIterator[Intake]:
     finally:
         intake.end()
         await committing
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20.0):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -1,5 +1,6 @@
 """The collector's page in a real Chromium, with a simulated exchange and a collector behind it."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 from chromium import Chrome, axe_violations, browser, complaints, scheme
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
+
+from tests.waiting import wait_until
 
 PAIRS = 6
 SPEED = 20
@@ -140,16 +142,13 @@ def page(chromium: Chrome, line: Line) -> Iterator[Chrome]:
 
 
 def until(condition: Callable[[], bool], driver: Chrome) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while True:
-        try:
-            if condition():
-                return
-        except StaleElementReferenceException:
-            pass  # drawn anew between two looks
-        if time.monotonic() > deadline_s:
-            raise AssertionError(driver.find_element("tag name", "body").text)
-        time.sleep(0.1)
+    def holds() -> bool:
+        # Drawn anew between two looks.
+        with contextlib.suppress(StaleElementReferenceException):
+            return condition()
+        return False
+
+    wait_until(holds, lambda: driver.find_element("tag name", "body").text)
 
 
 def text(driver: Chrome, name: str) -> str:

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import aiohttp
 import uvloop
 from aiohttp import web
 
 from marketfeed.page.events import EVERY_S, MAX_LISTENERS, Events, Snapshot
+from tests.waiting import until
 
 WAIT_S = 30.0
 
@@ -25,12 +26,6 @@ async def serving(events: Events) -> AsyncIterator[tuple[str, web.AppRunner]]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/events", runner
     finally:
         await runner.cleanup()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def event(answer: aiohttp.ClientResponse) -> tuple[str, str]:

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from marketfeed.grid import Stretch
 from marketfeed.journal.view import JournalView
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
-from marketfeed.settings.tokens import Token
+from marketfeed.settings.secrets import SecretSource
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.waiting import until
 
 PAIRS = 3
 PAIR = "BTC/USDT:USDT"
@@ -41,10 +41,7 @@ class Running:
         self.url = url
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + WAIT_S
-        while not condition():
-            assert time.monotonic() < deadline_s, self.collector.report().reasons
-            await asyncio.sleep(0.01)
+        await until(condition, lambda: self.collector.report().reasons)
 
 
 class _Url(logging.Handler):
@@ -197,7 +194,7 @@ async def _refusals(line: Running, session: aiohttp.ClientSession) -> None:
 
 
 def test_with_a_token_status_is_told_to_who_knows_it(tmp_path: Path) -> None:
-    token = Token(SecretStr(TOKEN), None)
+    token = SecretSource(SecretStr(TOKEN), None)
 
     async def run() -> None:
         async with (
@@ -217,8 +214,8 @@ def test_with_a_token_status_is_told_to_who_knows_it(tmp_path: Path) -> None:
             with pytest.raises(NoCollectorError, match=r"it asks for status\.token"):
                 await fetch_status(line.url)
             with pytest.raises(NoCollectorError, match=r"no other than status\.token"):
-                await fetch_status(line.url, Token(SecretStr("wrong"), None))
+                await fetch_status(line.url, SecretSource(SecretStr("wrong"), None))
             with pytest.raises(NoCollectorError, match="cannot be read"):
-                await fetch_status(line.url, Token(None, tmp_path / "none"))
+                await fetch_status(line.url, SecretSource(None, tmp_path / "none"))
 
     uvloop.run(run())

@@ -14,13 +14,14 @@ import uvloop
 from marketfeed.collector.collector import Collector
 from marketfeed.history.backfill import LOOK_AGAIN_S
 from marketfeed.journal.journal import Journal
-from marketfeed.records import CatalogEntry
-from marketfeed.schema import CANDLE_FIELDS, MINUTE_MS, TIMEFRAMES_MS, floor_to
+from marketfeed.records import CatalogEntry, differing_fields
+from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import ShrinkExchangeInfo
 from marketfeed.simulator.listings import Delist, Enlist, Rename, SetStatus
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
+from tests.waiting import until
 
 NEW = "NEWCOIN/USDT:USDT"
 
@@ -49,20 +50,15 @@ class Following:
         report = None if state is None else state.history
         return report.pairs_done if report is not None and report.complete else 0
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.005)
-
     async def until_ms(self, time_ms: int) -> None:
-        await self.until(lambda: self.sim.now_ms() >= time_ms)
+        await until(lambda: self.sim.now_ms() >= time_ms)
 
     async def settle(self) -> None:
         """Wait until what has closed is stored."""
         await self.until_ms(self.sim.now_ms() + 10_000)
-        await self.until(lambda: not self.collector.report().missing_candles)
+        await until(lambda: not self.collector.report().missing_candles)
         commits = self.collector.report().journal.commits
-        await self.until(lambda: self.collector.report().journal.commits >= commits + 2)
+        await until(lambda: self.collector.report().journal.commits >= commits + 2)
 
     def catalog(self) -> dict[str, CatalogEntry]:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
@@ -126,7 +122,7 @@ def run_following(
             Simulator(SimulatorOptions(**chosen)) as sim,
             _running(path, sim, exchange or {}) as following,
         ):
-            await following.until(
+            await until(
                 lambda: following.delivering or bool(following.collector.report().refused_pairs)
             )
             await check(following)
@@ -149,7 +145,7 @@ def assert_published_is_stored(
             (candle,) = journal.candles(
                 one.pair, one.timeframe, one.open_time_ms, one.open_time_ms + 1
             )
-            assert all(getattr(candle, name) == getattr(one, name) for name in CANDLE_FIELDS)
+            assert not differing_fields(candle, one)
             found.add(one.pair)
     assert found == pairs
 
@@ -168,7 +164,7 @@ def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
         stretch.append(following.sim.now_ms())
         before = following.undisturbed()
         at_ms = following.sim.change(Enlist(NEW, in_s=60.0))
-        await following.until(lambda: NEW in following.catalog())
+        await until(lambda: NEW in following.catalog())
         # What a reader is shown can be read: no call for all pairs fails because of a newcomer.
         with following.reader() as reader:
             assert NEW in reader.get_all_pairs_funding_rates(max_age_s=3_600)
@@ -207,13 +203,13 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
         pair = following.sim.market.instruments[0].pair
         before = following.undisturbed()
         end_ms = following.sim.change(Delist(pair, in_s=300.0))
-        await following.until(lambda: following.catalog()[pair].ended_ms == end_ms)
+        await until(lambda: following.catalog()[pair].ended_ms == end_ms)
         assert following.sim.now_ms() < end_ms
         assert following.pairs == 6
-        await following.until(lambda: following.pairs == 5)
+        await until(lambda: following.pairs == 5)
         assert following.sim.now_ms() >= end_ms
         await following.until_ms(end_ms + 3 * MINUTE_MS)
-        await following.until(lambda: following.delivering)
+        await until(lambda: following.delivering)
         settled_ms = following.sim.now_ms()
         await following.settle()
         assert following.collector.report().streams == 5 * 3
@@ -253,22 +249,20 @@ def test_pairs_that_stop_without_notice_end_after_two_answers_and_may_come_back(
             strict=True,
         )
         stopped_ms = {pair: following.sim.change(SetStatus(pair, status)) for pair, status in stops}
-        await following.until(lambda: following.pairs == 3)
+        await until(lambda: following.pairs == 3)
         for pair, at_ms in stopped_ms.items():
-            await following.until(lambda: following.catalog()[pair].ended_ms is not None)  # noqa: B023
+            await until(lambda: following.catalog()[pair].ended_ms is not None)  # noqa: B023
             ended_ms = following.catalog()[pair].ended_ms
             assert ended_ms is not None
             assert at_ms <= ended_ms <= following.sim.now_ms() - MINUTE_MS
-        await following.until(lambda: following.delivering)
+        await until(lambda: following.delivering)
         for pair in stopped_ms:
             following.sim.change(SetStatus(pair, "TRADING"))
-        await following.until(lambda: following.pairs == 6)
-        await following.until(
-            lambda: all(following.catalog()[pair].ended_ms is None for pair in stopped_ms)
-        )
+        await until(lambda: following.pairs == 6)
+        await until(lambda: all(following.catalog()[pair].ended_ms is None for pair in stopped_ms))
         with following.reader() as reader:
             assert stopped_ms.keys() <= reader.get_all_pairs_funding_rates(max_age_s=None).keys()
-        await following.until(lambda: following.collector.report().mark_price_age_s is not None)
+        await until(lambda: following.collector.report().mark_price_age_s is not None)
 
     run_following(path, check)
     assert caplog.text.count("pair may have ended, asking again") >= 3
@@ -286,12 +280,10 @@ def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
             names = [one.pair for one in sim.market.instruments]
             history = {"days": 1, "weight_per_minute": 2_400}
             async with _running(path, sim, {"pairs": names}, history) as following:
-                await following.until(lambda: following.filled == 2)
+                await until(lambda: following.filled == 2)
                 sim.change(SetStatus(pair, "TRADING"))
-                await following.until(
-                    lambda: following.filled == 3, timeout_s=LOOK_AGAIN_S / 60.0 / 2
-                )
-                await following.until(lambda: pair in following.catalog())
+                await until(lambda: following.filled == 3, timeout_s=LOOK_AGAIN_S / 60.0 / 2)
+                await until(lambda: pair in following.catalog())
                 with following.reader() as reader:
                     assert len(reader.get_ohlcv(pair, "1m", 1_000, max_age_s=None)) == 1_000
 
@@ -302,15 +294,15 @@ def test_a_rename_is_told_and_not_stitched(path: Path, caplog: pytest.LogCapture
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[2].pair
         at_ms = following.sim.change(Rename(pair, NEW, in_s=300.0))
-        await following.until(lambda: following.sim.now_ms() > at_ms + 2 * MINUTE_MS)
-        await following.until(lambda: following.pairs == 6 and NEW in following.catalog())
+        await until(lambda: following.sim.now_ms() > at_ms + 2 * MINUTE_MS)
+        await until(lambda: following.pairs == 6 and NEW in following.catalog())
         await following.settle()
         with following.reader() as reader:
             assert reader.get_ohlcv(pair, "1m", 3, max_age_s=None)["date"].iloc[
                 -1
             ].timestamp() * 1000 == (at_ms - MINUTE_MS)
         words = f"nothing is stitched old={pair} new={NEW}"
-        await following.until(lambda: words in caplog.text)
+        await until(lambda: words in caplog.text)
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             first = db.execute(
                 """SELECT min(open_time) FROM candle JOIN pair ON pair.id = pair_id
@@ -327,12 +319,12 @@ def test_an_answer_with_far_fewer_contracts_changes_nothing(path: Path) -> None:
         before = following.catalog()
         await following.sim.faults.start(ShrinkExchangeInfo(share=0.5))
         asked = following.sim.rest.requests["exchangeInfo"]
-        await following.until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
+        await until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
         assert following.pairs == 6
         assert following.catalog() == before
         # Said after some of them, and that it is wrong: frames of what it has lost go on coming.
         problem = "still bring data"
-        await following.until(
+        await until(
             lambda: any(problem in reason for reason in following.collector.report().reasons)
         )
 
@@ -344,8 +336,8 @@ def test_a_configured_pair_joins_once_it_trades(path: Path, names: list[str]) ->
     async def check(following: Following) -> None:
         assert list(following.collector.report().refused_pairs) == [NEW]
         following.sim.change(Enlist(NEW))
-        await following.until(lambda: following.pairs == len(names))
-        await following.until(lambda: following.delivering)
+        await until(lambda: following.pairs == len(names))
+        await until(lambda: following.delivering)
         assert following.collector.report().refused_pairs == {}
 
     run_following(path, check, {"pairs": names})
@@ -363,11 +355,11 @@ def test_a_pair_that_the_settings_drop_is_no_longer_live_and_may_be_taken_up_aga
             more: Any = names if pairs == "named" else {"top": 6}
             fewer: Any = names[:4] if pairs == "named" else {"top": 4}
             async with _running(path, sim, {"pairs": more}) as following:
-                await following.until(lambda: following.delivering)
+                await until(lambda: following.delivering)
                 assert following.pairs == 6
             for _ in range(2):
                 async with _running(path, sim, {"pairs": fewer}) as following:
-                    await following.until(lambda: following.delivering)
+                    await until(lambda: following.delivering)
                     # Until candles have closed that the dropped ones lack.
                     await following.until_ms(sim.now_ms() + 2 * MINUTE_MS)
                     await following.settle()
@@ -386,7 +378,7 @@ def test_a_pair_that_the_settings_drop_is_no_longer_live_and_may_be_taken_up_aga
                         assert open_ms > max(newest.get(one.pair, 0) for one in gone)
                         assert reader.wait_closed("1m", open_ms, 20.0) == ()
             async with _running(path, sim, {"pairs": more}) as following:
-                await following.until(lambda: following.delivering)
+                await until(lambda: following.delivering)
                 await following.settle()
                 assert {one.ended_ms for one in following.catalog().values()} == {None}
                 assert {one.timeframes for one in following.catalog().values()} == {("1m", "3m")}
@@ -404,12 +396,12 @@ def test_an_end_while_the_collector_does_not_run_is_found_at_its_start(path: Pat
         async with Simulator(options) as sim:
             pair = sim.market.instruments[0].pair
             async with _running(path, sim, {"pairs": {"top": 6}}) as following:
-                await following.until(lambda: following.delivering)
+                await until(lambda: following.delivering)
             end_ms = sim.change(Delist(pair))
             await following.until_ms(end_ms + MINUTE_MS)
             async with _running(path, sim, {"pairs": {"top": 6}}) as following:
-                await following.until(lambda: following.catalog()[pair].ended_ms == end_ms)
-                await following.until(lambda: following.delivering)
+                await until(lambda: following.catalog()[pair].ended_ms == end_ms)
+                await until(lambda: following.delivering)
                 assert following.pairs == 5
 
     uvloop.run(run())

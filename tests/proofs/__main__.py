@@ -18,7 +18,9 @@ from typing import Final
 from tests.proofs.commands import ROOT
 from tests.proofs.sections import Proofs, Section, markdown
 
-SECTIONS: Final = ("faults", "starts", "kills", "outages", "bench", "bench3", "growth", "soak")
+SECTIONS: Final = (
+    *("faults", "upgrades", "starts", "kills", "outages", "bench", "bench3", "growth", "soak"),
+)
 _LIBRARIES: Final = (
     *("cryptofeed", "influxdb-client", "aiohttp", "uvloop", "msgspec", "pandas", "numpy"),
 )

@@ -100,6 +100,29 @@ class Proofs:
             section.body += ["", _soak_words(_json(soak))]
         return section
 
+    def upgrades(self) -> Section:
+        """The released version's readers, collector, journal and ledger: to this one, and back."""
+        section = Section(title="From the released version to this one, and back")
+        board, junit = self._logs / "upgrades.jsonl", self._logs / "upgrades.xml"
+        board.unlink(missing_ok=True)
+        # A fleet in real time, and ten minutes of the released version on what was taken back to it.
+        long = {} if self._quick else {"FLEET_SPEED": "1", "WAY_BACK_S": "600"}
+        done = run(
+            ["-m", "pytest", "-q", "tests/upgrade", f"--junitxml={junit}", "--numprocesses=3"],
+            1_800.0,
+            python=sys.executable,
+            log=self._logs / "upgrades.log",
+            environment={VARIABLE: str(board), **long},
+        )
+        section.took(done)
+        broken, skipped, passed = _outcomes(junit)
+        rows = [["what", "lost"], *([row.fault, row.lost] for row in read_rows(board))]
+        section.body = [f"{passed} tests passed.", "", *markdown(rows)]
+        if done.code != 0 or skipped or not passed:
+            section.failed("The upgrades", done)
+        section.failures += [f"not shown: {name}: {why}" for name, why in broken]
+        return section
+
     def starts(self) -> Section:
         """Cold starts at moments around a minute's boundary, in real time."""
         moments, pairs = ("1", "6") if self._quick else ("12", "40")
@@ -155,6 +178,10 @@ class Proofs:
                 "an aggregator, between a signal's receipt and the bot's answer",
                 ["tests/aggregator/test_aggregator_kill.py"],
             ),
+            (
+                "a migration of journal or ledger, there and back, beside a reader",
+                ["tests/storage/test_migration_kill.py"],
+            ),
         ):
             name = Path(tests[0]).stem
             junit = self._logs / f"{name}.xml"
@@ -176,7 +203,8 @@ class Proofs:
             (
                 "A test passes when every committed row is there, once, with its numbers, and InfluxDB holds "
                 "what the journal holds; of the aggregator, when no decision led to two orders, none is lost "
-                "without a reason, and every unknown outcome is settled or alarmed."
+                "without a reason, and every unknown outcome is settled or alarmed; of a migration, when the "
+                "file is wholly of the old version or of the new one."
             ),
         ]
         return section

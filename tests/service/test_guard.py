@@ -12,16 +12,16 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from marketfeed.service.guard import HEALTH, TRUSTED, Guard
-from marketfeed.settings.tokens import Token
+from marketfeed.settings.secrets import SecretSource
 
 TOKEN = "an-invented-token-0123"  # noqa: S105
 OTHER = "another-invented-token"
-NO_TOKEN = Token(None, None)
+NO_TOKEN = SecretSource(None, None)
 WIDE = "0.0.0.0"  # noqa: S104 - what the settings say; bound is 127.0.0.1
 
 
 @contextlib.asynccontextmanager
-async def serving(host: str, token: Token) -> AsyncIterator[str]:
+async def serving(host: str, token: SecretSource) -> AsyncIterator[str]:
     async def get(request: web.Request) -> web.Response:
         return web.json_response({"trusted": request[TRUSTED]})
 
@@ -39,7 +39,7 @@ async def serving(host: str, token: Token) -> AsyncIterator[str]:
 
 
 def ask(
-    host: str, token: Token, path: str, *many: Mapping[str, str]
+    host: str, token: SecretSource, path: str, *many: Mapping[str, str]
 ) -> list[tuple[int, Mapping[str, str], str]]:
     """Ask once with each of `many` headers; status, headers and text of the answers."""
 
@@ -112,7 +112,7 @@ def test_bound_wider_without_a_token_only_health_is_told_and_no_more_than_that()
 
 @pytest.mark.parametrize("host", ["127.0.0.1", WIDE])
 def test_with_a_token_whoever_knows_it_is_answered_whatever_the_name(host: str) -> None:
-    token = Token(SecretStr(TOKEN), None)
+    token = SecretSource(SecretStr(TOKEN), None)
     known = [
         bearer(TOKEN),
         basic("", TOKEN),
@@ -124,7 +124,7 @@ def test_with_a_token_whoever_knows_it_is_answered_whatever_the_name(host: str) 
 
 
 def test_who_does_not_know_it_is_asked_for_it() -> None:
-    token = Token(SecretStr(TOKEN), None)
+    token = SecretSource(SecretStr(TOKEN), None)
     wrong = [
         {},
         bearer(""),
@@ -158,7 +158,10 @@ def test_a_token_file_is_read_again_and_without_one_nobody_is_let_in(
     file = tmp_path / "token"
 
     async def run() -> None:
-        async with serving(WIDE, Token(None, file)) as url, aiohttp.ClientSession() as session:
+        async with (
+            serving(WIDE, SecretSource(None, file)) as url,
+            aiohttp.ClientSession() as session,
+        ):
 
             async def status(told: str) -> int:
                 async with session.get(url + "/status", headers=bearer(told)) as answer:

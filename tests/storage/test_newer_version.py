@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marketfeed.aggregator.ledger_tables import KIND as LEDGER
+from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.commands.check import check_file
 from marketfeed.commands.refused_lines import read_refused
 from marketfeed.errors import JournalError, JournalNewerError
@@ -219,7 +219,7 @@ def test_a_meta_that_cannot_be_read_is_damage_not_a_version(path: Path) -> None:
 
 def test_a_meta_in_a_file_of_this_version_is_not_asked(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE meta(x)")
+        db.execute("ALTER TABLE meta RENAME COLUMN writers_from TO x")
     assert inspect(KIND, path, writing=True) is not None
     Journal.open(path).close()
 
@@ -242,7 +242,7 @@ def test_a_view_and_a_copy_while_the_file_is_upgraded(path: Path, tmp_path: Path
         db.execute("COMMIT")
         assert len(view.candles(PAIR, "1m", Stretch(0, 2**62))) == 1
         new = back_up(KIND, path, tmp_path / "new.db", lambda *_: None)
-    assert (old.schema_version, new.schema_version) == (2, VERSION)
+    assert (old.schema_version, new.schema_version) == (KIND.version, VERSION)
 
 
 def test_half_an_upgrade_read_from_an_immutable_file_is_no_refusal(
@@ -278,5 +278,5 @@ def test_a_ledgers_own_version_counts(tmp_path: Path, path: Path) -> None:
     """A journal's version says nothing of a ledger's: each kind has its own number."""
     upgrade(path)
     ledger = LEDGER._replace(application_id=KIND.application_id)
-    with pytest.raises(JournalNewerError, match="takes version 2, this one is version 1"):
+    with pytest.raises(JournalNewerError, match="takes version 3, this one is version 2"):
         inspect(ledger, path)
