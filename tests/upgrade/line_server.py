@@ -75,9 +75,14 @@ class LineServer:
         self._holding.clear()
 
     def repeats(self) -> Counter[str]:
-        """How often each row has come more than once, as the same line."""
+        """How often each row has come more than once, as the same line.
+
+        Not of gaps: one that is tried again is found again, a row that has changed, and the same line.
+        """
         with self._lock:
-            counts = Counter(filter(is_row, self.lines))
+            counts = Counter(
+                line for line in self.lines if is_row(line) and not line.startswith(schema.FEED_GAP)
+            )
         return Counter({line: count - 1 for line, count in counts.items() if count > 1})
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
