@@ -23,6 +23,8 @@ SPEED: Final = float(os.environ.get("FLEET_SPEED", "20"))
 """The exchange's seconds per second: at 20 a minute is three."""
 TIMEOUT_S: Final = 60.0 + 120.0 / SPEED
 """Wall seconds for whatever is waited for: far more than it takes."""
+LASTS_S: Final = 900.0
+"""Longer than all of it (wall s)."""
 
 STAND_IN: Final = """
 import http.client
@@ -201,22 +203,28 @@ def longest_without(reports: Sequence[Report], full: Callable[[Report], bool]) -
     return max(waits_s, default=0.0)
 
 
-def wait_for_quiet(clock: Clock) -> None:
-    """Wait for a moment at which a collector may be restarted: all have asked, and the hour does not turn.
+def mark_timeframe(clock: Clock) -> str:
+    """Of which mark candles bots ask: of a day, unless that ends while the test runs.
 
     The mark price of its first minute alone says where a mark candle opens: at speed a restart takes minutes,
     and a collector that is not there then leaves that candle to the exchange.
     """
+    left_ms = schema.DAY_MS - clock.now_ms() % schema.DAY_MS
+    return "1d" if left_ms > LASTS_S * SPEED * 1000 else "1h"
+
+
+def wait_for_quiet(clock: Clock, mark: str) -> None:
+    """Wait for a moment at which a collector may be restarted: all have asked, and no mark candle begins."""
 
     def is_quiet() -> bool:
         now_ms = clock.now_ms()
         asked = SPEED >= 2.0 or 14_000 < now_ms % schema.MINUTE_MS < 20_000
-        return asked and 1 <= now_ms % schema.HOUR_MS // schema.MINUTE_MS < 45
+        return asked and (mark == "1d" or 1 <= now_ms % schema.HOUR_MS // schema.MINUTE_MS < 45)
 
-    until(is_quiet, TIMEOUT_S)
+    until(is_quiet, LASTS_S)
 
 
-def is_served(path: Path, clock: Clock, pairs: Sequence[str]) -> bool:
+def is_served(path: Path, clock: Clock, pairs: Sequence[str], mark: str) -> bool:
     """Whether the store has all that bots ask for, by its own word."""
     asks = [
         Download(pair, timeframe, kind, None, LIMIT)
@@ -224,7 +232,7 @@ def is_served(path: Path, clock: Clock, pairs: Sequence[str]) -> bool:
             ("1m", FUTURES),
             ("3m", FUTURES),
             ("1h", FUNDING_RATE),
-            ("1h", MARK),
+            (mark, MARK),
         )
         for pair in pairs
     ]

@@ -6,7 +6,8 @@ and `stop NAME`, and answers each with a line. A bot is a fork of it: imports ar
 
 Settings are one JSON argument: `url` of the store, `exchange`, the address to which a download goes that the
 store has not the data for, `pairs`, `limit`, `directory` for reports, `after_ms` for how long after a close
-they ask, and the exchange's clock: `origin_ms` at `origin_s` (monotonic), `speed`.
+they ask, `mark`, the timeframe of mark candles, and the exchange's clock: `origin_ms` at `origin_s`
+(monotonic), `speed`.
 """
 
 import asyncio
@@ -28,13 +29,7 @@ from reader.feeder import Feeder
 from reader.freqtrade import install
 
 MINUTE_MS: Final = 60_000
-ASKS: Final = (
-    ("1m", "futures", MINUTE_MS),
-    ("3m", "futures", 3 * MINUTE_MS),
-    ("1h", "funding_rate", 0),
-    ("1h", "mark", 60 * MINUTE_MS),
-)
-"""Timeframe, candle type, and the distance of rows (0: any)."""
+STEPS_MS: Final = {"1h": 60 * MINUTE_MS, "1d": 1_440 * MINUTE_MS}
 PR_SET_PDEATHSIG: Final = 1
 ABSENT: Final = "ABSENT/USDT:USDT"
 """What a bot asks for, too, whose name begins with "blind": no collector has it."""
@@ -70,7 +65,7 @@ def feed(name: str, given: dict[str, Any]) -> None:
     with (Path(given["directory"]) / f"{name}.jsonl").open("w", buffering=1) as file:
         while True:
             asked_ms = clock.now_ms()
-            report = ask(exchange, pairs, clock)
+            report = ask(exchange, pairs, clock, given["mark"])
             report["requests"] = sum(installed.requests.values())
             report |= {"asked_ms": asked_ms, "told_ms": clock.now_ms(), "told_s": time.monotonic()}
             file.write(json.dumps(report) + "\n")
@@ -78,13 +73,19 @@ def feed(name: str, given: dict[str, Any]) -> None:
             clock.wait_until(next_ms + after_ms)
 
 
-def ask(exchange: Any, pairs: list[str], clock: Clock) -> dict[str, Any]:
+def ask(exchange: Any, pairs: list[str], clock: Clock, mark: str) -> dict[str, Any]:
     """Ask for everything once; tell the good answers by kind, what was refused, and what was wrong."""
     good: Counter[str] = Counter()
     refused: list[str] = []
     wrong: list[str] = []
     closed: dict[str, list[float]] = {}
-    for timeframe, kind, step_ms in ASKS:
+    asks = (
+        ("1m", "futures", MINUTE_MS),
+        ("3m", "futures", 3 * MINUTE_MS),
+        ("1h", "funding_rate", 0),
+        (mark, "mark", STEPS_MS[mark]),
+    )
+    for timeframe, kind, step_ms in asks:
         before_ms = clock.now_ms()
         for pair, answer in zip(pairs, download(exchange, pairs, timeframe, kind), strict=True):
             what = f"{pair} {timeframe} {kind}"
@@ -94,7 +95,7 @@ def ask(exchange: Any, pairs: list[str], clock: Clock) -> dict[str, Any]:
             rows = answer[3]
             if pair == ABSENT:
                 continue
-            # In the first moments of an hour there is no mark price of it yet.
+            # In the first moments of a candle there is no mark price of it yet.
             since_ms = before_ms - MINUTE_MS if kind == "mark" else before_ms
             problem = flaw(rows, step_ms, since_ms, exchange.limit if kind == "futures" else 1)
             if problem:

@@ -21,7 +21,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class LineServer:
-    """`lines` are all that has come, `under_way` those of them that a client that ends now may send again.
+    """`lines` are all that has come; `under_way` counts how often each may come again, by `hold`.
 
     They are the rows whose request got no answer, and those of the request before it: while the next batch
     travels, a shipper notes that one in its journal.
@@ -29,7 +29,7 @@ class LineServer:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.under_way: set[str] = set()
+        self.under_way: Counter[str] = Counter()
         self._unanswered = 0
         self._last: list[str] = []
         self.url = ""
@@ -57,7 +57,8 @@ class LineServer:
             self.lines += lines
             rows = list(filter(is_row, lines))
             if self._holding.is_set():
-                self.under_way.update(rows, self._last)
+                self.under_way.update({*rows, *self._last})
+                self._last = []
                 self._unanswered += len(rows)
                 return False
             self._last = rows or self._last
@@ -74,9 +75,14 @@ class LineServer:
         self._holding.clear()
 
     def repeats(self) -> Counter[str]:
-        """How often each row has come more than once, as the same line."""
+        """How often each row has come more than once, as the same line.
+
+        Not of gaps: one that is tried again is found again, a row that has changed, and the same line.
+        """
         with self._lock:
-            counts = Counter(filter(is_row, self.lines))
+            counts = Counter(
+                line for line in self.lines if is_row(line) and not line.startswith(schema.FEED_GAP)
+            )
         return Counter({line: count - 1 for line, count in counts.items() if count > 1})
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

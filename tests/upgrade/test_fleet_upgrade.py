@@ -27,6 +27,7 @@ from fleet import (
     is_full,
     is_served,
     longest_without,
+    mark_timeframe,
     scripted_exchange,
     stand_in,
     wait_for_quiet,
@@ -72,6 +73,9 @@ class Line:
         self._config = config
         self._released = released
         self._number = 0
+        self._left_s = 0.0
+        self.away_s: list[float] = []
+        """How long there was no collector (wall s), from its stop until the next one delivered."""
 
     @contextlib.contextmanager
     def collecting(self, *more: str, old: bool = False) -> Iterator[Collecting]:
@@ -84,7 +88,10 @@ class Line:
         env = own_environment() if old else environment()
         with Collecting([*command, *more], log, env) as collector:
             until(collector.is_delivering)
+            if self._left_s:
+                self.away_s.append(time.monotonic() - self._left_s)
             yield collector
+            self._left_s = time.monotonic()
             assert collector.stop() == 0, collector.log
         assert "Traceback" not in collector.log
 
@@ -108,6 +115,7 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
         )
         fill(path, sim.rest_url, pairs, {"1m": LIMIT, "3m": LIMIT})
         clock = Clock(sim)
+        mark = mark_timeframe(clock)
         given = {
             "url": f"sqlite:///{path}",
             "exchange": f"127.0.0.1:{asked.port}",
@@ -117,6 +125,7 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
             "origin_ms": clock.origin_ms,
             "origin_s": clock.origin_s,
             "speed": SPEED,
+            "mark": mark,
         }
         shim = str(stand_in(tmp_path))
         old = stack.enter_context(
@@ -134,19 +143,16 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
             )
         )
         line = Line(tmp_path, config, released)
-        began_s = time.monotonic()
-        steps: dict[str, float] = {}
 
         def served(bots: Bots, step: str, since_ms: int) -> None:
             """Every bot has had everything since then, and none has turned to the exchange."""
             for name in sorted(bots.running):
                 bots.wait_for(name, full, since_ms)
             assert asked.requests == [], (step, asked.requests[:3])
-            steps[step] = time.monotonic() - began_s
 
         with line.collecting(old=True):
             assert version(path) == 2
-            until(lambda: is_served(path, clock, pairs))
+            until(lambda: is_served(path, clock, pairs, mark))
             for name in [*names, "left"]:
                 old.start(name)
             served(old, "old readers, old collector", clock.now_ms())
@@ -155,17 +161,17 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
                 new.start(name)
                 new.wait_for(name, full, 0)
             served(new, "new readers, old collector", clock.now_ms())
-            wait_for_quiet(clock)
+            wait_for_quiet(clock, mark)
         with line.collecting():
             assert version(path) == 2
             first = sim.published_number()
             served(new, "new collector on version 2", clock.now_ms())
-            wait_for_quiet(clock)
+            wait_for_quiet(clock, mark)
         assert run_marketfeed("upgrade", "--config", config).returncode == 0
         assert version(path) == 3
         with line.collecting():
             served(new, "upgraded", clock.now_ms())
-            wait_for_quiet(clock)
+            wait_for_quiet(clock, mark)
         assert run_marketfeed("upgrade", "--to", "2", "--config", config).returncode == 0
         assert version(path) == 2
         with line.collecting("--upgrade"):
@@ -219,7 +225,8 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
     scoreboard.add(
         Row(
             fault=f"an upgrade under {BOTS} bots: readers, collector, journal",
-            lost=f"nothing: 0 requests to the exchange, {refusals} answers withheld, the longest wait "
-            f"{longest_s:.1f} s of wall time",
+            lost=f"nothing: 0 requests to the exchange, {refusals} answers withheld at {SPEED:g} exchange "
+            f"seconds a second; no collector for {max(line.away_s):.1f} s of wall time at most, "
+            f"no full answer for {longest_s:.1f} s",
         )
     )

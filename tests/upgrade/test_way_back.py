@@ -8,6 +8,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ from marketfeed.settings.load import load_settings
 from marketfeed.simulator.catalogue import choose_pairs
 from marketfeed.storage.ranges import Acknowledged
 from marketfeed.storage.reading import reading
+from reader import MarketReader
 from tests.faults.scoreboard import Row, Scoreboard
 from tests.shipped_ranges import ranges_of
 
@@ -119,7 +121,11 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             line.write_config(PAIRS)
             with line.collecting(cut=False):
                 begun = sim.published_number()
-                sim.wait_for_candles(3 * len(PAIRS))
+                with MarketReader.connect(f"sqlite:///{line.path}") as reader:
+                    # Without history the next run heals a series from its first stored candle on.
+                    until(
+                        lambda: len(reader.newest("3m")) == len(reader.newest("1m")) == len(PAIRS)
+                    )
                 before_drop = sim.published_number()
                 sim.wait_for_candles(len(PAIRS))
             assert line.shipped()[0] == 3
@@ -132,6 +138,13 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             assert (entry["dropped"], entry["timeframes"]) == (1, "1m,3m")
             version, acknowledged = line.shipped()
             assert version == 3
+
+            # Without the way back the released version changes nothing.
+            before = line.path.read_bytes()
+            refused = released.run("run", "--config", tmp_path / "config.yaml")
+            assert refused.returncode == 1
+            assert "newer marketfeed" in refused.stderr
+            assert line.path.read_bytes() == before
 
             line.upgrade("--to", "2")
             assert line.shipped() == (2, acknowledged)
@@ -169,10 +182,9 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
         assert by_old > 0
         assert unlike(line.path, wanted) == []
         assert rows_of(line.path) - set(line.server.lines) == set()
-        # What came twice was under way when its collector was killed.
+        # What came again was under way when its collector was killed.
         repeats = line.server.repeats()
-        assert max(repeats.values(), default=0) <= 1
-        assert repeats.keys() <= line.server.under_way
+        assert repeats - line.server.under_way == Counter()
         in_catalog = [text for text in line.server.lines if text.startswith(schema.FEED_CATALOG)]
         assert any(gone.partition("/")[0] in text and "dropped=true" in text for text in in_catalog)
     assert {state for _, state in gaps(line.path)} == {"healed"}
@@ -181,7 +193,7 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             fault=f"a journal taken back, collected into by the released version for {COLLECTED_S:.0f} s, "
             "and upgraded again; killed in a batch on each way",
             lost=f"nothing of {len(wanted)} candles; {len(line.server.lines)} lines shipped, "
-            f"{sum(repeats.values())} twice, of {len(line.server.under_way)} that were under way",
+            f"{sum(repeats.values())} again, of {len(line.server.under_way)} that were under way",
         )
     )
 
