@@ -26,7 +26,7 @@ HEALED_LAG_BUCKETS_MS: Final = (
     600_000,
     3_600_000,
 )
-"""Upper bounds for the time from a missing candle's close until it was had: it is due after 4,000 ms."""
+"""Upper bounds for the time from a missing candle's close until it was stored: it is due after 4,000 ms."""
 
 
 class Tally:
@@ -43,7 +43,7 @@ class Tally:
         self.counts[bisect_left(self.bounds, value_ms)] += 1
 
 
-class Counters:
+class CollectorCounters:
     """What the collector has done since it started. Written on the event loop only."""
 
     def __init__(self) -> None:

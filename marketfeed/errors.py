@@ -105,7 +105,7 @@ class ArchiveAbsentError(ArchiveError):
 def words_of(error: BaseException) -> str:
     """What a failed request says of itself, or its type's name when it says nothing.
 
-    aiohttp's "Cannot connect to host H:P ssl:default [reason]" loses its ssl:…, said without TLS, too.
+    aiohttp's "Cannot connect to host H:P ssl:default [reason]" loses its ssl:…, there without TLS, too.
     """
     return _AIOHTTP_SSL.sub(r": \1", str(error)) or type(error).__name__
 

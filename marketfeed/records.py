@@ -94,7 +94,7 @@ CANDLE_GAP: Final = "candle_"
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):
-    """A stretch of exchange time for which something is, or was, missing.
+    """A range of exchange time for which something is, or was, missing.
 
     `pair` is None where all pairs are concerned (a lost connection); `end_ms` is None while it lasts.
     `kind` says what: `connection`, `candle_<timeframe>`, `mark_price`, `disk_budget` …

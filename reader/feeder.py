@@ -178,7 +178,7 @@ class Feeder:
         times_ms = _times(frame)
         if not len(times_ms):
             return _not_stored(asked, "no settled rate is stored")
-        # Intervals are 1, 4 or 8 h and may change: what lacks within 8 h cannot be told from that.
+        # Intervals are 1, 4 or 8 h and may change: what lacks within 8 h cannot be derived from that.
         gaps = np.flatnonzero(np.diff(times_ms) > _LONGEST_INTERVAL_MS)
         if since_ms is not None and len(gaps):
             return _not_stored(asked, f"a settled rate lacks after {_at(times_ms[gaps[-1]])}")

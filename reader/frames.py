@@ -31,7 +31,7 @@ _PRICES: Final = pd.Index(["open", "high", "low", "close", "volume"])
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class StoredCandles:
     """The candles of one pair in the timeframe asked for.
 
     `truncated`: the limit cut older candles off. `first_ms` is the open time of the oldest candle that
@@ -64,7 +64,7 @@ class OpenTimes(list[pd.Timestamp]):
 # --- resampling -----------------------------------------------------------------------------------
 
 
-def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> Series:
+def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> StoredCandles:
     """Make the series that `request` asks for out of stored rows of `source_ms` length.
 
     The oldest candle that comes out is whole even if the read began within one: it lacks parts then.
@@ -84,7 +84,7 @@ def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> Series:
     first_ms = None if rows.first_ms is None else schema.ceil_to(rows.first_ms, length_ms)
     newest_ms = rows.newest_ms
     reach_ms = None if newest_ms is None else schema.floor_to(newest_ms + source_ms, length_ms)
-    return Series(complete, truncated, first_ms, reach_ms, forming)
+    return StoredCandles(complete, truncated, first_ms, reach_ms, forming)
 
 
 def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
@@ -173,7 +173,7 @@ def mark_candles(minutes: Floats, length_ms: int, now_ms: int) -> Floats:
 # --- completeness and age -------------------------------------------------------------------------
 
 
-def newest_ms(found: Series, request: CandleRequest) -> int | None:
+def newest_ms(found: StoredCandles, request: CandleRequest) -> int | None:
     """Open time of the newest closed candle: of those found, else of those stored outside the range.
 
     None when there is none to speak of.
@@ -187,7 +187,7 @@ def newest_ms(found: Series, request: CandleRequest) -> int | None:
     return newest if newest >= found.first_ms else None
 
 
-def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: int) -> Times:
+def missing(found: StoredCandles, request: CandleRequest, entry: CatalogRow, now_ms: int) -> Times:
     """Return the open times of closed candles that should be in the range and are not, ascending.
 
     The range starts with the oldest candle returned when the limit cut it, else at `since` or the
@@ -224,7 +224,7 @@ def missing(found: Series, request: CandleRequest, entry: CatalogRow, now_ms: in
 # --- frames ---------------------------------------------------------------------------------------
 
 
-def candle_frame(found: Series, attrs: Mapping[str, object]) -> pd.DataFrame:
+def candle_frame(found: StoredCandles, attrs: Mapping[str, object]) -> pd.DataFrame:
     """Return the candles as a frame, the forming one last."""
     forming = found.forming
     values = found.values if forming is None else np.vstack([found.values, forming])

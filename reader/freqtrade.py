@@ -96,7 +96,7 @@ class Installed:
         self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Waiting]] = (
             WeakKeyDictionary()
         )
-        self._said: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
         self._down = False
         self._rest_s = rest_s
         # What is answered until then (monotonic) without asking.
@@ -120,10 +120,10 @@ class Installed:
         try:
             answers = self._ask([one.download for one in waiting])
         except Exception as error:
-            self._say_down(error)
+            self._log_down(error)
             answers = [cast("ReaderError", error)] * len(waiting)
         else:
-            self._say_up(waiting, time.monotonic() - started_s)
+            self._log_up(waiting, time.monotonic() - started_s)
         for one, found in zip(waiting, answers, strict=True):
             if one.answer.done():
                 continue
@@ -150,28 +150,28 @@ class Installed:
             self._feeder, self._source = Feeder(reader), str(reader)
         return self._feeder
 
-    # --- what is said of it -----------------------------------------------------------------------
+    # --- what is logged of it ---------------------------------------------------------------------
 
-    def say_once(self, key: tuple[str, ...], text: str) -> None:
+    def warn_once(self, key: tuple[str, ...], text: str) -> None:
         """Warn of something once."""
-        if key not in self._said:
-            self._said.add(key)
+        if key not in self._logged:
+            self._logged.add(key)
             log.warning("%s", text)
 
-    def _say_down(self, error: Exception) -> None:
+    def _log_down(self, error: Exception) -> None:
         if not self._down:
             known = isinstance(error, ReaderError)
             log.error("no candles from the store: %s", error, exc_info=None if known else error)
         self._down = True
 
-    def _say_up(self, waiting: list[_Waiting], took_s: float) -> None:
+    def _log_up(self, waiting: list[_Waiting], took_s: float) -> None:
         if self._down:
             self._down = False
             log.info("the store answers again")
         counts = Counter(f"{one.download.timeframe} {one.download.kind}" for one in waiting)
         text = ", ".join(f"{count} × {name}" for name, count in counts.items())
-        first = not set(counts) <= {name for name, *_ in self._said}
-        self._said.update((name,) for name in counts)
+        first = not set(counts) <= {name for name, *_ in self._logged}
+        self._logged.update((name,) for name in counts)
         log.log(
             logging.INFO if first else logging.DEBUG,
             "%s asked of %s, %.0f ms; %d downloads went to the exchange so far",
@@ -245,7 +245,7 @@ def _freqtrade(*, any_version: bool) -> tuple[type, str]:
         from freqtrade.exchange import Binance, Exchange  # noqa: PLC0415
     except ImportError as error:
         raise UnsupportedFreqtradeError(
-            f"no Freqtrade to be had in this environment: {error}"
+            f"no Freqtrade can be found in this environment: {error}"
         ) from error
     version = str(freqtrade.__version__)
     if version not in TESTED and not any_version:
@@ -294,7 +294,7 @@ def _replacement(original: _Coroutine) -> Callable[..., Coroutine[Any, Any, _Ans
         try:
             rows = await _installed.rows(download)
         except NotStoredError as error:
-            _installed.say_once((pair, timeframe, kind), f"not in the store: {error}")
+            _installed.warn_once((pair, timeframe, kind), f"not in the store: {error}")
             if _installed.missing == "exchange":
                 _installed.requests[kind] += 1
                 return await original(self, pair, timeframe, candle_type, since_ms)
@@ -311,7 +311,7 @@ def _replacement(original: _Coroutine) -> Callable[..., Coroutine[Any, Any, _Ans
 def _serves(exchange: Any, installed: Installed) -> bool:
     """Whether this exchange's candles are those that are stored; sees to its settings."""
     if exchange.id not in _EXCHANGES:
-        installed.say_once(
+        installed.warn_once(
             (exchange.id,),
             f"candles of {exchange.id} stay with it: Binance USD-M futures are stored",
         )
@@ -321,7 +321,7 @@ def _serves(exchange: Any, installed: Installed) -> bool:
     # the moment at which the next candle is due and has not come.
     settings["outdated_offset"] = 0
     if not settings.get("only_from_ccxt"):
-        installed.say_once(
+        installed.warn_once(
             ("only_from_ccxt",),
             "exchange.only_from_ccxt is not true: training data would come from the public archive",
         )
@@ -341,7 +341,7 @@ def _withheld(
     if download.since_ms is None:
         key = (download.pair, download.timeframe, candle_type)
         exchange._klines.pop(key, None)  # noqa: SLF001 - as the method that is replaced
-    what = "stale" if isinstance(error, StaleDataError) else "not to be had"
+    what = "stale" if isinstance(error, StaleDataError) else "not available"
     return cast("Exception", TemporaryError(f"candles are {what}: {error}"))
 
 

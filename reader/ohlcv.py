@@ -79,7 +79,7 @@ def _unknown_timeframe(entry: CatalogRow, timeframe: object) -> UnknownTimeframe
 
 def read_series(
     store: Store, pairs: Sequence[str], source: str, request: CandleRequest
-) -> dict[str, frames.Series]:
+) -> dict[str, frames.StoredCandles]:
     """Read the series that `request` asks for from the stored timeframe `source`."""
     source_ms = schema.TIMEFRAMES_MS[source]
     length_ms = request.length_ms
@@ -90,7 +90,7 @@ def read_series(
     if asked_rows is not None and parts > 1:
         # One more candle, for the parts of the one that is forming.
         asked_rows = (asked_rows + 1) * parts
-    found: dict[str, frames.Series] = {}
+    found: dict[str, frames.StoredCandles] = {}
     left = list(pairs)
     while left:
         query = CandleQuery(
@@ -110,7 +110,7 @@ def read_series(
 
 
 def judge(
-    found: Mapping[str, frames.Series],
+    found: Mapping[str, frames.StoredCandles],
     entries: Mapping[str, CatalogRow],
     request: CandleRequest,
     source: str,
@@ -157,7 +157,7 @@ def judge(
     return answer
 
 
-def _age_s(series: frames.Series, request: CandleRequest, now_ms: int) -> float:
+def _age_s(series: frames.StoredCandles, request: CandleRequest, now_ms: int) -> float:
     newest_ms = frames.newest_ms(series, request)
     if newest_ms is None:
         return math.inf

@@ -205,7 +205,7 @@ class MarketReader:
             strict=strict,
             max_age_s=max_age_s,
         )
-        found: dict[str, frames.Series] = {}
+        found: dict[str, frames.StoredCandles] = {}
         for source, members in groups.items():
             found.update(ohlcv.read_series(self._store, members, source, request))
         answer = ohlcv.judge(found, entries, request, self._store.source, now_ms, young_ok=young_ok)

@@ -20,9 +20,9 @@ class ArchiveServer:
     def put(self, path: str, body: bytes, checksum: str | None = None) -> None:
         """Serve a file and its checksum, the right one unless told otherwise."""
         name = path.rpartition("/")[2]
-        told = hashlib.sha256(body).hexdigest() if checksum is None else checksum
+        published = hashlib.sha256(body).hexdigest() if checksum is None else checksum
         self.files[path] = body
-        self.files[path + ".CHECKSUM"] = f"{told}  {name}\n".encode()
+        self.files[path + ".CHECKSUM"] = f"{published}  {name}\n".encode()
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer one request."""

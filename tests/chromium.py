@@ -26,7 +26,7 @@ AXE_VERSION = "4.14.1"
 
 
 class BrowserError(Exception):
-    """There is no browser to be had."""
+    """No browser can be found."""
 
 
 def cache_dir() -> Path:
@@ -122,8 +122,8 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
         env={**os.environ, "LC_ALL": "C"},
     )
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[-500:]
-        raise BrowserError(f"{command[0]} exited {done.returncode}: {said}")
+        output = " ".join((done.stderr or done.stdout).split())[-500:]
+        raise BrowserError(f"{command[0]} exited {done.returncode}: {output}")
     return done.stdout
 
 
@@ -189,7 +189,7 @@ def scheme(driver: Chrome, dark: bool) -> None:
 
 
 def complaints(driver: Chrome) -> list[dict[str, Any]]:
-    """What the console has said since it was asked last, but for information."""
+    """What the console has logged since it was asked last, but for information."""
     return [entry for entry in driver.get_log("browser") if entry["level"] in {"WARNING", "SEVERE"}]
 
 

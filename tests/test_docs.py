@@ -107,7 +107,7 @@ def commands_of(page: Path) -> Iterator[Named]:
 NAMED: Final = [named for page in PAGES for named in commands_of(page)]
 
 
-def told(named: Named) -> str:
+def shown(named: Named) -> str:
     return f"{named.page}: {' '.join(named.words)}"
 
 
@@ -173,13 +173,13 @@ def test_every_command_of_marketfeed_exists_with_its_options() -> None:
         if not words[0].startswith("-") and words[0] != "COMMAND":
             command = commands.get(words.pop(0))
         if command is None:
-            unknown.append(told(named))
+            unknown.append(shown(named))
             continue
         options = {"--help"}
         for parameter in command.params:
             options.update(parameter.opts, parameter.secondary_opts)
         given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
-        unknown.extend(f"{told(named)}: {option}" for option in given - options)
+        unknown.extend(f"{shown(named)}: {option}" for option in given - options)
     assert unknown == []
     assert known > 50
 
@@ -187,7 +187,7 @@ def test_every_command_of_marketfeed_exists_with_its_options() -> None:
 def test_every_target_of_make_exists() -> None:
     targets = set(_TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
     given = [
-        (told(named), word)
+        (shown(named), word)
         for named in NAMED
         if named.words[0] == "make"
         for word in named.words[1:]
@@ -209,6 +209,6 @@ def test_every_module_and_script_of_python_exists() -> None:
         else:
             there = len(words) > 1 and importlib.util.find_spec(words[1]) is not None
         if not there:
-            unknown.append(told(named))
+            unknown.append(shown(named))
     assert unknown == []
     assert known > 5

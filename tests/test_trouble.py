@@ -10,7 +10,7 @@ from marketfeed.errors import backoff_s
 log = logging.getLogger("tried")
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     """Level and text of what was logged since this was asked last, without how long it lasted."""
     found = [(r.levelno, r.getMessage().partition(" after_s=")[0]) for r in caplog.records]
     caplog.clear()
@@ -26,18 +26,18 @@ def test_trouble_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.INFO)
     trouble = Trouble(log, "disk refuses 100%", "disk takes it again", logging.ERROR)
     trouble.end()
-    assert (bool(trouble), trouble.why, trouble.for_s, told(caplog)) == (False, "", 0.0, [])
+    assert (bool(trouble), trouble.why, trouble.for_s, logged(caplog)) == (False, "", 0.0, [])
     for error in (OSError("full"), OSError("full"), OSError("still full")):
         trouble.met(error)
-    assert told(caplog) == [(logging.ERROR, "disk refuses 100% error='full'")]
+    assert logged(caplog) == [(logging.ERROR, "disk refuses 100% error='full'")]
     assert (bool(trouble), trouble.why, trouble.failures) == (True, "still full", 3)
     assert 0.0 <= trouble.for_s < 60.0
     trouble.end()
     trouble.end()
-    assert told(caplog) == [(logging.WARNING, "disk takes it again")]
+    assert logged(caplog) == [(logging.WARNING, "disk takes it again")]
     assert (bool(trouble), trouble.why, trouble.failures, trouble.for_s) == (False, "", 0, 0.0)
     trouble.met("full once more")
-    assert told(caplog) == [(logging.ERROR, "disk refuses 100% error='full once more'")]
+    assert logged(caplog) == [(logging.ERROR, "disk refuses 100% error='full once more'")]
 
 
 def test_trouble_of_another_level_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -45,7 +45,7 @@ def test_trouble_of_another_level_is_logged_again(caplog: pytest.LogCaptureFixtu
     levels = [None, logging.ERROR, logging.ERROR, logging.WARNING, None]
     for number, level in enumerate(levels):
         trouble.met(number, level)
-    assert told(caplog) == [
+    assert logged(caplog) == [
         (logging.WARNING, "waits error='0'"),
         (logging.ERROR, "waits error='1'"),
         (logging.WARNING, "waits error='3'"),

@@ -12,7 +12,7 @@ TIMEOUT_S: Final = 120.0
 async def until(
     condition: Callable[[], object], what: object = "", *, timeout_s: float = TIMEOUT_S
 ) -> None:
-    """Wait until `condition` is true, on the event loop; what `what` returns is said if it is callable."""
+    """Wait until `condition` is true, on the event loop. `what` names it in the error, or gives its name."""
     for _ in _looks(condition, what, timeout_s):
         await asyncio.sleep(0.01)
 
@@ -31,6 +31,6 @@ def _looks(condition: Callable[[], object], what: object, timeout_s: float) -> I
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline_s:
-            said = what() if callable(what) else what
-            raise TimeoutError(f"not within {timeout_s:g} s: {said or 'what was waited for'}")
+            named = what() if callable(what) else what
+            raise TimeoutError(f"not within {timeout_s:g} s: {named or 'what was waited for'}")
         yield

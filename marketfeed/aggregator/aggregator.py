@@ -1,7 +1,7 @@
 """The aggregator: wires API, inbox, ledger, forwarders and shipping together, and ends them in order.
 
 One TaskGroup holds every task, so that a dead one ends the process instead of going unnoticed. A stop goes
-along the line: the API first, then the last commit, then the requests to the bots that are under way;
+with the data: the API first, then the last commit, then the requests to the bots that are under way;
 what has not been sent stays in the ledger.
 """
 
@@ -23,7 +23,7 @@ from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_thread import LedgerThread
-from marketfeed.aggregator.metrics import AggregatorExposition, Counters
+from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
@@ -37,7 +37,7 @@ from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.service.status_port import StatusServer
-from marketfeed.service.systemd import Told
+from marketfeed.service.systemd import SystemdNotifier
 from marketfeed.settings.model import AggregatorSettings, Settings
 from marketfeed.storage.damage import aside_reason
 from marketfeed.storage.versions import about_version
@@ -53,7 +53,7 @@ FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
 
 
-class _Line(NamedTuple):
+class _AggregatorParts(NamedTuple):
     """What runs."""
 
     desk: Desk
@@ -131,10 +131,10 @@ class Aggregator:
         # Never set by a server: the host's time at the start, carried on by the monotonic clock, so that
         # a jump of the wall clock neither closes nor extends a window.
         self._clock = ExchangeClock()
-        self._counters = Counters()
+        self._counters = AggregatorCounters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path)
         self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
-        self._line: _Line | None = None
+        self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
         self._turns_proven = -1
         self.url = ""
@@ -153,7 +153,7 @@ class Aggregator:
             aiohttp.ClientSession(connector=connector) as to_bots,
             aiohttp.ClientSession() as to_influx,
             StatusServer(settings.status, self.report, exposition, page) as port,
-            Told(self._prove_alive, self.headline, stop),
+            SystemdNotifier(self._prove_alive, self.headline, stop),
         ):
             self.status_url = port.url
             forwarders = self._forwarders(to_bots)
@@ -168,16 +168,16 @@ class Aggregator:
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
                 shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
-            self._line = _Line(desk, forwarders, doorkeeper, shipper)
+            self._parts = _AggregatorParts(desk, forwarders, doorkeeper, shipper)
             try:
-                await self._serve(self._line, stop)
+                await self._serve(self._parts, stop)
             finally:
                 doorkeeper.close()
         log.info("stopped commits=%d", self._counters.commits)
 
-    async def _serve(self, line: _Line, stop: asyncio.Event) -> None:
+    async def _serve(self, parts: _AggregatorParts, stop: asyncio.Event) -> None:
         settings = self._settings.aggregator
-        desk, forwarders, shipper = line.desk, line.forwarders, line.shipper
+        desk, forwarders, shipper = parts.desk, parts.forwarders, parts.shipper
         await desk.open()
         try:
             await self._orphans.end(self._ledger, self._clock.now_ms())
@@ -190,7 +190,7 @@ class Aggregator:
             settings.host,
             settings.port,
             desk,
-            line.doorkeeper,
+            parts.doorkeeper,
             self._rules.electorate,
             Defaults(
                 None if confidence == "reject" else confidence,
@@ -275,12 +275,12 @@ class Aggregator:
         """
         await self._listening.wait()
         await self._ledger.call(Ledger.beat)
-        if (line := self._line) is None:
+        if (parts := self._parts) is None:
             return ""
-        stuck = "desk" if line.desk.turns == self._turns_proven else ""
-        self._turns_proven = line.desk.turns
-        line.desk.wake()
-        for side, forwarder in line.forwarders.items():
+        stuck = "desk" if parts.desk.turns == self._turns_proven else ""
+        self._turns_proven = parts.desk.turns
+        parts.desk.wake()
+        for side, forwarder in parts.forwarders.items():
             if time.monotonic() - forwarder.turned_s > FORWARDER_STUCK_S:
                 stuck = f"forwarder of {side}"
         return stuck
@@ -305,18 +305,18 @@ class Aggregator:
                 f"this host's clock has been set {'back' if ahead_s > 0 else 'forward'} by "
                 f"{abs(ahead_s):.0f} s since the start: times are by the old one until a restart"
             )
-        if self._line is None:
+        if self._parts is None:
             return [*found, "starting"]
-        if self._line.desk.trouble:
-            found.append(f"signals cannot be stored: {self._line.desk.trouble.why}")
-        for side, forwarder in self._line.forwarders.items():
+        if self._parts.desk.trouble:
+            found.append(f"signals cannot be stored: {self._parts.desk.trouble.why}")
+        for side, forwarder in self._parts.forwarders.items():
             if forwarder.trouble:
                 found.append(f"bot of {side}: {forwarder.trouble.why}")
             if forwarder.ledger_trouble:
                 found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble.why}")
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
-        if (shipper := self._line.shipper) is not None:
+        if (shipper := self._parts.shipper) is not None:
             shipping = shipper.report()
             if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
                 found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
@@ -326,23 +326,23 @@ class Aggregator:
 
     def _lost(self) -> dict[str, list[str]]:
         found = self._orphans.lost()
-        if self._line is not None:
-            for side, worker in self._line.forwarders.items():
+        if self._parts is not None:
+            for side, worker in self._parts.forwarders.items():
                 found[side] = list(worker.lost.values())
         return found
 
     def report(self) -> AggregatorReport:
         """All that `/status` and `/metrics` show."""
-        reasons, line, counters = self.reasons(), self._line, self._counters
-        forwarders = {} if line is None else line.forwarders
+        reasons, parts, counters = self.reasons(), self._parts, self._counters
+        forwarders = {} if parts is None else parts.forwarders
         return AggregatorReport(
             version=__version__,
             healthy=not reasons,
             reasons=reasons,
             uptime_s=time.time() - counters.started_s,
             url=self.url,
-            open_windows=0 if line is None else line.desk.open_windows,
-            pending=0 if line is None else line.desk.pending,
+            open_windows=0 if parts is None else parts.desk.open_windows,
+            pending=0 if parts is None else parts.desk.pending,
             commits=counters.commits,
             ledger_schema=about_version(KIND, self._ledger.version),
             signals={" ".join(key): count for key, count in counters.signals.items()},
@@ -351,11 +351,11 @@ class Aggregator:
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},
             waiting={side: worker.waiting for side, worker in forwarders.items()},
-            unsettled={side: worker.unsettled for side, worker in forwarders.items()},
+            unsettled={side: worker.unconfirmed for side, worker in forwarders.items()},
             lost=self._lost(),
             bot_trouble={side: worker.trouble.why for side, worker in forwarders.items()},
-            limited_addresses=0 if line is None else line.doorkeeper.limited(),
-            shipping=None if line is None or line.shipper is None else line.shipper.report(),
+            limited_addresses=0 if parts is None else parts.doorkeeper.limited(),
+            shipping=None if parts is None or parts.shipper is None else parts.shipper.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )

@@ -19,8 +19,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.inbox import Desk, Post, kept_body
-from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, Counters
-from marketfeed.aggregator.signals import Defaults, Electorate, Mistake, Refused, read_signal
+from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, AggregatorCounters
+from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake, read_signal
 from marketfeed.service.listen import listen
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Api:
         electorate: Electorate,
         defaults: Defaults,
         whitelist: tuple[str, ...],
-        counters: Counters,
+        counters: AggregatorCounters,
         health: Callable[[], list[str]],
     ) -> None:
         self.url = ""
@@ -257,10 +257,10 @@ class _Malformed(logging.Filter):
     aiohttp logs each with a traceback: whoever reaches the port, without a password, could fill the disk.
     """
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: AggregatorCounters) -> None:
         super().__init__()
         self._counters = counters
-        self._told_s = -MALFORMED_EVERY_S
+        self._logged_s = -MALFORMED_EVERY_S
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -268,9 +268,9 @@ class _Malformed(logging.Filter):
             return True
         self._counters.refused["malformed"] += 1
         now_s = time.monotonic()
-        if now_s - self._told_s < MALFORMED_EVERY_S:
+        if now_s - self._logged_s < MALFORMED_EVERY_S:
             return False
-        self._told_s = now_s
+        self._logged_s = now_s
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, record.args = "malformed request error=%s", (type(error).__name__,)
         record.exc_info = record.exc_text = None
@@ -278,7 +278,7 @@ class _Malformed(logging.Filter):
 
 
 def _mistake(reason: str, where: str, name: str, message: str) -> Refused:
-    return Refused((Mistake(reason, "value_error", (where, name), message),))
+    return Refused((SignalMistake(reason, "value_error", (where, name), message),))
 
 
 def _json(value: object, status: int = 200) -> web.Response:

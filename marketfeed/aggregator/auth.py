@@ -136,7 +136,7 @@ class Doorkeeper:
         return self._limiter.limited(self._elapsed_s())
 
     def wait_s(self, authorization: str | None, address: str) -> float:
-        """In how long it is worth to try again, for who was told `limited` or `busy`."""
+        """In how long it is worth to try again, for who was answered `limited` or `busy`."""
         credentials = basic_credentials(authorization)
         if credentials is not None and credentials[0] in self._accounts:
             return TURN_S

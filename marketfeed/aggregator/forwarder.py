@@ -3,8 +3,8 @@
 Before the POST the ledger says `sending`, durably; what came of it is noted after it. The bot's own word on
 the order is final. Connect refused: nothing was sent, and it is tried again until the decision expires.
 Anything else after the POST began (a time-out, a cut, an error that says nothing of the order, a crash of
-ours) is `unknown`: never sent again, but settled by looking for a trade of this pair with this tag, opened
-at or after the send time. If there is none within `settle_s`, it is `lost`, which alarms. Until then no
+ours) is `unknown`: never sent again, but resolved by looking for a trade of this pair with this tag, opened
+at or after the send time. If there is none within `lost_after_s`, it is `lost`, which alarms. Until then no
 other order is sent to this bot: it may still be at that one, and looks at its limits before it queues.
 """
 
@@ -27,10 +27,10 @@ from marketfeed.aggregator.freqtrade_bot import (
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Forward, State
 from marketfeed.aggregator.ledger_thread import LedgerThread
-from marketfeed.aggregator.metrics import Counters
+from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
-from marketfeed.aggregator.unconfirmed import Item, Settling, alarm, sent_ahead
+from marketfeed.aggregator.unconfirmed import Item, Unconfirmed, alarm, sent_ahead
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, LedgerError, backoff_s
@@ -50,7 +50,7 @@ class Forwarder:
         bot: Bot,
         ledger: LedgerThread,
         now_ms: Callable[[], int],
-        counters: Counters,
+        counters: AggregatorCounters,
         pace: Pace = DEFAULT_PACE,
     ) -> None:
         self.side = side
@@ -74,7 +74,7 @@ class Forwarder:
         self._pace = pace
         self._queue: deque[Forward] = deque()
         self._queued: set[int] = set()
-        self._settling = Settling(pace)
+        self._unconfirmed = Unconfirmed(pace)
         self._silent = False
         """Whether the bot has not answered anything since it left an order without an answer."""
         self._failures = 0
@@ -89,14 +89,14 @@ class Forwarder:
         return len(self._queue)
 
     @property
-    def unsettled(self) -> int:
+    def unconfirmed(self) -> int:
         """Forwards of which it is not known yet whether they were received."""
-        return self._settling.open
+        return self._unconfirmed.open
 
     @property
     def lost(self) -> dict[int, str]:
         """Windows whose orders may or may not have been executed, and what is known of each."""
-        return self._settling.lost
+        return self._unconfirmed.lost
 
     def wake(self) -> None:
         """There are new forwards in the ledger."""
@@ -157,7 +157,7 @@ class Forwarder:
                     words += "; its clock was ahead, nobody knows when it was sent"
                 unknown = await self._note(forward, "unknown", words)
             if unknown is not None:
-                self._settling.take(unknown, self._now_ms(), time.monotonic())
+                self._unconfirmed.take(unknown, self._now_ms(), time.monotonic())
                 self._silent = True
 
     async def _fetch(self) -> None:
@@ -179,10 +179,10 @@ class Forwarder:
         """Do one thing that is due; returns how long there is nothing to do."""
         now_s = time.monotonic()
         await self._expire()
-        if self._settling.due(now_s):
+        if self._unconfirmed.due(now_s):
             await self._look()
             return 0.0
-        held = self._silent or self._settling.holding
+        held = self._silent or self._unconfirmed.holding
         if self._queue and not held and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
@@ -192,7 +192,7 @@ class Forwarder:
             await self._probe()
             return 0.0
         times_s: list[float] = [] if trying else [self._probe_at_s]
-        times_s.extend(item.look_at_s for item in self._settling)
+        times_s.extend(item.look_at_s for item in self._unconfirmed)
         if self._queue:
             expires_s = (self._queue[0].expires_ms - self._now_ms()) / 1000
             times_s.append(now_s + max(expires_s, 0.0) + 0.001)
@@ -204,7 +204,7 @@ class Forwarder:
         now_ms = self._now_ms()
         for forward in [item for item in self._queue if _is_over(item, now_ms)]:
             why = self.trouble.why or "others went first"
-            if self._settling.holding:
+            if self._unconfirmed.holding:
                 doing = self.trouble.why or "looking for it"
                 why = f"the outcome of another order is not known, {doing}"
             if _decided_ahead(forward, now_ms):
@@ -271,7 +271,7 @@ class Forwarder:
             over = answer.status == 500
             await self._unknown(forward, f"it answered {answer.status}: {answer.words}", over=over)
             return
-        self._well()
+        self._recovered()
         if answer.status in WRONG_ADDRESS:
             self.trouble.met(f"it answers {answer.status}: {answer.words}")
         self._drop(forward)
@@ -311,7 +311,7 @@ class Forwarder:
         )
         unknown = await self._note(forward, "unknown", words)
         if unknown is not None:
-            self._settling.take(unknown, self._now_ms(), time.monotonic(), holds=not over)
+            self._unconfirmed.take(unknown, self._now_ms(), time.monotonic(), holds=not over)
 
     # --- looking ----------------------------------------------------------------------------------------
 
@@ -321,7 +321,7 @@ class Forwarder:
         try:
             trades = await self._bot.trades(self._now_ms)
             answered = True
-            self._well()
+            self._recovered()
         except BotError as error:
             words = f"the bot could not be asked: {error}"
             self.trouble.met(_trouble_of(error))
@@ -330,7 +330,7 @@ class Forwarder:
             words = f"the bot could not be asked: {error!r}"
             self._unforeseen(error)
         now_s = time.monotonic()
-        for item in self._settling.due(now_s):
+        for item in self._unconfirmed.due(now_s):
             try:
                 trade = await self._trade_of(item, trades)
             except JournalError as error:
@@ -339,9 +339,9 @@ class Forwarder:
             if trade is not None:
                 await self._found(item, trade)
                 continue
-            if self._settling.is_out_of_time(item, now_s):
+            if self._unconfirmed.is_out_of_time(item, now_s):
                 await self._lose(item, words)
-            self._settling.put_off(item, now_s, answered=answered)
+            self._unconfirmed.put_off(item, now_s, answered=answered)
 
     async def _trade_of(self, item: Item, trades: list[Trade]) -> Trade | None:
         """The trade that this order led to. Raises JournalError."""
@@ -372,7 +372,7 @@ class Forwarder:
                 forward.tag,
                 trade.trade_id,
             )
-        self._settling.settle(item)
+        self._unconfirmed.resolve(item)
 
     async def _lose(self, item: Item, words: str) -> None:
         forward = item.forward
@@ -384,7 +384,7 @@ class Forwarder:
     async def _probe(self) -> None:
         try:
             await self._bot.probe()
-            self._well()
+            self._recovered()
         except BotError as error:
             self.trouble.met(_trouble_of(error))
         except Exception as error:
@@ -438,7 +438,7 @@ class Forwarder:
         self._queue = deque(item for item in self._queue if item.window != forward.window)
         self._queued.discard(forward.window)
 
-    def _well(self) -> None:
+    def _recovered(self) -> None:
         self._silent = False
         self._failures = 0
         self._retry_at_s = 0.0

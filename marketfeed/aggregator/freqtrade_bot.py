@@ -208,10 +208,12 @@ def _meaning(status: int, data: object) -> Meaning:
     500, also one that came when the trade was open already or its order at the exchange. A proxy in between
     answers in its own words, whatever the bot has done.
     """
-    said = data if isinstance(data, dict) else {}
+    fields = data if isinstance(data, dict) else {}
     if 200 <= status < 300 and _trade_id(data) is not None:
         return "accepted"
-    if 300 <= status < 500 or isinstance(said.get({200: "status", 502: "error"}.get(status)), str):
+    if 300 <= status < 500 or isinstance(
+        fields.get({200: "status", 502: "error"}.get(status)), str
+    ):
         return "refused"
     return "unknown"
 
@@ -222,15 +224,15 @@ def _trade_id(data: object) -> int | None:
 
 
 def _words(body: bytes) -> str:
-    """What a bot said, in one line: the sentence of its JSON if there is one, else the text."""
+    """What a bot answered, in one line: the sentence of its JSON if there is one, else the text."""
     text = body.decode("utf-8", "replace")
     data = _decoded(body)
     if isinstance(data, dict):
         if "trade_id" in data:
             text = f"trade {data['trade_id']}"
         else:
-            said = (data.get(key) for key in ("error", "detail", "status"))
-            text = next((str(words) for words in said if words), text)
+            fields = (data.get(key) for key in ("error", "detail", "status"))
+            text = next((str(words) for words in fields if words), text)
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return line if len(line) <= WORDS_KEPT else line[:WORDS_KEPT] + "…"
 

@@ -17,7 +17,7 @@ import msgspec
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Answered, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
-from marketfeed.aggregator.metrics import Counters
+from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Signal
 from marketfeed.aggregator.votes import (
     FORWARD,
@@ -50,17 +50,17 @@ def kept_body(raw: bytes) -> bytes:
 
 
 class Post(msgspec.Struct, frozen=True):
-    """A signal as it was posted: by which account, from where; `body` as `kept_body` gives it."""
+    """A signal as it was posted: by which account, from where; and of the body what the ledger keeps."""
 
     signal: Signal
     account: str
     address: str
     key: str | None
-    body: bytes
+    kept_body: bytes
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the poster is told: `status` is an HTTP status, `text` the sentence."""
+    """The answer to the poster: `status` is an HTTP status, `text` the sentence."""
 
     status: int
     text: str
@@ -84,7 +84,7 @@ class Desk:
         rules: Rules,
         ledger: LedgerThread,
         now_ms: Callable[[], int],
-        counters: Counters,
+        counters: AggregatorCounters,
         on_forward: Callable[[Decision], None],
     ) -> None:
         self.trouble = Trouble(
@@ -205,14 +205,14 @@ class Desk:
                     post.account,
                     post.address,
                     post.key,
-                    post.body,
+                    post.kept_body,
                     counted.outcome,
                     counted.window,
                     answer,
                 )
             )
             if name is not None:
-                known[name] = Answered(post.body, answer)
+                known[name] = Answered(post.kept_body, answer)
             replies.append((waiting, 200, answer))
         # After everything that was received before now.
         now_ms = self._time_ms() if not self._pending else self._pending[0].received_ms
@@ -226,7 +226,7 @@ class Desk:
             # A turn that stored nothing says nothing of the disk.
             await self._ledger.call(Ledger.prove_room)
         for decision in decisions:
-            self._tell(decision)
+            self._announce(decision)
         for receipt in receipts:
             signal = receipt.vote.signal
             self._counters.signals[signal.feeder, receipt.outcome] += 1
@@ -249,7 +249,7 @@ class Desk:
             # Without the ledger's word nothing can be decided: the service starts anew.
             raise again from error
 
-    def _tell(self, decision: Decision) -> None:
+    def _announce(self, decision: Decision) -> None:
         self._counters.decisions[decision.side, decision.outcome] += 1
         log.info(
             "decided outcome=%s window=%d pair=%s tag=%r feeders=%s reasons=%r",
@@ -270,7 +270,7 @@ class Desk:
 
 def _repeated(stored: Answered, post: Post) -> tuple[int, str]:
     # Of older rows it is the digest that was stored.
-    if stored.body in (post.body, hashlib.sha256(post.body).digest()):
+    if stored.kept_body in (post.kept_body, hashlib.sha256(post.kept_body).digest()):
         return 200, stored.answer
     return 422, "this Idempotency-Key was used with another body"
 
@@ -278,9 +278,9 @@ def _repeated(stored: Answered, post: Post) -> tuple[int, str]:
 def _sentence(signal: Signal, counted: Counted, received_ms: int) -> str:
     what = f"{signal.pair} {signal.side}"
     if counted.outcome == "duplicate":
-        return f"repeated: this signal of feeder {signal.called} for {what} counts once"
+        return f"repeated: this signal of feeder {signal.posted_as} for {what} counts once"
     closes_s = max(counted.closes_ms - received_ms, 0) / 1000
     return (
-        f"signal of feeder {signal.called} for {what} counted, conf={signal.confidence:.2f}: "
-        f"{counted.votes}/{counted.of} votes, decided in {closes_s:.1f} s"
+        f"signal of feeder {signal.posted_as} for {what} counted, conf={signal.confidence:.2f}: "
+        f"{counted.votes}/{counted.electorate_size} votes, decided in {closes_s:.1f} s"
     )

@@ -3,7 +3,7 @@
 A forward goes through these states, and no other way (`STEPS`):
 
     queued ──► sending ──► accepted | refused      the bot's answer, which is final
-       ▲          │ └────► unknown ──► found | lost   settled by looking into the bot; lost alarms
+       ▲          │ └────► unknown ──► found | lost   resolved by looking into the bot; lost alarms
        └──────────┘ nothing was sent (connect refused)
     queued | sending ──► expired    nothing was sent, and it is too late (sending: when it stood there)
 
@@ -45,7 +45,7 @@ class Receipt(msgspec.Struct, frozen=True):
     account: str
     address: str
     key: str | None
-    body: bytes
+    kept_body: bytes
     outcome: Outcome
     window: int
     answer: str
@@ -54,7 +54,7 @@ class Receipt(msgspec.Struct, frozen=True):
 class Answered(msgspec.Struct, frozen=True):
     """What was stored under an Idempotency-Key: of the first body what is kept, and its answer."""
 
-    body: bytes
+    kept_body: bytes
     answer: str
 
 
@@ -110,12 +110,12 @@ def signal_row(receipt: Receipt, seq: int) -> tuple[Any, ...]:
         receipt.account,
         receipt.address,
         receipt.key,
-        receipt.body,
+        receipt.kept_body,
         vote.digest,
         signal.pair,
         signal.side,
         signal.feeder,
-        signal.called,
+        signal.posted_as,
         signal.confidence,
         signal.leverage,
         signal.ordertype,
@@ -152,7 +152,7 @@ def decision_row(decision: Decision, seq: int) -> tuple[Any, ...]:
         int(decision.passed),
         "\n".join(decision.reasons),
         decision.votes,
-        decision.of,
+        decision.electorate_size,
         decision.confidence,
         decision.primary,
         ",".join(decision.feeders),

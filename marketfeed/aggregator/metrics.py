@@ -22,7 +22,7 @@ NOBODY: Final = "?"
 _PREFIX: Final = "marketfeed_aggregator_"
 
 
-class Counters:
+class AggregatorCounters:
     """What the aggregator has done since it started."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Counters:
         self.signals: Counter[tuple[str, str]] = Counter()
         """By feeder and outcome."""
         self.strength_texts: Counter[str] = Counter()
-        """By feeder: signals stored whose strength is a text, which is in the body alone."""
+        """By feeder: signals stored whose strength is a text, which stands in the body alone."""
         self.refused: Counter[str] = Counter()
         """By reason: posts that were no signal."""
         self.missing: Counter[tuple[str, str]] = Counter()
@@ -71,11 +71,13 @@ class Counters:
 class AggregatorExposition(Exposition):
     """The text of the aggregator's `/metrics`: Prometheus format 0.0.4."""
 
-    def __init__(self, counters: Counters, report: Callable[[], AggregatorReport]) -> None:
+    def __init__(
+        self, counters: AggregatorCounters, report: Callable[[], AggregatorReport]
+    ) -> None:
         super().__init__(lambda: _metrics(counters, report()))
 
 
-def _metrics(c: Counters, report: AggregatorReport) -> Iterable[Metric]:
+def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric]:
     yield from plain(
         CounterMetricFamily,
         _PREFIX,
@@ -131,7 +133,7 @@ def _metrics(c: Counters, report: AggregatorReport) -> Iterable[Metric]:
         (
             "lost_forwards",
             ("side",),
-            "Forwards that could not be settled: look into the bot",
+            "Forwards that could not be resolved: look into the bot",
             lost,
         ),
         ("bot_trouble", ("side",), "1 while the bot does not answer well", trouble),

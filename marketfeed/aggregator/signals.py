@@ -1,8 +1,8 @@
 """A feeder's POST -> a Signal, or the sentences of what is wrong with it. Pure.
 
 The body is Freqtrade's `ForceEnterPayload` and what feeders put beside it. A value is taken from its
-field, else from the tag: `long from 75b conf=0.89 (DQ: profit=3.05%, safety=0.39%)`. Mistakes are told
-as a Freqtrade server tells them (pydantic's `detail` list, HTTP 422).
+field, else from the tag: `long from 75b conf=0.89 (DQ: profit=3.05%, safety=0.39%)`. Mistakes are reported
+as a Freqtrade server reports them (pydantic's `detail` list, HTTP 422).
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class Electorate(msgspec.Struct, frozen=True):
 
 
 class Signal(msgspec.Struct, frozen=True):
-    """What a feeder wants: `called` is how it named itself, `feeder` as whom it votes.
+    """What a feeder wants: `posted_as` is how it named itself, `feeder` as whom it votes.
 
     `confidence` is from 0 to 1. `defaulted` names the values that were missing and took a default.
     At most one of `strength` and `strength_text` is set: a number, or a text that is none, such as `high`.
@@ -75,7 +75,7 @@ class Signal(msgspec.Struct, frozen=True):
     pair: str
     side: Side
     feeder: str
-    called: str
+    posted_as: str
     confidence: float
     leverage: float | None = None
     ordertype: str | None = None
@@ -89,6 +89,10 @@ class Signal(msgspec.Struct, frozen=True):
     def digest(self) -> bytes:
         """What tells this signal from another one of the same feeder, whatever the bodies looked like."""
         fields = msgspec.structs.asdict(self)
+        # Ledgers hold digests in which `posted_as` is named as its column, in this very place.
+        fields = {
+            ("called" if name == "posted_as" else name): value for name, value in fields.items()
+        }
         del fields["unknown_fields"]
         if self.strength_text is None:
             # Ledgers hold digests from before there was this field: a repeat must go on being one.
@@ -96,7 +100,7 @@ class Signal(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(fields)).digest()[:16]
 
 
-class Mistake(msgspec.Struct, frozen=True):
+class SignalMistake(msgspec.Struct, frozen=True):
     """One thing wrong with a body, as pydantic words it. `reason` is a short name for counting."""
 
     reason: str
@@ -122,7 +126,7 @@ class Mistake(msgspec.Struct, frozen=True):
 class Refused(msgspec.Struct, frozen=True):
     """A body that is no signal. `feeder` is who it seems to be from, if it is one of ours."""
 
-    mistakes: tuple[Mistake, ...]
+    mistakes: tuple[SignalMistake, ...]
     feeder: str | None = None
 
     @property
@@ -152,7 +156,7 @@ def read_signal(
         text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         return Refused(
             (
-                Mistake(
+                SignalMistake(
                     "not_json",
                     "json_invalid",
                     ("body", 0),
@@ -164,7 +168,7 @@ def read_signal(
         )
     if not isinstance(data, dict):
         what = "Input should be a valid dictionary or object to extract fields from"
-        return Refused((Mistake("not_an_object", "model_attributes_type", ("body",), what),))
+        return Refused((SignalMistake("not_an_object", "model_attributes_type", ("body",), what),))
     return _Reading(data, electorate, defaults, bound_to).signal()
 
 
@@ -182,13 +186,13 @@ class _Reading:
         self._electorate = electorate
         self._defaults = defaults
         self._bound_to = bound_to
-        self._mistakes: list[Mistake] = []
+        self._mistakes: list[SignalMistake] = []
         self._defaulted: list[str] = []
 
     def signal(self) -> Signal | Refused:
         pair, side = self._pair(), self._side()
         tag = self._text("entry_tag") or self._text("enter_tag") or ""
-        called, feeder = self._feeder(tag)
+        posted_as, feeder = self._feeder(tag)
         confidence = self._confidence(tag)
         leverage = self._number("leverage", low=1.0)
         ordertype = self._one_of("ordertype", ("limit", "market"))
@@ -207,7 +211,7 @@ class _Reading:
             pair,
             side,
             feeder,
-            called or feeder,
+            posted_as or feeder,
             confidence,
             leverage,
             ordertype,
@@ -248,21 +252,21 @@ class _Reading:
                 "bad_feeder", "string_type", "feeder_id", "Input should be a valid string", field
             )
             return None, None
-        called = field.strip() if field else None
-        if not called and (found := _TAG_FEEDER.search(tag)):
-            called = found[1].rstrip(".-")
-        if not called:
+        posted_as = field.strip() if field else None
+        if not posted_as and (found := _TAG_FEEDER.search(tag)):
+            posted_as = found[1].rstrip(".-")
+        if not posted_as:
             return self._unnamed()
-        feeder = self._electorate.feeder_of.get(called)
+        feeder = self._electorate.feeder_of.get(posted_as)
         if feeder is None:
-            what = f"feeder {called[:32]!r} is not one of those that vote here"
-            self._wrong("unknown_feeder", "value_error", "feeder_id", what, called[:64])
+            what = f"feeder {posted_as[:32]!r} is not one of those that vote here"
+            self._wrong("unknown_feeder", "value_error", "feeder_id", what, posted_as[:64])
             return None, None
         if self._bound_to not in (None, feeder):
             what = f"this account posts for feeder {self._bound_to} only, not for {feeder}"
-            self._wrong("foreign_feeder", "value_error", "feeder_id", what, called)
+            self._wrong("foreign_feeder", "value_error", "feeder_id", what, posted_as)
             return None, None
-        return called, feeder
+        return posted_as, feeder
 
     def _unnamed(self) -> tuple[str | None, str | None]:
         if self._bound_to is not None:
@@ -391,7 +395,7 @@ class _Reading:
         found: object,
         context: Mapping[str, str] | None = None,
     ) -> None:
-        self._mistakes.append(Mistake(reason, kind, ("body", key), message, found, context))
+        self._mistakes.append(SignalMistake(reason, kind, ("body", key), message, found, context))
 
 
 def _shown(found: object) -> object:

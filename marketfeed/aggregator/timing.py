@@ -9,7 +9,7 @@ class Pace(msgspec.Struct, frozen=True):
     """Pauses and limits, in wall seconds.
 
     After a refused connection a worker waits `retry_first_s`, doubled each time up to `retry_cap_s`. An
-    unknown outcome is looked for every `look_s`, and is lost after `settle_s`; then it is still looked for
+    unknown outcome is looked for every `look_s`, and is lost after `lost_after_s`; then it is looked for
     every `look_lost_s`, until the bot has answered looks for `forget_s`. After a start, those that were lost
     within `recall_s` are looked for again. A bot that nothing is sent to is asked for its version every
     `probe_s`. Every `whole_s` is looked whether the ledger's file is still there and readable.
@@ -18,7 +18,7 @@ class Pace(msgspec.Struct, frozen=True):
     retry_first_s: float = 0.1
     retry_cap_s: float = 1.0
     look_s: float = 1.0
-    settle_s: float = 40.0
+    lost_after_s: float = 40.0
     look_lost_s: float = 15.0
     forget_s: float = 900.0
     recall_s: float = 86_400.0

@@ -26,7 +26,7 @@ def sent_ahead(forward: Forward, now_ms: int) -> bool:
 
 
 def alarm(forward: Forward, text: str) -> None:
-    """Tell that a forward is lost."""
+    """Log the alarm that a forward is lost."""
     log.critical(
         "ALARM forward lost: it may or may not have been executed, look into the bot "
         "window=%d pair=%s side=%s tag=%r sent_ms=%s words=%r",
@@ -75,7 +75,7 @@ class Item(msgspec.Struct, eq=False):
         )
 
 
-class Settling:
+class Unconfirmed:
     """All such forwards of one bot."""
 
     def __init__(self, pace: Pace) -> None:
@@ -107,7 +107,7 @@ class Settling:
         since_ms = now_ms - LOOK_BACK_MS if ahead else sent_ms - CLOCK_TOLERANCE_MS
         # Its ages: restarts must not put the alarm off, nor its end.
         age_s = max(now_ms - sent_ms, 0) / 1000
-        sent_s = now_s - min(age_s, self._pace.settle_s)
+        sent_s = now_s - min(age_s, self._pace.lost_after_s)
         item = Item(forward, since_ms, sent_s, now_s, self._pace.forget_s, holds)
         if forward.state == "lost":
             item.lose(forward.answer)
@@ -120,7 +120,7 @@ class Settling:
 
     def is_out_of_time(self, item: Item, now_s: float) -> bool:
         """Whether it is to be lost now."""
-        return not item.lost and now_s - item.sent_s >= self._pace.settle_s
+        return not item.lost and now_s - item.sent_s >= self._pace.lost_after_s
 
     def put_off(self, item: Item, now_s: float, *, answered: bool) -> None:
         """It was not found: look again later, or forget it if the bot has `answered`, as before."""
@@ -130,8 +130,8 @@ class Settling:
         if item.answered_s is None:
             item.answered_s = now_s
         if item.lost and now_s - item.answered_s >= item.keep_s:
-            self.settle(item)
+            self.resolve(item)
 
-    def settle(self, item: Item) -> None:
+    def resolve(self, item: Item) -> None:
         """It has been found, or forgotten."""
         self._items.pop(item.forward.window, None)

@@ -69,7 +69,7 @@ class Decision(msgspec.Struct, frozen=True):
     """Whether quorum and confidence were there, forwarded or not: what a conflict is measured by."""
     reasons: tuple[str, ...]
     votes: int
-    of: int
+    electorate_size: int
     confidence: float
     primary: str
     feeders: tuple[str, ...]
@@ -85,7 +85,7 @@ class Counted(msgspec.Struct, frozen=True):
     outcome: Outcome
     window: int
     votes: int
-    of: int
+    electorate_size: int
     closes_ms: int
 
 
@@ -315,12 +315,12 @@ class Votes:
         leverage = rules.default_leverage if signal.leverage is None else signal.leverage
         if leverage > rules.max_leverage:
             reasons.append(
-                f"leverage {leverage:g} of {signal.called} capped to {rules.max_leverage:g}"
+                f"leverage {leverage:g} of {signal.posted_as} capped to {rules.max_leverage:g}"
             )
             leverage = rules.max_leverage
         ordertype = signal.ordertype or rules.ordertypes[0]
         if ordertype not in rules.ordertypes:
-            reasons.append(f"order type {ordertype} of {signal.called} is not allowed")
+            reasons.append(f"order type {ordertype} of {signal.posted_as} is not allowed")
             ordertype = rules.ordertypes[0]
         return Decision(
             window=window.number,
@@ -333,11 +333,11 @@ class Votes:
             passed=passed,
             reasons=tuple(reasons),
             votes=k,
-            of=n,
+            electorate_size=n,
             confidence=confidence,
-            primary=signal.called,
+            primary=signal.posted_as,
             feeders=tuple(sorted(window.votes)),
-            tag=f"{window.side} ensemble {k}/{n} conf={confidence:.2f} from={signal.called}",
+            tag=f"{window.side} ensemble {k}/{n} conf={confidence:.2f} from={signal.posted_as}",
             leverage=leverage,
             ordertype=ordertype,
             price=signal.price if ordertype == "limit" else None,

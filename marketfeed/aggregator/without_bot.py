@@ -11,7 +11,7 @@ from functools import partial
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward, State
 from marketfeed.aggregator.ledger_thread import LedgerThread
-from marketfeed.aggregator.metrics import Counters
+from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import alarm, lost_words
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Orphans:
     """The forwards of `sides`, which have no bot."""
 
-    def __init__(self, sides: Iterable[Side], counters: Counters, pace: Pace) -> None:
+    def __init__(self, sides: Iterable[Side], counters: AggregatorCounters, pace: Pace) -> None:
         self._lost: dict[Side, list[tuple[float, str]]] = {side: [] for side in sides}
         self._counters = counters
         self._pace = pace

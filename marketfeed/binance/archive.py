@@ -24,7 +24,7 @@ from marketfeed.binance.archive_rows import parse_rows
 from marketfeed.binance.rest import whole_body
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError, words_of
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.records import Candle
 
 TERMS: Final = (
@@ -42,10 +42,10 @@ _CHECKSUM: Final = re.compile(rb"\s*([0-9a-fA-F]{64})\s+\*?(\S+)\s*")
 
 
 class ArchiveFile(NamedTuple):
-    """One file: what it should hold (`stretch`, a UTC day or month) and where it lies."""
+    """One file: what it should hold (`time_range`, a UTC day or month) and where it lies."""
 
     timeframe: str
-    stretch: Stretch
+    time_range: TimeRange
     path: str
 
     @property
@@ -58,7 +58,7 @@ def day_file(symbol: str, timeframe: str, time_ms: int) -> ArchiveFile:
     """The file of the UTC day in which `time_ms` lies."""
     start_ms = schema.floor_to(time_ms, schema.DAY_MS)
     return _file(
-        symbol, timeframe, Stretch(start_ms, start_ms + schema.DAY_MS), "daily", "%Y-%m-%d"
+        symbol, timeframe, TimeRange(start_ms, start_ms + schema.DAY_MS), "daily", "%Y-%m-%d"
     )
 
 
@@ -67,19 +67,21 @@ def month_file(symbol: str, timeframe: str, time_ms: int) -> ArchiveFile:
     return _file(symbol, timeframe, month_of(time_ms), "monthly", "%Y-%m")
 
 
-def month_of(time_ms: int) -> Stretch:
+def month_of(time_ms: int) -> TimeRange:
     """The UTC month in which `time_ms` lies."""
     date = datetime.fromtimestamp(time_ms / 1000, UTC)
     start = datetime(date.year, date.month, 1, tzinfo=UTC)
     end = datetime(date.year + date.month // 12, date.month % 12 + 1, 1, tzinfo=UTC)
-    return Stretch(int(start.timestamp()) * 1000, int(end.timestamp()) * 1000)
+    return TimeRange(int(start.timestamp()) * 1000, int(end.timestamp()) * 1000)
 
 
-def _file(symbol: str, timeframe: str, stretch: Stretch, folder: str, pattern: str) -> ArchiveFile:
-    date = datetime.fromtimestamp(stretch.start_ms / 1000, UTC)
+def _file(
+    symbol: str, timeframe: str, time_range: TimeRange, folder: str, pattern: str
+) -> ArchiveFile:
+    date = datetime.fromtimestamp(time_range.start_ms / 1000, UTC)
     name = f"{symbol}-{timeframe}-{date:{pattern}}.zip"
     path = f"data/futures/um/{folder}/klines/{symbol}/{timeframe}/{name}"
-    return ArchiveFile(timeframe, stretch, path)
+    return ArchiveFile(timeframe, time_range, path)
 
 
 class Archive:
@@ -98,8 +100,8 @@ class Archive:
         Raises ArchiveAbsentError when there is none, ArchiveError when it is not to be trusted, and
         ExchangeError when the archive does not answer.
         """
-        told = await self._get(file.path + ".CHECKSUM", _MAX_CHECKSUM_BYTES)
-        expected = _checksum(told, file)
+        published = await self._get(file.path + ".CHECKSUM", _MAX_CHECKSUM_BYTES)
+        expected = _checksum(published, file)
         body = await self._get(file.path, MAX_ZIP_BYTES)
         # Beside the event loop: hashing, unpacking and reading take up to a second for a month.
         try:
@@ -125,10 +127,10 @@ class Archive:
             raise ExchangeError(f"{url}: {words_of(error)}") from error
 
 
-def _checksum(told: bytes, file: ArchiveFile) -> str:
-    found = _CHECKSUM.fullmatch(told)
+def _checksum(published: bytes, file: ArchiveFile) -> str:
+    found = _CHECKSUM.fullmatch(published)
     if found is None or found[2] != file.name.encode():
-        raise ArchiveError(f"{file.name}: its checksum file says {told[:100]!r}")
+        raise ArchiveError(f"{file.name}: its checksum file says {published[:100]!r}")
     return found[1].decode().lower()
 
 
@@ -136,7 +138,7 @@ def _read(body: bytes, expected: str, pair: str, file: ArchiveFile) -> list[Cand
     found = hashlib.sha256(body).hexdigest()
     if found != expected:
         raise ArchiveError(f"sha256 {found}, expected {expected}")
-    return parse_rows(unpack(body), pair, file.timeframe, file.stretch)
+    return parse_rows(unpack(body), pair, file.timeframe, file.time_range)
 
 
 def unpack(body: bytes, max_bytes: int = MAX_CSV_BYTES) -> bytes:

@@ -9,7 +9,7 @@ from typing import Final
 from marketfeed import schema
 from marketfeed.binance.decode import candle_problem
 from marketfeed.errors import ArchiveError
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.records import Candle
 
 PURE = True
@@ -17,20 +17,20 @@ PURE = True
 _LEAST_COLUMNS: Final = 11
 
 
-def parse_rows(text: bytes, pair: str, timeframe: str, stretch: Stretch) -> list[Candle]:
-    """Read the file of `stretch` (its day or month); the candles are in order, none comes twice.
+def parse_rows(text: bytes, pair: str, timeframe: str, time_range: TimeRange) -> list[Candle]:
+    """Read the file of `time_range` (its day or month); the candles are in order, none comes twice.
 
     Raises ArchiveError for the first row that is not as documented, makes no sense, or lies outside.
     """
     lines = text.split(b"\n")
     has_names = not text[:1].isdigit()
     candles: list[Candle] = []
-    awaited_ms = stretch.start_ms
+    awaited_ms = time_range.start_ms
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == 1 and has_names):
             continue
         candle = _candle(line, number, pair, timeframe)
-        if not awaited_ms <= candle.open_time_ms < stretch.end_ms:
+        if not awaited_ms <= candle.open_time_ms < time_range.end_ms:
             raise ArchiveError(
                 f"line {number}: open time {candle.open_time_ms} is out of order, or not of the file"
             )

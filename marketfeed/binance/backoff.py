@@ -56,7 +56,7 @@ class FeedOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """The URL that every connection opens; what it carries is told by SUBSCRIBE frames."""
+        """The URL that every connection opens; what it carries is set by SUBSCRIBE frames."""
         return self.ws_url.rstrip("/") + MARKET_ROUTE
 
 

@@ -86,7 +86,7 @@ class Budget:
         self.limit = weight_per_minute
         self.funding_limit = funding_requests
         self.stopped_why = ""
-        """What the exchange said when it stopped everything; kept until the time is over."""
+        """What the exchange answered when it stopped everything; kept until the time is over."""
         self.stopped_status = 0
         self._minute = -1
         self._used = 0
@@ -131,7 +131,7 @@ class Budget:
         return self._wait_of_patient_ms(in_minute_ms, cost.weight)
 
     def _wait_of_patient_ms(self, in_minute_ms: int, weight: int) -> float:
-        # Spread over the minute: candles close at its beginning, and what was lost then must be had at
+        # Spread over the minute: candles close at its beginning, and what was lost then must be fetched at
         # once. Nothing near its ends, which the exchange may see on the other side.
         share = (self._used + weight) / (self.limit * (1.0 - KEPT_FREE))
         due_ms = _RAMP_FROM_MS + _RAMP_MS * (share if self._used else 0.0)
@@ -148,16 +148,16 @@ class Budget:
             self._funding_s.append(at.elapsed_s)
         return Taken(cost, self._minute)
 
-    def answered(self, at: Instant, taken: Taken, told: int | None) -> None:
-        """Count a request as over. `told` is the weight that the exchange says was used (its header).
+    def answered(self, at: Instant, taken: Taken, reported: int | None) -> None:
+        """Count a request as over. `reported` is the weight that the exchange says was used (its header).
 
-        Others may share the address: the larger number holds. What is told across the turn of a minute
+        Others may share the address: the larger number holds. What is reported across the turn of a minute
         may belong to either and is not taken.
         """
         self._turn(at)
         self._in_flight -= taken.cost.weight
-        if told is not None and taken.minute == self._minute:
-            self._used = max(self._used, told)
+        if reported is not None and taken.minute == self._minute:
+            self._used = max(self._used, reported)
 
     def stop(self, at: Instant, for_s: float, status: int, why: str) -> None:
         """Ask nothing for `for_s` exchange seconds from `at` on: an answer had that `status`.

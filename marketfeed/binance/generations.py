@@ -17,12 +17,12 @@ from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rollover import Ages, Proof, is_quiet
 from marketfeed.clock import ExchangeClock, wait_at_most
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 
 log = logging.getLogger(__name__)
 
 NAMES: Final = ("feed", "feed2")
-"""Generations take turns with these, so that what is told of connections has a bounded set of names."""
+"""Generations take turns with these, so that what is reported of connections has a bounded set of names."""
 LOOK_EVERY_S: Final = 1.0
 LOOK_EVERY_PROVING_S: Final = 0.25
 """Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
@@ -66,7 +66,7 @@ class Generations:
         on_replaced: Callable[[], None],
         clock: ExchangeClock,
         timeframes: Sequence[str],
-        counters: Counters,
+        counters: CollectorCounters,
         ages: Ages | None = None,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:

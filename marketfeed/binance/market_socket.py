@@ -33,7 +33,7 @@ OnState = Callable[[ConnectionStatus], None]
 class MarketSocket:
     """One connection with the streams it has to carry.
 
-    `dial` opens a WebSocket; `report` is told of each change of state. `conn`, `received`, `sent` and
+    `dial` opens a WebSocket; `report` is called with each change of state. `conn`, `received`, `sent` and
     `last_message` (receive time, wall clock, s) are cryptofeed's names and meanings.
     """
 

@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from marketfeed.errors import ExchangeError, OddAnswerError
-from marketfeed.grid import Stretch, joined, missing
+from marketfeed.grid import TimeRange, joined, missing
 from marketfeed.records import Candle
 
 PURE = True
@@ -119,11 +119,11 @@ class Klines(NamedTuple):
     """
 
     candles: Sequence[Candle]
-    unclear: Sequence[Stretch] = ()
+    unclear: Sequence[TimeRange] = ()
 
 
-def klines_of(rows: Rows[int, Candle], within: Stretch, length_ms: int) -> Klines:
-    """The candles of an answer for a stretch, by open time; odd rows may have None for a key.
+def klines_of(rows: Rows[int, Candle], within: TimeRange, length_ms: int) -> Klines:
+    """The candles of an answer for a range, by open time; odd rows may have None for a key.
 
     Raises OddAnswerError when nothing of it is good, or its rows are out of order.
     """
@@ -135,5 +135,5 @@ def klines_of(rows: Rows[int, Candle], within: Stretch, length_ms: int) -> Kline
     if None in lacking:
         # It may be any of those that are not there.
         return Klines(list(rows.good.values()), missing(opens, within, length_ms))
-    places = [Stretch(ms, ms + length_ms) for ms in lacking if ms is not None]
+    places = [TimeRange(ms, ms + length_ms) for ms in lacking if ms is not None]
     return Klines(list(rows.good.values()), joined(places, length_ms, 0))

@@ -33,7 +33,7 @@ from marketfeed.binance.rest_queue import UNNAMED, Turns
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, date_s, retry_after_s, words_of
-from marketfeed.grid import TILE_CANDLES, Stretch
+from marketfeed.grid import TILE_CANDLES, TimeRange
 from marketfeed.records import Candle
 
 T = TypeVar("T")
@@ -217,7 +217,7 @@ class BinanceRest:
         body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
         self._require_time(asked_ms, end_ms)
         closed_ms = asked_ms - CLOSED_AFTER_MS
-        within = Stretch(start_ms, end_ms)
+        within = TimeRange(start_ms, end_ms)
 
         def key_of(row: msgspec.Raw) -> int | None:
             opened = tried(row, _Opened)
@@ -342,9 +342,11 @@ class BinanceRest:
     ) -> ExchangeRefusedError:
         status, headers = response.status, response.headers
         # The date of the answer is by the clock that a date in it is meant by.
-        told_s = date_s(headers.get("Date"))
+        answered_s = date_s(headers.get("Date"))
         now_s = self.turns.now().now_ms / 1000
-        wait_s = retry_after_s(headers.get("Retry-After"), now_s if told_s is None else told_s)
+        wait_s = retry_after_s(
+            headers.get("Retry-After"), now_s if answered_s is None else answered_s
+        )
         silence_s = SILENCE_S.get(status)
         text = f"{path}: status {status}: {body[:200].decode('utf-8', 'replace')}"
         self.turns.refused[status] += 1
@@ -356,14 +358,14 @@ class BinanceRest:
         if ban := _BANNED_UNTIL.search(body):
             status = BANNED
             # Exchange time: by its clock if that is known, which is never ahead then.
-            known_s = self.turns.clock.certain_ms() / 1000 or told_s or now_s
+            known_s = self.turns.clock.certain_ms() / 1000 or answered_s or now_s
             wait_s = max(wait_s, int(ban[1]) / 1000 - known_s + BAN_MARGIN_S)
         wait_s = min(wait_s, max_stop_s(status))
         self.turns.stop(wait_s, status, text)
         return ExchangeRefusedError(text, response.status, wait_s)
 
 
-def _is_place(open_ms: int, within: Stretch, length_ms: int) -> bool:
+def _is_place(open_ms: int, within: TimeRange, length_ms: int) -> bool:
     return within.start_ms <= open_ms < within.end_ms and not open_ms % length_ms
 
 

@@ -84,13 +84,13 @@ class Turns:
                 self.answered(turn.result(), None)
             raise
 
-    def answered(self, taken: Taken, told: int | None) -> None:
-        """Note that a request is over; `told` is the weight that the answer says was used."""
-        self.budget.answered(self.now(), taken, told)
+    def answered(self, taken: Taken, reported: int | None) -> None:
+        """Note that a request is over; `reported` is the weight that the answer says was used."""
+        self.budget.answered(self.now(), taken, reported)
         self.changes += 1
 
     def stop(self, for_s: float, status: int, why: str) -> None:
-        """Send nothing more for `for_s` exchange seconds: the exchange has said so."""
+        """Send nothing more for `for_s` exchange seconds: the exchange has demanded it."""
         self.budget.stop(self.now(), for_s, status, why)
         self.changes += 1
         log.error("REST stopped for_s=%.0f status=%d why=%r", for_s, status, why)

@@ -1,7 +1,7 @@
-"""The collector: brings up journal, status port and line together, and takes them down in order.
+"""The collector: brings up journal, status port and its parts, and takes them down in order.
 
 One TaskGroup holds every task, so that a dead one ends the process instead of going unnoticed. A stop
-(SIGTERM) goes along the line: sockets first, then the last commit, then the journal, the status port last,
+(SIGTERM) follows the data: sockets first, then the last commit, then the journal, the status port last,
 so that nothing that was received is lost.
 """
 
@@ -19,18 +19,18 @@ from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.rollover import Ages
 from marketfeed.clock import ExchangeClock, wait_at_most
-from marketfeed.collector.line import Line
 from marketfeed.collector.metrics import CollectorExposition
 from marketfeed.collector.page import CollectorPage
+from marketfeed.collector.parts import CollectorParts
 from marketfeed.collector.reporter import SHIPPING_TROUBLE_S, Reporter
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.collector.upkeep import Upkeep
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.service.status_port import StatusServer
-from marketfeed.service.systemd import Told
+from marketfeed.service.systemd import SystemdNotifier
 from marketfeed.settings.model import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Collector:
         self._rest_timeout_s = rest_timeout_s
         self._ages = ages
         self._clock = clock or ExchangeClock()
-        self._counters = Counters()
+        self._counters = CollectorCounters()
         self._writer = JournalWriter(settings.journal.path)
         self._looks_proven = -1
         self._turns = Turns(Budget(settings.history.weight_per_minute), self._clock)
@@ -92,7 +92,7 @@ class Collector:
             StatusServer(status, self.report, exposition, page),
             self._writer,
             aiohttp.ClientSession() as session,
-            Told(self._prove_alive, reporter.headline, stop),
+            SystemdNotifier(self._prove_alive, reporter.headline, stop),
         ):
             await self._upkeep.restore_budget()
             rest = BinanceRest(
@@ -109,7 +109,7 @@ class Collector:
             try:
                 listing = await source.load(stop)
                 if listing is not None:
-                    line = Line(
+                    parts = CollectorParts(
                         self._settings,
                         self._clock,
                         self._counters,
@@ -120,8 +120,8 @@ class Collector:
                         listing,
                         self._ages,
                     )
-                    await line.keeper.start(listing)
-                    await self._collect(line, stop)
+                    await parts.pair_lifecycle.start(listing)
+                    await self._collect(parts, stop)
             finally:
                 for task in beside:
                     task.cancel()
@@ -130,21 +130,26 @@ class Collector:
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
     def _heard(self, pairs: Collection[str]) -> int:
-        line = self._reporter.line
-        return 0 if line is None else line.keeper.heard(pairs)
+        parts = self._reporter.parts
+        return 0 if parts is None else parts.pair_lifecycle.heard(pairs)
 
     async def _prove_alive(self) -> str:
         """Commit a heartbeat; name what has not turned since the last one. Raises JournalError."""
-        line, proven = self._reporter.line, self._looks_proven
-        if line is not None:
-            self._looks_proven = line.supervisor.looks
+        parts, proven = self._reporter.parts, self._looks_proven
+        if parts is not None:
+            self._looks_proven = parts.supervisor.looks
         await self._writer.save_document(HEARTBEAT, __version__.encode(), self._clock.now_ms())
-        return "supervisor" if line is not None and line.supervisor.looks == proven else ""
+        return "supervisor" if parts is not None and parts.supervisor.looks == proven else ""
 
-    async def _collect(self, line: Line, stop: asyncio.Event) -> None:
-        intake, feed, supervisor, shipper = line.intake, line.feed, line.supervisor, line.shipper
+    async def _collect(self, parts: CollectorParts, stop: asyncio.Event) -> None:
+        intake, feed, supervisor, shipper = (
+            parts.intake,
+            parts.feed,
+            parts.supervisor,
+            parts.shipper,
+        )
         upkeep = self._upkeep
-        self._reporter.line = line
+        self._reporter.parts = parts
         self._reporter.stage = "running"
         async with asyncio.TaskGroup() as outer:
             # In a group of its own: when the feed dies, what it has delivered is still committed.
@@ -154,16 +159,16 @@ class Collector:
             try:
                 async with asyncio.TaskGroup() as group:
                     stored = await self._writer.call(Journal.newest_candles)
-                    supervisor.start(stored, line.fill_ms)
+                    supervisor.start(stored, parts.fill_ms)
                     feeding = group.create_task(feed.run(), name="feed")
-                    stamped = partial(_once_stamped, supervisor.stamped, line.silent_after_s)
+                    stamped = partial(_once_stamped, supervisor.stamped, parts.silent_after_s)
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
-                        group.create_task(stamped(line.healer.run), name="heal"),
-                        group.create_task(line.settling.run(), name="settle"),
-                        group.create_task(stamped(line.history.run), name="history"),
-                        group.create_task(line.keeper.run(), name="pairs"),
-                        group.create_task(upkeep.keep_clock(line.rest, supervisor), name="clock"),
+                        group.create_task(stamped(parts.healer.run), name="heal"),
+                        group.create_task(parts.settled_rates.run(), name="settled rates"),
+                        group.create_task(stamped(parts.history.run), name="history"),
+                        group.create_task(parts.pair_lifecycle.run(), name="pairs"),
+                        group.create_task(upkeep.keep_clock(parts.rest, supervisor), name="clock"),
                         group.create_task(upkeep.keep_journal(shipper), name="retention"),
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
                     ]

@@ -13,7 +13,7 @@ from prometheus_client.core import (
 from marketfeed import __version__
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.counters import Counters, cpu_s
+from marketfeed.counters import CollectorCounters, cpu_s
 from marketfeed.history.background import HistoryState
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import GapState
@@ -30,7 +30,7 @@ class CollectorExposition(Exposition):
 
     def __init__(
         self,
-        counters: Counters,
+        counters: CollectorCounters,
         report: Callable[[], StatusReport],
         mark_price_ages_s: Callable[[], Mapping[str, float]],
     ) -> None:
@@ -42,7 +42,7 @@ class CollectorExposition(Exposition):
         )
 
 
-def _counted(c: Counters) -> Iterable[Metric]:
+def _counted(c: CollectorCounters) -> Iterable[Metric]:
     yield from plain(
         CounterMetricFamily,
         _PREFIX,
@@ -110,7 +110,7 @@ def _reported(
         ),
         ("missing_candles", "Candles due that have not come", r.missing_candles),
         ("oldest_hole_seconds", "For how long the oldest open gap is known", r.oldest_hole_s),
-        ("awaited_settlements", "Funding rates settled and not had yet", awaited),
+        ("awaited_settlements", "Funding rates settled and not fetched yet", awaited),
         ("clock_offset_seconds", "Exchange clock ahead of this host", r.clock_offset_ms / 1000),
         ("resident_memory_bytes", "Resident memory", r.rss_bytes),
     )
@@ -204,7 +204,7 @@ def _history(state: HistoryState | None) -> Iterable[Metric]:
         ("audit_missing", "Candles that the audit found missing", audit.missing),
         ("audit_different", "Candles that the audit found different", audit.different),
         ("audit_mended", "Candles that the audit has stored or replaced", audit.mended),
-        ("audit_errors", "Looks of the audit that could not be had", audit.errors),
+        ("audit_errors", "Looks of the audit that failed", audit.errors),
     )
     yield from plain(
         GaugeMetricFamily,

@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from marketfeed.collector.pair_states import Tile
+from marketfeed.collector.pair_states import PairTile
 from marketfeed.collector.reporter import Reporter
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalError
 from marketfeed.journal.view import ChartRow, JournalView
 from marketfeed.page.events import Events, Snapshot
@@ -48,10 +48,10 @@ class Seldom(msgspec.Struct, frozen=True):
 class Now(msgspec.Struct, frozen=True):
     """What the page shows of this second. `close_lag_ms` is how long after their close candles came lately.
 
-    It is exchange time and a mean over those that have come since the page was told last; None before any.
+    It is exchange time and a mean over those that have come since the page was sent last; None before any.
     """
 
-    tiles: list[Tile]
+    tiles: list[PairTile]
     close_lag_ms: float | None
     status: StatusReport
 
@@ -70,7 +70,7 @@ class Candles(msgspec.Struct, frozen=True):
 class CollectorPage:
     """The page of one collector, for its StatusServer."""
 
-    def __init__(self, settings: Settings, reporter: Reporter, counters: Counters) -> None:
+    def __init__(self, settings: Settings, reporter: Reporter, counters: CollectorCounters) -> None:
         self._timeframes = settings.exchange.timeframes
         self._reporter = reporter
         self._lag = _Lag(counters)
@@ -94,7 +94,7 @@ class CollectorPage:
 class _Lag:
     """The mean lag of the closed candles since it was asked for last; the one before while none came."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: CollectorCounters) -> None:
         self._tally = counters.close_lag
         self._count = 0
         self._sum_ms = 0

@@ -29,7 +29,7 @@ class State(IntEnum):
     """A series is past its deadline."""
 
 
-class Tile(msgspec.Struct, frozen=True, gc=False, array_like=True):
+class PairTile(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One pair. `mark_age_ds` is the age of its newest stored mark price in tenths of exchange seconds.
 
     `silent` series are overdue, `holes` candles are missing for longer than a minute.
@@ -48,7 +48,7 @@ def make_tiles(
     mark_event_ms: Mapping[str, int],
     overdue: Collection[Overdue],
     old_holes: Mapping[Series, int],
-) -> list[Tile]:
+) -> list[PairTile]:
     """Judge `pairs`, in their order. `speed`: exchange seconds in a wall second."""
     late_ds = 10 * max(MARK_PRICE_DUE_S, LATE_WALL_S * speed)
     silent = Counter(item.series.pair for item in overdue)
@@ -67,5 +67,5 @@ def make_tiles(
             state = State.WAITING
         else:
             state = State.LATE if age_ds > late_ds else State.FRESH
-        tiles.append(Tile(state, age_ds, silent[pair], holes[pair]))
+        tiles.append(PairTile(state, age_ds, silent[pair], holes[pair]))
     return tiles

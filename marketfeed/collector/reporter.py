@@ -10,8 +10,8 @@ from typing import Final
 from marketfeed import __version__, schema
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.clock import ExchangeClock
-from marketfeed.collector.line import Line
-from marketfeed.collector.pair_states import Tile, make_tiles
+from marketfeed.collector.pair_states import PairTile, make_tiles
+from marketfeed.collector.parts import CollectorParts
 from marketfeed.collector.status_report import (
     ConnectionReport,
     JournalReport,
@@ -19,7 +19,7 @@ from marketfeed.collector.status_report import (
     TimeframeReport,
 )
 from marketfeed.collector.upkeep import Upkeep
-from marketfeed.counters import Counters, cpu_s, rss_bytes
+from marketfeed.counters import CollectorCounters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.gaps.supervisor import HOLE_SHOWN_S
 from marketfeed.influxdb.shipper import ShipReport
@@ -36,13 +36,13 @@ SHIPPING_TROUBLE_S: Final = 30.0
 
 
 class Reporter:
-    """Makes the reports of one collector; `line` is None until it has started to collect."""
+    """Makes the reports of one collector; `parts` is None until it has started to collect."""
 
     def __init__(
         self,
         timeframes: Sequence[str],
         clock: ExchangeClock,
-        counters: Counters,
+        counters: CollectorCounters,
         writer: JournalWriter,
         turns: Turns,
         upkeep: Upkeep,
@@ -50,7 +50,7 @@ class Reporter:
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
-        self.line: Line | None = None
+        self.parts: CollectorParts | None = None
         self.source: InstrumentSource | None = None
         self._timeframes = timeframes
         self._clock = clock
@@ -66,7 +66,7 @@ class Reporter:
 
     def report(self) -> StatusReport:
         """What the collector knows of itself now."""
-        counters, line = self._counters, self.line
+        counters, parts = self._counters, self.parts
         overdue = self._overdue()
         reasons = self._reasons()
         return StatusReport(
@@ -78,8 +78,8 @@ class Reporter:
             clock_offset_ms=self._clock.offset_ms(),
             speed=self._clock.speed,
             pairs=self._pairs(),
-            refused_pairs={} if line is None else dict(line.roster.refused),
-            streams=0 if line is None else line.streams,
+            refused_pairs={} if parts is None else dict(parts.roster.refused),
+            streams=0 if parts is None else parts.streams,
             frames=counters.frames,
             frames_per_s=self._rate(),
             answers=counters.answers,
@@ -89,39 +89,39 @@ class Reporter:
             rejects=dict(counters.rejects),
             overdue=dict(Counter(item.series.channel for item in overdue)),
             overdue_series=[_late(item) for item in overdue[:NAMED_SERIES]],
-            missing_candles=0 if line is None else line.supervisor.missing_candles,
-            healing=None if line is None else line.healer.report(),
-            settled=None if line is None else line.settling.report(),
+            missing_candles=0 if parts is None else parts.supervisor.missing_candles,
+            healing=None if parts is None else parts.healer.report(),
+            settled=None if parts is None else parts.settled_rates.report(),
             mark_price_age_s=self._oldest_mark_age_s(),
             timeframes=self._timeframe_reports(),
             connections=self._connections(),
             journal=self._journal(),
             shipping=self._shipping(),
             rest=self._turns.report(),
-            history=None if line is None else line.history.report(),
+            history=None if parts is None else parts.history.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
-            oldest_hole_s=0.0 if line is None else line.supervisor.oldest_hole_s,
+            oldest_hole_s=0.0 if parts is None else parts.supervisor.oldest_hole_s,
         )
 
     def pairs(self) -> tuple[str, ...]:
         """What is collected, in the order of the tiles."""
-        line = self.line
-        return () if line is None else tuple(one.pair for one in line.roster.instruments)
+        parts = self.parts
+        return () if parts is None else tuple(one.pair for one in parts.roster.instruments)
 
-    def tiles(self) -> list[Tile]:
+    def tiles(self) -> list[PairTile]:
         """How each of `pairs()` stands."""
-        line = self.line
-        if line is None:
+        parts = self.parts
+        if parts is None:
             return []
         return make_tiles(
             self.pairs(),
             self._clock.now_ms(),
             self._clock.speed,
-            line.mark_event_ms(),
+            parts.mark_event_ms(),
             self._overdue(),
-            line.supervisor.old_holes(),
+            parts.supervisor.old_holes(),
         )
 
     def headline(self) -> str:
@@ -134,7 +134,7 @@ class Reporter:
     def mark_price_ages_s(self) -> dict[str, float]:
         """The age of each pair's newest stored mark price (exchange s), of those that have one."""
         now_ms = self._clock.now_ms()
-        marks = {} if self.line is None else self.line.mark_event_ms()
+        marks = {} if self.parts is None else self.parts.mark_event_ms()
         return {pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()}
 
     def _reasons(self) -> list[str]:
@@ -143,10 +143,10 @@ class Reporter:
             reasons.append(self.source.problem)
         if self._writer.beside:
             reasons.append(aside_reason("journal", self._writer.beside))
-        line = self.line
-        if line is None:
+        parts = self.parts
+        if parts is None:
             return reasons
-        if failing := line.intake.trouble:
+        if failing := parts.intake.trouble:
             reasons.append(f"the journal cannot be written for {failing.for_s:.0f} s")
         shipping = self._shipping()
         if shipping is not None and shipping.trouble_for_s > self._shipping_trouble_s:
@@ -154,43 +154,41 @@ class Reporter:
                 f"shipping to InfluxDB is {shipping.state} for {shipping.trouble_for_s:.0f} s: "
                 f"{shipping.trouble}"
             )
-        if not line.streams:
+        if not parts.streams:
             reasons.append("none of the configured pairs is traded")
         now_s = time.monotonic()
-        for connection in line.feed.current_connections():
+        for connection in parts.feed.current_connections():
             if not connection.streams:
                 continue  # its streams have ended: it waits for others
             heard_s = max(connection.last_frame_s or 0.0, connection.since_s)
             if connection.state != "open":
                 reasons.append(f"{connection.name} is {connection.state}: {connection.last_error}")
-            elif now_s - heard_s > line.silent_after_s:
+            elif now_s - heard_s > parts.silent_after_s:
                 reasons.append(f"{connection.name} is silent for {now_s - heard_s:.0f} s")
-        stamps_off_s = line.supervisor.stamps_off_s
+        stamps_off_s = parts.supervisor.stamps_off_s
         if stamps_off_s:
             reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
         if self._upkeep.clock_trouble:
-            reasons.append(
-                f"the exchange's clock is not to be had: {self._upkeep.clock_trouble.why}"
-            )
+            reasons.append(f"the exchange's clock cannot be read: {self._upkeep.clock_trouble.why}")
         rest = self._turns.report()
         if rest.stopped_s:
             reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
         overdue = self._overdue()
         if overdue:
             reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")
-        old = line.supervisor.old_holes()
+        old = parts.supervisor.old_holes()
         if old:
             series = (f"{item.pair} {item.channel}" for item in old)
-            trouble = f"; REST: {line.healer.trouble.why}" if line.healer.trouble else ""
+            trouble = f"; REST: {parts.healer.trouble.why}" if parts.healer.trouble else ""
             reasons.append(
                 f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
                 f"{_named(series)}{trouble}"
             )
-        unfilled = [f"{item.pair} {item.channel}" for item in line.supervisor.unfilled()]
-        state = line.history.report()
-        trouble = line.healer.trouble.why
+        unfilled = [f"{item.pair} {item.channel}" for item in parts.supervisor.unfilled()]
+        state = parts.history.report()
+        trouble = parts.healer.trouble.why
         if state.history is not None:
-            unfilled = list(dict.fromkeys([*unfilled, *line.history.unfilled()]))
+            unfilled = list(dict.fromkeys([*unfilled, *parts.history.unfilled()]))
             trouble = trouble or state.history.trouble
         if unfilled:
             reasons.append(
@@ -204,10 +202,10 @@ class Reporter:
         return reasons
 
     def _pairs(self) -> int:
-        return 0 if self.line is None else len(self.line.roster)
+        return 0 if self.parts is None else len(self.parts.roster)
 
     def _overdue(self) -> list[Overdue]:
-        return [] if self.line is None else self.line.supervisor.overdue
+        return [] if self.parts is None else self.parts.supervisor.overdue
 
     def _journal(self) -> JournalReport:
         counters, writer = self._counters, self._writer
@@ -217,7 +215,7 @@ class Reporter:
             generation=writer.generation,
             bytes_used=writer.bytes_used,
             next_seq=writer.next_seq,
-            pending=0 if self.line is None else self.line.intake.pending,
+            pending=0 if self.parts is None else self.parts.intake.pending,
             commits=counters.commits,
             commit_failures=counters.commit_failures,
             records_given_up=dict(counters.records_given_up),
@@ -228,8 +226,8 @@ class Reporter:
         )
 
     def _shipping(self) -> ShipReport | None:
-        line = self.line
-        return None if line is None or line.shipper is None else line.shipper.report()
+        parts = self.parts
+        return None if parts is None or parts.shipper is None else parts.shipper.report()
 
     def _rate(self) -> float:
         now_s = time.monotonic()
@@ -248,9 +246,9 @@ class Reporter:
     def _timeframe_reports(self) -> list[TimeframeReport]:
         opens_ms: defaultdict[str, list[int]] = defaultdict(list)
         candles: Mapping[str, int] = {}
-        if self.line is not None:
-            candles = self.line.intake.freshness.candles
-            for (_, name), open_ms in self.line.newest_open_ms().items():
+        if self.parts is not None:
+            candles = self.parts.intake.freshness.candles
+            for (_, name), open_ms in self.parts.newest_open_ms().items():
                 opens_ms[name].append(open_ms)
         return [
             self._timeframe(name, opens_ms[name], candles.get(name, 0)) for name in self._timeframes
@@ -271,7 +269,7 @@ class Reporter:
         )
 
     def _connections(self) -> list[ConnectionReport]:
-        if self.line is None:
+        if self.parts is None:
             return []
         now_s = time.monotonic()
         return [
@@ -284,7 +282,7 @@ class Reporter:
                 last_frame_age_s=None if c.last_frame_s is None else now_s - c.last_frame_s,
                 last_error=c.last_error,
             )
-            for c in self.line.feed.connections()
+            for c in self.parts.feed.connections()
         ]
 
 

@@ -5,7 +5,7 @@ import msgspec
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
-from marketfeed.history.funding import SettleReport
+from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.shipper import ShipReport
 
 
@@ -88,7 +88,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     """Candles that are due and have not come, since the start or of an earlier run."""
     healing: HealReport | None
     """None before it has started to collect."""
-    settled: SettleReport | None
+    settled: SettledRatesReport | None
     mark_price_age_s: float | None
     """Age of the oldest of all pairs' newest mark prices; None until every pair has one."""
     timeframes: list[TimeframeReport]

@@ -1,4 +1,4 @@
-"""What a collector does beside its line: it keeps the exchange's time, the REST budget and the journal."""
+"""What a collector does beside collecting: it keeps the exchange's time, the REST budget and the journal."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from marketfeed.ingest.intake import Intake
 from marketfeed.journal import retention
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import Cut
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import RETRY_CAP_S
 from marketfeed.records import Gap
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CLOCK_SYNC_EVERY_S: Final = 300.0
 CLOCK_DOUBT_EVERY_S: Final = 3.0
-"""Wall seconds until the exchange's time is asked again when it could not be had, or frames contradict it."""
+"""Wall seconds until the exchange's time is asked again when it is not known, or frames contradict it."""
 RETENTION_EVERY_S: Final = 600.0
 REST_BUDGET: Final = "rest_budget"
 """The document in which a journal keeps what was asked of the exchange: a ban holds for whoever asks next."""
@@ -48,7 +48,9 @@ class Upkeep:
         writer: JournalWriter,
         turns: Turns,
     ) -> None:
-        self.clock_trouble = Trouble(log, "exchange's time not had", "exchange's time had again")
+        self.clock_trouble = Trouble(
+            log, "exchange's time not known", "exchange's time known again"
+        )
         """Why the exchange's time could not be taken over, when it was asked last."""
         self._settings = settings
         self._clock = clock
@@ -109,10 +111,10 @@ class Upkeep:
                     lambda journal: retention.expired(journal, keep_ms)
                 )
                 await self._delete(expired, None if shipper is None else shipper.shipped_below())
-                while cuts := await self._writer.call(
+                while delete_ranges := await self._writer.call(
                     lambda journal: retention.over_budget(journal, settings.max_bytes)
                 ):
-                    await self._give_up(cuts)
+                    await self._give_up(delete_ranges)
                 await self._writer.take_stock()
             except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
@@ -138,30 +140,34 @@ class Upkeep:
                     intake.on_damage(error)
                     bad_looks = 0
 
-    async def _delete(self, cuts: Sequence[Cut], below_seq: int | None) -> int:
+    async def _delete(self, delete_ranges: Sequence[DeleteRange], below_seq: int | None) -> int:
         # Call by call, so that commits of new data pass in between.
-        def deleting(cut: Cut) -> Callable[[Journal], int]:
-            return lambda journal: journal.delete(cut, below_seq)
+        def deleting(delete_range: DeleteRange) -> Callable[[Journal], int]:
+            return lambda journal: journal.delete(delete_range, below_seq)
 
-        return sum([await self._writer.call(deleting(cut)) for cut in cuts])
+        return sum(
+            [await self._writer.call(deleting(delete_range)) for delete_range in delete_ranges]
+        )
 
-    async def _give_up(self, cuts: Sequence[Cut]) -> None:
-        """Delete what the disk budget does not hold: the same stretch of one table, of all pairs."""
-        cut = cuts[0]
-        start_ms = cut.before_ms if cut.oldest_ms is None else cut.oldest_ms
+    async def _give_up(self, delete_ranges: Sequence[DeleteRange]) -> None:
+        """Delete what the disk budget does not hold: the same range of one table, of all pairs."""
+        delete_range = delete_ranges[0]
+        start_ms = (
+            delete_range.before_ms if delete_range.oldest_ms is None else delete_range.oldest_ms
+        )
         batch = Batch()
-        reason = f"{cut.table} deleted: journal.max_bytes"
-        kind = f"disk_budget_{cut.table}"
-        batch.extend([Gap(kind, None, start_ms, cut.before_ms, "unresolvable", reason)])
+        reason = f"{delete_range.table} deleted: journal.max_bytes"
+        kind = f"disk_budget_{delete_range.table}"
+        batch.extend([Gap(kind, None, start_ms, delete_range.before_ms, "unresolvable", reason)])
         # First: after a stop or a kill in between, no row is gone of which no gap tells.
         await self._writer.call(lambda journal: journal.write(batch))
-        rows = await self._delete(cuts, None)
+        rows = await self._delete(delete_ranges, None)
         log.error(
             "journal over its disk budget, deleted table=%s rows=%d from_ms=%d before_ms=%d",
-            cut.table,
+            delete_range.table,
             rows,
             start_ms,
-            cut.before_ms,
+            delete_range.before_ms,
         )
 
 
@@ -171,6 +177,6 @@ async def save_budget(writer: JournalWriter, turns: Turns) -> bool:
     try:
         await writer.save_document(REST_BUDGET, turns.budget.state(at), at.now_ms)
     except JournalError:
-        # A collector's intake has said so; what counts here is the next attempt.
+        # A collector's intake has logged it; what counts here is the next attempt.
         return False
     return True

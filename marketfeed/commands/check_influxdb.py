@@ -22,10 +22,10 @@ async def check_influx(settings: Settings, session: aiohttp.ClientSession) -> li
         text = "neither influxdb.token nor token_file is set: v2 takes nothing without a token"
         findings.append(Finding("influxdb token", "warning", text))
     verdict = await admin.may_write()
-    if verdict.action == "retry":
+    if verdict.action in ("retryable", "throttled"):
         text = f"whether it takes writes could not be seen: {verdict.text}"
         return [*findings, Finding("influxdb rights", "bad", text)]
-    if verdict.action == "park":
+    if verdict.action == "misconfigured":
         findings.append(Finding("influxdb rights", "bad", f"may not write: {verdict.text}"))
         findings.append(_advice(verdict.text, influx))
         return findings

@@ -258,7 +258,7 @@ def status(
         str | None,
         typer.Option(
             help="The collector's status address, instead of the settings' one. The settings' token is "
-            "told there only if --config is given too."
+            "sent there only if --config is given too."
         ),
     ] = None,
     as_json: JsonOption = False,

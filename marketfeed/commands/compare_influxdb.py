@@ -19,7 +19,7 @@ Row: TypeAlias = Mapping[str, Any]
 _EVERYTHING: Final = 2**40
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class InfluxComparison(msgspec.Struct, frozen=True):
     """Rows by measurement; `missing` of the journal's are not in InfluxDB as they stand, `extra` only there.
 
     A row with another value counts as both. A catalog's row that stands there at other times, too, does not.
@@ -33,7 +33,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 async def compare(
     admin: InfluxAdmin, bucket: str, journal_path: Path, collector: str
-) -> Comparison:
+) -> InfluxComparison:
     """Compare everything but forming candles. Raises InfluxError, JournalError."""
     outbox = JournalOutbox(journal_path, collector)
     try:
@@ -53,11 +53,13 @@ async def compare(
                 for row in series.values:
                     found.add(_line(name, write, dict(zip(series.columns, row, strict=True))))
     rows = Counter(line.partition(",")[0] for line in expected)
-    # The catalog is said again and again, at other times.
+    # The catalog is shipped again and again, at other times.
     catalog = {_untimed(line) for line in expected if line.startswith(schema.FEED_CATALOG)}
     found = {line for line in found if line in expected or _untimed(line) not in catalog}
     missing, extra = expected - found, found - expected
-    return Comparison(rows, len(missing), len(extra), [*sorted(missing)[:5], *sorted(extra)[:5]])
+    return InfluxComparison(
+        rows, len(missing), len(extra), [*sorted(missing)[:5], *sorted(extra)[:5]]
+    )
 
 
 def _untimed(line: str) -> str:

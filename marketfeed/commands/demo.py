@@ -36,11 +36,11 @@ from marketfeed.commands.processes import (
 from marketfeed.settings.load import load_settings
 from marketfeed.simulator.published import Published
 
-SETTLE_TIMEOUT_S: Final = 10.0
+STORED_TIMEOUT_S: Final = 10.0
 
 
 async def run_demo(options: DemoOptions, progress: Callable[[str, float], None]) -> DemoResult:
-    """Run the demonstration; `progress` is told the stage and how far it is (0 to 1).
+    """Run the demonstration; `progress` is called with the stage and how far it is (0 to 1).
 
     Raises DemoError.
     """
@@ -68,7 +68,7 @@ async def run_demo(options: DemoOptions, progress: Callable[[str, float], None])
         published = await _published(http, simulator.urls["rest_url"], skip)
         paused_ms = await _time_ms(http, simulator.urls["rest_url"])
         progress("reading back", 1.0)
-        await _settled(watch, published)
+        await _wait_stored(watch, published)
         status = await _status(http, collector.urls["status_url"])
         watch.stop()
         await collector.stop()
@@ -112,10 +112,10 @@ async def _all_subscribed(
     raise DemoError(f"not all streams deliver: {reasons}\n{collector.tail()}")
 
 
-async def _settled(watch: Watch, published: Sequence[Published]) -> None:
+async def _wait_stored(watch: Watch, published: Sequence[Published]) -> None:
     """Wait until the newest candle of each series is readable, or time is up (then it is missing)."""
     newest = {(item.pair, item.timeframe): item for item in published}
-    deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+    deadline_s = time.monotonic() + STORED_TIMEOUT_S
     while time.monotonic() < deadline_s:
         if all(watch.has(item) for item in newest.values()):
             return

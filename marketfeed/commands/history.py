@@ -77,9 +77,9 @@ async def run_backfill(
     days: int,
     pairs: Sequence[str] | None,
     source: Source,
-    tell: FillProgress,
+    report_progress: FillProgress,
 ) -> BackfillOutcome:
-    """Fill `days` of history, of these pairs alone if given; `tell` hears of the progress.
+    """Fill `days` of history, of these pairs alone if given; `report_progress` hears of the progress.
 
     `source` auto: as `exchange.archive` says. The log names the archive's terms where it is used.
     Raises CollectorRunsError when a collector holds the journal and will not fill that, ExchangeError,
@@ -89,9 +89,9 @@ async def run_backfill(
     try:
         await writer.__aenter__()
     except JournalLockedError as error:
-        return await _follow(settings, days, pairs, error, tell)
+        return await _follow(settings, days, pairs, error, report_progress)
     try:
-        return await _fill(settings, writer, days, pairs, source, tell)
+        return await _fill(settings, writer, days, pairs, source, report_progress)
     finally:
         await writer.__aexit__(None, None, None)
 
@@ -102,7 +102,7 @@ async def _fill(
     days: int,
     pairs: Sequence[str] | None,
     source: Source,
-    tell: FillProgress,
+    report_progress: FillProgress,
 ) -> BackfillOutcome:
     async with _rest(settings, settings.history.weight_per_minute) as (rest, clock, session):
         listing = await InstrumentSource(settings.exchange, rest, clock, writer).load_once()
@@ -122,11 +122,13 @@ async def _fill(
         )
         try:
             await _watched(
-                backfill.fill(), lambda: tell(backfill.report(), rest.turns.report()), LOOK_EVERY_S
+                backfill.fill(),
+                lambda: report_progress(backfill.report(), rest.turns.report()),
+                LOOK_EVERY_S,
             )
         finally:
             await save_budget(writer, rest.turns)
-        tell(backfill.report(), rest.turns.report())
+        report_progress(backfill.report(), rest.turns.report())
         return BackfillOutcome("this command", backfill.report())
 
 
@@ -166,7 +168,7 @@ async def _follow(
     days: int,
     pairs: Sequence[str] | None,
     locked: JournalLockedError,
-    tell: FillProgress,
+    report_progress: FillProgress,
 ) -> BackfillOutcome:
     """Show how the collector that holds the journal fills it, until it is done."""
     url = status_url(settings.status.host, settings.status.port)
@@ -185,7 +187,7 @@ async def _follow(
     while True:
         state = report.history
         if state is not None and state.history is not None:
-            tell(state.history, report.rest)
+            report_progress(state.history, report.rest)
             if state.history.state in ("complete", "incomplete"):
                 return BackfillOutcome("the running collector", state.history)
         await asyncio.sleep(LOOK_EVERY_S)
@@ -224,7 +226,7 @@ class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run_audit(
-    settings: Settings, request: AuditRequest, tell: Callable[[AuditProgress], None]
+    settings: Settings, request: AuditRequest, report_progress: Callable[[AuditProgress], None]
 ) -> AuditReport:
     """Audit the journal of these settings. Raises ExchangeError, JournalError, SettingsError."""
     view = JournalView(settings.journal.path)
@@ -256,7 +258,9 @@ async def run_audit(
         )
         archive = open_archive(settings, session) if request.source == "archive" else None
         audit = Audit(view, series, options, rest, archive, clock.now_ms)
-        report = await _watched(audit.run(), lambda: tell(audit.progress()), LOOK_EVERY_S / 2)
+        report = await _watched(
+            audit.run(), lambda: report_progress(audit.progress()), LOOK_EVERY_S / 2
+        )
     if request.repair and audit.mending:
         return await _repair(settings, audit, report)
     return report

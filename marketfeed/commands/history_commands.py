@@ -54,8 +54,10 @@ def backfill(
     wanted = settings.history.days if days is None else days
     if not wanted:
         raise typer.BadParameter("history.days is 0: say how many --days")
-    with filling(quiet=as_json) as tell:
-        outcome = uvloop.run(run_backfill(settings, wanted, read_names(pairs), source.value, tell))
+    with filling(quiet=as_json) as report_progress:
+        outcome = uvloop.run(
+            run_backfill(settings, wanted, read_names(pairs), source.value, report_progress)
+        )
     show_and_exit(
         outcome,
         lambda: [history_table(outcome.history, outcome.by)],
@@ -119,7 +121,7 @@ def audit(
     if days is not None and since is not None:
         raise typer.BadParameter("--days or --since, not both")
     settings = settings_of(config)
-    with auditing(quiet=as_json) as tell:
+    with auditing(quiet=as_json) as report_progress:
         report = uvloop.run(
             run_audit(
                 settings,
@@ -134,7 +136,7 @@ def audit(
                     source=source.value,
                     repair=repair,
                 ),
-                tell,
+                report_progress,
             )
         )
     show_and_exit(report, lambda: audit_tables(report), as_json=as_json, good=report.good)

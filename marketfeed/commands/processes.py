@@ -29,24 +29,24 @@ def influx_environment(options: DemoOptions) -> dict[str, str]:
 
 
 class Process:
-    """A marketfeed process, the lines it has logged, and the addresses it has told."""
+    """A marketfeed process, the lines it has logged, and the addresses it has reported."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.urls: dict[str, str] = {}
         self._process = process
         self._tail: list[str] = []
-        self._told = asyncio.Event()
+        self._addresses_known = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     async def started(self) -> None:
-        """Wait until the process has told its addresses. Raises DemoError."""
-        telling = asyncio.create_task(self._told.wait())
+        """Wait until the process has reported its addresses. Raises DemoError."""
+        waiting = asyncio.create_task(self._addresses_known.wait())
         done, _ = await asyncio.wait(
-            (telling, self._reading), timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            (waiting, self._reading), timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
         )
-        telling.cancel()
-        if telling not in done:
+        waiting.cancel()
+        if waiting not in done:
             raise DemoError(f"the {self.name} did not start:\n{self.tail()}")
 
     def check(self) -> None:
@@ -84,7 +84,7 @@ class Process:
             self._tail = [*self._tail[-99:], line]
             if " listening " in line:
                 self.urls |= dict(re.findall(r"(\w+_url)=(\S+)", line))
-                self._told.set()
+                self._addresses_known.set()
 
 
 @contextlib.asynccontextmanager

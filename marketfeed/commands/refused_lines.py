@@ -11,7 +11,7 @@ import msgspec
 from marketfeed.errors import MarketfeedError
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
-from marketfeed.influxdb.unanswered import Doubts
+from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.records import RefusedLine
@@ -49,7 +49,7 @@ async def resend_refused(settings: Settings) -> int:
         try:
             async with aiohttp.ClientSession() as session:
                 # A line without an answer stays in the table: it is in no doubt.
-                delivery = Delivery(InfluxWriter(settings.influxdb, session), Doubts(0.0))
+                delivery = Delivery(InfluxWriter(settings.influxdb, session), UnansweredLines(0.0))
                 for start in range(0, len(left), AT_ONCE):
                     accepted = await _send(delivery, outbox, left[start : start + AT_ONCE])
                     table.drop(item.number for item in accepted)

@@ -18,7 +18,7 @@ from marketfeed.commands.finding import Finding
 from marketfeed.commands.rejected_frames import FrameText
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
-from marketfeed.history.funding import SettleReport
+from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import RefusedLine
 from marketfeed.storage.backup import BackupReport
@@ -28,7 +28,7 @@ from marketfeed.storage.versions import Conversion, about_version
 
 @contextlib.contextmanager
 def stages(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Show a progress bar on standard error; yields the function that is told stage and fraction."""
+    """Show a progress bar on standard error; yields the function that takes stage and fraction."""
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description:<31}"),
@@ -41,10 +41,10 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("starting", total=1.0)
 
-        def tell(stage: str, fraction: float) -> None:
+        def report_progress(stage: str, fraction: float) -> None:
             progress.update(task, description=stage, completed=fraction)
 
-        yield tell
+        yield report_progress
 
 
 def backup_text(report: BackupReport) -> str:
@@ -336,12 +336,12 @@ def _healing(report: HealReport | None) -> str:
     return f"{_counts(report.open_gaps | report.ended)}{rechecks}{trouble}"
 
 
-def _settled(report: SettleReport | None) -> str:
+def _settled(report: SettledRatesReport | None) -> str:
     if report is None:
         return "not started"
     history = f", history of {report.history_pairs:,} pairs to go" if report.history_pairs else ""
     trouble = f"; {report.trouble}" if report.trouble else ""
-    return f"{report.rates:,} had, {report.awaited:,} awaited{history}{trouble}"
+    return f"{report.rates:,} fetched, {report.awaited:,} awaited{history}{trouble}"
 
 
 def _time(time_ms: int) -> str:

@@ -24,7 +24,7 @@ def filling(*, quiet: bool) -> Iterator[Callable[[HistoryReport, RestReport], No
     with _progress(quiet=quiet) as progress:
         task = progress.add_task("starting", total=1.0, text="")
 
-        def tell(report: HistoryReport, rest: RestReport) -> None:
+        def report_progress(report: HistoryReport, rest: RestReport) -> None:
             done = report.candles - report.candles_left
             left = "" if report.left_s is None else f" · {_duration(report.left_s)} left"
             trouble = f" · {report.trouble}" if report.trouble else ""
@@ -37,7 +37,7 @@ def filling(*, quiet: bool) -> Iterator[Callable[[HistoryReport, RestReport], No
                 f" · weight {rest.weight_used:,}/{rest.weight_limit:,} a minute{left}{trouble}",
             )
 
-        yield tell
+        yield report_progress
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def auditing(*, quiet: bool) -> Iterator[Callable[[AuditProgress], None]]:
     with _progress(quiet=quiet) as progress:
         task = progress.add_task("counting", total=1.0, text="")
 
-        def tell(state: AuditProgress) -> None:
+        def report_progress(state: AuditProgress) -> None:
             progress.update(
                 task,
                 description="comparing" if state.pieces else "counting",
@@ -55,7 +55,7 @@ def auditing(*, quiet: bool) -> Iterator[Callable[[AuditProgress], None]]:
                 text=f"candles {state.compared:,} · missing or different {state.wrong:,}",
             )
 
-        yield tell
+        yield report_progress
 
 
 def _progress(*, quiet: bool) -> Progress:
@@ -112,7 +112,7 @@ def audit_tables(report: AuditReport) -> list[RenderableType]:
         parts.append(Text(f"and {len(bad) - len(shown)} more with something wrong", style="red"))
     parts += [Text(text, style="red") for text in report.differences[:DIFFERENCES_SHOWN]]
     parts += [Text(text, style="yellow") for text in report.errors[:DIFFERENCES_SHOWN]]
-    # Rounded down: 100.000 % is said of nothing less.
+    # Rounded down: 100.000 % is shown of nothing less.
     percent = int(report.percent * 1000) / 1000
     verdict = f"{percent:.3f} %: {report.missing:,} missing, {report.different:,} different"
     if report.repaired:

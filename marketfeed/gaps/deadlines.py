@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, candles_in, missing, without
+from marketfeed.grid import TimeRange, candles_in, missing, without
 
 PURE = True
 
@@ -58,7 +58,7 @@ class Missing(msgspec.Struct, frozen=True, gc=False):
     """A candle that is due and has not come, or has come after all (`healed`); or a range of them.
 
     From the first one's open time to the end of the last one (ms). `kept` is False for one too many to
-    be remembered: what comes of it will not be told.
+    be remembered: what comes of it will not be reported.
     """
 
     series: Series
@@ -72,7 +72,7 @@ class _Range(msgspec.Struct, eq=False):
     """A range of missing candles: its end, and what of it has not come yet."""
 
     end_ms: int
-    left: list[Stretch]
+    left: list[TimeRange]
 
 
 class _Candles:
@@ -80,7 +80,7 @@ class _Candles:
 
     `awaited_ms` is the first open time that is neither seen nor reported; up to `seen_ms` the stream has
     come by what it last brought, closed candle or not. `fetched` are candles from `awaited_ms` on that
-    were had otherwise, and `forgotten` is how many holes were too many to be remembered. From `until_ms`
+    came otherwise, and `forgotten` is how many holes were too many to be remembered. From `until_ms`
     on nothing is expected any more. What opened before `began_ms` did so before the subscription; nothing
     is awaited from before `listed_ms`, where the first candle of the listing opens.
     """
@@ -265,7 +265,7 @@ class Liveness:
             state.awaited_ms = open_ms + state.length_ms
 
     def fetched(self, pair: str, timeframe: str, open_ms: int, trades: int) -> bool:
-        """Note a closed candle that was had otherwise than by its stream; whether it was missing.
+        """Note a closed candle that came otherwise than by its stream; whether it was missing.
 
         That says nothing of the stream, unless there were no trades to tell of.
         """
@@ -280,21 +280,21 @@ class Liveness:
         state.fetched.add(open_ms)
         return False
 
-    def left(self, series: Series, start_ms: int) -> list[Stretch]:
+    def left(self, series: Series, start_ms: int) -> list[TimeRange]:
         """What of the gap that begins at `start_ms` has not come yet, oldest first; nothing of none."""
         state = self._candles.get(series)
         if state is None:
             return []
         if start_ms in state.holes:
-            return [Stretch(start_ms, start_ms + state.length_ms)]
+            return [TimeRange(start_ms, start_ms + state.length_ms)]
         gap = state.ranges.get(start_ms)
         return [] if gap is None else list(gap.left)
 
-    def split(self, series: Series, start_ms: int) -> list[Stretch]:
+    def split(self, series: Series, start_ms: int) -> list[TimeRange]:
         """Make gaps of their own of what is left of the gap that begins at `start_ms`; returns them.
 
-        They stay missing, and one that comes after all is told. A first part that has come is told as the
-        whole gap's healing.
+        They stay missing, and one that comes after all is reported. A first part that has come is reported
+        as the whole gap's healing.
         """
         left = self.left(series, start_ms)
         state = self._candles.get(series)
@@ -305,7 +305,7 @@ class Liveness:
             state.ranges.update((part.start_ms, _Range(part.end_ms, [part])) for part in left)
         return left
 
-    def resume(self, series: Series, gap: Stretch, left: list[Stretch]) -> bool:
+    def resume(self, series: Series, gap: TimeRange, left: list[TimeRange]) -> bool:
         """Take up a gap that an earlier run has found; whether the series is watched and it is news."""
         state = self._candles.get(series)
         if state is None or gap.start_ms in state.holes or gap.start_ms in state.ranges:
@@ -328,7 +328,7 @@ class Liveness:
     def reanchor(self, now_ms: int) -> None:
         """Take in that the clock was ahead until now: what was awaited of the future no longer is.
 
-        A candle of the future that was told missing is told to have come: it is awaited in its turn.
+        A candle of the future that was reported missing is reported as come: it is awaited in its turn.
         """
         for series, state in self._candles.items():
             length_ms = state.length_ms
@@ -343,7 +343,7 @@ class Liveness:
                 del state.holes[open_ms]
                 self._news.append(Missing(series, open_ms, open_ms + length_ms, healed=True))
             for start_ms, gap in list(state.ranges.items()):
-                self._take_out(series, state, start_ms, Stretch(forming_ms, gap.end_ms))
+                self._take_out(series, state, start_ms, TimeRange(forming_ms, gap.end_ms))
             if state.began_ms > forming_ms:
                 # So it was when watching began: what history leaves is another candle.
                 known = state.holes or state.ranges
@@ -384,7 +384,7 @@ class Liveness:
 
     def _lost(self, series: Series, state: _Candles, start_ms: int, end_ms: int) -> None:
         length_ms = state.length_ms
-        lost = Stretch(start_ms, end_ms)
+        lost = TimeRange(start_ms, end_ms)
         for part in missing(sorted(state.fetched), lost, length_ms):
             if candles_in(part, length_ms) > SINGLY:
                 self._news.append(Missing(series, *part, healed=False))
@@ -411,12 +411,12 @@ class Liveness:
             self._news.append(Missing(series, open_ms, end_ms, healed=True))
         for start_ms, gap in list(state.ranges.items()):
             if start_ms <= open_ms < gap.end_ms:
-                was_missing |= self._take_out(series, state, start_ms, Stretch(open_ms, end_ms))
+                was_missing |= self._take_out(series, state, start_ms, TimeRange(open_ms, end_ms))
         if state.ended and not state.holes and not state.ranges:
             del self._candles[series]
         return was_missing
 
-    def _take_out(self, series: Series, state: _Candles, start_ms: int, part: Stretch) -> bool:
+    def _take_out(self, series: Series, state: _Candles, start_ms: int, part: TimeRange) -> bool:
         """Take a part out of a range; the range's end is news. Whether anything of it was left."""
         gap = state.ranges[start_ms]
         left = list(without(gap.left, [part]))

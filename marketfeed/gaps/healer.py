@@ -22,7 +22,7 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
-from marketfeed.counters import Counters, Trouble
+from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import (
     ExchangeError,
     ExchangeRefusedError,
@@ -32,7 +32,7 @@ from marketfeed.errors import (
 )
 from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
-from marketfeed.grid import Stretch, cut, joined, missing, tiles, without
+from marketfeed.grid import TimeRange, joined, missing, subtract, tiles, without
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
@@ -74,7 +74,7 @@ class HealReport(msgspec.Struct, frozen=True):
 
 
 class _Gap(msgspec.Struct, eq=False):
-    """A gap on its way: `without` are stretches that this round's answers lacked, `pauses` past rounds.
+    """A gap on its way: `without` are ranges that this round's answers lacked, `pauses` past rounds.
 
     For those that are `unclear`, too, there were odd rows.
     """
@@ -82,8 +82,8 @@ class _Gap(msgspec.Struct, eq=False):
     end_ms: int
     due_s: float
     pauses: int = 0
-    without: list[Stretch] = []
-    unclear: list[Stretch] = []
+    without: list[TimeRange] = []
+    unclear: list[TimeRange] = []
 
 
 class _Queue(msgspec.Struct, eq=False):
@@ -121,7 +121,7 @@ class Healer:
         intake: Intake,
         writer: JournalWriter,
         clock: ExchangeClock,
-        counters: Counters,
+        counters: CollectorCounters,
         instruments: Callable[[str], Instrument | None],
     ) -> None:
         self.trouble = Trouble(log, "healing waits for REST", "REST answers again, healing goes on")
@@ -156,7 +156,7 @@ class Healer:
         )
 
     def on_stored(self, candles: Iterable[Candle]) -> None:
-        """Take note of closed candles that history or its audit has stored: what was given up may be had."""
+        """Take note of closed candles that history or its audit has stored, of gaps given up perhaps."""
         self._supervisor.stored(candles)
         self._stored_otherwise = True
 
@@ -207,11 +207,11 @@ class Healer:
         later = [q.due_s - now_s for q, _ in waiting if not q.busy and q.gaps]
         return max(0.0, min(later)) if later else None
 
-    def _next_tile(self, series: Series, now_s: float) -> Stretch | None:
+    def _next_tile(self, series: Series, now_s: float) -> TimeRange | None:
         """What to ask of a series next: its newest holes that are due, as many as one request may hold."""
         queue = self._queues[series]
         length_ms = TIMEFRAMES_MS[series.channel]
-        left: list[Stretch] = []
+        left: list[TimeRange] = []
         for start_ms, gap in list(queue.gaps.items()):
             if gap.due_s > now_s:
                 continue
@@ -226,7 +226,7 @@ class Healer:
             return None
         return next(tiles(joined(left, length_ms)[-1], length_ms))
 
-    async def _ask(self, series: Series, tile: Stretch) -> None:
+    async def _ask(self, series: Series, tile: TimeRange) -> None:
         queue = self._queues[series]
         for start_ms, gap in queue.gaps.items():
             if start_ms < tile.end_ms and gap.end_ms > tile.start_ms:
@@ -260,7 +260,7 @@ class Healer:
             self._under_way -= 1
             self._wake.set()
 
-    def _take_answer(self, series: Series, tile: Stretch, answer: Klines, reason: str) -> None:
+    def _take_answer(self, series: Series, tile: TimeRange, answer: Klines, reason: str) -> None:
         self.trouble.end()
         for candle in answer.candles:
             self._intake.add(candle)
@@ -279,7 +279,9 @@ class Healer:
                 queue.gaps.pop(start_ms, None)
             elif not without(left, gap.without):
                 # All of it was asked for.
-                is_unclear = any(cut(stretch, gap.unclear) != [stretch] for stretch in left)
+                is_unclear = any(
+                    subtract(time_range, gap.unclear) != [time_range] for time_range in left
+                )
                 gap.without, gap.unclear = [], []
                 if gap.pauses < len(PAUSES_S):
                     gap.due_s = now_s + PAUSES_S[gap.pauses]
@@ -324,7 +326,7 @@ class Healer:
         taken: Counter[str] = Counter()
         for number, (pair, timeframe, gap) in enumerate([*gaps, *given_up]):
             # Call by call, so that commits of new data pass in between.
-            look = partial(Journal.holes, pair=pair, timeframe=timeframe, stretch=gap)
+            look = partial(Journal.holes, pair=pair, timeframe=timeframe, time_range=gap)
             left = await self._writer.call(look)
             if left and number >= len(gaps):
                 continue
@@ -359,12 +361,14 @@ class Healer:
         length_ms = TIMEFRAMES_MS[series.channel]
         due_s = self._rechecks.get(series)
         end_ms = floor_to(self._clock.now_ms() - candle_due_ms(self._clock.speed), length_ms)
-        where = Stretch(end_ms - RECHECKED * length_ms, end_ms)
+        where = TimeRange(end_ms - RECHECKED * length_ms, end_ms)
         instrument = self._instruments(series.pair)
         try:
             if instrument is not None and self._rechecked_ms.get(series, 0) < end_ms:
-                told = await self._rest.klines(instrument, series.channel, *where, Priority.AUDIT)
-                await self._compare(series, where, told.candles)
+                fetched = await self._rest.klines(
+                    instrument, series.channel, *where, Priority.AUDIT
+                )
+                await self._compare(series, where, fetched.candles)
                 self._rechecked_ms[series] = end_ms
         except (ExchangeError, JournalError) as error:
             if isinstance(error, ExchangeRefusedError) and error.status == HTTPStatus.BAD_REQUEST:
@@ -378,14 +382,14 @@ class Healer:
             if self._rechecks.get(series) == due_s:
                 del self._rechecks[series]
 
-    async def _compare(self, series: Series, where: Stretch, told: Sequence[Candle]) -> None:
+    async def _compare(self, series: Series, where: TimeRange, fetched: Sequence[Candle]) -> None:
         stored = {
             candle.open_time_ms: candle
             for candle in await self._writer.call(
                 lambda journal: journal.candles(series.pair, series.channel, *where)
             )
         }
-        for candle in told:
+        for candle in fetched:
             self._counters.rechecked += 1
             known = stored.get(candle.open_time_ms)
             if known is None:
@@ -395,7 +399,7 @@ class Healer:
                 self._counters.rechecked_different += 1
                 self._intake.add(candle)
                 log.warning(
-                    "candle differs from REST pair=%s timeframe=%s open_ms=%d trades=%d told=%d",
+                    "candle differs from REST pair=%s timeframe=%s open_ms=%d trades=%d rest_trades=%d",
                     series.pair,
                     series.channel,
                     candle.open_time_ms,

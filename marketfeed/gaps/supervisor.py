@@ -18,7 +18,7 @@ from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.deadlines import (
     CANDLE_DUE_MS,
     MARK_PRICE,
@@ -28,7 +28,7 @@ from marketfeed.gaps.deadlines import (
     Overdue,
     Series,
 )
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, overlap
+from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, overlap
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
 from marketfeed.schema import TIMEFRAMES_MS
@@ -67,7 +67,7 @@ class Supervisor:
         self,
         intake: Intake,
         clock: ExchangeClock,
-        counters: Counters,
+        counters: CollectorCounters,
         instruments: Sequence[Instrument],
         timeframes: Sequence[str],
         mark_price_every_ms: int,
@@ -139,7 +139,9 @@ class Supervisor:
             from_ms = began_ms - TILE_CANDLES * TIMEFRAMES_MS[series.channel]
             if start_ms < began_ms and gap.end_ms > from_ms:
                 left = self._liveness.left(series, start_ms)
-                lacking[series] += self._candles(series, overlap(left, Stretch(from_ms, began_ms)))
+                lacking[series] += self._candles(
+                    series, overlap(left, TimeRange(from_ms, began_ms))
+                )
         return +lacking
 
     def contradicts(self, server_time_ms: int) -> bool:
@@ -176,7 +178,7 @@ class Supervisor:
                 self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
         self._note_missing("did not come")
 
-    def left(self, series: Series, start_ms: int) -> list[Stretch]:
+    def left(self, series: Series, start_ms: int) -> list[TimeRange]:
         """What of the gap that begins at `start_ms` has not come yet, oldest first."""
         return self._liveness.left(series, start_ms)
 
@@ -184,7 +186,7 @@ class Supervisor:
         """How many holes of the journal were too many to be remembered since this was asked last."""
         return self._liveness.take_forgotten()
 
-    def resume(self, series: Series, gap: Stretch, left: list[Stretch]) -> None:
+    def resume(self, series: Series, gap: TimeRange, left: list[TimeRange]) -> None:
         """Take up a gap that the journal knows to be open; `left` is what of it is not stored."""
         if (series, gap.start_ms) in self._open:
             return
@@ -201,7 +203,7 @@ class Supervisor:
         gap = self._open.get((series, start_ms))
         if gap is not None and gap.state == "found":
             gap.state = "healing"
-            self._note_gap(series, Stretch(start_ms, gap.end_ms), "healing", "asked for by REST")
+            self._note_gap(series, TimeRange(start_ms, gap.end_ms), "healing", "asked for by REST")
 
     def stored(self, candles: Iterable[Candle]) -> None:
         """Note closed candles that were stored by another way than the intake's: no longer missing."""
@@ -212,7 +214,7 @@ class Supervisor:
         self._note_missing("did not come")
 
     def give_up(self, series: Series, start_ms: int, reason: str) -> None:
-        """Note that what is left of a gap is not to be had; should it come after all, that is told."""
+        """Note that what is left of a gap cannot be fetched; should it come after all, that is reported."""
         left = self._liveness.split(series, start_ms)
         self._open.pop((series, start_ms), None)
         # That the rest of the range has come.
@@ -220,7 +222,7 @@ class Supervisor:
         for part in left:
             self._note_gap(series, part, "unresolvable", reason)
             log.warning(
-                "candles not to be had pair=%s timeframe=%s count=%d first_ms=%d reason=%r",
+                "candles cannot be fetched pair=%s timeframe=%s count=%d first_ms=%d reason=%r",
                 series.pair,
                 series.channel,
                 self._candles(series, [part]),
@@ -358,7 +360,7 @@ class Supervisor:
         now_s = self._clock.elapsed_s()
         for item in self._liveness.take_news():
             key = item.series, item.start_ms
-            where = Stretch(item.start_ms, item.end_ms)
+            where = TimeRange(item.start_ms, item.end_ms)
             if item.healed:
                 known = self._open.pop(key, None)
                 fetched = known is None or known.state == "healing"
@@ -370,12 +372,12 @@ class Supervisor:
             if item.kept:
                 self.on_missing(item)
 
-    def _note_gap(self, series: Series, where: Stretch, state: GapState, reason: str) -> None:
+    def _note_gap(self, series: Series, where: TimeRange, state: GapState, reason: str) -> None:
         self._counters.gaps[state] += 1
         self._intake.add(Gap(CANDLE_GAP + series.channel, series.pair, *where, state, reason))
 
     @staticmethod
-    def _candles(series: Series, parts: Iterable[Stretch]) -> int:
+    def _candles(series: Series, parts: Iterable[TimeRange]) -> int:
         length_ms = TIMEFRAMES_MS[series.channel]
         return sum(candles_in(part, length_ms) for part in parts)
 

@@ -19,11 +19,11 @@ from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import remembered
 from marketfeed.errors import ExchangeError
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, cut, tiles, without
+from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, subtract, tiles, without
 from marketfeed.history.absent import Absent
 from marketfeed.history.backfill import ABSENT, DAY_FILE_AFTER_MS
-from marketfeed.history.comparison import Comparison, compare
-from marketfeed.history.plan import Series, range_of
+from marketfeed.history.comparison import CandleComparison, compare
+from marketfeed.history.plan import CandleSeries, range_of
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
 
@@ -33,7 +33,7 @@ AT_ONCE: Final = 8
 CLOSED_FOR_MS: Final = 10 * schema.SECOND_MS
 """What closed less than this ago may still be on its way, or being healed."""
 NAMED: Final = 200
-"""Differences that are told with their values; all are counted."""
+"""Differences that are reported with their values; all are counted."""
 _ASK_LEAST_CANDLES: Final = 100
 _ASK_LEAST_WEIGHT: Final = 1
 _WEIGHT: Final = 2
@@ -42,7 +42,7 @@ _WEIGHT: Final = 2
 class AuditOptions(msgspec.Struct, frozen=True):
     """What to compare: candles with since_ms <= open time < until_ms of these series.
 
-    `sample_weight` None compares all; a number as many random stretches as that weight buys.
+    `sample_weight` None compares all; a number as many random ranges as that weight buys.
     """
 
     since_ms: int
@@ -106,8 +106,8 @@ class AuditProgress(msgspec.Struct, frozen=True):
 
 
 class _Piece(NamedTuple):
-    series: Series
-    stretch: Stretch
+    series: CandleSeries
+    time_range: TimeRange
 
 
 class _Sums(NamedTuple):
@@ -126,13 +126,13 @@ def audited_series(
     catalog: Sequence[CatalogEntry],
     pairs: Sequence[str] | None = None,
     timeframes: Sequence[str] | None = None,
-) -> list[Series]:
+) -> list[CandleSeries]:
     """The series that a journal's catalog says it holds; of these pairs and timeframes if given.
 
     Pairs that the settings have dropped are audited when they are named.
     """
     return [
-        Series(remembered(entry), timeframe)
+        CandleSeries(remembered(entry), timeframe)
         for entry in catalog
         if (not entry.dropped if pairs is None else entry.pair in pairs)
         for timeframe in entry.timeframes
@@ -146,7 +146,7 @@ class Audit:
     def __init__(
         self,
         view: JournalView,
-        series: Sequence[Series],
+        series: Sequence[CandleSeries],
         options: AuditOptions,
         rest: BinanceRest,
         archive: Archive | None,
@@ -165,7 +165,7 @@ class Audit:
         # The last candle that must be there is the last one that had closed by then.
         self._until_ms = min(options.until_ms, now_ms() - CLOSED_FOR_MS)
         self._absent = Absent()
-        self._sums: dict[Series, _Sums] = {}
+        self._sums: dict[CandleSeries, _Sums] = {}
         self._differences: list[str] = []
         self._errors: list[str] = []
         self._pieces = 0
@@ -187,12 +187,12 @@ class Audit:
             [piece for one in self._series for piece in self._pieces_of(one, self._range(one))]
         )
         self._pieces = len(pieces)
-        chosen: dict[Series, list[Stretch]] = {}
+        chosen: dict[CandleSeries, list[TimeRange]] = {}
         for piece in pieces:
-            chosen.setdefault(piece.series, []).append(piece.stretch)
+            chosen.setdefault(piece.series, []).append(piece.time_range)
         for series in self._series:
             # What is not compared is counted in the journal.
-            for part in cut(self._range(series), chosen.get(series, ())):
+            for part in subtract(self._range(series), chosen.get(series, ())):
                 self._add(series, await asyncio.to_thread(self._completeness, series, part))
         queue = iter(pieces)
         async with asyncio.TaskGroup() as group:
@@ -200,10 +200,10 @@ class Audit:
                 group.create_task(self._work(queue), name="audit")
         return self._report()
 
-    def _range(self, series: Series) -> Stretch:
+    def _range(self, series: CandleSeries) -> TimeRange:
         return range_of(series, self._options.since_ms, self._until_ms)
 
-    def _completeness(self, series: Series, part: Stretch) -> _Sums:
+    def _completeness(self, series: CandleSeries, part: TimeRange) -> _Sums:
         pair, timeframe, length_ms = series.instrument.pair, series.timeframe, series.length_ms
         believed = self._absent.of(series.key, self._now_ms())
         wanted = sum(candles_in(one, length_ms) for one in without([part], believed))
@@ -211,10 +211,10 @@ class Audit:
         missing = sum(candles_in(hole, length_ms) for hole in holes)
         return _Sums(wanted, wanted - missing, missing)
 
-    def _add(self, series: Series, sums: _Sums) -> None:
+    def _add(self, series: CandleSeries, sums: _Sums) -> None:
         self._sums[series] = _total(self._sums.get(series, _Sums()), sums)
 
-    def _pieces_of(self, series: Series, within: Stretch) -> Iterator[_Piece]:
+    def _pieces_of(self, series: CandleSeries, within: TimeRange) -> Iterator[_Piece]:
         if self._archive is None:
             for tile in tiles(within, series.length_ms, TILE_CANDLES):
                 yield _Piece(series, tile)
@@ -223,7 +223,7 @@ class Audit:
         # Whole days whose files are there by now; the rest is counted only.
         until_ms = min(within.end_ms, self._now_ms() - DAY_FILE_AFTER_MS)
         for day_ms in range(first_ms, until_ms - schema.DAY_MS + 1, schema.DAY_MS):
-            yield _Piece(series, Stretch(day_ms, day_ms + schema.DAY_MS))
+            yield _Piece(series, TimeRange(day_ms, day_ms + schema.DAY_MS))
 
     def _chosen(self, pieces: list[_Piece]) -> list[_Piece]:
         """All, or as many at random as the weight buys."""
@@ -233,7 +233,7 @@ class Audit:
         self._random.shuffle(pieces)
         chosen: list[_Piece] = []
         for piece in pieces:
-            few = candles_in(piece.stretch, piece.series.length_ms) <= _ASK_LEAST_CANDLES
+            few = candles_in(piece.time_range, piece.series.length_ms) <= _ASK_LEAST_CANDLES
             weight -= _ASK_LEAST_WEIGHT if few else _WEIGHT
             if weight < 0:
                 break
@@ -246,20 +246,20 @@ class Audit:
             self._done += 1
 
     async def _compare(self, piece: _Piece) -> None:
-        series, stretch = piece
+        series, time_range = piece
         try:
-            truth = await self._truth(series, stretch)
+            truth = await self._truth(series, time_range)
         except ExchangeError as error:
             if len(self._errors) < NAMED:
                 self._errors.append(f"{series.key}: {error}")
-            self._add(series, await asyncio.to_thread(self._completeness, series, stretch))
+            self._add(series, await asyncio.to_thread(self._completeness, series, time_range))
             return
         for part in truth.unclear:
             # Neither wrong nor proven: what is there of it is counted in the journal.
             if len(self._errors) < NAMED:
                 self._errors.append(f"{series.key}: odd rows for {part.start_ms} to {part.end_ms}")
             self._add(series, await asyncio.to_thread(self._completeness, series, part))
-        found = await compare_stored(self._view, series, stretch, truth)
+        found = await compare_stored(self._view, series, time_range, truth)
         missing, different = len(found.missing), len(found.different)
         self._add(
             series,
@@ -269,12 +269,12 @@ class Audit:
         room = NAMED - len(self._differences)
         self._differences += [str(one) for one in found.different[: max(0, room)]]
 
-    async def _truth(self, series: Series, stretch: Stretch) -> Klines:
+    async def _truth(self, series: CandleSeries, time_range: TimeRange) -> Klines:
         if self._archive is None:
             return await self._rest.klines(
-                series.instrument, series.timeframe, *stretch, Priority.AUDIT
+                series.instrument, series.timeframe, *time_range, Priority.AUDIT
             )
-        file = day_file(series.instrument.symbol, series.timeframe, stretch.start_ms)
+        file = day_file(series.instrument.symbol, series.timeframe, time_range.start_ms)
         return Klines(await self._archive.candles(series.instrument, file))
 
     def _report(self) -> AuditReport:
@@ -302,10 +302,10 @@ class Audit:
 
 
 async def compare_stored(
-    view: JournalView, series: Series, stretch: Stretch, truth: Klines
-) -> Comparison:
-    """Compare what is stored of a stretch, read now, with what the exchange has. Raises JournalError."""
+    view: JournalView, series: CandleSeries, time_range: TimeRange, truth: Klines
+) -> CandleComparison:
+    """Compare what is stored of a range, read now, with what the exchange has. Raises JournalError."""
     stored = await asyncio.to_thread(
-        view.candles, series.instrument.pair, series.timeframe, stretch
+        view.candles, series.instrument.pair, series.timeframe, time_range
     )
     return compare(stored, truth.candles, truth.unclear)

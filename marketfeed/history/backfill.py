@@ -36,12 +36,12 @@ from marketfeed.errors import (
     backoff_s,
 )
 from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in, missing, overlap, without
-from marketfeed.history.absent import Absent, Doubts
+from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, missing, overlap, without
+from marketfeed.history.absent import Absent, SuspectedAbsent
 from marketfeed.history.plan import (
+    CandleSeries,
     Holes,
-    Series,
-    Tile,
+    TileRequest,
     covering,
     in_order,
     missing_days,
@@ -71,7 +71,7 @@ DOUBTED_FOR_S: Final = 60.0
 FEW_DAYS: Final = 3
 """The archive is asked when more days than these are missing of a series …"""
 FILE_WORTH: Final = 200
-"""… for files that bring at least so many candles: fewer are had from REST for a weight of 1 or 2."""
+"""… for files that bring at least so many candles: fewer are fetched from REST for a weight of 1 or 2."""
 DAY_FILE_AFTER_MS: Final = 6 * schema.HOUR_MS
 MONTH_FILE_AFTER_MS: Final = 3 * schema.DAY_MS
 """How long after its end a file is there."""
@@ -97,7 +97,7 @@ class HistoryReport(msgspec.Struct, frozen=True):
     """How filling goes. `state`: `waiting` (not begun), `scanning`, `filling`, `complete`, `incomplete`.
 
     Candles are those missing at the beginning of the pass; `absent` ones are not there on the exchange
-    either. `left_s` are wall seconds, None while that cannot be told. `trouble` is empty when all is well.
+    either. `left_s` are wall seconds, None while that is not known. `trouble` is empty when all is well.
     """
 
     state: str
@@ -162,7 +162,7 @@ class Backfill:
         self._newest_lacking: dict[tuple[int, str], int] = {}
         self._without_s: dict[str, float] = {}
         self._absent = Absent()
-        self._doubts = Doubts()
+        self._suspected = SuspectedAbsent()
         self._woken = asyncio.Event()
         self._storing = asyncio.Lock()
         self._stores = 0
@@ -198,7 +198,7 @@ class Backfill:
         known = self._state == "filling" and done > 0
         replaced = self._writer.generation != self._generation
         return HistoryReport(
-            # Nothing of what was told of the file before holds for a fresh one.
+            # Nothing of what was reported of the file before holds for a fresh one.
             state="waiting" if replaced else state,
             days=self._keep_ms // schema.DAY_MS,
             pairs=len(self._pairs),
@@ -221,7 +221,7 @@ class Backfill:
         """
         generation = self._writer.generation
         given_up_s = self._clock.elapsed_s() - GIVEN_UP_AFTER_S
-        keys = [Series(one, name).key for one, names in self._series() for name in names]
+        keys = [CandleSeries(one, name).key for one, names in self._series() for name in names]
         return [
             key
             for key in keys
@@ -290,7 +290,7 @@ class Backfill:
     async def _fill(self) -> None:
         self._absent = Absent(await asyncio.to_thread(self._view.document, ABSENT))
         lacking = await self._scan()
-        self._doubts.keep({holes.series.key for holes in lacking})
+        self._suspected.keep({holes.series.key for holes in lacking})
         if not lacking:
             return
         log.info(
@@ -309,7 +309,7 @@ class Backfill:
             plan = in_order(await self._scan())
             self._state = "filling"
         await self._all(plan, self._ask, AT_ONCE)
-        if self._doubts and self._left.total() and not self._is_over():
+        if self._suspected and self._left.total() and not self._is_over():
             await self._until_woken(self._clock.wall_s(self._doubted_for_s) + 0.01)
             plan = in_order(await self._scan())
             self._state = "filling"
@@ -329,11 +329,11 @@ class Backfill:
         for instrument, timeframes in self._series():
             self._pairs.add(instrument.pair)
             for timeframe in timeframes:
-                series = Series(instrument, timeframe)
+                series = CandleSeries(instrument, timeframe)
                 within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
                 holes = await self._holes(series, within)
                 newest_ms = within.end_ms - TILE_CANDLES * series.length_ms
-                self._note_newest(series, overlap(holes, Stretch(newest_ms, within.end_ms)))
+                self._note_newest(series, overlap(holes, TimeRange(newest_ms, within.end_ms)))
                 if holes:
                     found.append(Holes(series, within, holes))
                     self._left[instrument.pair] += found[-1].candles
@@ -342,7 +342,7 @@ class Backfill:
         return found
 
     def _note_newest(
-        self, series: Series, holes: Iterable[Stretch], *, answered: bool = False
+        self, series: CandleSeries, holes: Iterable[TimeRange], *, answered: bool = False
     ) -> None:
         """Note what is lacking of a series' newest candles; `answered`: the exchange was asked for it."""
         lacking = _candles(holes, series)
@@ -352,24 +352,24 @@ class Backfill:
         elif answered:
             self._without_s.setdefault(series.key, self._clock.elapsed_s())
 
-    async def _holes(self, series: Series, within: Stretch) -> tuple[Stretch, ...]:
+    async def _holes(self, series: CandleSeries, within: TimeRange) -> tuple[TimeRange, ...]:
         pair, timeframe = series.instrument.pair, series.timeframe
         holes = await asyncio.to_thread(self._view.holes, pair, timeframe, within)
         return without(holes, self._absent.of(series.key, self._clock.now_ms()))
 
-    def _files_for(self, lacking: Sequence[Holes]) -> list[tuple[Series, ArchiveFile]]:
+    def _files_for(self, lacking: Sequence[Holes]) -> list[tuple[CandleSeries, ArchiveFile]]:
         """The files of the archive that are worth asking for, the newest first."""
         few_ms = FEW_DAYS * schema.DAY_MS
         longest_ms = max(holes.candles * holes.series.length_ms for holes in lacking)
         if self._source == "rest" or (self._source == "auto" and longest_ms <= few_ms):
             return []
         found = [(holes.series, file) for holes in lacking for file in self._files_of(holes)]
-        return sorted(found, key=lambda item: -item[1].stretch.end_ms)
+        return sorted(found, key=lambda item: -item[1].time_range.end_ms)
 
     def _files_of(self, holes: Holes) -> Iterator[ArchiveFile]:
         series, now_ms = holes.series, self._clock.now_ms()
         symbol, length_ms = series.instrument.symbol, series.length_ms
-        days = missing_days(holes.stretches)
+        days = missing_days(holes.time_ranges)
         for month in sorted({month_of(day_ms) for day_ms in days}):
             of_month = {d: ms for d, ms in days.items() if month.start_ms <= d < month.end_ms}
             if (
@@ -423,25 +423,25 @@ class Backfill:
             self._given_up = why or "given up"
             log.warning("history pass given up error=%r", why)
 
-    async def _ask(self, tile: Tile) -> None:
-        """Fill a tile, and note what its series' newest candles lack then."""
-        await self._fill_tile(tile)
-        if tile.wave == 0 and self._newest_lacking[self._generation, tile.series.key]:
-            holes = await self._holes(tile.series, tile.stretch)
-            self._note_newest(tile.series, holes, answered=True)
+    async def _ask(self, request: TileRequest) -> None:
+        """Fill what a request is for, and note what its series' newest candles lack then."""
+        await self._fill_tile_request(request)
+        if request.wave == 0 and self._newest_lacking[self._generation, request.series.key]:
+            holes = await self._holes(request.series, request.time_range)
+            self._note_newest(request.series, holes, answered=True)
 
-    async def _fill_tile(self, tile: Tile) -> None:
-        """Fill what is missing of a tile by now (the feed and healing fill holes, too)."""
-        series = tile.series
+    async def _fill_tile_request(self, request: TileRequest) -> None:
+        """Fill what is missing of its range by now (the feed and healing fill holes, too)."""
+        series = request.series
         pair, key = series.instrument.pair, series.key
         if key in self._refused:
             return
-        holes = await self._holes(series, tile.stretch)
-        self._left[pair] -= tile.candles - _candles(holes, series)
-        for stretch, _ in covering(holes, series.length_ms):
+        holes = await self._holes(series, request.time_range)
+        self._left[pair] -= request.candles - _candles(holes, series)
+        for time_range, _ in covering(holes, series.length_ms):
             try:
                 answer = await self._rest.klines(
-                    series.instrument, series.timeframe, *stretch, Priority.HISTORY
+                    series.instrument, series.timeframe, *time_range, Priority.HISTORY
                 )
             except ExchangeRefusedError as error:
                 if error.status != 400:
@@ -452,27 +452,27 @@ class Backfill:
                 return
             except OddAnswerError:
                 # Asked for in another pass: now it would only keep others waiting.
-                answer = Klines([], [stretch])
+                answer = Klines([], [time_range])
             self._met_odd |= bool(answer.unclear)
             stored = await self._store(answer.candles, holes)
-            absent = self._note_absent(series, stretch, answer)
+            absent = self._note_absent(series, time_range, answer)
             self._left[pair] -= stored + absent
 
-    def _note_absent(self, series: Series, stretch: Stretch, answer: Klines) -> int:
-        """Remember what the exchange does not have; returns how many candles of the stretch that are.
+    def _note_absent(self, series: CandleSeries, time_range: TimeRange, answer: Klines) -> int:
+        """Remember what the exchange does not have; returns how many candles of the range that are.
 
         It has a row for every interval of a listed pair, and what is new may only be late. So it must
-        have said so a while ago, too: until then these candles are left. Of an odd row it has said nothing.
+        have answered so a while ago, too: until then these candles are left. An odd row is no answer.
         """
         now_ms = self._clock.now_ms()
         opens = [candle.open_time_ms for candle in answer.candles]
         lacking = [
             part
-            for part in without(missing(opens, stretch, series.length_ms), answer.unclear)
+            for part in without(missing(opens, time_range, series.length_ms), answer.unclear)
             if part.end_ms <= now_ms - MAY_BE_LATE_MS
         ]
-        absent = self._doubts.take(
-            series.key, stretch, lacking, self._clock.elapsed_s(), self._doubted_for_s
+        absent = self._suspected.take(
+            series.key, time_range, lacking, self._clock.elapsed_s(), self._doubted_for_s
         )
         if absent:
             self._absent.note(series, absent, now_ms)
@@ -480,7 +480,7 @@ class Backfill:
         self._found_absent += count
         return count
 
-    async def _take_file(self, item: tuple[Series, ArchiveFile]) -> None:
+    async def _take_file(self, item: tuple[CandleSeries, ArchiveFile]) -> None:
         """Fill from one file what it holds of the holes. A bad or absent file is left to REST."""
         series, file = item
         archive = self._archive
@@ -489,7 +489,7 @@ class Backfill:
         # Only so much of it as is wanted.
         now_ms = self._clock.now_ms()
         within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
-        holes = await self._holes(series, next(overlap([within], file.stretch), Stretch(0, 0)))
+        holes = await self._holes(series, next(overlap([within], file.time_range), TimeRange(0, 0)))
         if not holes:
             return
         try:
@@ -497,7 +497,7 @@ class Backfill:
             self._files["unreachable"] = 0
         except ArchiveAbsentError:
             self._files["absent"] += 1
-            if file.stretch.end_ms - file.stretch.start_ms > schema.DAY_MS:
+            if file.time_range.end_ms - file.time_range.start_ms > schema.DAY_MS:
                 for day in self._days_instead(series, file, holes):
                     await self._take_file((series, day))
         except ArchiveError as error:
@@ -506,22 +506,22 @@ class Backfill:
         except ExchangeError as error:
             self._files["unreachable"] += 1
             if self._files["unreachable"] == SKIPPED_IN_A_ROW:
-                log.warning("archive not to be had, REST instead error=%r", str(error))
+                log.warning("archive cannot be fetched, REST instead error=%r", str(error))
         else:
             self._files["read"] += 1
             self._left[series.instrument.pair] -= await self._store(candles, holes)
 
     def _days_instead(
-        self, series: Series, file: ArchiveFile, holes: Sequence[Stretch]
+        self, series: CandleSeries, file: ArchiveFile, holes: Sequence[TimeRange]
     ) -> list[ArchiveFile]:
-        days = missing_days(overlap(holes, file.stretch))
+        days = missing_days(overlap(holes, file.time_range))
         return [
             day_file(series.instrument.symbol, series.timeframe, day_ms)
             for day_ms, missing_ms in sorted(days.items(), reverse=True)
             if missing_ms // series.length_ms >= self._file_worth
         ]
 
-    async def _store(self, candles: Sequence[Candle], holes: Sequence[Stretch]) -> int:
+    async def _store(self, candles: Sequence[Candle], holes: Sequence[TimeRange]) -> int:
         """Commit those candles that lie in holes. Returns how many. Raises JournalError."""
         wanted = list(_within(candles, holes))
         for start in range(0, len(wanted), ROWS_PER_COMMIT):
@@ -545,11 +545,11 @@ class Backfill:
                 await self._writer.take_stock()
 
 
-def _candles(stretches: Iterable[Stretch], series: Series) -> int:
-    return sum(candles_in(stretch, series.length_ms) for stretch in stretches)
+def _candles(time_ranges: Iterable[TimeRange], series: CandleSeries) -> int:
+    return sum(candles_in(time_range, series.length_ms) for time_range in time_ranges)
 
 
-def _within(candles: Sequence[Candle], holes: Sequence[Stretch]) -> Iterator[Candle]:
+def _within(candles: Sequence[Candle], holes: Sequence[TimeRange]) -> Iterator[Candle]:
     """Those candles that lie in holes; both are in ascending order."""
     left = iter(holes)
     hole = next(left, None)

@@ -15,7 +15,7 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.history.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
 from marketfeed.history.continuous_audit import AuditingReport, Auditor
-from marketfeed.history.plan import Series
+from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import ExchangeSettings, Settings
@@ -124,7 +124,9 @@ class History:
             writer,
             rest,
             clock,
-            lambda: [Series(one, timeframe) for one in instruments() for timeframe in timeframes],
+            lambda: [
+                CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
+            ],
             kept_ms(settings) or schema.DAY_MS,
             self._is_complete,
             settings.history.weight_per_minute // AUDIT_SHARE,

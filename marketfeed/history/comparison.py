@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.records import Candle, differing_fields
 
 PURE = True
@@ -33,7 +33,7 @@ class Different(msgspec.Struct, frozen=True, gc=False):
         return f"{head}: {'; '.join(values)}"
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class CandleComparison(msgspec.Struct, frozen=True):
     """What came of it: how many that are stored were compared, and what is wrong."""
 
     stored: int
@@ -53,11 +53,11 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(
-    stored: Sequence[Candle], truth: Sequence[Candle], unclear: Sequence[Stretch] = ()
-) -> Comparison:
-    """Compare the candles of one series and stretch; all numbers count, the trades too.
+    stored: Sequence[Candle], truth: Sequence[Candle], unclear: Sequence[TimeRange] = ()
+) -> CandleComparison:
+    """Compare the candles of one series and range; all numbers count, the trades too.
 
-    What is stored of `unclear` stretches is left out: nothing is known of it.
+    What is stored of `unclear` ranges is left out: nothing is known of it.
     """
     ours = {
         candle.open_time_ms: candle
@@ -71,4 +71,4 @@ def compare(
         for open_ms, candle in ours.items()
         if (other := theirs.get(open_ms)) is None or differing_fields(candle, other)
     ]
-    return Comparison(len(ours), missing, different)
+    return CandleComparison(len(ours), missing, different)

@@ -1,4 +1,4 @@
-"""The service's own audit: a random stretch of a random series against REST, over and over, at little weight.
+"""The service's own audit: a random range of a random series against REST, over and over, at little weight.
 
 What is missing is stored, and what differs gives way, under the journal's own rule (a closed candle gives
 way only to one with as many trades); what is left different shows in `/health` until it agrees.
@@ -18,9 +18,9 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
-from marketfeed.grid import Stretch, cut
+from marketfeed.grid import TimeRange, subtract
 from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
-from marketfeed.history.plan import Series, range_of
+from marketfeed.history.plan import CandleSeries, range_of
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
@@ -71,7 +71,7 @@ class Auditor:
         writer: JournalWriter,
         rest: BinanceRest,
         clock: ExchangeClock,
-        series: Callable[[], Sequence[Series]],
+        series: Callable[[], Sequence[CandleSeries]],
         keep_ms: int,
         complete: Callable[[str], bool],
         weight_per_minute: int = WEIGHT_PER_MINUTE,
@@ -89,7 +89,7 @@ class Auditor:
         self._random = chance or random.Random()
         self._on_stored = on_stored
         self._audited = self._missing = self._different = self._mended = self._errors = 0
-        # By what it is, so that one candle is told once however often it is met.
+        # By what it is, so that one candle is reported once however often it is met.
         self._unmended: dict[tuple[str, str, int], str] = {}
         self._trouble = Trouble(log, "audit waits, trying again", "audit goes on")
 
@@ -119,24 +119,24 @@ class Auditor:
                 self._trouble.met(error)
 
     async def look(self) -> None:
-        """Compare one stretch. Raises ExchangeError, JournalError."""
+        """Compare one range. Raises ExchangeError, JournalError."""
         chosen = self._choose()
         if chosen is None:
             return
-        series, stretch = chosen
+        series, time_range = chosen
         generation = self._writer.generation
         complete = self._complete(series.instrument.pair)
         stored = await asyncio.to_thread(
-            self._view.holes, series.instrument.pair, series.timeframe, stretch
+            self._view.holes, series.instrument.pair, series.timeframe, time_range
         )
-        if stored == [stretch]:
-            # Nothing of it is there (yet): that is for backfill to fill, and to tell.
+        if stored == [time_range]:
+            # Nothing of it is there (yet): that is for backfill to fill, and to report.
             return
         truth = await self._rest.klines(
-            series.instrument, series.timeframe, *stretch, Priority.AUDIT
+            series.instrument, series.timeframe, *time_range, Priority.AUDIT
         )
         self._errors += bool(truth.unclear)
-        found = await compare_stored(self._view, series, stretch, truth)
+        found = await compare_stored(self._view, series, time_range, truth)
         if generation != self._writer.generation:
             return
         missing = found.missing if complete else []
@@ -155,10 +155,10 @@ class Auditor:
             batch = Batch(candles=mending)
             self._mended += await self._writer.call(lambda journal: journal.write(batch))
             self._on_stored(mending)
-        await self._settle(series, stretch, truth)
+        await self._look_again(series, time_range, truth)
 
-    def _choose(self) -> tuple[Series, Stretch] | None:
-        """A stretch of at most `CANDLES`: the newest half of the time, else any one of the history."""
+    def _choose(self) -> tuple[CandleSeries, TimeRange] | None:
+        """A range of at most `CANDLES`: the newest half of the time, else any one of the history."""
         every = self._series()
         if not every:
             return None
@@ -171,19 +171,20 @@ class Auditor:
             end_ms = self._random.randrange(
                 within.start_ms + size_ms, end_ms + series.length_ms, series.length_ms
             )
-        stretch = Stretch(max(within.start_ms, end_ms - size_ms), end_ms)
-        return None if stretch.start_ms >= stretch.end_ms else (series, stretch)
+        time_range = TimeRange(max(within.start_ms, end_ms - size_ms), end_ms)
+        return None if time_range.start_ms >= time_range.end_ms else (series, time_range)
 
-    async def _settle(self, series: Series, stretch: Stretch, truth: Klines) -> None:
+    async def _look_again(self, series: CandleSeries, time_range: TimeRange, truth: Klines) -> None:
         """Look again: what still differs is kept until it agrees."""
-        found = await compare_stored(self._view, series, stretch, truth)
+        found = await compare_stored(self._view, series, time_range, truth)
         still = {_key(item.stored): str(item) for item in found.different}
         pair, timeframe = series.instrument.pair, series.timeframe
         for key in list(self._unmended):
-            told = any(
-                part.start_ms <= key[2] < part.end_ms for part in cut(stretch, truth.unclear)
+            unclear = any(
+                part.start_ms <= key[2] < part.end_ms
+                for part in subtract(time_range, truth.unclear)
             )
-            if key[:2] == (pair, timeframe) and told and key not in still:
+            if key[:2] == (pair, timeframe) and unclear and key not in still:
                 del self._unmended[key]
         self._unmended.update(still)
         for key in list(self._unmended)[:-KEPT]:

@@ -1,6 +1,6 @@
 """Settled funding rates: fetched after each settlement, and their history, within the pool for funding.
 
-A settlement is noticed by the running rates: their next one becomes another. One request tells the rates of
+A settlement is noticed by the running rates: their next one becomes another. One request returns the rates of
 all contracts of a time; history is asked that way too, or contract by contract, whichever needs fewer
 requests. What is complete is kept as a document in the journal, so that a restart goes on from there.
 """
@@ -18,9 +18,9 @@ from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters, Trouble
+from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
-from marketfeed.grid import Stretch, cut, joined
+from marketfeed.grid import TimeRange, joined, subtract
 from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
@@ -35,15 +35,15 @@ LOOK_EVERY_S: Final = 1.0
 SETTLED_AFTER_S: Final = 3.0
 """Exchange seconds after which a settled rate is asked for."""
 PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
-"""Exchange seconds until rates that were not told yet are asked for again; ten minutes in all."""
+"""Exchange seconds until rates that were not published yet are asked for again; ten minutes in all."""
 LATE_PAUSE_S: Final = 3_600.0
 LATE_ROUNDS: Final = 24
-"""What was not told within these ten minutes is given up, and still asked for every hour of a day."""
-TOLD_WITHIN_MS: Final = schema.HOUR_MS
-"""What was settled within this may not be told yet: history does not take it for absent."""
+"""What was not published within these ten minutes is given up, and still asked for every hour of a day."""
+REPORTED_WITHIN_MS: Final = schema.HOUR_MS
+"""What was settled within this may not be published yet: history does not take it for absent."""
 FAILURE_PAUSE_S: Final = 1.0
 FAILURE_CAP_S: Final = 60.0
-"""The same when the exchange does not answer: after the first failure, and at most."""
+"""Exchange seconds until the next attempt when the exchange does not answer: first, and at most."""
 ODD_PAUSE_S: Final = 60.0
 """Exchange seconds until what odd rows have left of history is asked for again, at first."""
 COVERED: Final = "settled_funding"
@@ -51,11 +51,11 @@ SAVE_EVERY: Final = 20
 """Answers of history between two times that what is complete is saved."""
 
 
-class SettleReport(msgspec.Struct, frozen=True):
-    """Settled rates had since the start, settlements awaited, pairs whose history is not complete yet.
+class SettledRatesReport(msgspec.Struct, frozen=True):
+    """Settled rates fetched since the start, settlements awaited, pairs whose history is not complete yet.
 
-    `given_up` were settled by the clock and not told within ten minutes, nor since; `trouble` is why none
-    can be had, or empty.
+    `given_up` were settled by the clock and not published within ten minutes, nor since; `trouble` is
+    why none can be fetched, or empty.
     """
 
     rates: int
@@ -65,23 +65,23 @@ class SettleReport(msgspec.Struct, frozen=True):
     trouble: str
 
 
-class _Told(NamedTuple):
-    """Whose rates of which times were told, by pair; and of which there were odd rows, as far as is known."""
+class _FetchedRates(NamedTuple):
+    """Whose rates of which times were fetched, by pair; and whose rows were odd, as far as is known."""
 
     rates: set[tuple[str, int]]
     odd: list[tuple[str | None, int | None]]
 
-    def unclear(self, pair: str, where: Stretch) -> list[Stretch]:
-        """What of a stretch may hold a rate of a pair that could not be read: it is not complete."""
+    def unclear(self, pair: str, where: TimeRange) -> list[TimeRange]:
+        """What of a range may hold a rate of a pair that could not be read: it is not complete."""
         return [
-            where if time_ms is None else Stretch(time_ms, time_ms + STEP_MS)
+            where if time_ms is None else TimeRange(time_ms, time_ms + STEP_MS)
             for whose, time_ms in self.odd
             if whose in (None, pair)
         ]
 
 
 class _Awaited(msgspec.Struct, eq=False):
-    """A settlement that has passed and was not told yet: when it is asked for next, after how many rounds."""
+    """A settlement that has passed, not published yet: when it is asked for next, after how many rounds."""
 
     due_s: float
     rounds: int = 0
@@ -92,11 +92,11 @@ class _Awaited(msgspec.Struct, eq=False):
         return self.rounds > len(PAUSES_S)
 
 
-class Settling:
+class SettledRates:
     """Fetches settled rates of `instruments`; `run` goes on until it is cancelled.
 
-    `history_ms` is how far back they are had (exchange time; 0: from the start on). `listed` tells what the
-    exchange lists now: one request can tell the rates of all that trades.
+    `history_ms` is how far back they are fetched (exchange time; 0: from the start on). `listed` returns
+    what the exchange lists now: one request can return the rates of all that trades.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Settling:
         intake: Intake,
         writer: JournalWriter,
         clock: ExchangeClock,
-        counters: Counters,
+        counters: CollectorCounters,
         listed: Callable[[], ExchangeInfo],
         instruments: Iterable[Instrument],
         history_ms: int,
@@ -120,25 +120,27 @@ class Settling:
         self._since_ms = to_minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
         self._listed_ms: dict[str, int] = {}
-        # From when on a pair's rates are had as they are settled: those before are history.
+        # From when on a pair's rates are fetched as they are settled: those before are history.
         self._live_from_ms: dict[str, int] = {}
         self._next_ms: dict[str, int] = {}
         self._last_ms: dict[str, int] = {}
         self._awaited: dict[tuple[str, int], _Awaited] = {}
         # Up to when the rates that were settled while this runs are stored.
         self._live_to_ms: dict[str, int] = {}
-        self._covered: dict[str, list[Stretch]] = {}
+        self._covered: dict[str, list[TimeRange]] = {}
         self._generation = -1
         self._look_back = asyncio.Event()
         self._incomplete = 0
         self._given_up = 0
-        self._trouble = Trouble(log, "settled rates not had", "settled rates had again")
-        self._past_trouble = Trouble(log, "settled history not had", "settled history had again")
+        self._trouble = Trouble(log, "settled rates not fetched", "settled rates fetched again")
+        self._past_trouble = Trouble(
+            log, "settled history not fetched", "settled history fetched again"
+        )
         self.set_instruments(instruments)
 
-    def report(self) -> SettleReport:
-        """What was had, and what is awaited."""
-        return SettleReport(
+    def report(self) -> SettledRatesReport:
+        """What was fetched, and what is awaited."""
+        return SettledRatesReport(
             rates=self._counters.records["funding_settled"],
             awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
@@ -154,8 +156,8 @@ class Settling:
         before, now_ms = set(self._pairs.values()), to_minute(self._clock.now_ms())
         for pair in before.difference(pairs.values()):
             # Should it come back, it comes anew: what it left here is of the time before.
-            told = self._intake.next_funding_ms
-            for known in (self._live_from_ms, self._live_to_ms, self._next_ms, told):
+            fetched = self._intake.next_funding_ms
+            for known in (self._live_from_ms, self._live_to_ms, self._next_ms, fetched):
                 known.pop(pair, None)
         self._live_from_ms.update((pair, now_ms) for pair in pairs.values() if pair not in before)
         self._pairs = pairs
@@ -164,7 +166,7 @@ class Settling:
     async def run(self) -> None:
         """Fetch until cancelled. Raises nothing that REST or the journal is the cause of."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_history(), name="settle-history")
+            group.create_task(self._keep_history(), name="settled rates history")
             while True:
                 self._notice()
                 try:
@@ -196,40 +198,40 @@ class Settling:
                     self._awaited[pair, to_minute(time_ms)] = _Awaited(now_s + SETTLED_AFTER_S)
 
     async def _fetch_awaited(self) -> None:
-        """Ask for what is awaited and due; what is not told yet is asked for again."""
+        """Ask for what is awaited and due; what is not published yet is asked for again."""
         now_s = self._clock.elapsed_s()
         due = [key for key, item in self._awaited.items() if item.due_s <= now_s]
         if not due:
             return
         start_ms = min(min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due)
-        # What settles in these moments may not be told yet.
-        where = Stretch(start_ms, to_minute(self._clock.now_ms()) + STEP_MS)
-        had = await self._fetch(None, where, Priority.SETTLED)
+        # What settles in these moments may not be published yet.
+        where = TimeRange(start_ms, to_minute(self._clock.now_ms()) + STEP_MS)
+        fetched = await self._fetch(None, where, Priority.SETTLED)
         for key in due:
-            self._take_answer(key, key in had.rates)
-        # What is given up and asked for now and then is not had either.
+            self._take_answer(key, key in fetched.rates)
+        # What is given up and asked for now and then is not stored either.
         waiting = {pair for pair, _ in self._awaited}
         end_ms = where.end_ms - 2 * STEP_MS
         for pair, to_ms in self._live_to_ms.items():
             if pair not in waiting and where.start_ms <= to_ms < end_ms:
-                self._cover(pair, Stretch(to_ms, end_ms), had)
+                self._cover(pair, TimeRange(to_ms, end_ms), fetched)
                 self._live_to_ms[pair] = end_ms
         await self._save()
 
-    def _take_answer(self, key: tuple[str, int], told: bool) -> None:
+    def _take_answer(self, key: tuple[str, int], fetched: bool) -> None:
         item, now_s = self._awaited[key], self._clock.elapsed_s()
-        if told:
+        if fetched:
             del self._awaited[key]
             if item.given_up:
                 self._given_up -= 1
-                log.info("settled rate was told after all pair=%s time_ms=%d", *key)
+                log.info("settled rate was published after all pair=%s time_ms=%d", *key)
             return
         if item.rounds < len(PAUSES_S):
             item.due_s = now_s + PAUSES_S[item.rounds]
         else:
             if not item.given_up:
                 self._given_up += 1
-                log.warning("no settled rate was told pair=%s time_ms=%d", *key)
+                log.warning("no settled rate was published pair=%s time_ms=%d", *key)
             item.due_s = now_s + LATE_PAUSE_S
         item.rounds += 1
         followed = key[0] in self._pairs.values()
@@ -272,23 +274,23 @@ class Settling:
         self._covered = {}
         if known is not None:
             with contextlib.suppress(msgspec.DecodeError):
-                self._covered = msgspec.json.decode(known[0], type=dict[str, list[Stretch]])
+                self._covered = msgspec.json.decode(known[0], type=dict[str, list[TimeRange]])
         if self._generation >= 0:
-            # A fresh file: what was had while this runs is gone, too.
+            # A fresh file: what was fetched while this runs is gone, too.
             self._since_ms = to_minute(self._clock.now_ms())
             self._live_from_ms = dict.fromkeys(self._live_from_ms, self._since_ms)
             self._live_to_ms.clear()
         self._generation = generation
 
-    def _wanted(self) -> dict[str, list[Stretch]]:
+    def _wanted(self) -> dict[str, list[TimeRange]]:
         """What history is missing, by symbol. Without any it is what was settled before a pair joined."""
         first_ms = self._since_ms
         if self._history_ms:
             first_ms = to_minute(self._clock.now_ms() - self._history_ms)
         wanted = {}
         for symbol, pair in self._pairs.items():
-            where = Stretch(first_ms, max(first_ms, self._live_from_ms[pair]))
-            if parts := cut(where, self._covered.get(pair, ())):
+            where = TimeRange(first_ms, max(first_ms, self._live_from_ms[pair]))
+            if parts := subtract(where, self._covered.get(pair, ())):
                 wanted[symbol] = parts
         return wanted
 
@@ -313,35 +315,37 @@ class Settling:
         )
         for number, (symbols, part) in enumerate(steps, 1):
             one = symbols[0] if chosen.singly else None
-            told = await self._fetch(one, part, Priority.HISTORY)
+            fetched = await self._fetch(one, part, Priority.HISTORY)
             for symbol in symbols:
                 if symbol in self._pairs:
                     pair, every_h = self._pairs[symbol], hours.get(symbol, USUAL_HOURS)
-                    self._cover(pair, self._complete(pair, part, every_h, told.rates), told)
+                    self._cover(pair, self._complete(pair, part, every_h, fetched.rates), fetched)
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
 
     def _complete(
-        self, pair: str, part: Stretch, hours: int, told: Collection[tuple[str, int]]
-    ) -> Stretch:
-        """What of a part of history is complete; a last settlement that is not told yet is awaited."""
+        self, pair: str, part: TimeRange, hours: int, fetched: Collection[tuple[str, int]]
+    ) -> TimeRange:
+        """What of a part of history is complete; a last settlement that is not published yet is awaited."""
         last_ms = schema.floor_to(part.end_ms - 1, hours * schema.HOUR_MS)
         first_ms = max(part.start_ms, self._listed_ms.get(pair, 0))
-        young = self._clock.now_ms() - last_ms <= TOLD_WITHIN_MS
-        if not young or last_ms < first_ms or (pair, last_ms) in told:
+        young = self._clock.now_ms() - last_ms <= REPORTED_WITHIN_MS
+        if not young or last_ms < first_ms or (pair, last_ms) in fetched:
             return part
         due_s = self._clock.elapsed_s() + PAUSES_S[0]
         self._awaited.setdefault((pair, last_ms), _Awaited(due_s))
         # As if it had been settled while this runs.
         self._live_from_ms[pair] = self._live_to_ms[pair] = last_ms
-        return Stretch(part.start_ms, last_ms)
+        return TimeRange(part.start_ms, last_ms)
 
     # --- both -------------------------------------------------------------------------------------
 
-    async def _fetch(self, symbol: str | None, where: Stretch, priority: Priority) -> _Told:
-        """Fetch and store what was settled in a stretch."""
-        told = _Told(set(), [])
+    async def _fetch(
+        self, symbol: str | None, where: TimeRange, priority: Priority
+    ) -> _FetchedRates:
+        """Fetch and store what was settled in a range."""
+        fetched = _FetchedRates(set(), [])
         start_ms = where.start_ms
         while True:
             # A settlement's time is off by some ms, here rounded to the minute.
@@ -352,30 +356,30 @@ class Settling:
             except OddAnswerError:
                 if symbol is None:
                     raise
-                # Others are had all the same.
+                # Others are fetched all the same.
                 if symbol in self._pairs:
-                    told.odd.append((self._pairs[symbol], None))
-                return told
-            told.rates.update(await self._store(answer.rates))
+                    fetched.odd.append((self._pairs[symbol], None))
+                return fetched
+            fetched.rates.update(await self._store(answer.rates))
             for odd in answer.odd:
                 name = odd.symbol or symbol
                 if name is None or name in self._pairs:
-                    told.odd.append((None if name is None else self._pairs[name], odd.time_ms))
+                    fetched.odd.append((None if name is None else self._pairs[name], odd.time_ms))
             if not answer.full:
-                return told
+                return fetched
             if answer.rates[-1].time_ms > start_ms:
                 start_ms = answer.rates[-1].time_ms
                 continue
-            # More at one time than a request tells: one by one.
+            # More at one time than a request returns: one by one.
             if symbol is None:
-                only = Stretch(start_ms, start_ms + STEP_MS)
+                only = TimeRange(start_ms, start_ms + STEP_MS)
                 for one in list(self._pairs):
                     more = await self._fetch(one, only, priority)
-                    told.rates.update(more.rates)
-                    told.odd.extend(more.odd)
+                    fetched.rates.update(more.rates)
+                    fetched.odd.extend(more.odd)
             start_ms += STEP_MS
             if start_ms >= where.end_ms:
-                return told
+                return fetched
 
     async def _store(self, rows: Sequence[Settlement]) -> set[tuple[str, int]]:
         batch = Batch()
@@ -391,9 +395,9 @@ class Settling:
             self._counters.rows_changed += changed
         return {(item.pair, item.time_ms) for item in batch.settled}
 
-    def _cover(self, pair: str, part: Stretch, told: _Told) -> None:
-        """Note a part as complete, but for what odd rows were told of."""
-        clear = cut(part, told.unclear(pair, part))
+    def _cover(self, pair: str, part: TimeRange, fetched: _FetchedRates) -> None:
+        """Note a part as complete, but for what odd rows stand for."""
+        clear = subtract(part, fetched.unclear(pair, part))
         self._covered[pair] = joined([*self._covered.get(pair, ()), *clear], STEP_MS, 0)
 
     async def _save(self) -> None:

@@ -6,11 +6,11 @@ from typing import Final, NamedTuple
 
 from marketfeed import schema
 from marketfeed.binance.rest import MAX_SETTLEMENTS
-from marketfeed.grid import Stretch, joined, tiles
+from marketfeed.grid import TimeRange, joined, tiles
 
 USUAL_HOURS: Final = 8
 ROWS_AIMED_AT: Final = 800
-"""Rows that a request for all contracts should bring: settlements come in heaps, at most 1,000 are told."""
+"""Rows that a request for all contracts should bring: settlements come in heaps, 1,000 at most."""
 STEP_MS: Final = schema.MINUTE_MS
 """The grid of settlements."""
 
@@ -19,14 +19,14 @@ class Plan(NamedTuple):
     """How history is asked: symbol by symbol, or all at once in `parts`, the newest first."""
 
     singly: bool
-    parts: list[Stretch]
+    parts: list[TimeRange]
     requests: int
 
 
 def plan(
-    wanted: Mapping[str, Sequence[Stretch]], hours: Mapping[str, int], listed: Iterable[str]
+    wanted: Mapping[str, Sequence[TimeRange]], hours: Mapping[str, int], listed: Iterable[str]
 ) -> Plan:
-    """Choose what needs the fewest requests for `wanted`: stretches that are missing, by symbol.
+    """Choose what needs the fewest requests for `wanted`: ranges that are missing, by symbol.
 
     `hours` are funding intervals, 8 where none is given; `listed` are all symbols of the exchange that
     trade, which one request for all of them tells.
@@ -49,5 +49,5 @@ def plan(
     return Plan(True, [], singly)
 
 
-def _rows(part: Stretch, hours: int) -> int:
+def _rows(part: TimeRange, hours: int) -> int:
     return (part.end_ms - part.start_ms) // (hours * schema.HOUR_MS) + 1

@@ -1,6 +1,6 @@
 """What to ask for, and in which order, to fill holes: the newest of every series first.
 
-Times are ms of exchange time; stretches are half open and on their timeframe's grid.
+Times are ms of exchange time; ranges are half open and on their timeframe's grid.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from marketfeed import schema
 from marketfeed.binance.symbols import Instrument
-from marketfeed.grid import TILE_CANDLES, Stretch, candles_in
+from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in
 
 PURE = True
 
 
-class Series(NamedTuple):
+class CandleSeries(NamedTuple):
     """One pair and timeframe of the exchange."""
 
     instrument: Instrument
@@ -33,27 +33,27 @@ class Series(NamedTuple):
 class Holes(NamedTuple):
     """What a series lacks of its range, oldest first."""
 
-    series: Series
-    within: Stretch
-    stretches: tuple[Stretch, ...]
+    series: CandleSeries
+    within: TimeRange
+    time_ranges: tuple[TimeRange, ...]
 
     @property
     def candles(self) -> int:
         """How many candles are missing."""
-        return sum(candles_in(stretch, self.series.length_ms) for stretch in self.stretches)
+        return sum(candles_in(time_range, self.series.length_ms) for time_range in self.time_ranges)
 
 
-class Tile(NamedTuple):
+class TileRequest(NamedTuple):
     """One request for a series: at most 499 candles, the first and the last of which are missing."""
 
     wave: int
-    series: Series
-    stretch: Stretch
+    series: CandleSeries
+    time_range: TimeRange
     candles: int
 
 
-def range_of(series: Series, since_ms: int, until_ms: int) -> Stretch:
-    """The series' stretch of [since, until): on its grid, from its listing's first candle to its end.
+def range_of(series: CandleSeries, since_ms: int, until_ms: int) -> TimeRange:
+    """The series' range of [since, until): on its grid, from its listing's first candle to its end.
 
     That candle opens before the listing, unless this is on the grid.
     """
@@ -63,19 +63,19 @@ def range_of(series: Series, since_ms: int, until_ms: int) -> Stretch:
     if series.instrument.ended_ms is not None:
         last_ms = min(last_ms, series.instrument.ended_ms)
     start_ms = max(schema.ceil_to(since_ms, length_ms), listed_ms)
-    return Stretch(start_ms, max(start_ms, schema.floor_to(last_ms, length_ms)))
+    return TimeRange(start_ms, max(start_ms, schema.floor_to(last_ms, length_ms)))
 
 
 def covering(
-    holes: Sequence[Stretch], length_ms: int, most: int = TILE_CANDLES
-) -> list[tuple[Stretch, int]]:
+    holes: Sequence[TimeRange], length_ms: int, most: int = TILE_CANDLES
+) -> list[tuple[TimeRange, int]]:
     """Cover holes (oldest first) with as few requests as can be, newest first.
 
-    Each is a stretch of at most `most` candles that begins and ends with a missing one, and how many
+    Each is a range of at most `most` candles that begins and ends with a missing one, and how many
     of its candles are missing; what lies between holes is asked along.
     """
     left = list(holes)
-    found: list[tuple[Stretch, int]] = []
+    found: list[tuple[TimeRange, int]] = []
     while left:
         end_ms = left[-1].end_ms
         floor_ms = end_ms - most * length_ms
@@ -85,30 +85,30 @@ def covering(
             start_ms = max(hole.start_ms, floor_ms)
             count += (hole.end_ms - start_ms) // length_ms
             if hole.start_ms < floor_ms:
-                left.append(Stretch(hole.start_ms, floor_ms))
+                left.append(TimeRange(hole.start_ms, floor_ms))
                 break
-        found.append((Stretch(start_ms, end_ms), count))
+        found.append((TimeRange(start_ms, end_ms), count))
     return found
 
 
-def in_order(lacking: Iterable[Holes]) -> list[Tile]:
+def in_order(lacking: Iterable[Holes]) -> list[TileRequest]:
     """All requests: the newest one of every series, then the next of every series, and so on."""
     return sorted(
         (
-            Tile(wave, holes.series, stretch, candles)
+            TileRequest(wave, holes.series, time_range, candles)
             for holes in lacking
-            for wave, (stretch, candles) in enumerate(
-                covering(holes.stretches, holes.series.length_ms)
+            for wave, (time_range, candles) in enumerate(
+                covering(holes.time_ranges, holes.series.length_ms)
             )
         ),
         key=lambda tile: tile.wave,
     )
 
 
-def missing_days(stretches: Iterable[Stretch]) -> Mapping[int, int]:
+def missing_days(time_ranges: Iterable[TimeRange]) -> Mapping[int, int]:
     """How many ms of each UTC day (by its start) are missing."""
     days: dict[int, int] = {}
-    for start_ms, end_ms in stretches:
+    for start_ms, end_ms in time_ranges:
         for day_ms in range(schema.floor_to(start_ms, schema.DAY_MS), end_ms, schema.DAY_MS):
             part_ms = min(end_ms, day_ms + schema.DAY_MS) - max(start_ms, day_ms)
             days[day_ms] = days.get(day_ms, 0) + part_ms

@@ -48,14 +48,14 @@ class Clash(msgspec.Struct, frozen=True):
     refuses: bool = True
 
 
-class _Series(msgspec.Struct):
+class _ResultSeries(msgspec.Struct):
     name: str = ""
     columns: list[str] = []
     values: list[list[Any]] = []
 
 
 class _Result(msgspec.Struct):
-    series: list[_Series] = []
+    series: list[_ResultSeries] = []
     error: str = ""
 
 
@@ -110,7 +110,7 @@ class InfluxAdmin:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise InfluxError(f"{self._url}: {words_of(error)}") from error
 
-    async def query(self, text: str, db: str | None = None) -> list[_Series]:
+    async def query(self, text: str, db: str | None = None) -> list[_ResultSeries]:
         """Run one InfluxQL statement of ours (no foreign text in it) and return its series."""
         params = {"q": text, "epoch": "ms"}
         if db is not None:
@@ -199,7 +199,7 @@ class InfluxAdmin:
         try:
             series = await self.query(text, self._settings.bucket)
         except InfluxError as error:
-            # Of another type (a clash that is told already), or too many to look at in time.
+            # Of another type (a clash that is reported already), or too many to look at in time.
             words = f'"predicted_rate" of an older writer could not be looked at: {error}'
             return [Clash(schema.FUNDING_RATE, words, refuses=False)]
         highest = [row[-1] for item in series for row in item.values]

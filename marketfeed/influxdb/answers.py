@@ -27,20 +27,22 @@ _ABOUT_LINES: Final = (
 
 _BEYOND_RETENTION: Final = re.compile(r"beyond retention policy dropped=(\d{1,9})\b")
 
-Action = Literal["acknowledged", "retry", "split", "park"]
+Action = Literal["acknowledged", "retryable", "throttled", "rejected", "misconfigured"]
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """What to do with a batch.
 
     * `acknowledged`: it is stored.
-    * `retry`: send it again after `after_s` wall seconds, or by the sender's own back-off if that is None.
-    * `split`: some line is at fault; halve the batch. A single line is put aside.
-    * `park`: no line is at fault but the rights, the address or the settings; keep everything, raise an
-      alarm, try again slowly.
+    * `retryable`: no answer, or an error of the server; send it again by the sender's own back-off.
+    * `throttled`: the server is busy; send it again after `after_s` wall seconds, or as above if that is
+      None.
+    * `rejected`: some line is at fault; halve the batch. A single line is put aside.
+    * `misconfigured`: no line is at fault but the rights, the address or the settings; keep everything,
+      raise an alarm, try again slowly.
 
     `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
-    `split` will find the bad ones; otherwise it may be the request that is wrong. So many as
+    halving will find the bad ones; otherwise it may be the request that is wrong. So many as
     `beyond_retention` are older than what the bucket keeps. `pending` says that the lines may be carried
     out yet, even after what is sent later; `answered`, that the server (or what is before it) has spoken.
     """
@@ -61,7 +63,9 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
         return Verdict("acknowledged", text)
     if 200 <= status < 300:
         # A page of a proxy, an ingress without that path: what is not stored must not count as shipped.
-        return Verdict("park", f"{text} (an InfluxDB answers a write with 204, this is none)")
+        return Verdict(
+            "misconfigured", f"{text} (an InfluxDB answers a write with 204, this is none)"
+        )
     if status in (400, 413, 422):
         # 2.x stores nothing of a batch with a line that does not parse (400); 1.x (400 "partial
         # write") and 2.x (422) store the other lines. Sending those again is harmless in all cases.
@@ -69,13 +73,13 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
         # One for each line. (What is dropped for its fields' types may be counted by field.)
         too_old = _BEYOND_RETENTION.search(text)
         dropped = 0 if too_old is None else int(too_old[1])
-        return Verdict("split", text, blames_lines=blames_lines, beyond_retention=dropped)
+        return Verdict("rejected", text, blames_lines=blames_lines, beyond_retention=dropped)
     if status in (429, 503):
-        return Verdict("retry", text, _bounded_s(headers.get("Retry-After"), now_s))
+        return Verdict("throttled", text, _bounded_s(headers.get("Retry-After"), now_s))
     if status >= 500:
         # A server, or a proxy before it, that has waited long enough; what it waited for may go on.
-        return Verdict("retry", text, pending=True)
-    return Verdict("park", text)
+        return Verdict("retryable", text, pending=True)
+    return Verdict("misconfigured", text)
 
 
 def judge_failure(error: BaseException, *, connected: bool = True) -> Verdict:
@@ -84,7 +88,7 @@ def judge_failure(error: BaseException, *, connected: bool = True) -> Verdict:
     If it was `connected`, the lines may have been stored or not, or will be yet.
     """
     return Verdict(
-        "retry",
+        "retryable",
         f"{type(error).__name__}: {words_of(error)}" if str(error) else type(error).__name__,
         pending=connected,
         answered=False,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from marketfeed.influxdb.answers import Verdict
-from marketfeed.influxdb.unanswered import Doubts
+from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 
 REFUSED_IN_A_ROW: Final = 50
@@ -28,15 +28,15 @@ class NotNowError(Exception):
 class Delivery:
     """Has `influx` take lines. Raises NotNowError; lines that it will never take are returned.
 
-    `doubts` are the lines whose newest state must be the last that the server carries out.
+    `unanswered_lines` are the lines whose newest state must be the last that the server carries out.
     """
 
-    def __init__(self, influx: InfluxWriter, doubts: Doubts) -> None:
+    def __init__(self, influx: InfluxWriter, unanswered_lines: UnansweredLines) -> None:
         self.requests = 0
         self.acknowledged_s: float | None = None
         """When something was last acknowledged (monotonic)."""
         self._influx = influx
-        self._doubts = doubts
+        self._unanswered = unanswered_lines
         self._refused_in_a_row = 0
 
     async def rows(self, texts: list[str], at_once: int) -> Refused:
@@ -44,7 +44,7 @@ class Delivery:
         try:
             return await self.states(texts, at_once)
         except NotNowError as error:
-            self._doubts.add(error.pending)
+            self._unanswered.add(error.pending)
             raise
 
     async def states(self, texts: list[str], at_once: int) -> Refused:
@@ -59,9 +59,9 @@ class Delivery:
         self.requests += 1
         if verdict.action == "acknowledged":
             self.acknowledged_s = time.monotonic()
-            self._doubts.answered(self.acknowledged_s)
+            self._unanswered.answered(self.acknowledged_s)
             self._refused_in_a_row = 0
-        elif verdict.action != "split":
+        elif verdict.action != "rejected":
             raise NotNowError(verdict, texts)
         elif verdict.beyond_retention >= len(texts):
             # All of them: halving a long history that the bucket does not keep would take for ever.
@@ -75,5 +75,7 @@ class Delivery:
             if self._refused_in_a_row >= REFUSED_IN_A_ROW:
                 # Counted anew when it is tried again.
                 self._refused_in_a_row = 0
-                raise NotNowError(Verdict("park", f"every line is refused: {verdict.text}"))
+                raise NotNowError(
+                    Verdict("misconfigured", f"every line is refused: {verdict.text}")
+                )
             refused.append((texts[0], verdict.text))

@@ -1,6 +1,6 @@
 """What is shipped apart from the cursor, every few seconds: forming candles, and the catalog again.
 
-Of a forming candle only the last state matters. A row of the catalog is said again at the start and once a
+Of a forming candle only the last state matters. A row of the catalog is shipped again at the start and once a
 day, stamped anew: shipped once, at the time when it changed, a bucket that keeps 30 days would forget it.
 """
 
@@ -23,7 +23,7 @@ class Fresh(NamedTuple):
 class States:
     """What of them has been shipped. `every_s`: monotonic seconds between two looks.
 
-    `now_ms` is the exchange's time, at which the catalog is said; None: a file without a catalog.
+    `now_ms` is the exchange's time, at which the catalog is shipped; None: a file without a catalog.
     """
 
     def __init__(self, every_s: float, now_ms: Callable[[], int] | None) -> None:
@@ -57,8 +57,8 @@ class States:
         if self._now_ms is not None:
             at_ms = max(self._now_ms(), self._catalog_ms + 1)
             is_due = at_ms - self._catalog_ms >= DAY_MS
-            # A row that is noted at one time and committed later: said in between, its former state would
-            # be the newest.
+            # A row that is noted at one time and committed later: shipped in between, its former state
+            # would be the newest.
             if is_due or outbox.catalog_changed(self._catalog_seq, self._catalog_ms):
                 texts, seq = outbox.catalog_as_of(at_ms)
                 if texts:

@@ -42,7 +42,7 @@ class Source(NamedTuple):
     write: Write
 
 
-class Consignment(NamedTuple):
+class ShipBatch(NamedTuple):
     """Lines to ship, and the numbers (`seq`) of which they are everything."""
 
     lines: list[str]
@@ -62,7 +62,7 @@ class Outbox(abc.ABC):
         self._path = path
         self._columns = columns
         self._sources = sources
-        with self._errors_told():
+        with self._translate_sqlite_errors():
             self._db = sqlite3.connect(
                 f"file:{percent(str(path))}?mode=ro",
                 uri=True,
@@ -75,16 +75,16 @@ class Outbox(abc.ABC):
         """Let go of the file."""
         self._db.close()
 
-    def newest(self, acknowledged: Acknowledged, max_lines: int) -> Consignment:
+    def newest(self, acknowledged: Acknowledged, max_lines: int) -> ShipBatch:
         """Take the newest rows but the `acknowledged`, `max_lines` at most, from one state of the file."""
-        consignment = Consignment([], [])
+        batch = ShipBatch([], [])
         with self._one_state():
             for piece in acknowledged.pieces(self._next_seq()):
-                if len(consignment.lines) >= max_lines:
+                if len(batch.lines) >= max_lines:
                     break
-                covered_from = self._take(consignment.lines, piece, max_lines)
-                consignment.covers.append(piece._replace(first=covered_from))
-        return consignment
+                covered_from = self._take(batch.lines, piece, max_lines)
+                batch.covers.append(piece._replace(first=covered_from))
+        return batch
 
     def _take(self, texts: list[str], piece: Piece, max_lines: int) -> int:
         """Add lines to `texts` from the last of a piece down; returns down to where they are everything."""
@@ -146,7 +146,7 @@ class Outbox(abc.ABC):
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[None]:
-        with self._errors_told():
+        with self._translate_sqlite_errors():
             self._db.execute("BEGIN")
             try:
                 yield
@@ -154,7 +154,7 @@ class Outbox(abc.ABC):
                 self._db.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _errors_told(self) -> Iterator[None]:
+    def _translate_sqlite_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:

@@ -26,8 +26,8 @@ from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
-from marketfeed.influxdb.outbox import Consignment, Outbox
-from marketfeed.influxdb.unanswered import MOST_LINES, Doubts
+from marketfeed.influxdb.outbox import Outbox, ShipBatch
+from marketfeed.influxdb.unanswered import MOST_LINES, UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.storage.ranges import Acknowledged
 
@@ -48,7 +48,7 @@ class Pace(msgspec.Struct, frozen=True):
     A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
     failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
     when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
-    What was sent without an answer is looked at again `settle_s` after the server has answered.
+    What was sent without an answer is looked at again `recheck_after_s` after the server has answered.
     """
 
     max_lines: int = 5_000
@@ -58,7 +58,7 @@ class Pace(msgspec.Struct, frozen=True):
     backoff_cap_s: float = 10.0
     parked_s: float = 30.0
     last_s: float = 10.0
-    settle_s: float = 60.0
+    recheck_after_s: float = 60.0
 
 
 DEFAULT_PACE: Final = Pace()
@@ -126,7 +126,7 @@ class _Look(NamedTuple):
 class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
 
-    `now_ms` is the exchange's time, at which a catalog is said again; a ledger has none.
+    `now_ms` is the exchange's time, at which a catalog is shipped again; a ledger has none.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class Shipper:
         self._outbox: Outbox | None = None
         self._generation = 0
         self._shipped = Acknowledged({})
-        self._doubts = Doubts(pace.settle_s)
-        self._delivery = Delivery(influx, self._doubts)
+        self._unanswered = UnansweredLines(pace.recheck_after_s)
+        self._delivery = Delivery(influx, self._unanswered)
         self._states = States(pace.forming_every_s, now_ms)
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
         self._state_refusal = ""
         self._is_demanded = False
-        self._room = pace.max_lines
+        self._batch_size = pace.max_lines
         self._state = "shipping"
         self._trouble = Trouble(log, "shipping waits, all is kept", "shipping again")
         self._unshipped = 0
@@ -174,7 +174,7 @@ class Shipper:
             refused=self.refused,
             batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
-            in_doubt=len(self._doubts),
+            in_doubt=len(self._unanswered),
         )
 
     def shipped_below(self) -> int:
@@ -209,9 +209,9 @@ class Shipper:
         """Ship turn after turn; returns after a failure, once it has been waited for."""
         try:
             await self._begin()
-            await self._knock()
-            await self._settle(time.monotonic())
-            if (hold_s := self._doubts.hold_s(time.monotonic())) > 0:
+            await self._probe()
+            await self._recheck(time.monotonic())
+            if (hold_s := self._unanswered.hold_s(time.monotonic())) > 0:
                 await self._rest(hold_s)
                 return
             ahead = asyncio.create_task(self._take(self._shipped))
@@ -223,18 +223,18 @@ class Shipper:
                     or self._generation != self._writer.generation
                 ):
                     started_s = time.monotonic()
-                    consignment, full, look = await ahead
+                    batch, full, look = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = self._shipped.copy()
-                        for piece in consignment.covers:
+                        for piece in batch.covers:
                             assumed.add(piece)
                         ahead = asyncio.create_task(self._take(assumed))
-                    await self._settle(started_s)
-                    acknowledged = await self._ship(consignment)
+                    await self._recheck(started_s)
+                    acknowledged = await self._ship(batch)
                     if look is not None:
                         await self._ship_states(look)
-                    self._well()
+                    self._recovered()
                     await noting
                     # Saved while the next batch travels: what is not saved is sent again, harmlessly.
                     noting = asyncio.create_task(self._note(acknowledged))
@@ -249,7 +249,7 @@ class Shipper:
         except NotNowError as error:
             await self._rest(self._delay_s(error.verdict))
         except JournalError as error:
-            await self._rest(self._delay_s(Verdict("retry", str(error))))
+            await self._rest(self._delay_s(Verdict("retryable", str(error))))
 
     async def _begin(self) -> None:
         """Find out where shipping stands: at first, in another journal, and when it is to begin again."""
@@ -277,20 +277,20 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                consignment, full, _ = await self._take(self._shipped)
-                await self._note(await self._ship(consignment))
+                batch, full, _ = await self._take(self._shipped)
+                await self._note(await self._ship(batch))
                 if not full:
                     break
             # There will be no better time for it.
-            await self._settle(math.inf)
+            await self._recheck(math.inf)
         except (NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Acknowledged) -> tuple[Consignment, bool, _Look | None]:
+    async def _take(self, shipped: Acknowledged) -> tuple[ShipBatch, bool, _Look | None]:
         """Read what is to be shipped next, whether there may be more of it, and what goes beside it."""
-        room, target = self._room, self._influx.target
+        batch_size, target = self._batch_size, self._influx.target
 
-        def take() -> tuple[Consignment, bool, _Look | None]:
+        def take() -> tuple[ShipBatch, bool, _Look | None]:
             outbox = self._the_outbox()
             look = None
             if self._states.are_due(now_s := time.monotonic()):
@@ -300,47 +300,47 @@ class Shipper:
             if time.monotonic() - self._counted_s >= COUNT_EVERY_S:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
-            consignment = outbox.newest(shipped, room)
-            return consignment, len(consignment.lines) >= room, look
+            batch = outbox.newest(shipped, batch_size)
+            return batch, len(batch.lines) >= batch_size, look
 
         return await self._in_thread(take)
 
-    async def _ship(self, consignment: Consignment) -> list[tuple[str, int, int]]:
+    async def _ship(self, batch: ShipBatch) -> list[tuple[str, int, int]]:
         """Have the server take a batch; returns the ranges to note, grown together."""
-        if consignment.lines:
-            refused = await self._delivery.rows(consignment.lines, self._room)
+        if batch.lines:
+            refused = await self._delivery.rows(batch.lines, self._batch_size)
             if refused:
                 await self._put_aside(refused)
-            self.lines += len(consignment.lines) - len(refused)
-            self._unshipped = max(0, self._unshipped - len(consignment.lines))
-        return [grown for piece in consignment.covers for grown in self._shipped.add(piece)]
+            self.lines += len(batch.lines) - len(refused)
+            self._unshipped = max(0, self._unshipped - len(batch.lines))
+        return [grown for piece in batch.covers for grown in self._shipped.add(piece)]
 
-    async def _knock(self) -> None:
+    async def _probe(self) -> None:
         """Ask a server that gave no answer with a line that it may have already, and with no other.
 
         So an outage leaves one batch in doubt, however often it is tried. When it answers with an error
         of its own, new rows are tried every second time: the line's own shard may fail, and nothing else.
         """
-        while lines := self._doubts.unanswered(1):
+        while lines := self._unanswered.unanswered(1):
             standing = await self._as_they_stand(lines)
             texts = [text for text in standing if text is not None]
-            self._doubts.drop(lines)
+            self._unanswered.drop(lines)
             if not texts:
                 continue
             # Last in the row: the next time it is another one's turn.
-            self._doubts.add(lines)
+            self._unanswered.add(lines)
             try:
-                await self._delivery.rows(texts, self._room)
+                await self._delivery.rows(texts, self._batch_size)
             except NotNowError as error:
                 verdict = error.verdict
                 only_this = verdict.pending and verdict.answered and self._trouble.failures % 2 == 0
-                if not only_this or len(self._doubts) >= MOST_LINES:
+                if not only_this or len(self._unanswered) >= MOST_LINES:
                     raise
             return
 
-    async def _settle(self, now_s: float) -> None:
+    async def _recheck(self, now_s: float) -> None:
         """Send again what has changed since it was sent without an answer: the server may have undone it."""
-        while lines := self._doubts.due(now_s):
+        while lines := self._unanswered.due(now_s):
             standing = await self._as_they_stand(lines)
             changed = [
                 text
@@ -350,15 +350,15 @@ class Shipper:
             if changed:
                 log.info("sent again after a request without an answer lines=%d", len(changed))
                 try:
-                    refused = await self._delivery.rows(changed, self._room)
+                    refused = await self._delivery.rows(changed, self._batch_size)
                 except NotNowError:
                     # Some time later again, and not before everything else.
-                    self._doubts.settled(len(lines))
-                    self._doubts.add(changed)
+                    self._unanswered.rechecked(len(lines))
+                    self._unanswered.add(changed)
                     raise
                 if refused:
                     await self._put_aside(refused)
-            self._doubts.settled(len(lines))
+            self._unanswered.rechecked(len(lines))
 
     async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
         return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
@@ -379,7 +379,7 @@ class Shipper:
 
     async def _ship_states(self, look: _Look) -> None:
         self._is_demanded, fresh, now_s = look
-        refused = await self._delivery.states(fresh.texts, self._room)
+        refused = await self._delivery.states(fresh.texts, self._batch_size)
         if refused:
             self._state_refused(*refused[0], len(refused))
         self.lines += len(fresh.texts) - len(refused)
@@ -413,27 +413,27 @@ class Shipper:
             log.error("refused lines gone, too many to keep lines=%d", gone)
         self.refused += len(refused)
 
-    def _well(self) -> None:
-        self._room = min(2 * self._room, self._pace.max_lines)
+    def _recovered(self) -> None:
+        self._batch_size = min(2 * self._batch_size, self._pace.max_lines)
         self._trouble.end()
         self._state = "shipping"
 
     def _delay_s(self, verdict: Verdict) -> float:
-        parked = verdict.action == "park"
+        parked = verdict.action == "misconfigured"
         self._trouble.met(verdict.text, logging.ERROR if parked else logging.WARNING)
         self._state = "parked" if parked else "waiting"
         if parked:
             return self._pace.parked_s
-        # Full jitter, so that two collectors do not knock together.
+        # Full jitter, so that two collectors do not try at the same time.
         pace = self._pace
         delay_s = random.uniform(
             0.0, backoff_s(self._trouble.failures, pace.backoff_first_s, pace.backoff_cap_s)
         )
         if verdict.after_s is not None:
-            # A server that wishes no time, or one that is past, is not knocked at without end.
+            # A server that wishes no time, or one that is past, is not tried without end.
             return max(verdict.after_s, delay_s)
         # It may be the size: some servers hang up on large requests, or need too long for them.
-        self._room = max(self._room // 2, min(FEWEST_LINES, self._pace.max_lines))
+        self._batch_size = max(self._batch_size // 2, min(FEWEST_LINES, self._pace.max_lines))
         return delay_s
 
     async def _rest(self, seconds: float) -> None:
@@ -460,5 +460,5 @@ class Shipper:
         except LineError as error:
             # No row of the journal can hold such a number; if one does, nothing may be skipped silently.
             raise NotNowError(
-                Verdict("park", f"a row cannot be written as a line: {error}")
+                Verdict("misconfigured", f"a row cannot be written as a line: {error}")
             ) from error

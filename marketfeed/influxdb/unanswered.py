@@ -14,20 +14,20 @@ from typing import Final
 PURE = True
 
 MOST_LINES: Final = 50_000
-"""With so many in doubt nothing new is sent until the first have settled: memory stays bounded."""
+"""With so many in doubt nothing new is sent until the first have been rechecked: memory stays bounded."""
 AT_ONCE: Final = 1_000
 
 
-class Doubts:
-    """The lines in doubt; they settle `settle_s` after the first acknowledgement that follows them."""
+class UnansweredLines:
+    """The lines in doubt; they are due `recheck_after_s` after the first acknowledgement that follows."""
 
-    def __init__(self, settle_s: float) -> None:
-        self._settle_s = settle_s
+    def __init__(self, recheck_after_s: float) -> None:
+        self._recheck_after_s = recheck_after_s
         self._unanswered: dict[str, None] = {}
-        self._settling: deque[tuple[float, str]] = deque()
+        self._to_recheck: deque[tuple[float, str]] = deque()
 
     def __len__(self) -> int:
-        return len(self._unanswered) + len(self._settling)
+        return len(self._unanswered) + len(self._to_recheck)
 
     def add(self, lines: Iterable[str]) -> None:
         """Note lines that were sent without an answer."""
@@ -45,22 +45,22 @@ class Doubts:
     def answered(self, now_s: float) -> None:
         """Note that the server has acknowledged something."""
         if self._unanswered:
-            due_s = now_s + self._settle_s
-            self._settling.extend((due_s, line) for line in self._unanswered)
+            due_s = now_s + self._recheck_after_s
+            self._to_recheck.extend((due_s, line) for line in self._unanswered)
             self._unanswered.clear()
 
     def due(self, now_s: float) -> list[str]:
-        """Lines that were carried out by now if ever, AT_ONCE at most; they stay until `settled`."""
-        first = islice(self._settling, AT_ONCE)
+        """Lines that were carried out by now if ever, AT_ONCE at most; they stay until `rechecked`."""
+        first = islice(self._to_recheck, AT_ONCE)
         return [line for due_s, line in first if due_s <= now_s]
 
-    def settled(self, count: int) -> None:
+    def rechecked(self, count: int) -> None:
         """Forget the first so many of `due`."""
         for _ in range(count):
-            self._settling.popleft()
+            self._to_recheck.popleft()
 
     def hold_s(self, now_s: float) -> float:
         """For how long nothing new may be sent, because too much is in doubt."""
-        if len(self) < MOST_LINES or not self._settling:
+        if len(self) < MOST_LINES or not self._to_recheck:
             return 0.0
-        return max(0.0, self._settling[0][0] - now_s)
+        return max(0.0, self._to_recheck[0][0] - now_s)

@@ -57,7 +57,7 @@ class InfluxWriter:
         try:
             token = self._token.read()
         except OSError as error:
-            return Verdict("park", f"token file cannot be read: {error.strerror}")
+            return Verdict("misconfigured", f"token file cannot be read: {error.strerror}")
         if token:
             headers["Authorization"] = authorization(token, self._settings.api)
         try:
@@ -96,7 +96,7 @@ def authorization(token: str, api: str) -> str:
 
 
 def hide_token(words: bytes, headers: Mapping[str, str]) -> bytes:
-    """What a server said, without the token that it was sent: some errors repeat a request's headers."""
+    """What a server answered, without the token that it was sent: some errors repeat a request's headers."""
     scheme, _, sent = headers.get("Authorization", "").partition(" ")
     secrets = [sent.encode()]
     if scheme == "Basic":

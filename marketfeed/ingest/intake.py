@@ -14,7 +14,7 @@ from typing import Final
 
 from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.counters import Counters, Trouble
+from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.freshness import Freshness, Seen
 from marketfeed.journal.batch import Batch
@@ -47,7 +47,7 @@ class Intake:
         self,
         writer: JournalWriter,
         decoder: FrameDecoder,
-        counters: Counters,
+        counters: CollectorCounters,
         now_ms: Callable[[], int],
         funding_rate_every_ms: int,
         on_replaced: Callable[[], None],
@@ -57,7 +57,7 @@ class Intake:
         self.before_commit: Callable[[], None] = lambda: None
         """Called before each commit: what it adds is stored together with what it was found by."""
         self.next_funding_ms: dict[str, int] = {}
-        """The next settlement of each pair as its frames last told it; 0 if none is scheduled."""
+        """The next settlement of each pair as its frames last had it; 0 if none is scheduled."""
         self.trouble = Trouble(
             log, "journal cannot be written", "journal writes again", logging.ERROR
         )
@@ -123,7 +123,7 @@ class Intake:
         return seen
 
     def add(self, record: Record) -> None:
-        """Take in a record that comes from elsewhere than a frame (a gap, a candle had by REST)."""
+        """Take in a record that comes from elsewhere than a frame (a gap, a candle by REST)."""
         self._pending.add(record)
         if isinstance(record, Candle) and record.closed:
             self._counters.records["candle_fetched"] += 1

@@ -16,7 +16,7 @@ from marketfeed.journal import retention, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.migrations import back_to_2, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
-from marketfeed.journal.retention import Cut
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.records import REGULAR, Candle, FundingSettled
 from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
@@ -117,14 +117,14 @@ class Journal(NumberedFile, JournalReads):
                 (name, saved_ms, zlib.compress(body)),
             )
 
-    def delete(self, cut: Cut, below_seq: int | None = None) -> int:
-        """Delete what a cut names. Returns the number of rows.
+    def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
+        """Delete what a range names. Returns the number of rows.
 
         Rows from `below_seq` on stay, whatever their age: they have not been shipped yet.
         """
         with self._transaction():
             return retention.delete(
-                self.db, cut, self._next_seq if below_seq is None else below_seq
+                self.db, delete_range, self._next_seq if below_seq is None else below_seq
             )
 
     # --- inside -----------------------------------------------------------------------------------

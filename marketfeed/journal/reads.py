@@ -6,7 +6,7 @@ import zlib
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, candles_in
+from marketfeed.grid import TimeRange, candles_in
 from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry, RejectedFrame
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ READ_AT_START: Final = (
 """What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""
 
 READ_AT_START_3: Final = (*READ_AT_START, "SELECT * FROM meta", "SELECT * FROM shipping")
-"""The same of a journal from version 3 on."""
+"""What a start reads of a journal from version 3 on."""
 
 
 class JournalReads:
@@ -48,7 +48,7 @@ class JournalReads:
         try:
             return None if row is None else (zlib.decompress(row[0]), row[1])
         except zlib.error as error:
-            # It can be had anew; the candles beside it cannot.
+            # It can be fetched anew; the candles beside it cannot.
             log.error(
                 "document cannot be read, going on without name=%s error=%r", name, str(error)
             )
@@ -69,29 +69,29 @@ class JournalReads:
             )
         }
 
-    def open_gaps(self) -> list[tuple[str, str, Stretch]]:
+    def open_gaps(self) -> list[tuple[str, str, TimeRange]]:
         """The gaps of candles that are neither healed nor given up: pair, timeframe and where."""
         return self._gaps("'found', 'healing'")
 
-    def given_up_gaps(self) -> list[tuple[str, str, Stretch]]:
+    def given_up_gaps(self) -> list[tuple[str, str, TimeRange]]:
         """The gaps of candles that were given up, as `open_gaps` gives those that were not."""
         return self._gaps("'unresolvable'")
 
-    def holes(self, pair: str, timeframe: str, stretch: Stretch) -> list[Stretch]:
-        """What is not stored of a stretch, oldest first; found by SQLite, row by row nothing is kept."""
+    def holes(self, pair: str, timeframe: str, time_range: TimeRange) -> list[TimeRange]:
+        """What is not stored of a range, oldest first; found by SQLite, row by row nothing is kept."""
         length_ms = schema.TIMEFRAMES_MS[timeframe]
-        if stretch.start_ms >= stretch.end_ms:
+        if time_range.start_ms >= time_range.end_ms:
             return []
-        (count, first) = self.db.execute(_EXTENT, (pair, length_ms, *stretch)).fetchone()
+        (count, first) = self.db.execute(_EXTENT, (pair, length_ms, *time_range)).fetchone()
         if count == 0:
-            return [stretch]
-        if count == candles_in(stretch, length_ms):
+            return [time_range]
+        if count == candles_in(time_range, length_ms):
             return []
-        found = [Stretch(stretch.start_ms, first)] if first > stretch.start_ms else []
+        found = [TimeRange(time_range.start_ms, first)] if first > time_range.start_ms else []
         within = self.db.execute(
-            _HOLES, (length_ms, stretch.end_ms, pair, length_ms, *stretch, length_ms)
+            _HOLES, (length_ms, time_range.end_ms, pair, length_ms, *time_range, length_ms)
         )
-        return found + [Stretch(start_ms, end_ms) for start_ms, end_ms in within]
+        return found + [TimeRange(start_ms, end_ms) for start_ms, end_ms in within]
 
     def newest_settled(self) -> dict[str, tuple[int, float]]:
         """Time (ms) and rate of each pair's newest settled funding rate."""
@@ -167,10 +167,10 @@ class JournalReads:
             "refused_lines": refused,
         }
 
-    def _gaps(self, states: str) -> list[tuple[str, str, Stretch]]:
+    def _gaps(self, states: str) -> list[tuple[str, str, TimeRange]]:
         lengths = schema.TIMEFRAMES_MS
         return [
-            (pair, kind.removeprefix(CANDLE_GAP), Stretch(start_ms, end_ms))
+            (pair, kind.removeprefix(CANDLE_GAP), TimeRange(start_ms, end_ms))
             for pair, kind, start_ms, end_ms in self.db.execute(
                 f"""SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
                     WHERE state IN ({states}) AND "end" IS NOT NULL

@@ -8,7 +8,7 @@ from typing import Self
 from marketfeed.journal.journal import KIND
 from marketfeed.records import RefusedLine
 from marketfeed.storage.acknowledged import notes_of
-from marketfeed.storage.database import errors_told, transaction
+from marketfeed.storage.database import transaction, translate_sqlite_errors
 from marketfeed.storage.reading import require
 
 
@@ -22,7 +22,7 @@ class RefusedLines:
     def __init__(self, path: Path, *, dropping: bool = False) -> None:
         self._path = path
         require(KIND, path, writing=dropping)
-        with errors_told(KIND, path):
+        with translate_sqlite_errors(KIND, path):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
     def __enter__(self) -> Self:
@@ -34,17 +34,17 @@ class RefusedLines:
     def read(self) -> list[RefusedLine]:
         """All of them, oldest first."""
         text = "SELECT id, refused, target, line, answer FROM refused_line ORDER BY id"
-        with errors_told(KIND, self._path):
+        with translate_sqlite_errors(KIND, self._path):
             return [RefusedLine(*row) for row in self._db.execute(text)]
 
     def gone(self) -> int:
         """How many more there were, pushed out by newer ones."""
-        with errors_told(KIND, self._path):
+        with translate_sqlite_errors(KIND, self._path):
             return notes_of(KIND, self._db).lines_gone()
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Delete lines by their numbers: they were taken after all."""
-        with errors_told(KIND, self._path), transaction(self._db):
+        with translate_sqlite_errors(KIND, self._path), transaction(self._db):
             self._db.executemany(
                 "DELETE FROM refused_line WHERE id = ?", [(number,) for number in numbers]
             )

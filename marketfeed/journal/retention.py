@@ -11,7 +11,7 @@ _TIME_COLUMN: Final = {"candle": "open_time", "mark_price": "time", "funding_rat
 _GIVE_WAY: Final = ("mark_price", "funding_rate", "candle")
 
 
-class Cut(NamedTuple):
+class DeleteRange(NamedTuple):
     """Rows of one pair in one table that are older than `before_ms` (exchange time).
 
     `oldest_ms` is the oldest that the table has of any pair, where that was looked for.
@@ -23,22 +23,22 @@ class Cut(NamedTuple):
     oldest_ms: int | None = None
 
 
-def expired(journal: JournalReads, keep_ms: Mapping[str, int]) -> list[Cut]:
+def expired(journal: JournalReads, keep_ms: Mapping[str, int]) -> list[DeleteRange]:
     """What is older than `keep_ms[table]`, counted back from the newest row of that table.
 
     Tables: candle, mark_price, funding_rate. Never from the wall clock: a wrong clock must not
-    delete anything. One cut a pair, so that commits of new data can pass in between.
+    delete anything. One range a pair, so that commits of new data can pass in between.
     """
     pair_ids = _pair_ids(journal.db)
     return [
-        Cut(table, pair_id, newest - age_ms)
+        DeleteRange(table, pair_id, newest - age_ms)
         for table, age_ms in keep_ms.items()
         if (newest := _extreme(journal.db, table, "max")) is not None
         for pair_id in pair_ids
     ]
 
 
-def over_budget(journal: JournalReads, max_bytes: int) -> list[Cut]:
+def over_budget(journal: JournalReads, max_bytes: int) -> list[DeleteRange]:
     """What to delete first when the file's used pages exceed `max_bytes`; empty when all fits.
 
     A sixteenth of what there is of the first table that has more than an hour: mark prices give
@@ -52,17 +52,18 @@ def over_budget(journal: JournalReads, max_bytes: int) -> list[Cut]:
             continue
         step_ms = max((newest - oldest) // 16, schema.MINUTE_MS)
         before_ms = min(oldest + step_ms, newest - schema.HOUR_MS)
-        return [Cut(table, pair_id, before_ms, oldest) for pair_id in _pair_ids(journal.db)]
+        return [DeleteRange(table, pair_id, before_ms, oldest) for pair_id in _pair_ids(journal.db)]
     return []
 
 
-def delete(db: sqlite3.Connection, cut: Cut, below_seq: int) -> int:
-    """Delete what a cut names, but rows from `below_seq` on; returns how many went. In a transaction."""
+def delete(db: sqlite3.Connection, delete_range: DeleteRange, below_seq: int) -> int:
+    """Delete what a range names, but rows from `below_seq` on; returns how many went. In a transaction."""
     text = (
-        f"DELETE FROM {cut.table} WHERE pair_id = ? AND {_TIME_COLUMN[cut.table]} < ? AND seq < ?"
+        f"DELETE FROM {delete_range.table} "
+        f"WHERE pair_id = ? AND {_TIME_COLUMN[delete_range.table]} < ? AND seq < ?"
     )
-    key = (cut.pair_id, cut.before_ms, below_seq)
-    if cut.table != "candle":
+    key = (delete_range.pair_id, delete_range.before_ms, below_seq)
+    if delete_range.table != "candle":
         return db.execute(text, key).rowcount
     # By the timeframe too: the key begins with both.
     return sum(

@@ -93,7 +93,7 @@ CREATE TABLE document(
 """
 
 FROM_1_TO_2: Final = (
-    # A gap has a state. What the disk budget took is gone; a candle that did not come may be had yet.
+    # A gap has a state. What the disk budget took is gone; a candle that did not come may be fetched yet.
     "ALTER TABLE gap RENAME TO gap_1",
     "DROP INDEX gap_seq",
     """CREATE TABLE gap(

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from marketfeed import schema
 from marketfeed.errors import JournalError, JournalNewerError
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
 from marketfeed.records import Candle, CatalogEntry, RejectedFrame
@@ -57,9 +57,9 @@ class JournalView:
         found = self._ask(lambda journal: journal.load_document(name))
         return None if found is None else found[0]
 
-    def candles(self, pair: str, timeframe: str, stretch: Stretch) -> list[Candle]:
-        """The closed candles of a stretch, oldest first, all numbers; `event_time_ms` is the close."""
-        return self._ask(lambda journal: journal.candles(pair, timeframe, *stretch))
+    def candles(self, pair: str, timeframe: str, time_range: TimeRange) -> list[Candle]:
+        """The closed candles of a range, oldest first, all numbers; `event_time_ms` is the close."""
+        return self._ask(lambda journal: journal.candles(pair, timeframe, *time_range))
 
     def chart(self, pair: str, timeframe: str, limit: int) -> Chart | None:
         """The newest `limit` closed candles of a series and what belongs to them; None: no such pair.
@@ -85,9 +85,9 @@ class JournalView:
 
         return self._ask(question)
 
-    def holes(self, pair: str, timeframe: str, stretch: Stretch) -> list[Stretch]:
-        """What the journal lacks of a stretch, oldest first."""
-        return self._ask(lambda journal: journal.holes(pair, timeframe, stretch))
+    def holes(self, pair: str, timeframe: str, time_range: TimeRange) -> list[TimeRange]:
+        """What the journal lacks of a range, oldest first."""
+        return self._ask(lambda journal: journal.holes(pair, timeframe, time_range))
 
     def rejected_frames(self) -> list[RejectedFrame]:
         """The frames kept that could not be used, oldest first."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.damage import find_damage, is_certain, require_readable
-from marketfeed.storage.database import CHECK_S, errors_told
+from marketfeed.storage.database import CHECK_S, translate_sqlite_errors
 from marketfeed.storage.file_thread import FileThread
 from marketfeed.storage.files import identity
 
@@ -139,12 +139,12 @@ class JournalWriter(FileThread[Journal]):
             return False
         if self._certain:
             return True
-        with errors_told(KIND, self.path):
+        with translate_sqlite_errors(KIND, self.path):
             what = find_damage(self.path)
         if not what:
             return False
         require_readable(KIND.name, self.path)
-        with errors_told(KIND, self.path):
+        with translate_sqlite_errors(KIND, self.path):
             return find_damage(self.path) == what
 
     def _replace(self, *, distrusted: bool) -> None:

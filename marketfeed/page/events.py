@@ -86,7 +86,7 @@ class Events:
                 "X-Accel-Buffering": "no",
             }
         )
-        told = b""
+        sent = b""
         try:
             async with asyncio.timeout(self._write_within_s):
                 await response.prepare(request)
@@ -94,9 +94,9 @@ class Events:
             while not self._closing.is_set():
                 snapshot = self._snapshot()
                 text = b"event: now\ndata: %b\n\n" % snapshot.now
-                if snapshot.seldom != told:
-                    told = snapshot.seldom
-                    text = b"event: seldom\ndata: %b\n\n" % told + text
+                if snapshot.seldom != sent:
+                    sent = snapshot.seldom
+                    text = b"event: seldom\ndata: %b\n\n" % sent + text
                 async with asyncio.timeout(self._write_within_s):
                     await response.write(text)
                 await wait_at_most(EVERY_S, self._closing)

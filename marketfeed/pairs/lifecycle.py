@@ -1,6 +1,6 @@
 """Pairs come and go: what exchangeInfo tells is carried out here, while everything else runs on.
 
-`Roster` knows what is collected; the `Keeper` has subscriptions, deadlines and the catalog follow it.
+`Roster` knows what is collected; by `PairLifecycle` subscriptions, deadlines and the catalog follow it.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ NEW_FOR_MS: Final = schema.DAY_MS
 """A contract listed within this is collected from its first candle on, not from the one that forms now."""
 
 
-class Keeper:
+class PairLifecycle:
     """Keeps one collector's pairs in step with the exchange; `run` lasts until it is cancelled.
 
     `on_change` is called when the roster has changed, for who else has to follow.
@@ -182,7 +182,7 @@ class Keeper:
         try:
             newest = await self._writer.call(Journal.newest_candles)
         except JournalError as error:
-            log.warning("stored candles not to be had error=%r", str(error))
+            log.warning("stored candles cannot be read error=%r", str(error))
             newest = {}
         stored: dict[tuple[str, str], int] = {}
         for instrument in joined:

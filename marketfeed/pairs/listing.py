@@ -71,15 +71,17 @@ class InstrumentSource:
         self.problem = ""
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
         self.newest: Listing | None = None
-        """The last list that was had and believed."""
+        """The last list that was fetched and believed."""
         self.vanished: frozenset[str] = frozenset()
-        """Pairs of which it was said for hours that they are not listed any more, and still is."""
+        """Pairs that the exchange has not listed for hours, and still does not."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
         self._writer = writer
         self._heard = heard
-        self._trouble = Trouble(log, "exchangeInfo not to be had", "exchangeInfo is had again")
+        self._trouble = Trouble(
+            log, "exchangeInfo cannot be fetched", "exchangeInfo is fetched again"
+        )
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
@@ -130,7 +132,7 @@ class InstrumentSource:
     async def follow(self, on_listing: Callable[[Listing], Awaitable[None]]) -> None:
         """Ask every few minutes what is traded, and hand each answer on; lasts until it is cancelled.
 
-        An answer that could not be had, or was not believed, changes nothing; it becomes a `problem`
+        An answer that did not come, or was not believed, changes nothing; it becomes a `problem`
         when it is not the first in a row.
         """
         trouble = self._trouble
@@ -205,9 +207,9 @@ class InstrumentSource:
     def _require_whole(
         self, before: Mapping[str, Instrument], info: ExchangeInfo, now_s: float
     ) -> None:
-        """Raise ExchangeError when an answer has lost too many contracts, until it is said for hours.
+        """Raise ExchangeError when an answer has lost too many contracts, unless all have for hours.
 
-        Believed is only the like of the first such answer, told again and again, and nothing that lists
+        Believed is only the like of the first such answer, given again and again, and nothing that lists
         them in between; and not while data comes of what it has lost.
         """
         lasting = {pair for pair, one in before.items() if one.is_lasting}
@@ -235,7 +237,7 @@ class InstrumentSource:
             raise ExchangeError(f"{problem}; believed if it still says so in {hours:.1f} h")
         self._doubt, self.vanished = None, self.vanished | gone
         log.error(
-            "contracts have vanished, said for hours, now believed count=%d of=%d first=%s",
+            "contracts have vanished for hours, now believed count=%d of=%d first=%s",
             len(gone),
             len(lasting),
             min(gone),
@@ -269,4 +271,4 @@ class InstrumentSource:
 
 
 def _using_copy(error: Exception) -> str:
-    return f"exchangeInfo is not to be had, its last known copy is used: {error}"
+    return f"exchangeInfo cannot be fetched, its last known copy is used: {error}"

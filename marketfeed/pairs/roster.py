@@ -1,7 +1,7 @@
 """Which contracts are collected now: the one place that knows, and how that changes.
 
 Pure: the caller passes exchangeInfo's answers and the time (exchange time, ms). Whoever needs to know asks
-the `Roster`; what has to be done about a change is `lifecycle.Keeper`'s part.
+the `Roster`; what has to be done about a change is `lifecycle.PairLifecycle`'s part.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -41,7 +41,7 @@ class Ended(msgspec.Struct, frozen=True):
 class Changes(msgspec.Struct, frozen=True):
     """What an answer of exchangeInfo changes.
 
-    `joined` are to be collected from now on; `returned` tells of those among them how they had ended.
+    `joined` are to be collected from now on; `returned` holds how those among them had ended.
     `dated` have another announced end than before, or none any more. `ended` have stopped without
     notice. `doubted` is pair -> what is wrong, until a second answer says the same. `renamed` are pairs
     (old, new): a guess, for people. `refused` says why the answer's stops were not believed.
@@ -86,7 +86,7 @@ class Roster:
         return len(self._collected)
 
     def known(self, pair: str) -> Instrument | None:
-        """The contract of a pair that is collected, or was until its end: its candles can still be had."""
+        """The contract of a pair that is collected, or was until its end: its candles are still there."""
         ended = self._ended.get(pair)
         return self._collected.get(pair) or (None if ended is None else ended.instrument)
 
@@ -112,7 +112,7 @@ class Roster:
         doubted = {
             pair: problem
             for pair, known in (*self._collected.items(), *self._dormant.items())
-            # An announced end is waited for, whatever else is said of the contract.
+            # An announced end is waited for, whatever else the contract's row holds.
             if known.ended_ms is None and (problem := _problem(known, info))
         }
         refused = ""

@@ -59,13 +59,13 @@ def require_choosable(
         if one.quote == quote and one.contract_type in COLLECTED_CONTRACTS and one.is_lasting
     ]
     trading = [one for one in lasting if one.collectable]
-    told = [volumes[one.symbol] for one in trading if one.symbol in volumes]
-    active = sum(volume > 0.0 for volume in told)
-    halted, untold = len(lasting) - len(trading), len(trading) - len(told)
+    reported = [volumes[one.symbol] for one in trading if one.symbol in volumes]
+    active = sum(volume > 0.0 for volume in reported)
+    halted, unreported = len(lasting) - len(trading), len(trading) - len(reported)
     too_few = not trading or halted > max(MAY_LACK * len(lasting), 1)
-    no_volumes = untold > max(MAY_LACK * len(trading), 1) or active < WITH_VOLUME * len(trading)
+    no_volumes = unreported > max(MAY_LACK * len(trading), 1) or active < WITH_VOLUME * len(trading)
     if too_few or (no_volumes and count < len(lasting)):
         raise ExchangeError(
             f"not enough to choose the top pairs by: {len(trading)} of {len(lasting)} {quote} perpetuals "
-            f"trade, ticker/24hr tells {len(told)} of these, {active} with a volume"
+            f"trade, ticker/24hr has {len(reported)} of these, {active} with a volume"
         )

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 HEALTH: Final = "/health"
 TRUSTED: Final = web.RequestKey("trusted", bool)
-"""Whether the caller may be told more than that all is well, or not."""
+"""Whether the caller may be shown more than that all is well, or not."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -49,7 +49,7 @@ class Guard:
         self._loopback = is_loopback(host)
         self._token = token
         self._trouble = Trouble(
-            log, "no status token, nobody is let in", "status token is had again", logging.ERROR
+            log, "no status token, nobody is let in", "status token is read again", logging.ERROR
         )
 
     def add_to(self, app: web.Application) -> None:
@@ -77,23 +77,23 @@ class Guard:
         return await handler(request)
 
     def _knows_token(self, request: web.Request) -> bool:
-        told = _told(request.headers.get("Authorization", ""))
+        presented = _presented_token(request.headers.get("Authorization", ""))
         try:
             token = self._token.read()
             self._trouble.end()
         except OSError as error:
             self._trouble.met(error)
             return False
-        if told is None or token is None:
+        if presented is None or token is None:
             return False
         # Of hashes, so that not even the token's length shows in the time.
         return hmac.compare_digest(
-            hashlib.sha256(told).digest(), hashlib.sha256(token.encode()).digest()
+            hashlib.sha256(presented).digest(), hashlib.sha256(token.encode()).digest()
         )
 
 
-def _told(authorization: str) -> bytes | None:
-    """The token that a header tells, None if it tells none."""
+def _presented_token(authorization: str) -> bytes | None:
+    """The token that a header carries, None if it carries none."""
     scheme, _, rest = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return rest.strip().encode("utf-8", "surrogateescape")

@@ -48,8 +48,8 @@ class Page(Protocol):
 class StatusServer:
     """Serves the reports of one service on one address. An async context manager.
 
-    `url` tells which port was taken after entering. Whoever asks has to know the settings' token, if there
-    is one; without one nothing but `/health` is told on an address that others reach. Raises ListenError.
+    `url` holds the port that was taken, after entering. Whoever asks has to know the settings' token, if
+    there is one; without one only `/health` is answered where others reach it. Raises ListenError.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class StatusServer:
 
     async def _health(self, request: web.Request) -> web.Response:
         report = self._report()
-        told: dict[str, object] = {"healthy": report.healthy}
+        answer: dict[str, object] = {"healthy": report.healthy}
         if request[TRUSTED]:
             # Reasons name pairs, servers and errors: not for everybody whom a balancer lets through.
-            told["reasons"] = report.reasons
+            answer["reasons"] = report.reasons
         return web.Response(
-            body=msgspec.json.encode(told),
+            body=msgspec.json.encode(answer),
             status=200 if report.healthy else 503,
             content_type="application/json",
             headers={"Cache-Control": "no-store"},

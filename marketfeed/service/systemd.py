@@ -1,4 +1,4 @@
-"""What systemd is told of a service (sd_notify): ready, alive, how it fares, stopping.
+"""What systemd is notified of (sd_notify): ready, alive, how it fares, stopping.
 
 Alive means proven: the watchdog is fed when the caller's `prove` has returned, so when the event loop has
 turned, what the caller watches has turned, and its store has answered. A hung loop, task, thread or disk
@@ -42,13 +42,13 @@ def extend_start() -> None:
             notifier.socket.close()
 
 
-class Told:
-    """Keeps systemd told from entering to leaving. An async context manager; without systemd, nothing.
+class SystemdNotifier:
+    """Keeps systemd informed from entering to leaving. An async context manager; without systemd, nothing.
 
     `prove` returns "" when everything has turned since it was asked last and the store has committed a
     heartbeat, or the name of what has not turned. It raises a MarketfeedError when the store refuses,
     and does not return while something hangs. `describe` is one line for people: no secret in it.
-    STOPPING is said as soon as `stop` is set. READY is said after the first proof.
+    STOPPING is sent as soon as `stop` is set. READY is sent after the first proof.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Told:
         if os.environ.get("NOTIFY_SOCKET"):
             self._notifier = sdnotify.SystemdNotifier()
             if self._notifier.socket is None:
-                log.warning("NOTIFY_SOCKET cannot be reached: systemd is told nothing")
+                log.warning("NOTIFY_SOCKET cannot be reached: systemd is not notified")
             else:
                 # A systemd that does not read must not hold us up; what it misses comes again.
                 self._notifier.socket.setblocking(False)
-                self._task = asyncio.create_task(self._tell(), name="notify")
+                self._task = asyncio.create_task(self._notify(), name="notify")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -80,7 +80,7 @@ class Told:
         if self._notifier is not None and self._notifier.socket is not None:
             self._notifier.socket.close()
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         beating = asyncio.create_task(self._beat(), name="beat")
         stopping = asyncio.create_task(self._stop.wait(), name="stopping")
         try:

@@ -55,7 +55,7 @@ def _pairs(value: object, info: ValidationInfo) -> object:
     example = schema.PAIR_EXAMPLE
     if not isinstance(value, list | tuple) or not value:
         raise expected(f"{{top: N}} with N from 1 to 1000, a list such as [{example}], or all")
-    # None if the quote is a mistake itself, which is told then.
+    # None if the quote is a mistake itself, which is reported then.
     quote = info.data.get("quote")
 
     def problem(pair: object) -> str | None:

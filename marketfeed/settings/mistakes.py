@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from marketfeed.settings import sources
-from marketfeed.settings.sources import KeyPath, Mistake, Origin, Reading, dotted, field_at
+from marketfeed.settings.sources import KeyPath, Origin, Reading, SettingsMistake, dotted, field_at
 from marketfeed.settings.values import MISTAKE, Duration
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,7 +28,7 @@ _EXPECTED: Final[Mapping[object, str]] = {
 """What a key of a type without words of its own expects; `ge` and `le` are the key's bounds."""
 
 
-def validate(model: type[Model], reading: Reading) -> tuple[Model | None, list[Mistake]]:
+def validate(model: type[Model], reading: Reading) -> tuple[Model | None, list[SettingsMistake]]:
     """The settings, or None and every mistake with the origin of the value that won."""
     try:
         return model.model_validate(reading.data), []
@@ -39,13 +39,13 @@ def validate(model: type[Model], reading: Reading) -> tuple[Model | None, list[M
 
 def _mistake(
     model: type[BaseModel], detail: ErrorDetails, origins: Mapping[KeyPath, Origin]
-) -> Mistake:
+) -> SettingsMistake:
     path, found = detail["loc"], detail["input"]
     # Where the value was read, or what is around it if it was not set at all.
     above = (path[:depth] for depth in range(len(path), 0, -1))
     origin = next((origins[part] for part in above if part in origins), None)
     if detail["type"] == "extra_forbidden":
-        return Mistake(dotted(path), f"unknown key{_nearest(model, path)}", origin)
+        return SettingsMistake(dotted(path), f"unknown key{_nearest(model, path)}", origin)
     shown = _shown(path, found, origin)
     if detail["type"] == "missing":
         what, shown = "a value", "nothing"
@@ -56,7 +56,7 @@ def _mistake(
         what = detail["ctx"]["expected"]
     else:
         what = _expected(model, path)
-    return Mistake(dotted(path), f"expected {what}; found {shown}", origin)
+    return SettingsMistake(dotted(path), f"expected {what}; found {shown}", origin)
 
 
 def _expected(model: type[BaseModel], path: KeyPath) -> str:

@@ -1,7 +1,7 @@
 """Where settings come from: the environment and credential files (`yaml` reads config.yaml).
 
 The sources are read into one `Reading`, the lowest precedence first: nested data for validation, the
-origin of every value, and the mistakes that can be told without knowing what a value means. No mistake
+origin of every value, and the mistakes that can be found without knowing what a value means. No mistake
 repeats a value.
 """
 
@@ -76,7 +76,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
+class SettingsMistake:
     """One thing that is wrong: `what` about the key at `where`, read from `origin`."""
 
     where: str
@@ -93,12 +93,12 @@ class Reading:
 
     data: dict[str, object] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[SettingsMistake] = field(default_factory=list)
     complete: bool = True
 
     def wrong(self, where: str, what: str, origin: Origin | None = None) -> None:
         """Note a mistake."""
-        self.mistakes.append(Mistake(where, what, origin))
+        self.mistakes.append(SettingsMistake(where, what, origin))
 
 
 _Text = tuple[KeyPath, str | None, Origin]

@@ -41,7 +41,7 @@ class StatusSettings(Section):
     @field_validator("token_file", mode="after")
     @classmethod
     def _needed(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        # Neither stands there if it was a mistake itself, which is told then.
+        # Neither stands there if it was a mistake itself, which is reported then.
         host, token = info.data.get("host", "127.0.0.1"), info.data.get("token", "unknown")
         if path is None and token is None and not is_loopback(host):
             variable = f"MARKETFEED_{cls.section.replace('.', '__').upper()}__TOKEN"

@@ -149,7 +149,7 @@ class Duration:
 
     @property
     def s(self) -> float:
-        """The same in seconds."""
+        """Its length in seconds."""
         return self.ms / 1000.0
 
     @classmethod

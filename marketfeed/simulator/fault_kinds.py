@@ -57,7 +57,7 @@ class Spoil(_OfStream, frozen=True, tag_field="fault", tag="spoil"):
     """A `share` (0 to 1) of the frames arrives otherwise than it was sent; `count` is of those.
 
     `duplicate` sends a frame twice. `reorder` holds one back until up to eight others of its connection
-    have passed. `garble` overwrites a stretch with bytes that stand in no JSON (a changed digit would be
+    have passed. `garble` overwrites a range with bytes that stand in no JSON (a changed digit would be
     another fact: TLS excludes it). `truncate` cuts the end off, be it all. `oversize` pads with blanks
     to more than `OVERSIZE_BYTES`. `seed` decides which frames, and where.
     """
@@ -108,7 +108,7 @@ class StopListening(_Timed, frozen=True, tag_field="fault", tag="stop_listening"
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.for_s is None:
-            raise ValueError("for_s: expected, nothing else could be told any more")
+            raise ValueError("for_s: expected, no other fault could be sent any more")
 
 
 class _OfRest(_Timed, frozen=True, kw_only=False):
@@ -140,7 +140,7 @@ class ShrinkExchangeInfo(_Timed, frozen=True, tag_field="fault", tag="shrink_exc
 
 
 class ShiftClock(_Timed, frozen=True, tag_field="fault", tag="shift_clock"):
-    """The server's time is told `offset_ms` too late or (negative) too early; frames keep theirs."""
+    """The server's time is answered `offset_ms` too late or (negative) too early; frames keep theirs."""
 
     offset_ms: int = 0
 

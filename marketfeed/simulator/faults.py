@@ -1,4 +1,4 @@
-"""Faults on demand: what the simulated exchange does wrong, when it is told to.
+"""Faults on demand: what the simulated exchange does wrong, on request.
 
 `Faults.start` takes one of `fault_kinds`; it ends by itself when its time is over or it has struck often
 enough, or by `end`. What a fault costs costs nothing while there is none: the hooks are empty then.

@@ -55,7 +55,7 @@ def _mix(values: _Hashes) -> _Hashes:
 
 
 class GeneratedSource:
-    """Candles of an invented market: a price made of waves, so that any minute can be had by itself.
+    """Candles of an invented market: a price made of waves, so that any minute can be made by itself.
 
     A minute opens at the price of the minute before. One with fewer than two trades leaves the price
     where it was; hence the first trade after an empty minute is at the last price, and candles of a

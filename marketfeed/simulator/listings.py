@@ -59,19 +59,19 @@ class Listings:
 
     def __init__(self, listed: Sequence[Instrument]) -> None:
         self._instruments = {instrument.symbol: instrument for instrument in listed}
-        self._told: tuple[Instrument, ...] | None = tuple(listed)
-        self._told_until_ms: float = NEVER_DELIVERED_MS
+        self._listed: tuple[Instrument, ...] | None = tuple(listed)
+        self._listed_until_ms: float = NEVER_DELIVERED_MS
         self._status: dict[str, str | None] = {}
         # Those that were delisted or listed since the start.
         self._moved: set[str] = set()
 
     def listed(self, now_ms: int) -> tuple[Instrument, ...]:
         """What exchangeInfo lists at `now_ms`: the same object until something changes."""
-        if self._told is None or now_ms >= self._told_until_ms:
-            self._told = tuple(
-                told
+        if self._listed is None or now_ms >= self._listed_until_ms:
+            self._listed = tuple(
+                shown
                 for instrument in self._instruments.values()
-                if (told := self._as_of(instrument, now_ms)) is not None
+                if (shown := self._as_of(instrument, now_ms)) is not None
             )
             times = [
                 time_ms
@@ -82,8 +82,8 @@ class Listings:
                 )
                 if time_ms > now_ms
             ]
-            self._told_until_ms = min(times, default=NEVER_DELIVERED_MS)
-        return self._told
+            self._listed_until_ms = min(times, default=NEVER_DELIVERED_MS)
+        return self._listed
 
     def symbol_of(self, pair: str) -> str:
         """The symbol of a perpetual. Raises SettingsError if there is none."""
@@ -98,7 +98,7 @@ class Listings:
             raise SettingsError(f"pair: {instrument.symbol} is listed already")
         self._instruments[instrument.symbol] = instrument
         self._moved.add(instrument.symbol)
-        self._told = None
+        self._listed = None
 
     def deliver(self, symbol: str, delivery_ms: int) -> None:
         """Announce the end of a contract."""
@@ -106,12 +106,12 @@ class Listings:
             self._instruments[symbol], delivery_ms=delivery_ms
         )
         self._moved.add(symbol)
-        self._told = None
+        self._listed = None
 
     def set_status(self, symbol: str, status: str | None) -> None:
         """Tell another status, or with None nothing any more."""
         self._status[symbol] = status
-        self._told = None
+        self._listed = None
 
     def is_live(self, symbol: str, time_ms: int) -> bool:
         """Whether frames of a contract come at `time_ms`."""
@@ -137,12 +137,12 @@ class Listings:
             status, kind = "PENDING_TRADING", ""
         elif symbol in self._moved and now_ms >= instrument.delivery_ms:
             status = "SETTLING"
-        told = self._status.get(symbol, status)
-        if told is None:
+        shown = self._status.get(symbol, status)
+        if shown is None:
             return None
-        if (told, kind) == (instrument.status, instrument.contract_type):
+        if (shown, kind) == (instrument.status, instrument.contract_type):
             return instrument
-        return msgspec.structs.replace(instrument, status=told, contract_type=kind)
+        return msgspec.structs.replace(instrument, status=shown, contract_type=kind)
 
 
 _PLANNED_MINUTES: Final = 2

@@ -36,7 +36,7 @@ _FIRST_ID: Final = 1_000_000_000
 _FETCHED: Final = 240
 
 
-class _Series:
+class _FormingCandle:
     """The forming candle of one timeframe, as far as whole minutes of it are past."""
 
     __slots__ = (
@@ -125,7 +125,7 @@ class PairMarket:
         self.last_id = _FIRST_ID
         self._series = []
         for timeframe, stream in streams.items():
-            series = _Series(timeframe, stream, KlineWriter(instrument, timeframe))
+            series = _FormingCandle(timeframe, stream, KlineWriter(instrument, timeframe))
             first_ms = schema.floor_to(open_ms, series.length_ms)
             series.end_ms = first_ms + series.length_ms
             gone = (open_ms - first_ms) // MINUTE_MS
@@ -135,7 +135,7 @@ class PairMarket:
 
         # Minutes since the origin, 9 numbers each. Kept for good: 72 bytes a minute.
         self._past = array("q")
-        self._awaiting: list[tuple[_Series, int, Bar]] = []
+        self._awaiting: list[tuple[_FormingCandle, int, Bar]] = []
         self._open = self._high = self._low = 0
         self._volume = self._trades = self._quote = self._buy = self._buy_quote = 0
         # The earliest `push_from_ms` of any series.
@@ -230,7 +230,7 @@ class PairMarket:
                 out.append(Event(time_ms, series.stream, data))
         self._push_from_ms = earliest_ms
 
-    def _now(self, series: _Series) -> Bar:
+    def _now(self, series: _FormingCandle) -> Bar:
         """The candle of `series` with the minute under way, which has trades."""
         if not series.trades:
             return Bar(

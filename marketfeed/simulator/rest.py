@@ -66,7 +66,7 @@ class Rest:
         self._catch_up = catch_up
         self._speed = speed
         self._listed: dict[str, Instrument] = {}
-        self._told: Sequence[Instrument] = ()
+        self._last_listed: Sequence[Instrument] = ()
         self._whole_info = ExchangeInfo(())
         self._shrunk_info: ExchangeInfo | None = None
         self._take_listed()
@@ -77,7 +77,7 @@ class Rest:
         self.asked: deque[tuple[float, str]] = deque(maxlen=_ASKED_KEPT)
         """The newest requests: when they came (monotonic wall seconds), and to which endpoint."""
         self.clock_shift_ms = 0
-        """By how much `time` tells a later time than it is: a fault."""
+        """By how much `time` answers a later time than it is: a fault."""
         self.on_request: Callable[[str], Awaitable[web.Response | None]] | None = None
         """Called with the endpoint of each request; an answer that it gives is sent instead."""
 
@@ -88,8 +88,8 @@ class Rest:
     def _take_listed(self) -> None:
         """Take in what the venue lists now. What was listed once can still be asked for."""
         listed = self._venue.listed
-        if listed is not self._told:
-            self._told = listed
+        if listed is not self._last_listed:
+            self._last_listed = listed
             self._listed |= {instrument.symbol: instrument for instrument in listed}
             self._whole_info = ExchangeInfo(listed)
 
@@ -184,9 +184,9 @@ class Rest:
     # --- endpoints --------------------------------------------------------------------------------
 
     def _time(self, _: Mapping[str, str]) -> bytes:
-        return msgspec.json.encode({"serverTime": self._told_ms(), "speed": self._speed})
+        return msgspec.json.encode({"serverTime": self._shown_ms(), "speed": self._speed})
 
-    def _told_ms(self) -> int:
+    def _shown_ms(self) -> int:
         return self._now_ms() + self.clock_shift_ms
 
     async def _exchange_info(self, request: web.Request) -> web.Response:
@@ -195,7 +195,7 @@ class Rest:
             return refused
         self._catch_up()
         self._take_listed()
-        body = (self._shrunk_info or self._whole_info).body(self._told_ms())
+        body = (self._shrunk_info or self._whole_info).body(self._shown_ms())
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body, compresslevel=1)
             headers["Content-Encoding"] = "gzip"

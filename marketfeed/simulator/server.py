@@ -98,9 +98,9 @@ class _Elapsed:
 class Simulator:
     """A running simulated exchange: `async with Simulator(options) as simulator: …`.
 
-    Raises SettingsError for options that make no sense, OSError if the port cannot be had, RuntimeError if
+    Raises SettingsError for options that make no sense, OSError if the port cannot be taken, RuntimeError if
     TLS is asked for and no certificate can be made. `venue` is the market or the recording behind it;
-    `hub` the connections; `faults` what it does wrong when told to.
+    `hub` the connections; `faults` what it does wrong on request.
     """
 
     def __init__(self, options: SimulatorOptions | None = None) -> None:

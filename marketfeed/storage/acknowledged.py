@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from marketfeed.storage.damage import damage
-from marketfeed.storage.database import Kind, errors_told, recognise, transaction
+from marketfeed.storage.database import Kind, recognise, transaction, translate_sqlite_errors
 from marketfeed.storage.ranges import Acknowledged, Ranges
 from marketfeed.storage.reading import inspect
 
@@ -138,7 +138,7 @@ class Notes:
 
 
 class OlderNotes(Notes):
-    """The same in journals up to version 2 and ledgers of version 1.
+    """The notes about shipping in journals up to version 2 and ledgers of version 1.
 
     A range counts for all measurements; notes stand as ranges under names that no target has.
     """
@@ -310,7 +310,7 @@ def withdraw(kind: Kind, path: Path, target: str) -> None:
 def _opened(kind: Kind, path: Path) -> Iterator[Notes]:
     """The notes in one short transaction on a connection of its own: the file may have a writer."""
     with (
-        errors_told(kind, path),
+        translate_sqlite_errors(kind, path),
         contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
         transaction(db),
     ):

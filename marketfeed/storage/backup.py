@@ -26,7 +26,7 @@ PAGES_A_STEP: Final = 1024
 _CHECKING_FROM: Final = 0.7
 """Where on the bar copying ends and checking begins."""
 
-Tell = Callable[[str, float], None]
+ReportProgress = Callable[[str, float], None]
 
 
 class BackupReport(msgspec.Struct, frozen=True):
@@ -38,8 +38,10 @@ class BackupReport(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def back_up(kind: Kind, source: Path, destination: Path, tell: Tell) -> BackupReport:
-    """Copy the file at `source` to `destination`. `tell` hears stage and fraction.
+def back_up(
+    kind: Kind, source: Path, destination: Path, report_progress: ReportProgress
+) -> BackupReport:
+    """Copy the file at `source` to `destination`. `report_progress` hears stage and fraction.
 
     Raises BackupError: nothing stands at `destination` then that was not there before. Raises what
     `inspect` raises when `source` is no file of that kind.
@@ -56,9 +58,9 @@ def back_up(kind: Kind, source: Path, destination: Path, tell: Tell) -> BackupRe
         # As a collector makes it: its group may read it, nobody else.
         os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
         try:
-            _copy(source, unfinished, tell)
-            tell("checking the copy", _CHECKING_FROM)
-            version = _check(kind, unfinished, tell)
+            _copy(source, unfinished, report_progress)
+            report_progress("checking the copy", _CHECKING_FROM)
+            version = _check(kind, unfinished, report_progress)
             _sync(unfinished)
             size = unfinished.stat().st_size
             _give_name(unfinished, destination)
@@ -70,7 +72,7 @@ def back_up(kind: Kind, source: Path, destination: Path, tell: Tell) -> BackupRe
         raise BackupError(f"backup of {source}: {error}") from error
     except OSError as error:
         raise BackupError(f"backup {destination}: {error.strerror or error}") from error
-    tell("done", 1.0)
+    report_progress("done", 1.0)
     return BackupReport(str(destination), size, version, time.monotonic() - started_s)
 
 
@@ -88,9 +90,9 @@ def _require_room(destination: Path, wanted_bytes: int) -> None:
         )
 
 
-def _copy(source: Path, unfinished: Path, tell: Tell) -> None:
+def _copy(source: Path, unfinished: Path, report_progress: ReportProgress) -> None:
     def progress(_: int, remaining: int, total: int) -> None:
-        tell("copying", _CHECKING_FROM * (1 - remaining / max(total, 1)))
+        report_progress("copying", _CHECKING_FROM * (1 - remaining / max(total, 1)))
 
     with (
         _reading(source) as taken,
@@ -121,7 +123,7 @@ def _reading(source: Path) -> Iterator[sqlite3.Connection]:
             raise BackupError(f"backup of {source}: its writer was just starting; try again")
 
 
-def _check(kind: Kind, path: Path, tell: Tell) -> int:
+def _check(kind: Kind, path: Path, report_progress: ReportProgress) -> int:
     """Look whether the copy is whole; returns its schema version: it may be newer than when it was begun."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         version = recognise(kind, path, db)
@@ -130,7 +132,7 @@ def _check(kind: Kind, path: Path, tell: Tell) -> int:
         (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise BackupError(f"backup {path}: the copy is damaged ({verdict}): it is not kept")
-    tell("writing to the disk", 0.95)
+    report_progress("writing to the disk", 0.95)
     return version
 
 

@@ -107,7 +107,7 @@ def _judge(verdict: str) -> None:
         return
     error = damage(verdict)
     if found := _CODE.search(verdict):
-        # A page that could not be had: the code says why.
+        # A page that could not be read: the code says why.
         code = int(found[1])
         text = (
             "disk I/O error"

@@ -61,7 +61,7 @@ class Kind(NamedTuple):
 
 
 def absence(kind: Kind, path: Path) -> str:
-    """What is said of a file that is not there: most often --config was left out."""
+    """The error text for a file that is not there: most often --config was left out."""
     return (
         f"{kind.name} {path}: there is none yet, or {kind.setting} names another place "
         "(--config, MARKETFEED_CONFIG)"
@@ -69,7 +69,7 @@ def absence(kind: Kind, path: Path) -> str:
 
 
 @contextlib.contextmanager
-def errors_told(kind: Kind, path: Path) -> Iterator[None]:
+def translate_sqlite_errors(kind: Kind, path: Path) -> Iterator[None]:
     """Raise what SQLite raises within as JournalWriteError: a caller knows no other error of a file."""
     try:
         yield
@@ -211,7 +211,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction, durable when the block has ended. Raises JournalWriteError: nothing is stored."""
-        with errors_told(self.kind, self.path), transaction(self.db):
+        with translate_sqlite_errors(self.kind, self.path), transaction(self.db):
             yield self.db
 
 
@@ -258,7 +258,7 @@ def _open_or_set_aside(
     found = "damage was seen while it was in use"
     try:
         if identity(path) is None and any(identity(Path(f"{path}{suffix}")) for suffix in BESIDE):
-            # SQLite would delete them. That the file is gone has to be told.
+            # SQLite would delete them. That the file is gone has to be reported.
             distrusted, found = (
                 True,
                 "what SQLite keeps beside it is left alone, as by a kill in mid-move",
@@ -421,7 +421,7 @@ def convert(kind: Kind, path: Path, version: int) -> int:
         raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
     try:
         with (
-            errors_told(kind, path),
+            translate_sqlite_errors(kind, path),
             contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as db,
         ):
             if recognise(kind, path, db, writing=True) == 0:

@@ -10,7 +10,7 @@ from typing import Generic, Self, TypeVar
 
 from marketfeed.errors import JournalError
 from marketfeed.storage.damage import set_aside_beside
-from marketfeed.storage.database import Kind, errors_told
+from marketfeed.storage.database import Kind, translate_sqlite_errors
 from marketfeed.storage.numbered_file import NumberedFile
 
 F = TypeVar("F", bound=NumberedFile)
@@ -72,7 +72,7 @@ class FileThread(abc.ABC, Generic[F]):
         if self._file is None:
             raise JournalError(f"{self._kind.name} {self.path}: not open")
         try:
-            with errors_told(self._kind, self._file.path):
+            with translate_sqlite_errors(self._kind, self._file.path):
                 return function(self._file)
         finally:
             self.next_seq = self._file.next_seq

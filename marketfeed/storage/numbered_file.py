@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from marketfeed.storage.acknowledged import notes_of
 from marketfeed.storage.damage import damage
-from marketfeed.storage.database import CHECK_S, Database, Kind, errors_told
+from marketfeed.storage.database import CHECK_S, Database, Kind, translate_sqlite_errors
 from marketfeed.storage.ranges import Acknowledged
 
 
@@ -22,7 +22,7 @@ class NumberedFile:
 
     Not safe for concurrent calls: give it to one thread. Whatever writes raises JournalWriteError when
     SQLite cannot (disk full, I/O error, damage); nothing of that call is stored then. What reads raises
-    SQLite's errors as they are: call it within `errors_told`, as `FileThread` does.
+    SQLite's errors as they are: call it within `translate_sqlite_errors`, as `FileThread` does.
     """
 
     kind: ClassVar[Kind]
@@ -67,7 +67,7 @@ class NumberedFile:
             check_s=check_s,
         )
         try:
-            with errors_told(cls.kind, path):
+            with translate_sqlite_errors(cls.kind, path):
                 return cls(database)
         except BaseException:
             database.close()

@@ -93,7 +93,7 @@ class Acknowledged:
 
     @classmethod
     def alike(cls, measurements: Iterable[str], ranges: Ranges | None = None) -> Self:
-        """The same numbers of each of these measurements; none without `ranges`."""
+        """Hold `ranges` of each of these measurements; no numbers without it."""
         return cls({name: Ranges() if ranges is None else ranges.copy() for name in measurements})
 
     def __getitem__(self, measurement: str) -> Ranges:

@@ -168,10 +168,10 @@ def decode(content_type: str, body: bytes, foreign: Callable[[object], Exception
     packed = content_type == MSGPACK
     found = (_BODY_MSGPACK if packed else _BODY_JSON).decode(body)
     errors = [found.error, *(result.error for result in found.results)]
-    told = [error for error in errors if error is not None]
-    if told:
+    reported = [error for error in errors if error is not None]
+    if reported:
         # A failed statement makes "not executed" of those after it.
-        return Answers([], next((e for e in told if e != NOT_EXECUTED), told[0]))
+        return Answers([], next((e for e in reported if e != NOT_EXECUTED), reported[0]))
     return Answers([StatementAnswer(r.series, packed, foreign) for r in found.results], None)
 
 
@@ -179,8 +179,8 @@ def words(content_type: str, body: bytes) -> str:
     """What a server says in an answer that is an error, on one line."""
     decoder = msgspec.msgpack.decode if content_type == MSGPACK else msgspec.json.decode
     try:
-        said = decoder(body, type=_Words)
+        decoded = decoder(body, type=_Words)
     except UNREADABLE:
-        said = _Words()
-    text = said.message or said.error or body.decode("utf-8", "replace")
+        decoded = _Words()
+    text = decoded.message or decoded.error or body.decode("utf-8", "replace")
     return " ".join(text[:_TEXT].split())

@@ -171,16 +171,16 @@ class InfluxHttp:
     def _judge_status(self, answer: _Answer) -> None:
         if answer.status == 200:
             return
-        said = words(answer.content_type, answer.body)
-        text = f"status {answer.status}" + (f": {said}" if said else "")
+        message = words(answer.content_type, answer.body)
+        text = f"status {answer.status}" + (f": {message}" if message else "")
         match answer.status:
             case 401 | 403:
                 raise StoreAuthError(
                     f"InfluxDB {self._address} refused the credentials ({text}); set MARKETFEED_TOKEN or "
                     f"MARKETFEED_TOKEN_FILE to a token that may read bucket {self._database!r}"
                 )
-            case _ if any(sign in said for sign in _NOT_FOUND):
-                raise self._failed(said)
+            case _ if any(sign in message for sign in _NOT_FOUND):
+                raise self._failed(message)
             case 400 | 404:
                 raise self._unavailable(
                     f"answered {text}; is it an InfluxDB, and the address right?"

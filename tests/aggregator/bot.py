@@ -81,7 +81,7 @@ class CountingBot:
         slow_s: float = 1.0,
         look_s: float = 0.0,
         log: Path | None = None,
-        tell: Callable[[bytes], object] = len,
+        emit: Callable[[bytes], object] = len,
     ) -> None:
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
@@ -98,7 +98,7 @@ class CountingBot:
         self._password = password
         self._port = port or held_port()
         self._log = log
-        self._tell = tell
+        self._emit = emit
         self._runner: web.AppRunner | None = None
         self._released = asyncio.Event()
 
@@ -179,7 +179,7 @@ class CountingBot:
         self.authorizations.append(request.headers["Authorization"])
         self.posts.append(body)
         self.received_ms.append(now_ms)
-        self._tell(b"o")
+        self._emit(b"o")
         behaviour = self.behaviour
         if behaviour == "mixed":
             (behaviour,) = random.choices(list(MIX), list(MIX.values()))

@@ -82,15 +82,15 @@ async def feed(path: Path, count: int, rate: float, seed: int) -> dict[str, obje
             sys.executable, __file__, "attack", process.url, str(count), str(rate), str(seed),
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        told = asyncio.create_task(attackers.communicate())
+        communicating = asyncio.create_task(attackers.communicate())
         started_s, number = time.perf_counter(), 0
         async with asyncio.TaskGroup() as group:
-            while not told.done():
+            while not communicating.done():
                 number += 1
                 group.create_task(post(number))
                 await asyncio.sleep(max(started_s + number / RATE - time.perf_counter(), 0))
         seconds = time.perf_counter() - started_s
-        report = json.loads((await told)[0])
+        report = json.loads((await communicating)[0])
         await asyncio.sleep(4)
         code = await asyncio.to_thread(process.stop)
         ((stored,),) = rows(path, "SELECT count(*) FROM signal WHERE account = 'fleet'")

@@ -138,7 +138,7 @@ async def assault(
 ) -> Counter[str]:
     """Send `count` requests, each on a connection of its own; returns how often each status came.
 
-    "cut": the server closed without an answer; "silent": it said nothing for as long as was waited.
+    "cut": the server closed without an answer; "silent": it answered nothing for as long as was waited.
     """
     found: Counter[str] = Counter()
     parsed = urlsplit(url)

@@ -1,6 +1,6 @@
 """Kills an aggregator again and again, at random moments between a signal's receipt and the bot's answer.
 
-Run as a program of its own (`python kill_aggregator.py KILLS SEED DIRECTORY SETTLE_S`), because it forks:
+Run as a program of its own (`python kill_aggregator.py KILLS SEED DIRECTORY LOST_AFTER_S`), because it forks:
 imports are paid for once, and this process never has a second thread. A bot that counts and feeders that
 post without end live through all kills, in processes of their own. Prints a report as one JSON line.
 
@@ -42,7 +42,7 @@ GIVE_UP_S: Final = 20.0
 PAIR_EVERY_S: Final = 0.1
 WINDOW_S: Final = 0.1
 BOT_TIMEOUT_S: Final = 0.5
-SETTLED_S: Final = 60.0
+RESOLVED_WITHIN_S: Final = 60.0
 PR_SET_PDEATHSIG: Final = 1
 ASKED: Final = ("sending", "unknown", "accepted", "refused", "found", "lost")
 """States of a forward whose order may have been sent: no way leads back from them."""
@@ -133,11 +133,11 @@ class Events:
     def __init__(self) -> None:
         self._near, self.far = os.pipe()
 
-    def tell(self, event: bytes) -> None:
+    def emit(self, event: bytes) -> None:
         os.write(self.far, event)
 
     def forget(self) -> None:
-        """Drop what has been told so far."""
+        """Drop what has been reported so far."""
         while select.select([self._near], [], [], 0)[0]:
             os.read(self._near, 1 << 16)
 
@@ -172,7 +172,7 @@ class Lines:
 
 def run_bot(port: int, events: Events, log: Path) -> None:
     async def run() -> None:
-        async with CountingBot("mixed", port=port, slow_s=0.08, log=log, tell=events.tell):
+        async with CountingBot("mixed", port=port, slow_s=0.08, log=log, emit=events.emit):
             await asyncio.Event().wait()
 
     uvloop.run(run())
@@ -199,7 +199,7 @@ def run_feeders(port: int, events: Events, log: Path, seed: int) -> None:
             if status == 200:
                 with log.open("a") as file:
                     file.write(f"{pair} {feeder}\n")
-                events.tell(b"s")
+                events.emit(b"s")
             # Without a key it is not posted again: nobody knows whether it was taken.
             if status not in (0, 503) or not keyed:
                 return
@@ -288,7 +288,7 @@ class Truth:
         if not found and not orders:
             return "nothing new"
         state = dict(rows(self.directory, "SELECT pair, state FROM forwarded"))
-        # Before the order was sent the ledger said so: it will never be sent again.
+        # Before the order was sent the ledger held that: it will never be sent again.
         wrong = [pair for pair in orders if state.get(pair) not in ASKED]
         require(not wrong, f"ordered and not noted: {[(p, state.get(p)) for p in wrong[:3]]}")
         states = set(state.values())
@@ -301,7 +301,7 @@ class Truth:
         )
         return "window open" if open_ else "all answered"
 
-    def unsettled(self) -> int:
+    def unresolved(self) -> int:
         """Windows that are not decided, and forwards that have not ended."""
         ((undecided, underway),) = rows(
             self.directory,
@@ -402,9 +402,9 @@ def run(kills: int, seed: int, directory: Path, pace: Pace) -> Report:
                     report.killed_while[truth.look()] += 1
             plan = None
             last = Victim(given, pace)
-            deadline_s = time.monotonic() + SETTLED_S + GIVE_UP_S
-            while truth.unsettled():
-                require(time.monotonic() < deadline_s, f"{truth.unsettled()} are not settled")
+            deadline_s = time.monotonic() + RESOLVED_WITHIN_S + GIVE_UP_S
+            while truth.unresolved():
+                require(time.monotonic() < deadline_s, f"{truth.unresolved()} are not resolved")
                 time.sleep(0.1)
             last.end(signal.SIGTERM)
             truth.look()
@@ -432,7 +432,7 @@ async def opened_trades(port: int) -> list[str]:
 def main() -> None:
     """See the module's docstring."""
     kills, seed, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    pace = msgspec.structs.replace(DEFAULT_PACE, settle_s=float(sys.argv[4]))
+    pace = msgspec.structs.replace(DEFAULT_PACE, lost_after_s=float(sys.argv[4]))
     # What aggregators log while they are killed is of interest only when something is wrong.
     logging.basicConfig(filename=directory / "log", level=logging.INFO)
     report = run(kills, seed, directory, pace)

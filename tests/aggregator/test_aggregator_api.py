@@ -463,7 +463,7 @@ def test_trickled_headers_and_bodies_are_cut_off_while_feeders_post(tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_a_wrong_password_is_told_before_the_body(tmp_path: Path) -> None:
+def test_a_wrong_password_is_answered_before_the_body(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with door(tmp_path) as aggregator:
             answer = await talk(aggregator, head(16_000, auth=False))

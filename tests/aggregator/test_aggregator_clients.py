@@ -79,7 +79,7 @@ def test_freqtrade_client_drives_it(tmp_path: Path) -> None:
 
 
 def test_what_is_posted_to_a_bot_is_what_freqtrade_client_posts(tmp_path: Path) -> None:
-    """The same fields and the same header for the same order: the client is the contract."""
+    """Equal orders have equal fields and headers: the client is the contract."""
 
     async def received(send: Callable[[str], Any]) -> tuple[dict[str, Any], str]:
         """Body and Authorization of one POST, taken from the raw request."""

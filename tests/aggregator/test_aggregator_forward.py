@@ -17,7 +17,7 @@ from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
-from marketfeed.aggregator.metrics import Counters
+from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Rules, Vote, Votes
 from marketfeed.settings.model import Settings
@@ -80,7 +80,7 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
             CountingBot(behaviour, slow_s=4.0) as bot,
             running(
                 one_vote(path, bot.url, bot_timeout_s=2.5, expire_s=30),
-                msgspec.structs.replace(QUICK, settle_s=4.0),
+                msgspec.structs.replace(QUICK, lost_after_s=4.0),
             ) as aggregator,
         ):
             await aggregator.post("73", 0.9)
@@ -90,7 +90,7 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
             )
             health, answer = await aggregator.status("health")
             found = {"state": state, "status": status, "attempts": attempts, "health": health}
-            found["said"] = EVERY_SORT[behaviour][2] in words or words
+            found["words"] = EVERY_SORT[behaviour][2] in words or words
             found["posts"] = len(bot.posts)
             alarms = [reason for reason in answer["reasons"] if reason.startswith("forward lost")]
             found["alarms"] = len(alarms)
@@ -113,7 +113,7 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
         behaviour: {
             "state": state,
             "status": status,
-            "said": True,
+            "words": True,
             "attempts": 1,
             "posts": 0 if behaviour == "unauthorized" else 1,
             "alarms": int(state == "lost"),
@@ -177,7 +177,7 @@ def test_nothing_else_is_sent_to_a_bot_that_hangs(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_no_other_order_is_sent_while_one_is_unsettled(tmp_path: Path) -> None:
+def test_no_other_order_is_sent_while_one_is_unconfirmed(tmp_path: Path) -> None:
     """A bot that is busy with an order for longer than it may take, and answers looks all the time."""
 
     async def scenario() -> None:
@@ -186,7 +186,7 @@ def test_no_other_order_is_sent_while_one_is_unsettled(tmp_path: Path) -> None:
             CountingBot("hang_empty") as bot,
             running(
                 one_vote(tmp_path, bot.url, bot_timeout_s=0.3, expire_s=1.5),
-                msgspec.structs.replace(QUICK, settle_s=600),
+                msgspec.structs.replace(QUICK, lost_after_s=600),
             ) as aggregator,
         ):
             await aggregator.post("73", 0.9, pair=pairs[0])
@@ -218,7 +218,7 @@ def test_a_bot_that_has_ended_with_an_order_gets_the_next(tmp_path: Path) -> Non
             CountingBot("error_500_empty") as bot,
             running(
                 one_vote(tmp_path, bot.url, expire_s=30),
-                msgspec.structs.replace(QUICK, settle_s=600),
+                msgspec.structs.replace(QUICK, lost_after_s=600),
             ) as aggregator,
         ):
             await aggregator.post("73", 0.9, pair="BTC/USDT:USDT")
@@ -236,7 +236,7 @@ def test_no_answer_of_a_bot_ends_the_aggregator(tmp_path: Path) -> None:
             CountingBot("nested") as bot,
             running(
                 one_vote(tmp_path, bot.url, expire_s=60),
-                msgspec.structs.replace(QUICK, settle_s=60),
+                msgspec.structs.replace(QUICK, lost_after_s=60),
             ) as aggregator,
         ):
             trouble = ""
@@ -365,7 +365,7 @@ def test_a_bot_s_wrong_clock_does_not_hide_its_trade(tmp_path: Path, ahead_ms: i
 
 
 @pytest.mark.parametrize("change", ["older", "other_pair", "other_tag", "other_side"])
-def test_a_trade_that_is_another_one_settles_nothing(tmp_path: Path, change: str) -> None:
+def test_a_trade_that_is_another_one_resolves_nothing(tmp_path: Path, change: str) -> None:
     async def scenario() -> None:
         async with (
             CountingBot("cut") as bot,
@@ -415,7 +415,9 @@ def test_a_ledger_that_takes_too_long_ends_an_order_unsent(tmp_path: Path) -> No
             SlowDisk(tmp_path / "ledger.db") as ledger,
         ):
             to_bot = Bot(one_vote(tmp_path, bot.url).aggregator.bots.long, session)
-            forwarder = Forwarder("long", to_bot, ledger, ledger.now_ms, Counters(), QUICK)
+            forwarder = Forwarder(
+                "long", to_bot, ledger, ledger.now_ms, AggregatorCounters(), QUICK
+            )
             working = asyncio.create_task(forwarder.run())
             assert await end_states(tmp_path) == ["expired"]
             forwarder.end()
@@ -432,8 +434,8 @@ def test_a_ledger_that_takes_too_long_ends_an_order_unsent(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
-def test_another_decision_s_trade_does_not_settle_a_lost_one(tmp_path: Path) -> None:
-    """The same feeder, the same confidence: both orders have the same tag."""
+def test_another_decision_s_trade_does_not_resolve_a_lost_one(tmp_path: Path) -> None:
+    """One feeder, one confidence: both orders have the same tag."""
 
     async def scenario() -> None:
         async with (
@@ -465,7 +467,7 @@ def test_another_decision_s_trade_does_not_settle_a_lost_one(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
-def test_the_trade_of_a_moment_before_settles_nothing(tmp_path: Path) -> None:
+def test_the_trade_of_a_moment_before_resolves_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
             CountingBot() as bot,
@@ -580,7 +582,7 @@ def test_what_a_clock_that_was_ahead_sent_is_found(
 
 
 @pytest.mark.parametrize(("set_s", "words"), [(7_200, "back by 7200 s"), (-60, "forward by 60 s")])
-def test_a_clock_that_was_set_is_told(tmp_path: Path, set_s: int, words: str) -> None:
+def test_a_clock_that_was_set_is_reported(tmp_path: Path, set_s: int, words: str) -> None:
     async def scenario() -> None:
         async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
             assert (await aggregator.status("health"))[0] == 200
@@ -601,7 +603,7 @@ def test_an_alarm_is_not_put_off_by_restarts(tmp_path: Path) -> None:
     """`unknown` for longer than it may take is lost at the first look."""
 
     async def scenario() -> None:
-        write_forward(tmp_path, "sending", age_ms=round(QUICK.settle_s * 1000) + 500)
+        write_forward(tmp_path, "sending", age_ms=round(QUICK.lost_after_s * 1000) + 500)
         async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)):
             assert await end_states(tmp_path) == ["lost"]
             assert bot.requests["status"] == 1

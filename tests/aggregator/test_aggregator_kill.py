@@ -13,7 +13,7 @@ import pytest
 
 KILLS = int(os.environ.get("KILLS", "50"))
 SEED = int(os.environ.get("SEED", "1"))
-SETTLE_S = float(os.environ.get("SETTLE_S", "2"))
+LOST_AFTER_S = float(os.environ.get("LOST_AFTER_S", "2"))
 """After so long an unknown outcome alarms; 40 in service."""
 RUNNER = Path(__file__).with_name("kill_aggregator.py")
 START_S, EACH_S = 180.0, 5.0
@@ -23,7 +23,7 @@ START_S, EACH_S = 180.0, 5.0
 @pytest.mark.long
 def test_kills_send_nothing_twice_and_lose_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, RUNNER, str(KILLS), str(SEED), str(tmp_path), str(SETTLE_S)],
+        [sys.executable, RUNNER, str(KILLS), str(SEED), str(tmp_path), str(LOST_AFTER_S)],
         capture_output=True,
         text=True,
         check=False,

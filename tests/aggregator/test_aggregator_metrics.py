@@ -1,7 +1,7 @@
 """What Prometheus sees of an aggregator: its counters and its report, name by name."""
 
 from marketfeed import __version__
-from marketfeed.aggregator.metrics import AggregatorExposition, Counters
+from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.status_report import AggregatorReport
 
 REPORT = AggregatorReport(
@@ -30,7 +30,7 @@ REPORT = AggregatorReport(
 
 
 def test_every_metric_has_its_name_labels_and_value() -> None:
-    counters = Counters()
+    counters = AggregatorCounters()
     counters.started_s = 9.0
     counters.signals["73", "voted"] = 10
     counters.missing["73", "confidence"] = 11

@@ -54,11 +54,13 @@ def test_ready_and_fed_for_while_both_bots_are_down(tmp_path: Path) -> None:
         # Ready: feeders can post.
         assert post(address(manager.log), "BTC/USDT:USDT") == 200
         manager.fed_for(1.5 * WATCHDOG_S)
-        wait_until(lambda: "10 feeders, 2 bots, not well: bot of " in manager.said("STATUS")[-1])
+        wait_until(
+            lambda: "10 feeders, 2 bots, not well: bot of " in manager.reported("STATUS")[-1]
+        )
         assert manager.stop() == 0, manager.log.read_text()
-        assert manager.said("STOPPING") == ["1"]
+        assert manager.reported("STOPPING") == ["1"]
         assert manager.ends == [("exit", 0)]
-        assert len(manager.said("READY")) == 1
+        assert len(manager.reported("READY")) == 1
     assert rows(tmp_path, "SELECT state FROM forward") == [("queued",)]
     assert rows(tmp_path, "SELECT beats > 5 FROM heartbeat") == [(1,)]
 
@@ -79,10 +81,12 @@ def test_a_hung_disk_is_not_fed_for_and_restarted(tmp_path: Path) -> None:
             env=os.environ | tool.environment(),
         ) as strace:  # fmt: skip
             assert strace.stderr is not None
-            said = strace.stderr.readline()
-            if "Operation not permitted" in said:
-                (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no tracing here: {said}")
-            assert "attached" in said
+            attached = strace.stderr.readline()
+            if "Operation not permitted" in attached:
+                (pytest.fail if os.environ.get("CI") else pytest.skip)(
+                    f"no tracing here: {attached}"
+                )
+            assert "attached" in attached
             try:
                 # The disk hangs until then: what goes on meanwhile is in no log.
                 manager.aborted_in("marketfeed/aggregator/ledger.py")
@@ -100,7 +104,7 @@ def test_not_ready_with_wrong_settings(tmp_path: Path) -> None:
     file = config(tmp_path, {})
     with Manager(aggregate(file), tmp_path, WATCHDOG_S, restart=False) as manager:
         wait_until(lambda: manager.ends)
-        assert (manager.ends, manager.told) == ([("exit", 2)], [])
+        assert (manager.ends, manager.notifications) == ([("exit", 2)], [])
 
 
 def test_a_full_disk_stores_nothing_forwards_nothing_and_heals(tmp_path: Path) -> None:
@@ -132,9 +136,9 @@ def test_a_full_disk_stores_nothing_forwards_nothing_and_heals(tmp_path: Path) -
                 assert found in (200, 503)
                 (taken if found == 200 else refused).append(pair)
                 assert len(taken) < 20_000
-            told = get(health)
-            assert told.status == 503
-            assert "signals cannot be stored: ledger " in str(told.json)
+            answer = get(health)
+            assert answer.status == 503
+            assert "signals cannot be stored: ledger " in str(answer.json)
             held = set(ordered(orders)) - noted(manager.runs[0], small.path, tmp_path)
             assert not held, "ordered, and the ledger did not say so before"
             # No restart would make room: it is fed for.

@@ -65,7 +65,7 @@ def test_the_body_of_today() -> None:
         pair=PAIR,
         side="long",
         feeder="75",
-        called="75b",
+        posted_as="75b",
         confidence=0.89,
         leverage=3.0,
         ordertype="market",
@@ -84,7 +84,7 @@ def test_structured_fields_go_before_the_tag() -> None:
             "enter_tag": "long from 75b conf=0.89",
         }
     )
-    assert (found.feeder, found.called, found.confidence) == ("79", "79", 0.72)
+    assert (found.feeder, found.posted_as, found.confidence) == ("79", "79", 0.72)
     assert (found.price, found.strength) == (100.5, 1.5)
 
 
@@ -111,7 +111,7 @@ def test_structured_fields_go_before_the_tag() -> None:
 def test_tags(tag: str, called: str, confidence: float) -> None:
     for key in ("enter_tag", "entry_tag"):
         found = signal({key: tag})
-        assert (found.called, found.confidence, found.tag) == (called, confidence, tag)
+        assert (found.posted_as, found.confidence, found.tag) == (called, confidence, tag)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_what_is_missing_is_refused_with_a_sentence_unless_a_default_is_stated()
 
 
 def test_an_account_of_one_feeder_names_it_and_no_other() -> None:
-    assert signal({"confidence": 0.9}, bound_to="75").called == "75"
-    assert signal({"confidence": 0.9, "feeder_id": "75c"}, bound_to="75").called == "75c"
+    assert signal({"confidence": 0.9}, bound_to="75").posted_as == "75"
+    assert signal({"confidence": 0.9, "feeder_id": "75c"}, bound_to="75").posted_as == "75c"
     ((kind, place, sentence),) = refused(
         {"pair": PAIR, "confidence": 0.9, "feeder_id": "73"}, bound_to="75"
     )
@@ -299,7 +299,7 @@ def test_one_thing_wrong_is_one_sentence(
     assert sentence is None or found_sentence == sentence
 
 
-def test_a_missing_pair_is_told_as_freqtrade_does() -> None:
+def test_a_missing_pair_is_reported_as_freqtrade_does() -> None:
     assert refused({k: v for k, v in GOOD.items() if k != "pair"}) == [
         ("missing", "body.pair", "Field required")
     ]
@@ -323,8 +323,8 @@ def test_what_is_no_json(body: bytes) -> None:
     assert (kind, place, sentence) == ("json_invalid", "body.0", "JSON decode error")
 
 
-def test_a_refusal_can_be_told_however_deep_the_body_is() -> None:
-    def tell(refused: Refused) -> None:
+def test_a_refusal_can_be_reported_however_deep_the_body_is() -> None:
+    def emit(refused: Refused) -> None:
         encode({"detail": [mistake.plain() for mistake in refused.mistakes]})
 
     def encode(answer: object) -> None:
@@ -336,7 +336,7 @@ def test_a_refusal_can_be_told_however_deep_the_body_is() -> None:
         for head in (b'{"x":', b'{"pair":"BTC/USDT:USDT","feeder_id":', b'{"confidence":'):
             found = read_signal(head + b"[" * depth + b"]" * depth + b"}", ELECTORATE, REJECT)
             assert isinstance(found, Refused)
-            tell(found)
+            emit(found)
             depths += found.reason != "not_json"
     # As deep as a body can be decoded, and deeper.
     assert 0 < depths < 3 * 1_199

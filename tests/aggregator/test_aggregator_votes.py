@@ -91,7 +91,7 @@ def test_one_at_quorum_one() -> None:
     assert ballot.last().tag == "long ensemble 1/5 conf=0.89 from=75b"
 
 
-def test_low_confidence_and_too_few_are_both_said() -> None:
+def test_low_confidence_and_too_few_are_both_reasons() -> None:
     ballot = Ballot()
     ballot.post("120", 0.5)
     ballot.wait(WINDOW)
@@ -114,7 +114,7 @@ def test_instances_share_a_vote_and_the_latest_counts() -> None:
     ballot.post("75a", 0.99, leverage=2.0)
     ballot.post("75b", 0.75, leverage=4.0)
     counted = ballot.post("75c", 0.8)
-    assert (counted.votes, counted.of) == (1, 5)
+    assert (counted.votes, counted.electorate_size) == (1, 5)
     ballot.post("73", 0.7)
     ballot.post("74", 0.7)
     ballot.wait(WINDOW)
@@ -140,7 +140,7 @@ def test_of_equal_confidences_the_earliest_is_primary() -> None:
     assert ballot.last().primary == "79"
 
 
-def test_leverage_and_order_type_are_capped_and_that_is_said() -> None:
+def test_leverage_and_order_type_are_capped_and_that_is_a_reason() -> None:
     ballot = Ballot(min_agreements=1, ordertypes=("market",))
     ballot.post("73", 0.9, leverage=20.0, ordertype="limit", price=5.0)
     ballot.wait(WINDOW)

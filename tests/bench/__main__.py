@@ -58,7 +58,7 @@ class _Progress:
         self._started_s = time.monotonic()
         self._live = sys.stderr.isatty()
 
-    def tell(self, text: str) -> None:
+    def report_progress(self, text: str) -> None:
         """Say what comes next."""
         line = f"[{time.monotonic() - self._started_s:5.0f} s] {text}"
         sys.stderr.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
@@ -124,16 +124,20 @@ def main() -> int:
         facts = ", ".join(f"{name} {value}" for name, value in environment.items())
         console.print(Text(facts + "\n"))
     runs: dict[str, Callable[[], Section]] = {
-        "ingest": lambda: ingest(progress.tell, arguments.repeat),
-        "paced": lambda: paced(progress.tell),
-        "close": lambda: close(progress.tell),
-        "closes": lambda: closes(progress.tell, arguments.closes_seconds, arguments.history_days),
-        "reader": lambda: read(progress.tell),
-        "influx": lambda: influx_read(progress.tell),
-        "ship": lambda: ship(progress.tell),
-        "aggregate": lambda: aggregate(progress.tell),
-        "soak": lambda: soak(progress.tell, arguments.soak_seconds, arguments.pairs),
-        "growth": lambda: growth(progress.tell, arguments.growth_seconds, arguments.sizes),
+        "ingest": lambda: ingest(progress.report_progress, arguments.repeat),
+        "paced": lambda: paced(progress.report_progress),
+        "close": lambda: close(progress.report_progress),
+        "closes": lambda: closes(
+            progress.report_progress, arguments.closes_seconds, arguments.history_days
+        ),
+        "reader": lambda: read(progress.report_progress),
+        "influx": lambda: influx_read(progress.report_progress),
+        "ship": lambda: ship(progress.report_progress),
+        "aggregate": lambda: aggregate(progress.report_progress),
+        "soak": lambda: soak(progress.report_progress, arguments.soak_seconds, arguments.pairs),
+        "growth": lambda: growth(
+            progress.report_progress, arguments.growth_seconds, arguments.sizes
+        ),
     }
     done: dict[str, Section] = {}
     try:

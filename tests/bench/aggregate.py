@@ -49,7 +49,7 @@ _VOTING: Final = tuple(
 )
 """Four of five of each side: nothing is decided before the window ends, after the measurement."""
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 
 class Taken(msgspec.Struct):
@@ -80,13 +80,13 @@ class _Server(NamedTuple):
     stored: Callable[[], int]
 
 
-def aggregate(tell: Tell) -> Section:
+def aggregate(report_progress: ReportProgress) -> Section:
     """Flood the service and the plain way by turns, then time decisions on their way to a bot."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         directory = Path(name)
         commit_ms = _bare_commit_ms(directory / "bare.db")
-        taken = _signals(tell, directory)
-        tell(f"aggregate: {2 * DECISIONS} decisions on their way to a bot")
+        taken = _signals(report_progress, directory)
+        report_progress(f"aggregate: {2 * DECISIONS} decisions on their way to a bot")
         (directory / "close").mkdir()
         closed_ms, early_ms = uvloop.run(_close_to_order(directory / "close"))
     ours, plain = taken["ours"], taken["plain"]
@@ -149,7 +149,7 @@ def _bare_commit_ms(path: Path) -> float:
 # --- signals --------------------------------------------------------------------------------------
 
 
-def _signals(tell: Tell, directory: Path) -> dict[str, Taken]:
+def _signals(report_progress: ReportProgress, directory: Path) -> dict[str, Taken]:
     hashed = hash_password(_WORD)
     taken = {"ours": Taken(), "plain": Taken()}
     posted = dict.fromkeys(taken, 0)
@@ -164,7 +164,7 @@ def _signals(tell: Tell, directory: Path) -> dict[str, Taken]:
             posted[kind] += len(uvloop.run(_flood(server.port, numbers, WARM_UP_S)))
         for turn in range(TURNS):
             for kind, server in servers.items():
-                tell(f"aggregate: turn {turn + 1} of {TURNS}, {kind}")
+                report_progress(f"aggregate: turn {turn + 1} of {TURNS}, {kind}")
                 cpu_s, started_s = server.process.cpu_s(), time.perf_counter()
                 waits_s = uvloop.run(_flood(server.port, numbers, TURN_S))
                 taken[kind].wall_s += time.perf_counter() - started_s
@@ -257,7 +257,9 @@ def signal_of(pair: str, side: str, feeder: str, profit: float = 3.05) -> bytes:
 async def _close_to_order(directory: Path) -> tuple[list[float], list[float]]:
     """Milliseconds from the window's end, and from the posting of the last of five votes, to the bot."""
     received_ns: dict[str, int] = {}
-    bot = CountingBot(tell=lambda _: received_ns.setdefault(bot.posts[-1]["pair"], time.time_ns()))
+    bot = CountingBot(
+        report_progress=lambda _: received_ns.setdefault(bot.posts[-1]["pair"], time.time_ns())
+    )
     async with bot, aiohttp.ClientSession() as session:
         config = write_config(directory, hash_password(_WORD), bot.url, window_s=WINDOW_S)
         with Service("aggregate", "--config", str(config)) as service:
@@ -302,10 +304,10 @@ async def _close_to_order(directory: Path) -> tuple[list[float], list[float]]:
 
 
 async def _arrived(received: dict[str, int], names: list[str]) -> None:
-    def said() -> str:
+    def missing() -> str:
         return f"orders for {len(set(names) - received.keys())} decisions"
 
-    await until(lambda: received.keys() >= set(names), said, timeout_s=ARRIVED_S)
+    await until(lambda: received.keys() >= set(names), missing, timeout_s=ARRIVED_S)
 
 
 def write_config(directory: Path, hashed: str, bot_url: str, **changes: Any) -> Path:

@@ -41,7 +41,7 @@ async def _serve(job: jobs.PlainJob, db: sqlite3.Connection) -> None:
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    jobs.tell(jobs.Listening(runner.addresses[0][1]))
+    jobs.send(jobs.Listening(runner.addresses[0][1]))
     await asyncio.to_thread(sys.stdin.buffer.read)
     await runner.cleanup()
     doorkeeper.close()

@@ -101,7 +101,7 @@ class Service:
     def __init__(self, *arguments: str) -> None:
         self._name = arguments[0]
         self.urls: dict[str, str] = {}
-        """Addresses that it has told in its log, such as `rest_url`, or `url`."""
+        """Addresses that it has logged, such as `rest_url`, or `url`."""
         self._lines: list[str] = []
         self._listening = threading.Event()
         self._process = subprocess.Popen(
@@ -131,7 +131,7 @@ class Service:
             raise BenchError(f"{self._name} ended with {code}:\n{self._tail()}")
 
     def wait_listening(self, timeout_s: float) -> None:
-        """Wait until it has told its addresses."""
+        """Wait until it has logged its addresses."""
         if not self._listening.wait(timeout_s):
             raise BenchError(f"{self._name} did not start:\n{self._tail()}")
 

@@ -25,17 +25,17 @@ GOAL_P99_MS: Final = 100.0
 TIMEOUT_S: Final = 60.0
 LAST_ONES_S: Final = 5.0
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 Key = tuple[str, str, int]
 """Pair, timeframe, open time in ms."""
 
 
-def close(tell: Tell) -> Section:
+def close(report_progress: ReportProgress) -> Section:
     """Send all closing frames of one boundary at once, again and again."""
     rows: list[Row] = []
     notes: list[str] = []
     for (timeframes, count, every_ms), goal in ((ONE, True), (FIVE, False)):
-        tell(f"close: {workload.PAIRS * len(timeframes)} candles at once")
+        report_progress(f"close: {workload.PAIRS * len(timeframes)} candles at once")
         with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
             directory = Path(name)
             written = tape.write(

@@ -36,16 +36,16 @@ START_TIMEOUT_S: Final = 60.0
 LAST_ONES_S: Final = 12.0
 GOAL_HEALED_MS: Final = 6_000.0
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 Key = tuple[str, str, int]
 """Pair, timeframe, open time in ms."""
 
 
-def closes(tell: Tell, seconds: int, history_days: int = 0) -> Section:
+def closes(report_progress: ReportProgress, seconds: int, history_days: int = 0) -> Section:
     """Watch for `seconds`; with `history_days` while the collector fills its history by REST."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         directory = Path(name)
-        tell("closes: starting simulator and collector")
+        report_progress("closes: starting simulator and collector")
         with Service(
             "simulate",
             f"--pairs={workload.PAIRS}",
@@ -73,7 +73,7 @@ def closes(tell: Tell, seconds: int, history_days: int = 0) -> Section:
                 with _Watch(directory / "journal.db", clock) as watch:
                     started_s = time.monotonic()
                     while (passed_s := time.monotonic() - started_s) < seconds:
-                        tell(f"closes: {passed_s:.0f} of {seconds} s")
+                        report_progress(f"closes: {passed_s:.0f} of {seconds} s")
                         collector.check()
                         rss_mb.append(collector.rss_bytes() / 1e6)
                         time.sleep(1.0)

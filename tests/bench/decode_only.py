@@ -21,5 +21,5 @@ def _decode(job: jobs.DecodeJob) -> jobs.Received:
 
 
 if __name__ == "__main__":
-    jobs.tell(_decode(jobs.take(jobs.DecodeJob)))
+    jobs.send(_decode(jobs.take(jobs.DecodeJob)))
     jobs.until_dismissed()

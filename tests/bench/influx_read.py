@@ -41,7 +41,7 @@ GOAL_RATIO: Final = 1.3
 GOAL_FASTER: Final = 5.0
 GOAL_FUNDING_MS: Final = 15.0
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 _BUCKET: Final = "market_data"
 _FIELDS: Final = ("open", "high", "low", "close", "volume")
 _BATCH: Final = 10_000
@@ -54,18 +54,18 @@ class FluxJob(msgspec.Struct, frozen=True):
     folder: str
 
 
-def influx_read(tell: Tell) -> Section:
+def influx_read(report_progress: ReportProgress) -> Section:
     """Time the reader's calls, the bare question and influxdb-client's in turn."""
     pairs = [instrument.pair for instrument in workload.listed()]
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         folder = Path(name)
-        tell("influx: starting influxd")
+        report_progress("influx: starting influxd")
         try:
             server = Influxd(folder / "influxd")
         except InfluxdError as error:
             raise BenchError(f"no influxd to read from: {error}") from error
         with server, server.database(_BUCKET):
-            tell(f"influx: writing {len(pairs)} pairs × {CANDLES:,} candles")
+            report_progress(f"influx: writing {len(pairs)} pairs × {CANDLES:,} candles")
             for batch in _batches(_points(pairs)):
                 server.write(_BUCKET, batch)
             for answer, members in (("one", pairs[:1]), ("many", pairs)):
@@ -77,7 +77,7 @@ def influx_read(tell: Tell) -> Section:
             ):
                 port = flux.receive(jobs.Listening, START_TIMEOUT_S).port
                 with InfluxDBClient(f"http://127.0.0.1:{port}", "no token", org="bench") as client:
-                    tell("influx: reading")
+                    report_progress("influx: reading")
                     rows = _measure(reader, server.url, client, pairs)
     bare = (
         f"{RUNS} runs ({RUNS_OF_MANY} for all pairs), {BLOCK} of a kind by turns; bare: one POST of a plain "
@@ -318,7 +318,7 @@ def _serve() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(Path(job.folder)))
     server.daemon_threads = True
     Thread(target=server.serve_forever, daemon=True).start()
-    jobs.tell(jobs.Listening(server.server_address[1]))
+    jobs.send(jobs.Listening(server.server_address[1]))
     jobs.until_dismissed()
     server.shutdown()
     server.server_close()

@@ -27,7 +27,7 @@ TIMEOUT_S: Final = 120.0
 GOAL_RATIO: Final = 1.1
 GOAL_SHARE: Final = 20.0
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 _RATE = Column("k frames/CPU-s")
 _LOWEST = Column("lowest")
@@ -36,29 +36,29 @@ _COST = Column("CPU µs/frame", 2)
 _RATIO = Column("× (a)", 2)
 
 
-def ingest(tell: Tell, repeat: int) -> Section:
+def ingest(report_progress: ReportProgress, repeat: int) -> Section:
     """Flood each receiver `repeat` times in turn; medians."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         directory = Path(name)
-        tell("ingest: writing frames")
+        report_progress("ingest: writing frames")
         flood = tape.write(directory / "flood.tape", workload.mixed(MINUTES))
         few = tape.write(directory / "few.tape", workload.mixed(BACKEND_MINUTES))
         ours: list[jobs.Received] = []
         peers: dict[bool, list[jobs.Received]] = {True: [], False: []}
         decoded: list[jobs.Received] = []
         for turn in range(1, repeat + 1):
-            tell(f"ingest: ours, {turn} of {repeat}")
+            report_progress(f"ingest: ours, {turn} of {repeat}")
             ours.append(_ours(flood, directory, ("1m",)))
             for closed_only, results in peers.items():
-                tell(f"ingest: cryptofeed, {turn} of {repeat}")
+                report_progress(f"ingest: cryptofeed, {turn} of {repeat}")
                 results.append(_peer(flood, ("1m",), closed_only=closed_only))
-            tell(f"ingest: decoding alone, {turn} of {repeat}")
+            report_progress(f"ingest: decoding alone, {turn} of {repeat}")
             decode_job = jobs.DecodeJob(
                 str(flood.path), DECODE_MINUTES * workload.FRAMES_PER_MINUTE
             )
             with Child("decode_only", decode_job) as child:
                 decoded.append(child.receive(jobs.Received, TIMEOUT_S))
-        tell("ingest: cryptofeed with its InfluxDB backend")
+        report_progress("ingest: cryptofeed with its InfluxDB backend")
         points = len(few.closed) + BACKEND_MINUTES * workload.MARKS * workload.PAIRS
         backend = _backend(few, points)
     base = statistics.median(map(_rate, peers[True]))
@@ -96,13 +96,13 @@ def ingest(tell: Tell, repeat: int) -> Section:
     return Section("Frames per CPU second, as fast as they are taken", columns, rows, notes)
 
 
-def paced(tell: Tell) -> Section:
+def paced(report_progress: ReportProgress) -> Section:
     """Let frames come at a real pace, one per write."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         directory = Path(name)
         seconds = PACED_S + WARM_UP_S
         minutes = math.ceil(seconds * PACE / workload.FRAMES_PER_MINUTE)
-        tell("paced: writing frames")
+        report_progress("paced: writing frames")
         mixed = tape.write(directory / "mixed.tape", workload.mixed(minutes, PACE))
         live = tape.write(directory / "live.tape", workload.live(seconds, PACE, LIVE_TIMEFRAMES))
         rows: list[Row] = []
@@ -111,9 +111,9 @@ def paced(tell: Tell) -> Section:
             ("mixed load", mixed, ("1m",)),
             ("as in real time", live, LIVE_TIMEFRAMES),
         ):
-            tell(f"paced: ours, {text}")
+            report_progress(f"paced: ours, {text}")
             ours = _ours(written, directory, timeframes, paced=True)
-            tell(f"paced: cryptofeed, {text}")
+            report_progress(f"paced: cryptofeed, {text}")
             closed = _peer(written, timeframes, closed_only=True, paced=True)
             every = _peer(written, timeframes, closed_only=False, paced=True)
             for who, result, goal in (

@@ -97,7 +97,7 @@ def take(kind: type[T]) -> T:
     return msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
 
 
-def tell(message: msgspec.Struct) -> None:
+def send(message: msgspec.Struct) -> None:
     """Tell the benchmark something."""
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()

@@ -29,11 +29,11 @@ from tests.waiting import wait_until
 TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
 WARM_UP_S: Final = 10
 START_TIMEOUT_S: Final = 120.0
-SETTLE_S: Final = 15.0
+DRAIN_S: Final = 15.0
 PARTS: Final = 3
 """Of the time, whose lags are compared: the last must not be later than the first."""
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 Quantiles = tuple[float, float]
 """p50 and p99."""
 
@@ -61,11 +61,11 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     commit_ms: Quantiles
 
 
-def watch(tell: Tell, what: str, pairs: int, seconds: int) -> Measured:
+def watch(report_progress: ReportProgress, what: str, pairs: int, seconds: int) -> Measured:
     """Run for `seconds` after a warm-up. Raises BenchError if the collector is not well in the end."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         directory = Path(name)
-        tell(f"{what}: starting simulator and collector with {pairs} pairs")
+        report_progress(f"{what}: starting simulator and collector with {pairs} pairs")
         with Service(
             "simulate",
             f"--pairs={pairs}",
@@ -78,7 +78,9 @@ def watch(tell: Tell, what: str, pairs: int, seconds: int) -> Measured:
             config = _configure(directory, journal, simulator.urls, pairs)
             with Service("run", f"--config={config}") as collector:
                 collector.wait_listening(START_TIMEOUT_S)
-                return _Run(tell, what, simulator, collector, journal, pairs).measure(seconds)
+                return _Run(report_progress, what, simulator, collector, journal, pairs).measure(
+                    seconds
+                )
 
 
 def _configure(directory: Path, journal: Path, urls: dict[str, str], pairs: int) -> Path:
@@ -102,14 +104,14 @@ def _configure(directory: Path, journal: Path, urls: dict[str, str], pairs: int)
 class _Run:
     def __init__(
         self,
-        tell: Tell,
+        report_progress: ReportProgress,
         what: str,
         simulator: Service,
         collector: Service,
         journal: Path,
         pairs: int,
     ) -> None:
-        self._tell = tell
+        self._report_progress = report_progress
         self._what = what
         self._simulator = simulator
         self._collector = collector
@@ -119,7 +121,7 @@ class _Run:
     def measure(self, seconds: int) -> Measured:
         """Watch for so many seconds."""
         wait_until(self._well, "the collector to be well", timeout_s=START_TIMEOUT_S)
-        self._tell(f"{self._what}: warm-up, {WARM_UP_S} s")
+        self._report_progress(f"{self._what}: warm-up, {WARM_UP_S} s")
         time.sleep(WARM_UP_S)
         collector = self._collector
         skip = max((one.number for one in self._published(0)), default=0)
@@ -136,7 +138,7 @@ class _Run:
             rss_mb: list[float] = []
             for second in range(seconds):
                 if second % 10 == 0:
-                    self._tell(f"{self._what}: {second} of {seconds} s")
+                    self._report_progress(f"{self._what}: {second} of {seconds} s")
                 self._simulator.check()
                 collector.check()
                 at_s.append(time.monotonic() - started_s)
@@ -188,7 +190,7 @@ class _Run:
     ) -> tuple[int, int]:
         """How many of the published candles are missing and how many stored ones are wrong."""
         # A frame that was sent last may be on its way, and quiet candles are fetched after 4 s.
-        deadline_s = time.monotonic() + SETTLE_S
+        deadline_s = time.monotonic() + DRAIN_S
         while True:
             verdict = judge(self._journal, published, since_ms, until_ms)
             wrong = len(verdict.wrong) + len(verdict.invented)

@@ -28,7 +28,7 @@ GOAL_BEYOND_MS: Final = 1.5
 GOAL_MANY_MS: Final = 200.0
 FUNDING_STEPS: Final = 60
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 _COLUMNS: Final = ("date", "open", "high", "low", "close", "volume")
 _BARE: Final = """
 SELECT open_time, open, high, low, close, volume FROM candle
@@ -39,15 +39,15 @@ FROM pair CROSS JOIN funding_rate AS f ON f.pair_id = pair.id
     AND f.time = (SELECT max(time) FROM funding_rate WHERE pair_id = pair.id)"""
 
 
-def read(tell: Tell) -> Section:
+def read(report_progress: ReportProgress) -> Section:
     """Time the reader's calls, the bare fetch and pandas' in turn."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         path = Path(name) / "journal.db"
-        tell(f"reader: writing {workload.PAIRS} pairs × {CANDLES:,} candles")
+        report_progress(f"reader: writing {workload.PAIRS} pairs × {CANDLES:,} candles")
         # The journal stays open: readers find it as it is while a collector runs.
         with Journal.open(path) as journal:
             pairs, now_ms = _fill(journal)
-            tell("reader: reading")
+            report_progress("reader: reading")
             with MarketReader.connect(f"sqlite:///{path}", now_ms=lambda: now_ms) as reader:
                 bare = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
                 try:

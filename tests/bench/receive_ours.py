@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
-from marketfeed.counters import Counters, cpu_s
+from marketfeed.counters import CollectorCounters, cpu_s
 from marketfeed.settings.load import load_settings
 from tests.bench import jobs, workload
 from tests.bench.tape import event_times
@@ -33,7 +33,7 @@ class _TapeClock(ExchangeClock):
 
     def __init__(self, event_ms: NDArray[np.int64]) -> None:
         super().__init__()
-        self.counters = Counters()
+        self.counters = CollectorCounters()
         self._event_ms = event_ms
 
     def now_ms(self) -> int:
@@ -131,5 +131,5 @@ async def _receive(job: jobs.ReceiveJob) -> jobs.Received:
 
 if __name__ == "__main__":
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
-    jobs.tell(uvloop.run(_receive(jobs.take(jobs.ReceiveJob))))
+    jobs.send(uvloop.run(_receive(jobs.take(jobs.ReceiveJob))))
     jobs.until_dismissed()

@@ -111,7 +111,7 @@ async def _receive(job: jobs.ReceiveJob) -> None:
         stored_wall_s=stored_wall_s,
         points=points,
     )
-    jobs.tell(result)
+    jobs.send(result)
     # cryptofeed 2's connection tasks have no end of their own.
     os._exit(0)
 

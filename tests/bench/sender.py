@@ -153,7 +153,7 @@ def main() -> None:
     with Tape(Path(job.tape)) as tape, socket.create_server(("127.0.0.1", 0)) as server:
         clients = _Clients(server, set(tape.names))
         threading.Thread(target=clients.accept, daemon=True).start()
-        jobs.tell(jobs.Listening(server.getsockname()[1]))
+        jobs.send(jobs.Listening(server.getsockname()[1]))
         clients.wait_complete()
         started_s = time.monotonic()
         late_ms = 0.0
@@ -170,7 +170,7 @@ def main() -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-        jobs.tell(jobs.Sent(len(tape), time.monotonic() - started_s, late_ms))
+        jobs.send(jobs.Sent(len(tape), time.monotonic() - started_s, late_ms))
         jobs.until_dismissed()
 
 

@@ -38,7 +38,7 @@ RUNS: Final = 5
 GOAL_SHARE: Final = 0.8
 TIMEOUT_S: Final = 300.0
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 _ALWAYS_THERE: Final = {
     schema.MARK_PRICE: "mark_price",
     schema.FUNDING_RATE: "rate",
@@ -49,14 +49,14 @@ _ALWAYS_THERE: Final = {
 """Beginnings of measurements' names, and a field that each of their points has."""
 
 
-def ship(tell: Tell) -> Section:
+def ship(report_progress: ReportProgress) -> Section:
     """Ship a backlog and write the same lines bare, by turns."""
     with tempfile.TemporaryDirectory(prefix="marketfeed-bench-") as name:
         path = Path(name) / "journal.db"
-        tell(f"ship: writing a journal of {MINUTES} minutes")
+        report_progress(f"ship: writing a journal of {MINUTES} minutes")
         rows = _fill(path)
         batches = _batches(path)
-        tell("ship: starting influxd")
+        report_progress("ship: starting influxd")
         try:
             server = Influxd(Path(name) / "influxd")
         except InfluxdError as error:
@@ -64,7 +64,7 @@ def ship(tell: Tell) -> Section:
         taken_s: dict[str, list[float]] = {"ours": [], "bare": []}
         with server:
             for run in range(RUNS):
-                tell(f"ship: run {run + 1} of {RUNS}")
+                report_progress(f"ship: run {run + 1} of {RUNS}")
                 for kind, taken in taken_s.items():
                     # A name of its own for each: what was shipped is remembered by it.
                     with server.database(f"{kind}_{run}") as database:
@@ -148,9 +148,9 @@ def _batches(path: Path) -> list[bytes]:
         [],
     )
     try:
-        while (consignment := outbox.newest(shipped, DEFAULT_PACE.max_lines)).lines:
-            batches.append("\n".join(consignment.lines).encode())
-            for piece in consignment.covers:
+        while (ship_batch := outbox.newest(shipped, DEFAULT_PACE.max_lines)).lines:
+            batches.append("\n".join(ship_batch.lines).encode())
+            for piece in ship_batch.covers:
                 shipped.add(piece)
     finally:
         outbox.close()
@@ -164,9 +164,9 @@ def _bare(batches: list[bytes], port: int, database: str) -> float:
         for batch in batches:
             connection.request("POST", f"/write?db={database}&precision=ms", batch)
             answer = connection.getresponse()
-            said = answer.read()
+            answer_body = answer.read()
             if answer.status != 204:
-                raise BenchError(f"write: {answer.status} {said[:200]!r}")
+                raise BenchError(f"write: {answer.status} {answer_body[:200]!r}")
     finally:
         connection.close()
     return time.perf_counter() - started_s

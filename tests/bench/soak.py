@@ -15,7 +15,7 @@ MANY: Final = 164
 GOAL_SLOPE_MB: Final = 1.0
 """Per minute, fitted; what a minute's noise comes to is of that order."""
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 _COLUMNS: Final = (
     Column("CPU %"),
     Column("RSS MB"),
@@ -39,9 +39,9 @@ _NOTES: Final = (
 )
 
 
-def soak(tell: Tell, seconds: int, pairs: int) -> Section:
+def soak(report_progress: ReportProgress, seconds: int, pairs: int) -> Section:
     """Run for `seconds` after a warm-up and look at the process every second."""
-    found = watch(tell, "soak", pairs, seconds)
+    found = watch(report_progress, "soak", pairs, seconds)
     rss_goal = GOAL_RSS_MB if pairs <= MANY else GOAL_RSS_MANY_MB
     flat = max(found.rss_mb) <= rss_goal and found.rss_slope_mb <= GOAL_SLOPE_MB
     whole = not (found.missing or found.wrong)
@@ -57,9 +57,9 @@ def soak(tell: Tell, seconds: int, pairs: int) -> Section:
     return Section("Memory, CPU and lag of the collector", _COLUMNS, [row], notes)
 
 
-def growth(tell: Tell, seconds: int, sizes: Sequence[int]) -> Section:
+def growth(report_progress: ReportProgress, seconds: int, sizes: Sequence[int]) -> Section:
     """Run with few, some and all pairs."""
-    found = [watch(tell, "growth", pairs, seconds) for pairs in sizes]
+    found = [watch(report_progress, "growth", pairs, seconds) for pairs in sizes]
     rows = [_row(one, "0 missing", not (one.missing or one.wrong)) for one in found]
     return Section("How the collector grows with its pairs", _COLUMNS, rows, _NOTES)
 

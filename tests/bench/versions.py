@@ -20,7 +20,7 @@ from marketfeed import schema
 from marketfeed.journal import tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.journal.retention import Cut
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.records import Candle
 from marketfeed.storage.database import convert
 
@@ -135,7 +135,7 @@ def deletions(path: Path, *, counting: bool, share: float = 0.1) -> tuple[float,
         gone, started_s, cpu_s = 0, time.perf_counter(), time.process_time()
         before_ms = T0 + int(rows // SERIES * share) * schema.MINUTE_MS
         for pair_id in range(1, SERIES + 1):
-            gone += journal.delete(Cut("candle", pair_id, before_ms))
+            gone += journal.delete(DeleteRange("candle", pair_id, before_ms))
         seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
         counted = journal.db.execute("SELECT deleted FROM sequence").fetchone()
     assert counted == (gone if counting else 0,)
@@ -198,8 +198,8 @@ def main() -> None:
             for version, one in counted.items():
                 median_s = statistics.median(seconds[version] for seconds in timed)
                 found.append((count, f"→ {version}", one._replace(seconds=median_s)))
-        _tell(table(found))
-        _tell(f"\nfile: {path.stat().st_size / 1e6:,.0f} MB\n")
+        _report_progress(table(found))
+        _report_progress(f"\nfile: {path.stat().st_size / 1e6:,.0f} MB\n")
         convert(KIND, path, 3)
         both = [
             (deletions(path, counting=False), deletions(path, counting=True))
@@ -223,10 +223,12 @@ def _compare(what: str, both: list[tuple[tuple[float, float], tuple[float, float
     """Print the medians of pairs of measurements: without and with counting, (wall, CPU) each."""
     for at, clock in enumerate(("wall", "CPU")):
         without, counting = (statistics.median(pair[side][at] for pair in both) for side in (0, 1))
-        _tell(f"{what} ({clock}): {without:,.0f} without counting, {counting:,.0f} with it")
+        _report_progress(
+            f"{what} ({clock}): {without:,.0f} without counting, {counting:,.0f} with it"
+        )
 
 
-def _tell(text: str) -> None:
+def _report_progress(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

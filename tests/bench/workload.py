@@ -4,7 +4,7 @@ Frame texts come from the simulator's own writers. Three loads:
 
 * `mixed`: 70 % open klines, 2 % closing ones, 28 % mark prices, in the order in which time passes for
   every series: each mark price opens a new second, each candle closes before the next one begins.
-* `live`: a stretch of real time: pushes of all timeframes at once, a mark price per pair and second,
+* `live`: a range of real time: pushes of all timeframes at once, a mark price per pair and second,
   and an hour's end in the middle, at which every candle closes within two seconds.
 * `boundaries`: candle ends a few hundred milliseconds apart, all closing frames of one at one instant,
   with open frames and mark prices in between.
@@ -71,7 +71,7 @@ def listed() -> Sequence[Listed]:
     return select_all(parse_exchange_info(exchange_info()), "USDT").instruments
 
 
-class _Series:
+class _FormingCandle:
     """A forming candle that trades walk through."""
 
     def __init__(self, instrument: Instrument, timeframe: str, price: int) -> None:
@@ -150,7 +150,7 @@ class _Pair:
         self._funding = Funding(instrument, 1)
         self._mark_stream = f"{instrument.symbol.lower()}@markPrice"
         self._mark_head = combined_head(self._mark_stream)
-        self.series = {name: _Series(instrument, name, self._price) for name in timeframes}
+        self.series = {name: _FormingCandle(instrument, name, self._price) for name in timeframes}
 
     def trade(self) -> None:
         """Let a trade happen: the price walks, and every forming candle takes it in."""

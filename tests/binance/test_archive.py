@@ -16,13 +16,13 @@ from marketfeed.binance.archive import Archive, day_file, month_file, month_of, 
 from marketfeed.binance.archive_rows import parse_rows
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.simulator.dataset import made_zip
 
 T = TypeVar("T")
 
 DAY_MS = 1_735_776_000_000  # 2025-01-02
-DAY = Stretch(DAY_MS, DAY_MS + schema.DAY_MS)
+DAY = TimeRange(DAY_MS, DAY_MS + schema.DAY_MS)
 PAIR = "BTC/USDT:USDT"
 NAMES = b"open_time,open,high,low,close,volume,close_time,quote_volume,count,tbv,tbqv,ignore\n"
 
@@ -56,12 +56,12 @@ def packed(*files: tuple[str, bytes]) -> bytes:
 def test_names_of_files() -> None:
     day = day_file("BTCUSDT", "3m", DAY_MS + 5)
     assert day.path == ("data/futures/um/daily/klines/BTCUSDT/3m/BTCUSDT-3m-2025-01-02.zip")
-    assert day.stretch == DAY
+    assert day.time_range == DAY
     month = month_file("BTCUSDT", "1h", DAY_MS)
     assert month.path == "data/futures/um/monthly/klines/BTCUSDT/1h/BTCUSDT-1h-2025-01.zip"
-    assert month.stretch == month_of(DAY_MS) == Stretch(1_735_689_600_000, 1_738_368_000_000)
+    assert month.time_range == month_of(DAY_MS) == TimeRange(1_735_689_600_000, 1_738_368_000_000)
     december = month_of(1_734_000_000_000)
-    assert december.end_ms == month.stretch.start_ms
+    assert december.end_ms == month.time_range.start_ms
 
 
 def test_a_day_is_read_exactly() -> None:

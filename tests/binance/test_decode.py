@@ -112,7 +112,7 @@ def test_unwrapped_frames_read_the_same() -> None:
         assert DECODER.decode(unwrapped) == DECODER.decode(frame)
 
 
-def test_answers_are_told_from_data() -> None:
+def test_answers_are_known_from_data() -> None:
     items = [
         DECODER.decode(line) for line in (DATA / "control_frames.jsonl").read_bytes().splitlines()
     ]

@@ -773,11 +773,11 @@ def test_the_process_is_left_as_it_was(
     assert list(tmp_path.iterdir()) == []  # no feedhandler.log
     assert asyncio.get_event_loop_policy() is policy
     assert logging.getLogger().handlers == root
-    said = [(record.name, record.getMessage()) for record in caplog.records]
-    assert ("feedhandler", "from cryptofeed 2") in said
-    assert ("cryptofeed.feed", "from cryptofeed 3") in said
-    assert not [message for _, message in said if message == "chatter"]
-    # The end of the connection is told once, in one line, by us.
+    logged = [(record.name, record.getMessage()) for record in caplog.records]
+    assert ("feedhandler", "from cryptofeed 2") in logged
+    assert ("cryptofeed.feed", "from cryptofeed 3") in logged
+    assert not [message for _, message in logged if message == "chatter"]
+    # The end of the connection is logged once, in one line, by us.
     ends = [record for record in caplog.records if "connection" in record.getMessage()]
     assert [r.name for r in ends if r.levelno >= logging.WARNING] == [
         "marketfeed.binance.market_socket"

@@ -17,7 +17,7 @@ from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import STAMPS_HOLD_S, ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.server import Simulator, SimulatorOptions
@@ -264,7 +264,7 @@ def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
         with pytest.raises(ExchangeError, match="not known for certain"):
             await klines()
         assert asked == []
-        # Frames that are late, as a whole: what they prove is past, can be had.
+        # Frames that are late, as a whole: what they prove is past, can be fetched.
         clock.hear(open_ms + 5 * MINUTE_MS, 30.0)
         assert clock.is_contradicted()
         assert len(await klines()) == 2
@@ -399,10 +399,10 @@ GOOD: list[list[Any]] = [
 ]
 
 
-def klines_in(rows: object) -> tuple[list[int], list[Stretch], int]:
+def klines_in(rows: object) -> tuple[list[int], list[TimeRange], int]:
     """Open times of what an answer with these rows gives, what is unclear of it, and odd rows counted."""
 
-    async def question(rest: BinanceRest) -> tuple[list[int], list[Stretch], int]:
+    async def question(rest: BinanceRest) -> tuple[list[int], list[TimeRange], int]:
         end_ms = OPEN_MS + 3 * MINUTE_MS
         found = await rest.klines(BITCOIN, "1m", OPEN_MS, end_ms, Priority.HEAL)
         odd = rest.turns.report().odd_rows["klines"]
@@ -419,27 +419,27 @@ def other(row: list[Any], **changes: Any) -> list[Any]:
     ("rows", "opens", "unclear", "odd"),
     [
         (GOOD, [OPEN_MS, SECOND, THIRD], [], 0),
-        (CASES["klines"], [OPEN_MS, THIRD], [Stretch(SECOND, THIRD)], 1),
+        (CASES["klines"], [OPEN_MS, THIRD], [TimeRange(SECOND, THIRD)], 1),
         (CASES["klines, last row repeated"], [OPEN_MS, SECOND], [], 1),
         ([*GOOD, GOOD[0]], [OPEN_MS, SECOND, THIRD], [], 1),
         # Which of two that differ holds? Neither, until there is one.
-        ([*GOOD, other(GOOD[1], at5="8.0")], [OPEN_MS, THIRD], [Stretch(SECOND, THIRD)], 1),
-        ([*GOOD, other(GOOD[1], at5=None)], [OPEN_MS, THIRD], [Stretch(SECOND, THIRD)], 1),
-        ([GOOD[0], other(GOOD[1], at1="NaN")], [OPEN_MS], [Stretch(SECOND, THIRD)], 1),
-        ([*GOOD[:2], other(GOOD[2], at6=5)], [OPEN_MS, SECOND], [Stretch(THIRD, THIRD + 60_000)], 1),
+        ([*GOOD, other(GOOD[1], at5="8.0")], [OPEN_MS, THIRD], [TimeRange(SECOND, THIRD)], 1),
+        ([*GOOD, other(GOOD[1], at5=None)], [OPEN_MS, THIRD], [TimeRange(SECOND, THIRD)], 1),
+        ([GOOD[0], other(GOOD[1], at1="NaN")], [OPEN_MS], [TimeRange(SECOND, THIRD)], 1),
+        ([*GOOD[:2], other(GOOD[2], at6=5)], [OPEN_MS, SECOND], [TimeRange(THIRD, THIRD + 60_000)], 1),
         # Of which candle it is cannot be read: it may be any of those that are lacking.
-        ([GOOD[0], None], [OPEN_MS], [Stretch(SECOND, THIRD + 60_000)], 1),
+        ([GOOD[0], None], [OPEN_MS], [TimeRange(SECOND, THIRD + 60_000)], 1),
         ([other(GOOD[0], at0="x"), GOOD[1]], [SECOND],
-         [Stretch(OPEN_MS, SECOND), Stretch(THIRD, THIRD + 60_000)], 1),
+         [TimeRange(OPEN_MS, SECOND), TimeRange(THIRD, THIRD + 60_000)], 1),
         ([GOOD[1], other(GOOD[0], at0=OPEN_MS - MINUTE_MS, at6=OPEN_MS - 1)], [SECOND],
-         [Stretch(OPEN_MS, SECOND), Stretch(THIRD, THIRD + 60_000)], 1),
+         [TimeRange(OPEN_MS, SECOND), TimeRange(THIRD, THIRD + 60_000)], 1),
         # What is simply not there is not unclear.
         ([GOOD[0], GOOD[2]], [OPEN_MS, THIRD], [], 0),
         ([], [], [], 0),
     ],
 )  # fmt: skip
 def test_an_odd_kline_costs_itself_and_is_not_absent(
-    rows: object, opens: list[int], unclear: list[Stretch], odd: int
+    rows: object, opens: list[int], unclear: list[TimeRange], odd: int
 ) -> None:
     assert klines_in(rows) == (opens, unclear, odd)
 
@@ -520,7 +520,7 @@ def rate(
         (rate("BUSDT", value="0.0002"), ("BUSDT", OPEN_MS)),
     ],
 )
-def test_of_an_odd_settlement_is_told_whose_it_is_as_far_as_can_be_read(
+def test_of_an_odd_settlement_is_known_whose_it_is_as_far_as_can_be_read(
     row: object, lost: tuple[str | None, int | None]
 ) -> None:
     rows = [rate("CUSDT"), rate("BUSDT"), row, rate("CUSDT")]

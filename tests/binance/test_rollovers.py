@@ -33,7 +33,7 @@ class Rolling:
         self.sim = sim
         self.collector = collector
         self.path = path
-        self.settled_ms = 0
+        self.stored_ms = 0
         """What had closed by then was stored or healed before the collector was stopped."""
 
     def outcomes(self, name: str) -> int:
@@ -56,9 +56,9 @@ class Rolling:
         until_ms = self.sim.now_ms() + minutes * MINUTE_MS
         await until(lambda: self.sim.now_ms() >= until_ms)
 
-    async def settle(self) -> None:
+    async def wait_stored(self) -> None:
         """Wait until what has closed is stored."""
-        self.settled_ms = self.sim.now_ms()
+        self.stored_ms = self.sim.now_ms()
         await self.minutes(0.2)
         await until(lambda: not self.collector.report().missing_candles)
         commits = self.collector.report().journal.commits
@@ -105,7 +105,7 @@ def run_rolling(
 
 
 def assert_complete(rolling: Rolling, from_ms: int, until_ms: int) -> int:
-    """Every candle that closed in a stretch of time was heard, is stored, and is right; how many."""
+    """Every candle that closed in a range of time was heard, is stored, and is right; how many."""
     with Journal.open(rolling.path) as journal:
         stored = {
             (pair, timeframe, candle.open_time_ms): candle
@@ -123,7 +123,7 @@ def assert_complete(rolling: Rolling, from_ms: int, until_ms: int) -> int:
         assert one.receivers > 0, one
         candle = stored[one.pair, one.timeframe, one.open_time_ms]
         assert not differing_fields(candle, one)
-    # At this speed a busy machine makes candles late; what came late is told so.
+    # At this speed a busy machine makes candles late; what came late is reported so.
     assert_healed(rolling)
     return len(published)
 
@@ -132,9 +132,7 @@ def assert_healed(rolling: Rolling) -> set[str]:
     """No gap is open of what had closed when it was waited for; returns the kinds of those there were."""
     with closing(sqlite3.connect(rolling.path)) as db:
         gaps = db.execute('SELECT kind, start, "end", healed FROM gap').fetchall()
-    old = [
-        gap for gap in gaps if gap[1] < rolling.settled_ms and (gap[2] or 0) <= rolling.settled_ms
-    ]
+    old = [gap for gap in gaps if gap[1] < rolling.stored_ms and (gap[2] or 0) <= rolling.stored_ms]
     assert [gap for gap in old if not gap[3] or gap[2] is None] == []
     return {kind for kind, *_ in old}
 
@@ -149,34 +147,34 @@ def often(**more: float) -> Ages:
 
 
 def test_no_candle_is_lost_over_many_rollovers(path: Path) -> None:
-    stretch: list[int] = []
+    time_range: list[int] = []
     held: list[Rolling] = []
 
     async def check(rolling: Rolling) -> None:
         held.append(rolling)
-        stretch.append(rolling.sim.now_ms())
+        time_range.append(rolling.sim.now_ms())
         done = rolling.outcomes("proven")
         await until(
             lambda: rolling.outcomes("proven") >= done + ROLLOVERS, timeout_s=5.0 * ROLLOVERS
         )
         await until(lambda: rolling.delivering)
-        stretch.append(rolling.sim.now_ms())
-        await rolling.settle()
+        time_range.append(rolling.sim.now_ms())
+        await rolling.wait_stored()
         assert rolling.outcomes("unproven") == 0
         assert rolling.collector.report().rejects == {}
 
     run_rolling(path, check, often(roll_from_s=5.0, roll_before_s=10.0), speed=240.0)
-    assert assert_complete(held[0], *stretch) > ROLLOVERS
+    assert assert_complete(held[0], *time_range) > ROLLOVERS
 
 
 @pytest.mark.parametrize("stream", ["ethusdt@markPrice", "btcusdt@kline_3m"])
 def test_a_generation_with_a_muted_stream_does_not_take_over(path: Path, stream: str) -> None:
-    stretch: list[int] = []
+    time_range: list[int] = []
     held: list[Rolling] = []
 
     async def check(rolling: Rolling) -> None:
         held.append(rolling)
-        stretch.append(rolling.sim.now_ms())
+        time_range.append(rolling.sim.now_ms())
         await rolling.sim.faults.start(Mute(stream, new_connections=True))
         given_up, done = rolling.outcomes("given_up"), rolling.outcomes("proven")
         await until(lambda: rolling.outcomes("given_up") > given_up)
@@ -186,20 +184,20 @@ def test_a_generation_with_a_muted_stream_does_not_take_over(path: Path, stream:
         done = rolling.outcomes("proven")
         await until(lambda: rolling.outcomes("proven") > done)
         await until(lambda: rolling.delivering)
-        stretch.append(rolling.sim.now_ms())
-        await rolling.settle()
+        time_range.append(rolling.sim.now_ms())
+        await rolling.wait_stored()
 
     run_rolling(path, check, often(retry_s=1.0, prove_s=60.0))
-    assert assert_complete(held[0], *stretch) > 0
+    assert assert_complete(held[0], *time_range) > 0
 
 
 def test_refused_connects_leave_the_old_ones_alone(path: Path) -> None:
-    stretch: list[int] = []
+    time_range: list[int] = []
     held: list[Rolling] = []
 
     async def check(rolling: Rolling) -> None:
         held.append(rolling)
-        stretch.append(rolling.sim.now_ms())
+        time_range.append(rolling.sim.now_ms())
         await until(lambda: rolling.outcomes("proven") > 0)
         await rolling.sim.faults.start(Refuse())
         given_up = rolling.outcomes("given_up")
@@ -209,11 +207,11 @@ def test_refused_connects_leave_the_old_ones_alone(path: Path) -> None:
         await rolling.sim.faults.end()
         done = rolling.outcomes("proven")
         await until(lambda: rolling.outcomes("proven") > done)
-        stretch.append(rolling.sim.now_ms())
-        await rolling.settle()
+        time_range.append(rolling.sim.now_ms())
+        await rolling.wait_stored()
 
     run_rolling(path, check, often(retry_s=1.0))
-    assert assert_complete(held[0], *stretch) > 0
+    assert assert_complete(held[0], *time_range) > 0
 
 
 def test_the_old_connections_may_die_in_the_middle(path: Path) -> None:
@@ -238,7 +236,7 @@ def test_the_old_connections_may_die_in_the_middle(path: Path) -> None:
         await until(lambda: rolling.outcomes("proven") > done)
         await until(lambda: rolling.delivering)
         await rolling.minutes(2)
-        await rolling.settle()
+        await rolling.wait_stored()
 
     run_rolling(path, check, often(roll_from_s=100.0, roll_before_s=100.0, retry_s=1.0))
     # What was lost with the old one is back with the new ones: nothing stays open, no candle is missing.

@@ -1,4 +1,4 @@
-"""Symbols are told from exchangeInfo's own fields; what cannot be collected is named with its reason."""
+"""Symbols are read from exchangeInfo's own fields; what cannot be collected is named with its reason."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_the_perpetual_is_the_pair_not_the_quarterly() -> None:
         assert parse_exchange_info(info(*rows)).instruments["BTC/USDT:USDT"].symbol == "BTCUSDT"
 
 
-def test_an_announced_end_is_told() -> None:
+def test_an_announced_end_is_reported() -> None:
     parsed = parse_exchange_info(info(symbol(deliveryDate=1_800_000_000_000)))
     assert parsed.instruments["BTC/USDT:USDT"].ended_ms == 1_800_000_000_000
 

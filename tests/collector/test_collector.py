@@ -302,7 +302,7 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
     uvloop.run(run())
 
 
-def test_what_the_disk_budget_took_is_told_as_a_gap_where_it_was(path: Path) -> None:
+def test_what_the_disk_budget_took_is_recorded_as_a_gap_where_it_was(path: Path) -> None:
     async def run() -> None:
         async with Simulator(SimulatorOptions(pairs=1, timeframes=("1m",), speed=SPEED)) as sim:
             oldest_ms = floor_to(sim.now_ms() - 34 * HOUR_MS, 3_000)
@@ -323,11 +323,11 @@ def test_what_the_disk_budget_took_is_told_as_a_gap_where_it_was(path: Path) -> 
                 await until(lambda: delivering(collector))
                 # Retention has come to its end.
                 await until(lambda: 0 < collector.report().journal.bytes_used <= 1_000_000)
-        told = gaps()
-        assert told[0][0] == oldest_ms
+        reported = gaps()
+        assert reported[0][0] == oldest_ms
         # One after the other, and nothing of them is there any more, but all that came after.
-        assert all(before[1] <= start_ms for before, (start_ms, _) in pairwise(told))
-        assert 0 <= stored()[0] - told[-1][1] < 3_000
+        assert all(before[1] <= start_ms for before, (start_ms, _) in pairwise(reported))
+        assert 0 <= stored()[0] - reported[-1][1] < 3_000
         assert len(stored()) >= 1_000
 
     def gaps() -> list[tuple[int, int]]:

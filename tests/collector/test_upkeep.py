@@ -14,7 +14,7 @@ from marketfeed.collector.upkeep import Upkeep
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import Cut
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import MarkPrice
 from marketfeed.settings.model import JournalSettings
@@ -29,8 +29,8 @@ def test_before_the_disk_budget_takes_a_row_its_gap_is_stored(
     path = tmp_path / "journal.db"
     gaps_before: list[list[tuple[str, int]]] = []
 
-    def fail(self: Journal, cut: Cut, below_seq: int | None) -> int:
-        if cut.oldest_ms is None:
+    def fail(self: Journal, delete_range: DeleteRange, below_seq: int | None) -> int:
+        if delete_range.oldest_ms is None:
             return 0  # by age: there is nothing
         # As a kill or a full disk would: what has been stored by now is all there is.
         gaps_before.append(self.db.execute("SELECT kind, start FROM gap").fetchall())

@@ -44,5 +44,5 @@ def test_with_the_archive_its_terms_are_a_warning() -> None:
 
 
 @pytest.mark.parametrize(("pairs", "days"), [(0, 30), (164, 0)])
-def test_where_nothing_is_to_be_filled_nothing_is_said(pairs: int, days: int) -> None:
+def test_where_nothing_is_to_be_filled_nothing_is_printed(pairs: int, days: int) -> None:
     assert found(pairs, history={"days": days}) == []

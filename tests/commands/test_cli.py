@@ -228,7 +228,7 @@ def test_the_shipped_settings_are_good_as_they_stand(
     [["audit"], ["backup", "copy.db"], ["rejected-frames"], ["deadletter"], ["signals"]],
     ids=" ".join,
 )
-def test_what_is_not_there_or_not_to_be_read_is_said_in_a_line(
+def test_what_is_not_there_or_not_to_be_read_is_reported_in_a_line(
     command: list[str], shared_path: Path, as_nobody: Callable[[Callable[[], None]], None]
 ) -> None:
     place = shared_path / "closed"

@@ -98,7 +98,7 @@ def test_the_newest_are_shown(path: Path, journal: Journal) -> None:
     assert shown.stdout.index("{number 30}") < shown.stdout.index("{number 79}")
 
 
-def test_an_export_that_cannot_be_written_is_said_in_a_line(
+def test_an_export_that_cannot_be_written_is_reported_in_a_line(
     path: Path, journal: Journal, tmp_path: Path
 ) -> None:
     target = tmp_path / "absent" / "frames.jsonl"

@@ -206,9 +206,9 @@ def test_a_damaged_file_stays_in_its_place(path: Path, marketfeed: Run, what: st
         os.truncate(path, path.stat().st_size // 2 // 4_096 * 4_096)
     else:
         damage_page(path, what)
-    said = refused(marketfeed, path)
-    assert f"journal {path}: " in said
-    assert any(word in said for word in ("malformed", "not a database"))
+    output = refused(marketfeed, path)
+    assert f"journal {path}: " in output
+    assert any(word in output for word in ("malformed", "not a database"))
 
 
 def test_a_file_of_something_else(path: Path, marketfeed: Run) -> None:
@@ -296,7 +296,7 @@ def started(config: Path, simulator: dict[str, str], *options: str) -> tuple[str
 
 
 @pytest.mark.long
-def test_run_goes_on_with_version_2_until_it_is_told(
+def test_run_goes_on_with_version_2_until_it_is_reported(
     config: Path, path: Path, simulator: dict[str, str]
 ) -> None:
     journal(path, 2)
@@ -400,7 +400,7 @@ def test_check_names_the_version_and_what_it_means(
         (4, "schema version 4 (newer than this one's, 3)"),
     ],
 )
-def test_what_is_said_of_a_journal(path: Path, number: int, expected: str) -> None:
+def test_what_is_reported_of_a_journal(path: Path, number: int, expected: str) -> None:
     journal(path, min(number, 2))
     if number > 2:
         convert(KIND, path, 3)
@@ -410,7 +410,7 @@ def test_what_is_said_of_a_journal(path: Path, number: int, expected: str) -> No
     assert (finding.verdict, finding.text) == ("good", f"{path}: {size:,} bytes, {expected}")
 
 
-def test_what_is_said_of_a_ledger(path: Path) -> None:
+def test_what_is_reported_of_a_ledger(path: Path) -> None:
     ledger(path)
     assert check_file(LEDGER, path)[0].text.endswith(
         "schema version 1: `marketfeed upgrade --ledger` makes it 2, once all readers know that"

@@ -74,7 +74,7 @@ def moments(count: int) -> list[float]:
 
 
 def campaign(
-    directory: Path, chosen: Sequence[float], pairs: int, tell: Callable[[str], None]
+    directory: Path, chosen: Sequence[float], pairs: int, report_progress: Callable[[str], None]
 ) -> list[Start]:
     """Start at each of the chosen moments, those far apart within the same minute."""
     together = math.ceil(len(chosen) / APART_S)
@@ -94,7 +94,7 @@ def campaign(
                 ]
                 for start in starts:
                     found.append(start.result())
-                    tell(row(found[-1]))
+                    report_progress(row(found[-1]))
     return sorted(found, key=lambda one: one.at_s)
 
 
@@ -198,7 +198,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON array")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="marketfeed-cold-") as name:
-        found = campaign(Path(name), moments(given.moments), given.pairs, _tell)
+        found = campaign(Path(name), moments(given.moments), given.pairs, _print_progress)
     if given.json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     else:
@@ -209,7 +209,7 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def _tell(text: str) -> None:
+def _print_progress(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

@@ -15,7 +15,7 @@ import uvloop
 from proc_disk import SmallDisk
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.counters import Counters, rss_bytes
+from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
@@ -67,7 +67,7 @@ def candle_frame(number: int) -> bytes:
 
 async def flood(directory: Path, marks: int) -> Report:
     """Fill the disk, take `marks` mark prices and some candles in, make room, and count what is there."""
-    report, counters, disk = Report(marks=marks), Counters(), SmallDisk("self", directory)
+    report, counters, disk = Report(marks=marks), CollectorCounters(), SmallDisk("self", directory)
     path = directory / "journal.db"
     async with JournalWriter(path) as writer:
         intake = Intake(writer, FrameDecoder(SYMBOLS), counters, lambda: T0, 60_000, lambda: None)

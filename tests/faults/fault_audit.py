@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.grid import Stretch, tiles
+from marketfeed.grid import TimeRange, tiles
 
 PAGE: Final = 1_500
 _TRIES: Final = 200
@@ -60,7 +60,7 @@ def audit(
             for timeframe in timeframes:
                 length_ms = schema.TIMEFRAMES_MS[timeframe]
                 first_ms = schema.ceil_to(since_ms, length_ms)
-                where = Stretch(first_ms, schema.floor_to(until_ms, length_ms))
+                where = TimeRange(first_ms, schema.floor_to(until_ms, length_ms))
                 stored = {
                     open_ms: tuple(numbers)
                     for open_ms, *numbers in db.execute(
@@ -70,10 +70,10 @@ def audit(
                         (pair, length_ms, *where),
                     )
                 }
-                told = _told(rest_url, symbol, timeframe, where)
-                expected += len(told)
-                empty += sum(numbers[-1] == 0 for numbers in told.values())
-                for open_ms, numbers in told.items():
+                returned = _rest_candles(rest_url, symbol, timeframe, where)
+                expected += len(returned)
+                empty += sum(numbers[-1] == 0 for numbers in returned.values())
+                for open_ms, numbers in returned.items():
                     found = stored.pop(open_ms, None)
                     if found is None:
                         missing.append(f"{pair} {timeframe} {open_ms}")
@@ -83,8 +83,8 @@ def audit(
     return Audit(expected, missing, different, extra, empty)
 
 
-def _told(
-    rest_url: str, symbol: str, timeframe: str, where: Stretch
+def _rest_candles(
+    rest_url: str, symbol: str, timeframe: str, where: TimeRange
 ) -> dict[int, tuple[float, ...]]:
     length_ms = schema.TIMEFRAMES_MS[timeframe]
     found: dict[int, tuple[float, ...]] = {}

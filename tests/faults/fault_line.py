@@ -70,7 +70,7 @@ class Line:
         self.collector = collector
         self.path = path
         self.stall_s = 0.0
-        """The longest time that the event loop was busy at a stretch (wall seconds)."""
+        """The longest time that the event loop was busy without a pause (wall seconds)."""
         self._session = session
         self._status = _StatusUrl()
 
@@ -89,7 +89,7 @@ class Line:
 
     @property
     def flowing(self) -> bool:
-        """Whether everything comes again; what went missing may still be told of."""
+        """Whether everything comes again; what went missing may still be reported."""
         report = self.report
         return (
             report.mark_price_age_s is not None
@@ -97,7 +97,7 @@ class Line:
             and all(connection.state == "open" for connection in report.connections)
         )
 
-    def says(self, *words: str) -> bool:
+    def reports(self, *words: str) -> bool:
         """Whether one of the reasons for being unhealthy holds all of `words`."""
         return any(all(word in reason for word in words) for reason in self.report.reasons)
 
@@ -161,11 +161,11 @@ class Line:
         return read_gaps(self.path)
 
     def judge(self, since_ms: int, until_ms: int) -> Verdict:
-        """Compare the journal with what was published of candles that lie in a stretch of time."""
+        """Compare the journal with what was published of candles that lie in a range of time."""
         return judge(self.path, self.sim.published(), since_ms, until_ms)
 
     async def feel_stalls(self) -> None:
-        """Measure, until cancelled, how long the event loop is busy at a stretch."""
+        """Measure, until cancelled, how long the event loop is busy without a pause."""
         while True:
             before_s = time.monotonic()
             await asyncio.sleep(_LOOK_S)

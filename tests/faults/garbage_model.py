@@ -100,15 +100,17 @@ def require_sound(item: Decoded) -> None:
         raise WrongRowError(f"no market has {item}")
 
 
-def require_said(item: Decoded, document: Any, pairs: Mapping[str, str]) -> None:
+def require_published(item: Decoded, document: Any, pairs: Mapping[str, str]) -> None:
     """Raise WrongRowError for a record that stands nowhere in the document."""
     if isinstance(item, Candle | MarkPrice | FundingRate) and not any(
-        _says(event, item, pairs) for event in events(document)
+        _publishes(event, item, pairs) for event in events(document)
     ):
         raise WrongRowError(f"the frame does not say {item}")
 
 
-def _says(event: _Keys, item: Candle | MarkPrice | FundingRate, pairs: Mapping[str, str]) -> bool:
+def _publishes(
+    event: _Keys, item: Candle | MarkPrice | FundingRate, pairs: Mapping[str, str]
+) -> bool:
     try:
         if pairs.get(event["s"]) != item.pair or float(event["E"]) != item.event_time_ms:
             return False

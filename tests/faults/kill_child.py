@@ -17,7 +17,7 @@ import uvloop
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import Cut
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
 from marketfeed.settings.model import Settings
@@ -70,14 +70,14 @@ class Stopped(msgspec.Struct, frozen=True, tag=True):
 
 
 Message: TypeAlias = Opened | Begun | Committed | Saved | Deleting | Stopped
-Tell: TypeAlias = Callable[[Message], None]
+Report: TypeAlias = Callable[[Message], None]
 
 
-def collect_and_tell(settings: Settings, pipe_fd: int) -> None:
+def collect_and_report(settings: Settings, pipe_fd: int) -> None:
     """Run a collector until SIGTERM, telling what it commits on `pipe_fd`."""
     encode = msgspec.msgpack.Encoder().encode
 
-    def tell(message: Message) -> None:
+    def report(message: Message) -> None:
         body = encode(message)
         left = memoryview(LENGTH.pack(len(body)) + body)
         while left:
@@ -87,36 +87,36 @@ def collect_and_tell(settings: Settings, pipe_fd: int) -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         collector = Collector(settings)
-        writer = _TellingWriter(settings.journal.path, tell)
+        writer = _ReportingWriter(settings.journal.path, report)
         collector._writer = collector._reporter._writer = collector._upkeep._writer = writer
         await collector.run(stop)
 
     uvloop.run(run())
-    tell(Stopped())
+    report(Stopped())
 
 
-class _TellingWriter(JournalWriter):
-    def __init__(self, path: Path, tell: Tell) -> None:
+class _ReportingWriter(JournalWriter):
+    def __init__(self, path: Path, report: Report) -> None:
         super().__init__(path)
-        self._tell = tell
+        self._report = report
 
     def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
         super()._open(distrusted=distrusted, proven=proven)
         assert self._file is not None
-        self._file = _TellingJournal(self._file._database, self._tell)
+        self._file = _ReportingJournal(self._file._database, self._report)
         set_aside = None if self.set_aside is None else str(self.set_aside)
-        self._tell(Opened(set_aside, self._file.next_seq))
+        self._report(Opened(set_aside, self._file.next_seq))
 
 
-class _TellingJournal(Journal):
-    def __init__(self, database: Database, tell: Tell) -> None:
+class _ReportingJournal(Journal):
+    def __init__(self, database: Database, report: Report) -> None:
         super().__init__(database)
-        self._tell = tell
+        self._report = report
 
     def write(self, batch: Batch) -> int:
-        self._tell(Begun())
+        self._report(Begun())
         changed = super().write(batch)
-        self._tell(
+        self._report(
             Committed(
                 self.next_seq,
                 batch.candles,
@@ -130,11 +130,13 @@ class _TellingJournal(Journal):
         return changed
 
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
-        self._tell(Begun())
+        self._report(Begun())
         super().save_document(name, body, saved_ms)
-        self._tell(Saved(name, body, saved_ms))
+        self._report(Saved(name, body, saved_ms))
 
-    def delete(self, cut: Cut, below_seq: int | None = None) -> int:
+    def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
         names = {pair_id: pair for pair, pair_id in self._pair_ids.items()}
-        self._tell(Deleting(cut.table, names[cut.pair_id], cut.before_ms))
-        return super().delete(cut, below_seq)
+        self._report(
+            Deleting(delete_range.table, names[delete_range.pair_id], delete_range.before_ms)
+        )
+        return super().delete(delete_range, below_seq)

@@ -1,4 +1,4 @@
-"""What a journal must hold after a kill: everything that was told to be committed, numbered once."""
+"""What a journal must hold after a kill: everything that was reported as committed, numbered once."""
 
 import shutil
 import sqlite3
@@ -33,7 +33,7 @@ class LostError(AssertionError):
 
 
 class Known:
-    """What has been told, and every number that was ever given; `look` compares a file with that."""
+    """What has been reported, and every number that was ever given; `look` compares a file with that."""
 
     def __init__(self) -> None:
         self.commits = 0
@@ -50,7 +50,7 @@ class Known:
         self._catalog: dict[str, CatalogEntry] = {}
         self._documents: dict[str, Saved] = {}
 
-    # --- what is told ------------------------------------------------------------------------------
+    # --- what is reported ---------------------------------------------------------------------------
 
     def note(self, message: Message) -> None:
         """Take in one message. Raises LostError for a file set aside, or numbers that go back."""
@@ -65,39 +65,39 @@ class Known:
                 raise LostError(f"set aside: {message.set_aside}")
             self._require_next("after opening", message.next_seq)
 
-    def _commit(self, told: Committed) -> None:
+    def _commit(self, reported: Committed) -> None:
         self.commits += 1
-        self._require_next("after a commit", told.next_seq)
+        self._require_next("after a commit", reported.next_seq)
         lengths = schema.TIMEFRAMES_MS
-        for candle in told.candles:
+        for candle in reported.candles:
             key = (candle.pair, lengths[candle.timeframe], candle.open_time_ms)
             known = self._candles.get(key)
             if known is None or candle.trades >= known.trades:
                 self._candles[key] = candle
-        for candle in told.forming:
+        for candle in reported.forming:
             self._forming[candle.pair, lengths[candle.timeframe]] = candle
-        for mark in told.mark_prices:
+        for mark in reported.mark_prices:
             at = (mark.pair, schema.floor_to(mark.event_time_ms, schema.SECOND_MS))
             first = self._marks.get(at)
             if first is None or mark.event_time_ms < first.event_time_ms:
                 self._marks[at] = mark
-        for rate in told.funding_rates:
+        for rate in reported.funding_rates:
             at = (rate.pair, schema.floor_to(rate.event_time_ms, FUNDING_EVERY_MS))
             earliest = self._funding.get(at)
             if earliest is None or rate.event_time_ms < earliest.event_time_ms:
                 self._funding[at] = rate
-        for gap in told.gaps:
-            self._gaps[gap.kind, gap.pair, gap.start_ms] = (gap, told.next_seq)
-        self._catalog.update((entry.pair, entry) for entry in told.catalog)
+        for gap in reported.gaps:
+            self._gaps[gap.kind, gap.pair, gap.start_ms] = (gap, reported.next_seq)
+        self._catalog.update((entry.pair, entry) for entry in reported.catalog)
 
-    def _forget(self, told: Deleting) -> None:
+    def _forget(self, reported: Deleting) -> None:
         tables: dict[str, dict[Any, Any]] = {
             "candle": self._candles,
             "mark_price": self._marks,
             "funding_rate": self._funding,
         }
-        known = tables[told.table]
-        for key in [k for k in known if k[0] == told.pair and k[-1] < told.before_ms]:
+        known = tables[reported.table]
+        for key in [k for k in known if k[0] == reported.pair and k[-1] < reported.before_ms]:
             del known[key]
 
     def _require_next(self, when: str, next_seq: int) -> None:
@@ -147,7 +147,7 @@ class Known:
         )
 
     def _check_document(self, known: Saved, found: tuple[bytes, int] | None) -> None:
-        # A later one may have been saved, and the kill came before that was told.
+        # A later one may have been saved, and the kill came before that was reported.
         if found is None or found[1] < known.saved_ms:
             raise LostError(f"document {known.name} is gone")
         if found[1] == known.saved_ms and found[0] != known.body:
@@ -216,12 +216,12 @@ class Known:
                 tables["funding_rate"].get(at),
                 ("offset_ms", "rate", "next_funding_time"),
             )
-        for stretch, (gap, next_seq) in self._gaps.items():
-            row = tables["gap"].get(stretch)
-            # It may have healed since, in a commit that was not told.
+        for time_range, (gap, next_seq) in self._gaps.items():
+            row = tables["gap"].get(time_range)
+            # It may have healed since, in a commit that was not reported.
             if row is None or row["seq"] < next_seq:
-                told = (gap.end_ms, gap.healed, gap.reason, gap.state)
-                _compare("gap", stretch, told, row, ("end", "healed", "reason", "state"))
+                reported = (gap.end_ms, gap.healed, gap.reason, gap.state)
+                _compare("gap", time_range, reported, row, ("end", "healed", "reason", "state"))
         for pair, entry in self._catalog.items():
             _compare("catalog", pair, (entry.symbol,), tables["catalog"].get((pair,)), ("symbol",))
 
@@ -235,18 +235,18 @@ def _numbers(candle: Candle) -> tuple[Any, ...]:
 
 
 def _compare(
-    table: str, key: object, told: tuple[Any, ...], row: Row | None, columns: tuple[str, ...]
+    table: str, key: object, reported: tuple[Any, ...], row: Row | None, columns: tuple[str, ...]
 ) -> None:
     if row is None:
         raise LostError(f"{table} {key} was committed and is gone")
     found = tuple(row[name] for name in columns)
-    if found != told:
-        raise LostError(f"{table} {key}: {told} was committed, {found} is there")
+    if found != reported:
+        raise LostError(f"{table} {key}: {reported} was committed, {found} is there")
 
 
 def _compare_first(
-    table: str, key: object, told: tuple[Any, ...], row: Row | None, columns: tuple[str, ...]
+    table: str, key: object, reported: tuple[Any, ...], row: Row | None, columns: tuple[str, ...]
 ) -> None:
-    # A grid step holds its earliest event; an earlier one may have been committed, but not told.
-    if row is None or row["offset_ms"] >= told[0]:
-        _compare(table, key, told, row, columns)
+    # A grid step holds its earliest event; an earlier one may have been committed, but not reported.
+    if row is None or row["offset_ms"] >= reported[0]:
+        _compare(table, key, reported, row, columns)

@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 import msgspec
 import uvloop
-from kill_child import LENGTH, Begun, Committed, Message, Opened, Stopped, collect_and_tell
+from kill_child import LENGTH, Begun, Committed, Message, Opened, Stopped, collect_and_report
 from kill_model import Known, LostError
 
 from marketfeed.journal.journal import Journal
@@ -42,7 +42,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """When to kill: `after_s` after the `commits`-th commit has `begun`, was `told`, or after the fork.
+    """When to kill: `after_s` after the `commits`-th commit has `begun`, was `reported`, or after the fork.
 
     With `stop` a SIGTERM is sent at that moment, and the kill comes `stop_s` later.
     """
@@ -63,8 +63,8 @@ def make_plan(random_: random.Random) -> Plan:
     if kind < 0.6:
         return Plan("begun", commits, random_.uniform(0.0, 0.0015))
     if kind < 0.8:
-        return Plan("told", commits, random_.uniform(0.0, 0.05))
-    return Plan("told", commits, 0.0, stop=True, stop_s=random_.uniform(0.0, 0.015))
+        return Plan("reported", commits, random_.uniform(0.0, 0.05))
+    return Plan("reported", commits, 0.0, stop=True, stop_s=random_.uniform(0.0, 0.015))
 
 
 class Report(msgspec.Struct):
@@ -83,24 +83,24 @@ class Report(msgspec.Struct):
 
 
 class Victim:
-    """A forked collector: what it has told so far, and how far it has come."""
+    """A forked collector: what it has reported so far, and how far it has come."""
 
     def __init__(self, settings: Settings, known: Known) -> None:
         self._known = known
         self._buffer = bytearray()
         self._ended = False
-        self.begun = self.told = 0
+        self.begun = self.reported = 0
         self.stage = "starting"
         self.pipe, far_end = os.pipe()
         self.started_s = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.pipe)
-            in_child(lambda: collect_and_tell(settings, far_end))
+            in_child(lambda: collect_and_report(settings, far_end))
         os.close(far_end)
 
     def listen(self, until_s: float, enough: Callable[[], bool]) -> None:
-        """Take in what is told until `until_s` (monotonic), `enough`, or the end."""
+        """Take in what is reported until `until_s` (monotonic), `enough`, or the end."""
         while not self._ended and not enough():
             left_s = until_s - time.monotonic()
             if left_s <= 0.0:
@@ -141,7 +141,7 @@ class Victim:
         elif isinstance(message, Stopped):
             self.stage = "stopped"
         else:
-            self.told += isinstance(message, Committed)
+            self.reported += isinstance(message, Committed)
             self._enter("collecting")
         self._known.note(message)
 
@@ -155,8 +155,8 @@ def carry_out(plan: Plan, settings: Settings, known: Known) -> str:
     give_up_s = victim.started_s + GIVE_UP_S
     if plan.moment == "begun":
         victim.listen(give_up_s, lambda: victim.begun > plan.commits)
-    elif plan.moment == "told":
-        victim.listen(give_up_s, lambda: victim.told > plan.commits)
+    elif plan.moment == "reported":
+        victim.listen(give_up_s, lambda: victim.reported > plan.commits)
     victim.listen(time.monotonic() + plan.after_s, lambda: False)
     if plan.stop:
         os.kill(victim.pid, signal.SIGTERM)

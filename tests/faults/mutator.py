@@ -175,7 +175,7 @@ _DECIMAL: Final = re.compile(r"-?\d+\.\d+")
 
 
 def _shuffled(value: Any, random_: random.Random, depth: int) -> Any:
-    """The same value: keys in another order, unknown ones added, decimals with zeros at their end."""
+    """Write an equal value: keys in another order, unknown ones added, decimals with zeros at their end."""
     if isinstance(value, dict):
         items = [(key, _shuffled(item, random_, depth + 1)) for key, item in value.items()]
         if random_.random() < 0.5:

@@ -20,18 +20,18 @@ _CHUNK_BYTES: Final = 1 << 16
 @cache
 def namespace_command() -> tuple[str, ...]:
     """What to run a command with, for a mount namespace of its own; skips the test where there is none."""
-    said = ""
+    output = ""
     for command in (("unshare", "--map-root-user", "--mount"), ("unshare", "--mount")):
         try:
             probe = [*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
             done = subprocess.run(probe, capture_output=True, text=True, check=False)
         except OSError as error:
-            said = str(error)
+            output = str(error)
             continue
         if done.returncode == 0:
             return command
-        said = " ".join(done.stderr.split())
-    why = f"this machine lets nobody mount a tmpfs in a namespace: {said}"
+        output = " ".join(done.stderr.split())
+    why = f"this machine lets nobody mount a tmpfs in a namespace: {output}"
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)

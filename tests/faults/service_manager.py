@@ -23,18 +23,18 @@ from tests.waiting import wait_until
 ABORT_S: Final = 2.0
 """Wall seconds between SIGABRT and SIGKILL (TimeoutAbortSec), unless a test asks for more."""
 TRACED_ABORT_S: Final = 60.0
-"""The same where a tracer looks on: each of the many writes of faulthandler stops twice for it."""
+"""Wall seconds for it where a tracer looks on: each of the many writes of faulthandler stops twice for it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 # systemd tells the main process's id; a shell that becomes it knows that.
 _AS_MAIN: Final = ("sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh")
 
 
-class Told(NamedTuple):
-    """One message: when it came (monotonic s), of which process, and what it said."""
+class Notification(NamedTuple):
+    """One message: when it came (monotonic s), of which process, and what it reports."""
 
     at_s: float
     pid: int
-    said: Mapping[str, str]
+    reported: Mapping[str, str]
 
 
 class Manager:
@@ -53,7 +53,7 @@ class Manager:
         restart: bool = True,
         abort_s: float = ABORT_S,
     ) -> None:
-        self.told: list[Told] = []
+        self.notifications: list[Notification] = []
         self.runs: list[int] = []
         """The process of each run."""
         self.ends: list[tuple[str, int]] = []
@@ -85,25 +85,29 @@ class Manager:
         self._socket.close()
         self._home.cleanup()
 
-    # --- what it has been told ----------------------------------------------------------------------
+    # --- what it was notified of -------------------------------------------------------------------
 
-    def said(self, name: str, run: int = -1) -> list[str]:
-        """All values of `name` that a run has told, oldest first."""
-        return [told.said[name] for told in self._of(run) if name in told.said]
+    def reported(self, name: str, run: int = -1) -> list[str]:
+        """All values of `name` that a run has reported, oldest first."""
+        return [
+            notification.reported[name]
+            for notification in self._of(run)
+            if name in notification.reported
+        ]
 
     def ready(self, runs: int = 1) -> None:
         """Wait until the run of that number is ready."""
-        wait_until(lambda: len(self.runs) >= runs and self.said("READY", runs - 1))
+        wait_until(lambda: len(self.runs) >= runs and self.reported("READY", runs - 1))
 
     def fed_for(self, seconds: float) -> None:
         """Let that pass, with nothing but feedings; raises AssertionError when the run has ended."""
-        runs, first = len(self.runs), len(self.said("WATCHDOG"))
+        runs, first = len(self.runs), len(self.reported("WATCHDOG"))
         deadline_s = time.monotonic() + seconds
         wait_until(
             lambda: time.monotonic() >= deadline_s or len(self.ends) >= runs, timeout_s=seconds + 30
         )
         assert self.ends == [], self.log.read_text()
-        assert len(self.said("WATCHDOG")) > first
+        assert len(self.reported("WATCHDOG")) > first
 
     def aborted_in(self, file: str) -> None:
         """Wait until faulthandler has written that a thread is in `file`."""
@@ -112,9 +116,11 @@ class Manager:
             timeout_s=self._watchdog_s + self._abort_s,
         )
 
-    def _of(self, run: int) -> list[Told]:
+    def _of(self, run: int) -> list[Notification]:
         pid = self.runs[run] if self.runs else None
-        return [told for told in list(self.told) if told.pid == pid]
+        return [
+            notification for notification in list(self.notifications) if notification.pid == pid
+        ]
 
     # --- the service ----------------------------------------------------------------------------------
 
@@ -151,28 +157,28 @@ class Manager:
         deadline_s: float | None = None
         why = "exit"
         while process.poll() is None:
-            told = self._receive()
-            if told is not None and told.pid == process.pid:
-                self.told.append(told)
-                if "READY" in told.said or "WATCHDOG" in told.said:
-                    deadline_s = told.at_s + self._watchdog_s
-                if "STOPPING" in told.said:
+            notification = self._receive()
+            if notification is not None and notification.pid == process.pid:
+                self.notifications.append(notification)
+                if "READY" in notification.reported or "WATCHDOG" in notification.reported:
+                    deadline_s = notification.at_s + self._watchdog_s
+                if "STOPPING" in notification.reported:
                     deadline_s = None
             if self._leaving.is_set():
                 process.kill()
-            elif told is None and deadline_s is not None and time.monotonic() > deadline_s:
-                # Whatever was said in time has been read by now.
+            elif notification is None and deadline_s is not None and time.monotonic() > deadline_s:
+                # Whatever was sent in time has been read by now.
                 why, deadline_s = "watchdog", None
                 process.send_signal(signal.SIGABRT)
                 try:
                     process.wait(self._abort_s)
                 except subprocess.TimeoutExpired:
                     process.kill()
-        while (told := self._receive()) is not None:
-            self.told.append(told)
+        while (notification := self._receive()) is not None:
+            self.notifications.append(notification)
         return why
 
-    def _receive(self) -> Told | None:
+    def _receive(self) -> Notification | None:
         try:
             data, extra, _, _ = self._socket.recvmsg(65_536, socket.CMSG_SPACE(_CREDENTIALS.size))
         except TimeoutError:
@@ -180,7 +186,7 @@ class Manager:
         ((_, _, credentials),) = extra
         pid, _, _ = _CREDENTIALS.unpack(credentials)
         lines = data.decode("utf-8").splitlines()
-        return Told(time.monotonic(), pid, dict(line.split("=", 1) for line in lines))
+        return Notification(time.monotonic(), pid, dict(line.split("=", 1) for line in lines))
 
 
 class Fifo:

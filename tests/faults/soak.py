@@ -47,7 +47,7 @@ TIMEFRAMES: Final = ("1m", "3m", "5m", "15m", "1h")
 SAMPLE_EVERY_S: Final = 1.0
 WHOLE_TIMEOUT_S: Final = 240.0
 """Wall seconds to come back after the last fault: waits between attempts grow up to a minute."""
-SETTLE_S: Final = 60.0
+CALM_S: Final = 60.0
 """Exchange seconds after the last candle that counts: all deadlines have passed by then."""
 AUDIT_TIMEOUT_S: Final = 300.0
 CLOSED_FOR_MS: Final = 10_000
@@ -83,7 +83,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Exchange:
-    """The simulated exchange's controls over HTTP; it may be told not to listen for a while."""
+    """The simulated exchange's controls over HTTP; it may be asked not to listen for a while."""
 
     def __init__(self, rest_url: str) -> None:
         self._url = f"{rest_url}/simulator/"
@@ -123,8 +123,8 @@ def _ask(method: str, url: str, body: bytes | None = None) -> bytes:
     return answer
 
 
-def soak(options: Options, tell: Callable[[str], None]) -> Outcome:
-    """Run, strike, settle, compare. Raises SoakError when a process does what it should not."""
+def soak(options: Options, report_progress: Callable[[str], None]) -> Outcome:
+    """Run, strike, wait, compare. Raises SoakError when a process does what it should not."""
     directory = options.directory
     log, timeframes = directory / "simulator.log", ",".join(TIMEFRAMES)
     plain = (
@@ -142,9 +142,9 @@ def soak(options: Options, tell: Callable[[str], None]) -> Outcome:
         urls = simulator.urls()
         run = _Run(options, simulator, urls)
         try:
-            run.until_flowing(tell)
-            run.strike(tell)
-            run.end(tell)
+            run.until_flowing(report_progress)
+            run.strike(report_progress)
+            run.end(report_progress)
             return run.outcome()
         finally:
             run.close()
@@ -199,15 +199,15 @@ class _Run:
         self._overwrites = Overwrites(options.directory / "journal.db")
         self._first_tasks = self._last_tasks = 0
 
-    def until_flowing(self, tell: Callable[[str], None]) -> None:
+    def until_flowing(self, report_progress: Callable[[str], None]) -> None:
         """Wait until all of it comes."""
-        tell("starting")
+        report_progress("starting")
         self._wait_flowing()
         self._first_tasks = self._quiet_tasks()
         self._since_ms = self._exchange.state().exchange_time_ms
         self._started_s = time.monotonic()
 
-    def strike(self, tell: Callable[[str], None]) -> None:
+    def strike(self, report_progress: Callable[[str], None]) -> None:
         """Start fault after fault until the exchange time is over, and look at the collector."""
         options = self._options
         symbols = [f"{pair.partition('/')[0]}USDT" for pair in self._pairs()]
@@ -223,7 +223,7 @@ class _Run:
             if outages and at_s >= outages[0]:
                 outages.pop()
                 self._strike_once(lambda _: StopListening(for_s=options.outage_hours * 3_600.0))
-            # Behind time, for nobody could be told, they come one by one later on.
+            # Behind time, for nobody could be asked, they come one by one later on.
             if disconnects and at_s >= disconnects[0] and self._strike_once(schedule.disconnect):
                 disconnects.pop(0)
             if kills and at_s >= kills[0]:
@@ -232,7 +232,7 @@ class _Run:
             if at_s >= next_sample_s:
                 next_sample_s += SAMPLE_EVERY_S
                 self._sample()
-                tell(f"{at_s:.0f} of {lasts_s:.0f} s, {self._struck.total()} faults")
+                report_progress(f"{at_s:.0f} of {lasts_s:.0f} s, {self._struck.total()} faults")
             self._overwrites.look()
             if at_s >= next_fault_s:
                 next_fault_s += schedule.wait_s(options.every_s)
@@ -241,9 +241,9 @@ class _Run:
                 self._strike_once(schedule.fault_of_streams if last else schedule.fault)
             time.sleep(0.05 if not disconnects else 0.01)
 
-    def end(self, tell: Callable[[str], None]) -> None:
-        """End all faults, wait until everything due has come or is told missing, and stop."""
-        tell("settling")
+    def end(self, report_progress: Callable[[str], None]) -> None:
+        """End all faults, wait until everything due has come or is reported missing, and stop."""
+        report_progress("waiting")
         _patiently(self._exchange.end_faults)
         ended_s = time.monotonic()
         if self._options.within_s is not None:
@@ -258,7 +258,7 @@ class _Run:
         self._until_ms = self._exchange.state().exchange_time_ms
         if self._options.within_s is None:
             # By the collector's clock, and by a look of its supervisor.
-            time.sleep(SETTLE_S / self._options.speed + 1.0)
+            time.sleep(CALM_S / self._options.speed + 1.0)
             self._wait_healed()
         else:
             # What closed less than this before may be on its way.
@@ -269,7 +269,7 @@ class _Run:
         self._exit_code = self._collector.stop()
         self._published = self._exchange.published()
         self._overwrites.look()
-        tell("auditing")
+        report_progress("auditing")
         self._command = self._audit_by_command()
         self._audit = audit(
             self._options.directory / "journal.db",
@@ -310,7 +310,7 @@ class _Run:
                 line
                 for collector in self._collectors
                 for line in collector.lines()
-                # It is told once when the exchange forbids more requests: a fault here.
+                # It is logged once when the exchange forbids more requests: a fault here.
                 if "level=ERROR" in line and "REST stopped" not in line
             ],
             kills=self._kills,
@@ -548,8 +548,8 @@ def main() -> int:
             given.within,
         )
         quiet = given.json or not sys.stderr.isatty()
-        tell = (lambda _: None) if quiet else _tell
-        outcome = soak(options, tell)
+        report_progress = (lambda _: None) if quiet else _print_progress
+        outcome = soak(options, report_progress)
     if given.json:
         sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     else:
@@ -563,7 +563,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _tell(text: str) -> None:
+def _print_progress(text: str) -> None:
     sys.stderr.write(f"\r\033[K{text}")
     sys.stderr.flush()
 

@@ -47,7 +47,7 @@ class Process:
         self._process.wait()
 
     def urls(self) -> dict[str, str]:
-        """Wait until it has told its addresses, and return them."""
+        """Wait until it has logged its addresses, and return them."""
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             self.check()

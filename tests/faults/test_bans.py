@@ -40,7 +40,7 @@ def refusing(exchange: ScriptedRest, refusal: Refusal) -> Callable[[Asked], web.
             return None
         headers = {"Date": http_date(0.0)}
         if refusal.retry_after is not None:
-            # A number of hours is told as a date.
+            # A number of hours is given as a date.
             in_hours = refusal.retry_after.removeprefix("hours ")
             dated = in_hours != refusal.retry_after
             headers["Retry-After"] = http_date(float(in_hours) * 3_600) if dated else in_hours

@@ -65,7 +65,7 @@ class _Held:
 # --- full -----------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_and_heals(
+def test_a_full_disk_is_reported_and_heals(
     tmp_path: Path, disk: Path, venue: Exchange, scoreboard: Scoreboard
 ) -> None:
     config = write_config(tmp_path, venue.ws_url, venue.rest_url, disk / "journal.db")

@@ -1,4 +1,4 @@
-"""A journal whose file is damaged, before the start or while the collector runs: set aside, told, gone on."""
+"""A journal whose file is damaged, before the start or while the collector runs: set aside and logged."""
 
 import os
 import sqlite3
@@ -106,7 +106,7 @@ def test_a_file_damaged_before_the_start(
     scoreboard.add(
         Row(
             fault="a journal overwritten before the start",
-            lost="the file: set aside, told; a fresh one",
+            lost="the file: set aside, logged; a fresh one",
         )
     )
 
@@ -168,7 +168,7 @@ def test_a_file_damaged_while_running(
     scoreboard.add(
         Row(
             fault=f"the journal {request.node.callspec.id} while running (wall seconds)",
-            lost="the file, told" + (", set aside" if set_aside else "") + "; a fresh one",
+            lost="the file, logged" + (", set aside" if set_aside else "") + "; a fresh one",
             noticed_after_s=noticed_s,
             whole_after_s=noticed_s,
         )

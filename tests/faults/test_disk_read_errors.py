@@ -218,7 +218,7 @@ def started(config: Path, directory: Path, when: str) -> tuple[str, str]:
 
 
 def run_child(directory: Path, when: str, *arguments: str | Path) -> tuple[int, str, int]:
-    """Run the child: its exit code, what it said, and how many reads failed."""
+    """Run the child: its exit code, what it printed, and how many reads failed."""
     trace = directory / "trace"
     done = subprocess.run(
         [*failing(when, trace), sys.executable, CHILD, *arguments],

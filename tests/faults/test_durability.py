@@ -1,4 +1,4 @@
-"""When a commit has returned, the kernel has been told to put it on the disk, and has said that it is.
+"""When a commit has returned, the kernel was asked to put it on the disk, and has answered that it is.
 
 Seen in the system calls themselves. It says nothing about what a disk does with that when power fails.
 """

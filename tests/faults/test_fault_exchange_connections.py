@@ -8,7 +8,7 @@ import pytest
 from fault_line import START_MS, Line, run_line
 from scoreboard import Row, Scoreboard
 
-from marketfeed.collector.line import SILENT_AFTER_S, SILENT_AT_LEAST_S
+from marketfeed.collector.parts import SILENT_AFTER_S, SILENT_AT_LEAST_S
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import (
     Close,
@@ -47,13 +47,13 @@ def test_a_half_open_connection_is_replaced(path: Path, scoreboard: Scoreboard) 
         await line.until(lambda: line.delivering)
         first, _ = line.sim.hub.connections
         # Which of the collector's connections that is, their streams tell.
-        assert line.collector._reporter.line is not None
-        mine = line.collector._reporter.line.feed.connections()
+        assert line.collector._reporter.parts is not None
+        mine = line.collector._reporter.parts.feed.connections()
         at = [set(one.streams) for one in mine].index(set(first.names))
         name = line.report.connections[at].name
         others = frames(line)[1 - at]
         fault_ms = await line.start(HalfOpen(first.number))
-        found_ms = await line.until(lambda: line.says(name))
+        found_ms = await line.until(lambda: line.reports(name))
         noticed_s = (found_ms - fault_ms) / 1000
         assert noticed_s <= SILENT_AFTER_S + LOOK_S + line.margin_s()
         await line.assert_shown(name)
@@ -88,7 +88,7 @@ def test_a_connection_that_is_silent_from_its_first_second(
         await line.until(lambda: line.sim.hub.streams_wanted == 240)
         fault_ms = line.sim.now_ms()
         # It is replaced at once when it is found: on a busy machine nobody sees it in between.
-        found_ms = await line.until(lambda: line.says("is silent for") or max(opened(line)) > 1)
+        found_ms = await line.until(lambda: line.reports("is silent for") or max(opened(line)) > 1)
         noticed_s = (found_ms - fault_ms) / 1000
         assert noticed_s <= SILENT_AFTER_S + LOOK_S + line.margin_s()
         whole_ms = await line.until(lambda: line.flowing and max(opened(line)) > 1)
@@ -111,7 +111,7 @@ def test_acknowledged_and_silent(path: Path, scoreboard: Scoreboard) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.report.answers >= 2)
         fault_ms = line.sim.now_ms()
-        found_ms = await line.until(lambda: line.says("feed-1") and line.says("feed-2"))
+        found_ms = await line.until(lambda: line.reports("feed-1") and line.reports("feed-2"))
         noticed_s = (found_ms - fault_ms) / 1000
         assert noticed_s <= SILENT_AFTER_S + LOOK_S + line.margin_s()
         await line.until(lambda: line.report.overdue.get("mark_price") == 60)
@@ -143,7 +143,9 @@ def assert_at_most_one_connect_a_second(line: Line) -> None:
 def test_a_server_that_closes_with_1000_at_once(path: Path, scoreboard: Scoreboard) -> None:
     async def check(line: Line) -> None:
         fault_ms = line.sim.now_ms()
-        found_ms = await line.until(lambda: line.says("feed-1 is", "closed by the exchange: 1000"))
+        found_ms = await line.until(
+            lambda: line.reports("feed-1 is", "closed by the exchange: 1000")
+        )
         await line.assert_shown("closed by the exchange: 1000")
         await line.until(lambda: len(line.sim.hub.handshakes_s) >= 3)
         assert_at_most_one_connect_a_second(line)
@@ -172,8 +174,8 @@ def test_refused_connections(path: Path, scoreboard: Scoreboard, fault: Fault, w
         await line.until(lambda: line.delivering)
         fault_ms = await line.start(fault)
         await line.sim.faults.start(Drop())
-        found_ms = await line.until(lambda: line.says("feed-1 is"))
-        await line.until(lambda: line.says("feed-1 is failed", words))
+        found_ms = await line.until(lambda: line.reports("feed-1 is"))
+        await line.until(lambda: line.reports("feed-1 is failed", words))
         await line.assert_shown("feed-1 is failed", words)
         assert line.report.connections[0].state == "failed"
         assert await line.metric("marketfeed_connections", state="failed") == 1.0
@@ -207,7 +209,7 @@ def test_all_connections_dropped_at_once(path: Path, scoreboard: Scoreboard) -> 
         await line.until(lambda: line.sim.now_ms() >= close_ms - 2_000)
         await line.start(Refuse(503, for_s=7.0))
         fault_ms = await line.start(Drop())
-        found_ms = await line.until(lambda: line.says("feed-1 is") and line.says("feed-2 is"))
+        found_ms = await line.until(lambda: line.reports("feed-1 is") and line.reports("feed-2 is"))
         whole_ms = await line.until(lambda: opened(line) == [2, 2] and line.flowing)
         await line.healed(close_ms)
         verdict = line.judge(START_MS, close_ms)

@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def assert_audited(line: Line, since_ms: int, until_ms: int) -> int:
-    """All candles of a stretch are stored as REST tells them; returns how many had no trade."""
+    """All candles of a range are stored as REST returns them; returns how many had no trade."""
     symbols = {one.pair: one.symbol for one in line.sim.market.instruments}
     found = await asyncio.to_thread(
         audit,
@@ -38,7 +38,7 @@ async def assert_audited(line: Line, since_ms: int, until_ms: int) -> int:
 
 
 def lags_s(line: Line) -> float:
-    """An upper bound (exchange s) for the time from the close of each healed candle to its being had."""
+    """An upper bound (exchange s) for the time from the close of each healed candle to its being stored."""
     tally = line.collector._counters.healed_lag
     worst = max(index for index, count in enumerate(tally.counts) if count)
     return tally.bounds[worst] / 1000 if worst < len(tally.bounds) else float("inf")
@@ -107,14 +107,14 @@ def test_intervals_without_trades_that_no_frame_tells_of(
     )
 
 
-def test_holes_wait_for_rest_and_are_told_meanwhile(path: Path, scoreboard: Scoreboard) -> None:
+def test_holes_wait_for_rest_and_are_reported_meanwhile(path: Path, scoreboard: Scoreboard) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)
         await line.sim.faults.start(RefuseRest("klines", 503))
         fault_ms = await line.start(Mute("*", closing_only=True, count=8))
         close_ms = START_MS + MINUTE_MS
         await line.until(lambda: line.report.missing_candles == 8)
-        await line.until(lambda: line.says("8 closed candles are missing", "status 503"))
+        await line.until(lambda: line.reports("8 closed candles are missing", "status 503"))
         await line.assert_shown("8 closed candles are missing", "status 503")
         assert await line.metric("marketfeed_open_gaps", state="healing") >= 1.0
         assert line.report.healing is not None

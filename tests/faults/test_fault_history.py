@@ -133,7 +133,7 @@ def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -
             )
             assert audited.returncode == 0, audited.stdout
             assert "100.000 %: 0 missing, 0 different" in audited.stdout
-            # What it does not do by itself is told in one sentence.
+            # What it does not do by itself is named in one sentence.
             more = run_marketfeed("backfill", "--config", config, "--days=5")
             assert more.returncode == 1
             assert "fills 3 days of history by itself; for 5 days set history.days" in more.stderr
@@ -190,7 +190,7 @@ def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) 
         assert report["expected"] == len(frame) - frame.attrs["forming"]
 
 
-def test_what_cannot_be_filled_or_audited_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_filled_or_audited_is_reported(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=1, speed=10.0, timeframes="1m") as sim:
         config = configured(tmp_path, sim, 0, days=1, weight=2_400)
         absent = run_marketfeed("audit", "--config", config)

@@ -68,7 +68,7 @@ def test_down_at_the_very_first_start(
 ) -> None:
     async def check(line: Line) -> None:
         fault_ms = line.sim.state().start_ms
-        found_ms = await line.until(lambda: line.says("does not tell what it trades", words))
+        found_ms = await line.until(lambda: line.reports("does not tell what it trades", words))
         await assert_unhealthy(line, "does not tell what it trades", words)
         assert line.report.pairs == 0
         await line.sim.faults.end()
@@ -104,11 +104,11 @@ def test_the_last_known_list_is_used(
 
     async def check(line: Line) -> None:
         fault_ms = line.sim.state().start_ms
-        found_ms = await line.until(lambda: line.says("its last known copy is used", words))
+        found_ms = await line.until(lambda: line.reports("its last known copy is used", words))
         await line.until(lambda: line.flowing)
         assert line.report.pairs == 8
         assert line.report.refused_pairs == {}
-        # All else goes on, and this stays said until the exchange has answered.
+        # All else goes on, and this stays reported until the exchange has answered.
         await assert_unhealthy(line, "its last known copy is used", words)
         asked = line.sim.rest.requests["exchangeInfo"]
         await line.until(lambda: line.sim.rest.requests["exchangeInfo"] > asked)
@@ -167,7 +167,7 @@ def test_refused_at_the_start_it_keeps_trying_without_hammering(
 ) -> None:
     async def check(line: Line) -> None:
         fault_ms = line.sim.state().start_ms
-        found_ms = await line.until(lambda: line.says(f"status {status}"))
+        found_ms = await line.until(lambda: line.reports(f"status {status}"))
         await assert_unhealthy(line, f"status {status}")
         whole_ms = await line.until(lambda: line.delivering)
         asked = list(line.sim.rest.asked)
@@ -179,7 +179,7 @@ def test_refused_at_the_start_it_keeps_trying_without_hammering(
             Row(
                 fault=f"REST answers {status} at the start"
                 + (f", Retry-After {retry_after_s}" if retry_after_s else ""),
-                lost="everything meanwhile; asked again no sooner than told",
+                lost="everything meanwhile; asked again no sooner than demanded",
                 noticed_after_s=(found_ms - fault_ms) / 1000,
                 whole_after_s=(whole_ms - fault_ms) / 1000,
             )
@@ -225,9 +225,9 @@ def test_a_server_time_that_the_frames_contradict(
 ) -> None:
     async def check(line: Line) -> None:
         fault_ms = line.sim.state().start_ms
-        told = f"frames are stamped {'-' if hours > 0 else '+'}10"
-        found_ms = await line.until(lambda: line.says(told))
-        await assert_unhealthy(line, told)
+        reported = f"frames are stamped {'-' if hours > 0 else '+'}10"
+        found_ms = await line.until(lambda: line.reports(reported))
+        await assert_unhealthy(line, reported)
         await line.sim.faults.end()
         # It is asked again soon, not in minutes.
         whole_ms = await line.until(lambda: line.delivering)
@@ -256,8 +256,8 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
 ) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)
-        assert line.collector._reporter.line is not None
-        supervisor, clock = line.collector._reporter.line.supervisor, line.collector._clock
+        assert line.collector._reporter.parts is not None
+        supervisor, clock = line.collector._reporter.parts.supervisor, line.collector._clock
         async with aiohttp.ClientSession() as session:
             rest = BinanceRest(session, line.sim.rest_url)
             await sync_clock(rest, clock, supervisor.contradicts)
@@ -272,7 +272,7 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
 @pytest.mark.parametrize(
     "fault",
     [RefuseRest("time", 503, count=1), ShiftClock(offset_ms=3 * HOUR_MS)],
-    ids=["not-told", "three-hours-ahead"],
+    ids=["not-given", "three-hours-ahead"],
 )
 def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault: Fault) -> None:
     """Its clock is ahead, or the exchange's is: what REST tells of forming candles would close."""
@@ -330,7 +330,7 @@ def test_to_ask_what_is_traded_sets_no_clock(path: Path) -> None:
 
 
 class _Clock:
-    """A clock that stands still until it is told what has passed."""
+    """A clock that stands still until it is set to what has passed."""
 
     speed = 1.0
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 from garbage_frames import GOOD, SPOILT, recorded, simulated, symbol
-from garbage_model import WrongRowError, must_give, read, require_said, require_sound
+from garbage_model import WrongRowError, must_give, read, require_published, require_sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutator import Mutator
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.counters import Counters, rss_bytes
+from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import REJECTED_FRAMES_PER_COMMIT, Intake
 from marketfeed.journal.journal import REJECTED_FRAMES_KEPT
 from marketfeed.journal.writer import JournalWriter
@@ -55,7 +55,7 @@ def look(frame: bytes, *, at_refused: bool = True) -> tuple[Any, ...]:
     for item in items:
         if not isinstance(item, Reject | Control):
             require_sound(item)
-            require_said(item, document, PAIRS)
+            require_published(item, document, PAIRS)
     for record in must_give(frame, document, PAIRS):
         if record not in items:
             raise WrongRowError(f"{record} did not come out, but {items}")
@@ -111,7 +111,7 @@ def test_the_second_reading_tells_wrong_rows_from_right_ones() -> None:
             name: value
         }
         with pytest.raises(WrongRowError, match="does not say"):
-            require_said(Candle(**changed), document, PAIRS)
+            require_published(Candle(**changed), document, PAIRS)
     for name, value in (
         ("low", 0.0), ("high", candle.low / 2), ("volume", float("nan")), ("close", float("inf")),
         ("open_time_ms", candle.open_time_ms + 1), ("event_time_ms", candle.open_time_ms),
@@ -199,9 +199,9 @@ def mixed(good: Iterable[bytes], spoilt: Iterator[bytes], each: int) -> Iterator
                 yield other
 
 
-def take_in(path: Path, frames: Iterable[bytes]) -> tuple[Counters, int]:
+def take_in(path: Path, frames: Iterable[bytes]) -> tuple[CollectorCounters, int]:
     """Run frames through a real intake into the journal at `path`; returns also the most that waited."""
-    counters = Counters()
+    counters = CollectorCounters()
     most = 0
 
     async def run() -> None:

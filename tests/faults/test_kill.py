@@ -88,8 +88,8 @@ def test_the_comparison_finds_what_a_kill_might_do(
     batch.extend([*CANDLES, MARK])
     with Journal.open(path) as journal:
         journal.write(batch)
-        told: Message = Committed(journal.next_seq, CANDLES, [], [MARK], [], [], [])
-    known.note(told)
+        reported: Message = Committed(journal.next_seq, CANDLES, [], [MARK], [], [], [])
+    known.note(reported)
     known.look(path, scratch)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(damage)

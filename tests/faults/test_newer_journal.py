@@ -88,8 +88,8 @@ def test_commands_refuse_a_journal_that_lets_none_in(tmp_path: Path) -> None:
             more = [tmp_path / "copy.db"] if command == "backup" else []
             done = run_marketfeed(command, "--config", config, *more)
             assert done.returncode == 1
-            said = " ".join((done.stdout + done.stderr).replace("│", " ").split())
-            assert f"schema version 4: {word} it takes version 5, this one is version 2" in said
-            assert "Traceback" not in said
+            output = " ".join((done.stdout + done.stderr).replace("│", " ").split())
+            assert f"schema version 4: {word} it takes version 5, this one is version 2" in output
+            assert "Traceback" not in output
     assert path.read_bytes() == before
     assert not list(tmp_path.glob("*.corrupt-*"))

@@ -1,4 +1,4 @@
-"""A real collector, and lists in which a row is odd: that row is counted and named, all others are had."""
+"""A real collector, and lists in which a row is odd: that row is counted and named, all others are stored."""
 
 import asyncio
 import contextlib
@@ -89,17 +89,17 @@ def test_an_odd_row_costs_itself_alone(tmp_path: Path) -> None:
 
                 async def until(so: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
                     async with asyncio.timeout(WAIT_S):
-                        while not so(told := await report()):
+                        while not so(reported := await report()):
                             await asyncio.sleep(0.05)
-                    return told
+                    return reported
 
-                # `top: 2` starts, and all but the odd candle and rate are had.
-                told = await until(
+                # `top: 2` starts, and all but the odd candle and rate are stored.
+                reported = await until(
                     lambda r: r["history"] and r["history"]["history"]["stored"] > 150
                 )
-                assert told["pairs"] == 2
-                told = await until(lambda r: r["history"]["history"]["state"] == "incomplete")
-                assert (told["history"]["history"]["candles_left"]) == 1
+                assert reported["pairs"] == 2
+                reported = await until(lambda r: r["history"]["history"]["state"] == "incomplete")
+                assert (reported["history"]["history"]["candles_left"]) == 1
                 day = set(range(START_MS - 20 * HOUR_MS, START_MS, LENGTH_MS))
                 assert day - opens(FIRST) == {MISSING_MS}
                 assert day <= opens(SECOND)
@@ -110,16 +110,16 @@ def test_an_odd_row_costs_itself_alone(tmp_path: Path) -> None:
                 # The audit goes on, of both; an odd row does not make a stored candle wrong.
                 audited = (await report())["history"]["audit"]["audited"]
                 odd.candles.add((SECOND, STORED_MS))
-                told = await until(
+                reported = await until(
                     lambda r: (
                         r["history"]["audit"]["errors"] >= 4
                         and r["history"]["audit"]["audited"] > audited + 200
                     )
                 )
-                audit = told["history"]["audit"]
+                audit = reported["history"]["audit"]
                 assert (audit["missing"], audit["different"], audit["unmended"]) == (0, 0, [])
-                assert all(told["rest"]["odd_rows"][name] for name in ("klines", "ticker/24hr"))
-                assert told["rest"]["odd_rows"]["fundingRate"]
+                assert all(reported["rest"]["odd_rows"][name] for name in ("klines", "ticker/24hr"))
+                assert reported["rest"]["odd_rows"]["fundingRate"]
                 metrics = (await asyncio.to_thread(get, collecting.url + "/metrics")).body.decode()
                 assert re.search(
                     r'marketfeed_rest_odd_rows_total{endpoint="klines"} [1-9]', metrics

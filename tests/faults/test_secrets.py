@@ -54,7 +54,7 @@ def assert_silent(where: str, *contents: str | bytes) -> None:
             assert at < 0, f"{where} tells a secret: {shown!r}"
 
 
-def assert_no_file_tells(directory: Path, *but: Path) -> None:
+def assert_no_file_holds(directory: Path, *but: Path) -> None:
     """Fail if any file there holds the canary: the journal, its WAL, logs."""
     for path in directory.rglob("*"):
         if path.is_file() and path not in but:
@@ -111,8 +111,8 @@ def test_the_token_turns_up_nowhere(
             assert collector.stop() == 0, collector.log
             assert_silent("its log", collector.log)
     assert server.authorizations == {f"Token {CANARY}"}
-    assert_no_file_tells(tmp_path, *files)
-    scoreboard.add(Row(fault=f"the token given by {way}, the server repeats it", lost="not told"))
+    assert_no_file_holds(tmp_path, *files)
+    scoreboard.add(Row(fault=f"the token given by {way}, the server repeats it", lost="not shown"))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_token_file_that_no_header_can_hold(
                 assert_silent(command, done.stdout, done.stderr)
                 assert "Traceback" not in done.stderr
             assert collector.stop() == 0, collector.log
-    assert_no_file_tells(tmp_path, secret)
+    assert_no_file_holds(tmp_path, secret)
 
 
 URLS: Mapping[str, tuple[str, str]] = {
@@ -168,7 +168,7 @@ def with_passwords(written: str) -> dict[str, dict[str, str]]:
 
 
 def variables(sections: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """The same settings as variables of the environment."""
+    """Settings as variables of the environment."""
     return {
         f"MARKETFEED_{section}__{name}".upper(): str(value)
         for section, keys in sections.items()
@@ -227,4 +227,4 @@ def test_commands_do_not_show_what_they_refuse(tmp_path: Path, scoreboard: Score
     done = run_marketfeed("status", env=environment(**variables(sections)))
     assert done.returncode == 2
     assert_silent("status", done.stdout, done.stderr)
-    scoreboard.add(Row(fault="passwords in every URL of the settings", lost="refused, not told"))
+    scoreboard.add(Row(fault="passwords in every URL of the settings", lost="refused, not shown"))

@@ -61,7 +61,7 @@ def test_an_exchange_outage_restarts_nothing(
         manager.ready()
         address = url(manager.log)
         wait_until(lambda: get(address + "/health").status == 200)
-        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.reported("STATUS"))
         faults(venue, "POST", {"fault": "refuse_rest"})
         faults(venue, "POST", {"fault": "refuse"})
         faults(venue, "POST", {"fault": "drop", "connections": "all"})
@@ -69,15 +69,15 @@ def test_an_exchange_outage_restarts_nothing(
             wait_until(lambda: get(address + "/health").status == 503)
             manager.fed_for(1.5 * WATCHDOG_S)
             assert get(address + "/health").status == 503
-            assert "not well" in manager.said("STATUS")[-1]
+            assert "not well" in manager.reported("STATUS")[-1]
         finally:
             faults(venue, "DELETE")
         wait_until(lambda: get(address + "/health").status == 200)
-        assert len(manager.said("READY")) == 1
+        assert len(manager.reported("READY")) == 1
         started_s = time.monotonic()
         assert manager.stop() == 0, manager.log.read_text()
         assert time.monotonic() - started_s < STOP_WITHIN_S
-        assert manager.said("STOPPING") == ["1"]
+        assert manager.reported("STOPPING") == ["1"]
         assert manager.ends == [("exit", 0)]
     with Journal.open(tmp_path / "journal.db") as journal:
         assert journal.load_document("heartbeat") is not None
@@ -88,9 +88,9 @@ def test_ready_without_an_exchange_and_stopped_at_once(tmp_path: Path) -> None:
     config = write_config(tmp_path, "ws://127.0.0.1:1", "http://127.0.0.1:1")
     with Manager(run_command(config), tmp_path, WATCHDOG_S) as manager:
         manager.ready()
-        wait_until(lambda: "does not tell what it trades" in manager.said("STATUS")[-1])
+        wait_until(lambda: "does not tell what it trades" in manager.reported("STATUS")[-1])
         assert manager.stop() == 0
-        assert manager.said("STOPPING") == ["1"]
+        assert manager.reported("STOPPING") == ["1"]
 
 
 def test_not_ready_with_wrong_settings_or_a_journal_that_is_taken(
@@ -101,7 +101,7 @@ def test_not_ready_with_wrong_settings_or_a_journal_that_is_taken(
     with Manager(run_command(wrong), other, WATCHDOG_S, restart=False) as manager:
         wait_until(lambda: manager.ends)
         assert manager.ends == [("exit", 2)]
-        assert manager.told == []
+        assert manager.notifications == []
     path = tmp_path / "journal.db"
     taken = write_config(other, venue.ws_url, venue.rest_url, path)
     with (
@@ -110,7 +110,7 @@ def test_not_ready_with_wrong_settings_or_a_journal_that_is_taken(
     ):
         wait_until(lambda: manager.ends)
         assert manager.ends == [("exit", 1)]
-        assert manager.told == []
+        assert manager.notifications == []
 
 
 def test_a_hung_event_loop_is_restarted(
@@ -118,7 +118,7 @@ def test_a_hung_event_loop_is_restarted(
 ) -> None:
     with Fifo(tmp_path / "stderr") as stderr, service(tmp_path, venue, (stderr.path,)) as manager:
         manager.ready()
-        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.reported("STATUS"))
         # The next line of its log is written for ever.
         stderr.fill()
         faults(venue, "POST", {"fault": "drop", "connections": "open", "count": 100})
@@ -126,7 +126,7 @@ def test_a_hung_event_loop_is_restarted(
         manager.ready(runs=2)
         # faulthandler hangs at the same place: what SIGABRT does not end, SIGKILL does.
         assert manager.ends == [("watchdog", -signal.SIGKILL)]
-        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.reported("STATUS"))
         assert manager.stop() == 0, manager.log.read_text()
     scoreboard.add(Row(fault="hung event loop", lost="what was not committed", whole_after_s=None))
 
@@ -137,7 +137,7 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
     tool = proc_tools.strace()
     with service(tmp_path, venue, abort_s=TRACED_ABORT_S) as manager:
         manager.ready()
-        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.reported("STATUS"))
         address = url(manager.log)
         with subprocess.Popen(
             [
@@ -150,10 +150,12 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
             env=os.environ | tool.environment(),
         ) as strace:  # fmt: skip
             assert strace.stderr is not None
-            said = strace.stderr.readline()
-            if "Operation not permitted" in said:
-                (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no tracing here: {said}")
-            assert "attached" in said
+            attached = strace.stderr.readline()
+            if "Operation not permitted" in attached:
+                (pytest.fail if os.environ.get("CI") else pytest.skip)(
+                    f"no tracing here: {attached}"
+                )
+            assert "attached" in attached
             try:
                 # The loop lives on meanwhile: it is the journal's thread that hangs.
                 wait_until(lambda: get(address + "/status").json["journal"]["pending"] > 20)
@@ -166,7 +168,7 @@ def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
         ((why, code),) = manager.ends
         assert why == "watchdog"
         assert code in (-signal.SIGABRT, -signal.SIGKILL)
-        wait_until(lambda: "2 pairs, well" in manager.said("STATUS"))
+        wait_until(lambda: "2 pairs, well" in manager.reported("STATUS"))
         assert manager.stop() == 0, manager.log.read_text()
     scoreboard.add(
         Row(fault="hung disk (fdatasync does not return)", lost="what was not committed")

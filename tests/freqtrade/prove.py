@@ -102,12 +102,12 @@ def check_decisions(bot: Bot) -> float:
 
 
 def show(title: str, rows: Sequence[tuple[object, ...]]) -> None:
-    _say(f"\n{title}")
+    _print(f"\n{title}")
     for row in rows:
-        _say("  " + "".join(f"{column!s:<40}" for column in row))
+        _print("  " + "".join(f"{column!s:<40}" for column in row))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text.rstrip() + "\n")
     sys.stdout.flush()
 
@@ -335,8 +335,8 @@ def freqai(directory: Path) -> None:
             bot.wait_log(_INFERENCE, 600, count=asked_before + 1)
             asked = Counter(line.requests()) - before
             require(not any(of(asked).values()), f"requests: {of(asked)}")
-            told = ("data points", "Done training", _INFERENCE, "asked of")
-            trained = [one for one in bot.log.splitlines() if any(text in one for text in told)]
+            wanted = ("data points", "Done training", _INFERENCE, "asked of")
+            trained = [one for one in bot.log.splitlines() if any(text in one for text in wanted)]
             require("Failed to download" not in bot.log, "a download failed")
             show(
                 "freqai: LightGBM on 5m and 15m candles, funding rate and mark price",
@@ -374,7 +374,7 @@ def main() -> int:
             try:
                 ways[name](home / name)
             except Unexpected as found:
-                _say(f"\n{name}: NOT AS IT SHOULD BE: {found}")
+                _print(f"\n{name}: NOT AS IT SHOULD BE: {found}")
                 return 1
     return 0
 

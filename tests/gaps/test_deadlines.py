@@ -1,4 +1,4 @@
-"""Every series that misses its deadline is found, no other; every candle that did not come is told once."""
+"""Every series that misses its deadline is found, no other; a candle that did not come is reported once."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from marketfeed.gaps.deadlines import (
     Missing,
     Series,
 )
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 
 PAIR = "BTC/USDT:USDT"
 MARK = Series(PAIR, "mark_price")
@@ -152,7 +152,7 @@ def test_where_nothing_is_stored_what_history_leaves_is_awaited() -> None:
             assert found == list(range(first_ms // MINUTE, end_ms // MINUTE, length // MINUTE))
 
 
-def test_what_is_not_due_yet_is_told_until_it_has_come() -> None:
+def test_what_is_not_due_yet_is_reported_until_it_has_come() -> None:
     liveness = watching(CANDLES, stored={})
     assert dict(liveness.not_due()) == {CANDLES: 1}
     assert liveness.began_ms(CANDLES) == T0
@@ -256,7 +256,7 @@ def test_what_is_left_of_a_range_becomes_gaps_of_their_own() -> None:
     parts = [(T0 - 20 * MINUTE, T0 - 15 * MINUTE), (T0 - MINUTE, T0)]
     assert liveness.left(CANDLES, found.start_ms) == parts
     assert liveness.split(CANDLES, found.start_ms) == parts
-    # Its first part has come; the others are told when they come after all.
+    # Its first part has come; the others are reported when they come after all.
     assert liveness.take_news() == [Missing(CANDLES, found.start_ms, T0, healed=True)]
     assert liveness.missing_candles == 6
     assert liveness.fetched(PAIR, "1m", T0 - MINUTE, trades=1)
@@ -269,8 +269,8 @@ def test_what_is_left_of_a_range_becomes_gaps_of_their_own() -> None:
 
 def test_a_gap_of_an_earlier_run_is_taken_up() -> None:
     liveness = watching(CANDLES)
-    gap = Stretch(T0 - 20 * MINUTE, T0 - 10 * MINUTE)
-    left = [Stretch(T0 - 12 * MINUTE, T0 - 10 * MINUTE)]
+    gap = TimeRange(T0 - 20 * MINUTE, T0 - 10 * MINUTE)
+    left = [TimeRange(T0 - 12 * MINUTE, T0 - 10 * MINUTE)]
     assert liveness.resume(CANDLES, gap, left)
     assert not liveness.resume(CANDLES, gap, left)
     assert not liveness.resume(MARK, gap, left)
@@ -304,7 +304,7 @@ def test_a_series_that_comes_back_keeps_its_holes() -> None:
     assert liveness.take_news() == [Missing(CANDLES, T0, T0 + MINUTE, healed=True)]
 
 
-def test_holes_beyond_memory_are_told_and_counted() -> None:
+def test_holes_beyond_memory_are_reported_and_counted() -> None:
     liveness = watching(CANDLES)
     for number in range(HOLES_KEPT + 5):
         liveness.overdue(0.0, T0 + (number + 1) * MINUTE + 4_001)
@@ -319,7 +319,7 @@ def test_holes_beyond_memory_are_told_and_counted() -> None:
     st.lists(st.integers(0, 60), max_size=4),
     st.integers(0, 20),
 )
-def test_every_candle_is_either_seen_or_told_missing(
+def test_every_candle_is_either_seen_or_reported_missing(
     arrivals: list[tuple[int, bool]], looks: list[int], absent: int
 ) -> None:
     liveness = watching(CANDLES, stored={(PAIR, "1m"): T0 - (absent + 1) * MINUTE})
@@ -335,8 +335,8 @@ def test_every_candle_is_either_seen_or_told_missing(
     end = 45
     liveness.overdue(0.0, T0 + end * MINUTE + 4_001)
     news += liveness.take_news()
-    told = [open_ms for item in news if not item.healed for open_ms in opens(item)]
-    assert len(told) == len(set(told))
+    reported = [open_ms for item in news if not item.healed for open_ms in opens(item)]
+    assert len(reported) == len(set(reported))
     ended = [item.start_ms for item in news if item.healed]
     assert len(ended) == len(set(ended))
     missing = {T0 + n * MINUTE for n in range(-absent, end)}
@@ -348,7 +348,7 @@ def test_every_candle_is_either_seen_or_told_missing(
         for part in liveness.left(CANDLES, item.start_ms)
         for open_ms in range(*part, MINUTE)
     }
-    assert left == missing <= set(told)
+    assert left == missing <= set(reported)
     assert liveness.missing_candles == len(missing)
     healed = {open_ms for item in news if item.healed for open_ms in opens(item)}
     assert not healed & missing
@@ -365,7 +365,7 @@ def test_nothing_is_expected_of_a_pair_after_its_end() -> None:
     assert lost(liveness.take_news()) == []
 
 
-def test_what_is_missing_before_the_end_is_told_and_after_it_is_not() -> None:
+def test_what_is_missing_before_the_end_is_reported_and_after_it_is_not() -> None:
     liveness = watching(MARK, CANDLES)
     liveness.expect_until(PAIR, T0 + 3 * MINUTE)
     assert late(liveness, 1_000.0) == [CANDLES]

@@ -19,7 +19,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import ENDED, NO_CANDLE, PAUSES_S, REQUESTS, Healer
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.history.backfill import Backfill
@@ -85,9 +85,9 @@ class Exchange:
             if self.failing is not None:
                 return web.json_response({"code": -1, "msg": "no"}, status=self.failing)
             rows = [(n, self.trades(n)) for n in range(first, after)]
-            told = [(n, kline_row(n, count)) for n, count in rows if count is not None]
+            listed = [(n, kline_row(n, count)) for n, count in rows if count is not None]
             return web.json_response(
-                [[*row[:5], None, *row[6:]] if n in self.odd else row for n, row in told]
+                [[*row[:5], None, *row[6:]] if n in self.odd else row for n, row in listed]
             )
         finally:
             self.at_once -= 1
@@ -117,7 +117,7 @@ class Line:
         self.exchange = exchange
         self.instrument = instrument
         self.clock = ExchangeClock()
-        self.counters = Counters()
+        self.counters = CollectorCounters()
 
     @contextlib.asynccontextmanager
     async def running(self, at: int, speed: float, channels: Sequence[str]) -> AsyncIterator[None]:
@@ -382,7 +382,7 @@ def test_what_was_given_up_and_is_stored_by_history_is_missing_no_more(path: Pat
     ]
 
 
-def test_what_was_given_up_and_stored_since_is_told_at_the_next_start(path: Path) -> None:
+def test_what_was_given_up_and_stored_since_is_reported_at_the_next_start(path: Path) -> None:
     def gap(first: int, after: int) -> Gap:
         return Gap(
             "candle_1m",
@@ -425,7 +425,7 @@ def test_a_candle_that_appears_late_is_taken(path: Path) -> None:
     assert line.gaps() == [("candle_1m", 0, 1, "healed", "fetched")]
 
 
-def test_a_pair_that_ended_is_told_as_the_reason(path: Path) -> None:
+def test_a_pair_that_ended_is_given_as_the_reason(path: Path) -> None:
     store(path, candle(-3))
     ended = Instrument(SYMBOL, PAIR, "USDT", "SETTLING", "PERPETUAL", 0, T0 - MINUTE_MS)
 

@@ -12,7 +12,7 @@ import msgspec
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.deadlines import Missing, Series
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
@@ -41,7 +41,7 @@ def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with JournalWriter(path) as writer:
-            counters = Counters()
+            counters = CollectorCounters()
             decoder = FrameDecoder({"BTCUSDT": PAIR})
             intake = Intake(writer, decoder, counters, clock.now_ms, MINUTE_MS, lambda: None)
             supervisor = Supervisor(intake, clock, counters, [BITCOIN], ["1m"], 3_000)
@@ -73,7 +73,7 @@ def test_what_a_returning_pair_lacks_is_missing_as_far_back_as_is_kept(tmp_path:
     async def run() -> list[Missing]:
         found: list[Missing] = []
         async with JournalWriter(path) as writer:
-            counters = Counters()
+            counters = CollectorCounters()
             intake = Intake(
                 writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
             )
@@ -105,9 +105,9 @@ def test_a_series_is_unfilled_while_it_lacks_what_closed_before_its_subscription
         clock.set_server_time(now_ms, 0.0)
         async with JournalWriter(tmp_path / "journal.db") as writer:
             intake = Intake(
-                writer, FrameDecoder({}), Counters(), clock.now_ms, MINUTE_MS, lambda: None
+                writer, FrameDecoder({}), CollectorCounters(), clock.now_ms, MINUTE_MS, lambda: None
             )
-            supervisor = Supervisor(intake, clock, Counters(), [BITCOIN], ["1m"], 3_000)
+            supervisor = Supervisor(intake, clock, CollectorCounters(), [BITCOIN], ["1m"], 3_000)
             supervisor.on_missing = found.append
             supervisor.start(stored, 30 * DAY_MS)
         return supervisor, found
@@ -140,9 +140,9 @@ def test_nothing_is_awaited_from_before_a_listing(tmp_path: Path) -> None:
     async def run() -> Supervisor:
         async with JournalWriter(tmp_path / "journal.db") as writer:
             intake = Intake(
-                writer, FrameDecoder({}), Counters(), clock.now_ms, MINUTE_MS, lambda: None
+                writer, FrameDecoder({}), CollectorCounters(), clock.now_ms, MINUTE_MS, lambda: None
             )
-            supervisor = Supervisor(intake, clock, Counters(), [new], ["1m"], 3_000)
+            supervisor = Supervisor(intake, clock, CollectorCounters(), [new], ["1m"], 3_000)
             supervisor.start({}, DAY_MS)
             supervisor._look()
         return supervisor

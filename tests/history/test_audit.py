@@ -27,11 +27,11 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.collector.upkeep import save_budget
 from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import ExchangeRefusedError
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.history.audit import AuditReport, audited_series
 from marketfeed.history.comparison import compare
 from marketfeed.history.continuous_audit import Auditor
-from marketfeed.history.plan import Series
+from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry
@@ -41,7 +41,7 @@ from marketfeed.simulator.server import Simulator, SimulatorOptions
 
 PAIR = "BTC/USDT:USDT"
 DAY_MS = 1_735_776_000_000  # 2025-01-02
-DAY = Stretch(DAY_MS, DAY_MS + schema.DAY_MS)
+DAY = TimeRange(DAY_MS, DAY_MS + schema.DAY_MS)
 
 
 def candle(open_ms: int, **other: Any) -> Candle:
@@ -73,7 +73,7 @@ def test_everything_wrong_is_found_and_nothing_else(
 
 def test_what_had_an_odd_row_is_neither_wrong_nor_right() -> None:
     stored = [candle(0), candle(1, close=9.0), candle(2)]
-    found = compare(stored, [candle(0), candle(3)], [Stretch(1, 3)])
+    found = compare(stored, [candle(0), candle(3)], [TimeRange(1, 3)])
     assert (found.stored, found.different) == (1, [])
     assert found.missing == [candle(3)]
 
@@ -168,7 +168,7 @@ def spoil(path: Path) -> tuple[int, int]:
     return more, close
 
 
-def test_a_whole_journal_is_told_to_be_whole_and_every_fault_is_found_and_mended(
+def test_a_whole_journal_is_found_whole_and_every_fault_is_found_and_mended(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "journal.db"
@@ -299,10 +299,10 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
                 await sync_clock(rest, clock)
                 one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
-                told: list[Candle] = []
+                reported: list[Candle] = []
                 auditor = Auditor(
-                    writer, rest, clock, lambda: [Series(one, "3m")], 3 * schema.DAY_MS,
-                    lambda _: True, chance=random.Random(1), on_stored=told.extend,
+                    writer, rest, clock, lambda: [CandleSeries(one, "3m")], 3 * schema.DAY_MS,
+                    lambda _: True, chance=random.Random(1), on_stored=reported.extend,
                 )  # fmt: skip
                 for _ in range(400):
                     await auditor.look()
@@ -311,14 +311,14 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                         break
                 assert (report.missing, report.different, report.mended) == (5, 2, 6)
                 # The difference that the rule keeps among them.
-                assert len({one.open_time_ms for one in told}) == 7
+                assert len({one.open_time_ms for one in reported}) == 7
                 assert report.audited > 1_000
                 assert 0 < report.mismatch_rate < 1
-                # The exchange counts fewer trades there: what is stored stays, and is told.
+                # The exchange counts fewer trades there: what is stored stays, and is reported.
                 (text,) = report.unmended
                 assert str(more) in text
                 assert f"audit: a candle differs {PAIR} 3m {close}: close stored" in caplog.text
-                # Told once, however often it is met.
+                # Reported once, however often it is met.
                 for _ in range(60):
                     await auditor.look()
                 assert auditor.report().different == 2

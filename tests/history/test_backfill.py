@@ -29,7 +29,7 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import JournalError
-from marketfeed.grid import Stretch, missing
+from marketfeed.grid import TimeRange, missing
 from marketfeed.history.backfill import (
     ABSENT,
     AT_ONCE,
@@ -204,7 +204,7 @@ def test_only_what_is_missing_is_asked_and_nothing_stored_is_touched(path: Path)
             assert report.candles == report.stored == 10 + 2 + 6
             # The two holes near each other are one request.
             assert sim.rest.requests["klines"] == asked + 2
-            now = JournalView(path).candles(pair, "3m", Stretch(0, 2**62))
+            now = JournalView(path).candles(pair, "3m", TimeRange(0, 2**62))
             assert now[:700] == stored[:700]
             assert now[700].trades == 10**6
             assert now[701:] == stored[701:]
@@ -228,7 +228,7 @@ def test_months_and_days_of_the_archive_with_holes_in_it(
             assert report.files_refused == 1
             assert report.files == sim.archive.served - 1
             # Of 3m September as a month, and October's days but the newest two and the broken one.
-            # Of 1h September; a day of it is had from REST for less.
+            # Of 1h September; a day of it is fetched from REST for less.
             assert 20 <= report.files <= 24
             # The newest of both series, the broken day, the newest days, and October of 1h.
             assert sim.rest.requests["klines"] <= 2 + 2 + 2 + 2
@@ -266,7 +266,7 @@ def test_the_archive_is_used_as_the_operator_says_and_its_terms_are_named(
     assert caplog.text.count(TERMS) == used
 
 
-def test_an_archive_that_is_not_to_be_had_costs_nothing_but_time(
+def test_an_archive_that_is_not_available_costs_nothing_but_time(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -283,7 +283,7 @@ def test_an_archive_that_is_not_to_be_had_costs_nothing_but_time(
             await require_whole(settings, 14)
 
     uvloop.run(run())
-    assert caplog.text.count("archive not to be had, REST instead") == 1
+    assert caplog.text.count("archive cannot be fetched, REST instead") == 1
 
 
 def test_another_exchange_than_the_archives_is_filled_from_rest_alone(
@@ -311,7 +311,7 @@ def test_another_exchange_than_the_archives_is_filled_from_rest_alone(
 class Scripted:
     """Klines of one pair from `begins_ms` on, but for `holes`; `status` other than 200 refuses."""
 
-    def __init__(self, begins_ms: int, holes: tuple[Stretch, ...] = ()) -> None:
+    def __init__(self, begins_ms: int, holes: tuple[TimeRange, ...] = ()) -> None:
         self.begins_ms = begins_ms
         self.empty: set[int] = set()
         """Numbers of requests that are answered without any candle."""
@@ -323,7 +323,7 @@ class Scripted:
         self.odd_of = ""
         self.asked_s: list[float] = []
         self.holes = holes
-        self.asked: list[Stretch] = []
+        self.asked: list[TimeRange] = []
         self.fail_next = 0
         self.status = 200
         self.on_request: Callable[[], None] = lambda: None
@@ -342,7 +342,7 @@ class Scripted:
         self.symbols.append(request.query["symbol"])
         self.on_request()
         start_ms, end_ms = int(request.query["startTime"]), int(request.query["endTime"]) + 1
-        self.asked.append(Stretch(start_ms, end_ms))
+        self.asked.append(TimeRange(start_ms, end_ms))
         self.asked_s.append(time.monotonic())
         if status := self.limited.get(len(self.asked)):
             return web.Response(status=status, headers={"Retry-After": "1"})
@@ -455,13 +455,13 @@ def test_a_series_is_unfilled_until_its_newest_candles_are_there(path: Path) -> 
 
     async def check(backfill: Backfill) -> None:
         assert backfill.unfilled() == ["X/USDT:USDT 3m"]
-        told: list[list[str]] = []
-        exchange.on_request = lambda: told.append(backfill.unfilled())
+        reported: list[list[str]] = []
+        exchange.on_request = lambda: reported.append(backfill.unfilled())
         await backfill.fill()
         assert backfill.unfilled() == []
-        assert told[0] == ["X/USDT:USDT 3m"]
+        assert reported[0] == ["X/USDT:USDT 3m"]
         # Well before the last of 29 requests.
-        assert [] in told
+        assert [] in reported
         await asyncio.to_thread(path.unlink)
         await backfill._writer.replace()
         assert backfill.unfilled() == ["X/USDT:USDT 3m"]
@@ -471,7 +471,7 @@ def test_a_series_is_unfilled_until_its_newest_candles_are_there(path: Path) -> 
 
 def test_what_the_exchange_answers_without_is_unfilled_for_ten_minutes(path: Path) -> None:
     end_ms = NOW_MS - 90_000
-    late = Stretch(end_ms - 5 * LENGTH_MS, end_ms - 4 * LENGTH_MS)
+    late = TimeRange(end_ms - 5 * LENGTH_MS, end_ms - 4 * LENGTH_MS)
     exchange = Scripted(0, (late,))
 
     async def check(backfill: Backfill) -> None:
@@ -544,7 +544,7 @@ def test_what_was_before_the_first_trade_is_not_asked_again(path: Path) -> None:
         assert len(journal.candles(ONE.pair, "3m", 0, 2**62)) == 14_399
 
 
-def test_of_a_journal_that_was_replaced_nothing_is_told_before_it_was_looked_at(
+def test_of_a_journal_that_was_replaced_nothing_is_reported_before_it_was_looked_at(
     path: Path,
 ) -> None:
     exchange = Scripted(0)
@@ -562,7 +562,7 @@ def test_of_a_journal_that_was_replaced_nothing_is_told_before_it_was_looked_at(
 
 
 def test_one_empty_answer_is_not_believed(path: Path) -> None:
-    """Not of that stretch, nor of what is older; a like answer a while later is."""
+    """Not of that range, nor of what is older; a like answer a while later is."""
     exchange = Scripted(0)
     exchange.empty = {2, 20}
 
@@ -577,7 +577,7 @@ def test_one_empty_answer_is_not_believed(path: Path) -> None:
         assert journal.load_document(ABSENT) is None
 
 
-def test_what_was_said_just_now_is_left_and_asked_again_when_woken(path: Path) -> None:
+def test_what_was_answered_just_now_is_left_and_asked_again_when_woken(path: Path) -> None:
     exchange = Scripted(0)
     # All of them the first time, and then ten once more.
     exchange.empty = set(range(1, 29 + 10 + 1))
@@ -623,8 +623,8 @@ def test_a_pair_that_joins_a_long_pass_has_its_newest_candles_first(path: Path) 
 
 def test_what_the_exchange_lacks_in_between_is_remembered_and_the_newest_is_not(path: Path) -> None:
     end_ms = NOW_MS - 90_000
-    old = Stretch(end_ms - 700 * LENGTH_MS, end_ms - 690 * LENGTH_MS)
-    late = Stretch(end_ms - 5 * LENGTH_MS, end_ms - 4 * LENGTH_MS)
+    old = TimeRange(end_ms - 700 * LENGTH_MS, end_ms - 690 * LENGTH_MS)
+    late = TimeRange(end_ms - 5 * LENGTH_MS, end_ms - 4 * LENGTH_MS)
     exchange = Scripted(0, (old, late))
 
     async def check(backfill: Backfill) -> None:
@@ -644,7 +644,7 @@ def test_an_odd_row_is_not_absent_and_its_hole_is_asked_for_again_less_and_less_
     path: Path,
 ) -> None:
     odd_ms = NOW_MS - 90_000 - 700 * LENGTH_MS
-    hole = Stretch(odd_ms, odd_ms + LENGTH_MS)
+    hole = TimeRange(odd_ms, odd_ms + LENGTH_MS)
     exchange = Scripted(0)
     exchange.odd = {odd_ms}
 
@@ -668,7 +668,7 @@ def test_an_odd_row_is_not_absent_and_its_hole_is_asked_for_again_less_and_less_
         with contextlib.suppress(EOFError):
             await backfill.run()
         assert exchange.asked == [hole] * 10
-        # The first one that is had is looked after at once, as ever; then all is there.
+        # The first one that is fetched is looked after at once, as ever; then all is there.
         assert waits_s[:9] == [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0]
         assert waits_s[9:] == [60.0, 3600.0]
         assert backfill.is_complete(ONE.pair)
@@ -773,13 +773,13 @@ def test_holes_are_found_as_a_plain_search_finds_them(path: Path) -> None:
         view = JournalView(path)
         for _ in range(200):
             start, end = sorted((chance.randrange(520), chance.randrange(520)))
-            stretch = Stretch(start * LENGTH_MS, end * LENGTH_MS)
-            expected = missing([at * LENGTH_MS for at in opens], stretch, LENGTH_MS)
-            assert view.holes(ONE.pair, "3m", stretch) == (expected if start < end else [])
-        assert view.holes("Y/USDT:USDT", "3m", Stretch(0, LENGTH_MS)) == [Stretch(0, LENGTH_MS)]
+            time_range = TimeRange(start * LENGTH_MS, end * LENGTH_MS)
+            expected = missing([at * LENGTH_MS for at in opens], time_range, LENGTH_MS)
+            assert view.holes(ONE.pair, "3m", time_range) == (expected if start < end else [])
+        assert view.holes("Y/USDT:USDT", "3m", TimeRange(0, LENGTH_MS)) == [TimeRange(0, LENGTH_MS)]
     # After a clean stop: read as it is, nothing is created beside it.
-    assert view.holes(ONE.pair, "3m", Stretch(600 * LENGTH_MS, 600 * LENGTH_MS)) == []
-    assert len(view.candles(ONE.pair, "3m", Stretch(0, 2**62))) == 300
+    assert view.holes(ONE.pair, "3m", TimeRange(600 * LENGTH_MS, 600 * LENGTH_MS)) == []
+    assert len(view.candles(ONE.pair, "3m", TimeRange(0, 2**62))) == 300
     assert not Path(f"{path}-wal").exists()
     with pytest.raises(JournalError, match="there is none"):
         JournalView(path.with_name("none.db")).require()

@@ -22,9 +22,9 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
-from marketfeed.counters import Counters
-from marketfeed.grid import Stretch
-from marketfeed.history.funding import SETTLED_AFTER_S, Settling
+from marketfeed.counters import CollectorCounters
+from marketfeed.grid import TimeRange
+from marketfeed.history.funding import SETTLED_AFTER_S, SettledRates
 from marketfeed.history.funding_plan import plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
@@ -57,7 +57,7 @@ def settled(path: Path) -> list[tuple[str, int, float, float | None]]:
 
 # --- which way needs the fewest requests -----------------------------------------------------------
 
-MONTH = Stretch(T0 - 30 * DAY_MS, T0)
+MONTH = TimeRange(T0 - 30 * DAY_MS, T0)
 
 
 def test_few_pairs_are_asked_one_by_one_and_many_together() -> None:
@@ -68,7 +68,7 @@ def test_few_pairs_are_asked_one_by_one_and_many_together() -> None:
     assert not most.singly
     assert most.requests < 164
     # An hour that is missing of all is one request, of one pair as well.
-    hour = [Stretch(T0 - HOUR_MS, T0)]
+    hour = [TimeRange(T0 - HOUR_MS, T0)]
     assert plan(dict.fromkeys(listed[:164], hour), {}, listed).requests == 1
     assert plan({listed[0]: hour}, {}, listed).requests == 1
 
@@ -85,7 +85,7 @@ def test_what_is_asked_together_holds_every_missing_time_once(
     holes: Mapping[str, list[tuple[int, int]]], hours: int
 ) -> None:
     wanted = {
-        name: [Stretch(T0 + a * MINUTE_MS, T0 + (a + b) * MINUTE_MS) for a, b in parts]
+        name: [TimeRange(T0 + a * MINUTE_MS, T0 + (a + b) * MINUTE_MS) for a, b in parts]
         for name, parts in holes.items()
     }
     names = [f"S{n}" for n in range(400)]
@@ -110,8 +110,8 @@ class Rates:
         self.symbols = symbols
         self.hours = 8
         self.asked: list[str | None] = []
-        self.told_from_ms: dict[str, int] = {}
-        self.untold: set[tuple[str, int]] = set()
+        self.published_from_ms: dict[str, int] = {}
+        self.unpublished: set[tuple[str, int]] = set()
         self.odd: Callable[[str, int], bool] = lambda *_: False
         """Whether the row of a symbol and time has no rate."""
         self.failing = False
@@ -136,8 +136,8 @@ class Rates:
             for time_ms in range(first_ms, end_ms + 1, step_ms)
             for number, name in enumerate(self.symbols)
             if symbol in (None, name)
-            and time_ms >= self.told_from_ms.get(name, 0)
-            and (name, time_ms) not in self.untold
+            and time_ms >= self.published_from_ms.get(name, 0)
+            and (name, time_ms) not in self.unpublished
         ]
         rows.sort(key=lambda row: row["fundingTime"])
         return web.json_response(rows[: int(query["limit"])])
@@ -153,15 +153,17 @@ def instrument(number: int) -> Instrument:
 
 
 class Line:
-    """Settling over a journal, without a feed; `tell` lets a running rate come."""
+    """`SettledRates` over a journal, without a feed; `announce` lets a running rate come."""
 
-    def __init__(self, intake: Intake, settling: Settling, clock: ExchangeClock, rates: Rates):
+    def __init__(
+        self, intake: Intake, settled_rates: SettledRates, clock: ExchangeClock, rates: Rates
+    ):
         self.intake = intake
-        self.settling = settling
+        self.settled_rates = settled_rates
         self.clock = clock
         self.rates = rates
 
-    def tell(self, next_ms: int, *instruments: Instrument) -> None:
+    def announce(self, next_ms: int, *instruments: Instrument) -> None:
         self.intake.next_funding_ms.update((i.pair, next_ms) for i in instruments)
 
 
@@ -188,13 +190,13 @@ def run(
         host, port = runner.addresses[0][:2]
         clock = ExchangeClock()
         clock.set_server_time(now_ms, 0.0, speed)
-        counters = Counters()
+        counters = CollectorCounters()
         async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
             turns = Turns(Budget(1_000, funding_requests=10_000), clock)
             intake = Intake(
                 writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
             )
-            settling = Settling(
+            settled_rates = SettledRates(
                 BinanceRest(session, f"http://{host}:{port}", turns=turns),
                 intake,
                 writer,
@@ -204,9 +206,9 @@ def run(
                 instruments[:collected],
                 days * DAY_MS,
             )
-            task = asyncio.create_task(settling.run())
+            task = asyncio.create_task(settled_rates.run())
             try:
-                await check(Line(intake, settling, clock, rates))
+                await check(Line(intake, settled_rates, clock, rates))
             finally:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -219,13 +221,15 @@ def run(
 
 async def complete(line: Line) -> None:
     await until(
-        lambda: line.settling.report().rates > 0 and not line.settling.report().history_pairs
+        lambda: (
+            line.settled_rates.report().rates > 0 and not line.settled_rates.report().history_pairs
+        )
     )
 
 
 async def complete_at_once(line: Line) -> None:
     await asyncio.sleep(0.2)
-    assert line.settling.report().history_pairs == 0
+    assert line.settled_rates.report().history_pairs == 0
 
 
 @pytest.mark.parametrize(
@@ -249,12 +253,12 @@ def test_history_is_complete_and_a_restart_asks_for_nothing_again(
 
     async def nothing(line: Line) -> None:
         # It knows what it wants as soon as it knows what there is.
-        await until(lambda: line.settling._generation > 0)
-        assert line.settling.report().history_pairs == 0
+        await until(lambda: line.settled_rates._generation > 0)
+        assert line.settled_rates.report().history_pairs == 0
 
     again = run(path, nothing, collected=collected, listed=listed, days=3)
     assert again.asked == []
-    # New pairs are had; the others are not asked for again, or in passing.
+    # New pairs are fetched; the others are not asked for again, or in passing.
     more = run(path, complete, collected=collected + 1, listed=listed, days=3)
     assert len(settled(path)) == (collected + 1) * 9
     assert 0 < len(more.asked) <= most
@@ -270,8 +274,8 @@ def test_what_is_listed_later_counts_when_history_is_asked(path: Path) -> None:
         assert line.rates.asked[:2] == ["info", None]
         line.rates.asked.clear()
         trading = 1_400
-        line.settling.set_instruments([instrument(n) for n in range(5)])
-        await until(lambda: bool(line.settling.report().history_pairs))
+        line.settled_rates.set_instruments([instrument(n) for n in range(5)])
+        await until(lambda: bool(line.settled_rates.report().history_pairs))
         await complete(line)
         # Now that would take a request for every few hours.
         assert line.rates.asked == ["info", "S4USDT"]
@@ -282,10 +286,10 @@ def test_what_is_listed_later_counts_when_history_is_asked(path: Path) -> None:
 
 def test_more_rates_at_one_time_than_an_answer_holds(path: Path) -> None:
     async def check(line: Line) -> None:
-        told = await line.settling._fetch(
-            None, Stretch(T0 - HOUR_MS, T0 + MINUTE_MS), Priority.SETTLED
+        fetched = await line.settled_rates._fetch(
+            None, TimeRange(T0 - HOUR_MS, T0 + MINUTE_MS), Priority.SETTLED
         )
-        assert len(told.rates) == 5
+        assert len(fetched.rates) == 5
 
     rates = run(path, check, collected=5, listed=MAX_SETTLEMENTS + 400, days=0)
     assert [symbol for symbol in rates.asked if symbol] == [f"S{n}USDT" for n in range(5)]
@@ -296,10 +300,10 @@ def test_history_goes_on_after_a_failure_and_after_a_kill(path: Path) -> None:
     async def failing(line: Line) -> None:
         line.rates.failing = True
         await until(lambda: len(line.rates.asked) >= 3)
-        assert "status 500" in line.settling.report().trouble
-        assert line.settling.report().history_pairs == 4
+        assert "status 500" in line.settled_rates.report().trouble
+        assert line.settled_rates.report().history_pairs == 4
         line.rates.failing = False
-        await until(lambda: line.settling.report().rates > 0)
+        await until(lambda: line.settled_rates.report().rates > 0)
         # Ended in the middle, perhaps.
 
     run(path, failing, collected=4, listed=530, days=20)
@@ -313,11 +317,11 @@ def test_an_odd_rate_costs_itself_and_is_asked_for_again(path: Path) -> None:
 
     async def check(line: Line) -> None:
         line.rates.odd = lambda *row: row == odd
-        await until(lambda: line.settling.report().history_pairs == 1)
+        await until(lambda: line.settled_rates.report().history_pairs == 1)
         assert len(settled(path)) == 300 * 6 - 1
-        assert line.settling.report().trouble == ""
+        assert line.settled_rates.report().trouble == ""
         line.rates.odd = lambda *_: False
-        await until(lambda: line.settling.report().history_pairs == 0)
+        await until(lambda: line.settled_rates.report().history_pairs == 0)
 
     run(path, check, collected=300, listed=530, days=2, speed=200.0)
     assert len(settled(path)) == 300 * 6
@@ -330,7 +334,7 @@ def test_a_restart_asks_for_what_was_odd(path: Path) -> None:
 
     async def check(line: Line) -> None:
         line.rates.odd = lambda *row: row == odd
-        await until(lambda: line.settling.report().history_pairs == 1)
+        await until(lambda: line.settled_rates.report().history_pairs == 1)
 
     run(path, check, collected=300, listed=530, days=2)
     run(path, complete, collected=300, listed=530, days=2)
@@ -340,33 +344,35 @@ def test_a_restart_asks_for_what_was_odd(path: Path) -> None:
 def test_a_symbol_without_any_good_row_keeps_no_other_waiting(path: Path) -> None:
     async def check(line: Line) -> None:
         line.rates.odd = lambda symbol, _: symbol == instrument(0).symbol
-        await until(lambda: line.settling.report().history_pairs == 1)
+        await until(lambda: line.settled_rates.report().history_pairs == 1)
         assert len(settled(path)) == 2 * 60
         line.rates.odd = lambda *_: False
-        await until(lambda: line.settling.report().history_pairs == 0)
+        await until(lambda: line.settled_rates.report().history_pairs == 0)
 
     run(path, check, collected=3, listed=530, days=20, speed=200.0)
     assert len(settled(path)) == 3 * 60
 
 
-def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_told(path: Path) -> None:
+def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_published(
+    path: Path,
+) -> None:
     ours = [instrument(n) for n in range(3)]
 
     async def check(line: Line) -> None:
-        line.tell(T0, *ours)
-        await until(lambda: line.settling.report().awaited == 3)
+        line.announce(T0, *ours)
+        await until(lambda: line.settled_rates.report().awaited == 3)
         await until(lambda: len(line.rates.asked) >= 1)
-        # Two of them are told at once, the third only later; meanwhile its next one is known.
-        line.tell(T0 + 8 * HOUR_MS, *ours)
-        await until(lambda: line.settling.report().awaited == 1)
+        # Two of them are published at once, the third only later; meanwhile its next one is known.
+        line.announce(T0 + 8 * HOUR_MS, *ours)
+        await until(lambda: line.settled_rates.report().awaited == 1)
         asked = len(line.rates.asked)
         await until(lambda: len(line.rates.asked) >= asked + 2)
-        line.rates.told_from_ms.clear()
-        await until(lambda: line.settling.report().awaited == 0)
+        line.rates.published_from_ms.clear()
+        await until(lambda: line.settled_rates.report().awaited == 0)
         assert line.clock.now_ms() >= T0 + SETTLED_AFTER_S * 1000
 
     async def main(line: Line) -> None:
-        line.rates.told_from_ms[ours[2].symbol] = T0 + 1
+        line.rates.published_from_ms[ours[2].symbol] = T0 + 1
         await check(line)
 
     rates = run(path, main, collected=3, listed=530, days=0, now_ms=T0 - 1_000)
@@ -376,39 +382,39 @@ def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_told(pa
     ]
 
 
-def test_a_rate_that_is_never_told_is_given_up(path: Path) -> None:
+def test_a_rate_that_is_never_published_is_given_up(path: Path) -> None:
     async def check(line: Line) -> None:
-        line.rates.told_from_ms[instrument(0).symbol] = T0 + 1
-        line.tell(T0, instrument(0))
-        await until(lambda: line.settling.report().given_up == 1)
-        assert line.settling.report().awaited == 0
+        line.rates.published_from_ms[instrument(0).symbol] = T0 + 1
+        line.announce(T0, instrument(0))
+        await until(lambda: line.settled_rates.report().given_up == 1)
+        assert line.settled_rates.report().awaited == 0
 
     run(path, check, collected=1, listed=1, days=0, now_ms=T0 + 1_000, speed=3_000.0)
     assert settled(path) == []
 
 
-def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
-    """Until then its time does not count as complete, whatever is told of later ones."""
+def test_a_rate_that_is_published_after_it_was_given_up_is_fetched(path: Path) -> None:
+    """Until then its time does not count as complete, whatever is published of later ones."""
     late, other = instrument(0), instrument(1)
 
     async def given_up(line: Line) -> None:
-        line.rates.told_from_ms[late.symbol] = T0 + 1
-        line.tell(T0, late, other)
-        await until(lambda: line.settling.report().given_up == 1)
-        line.tell(T0 + 8 * HOUR_MS, late, other)
+        line.rates.published_from_ms[late.symbol] = T0 + 1
+        line.announce(T0, late, other)
+        await until(lambda: line.settled_rates.report().given_up == 1)
+        line.announce(T0 + 8 * HOUR_MS, late, other)
 
     async def after_all(line: Line) -> None:
         await given_up(line)
-        line.rates.told_from_ms.clear()
-        await until(lambda: line.settling.report().given_up == 0)
+        line.rates.published_from_ms.clear()
+        await until(lambda: line.settled_rates.report().given_up == 0)
 
     async def later(line: Line) -> None:
         await given_up(line)
         end_ms = T0 + 8 * HOUR_MS
         await until(lambda: line.clock.now_ms() >= end_ms)
-        line.tell(T0 + 16 * HOUR_MS, late, other)
+        line.announce(T0 + 16 * HOUR_MS, late, other)
         await until(lambda: (late.pair, end_ms) in {row[:2] for row in settled(path)})
-        assert line.settling.report().given_up == 1
+        assert line.settled_rates.report().given_up == 1
 
     def run_at(now_ms: int, check: Callable[[Line], Awaitable[None]], days: int) -> Rates:
         return run(path, check, collected=2, listed=2, days=days, now_ms=now_ms, speed=6_000.0)
@@ -423,15 +429,17 @@ def test_a_rate_that_is_told_after_it_was_given_up_is_had(path: Path) -> None:
     assert (late.pair, T0) in {row[:2] for row in settled(path)}
 
 
-def test_what_was_settled_just_before_the_start_and_is_not_told_yet_is_awaited(path: Path) -> None:
+def test_what_was_settled_just_before_the_start_and_is_not_published_yet_is_awaited(
+    path: Path,
+) -> None:
     ours = [instrument(n) for n in range(2)]
 
     async def check(line: Line) -> None:
-        line.rates.untold.add((ours[0].symbol, T0))
-        await until(lambda: line.settling.report().awaited == 1)
-        await until(lambda: line.settling.report().history_pairs == 0)
-        line.rates.untold.clear()
-        await until(lambda: line.settling.report().awaited == 0)
+        line.rates.unpublished.add((ours[0].symbol, T0))
+        await until(lambda: line.settled_rates.report().awaited == 1)
+        await until(lambda: line.settled_rates.report().history_pairs == 0)
+        line.rates.unpublished.clear()
+        await until(lambda: line.settled_rates.report().awaited == 0)
 
     run(path, check, collected=2, listed=2, days=1, now_ms=T0 + 30 * MINUTE_MS)
     times = [T0 - 16 * HOUR_MS, T0 - 8 * HOUR_MS, T0]
@@ -447,26 +455,26 @@ def test_a_pair_that_joins_late_is_asked_for_what_it_lacks_and_not_all_pairs_aga
     now_ms = T0 + first_days * DAY_MS
 
     async def check(line: Line) -> None:
-        settling = line.settling
+        settled_rates = line.settled_rates
         line.clock.set_server_time(T0 - 3_000, 0.0, 20.0)
-        line.tell(T0, *ours[:2])
-        await until(lambda: settling.report().rates == 2)
+        line.announce(T0, *ours[:2])
+        await until(lambda: settled_rates.report().rates == 2)
         # The second one is halted for weeks; those that go on are complete until now.
-        settling.set_instruments(ours[:1])
+        settled_rates.set_instruments(ours[:1])
         line.clock.set_server_time(now_ms - step_ms - 3_000, 0.0, 20.0)
-        line.tell(now_ms - step_ms, ours[0])
+        line.announce(now_ms - step_ms, ours[0])
         await until(lambda: (ours[0].pair, now_ms - step_ms) in times())
-        await until(lambda: settling.report().awaited == 0)
+        await until(lambda: settled_rates.report().awaited == 0)
         line.rates.asked.clear()
         line.clock.set_server_time(now_ms - 30_000, 0.0, 20.0)
-        settling.set_instruments(ours)
-        await until(lambda: bool(line.rates.asked) and not settling.report().history_pairs)
+        settled_rates.set_instruments(ours)
+        await until(lambda: bool(line.rates.asked) and not settled_rates.report().history_pairs)
         # What the two of them lack since the start, though no history is wanted.
         assert set(line.rates.asked) == {"info", "S1USDT", "S2USDT"}
         line.rates.asked.clear()
-        line.tell(now_ms, *ours)
+        line.announce(now_ms, *ours)
         await until(lambda: {(one.pair, now_ms) for one in ours} <= times())
-        await until(lambda: settling.report().awaited == 0)
+        await until(lambda: settled_rates.report().awaited == 0)
         # And not 60 days of all 40 contracts, which are eight answers.
         assert set(line.rates.asked) == {None}
         assert len(line.rates.asked) <= 2

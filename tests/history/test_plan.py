@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from marketfeed import schema
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.grid import Stretch, joined
-from marketfeed.history.absent import BELIEVED_FOR_MS, Absent, Doubts
+from marketfeed.grid import TimeRange, joined
+from marketfeed.history.absent import BELIEVED_FOR_MS, Absent, SuspectedAbsent
 from marketfeed.history.plan import (
+    CandleSeries,
     Holes,
-    Series,
     covering,
     in_order,
     missing_days,
@@ -21,22 +21,22 @@ from marketfeed.history.plan import (
 LENGTHS = st.sampled_from([schema.MINUTE_MS, 3 * schema.MINUTE_MS, schema.HOUR_MS, schema.DAY_MS])
 
 
-def series(timeframe: str = "3m", listed_ms: int = 0, delivery_ms: int = NEVER_MS) -> Series:
+def series(timeframe: str = "3m", listed_ms: int = 0, delivery_ms: int = NEVER_MS) -> CandleSeries:
     one = Instrument(
         "BTCUSDT", "BTC/USDT:USDT", "USDT", "TRADING", "PERPETUAL", listed_ms, delivery_ms
     )
-    return Series(one, timeframe)
+    return CandleSeries(one, timeframe)
 
 
 @st.composite
-def holes_of(draw: st.DrawFn, length_ms: int) -> list[Stretch]:
+def holes_of(draw: st.DrawFn, length_ms: int) -> list[TimeRange]:
     """Holes that do not touch, oldest first."""
     at = draw(st.integers(0, 50))
     found = []
     for _ in range(draw(st.integers(0, 12))):
         at += draw(st.integers(1, 700))
         size = draw(st.integers(1, 1_600))
-        found.append(Stretch(at * length_ms, (at + size) * length_ms))
+        found.append(TimeRange(at * length_ms, (at + size) * length_ms))
         at += size
     return found
 
@@ -49,8 +49,8 @@ def test_every_missing_candle_is_asked_for_once(
     tiles = covering(holes, length_ms, most)
     lacking = {ms for hole in holes for ms in range(*hole, length_ms)}
     asked: list[int] = []
-    for stretch, count in tiles:
-        opens = range(*stretch, length_ms)
+    for time_range, count in tiles:
+        opens = range(*time_range, length_ms)
         assert 1 <= len(opens) <= most
         assert opens[0] in lacking
         assert opens[-1] in lacking
@@ -65,16 +65,16 @@ def test_every_missing_candle_is_asked_for_once(
 
 
 def test_thirty_days_of_3m_are_29_requests() -> None:
-    day = Stretch(0, 30 * schema.DAY_MS)
+    day = TimeRange(0, 30 * schema.DAY_MS)
     assert len(covering([day], 3 * schema.MINUTE_MS)) == 29
 
 
 def test_the_newest_of_every_series_come_first() -> None:
-    within = Stretch(0, 30 * schema.DAY_MS)
+    within = TimeRange(0, 30 * schema.DAY_MS)
     plan = in_order([Holes(series(name), within, (within,)) for name in ("1m", "3m", "1h")])
     newest = {tile.series.timeframe for tile in plan[:3]}
     assert newest == {"1m", "3m", "1h"}
-    assert all(tile.stretch.end_ms == within.end_ms for tile in plan[:3])
+    assert all(tile.time_range.end_ms == within.end_ms for tile in plan[:3])
     assert [tile.wave for tile in plan] == sorted(tile.wave for tile in plan)
 
 
@@ -113,47 +113,51 @@ def test_a_listing_within_a_day_begins_with_that_days_candle() -> None:
 def test_what_the_exchange_does_not_have_is_believed_for_a_week() -> None:
     one, length_ms = series(), 3 * schema.MINUTE_MS
     absent = Absent()
-    absent.note(one, [Stretch(0, 10 * length_ms)], 1_000)
-    absent.note(one, [Stretch(10 * length_ms, 12 * length_ms)], 2_000)
+    absent.note(one, [TimeRange(0, 10 * length_ms)], 1_000)
+    absent.note(one, [TimeRange(10 * length_ms, 12 * length_ms)], 2_000)
     kept = Absent(absent.document(3_000))
-    assert joined(kept.of(one.key, 3_000), length_ms, 0) == [Stretch(0, 12 * length_ms)]
+    assert joined(kept.of(one.key, 3_000), length_ms, 0) == [TimeRange(0, 12 * length_ms)]
     assert kept.of(one.key, 1_000 + BELIEVED_FOR_MS) == []
     assert kept.of("ETH/USDT:USDT 3m", 3_000) == []
     assert Absent(kept.document(1_000 + BELIEVED_FOR_MS)).of(one.key, 3_000) == []
 
 
-def test_only_what_is_said_again_a_while_later_is_believed() -> None:
-    doubts = Doubts()
-    asked = Stretch(0, 100)
-    assert doubts.take("a", asked, [Stretch(0, 40), Stretch(60, 70)], 0.0, 60.0) == []
-    assert doubts
-    # Too soon; of another series; of what was not said before.
-    assert doubts.take("a", asked, [Stretch(0, 40), Stretch(60, 70)], 59.0, 60.0) == []
-    assert doubts.take("b", asked, [Stretch(0, 40)], 70.0, 60.0) == []
-    assert doubts.take("a", Stretch(30, 100), [Stretch(30, 50)], 70.0, 60.0) == [Stretch(30, 40)]
-    # From 60 on it was told that time: that is a new doubt. What was not asked still is an old one.
-    assert doubts.take("a", Stretch(60, 100), [Stretch(60, 70)], 71.0, 60.0) == []
-    assert doubts.take("a", Stretch(0, 60), [Stretch(0, 60)], 80.0, 60.0) == [Stretch(0, 30)]
-    assert doubts.take("a", asked, [Stretch(0, 100)], 131.0, 60.0) == [
-        Stretch(60, 70),
-        Stretch(40, 50),
+def test_only_what_is_answered_again_a_while_later_is_believed() -> None:
+    suspected = SuspectedAbsent()
+    asked = TimeRange(0, 100)
+    assert suspected.take("a", asked, [TimeRange(0, 40), TimeRange(60, 70)], 0.0, 60.0) == []
+    assert suspected
+    # Too soon; of another series; of what was not answered before.
+    assert suspected.take("a", asked, [TimeRange(0, 40), TimeRange(60, 70)], 59.0, 60.0) == []
+    assert suspected.take("b", asked, [TimeRange(0, 40)], 70.0, 60.0) == []
+    assert suspected.take("a", TimeRange(30, 100), [TimeRange(30, 50)], 70.0, 60.0) == [
+        TimeRange(30, 40)
     ]
-    doubts.keep({"b"})
-    assert doubts
-    doubts.keep(set())
-    assert not doubts
+    # From 60 on it was there that time: that is a new suspicion. What was not asked still is an old one.
+    assert suspected.take("a", TimeRange(60, 100), [TimeRange(60, 70)], 71.0, 60.0) == []
+    assert suspected.take("a", TimeRange(0, 60), [TimeRange(0, 60)], 80.0, 60.0) == [
+        TimeRange(0, 30)
+    ]
+    assert suspected.take("a", asked, [TimeRange(0, 100)], 131.0, 60.0) == [
+        TimeRange(60, 70),
+        TimeRange(40, 50),
+    ]
+    suspected.keep({"b"})
+    assert suspected
+    suspected.keep(set())
+    assert not suspected
 
 
 @given(st.lists(st.tuples(st.sets(st.integers(0, 20)), st.integers(1, 50)), max_size=8))
-def test_what_is_believed_was_said_twice_in_a_row(answers: list[tuple[set[int], int]]) -> None:
+def test_what_is_believed_was_answered_twice_in_a_row(answers: list[tuple[set[int], int]]) -> None:
     """Against a plain table: since when each candle has been answered without, whatever the holes."""
-    doubts = Doubts()
+    suspected = SuspectedAbsent()
     since: dict[int, float] = {}
     now_s = 0.0
     for lacking, passed_s in answers:
         now_s += passed_s
-        holes = [Stretch(at, at + 1) for at in sorted(lacking)]
-        believed = doubts.take("a", Stretch(0, 21), holes, now_s, 60.0)
+        holes = [TimeRange(at, at + 1) for at in sorted(lacking)]
+        believed = suspected.take("a", TimeRange(0, 21), holes, now_s, 60.0)
         found = {at for start, end in believed for at in range(start, end)}
         assert found == {at for at in lacking if at in since and since[at] + 60.0 <= now_s}
         since = {at: since.get(at, now_s) for at in lacking - found}
@@ -161,7 +165,7 @@ def test_what_is_believed_was_said_twice_in_a_row(answers: list[tuple[set[int], 
 
 def test_missing_days_are_counted_by_their_start() -> None:
     day = schema.DAY_MS
-    assert missing_days([Stretch(day // 2, 2 * day), Stretch(2 * day, 2 * day + 5)]) == {
+    assert missing_days([TimeRange(day // 2, 2 * day), TimeRange(2 * day, 2 * day + 5)]) == {
         0: day // 2,
         day: day,
         2 * day: 5,

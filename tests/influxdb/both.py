@@ -1,4 +1,4 @@
-"""The same rows in a journal and in an InfluxDB, as shipping brings them there."""
+"""Rows in a journal and in an InfluxDB, equal, as shipping brings them there."""
 
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,7 @@ import pytest
 from front import Front
 from influxd import Influxd, InfluxdError
 
-# What a reader must answer is said there, for a journal; the same is asked of an InfluxDB here.
+# What a reader must answer is tested there, for a journal; the same is asked of an InfluxDB here.
 READER_TESTS = Path(__file__).parents[1] / "reader"
 sys.path.append(str(READER_TESTS))
 

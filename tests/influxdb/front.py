@@ -3,7 +3,7 @@
 The lines and queries go through to influxd, which stores and answers them. What 1.x has not is made
 here, after the sources of 2.7: organisations, buckets, tokens and their rights, the InfluxQL mappings,
 `/api/v2/write` (400 and nothing stored for a line that does not parse, 422 for lines that were refused
-while the others were stored), 429 and 503. And it can be told to fail (`faults`).
+while the others were stored), 429 and 503. And it can be made to fail (`faults`).
 
 It runs in a thread with a loop of its own, so that tests may be synchronous or not.
 """
@@ -255,16 +255,18 @@ class Front:
             return _error(400, "invalid", refused)
         if partial:
             lines = lines[:-1]
-        status, said = await self._influxd_write(bucket.database, b"\n".join(lines), precision)
+        status, answer_text = await self._influxd_write(
+            bucket.database, b"\n".join(lines), precision
+        )
         self.counts.lines += len(lines)
         self.counts.largest_lines = max(self.counts.largest_lines, len(lines))
         if partial:
-            said = "partial write: field type conflict: told to fail dropped=1"
-        if said.startswith("partial write"):
-            text = f"failure writing points to database: {said}"
+            answer_text = "partial write: field type conflict: made to fail dropped=1"
+        if answer_text.startswith("partial write"):
+            text = f"failure writing points to database: {answer_text}"
             return _error(422, "unprocessable entity", text)
         if status != 204:
-            text = f"unexpected error writing points to database: {said}"
+            text = f"unexpected error writing points to database: {answer_text}"
             return _error(500, "internal error", text)
         return web.Response(status=204)
 
@@ -277,9 +279,9 @@ class Front:
         # Of several faults influxd names one only: any answer but this leaves the question open.
         if status != 204:
             for line in doubtful:
-                _, said = await self._influxd_write(self._scratch, line, precision)
-                if said.startswith("unable to parse"):
-                    return said
+                _, answer_text = await self._influxd_write(self._scratch, line, precision)
+                if answer_text.startswith("unable to parse"):
+                    return answer_text
         return None
 
     async def _influxd_write(self, database: str, body: bytes, precision: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""What a front can be told to do with the next writes instead of what is right."""
+"""What a front can be made to do with the next writes instead of what is right."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ class Answer:
 
     status: int
     code: str = "internal error"
-    message: str = "told to fail"
+    message: str = "made to fail"
     retry_after: str | None = None
 
 

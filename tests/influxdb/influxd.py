@@ -50,7 +50,7 @@ bind-address = "127.0.0.1:0"
 
 
 class InfluxdError(Exception):
-    """There is no influxd to be had, or it does not do what was asked."""
+    """No influxd can be found, or it does not do what was asked."""
 
 
 def cache_dir() -> Path:
@@ -109,8 +109,8 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
         [str(part) for part in command], capture_output=True, text=True, check=False, cwd=cwd
     )
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[-500:]
-        raise InfluxdError(f"{command[0]} exited {done.returncode}: {said}")
+        output = " ".join((done.stderr or done.stdout).split())[-500:]
+        raise InfluxdError(f"{command[0]} exited {done.returncode}: {output}")
     return done.stdout
 
 

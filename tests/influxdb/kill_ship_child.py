@@ -34,8 +34,8 @@ PACE: Final = Pace(
 )
 
 OPENED, SENDING, ANSWERED, NOTING, NOTED = b"osanN"
-"""What is told, one byte each."""
-Tell: TypeAlias = Callable[[int], None]
+"""What is reported, one byte each."""
+Report: TypeAlias = Callable[[int], None]
 
 
 def minute(number: int) -> Batch:
@@ -76,15 +76,17 @@ def minute(number: int) -> Batch:
     return batch
 
 
-def ship_and_tell(path: Path, influx: InfluxSettings, pipe_fd: int, seconds: float | None) -> None:
+def ship_and_report(
+    path: Path, influx: InfluxSettings, pipe_fd: int, seconds: float | None
+) -> None:
     """Write and ship until killed; with `seconds` only ship, until all is shipped. Tells on `pipe_fd`."""
 
-    def tell(what: int) -> None:
+    def report(what: int) -> None:
         os.write(pipe_fd, bytes([what]))
 
     async def run() -> None:
-        async with aiohttp.ClientSession() as session, _TellingWriter(path, tell) as writer:
-            shipper = Shipper(writer, _TellingInflux(influx, session, tell), PACE)
+        async with aiohttp.ClientSession() as session, _ReportingWriter(path, report) as writer:
+            shipper = Shipper(writer, _ReportingInflux(influx, session, report), PACE)
             shipping = asyncio.create_task(shipper.run())
             if seconds is None:
                 await _write_on(writer)
@@ -107,38 +109,38 @@ async def _write_on(writer: JournalWriter) -> None:
         await asyncio.sleep(0.005)
 
 
-class _TellingInflux(InfluxWriter):
+class _ReportingInflux(InfluxWriter):
     def __init__(
-        self, settings: InfluxSettings, session: aiohttp.ClientSession, tell: Tell
+        self, settings: InfluxSettings, session: aiohttp.ClientSession, report: Report
     ) -> None:
         super().__init__(settings, session)
-        self._tell = tell
+        self._report = report
 
     async def write(self, lines: list[str]) -> Verdict:
-        self._tell(SENDING)
+        self._report(SENDING)
         verdict = await super().write(lines)
-        self._tell(ANSWERED)
+        self._report(ANSWERED)
         return verdict
 
 
-class _TellingWriter(JournalWriter):
-    def __init__(self, path: Path, tell: Tell) -> None:
+class _ReportingWriter(JournalWriter):
+    def __init__(self, path: Path, report: Report) -> None:
         super().__init__(path)
-        self._tell = tell
+        self._report = report
 
     def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
         super()._open(distrusted=distrusted, proven=proven)
         assert self._file is not None
         assert self._file.set_aside is None
-        self._file = _TellingJournal(self._file._database)
-        self._file.tell = self._tell
-        self._tell(OPENED)
+        self._file = _ReportingJournal(self._file._database)
+        self._file.report = self._report
+        self._report(OPENED)
 
 
-class _TellingJournal(Journal):
-    tell: Tell
+class _ReportingJournal(Journal):
+    report: Report
 
     def note_shipped(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
-        self.tell(NOTING)
+        self.report(NOTING)
         super().note_shipped(target, ranges)
-        self.tell(NOTED)
+        self.report(NOTED)

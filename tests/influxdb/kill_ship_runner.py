@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from kill_ship_child import ANSWERED, NOTED, NOTING, OPENED, SENDING, ship_and_tell
+from kill_ship_child import ANSWERED, NOTED, NOTING, OPENED, SENDING, ship_and_report
 
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND
@@ -55,11 +55,11 @@ class Report(msgspec.Struct):
 
 
 class Victim:
-    """A forked process that ships; `last` is what it told last, `told` how often it told each."""
+    """A forked process that ships; `last` is what it reported last, `reported` how often it reported each."""
 
     def __init__(self, path: Path, influx: InfluxSettings, seconds: float | None = None) -> None:
         self.last = 0
-        self.told: Counter[int] = Counter()
+        self.reported: Counter[int] = Counter()
         self.ended = False
         self._pipe, far_end = os.pipe()
         self._pid = os.fork()
@@ -69,7 +69,7 @@ class Victim:
             code = 1
             try:
                 os.close(self._pipe)
-                ship_and_tell(path, influx, far_end, seconds)
+                ship_and_report(path, influx, far_end, seconds)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -78,9 +78,9 @@ class Victim:
         os.close(far_end)
 
     def listen(self, seconds: float, what: int | None = None, times: int = 1) -> None:
-        """Take in what is told for so long, or until it has told `what` so often, or its end."""
+        """Take in what is reported for so long, or until it has reported `what` so often, or its end."""
         until_s = time.monotonic() + seconds
-        while not self.ended and (what is None or self.told[what] < times):
+        while not self.ended and (what is None or self.reported[what] < times):
             left_s = until_s - time.monotonic()
             if left_s <= 0.0 or not select.select([self._pipe], [], [], left_s)[0]:
                 return
@@ -99,7 +99,7 @@ class Victim:
     def _take(self) -> None:
         data = os.read(self._pipe, 1 << 16)
         self.ended = not data
-        self.told.update(data)
+        self.reported.update(data)
         if data:
             self.last = data[-1]
 
@@ -119,7 +119,7 @@ def run(kills: int, seed: int, path: Path, targets: list[InfluxSettings]) -> Rep
         victim.listen(random_.uniform(0.0, 0.003))
         code = victim.end(kill=True)
         report.kills += 1
-        report.requests += victim.told[SENDING]
+        report.requests += victim.reported[SENDING]
         report.killed_while[_STAGE[victim.last]] += 1
         if code != -signal.SIGKILL:
             report.fault = f"kill {report.kills}: it had ended by itself with {code}"

@@ -56,7 +56,7 @@ async def give_evenly(
     candles: CandlesInflux, fundings: FundingInflux, per_s: int, stop: asyncio.Event
 ) -> None:
     """Give points until `stop`, wait until nothing more is taken, and tell how many there were."""
-    tell(begun=True)
+    send_progress(begun=True)
     number, ticks, started_s = 0, 0, time.monotonic()
     while not stop.is_set():
         for _ in range(per_s // TICKS_PER_S):
@@ -77,10 +77,10 @@ async def give_evenly(
     with contextlib.suppress(Exception):
         await asyncio.wait_for(asyncio.gather(candles.stop(), fundings.stop()), IDLE_S)
     await asyncio.sleep(1.0)
-    tell(points=number, left_in_queue=left)
+    send_progress(points=number, left_in_queue=left)
 
 
-def tell(**what: int) -> None:
+def send_progress(**what: int) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 

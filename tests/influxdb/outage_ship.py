@@ -42,7 +42,7 @@ class Task(msgspec.Struct, frozen=True):
     backlog: int = 0
 
 
-class Told(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True):
     """How it goes at `at_s` (monotonic). `lag_s`: since the newest acknowledged point was committed."""
 
     at_s: float
@@ -109,22 +109,22 @@ async def ship(task: Task) -> None:
         shipping = asyncio.create_task(shipper.run())
         written: list[float] = []
 
-        def tell() -> None:
-            told = _told(task, writer, shipper, watched, written)
-            sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+        def send_progress() -> None:
+            progress = _progress(task, writer, shipper, watched, written)
+            sys.stdout.buffer.write(msgspec.json.encode(progress) + b"\n")
             sys.stdout.buffer.flush()
 
-        async def tell_on() -> None:
+        async def report_on() -> None:
             while True:
                 await asyncio.sleep(TELL_EVERY_S)
-                tell()
+                send_progress()
 
-        telling = asyncio.create_task(tell_on())
+        reporting = asyncio.create_task(report_on())
         await _write_evenly(task, writer, written, stop)
         while shipper.shipped_below() < writer.next_seq:
             await asyncio.sleep(0.05)
-        telling.cancel()
-        tell()
+        reporting.cancel()
+        send_progress()
         shipper.end()
         await shipping
 
@@ -151,9 +151,9 @@ def _ticks(task: Task) -> Iterator[range]:
         number += size
 
 
-def _told(
+def _progress(
     task: Task, writer: JournalWriter, shipper: Shipper, watched: _Watched, written: list[float]
-) -> Told:
+) -> Progress:
     now_s = time.monotonic()
     size = task.per_s // TICKS_PER_S
     acknowledged = (watched.newest + 1) // size
@@ -162,7 +162,7 @@ def _told(
         # Before the first acknowledgement: since there is anything to acknowledge.
         newest_s = written[max(1, min(acknowledged, len(written))) - 1]
     shipped = sum(last - first + 1 for first, last in shipper._shipped)
-    return Told(
+    return Progress(
         at_s=now_s,
         points=len(written) * size,
         unshipped=writer.next_seq - 1 - shipped,

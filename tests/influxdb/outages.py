@@ -27,7 +27,7 @@ from typing import Final
 import msgspec
 from front import Front
 from influxd import Influxd
-from outage_ship import START_MS, Task, Told, pair_name, values
+from outage_ship import START_MS, Progress, Task, pair_name, values
 from rich.console import Console
 from rich.table import Table
 
@@ -107,21 +107,21 @@ class Shipping:
         self._running = running
         self._fd = running.stdout.fileno()
         self._rest = b""
-        self.told: list[Told] = []
+        self.progress: list[Progress] = []
         self.ended = False
 
-    def listen(self, until: Callable[[Told], bool], give_up_s: float = GIVE_UP_S) -> Told:
-        """Read until something told fulfils a condition. Raises TimeoutError."""
+    def listen(self, until: Callable[[Progress], bool], give_up_s: float = GIVE_UP_S) -> Progress:
+        """Read until a report fulfils a condition. Raises TimeoutError."""
         deadline_s = time.monotonic() + give_up_s
         while True:
-            for told in self._read(deadline_s):
-                if until(told):
-                    return told
+            for progress in self._read(deadline_s):
+                if until(progress):
+                    return progress
 
     def wait(self, seconds: float) -> None:
         """Listen for so many seconds."""
         until_s = time.monotonic() + seconds
-        self.listen(lambda told: told.at_s >= until_s)
+        self.listen(lambda progress: progress.at_s >= until_s)
 
     def stop(self) -> int:
         """Let it ship what is left and end; returns how many points it has written."""
@@ -133,16 +133,16 @@ class Shipping:
             self._read(deadline_s)
         if self._running.wait(GIVE_UP_S) != 0:
             raise RuntimeError("the shipping process failed")
-        return self.told[-1].points
+        return self.progress[-1].points
 
-    def _read(self, deadline_s: float) -> list[Told]:
+    def _read(self, deadline_s: float) -> list[Progress]:
         if not select.select([self._fd], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
-            raise TimeoutError("nothing told")
+            raise TimeoutError("no such report")
         data = os.read(self._fd, 1 << 16)
         self.ended = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
-        fresh = [msgspec.json.decode(line, type=Told) for line in lines]
-        self.told += fresh
+        fresh = [msgspec.json.decode(line, type=Progress) for line in lines]
+        self.progress += fresh
         if self.ended and time.monotonic() > deadline_s:
             raise TimeoutError("it has ended")
         return fresh
@@ -165,18 +165,22 @@ def run_ours(
         subprocess.run([sys.executable, program, "backlog", argument], check=True)
     with process(sys.executable, program, "ship", argument) as running:
         shipping = Shipping(running)
-        first = shipping.listen(lambda told: told.points > 0)
+        first = shipping.listen(lambda progress: progress.points > 0)
         if scenario.outage_s:
             shipping.wait(around_s)
             outage(scenario, influxd, front, shipping.wait)
         over_s = time.monotonic() if scenario.outage_s else first.at_s
-        live = shipping.listen(lambda told: told.at_s >= over_s and told.lag_s <= LIVE_LAG_S)
+        live = shipping.listen(
+            lambda progress: progress.at_s >= over_s and progress.lag_s <= LIVE_LAG_S
+        )
         # What comes in two turns is always on its way.
         few = 2 * scenario.per_s
-        caught_up = shipping.listen(lambda told: told.at_s >= over_s and told.unshipped <= few)
+        caught_up = shipping.listen(
+            lambda progress: progress.at_s >= over_s and progress.unshipped <= few
+        )
         shipping.wait(around_s)
         written = shipping.stop()
-    told = shipping.told
+    progress = shipping.progress
     lost, duplicates = compare(influxd, database, scenario, written)
     return Outcome(
         who="marketfeed",
@@ -186,10 +190,10 @@ def run_ours(
         lost=lost,
         duplicates=duplicates,
         live_after_s=live.at_s - over_s,
-        max_lag_s=max(item.lag_s for item in told if item.at_s >= live.at_s),
+        max_lag_s=max(item.lag_s for item in progress if item.at_s >= live.at_s),
         caught_up_s=caught_up.at_s - over_s,
         rss_start_mb=first.rss_bytes / 1e6,
-        rss_max_mb=max(item.rss_bytes for item in told) / 1e6,
+        rss_max_mb=max(item.rss_bytes for item in progress) / 1e6,
     )
 
 
@@ -277,7 +281,7 @@ def run_peer(python: str, scenario: Scenario, influxd: Influxd, front: Front) ->
 
 
 def run(
-    scenarios: list[Scenario], peers: list[str], told: Callable[[Outcome], None]
+    scenarios: list[Scenario], peers: list[str], progress: Callable[[Outcome], None]
 ) -> list[Outcome]:
     """Run scenarios, each with an influxd of its own."""
     outcomes: list[Outcome] = []
@@ -293,7 +297,7 @@ def run(
                     outcome = run_ours(scenario, influxd, front, Path(folder))
                 else:
                     outcome = run_peer(python, scenario, influxd, front)
-            told(outcome)
+            progress(outcome)
             outcomes.append(outcome)
     return outcomes
 

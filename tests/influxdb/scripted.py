@@ -11,8 +11,8 @@ Handle = Callable[[socket.socket, bytes], None]
 
 def http(status: str, body: bytes = b"", **headers: str) -> bytes:
     """The bytes of an answer."""
-    told = {"Content_Length": str(len(body)), **headers}
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in told.items())
+    fields = {"Content_Length": str(len(body)), **headers}
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
 
 

@@ -17,7 +17,7 @@ from filled import QUICK
 from front import Front
 from influxd import Influxd
 
-from marketfeed.commands.compare_influxdb import Comparison, compare
+from marketfeed.commands.compare_influxdb import InfluxComparison, compare
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.shipper import Pace, Shipper
 from marketfeed.influxdb.writer import InfluxWriter
@@ -80,7 +80,7 @@ async def shipping(
             await task
 
 
-async def compared(path: Path, settings: Mapping[str, Any]) -> Comparison:
+async def compared(path: Path, settings: Mapping[str, Any]) -> InfluxComparison:
     """What arrived against what the journal holds."""
     influx = InfluxSettings.model_validate(dict(settings))
     async with aiohttp.ClientSession() as session:

@@ -11,21 +11,21 @@ from marketfeed.influxdb.answers import MAX_RETRY_AFTER_S, judge, judge_failure
     ("status", "action"),
     [
         (204, "acknowledged"),
-        (200, "park"),
-        (202, "park"),
-        (400, "split"),
-        (413, "split"),
-        (422, "split"),
-        (429, "retry"),
-        (500, "retry"),
-        (502, "retry"),
-        (503, "retry"),
-        (504, "retry"),
-        (301, "park"),
-        (401, "park"),
-        (403, "park"),
-        (404, "park"),
-        (405, "park"),
+        (200, "misconfigured"),
+        (202, "misconfigured"),
+        (400, "rejected"),
+        (413, "rejected"),
+        (422, "rejected"),
+        (429, "throttled"),
+        (500, "retryable"),
+        (502, "retryable"),
+        (503, "throttled"),
+        (504, "retryable"),
+        (301, "misconfigured"),
+        (401, "misconfigured"),
+        (403, "misconfigured"),
+        (404, "misconfigured"),
+        (405, "misconfigured"),
     ],
 )
 def test_what_each_status_means(status: int, action: str) -> None:
@@ -100,7 +100,7 @@ def test_what_a_server_may_carry_out_yet(status: int, pending: bool) -> None:
 
 
 def test_no_answer_is_tried_again() -> None:
-    assert judge_failure(ConnectionRefusedError("refused")).action == "retry"
+    assert judge_failure(ConnectionRefusedError("refused")).action == "retryable"
     assert judge_failure(TimeoutError()).text == "TimeoutError"
 
 
@@ -115,4 +115,4 @@ def test_no_answer_is_tried_again() -> None:
 )
 def test_how_many_lines_are_too_old(body: bytes, too_old: int) -> None:
     verdict = judge(422, body, {}, 0.0)
-    assert (verdict.action, verdict.beyond_retention) == ("split", too_old)
+    assert (verdict.action, verdict.beyond_retention) == ("rejected", too_old)

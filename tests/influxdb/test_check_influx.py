@@ -174,7 +174,7 @@ def test_a_bucket_that_forgets_sooner_than_the_journal(
 # --- rights, bucket, mapping, server -------------------------------------------------------------------
 
 
-def test_a_missing_bucket_is_told_and_set_up(target: Target) -> None:
+def test_a_missing_bucket_is_reported_and_set_up(target: Target) -> None:
     name = "later"
     texts = found(checked(target, bucket=name))
     words = f'bucket "{name}" not found' if target.front else f'database not found: "{name}"'
@@ -249,7 +249,7 @@ def test_a_token_without_the_right_to_read(v2: Target) -> None:
     assert bad(checked(v2, token="writer")) == [UNMAPPED]  # noqa: S106
 
 
-def test_a_missing_mapping_is_told_and_set_up(influxd: Influxd) -> None:
+def test_a_missing_mapping_is_reported_and_set_up(influxd: Influxd) -> None:
     with Front(influxd, virtual_mappings=False) as front:
         front.add_bucket("market_data")
         target = v2_target(front)

@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_request(front: Front) -> None:
     "fault",
     [UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_LARGE, SERVER_ERROR, UNAVAILABLE, too_many("7")],
 )
-def test_it_fails_as_it_is_told_and_then_no_more(front: Front, fault: Answer) -> None:
+def test_it_fails_as_it_is_asked_to_and_then_no_more(front: Front, fault: Answer) -> None:
     front.fail(fault)
     answer = post(front, *GOOD)
     assert (answer.status, answer.json()["code"]) == (fault.status, fault.code)

@@ -23,12 +23,12 @@ from marketfeed.collector.status_report import (
     StatusReport,
     TimeframeReport,
 )
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.continuous_audit import AuditingReport
-from marketfeed.history.funding import SettleReport
+from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.shipper import ShipReport
 
@@ -217,7 +217,7 @@ def test_variables_find_what_is_stored(demo: Demo) -> None:
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
     """Metric -> its labels, of a collector to which everything has happened."""
-    counters = Counters()
+    counters = CollectorCounters()
     for counter in (
         counters.connection_events,
         counters.gaps,
@@ -248,7 +248,7 @@ def exported() -> dict[str, set[str]]:
         overdue_series=[],
         missing_candles=1,
         healing=HealReport({"found": 1}, {}, 1, 1, ""),
-        settled=SettleReport(1, 1, 1, 1, ""),
+        settled=SettledRatesReport(1, 1, 1, 1, ""),
         mark_price_age_s=1.0,
         timeframes=[TimeframeReport("1m", 1, 1, 1, 1, 1.0)],
         connections=[ConnectionReport("feed-1", "open", 1, 1, 1, 1.0, "")],

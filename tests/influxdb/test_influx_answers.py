@@ -132,7 +132,7 @@ def test_what_is_no_answer(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "data", "said"),
+    ("kind", "data", "message"),
     [
         ("application/json", b'{"code": "x", "message": "a  b\\n c"}', "a b c"),
         ("application/json", b'{"error": "bad"}', "bad"),
@@ -144,5 +144,5 @@ def test_what_is_no_answer(data: bytes) -> None:
         ("text/plain", b"\xff\xfe", "\ufffd\ufffd"),
     ],
 )
-def test_the_words_of_an_error(kind: str, data: bytes, said: str) -> None:
-    assert words(kind, data) == said
+def test_the_words_of_an_error(kind: str, data: bytes, message: str) -> None:
+    assert words(kind, data) == message

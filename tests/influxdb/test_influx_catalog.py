@@ -39,7 +39,7 @@ def test_a_catalog_older_than_the_bucket_keeps(
         async with shipping(path, target.settings, now_ms=lambda: now_ms) as (writer, shipper):
             await writer.call(lambda journal: journal.write(batch))
             await until(lambda: shipper.shipped_below() == writer.next_seq)
-            # Twelve rows: one is refused, and said again.
+            # Twelve rows: one is refused, and shipped again.
             await until(lambda: shipper.lines == 12)
         rows = await compared(path, target.settings)
         assert (rows.missing, rows.extra) == (1, 0), rows.examples

@@ -72,7 +72,7 @@ def test_more_rows_than_the_server_puts_into_one_piece(both: Both, reader, clock
 
 
 @pytest.mark.parametrize("max_rows", [300, 12_000])
-def test_a_server_that_cuts_answers_short_is_told_of(tmp_path: Path, max_rows: int) -> None:
+def test_a_server_that_cuts_answers_short_is_reported(tmp_path: Path, max_rows: int) -> None:
     with Influxd(tmp_path / "influxd", max_rows=max_rows) as server:
         both = Both(server, "cut", tmp_path / "journal.db")
         server.query('CREATE DATABASE "cut"')
@@ -403,7 +403,7 @@ def test_parent_and_children_read_on_after_forks(both: Both, reader, clock) -> N
 # --- points of other writers ------------------------------------------------------------------------
 
 
-def test_points_with_a_further_tag_are_told_of(both: Both, reader, clock) -> None:
+def test_points_with_a_further_tag_are_reported(both: Both, reader, clock) -> None:
     both.add(entry(), [candle(START_MS + n * M3) for n in range(3)])
     clock.ms = START_MS + 3 * M3
     tags = f"{lines.escape_tag(PAIR)},exchange=x"
@@ -413,7 +413,7 @@ def test_points_with_a_further_tag_are_told_of(both: Both, reader, clock) -> Non
         reader.get_ohlcv(PAIR, "3m")
 
 
-def test_candles_without_a_price_are_told_of(both: Both, reader, clock) -> None:
+def test_candles_without_a_price_are_reported(both: Both, reader, clock) -> None:
     both.add(entry(), candle(START_MS))
     both.influxd.write(both.database, [f"ohlcv_3m,pair={PAIR} open=1.5,close=2.5 {START_MS + M3}"])
     clock.ms = START_MS + 2 * M3
@@ -421,7 +421,7 @@ def test_candles_without_a_price_are_told_of(both: Both, reader, clock) -> None:
         reader.get_ohlcv(PAIR, "3m")
 
 
-def test_a_field_of_another_type_is_told_of(both: Both, reader, clock) -> None:
+def test_a_field_of_another_type_is_reported(both: Both, reader, clock) -> None:
     both.influxd.write(
         both.database, [f'mark_price,pair={PAIR} mark_price="1",index_price="2" {START_MS}']
     )
@@ -430,7 +430,7 @@ def test_a_field_of_another_type_is_told_of(both: Both, reader, clock) -> None:
         reader.get_mark_price(PAIR)
 
 
-def test_half_a_point_is_told_of_when_it_is_asked_for(both: Both, reader, clock) -> None:
+def test_half_a_point_is_reported_when_it_is_asked_for(both: Both, reader, clock) -> None:
     pairs = [f"P{number:02d}/USDT:USDT" for number in range(30)]
     both.add(
         [entry(pair) for pair in pairs], [MarkPrice(pair, START_MS, 1.5, 2.5) for pair in pairs]
@@ -472,7 +472,7 @@ def test_points_of_no_pair_and_of_other_pairs_do_no_harm(both: Both, reader, clo
     assert len(reader.pairs()) == 30
 
 
-def test_a_tag_that_is_no_text_is_told_of(both: Both, reader) -> None:
+def test_a_tag_that_is_no_text_is_reported(both: Both, reader) -> None:
     both.add(entry(), candle(START_MS))
     body = b"ohlcv_3m,pair=\xff\xfe open=1.5 1767225600000"
     assert both.influxd.post_lines(both.database, body)[0] == 204

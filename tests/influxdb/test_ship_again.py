@@ -93,8 +93,8 @@ def test_a_bucket_that_is_dropped_and_set_up_again(
             if running:
                 await writer.call(lambda journal: journal.write(fill(10)))
                 await until(lambda: shipper.report().state == "parked")
-                said = await asyncio.to_thread(setup)
-                assert f"process {os.getpid()} begins with the newest" in said
+                output = await asyncio.to_thread(setup)
+                assert f"process {os.getpid()} begins with the newest" in output
                 # The catalog, the gap and the settled rate are those of before.
                 await until(lambda: shipper.lines >= ROWS + 2 * 90 + 3)
                 await until(lambda: all_shipped(writer, shipper))
@@ -102,12 +102,12 @@ def test_a_bucket_that_is_dropped_and_set_up_again(
                 # What waited when the bucket came may have been on its way already.
                 assert shipper.lines <= ROWS + 3 * 90 + 2 * 3
         if not running:
-            said = setup()
-            assert "its next writer begins with the newest" in said
+            output = setup()
+            assert "its next writer begins with the newest" in output
             async with shipping(path, target.settings) as (writer, shipper):
                 await writer.call(lambda journal: journal.write(fill(10)))
                 await until(lambda: all_shipped(writer, shipper) and shipper.lines == 2 * 90 + 3)
-        assert "created" in said
+        assert "created" in output
         await equal(path, target)
         # Neither the next start nor the next setup ships anything again.
         assert "shipped again" not in setup()
@@ -204,7 +204,7 @@ def test_the_ledger_is_shipped_again_too(tmp_path: Path) -> None:
         assert ranges_of(ledger.shipped("x"), LEDGER) == []
 
 
-def test_refused_lines_that_are_too_many_are_told_of(path: Path) -> None:
+def test_refused_lines_that_are_too_many_are_reported(path: Path) -> None:
     lines = [(f"mark_price,pair=A mark_price=1.0 {n}", "status 422") for n in range(6_000)]
     with Journal.open(path) as journal:
         assert journal.put_aside("x", lines, T0) == 0

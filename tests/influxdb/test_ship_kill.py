@@ -20,7 +20,7 @@ from front import Front
 from front_faults import SERVER_ERROR, UNAVAILABLE, Cut, Slow, too_many
 from influxd import Influxd
 
-from marketfeed.commands.compare_influxdb import Comparison, compare
+from marketfeed.commands.compare_influxdb import InfluxComparison, compare
 from marketfeed.commands.refused_lines import read_refused
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.writer import target_of
@@ -36,8 +36,8 @@ START_S, EACH_S = 120.0, 5.0
 FAULTS = [Cut(stored=True), Cut(stored=False), SERVER_ERROR, UNAVAILABLE, too_many("0"), Slow(0.02)]
 
 
-def compared(path: Path, target: dict[str, Any]) -> Comparison:
-    async def ask() -> Comparison:
+def compared(path: Path, target: dict[str, Any]) -> InfluxComparison:
+    async def ask() -> InfluxComparison:
         async with aiohttp.ClientSession() as session:
             admin = InfluxAdmin(InfluxSettings.model_validate(target), session)
             return await compare(admin, target["bucket"], path, socket.gethostname())

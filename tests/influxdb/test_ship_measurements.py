@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from marketfeed import schema
 from marketfeed.influxdb.journal_outbox import JournalOutbox
-from marketfeed.influxdb.outbox import Consignment
+from marketfeed.influxdb.outbox import ShipBatch
 from marketfeed.influxdb.shipper import Pace, Shipper
 from marketfeed.influxdb.writer import InfluxWriter, target_of
 from marketfeed.journal.batch import Batch
@@ -28,7 +28,11 @@ from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.ranges import Acknowledged, Piece, Ranges
 
 SMALL = Pace(
-    max_lines=7, turn_s=0.01, backoff_first_s=0.01, backoff_cap_s=0.05, settle_s=QUICK.settle_s
+    max_lines=7,
+    turn_s=0.01,
+    backoff_first_s=0.01,
+    backoff_cap_s=0.05,
+    recheck_after_s=QUICK.recheck_after_s,
 )
 
 
@@ -98,17 +102,17 @@ def lacking(rows: list[Row], acknowledged: Acknowledged) -> list[Row]:
     return [row for row in rows if row.seq not in acknowledged[row.measurement]]
 
 
-def take(box: JournalOutbox, acknowledged: Acknowledged, max_lines: int) -> Consignment:
+def take(box: JournalOutbox, acknowledged: Acknowledged, max_lines: int) -> ShipBatch:
     """Take the newest, and note it as a shipper does."""
-    consignment = box.newest(acknowledged, max_lines)
-    for piece in consignment.covers:
+    ship_batch = box.newest(acknowledged, max_lines)
+    for piece in ship_batch.covers:
         for name in piece.measurements:
             # Nothing that was acknowledged already is taken again, not even as part of a range.
             assert not any(
                 number in acknowledged[name] for number in range(piece.first, piece.last + 1)
             )
         acknowledged.add(piece)
-    return consignment
+    return ship_batch
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +154,7 @@ def test_the_newest_rows_of_each_measurement_come_once(
         if len(found) < size:
             break
     assert not expected
-    assert take(box, acknowledged, 9) == Consignment([], [])
+    assert take(box, acknowledged, 9) == ShipBatch([], [])
     box.close()
 
 
@@ -165,9 +169,9 @@ def test_a_measurement_that_was_added_is_taken_from_its_first_row_on(
         {name: Ranges() if name == new else everything.copy() for name in KIND.measurements}
     )
     assert acknowledged.first_gap(end) == 1
-    consignment = take(box, acknowledged, 1_000)
-    assert [piece.measurements for piece in consignment.covers] == [(new,)]
-    assert sorted(map(point, consignment.lines)) == sorted(
+    ship_batch = take(box, acknowledged, 1_000)
+    assert [piece.measurements for piece in ship_batch.covers] == [(new,)]
+    assert sorted(map(point, ship_batch.lines)) == sorted(
         row.point for row in rows if row.measurement == new
     )
     assert acknowledged.first_gap(end) == end

@@ -69,14 +69,14 @@ bucket_names = st.sampled_from(
 _numbers = itertools.count()
 
 
-def told(pair: str) -> str:
+def written(pair: str) -> str:
     """A pair's name as InfluxDB holds it: line ends and tabs are written out."""
     text = pair.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
     return text + " " if text.endswith("\\") else text
 
 
 @pytest.mark.parametrize("api", ["v1", "v2"])
-@given(pairs=st.lists(pair_names, min_size=1, max_size=5, unique_by=told), bucket=bucket_names)
+@given(pairs=st.lists(pair_names, min_size=1, max_size=5, unique_by=written), bucket=bucket_names)
 @example(pairs=NASTY, bucket='"; DROP DATABASE "neighbour"; SELECT \'$x\' #&db=neighbour')
 @settings(max_examples=12, deadline=None)
 def test_no_name_changes_a_query_or_breaks_a_line(
@@ -163,7 +163,7 @@ def read_back(influx: dict[str, Any], pairs: list[str]) -> None:
     ) as reader:
         store = reader._store
         assert isinstance(store, InfluxStore)
-        names = [told(pair) for pair in pairs]
+        names = [written(pair) for pair in pairs]
         # The public methods refuse what is no pair before they ask; what is asked is the store's.
         answers = store.candles(CandleQuery(names, "3m", 0, 2**62, 5, forming=True))
         for index, (pair, name, found) in enumerate(zip(pairs, names, answers, strict=True)):

@@ -133,7 +133,7 @@ def test_what_answers_like_no_influxdb_has_stored_nothing(path: Path, page: byte
 
 
 @pytest.mark.parametrize("wish", ["0", "Thu, 01 Jan 1970 00:00:00 GMT"])
-def test_a_server_that_wishes_no_wait_is_not_knocked_at_without_end(path: Path, wish: str) -> None:
+def test_a_server_that_wishes_no_wait_is_not_tried_without_end(path: Path, wish: str) -> None:
     """Whatever `Retry-After` says, the back-off is the least that is waited."""
 
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
@@ -231,7 +231,7 @@ def test_a_lost_answer_is_sent_again_harmlessly(path: Path) -> None:
 
         server.answer = cut
         await writer.call(lambda journal: journal.write(fill()))
-        # Once in vain, a line to knock with, and all of it again.
+        # Once in vain, a line to probe with, and all of it again.
         await until(lambda: sum(map(len, server.requests)) == 2 * ROWS + 1)
         assert len(server.points) == ROWS
 

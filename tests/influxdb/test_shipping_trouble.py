@@ -91,11 +91,11 @@ def test_a_dead_influxdb_is_named_once_it_is_no_restart(
                 assert not [text for text in collector.report().reasons if "InfluxDB" in text]
             caplog.clear()
             async with collecting(path, sim, influxdb, 0.0):
-                told = re.search(r"status_url=(\S+)", caplog.text)
-                assert told is not None
+                reported = re.search(r"status_url=(\S+)", caplog.text)
+                assert reported is not None
                 async with asyncio.timeout(30.0):
                     while True:
-                        async with http.get(f"{told[1]}/health") as answer:
+                        async with http.get(f"{reported[1]}/health") as answer:
                             health = await answer.json()
                         if any("InfluxDB" in reason for reason in health["reasons"]):
                             break
@@ -105,13 +105,13 @@ def test_a_dead_influxdb_is_named_once_it_is_no_restart(
                 assert re.match(
                     r"shipping to InfluxDB is waiting for \d+ s: .*Cannot connect", reason
                 )
-                async with http.get(f"{told[1]}/status") as answer:
+                async with http.get(f"{reported[1]}/status") as answer:
                     status = msgspec.json.decode(await answer.read(), type=StatusReport)
                 assert status.shipping is not None
                 assert status.shipping.unshipped >= PAIRS
                 assert status.shipping.lines == 0
                 assert status.shipping.state == "waiting"
-                async with http.get(f"{told[1]}/metrics") as answer:
+                async with http.get(f"{reported[1]}/metrics") as answer:
                     metrics = await answer.text()
                 rows = re.search(r"^marketfeed_unshipped_rows (\S+)$", metrics, re.MULTILINE)
                 assert rows is not None

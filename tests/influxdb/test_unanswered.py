@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed.commands.refused_lines import AT_ONCE, read_refused, resend_refused
-from marketfeed.influxdb import unanswered as doubts
+from marketfeed.influxdb import unanswered as unanswered_lines
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.shipper import Shipper
-from marketfeed.influxdb.unanswered import Doubts
+from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
@@ -28,7 +28,7 @@ from marketfeed.settings.model import InfluxSettings, Settings
 from marketfeed.storage.ranges import Acknowledged
 from tests.waiting import until
 
-PACE: Final = msgspec.structs.replace(QUICK, settle_s=0.3)
+PACE: Final = msgspec.structs.replace(QUICK, recheck_after_s=0.3)
 
 
 def corrected(trades: int, state: str) -> Batch:
@@ -104,9 +104,9 @@ def test_an_older_line_that_is_carried_out_late_is_put_right(path: Path) -> None
         assert undone == [(False, False)]
         await until(lambda: shipper.report().in_doubt == 0)
         assert shipper.shipped_below() == writer.next_seq
-        # Nobody is told of it twice.
+        # Nobody hears of it twice.
         sent = len(server.requests)
-        await asyncio.sleep(2 * PACE.settle_s)
+        await asyncio.sleep(2 * PACE.recheck_after_s)
         assert len(server.requests) == sent
 
     run(path, scenario, PACE)
@@ -152,7 +152,7 @@ def test_a_backlog_is_not_shipped_twice_for_an_outage_without_answers(path: Path
         await until(lambda: shipper.shipped_below() == writer.next_seq)
         await until(lambda: shipper.report().in_doubt == 0)
         again = sum(map(len, server.requests)) - in_vain - rows
-        assert again <= 10, "knocks, and none of the rows: no one has changed"
+        assert again <= 10, "probes, and none of the rows: no one has changed"
         assert len(server.points) == rows
 
     run(path, scenario, PACE)
@@ -247,24 +247,24 @@ def test_what_never_reached_a_server_is_not_in_doubt() -> None:
             given = InfluxSettings.model_validate({"url": url, "api": "v1"})
             async with aiohttp.ClientSession() as session:
                 verdict = await InfluxWriter(given, session).write(["a b=1 1"])
-        assert (verdict.action, verdict.pending) == ("retry", False)
+        assert (verdict.action, verdict.pending) == ("retryable", False)
 
     uvloop.run(main())
 
 
 def test_a_server_that_hangs_up_all_the_time_keeps_memory_bounded() -> None:
-    held = Doubts(60.0)
+    held = UnansweredLines(60.0)
     for number in range(100):
         held.add(f"{number} {line}" for line in range(1_000))
         held.answered(float(number))
         if held.hold_s(float(number)) > 0:
             break
-    assert len(held) == doubts.MOST_LINES
+    assert len(held) == unanswered_lines.MOST_LINES
     assert held.hold_s(float(number)) == 60.0 - number
     assert held.hold_s(61.0) == 0.0
     assert held.due(59.9) == []
     due = held.due(60.0)
-    assert due == [f"0 {line}" for line in range(doubts.AT_ONCE)]
-    held.settled(len(due))
+    assert due == [f"0 {line}" for line in range(unanswered_lines.AT_ONCE)]
+    held.rechecked(len(due))
     assert held.due(60.0) == []
-    assert len(held) == doubts.MOST_LINES - 1_000
+    assert len(held) == unanswered_lines.MOST_LINES - 1_000

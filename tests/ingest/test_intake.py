@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalWriteError
 from marketfeed.ingest.freshness import Seen
 from marketfeed.ingest.intake import Intake
@@ -45,15 +45,15 @@ def kline(frame: bytes) -> dict[str, Any] | None:
     return event["k"] if event.get("e") == "kline" else None
 
 
-def take_in(path: Path, frames: Iterable[bytes], pauses: Sequence[int] = ()) -> Counters:
+def take_in(path: Path, frames: Iterable[bytes], pauses: Sequence[int] = ()) -> CollectorCounters:
     """Run frames through a real intake into the journal at `path`; commits come after `pauses` too."""
     return take_in_with(JournalWriter(path), frames, pauses)
 
 
 def take_in_with(
     writer: JournalWriter, frames: Iterable[bytes], pauses: Sequence[int] = ()
-) -> Counters:
-    counters = Counters()
+) -> CollectorCounters:
+    counters = CollectorCounters()
 
     async def run() -> None:
         def note_catalog() -> None:
@@ -230,11 +230,11 @@ def test_a_file_damaged_while_running_is_set_aside_and_nothing_received_is_lost(
     assert writer.set_aside == kept
 
 
-def test_what_has_come_is_told_once_stored_or_not(tmp_path: Path) -> None:
+def test_what_has_come_is_reported_once_stored_or_not(tmp_path: Path) -> None:
     intake = Intake(
         JournalWriter(tmp_path / "journal.db"),
         FrameDecoder(PAIRS),
-        Counters(),
+        CollectorCounters(),
         lambda: NOW_MS,
         60_000,
         lambda: None,

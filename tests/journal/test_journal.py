@@ -25,7 +25,7 @@ from marketfeed.errors import (
 )
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, REJECTED_FRAMES_KEPT, Journal
-from marketfeed.journal.retention import Cut, expired, over_budget
+from marketfeed.journal.retention import DeleteRange, expired, over_budget
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -80,8 +80,8 @@ def batch_of(*records: Record) -> Batch:
     return batch
 
 
-def delete_all(journal: Journal, cuts: list[Cut]) -> int:
-    return sum(journal.delete(cut) for cut in cuts)
+def delete_all(journal: Journal, delete_ranges: list[DeleteRange]) -> int:
+    return sum(journal.delete(delete_range) for delete_range in delete_ranges)
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -243,8 +243,8 @@ def test_a_failed_write_stores_nothing_and_can_be_repeated(journal: Journal, pat
 def test_retention_counts_back_from_the_newest_row(journal: Journal, path: Path) -> None:
     journal.write(batch_of(*(candle(n) for n in range(10))))
     journal.write(batch_of(*(candle(n, pair="OLD/USDT:USDT") for n in range(3))))
-    cuts = expired(journal, {"candle": 4 * MINUTE, "mark_price": MINUTE})
-    assert delete_all(journal, cuts) == 5 + 3
+    delete_ranges = expired(journal, {"candle": 4 * MINUTE, "mark_price": MINUTE})
+    assert delete_all(journal, delete_ranges) == 5 + 3
     assert [t for (t,) in rows(path, "SELECT open_time FROM candle ORDER BY 1")] == [
         T0 + n * MINUTE for n in range(5, 10)
     ]
@@ -257,9 +257,9 @@ def test_over_the_disk_budget_mark_prices_give_way_first(journal: Journal, path:
 
     def shrink_to(max_bytes: int) -> set[str]:
         tables = set()
-        while cuts := over_budget(journal, max_bytes):
-            assert delete_all(journal, cuts) > 0
-            tables.update(cut.table for cut in cuts)
+        while delete_ranges := over_budget(journal, max_bytes):
+            assert delete_all(journal, delete_ranges) > 0
+            tables.update(delete_range.table for delete_range in delete_ranges)
         return tables
 
     assert shrink_to(int(used * 0.8)) == {"mark_price"}

@@ -26,7 +26,7 @@ WAIT_S = 60.0
 
 
 class Process:
-    """A marketfeed process and the addresses that it has told."""
+    """A marketfeed process and the addresses that it has logged."""
 
     def __init__(self, *arguments: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("MARKETFEED_")}
@@ -39,11 +39,11 @@ class Process:
         )
         self.lines: list[str] = []
         self.urls: dict[str, str] = {}
-        self._told = threading.Event()
+        self._addresses_known = threading.Event()
         # A full pipe would bring the process to a stand.
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
-        if not self._told.wait(WAIT_S) or not self.urls:
+        if not self._addresses_known.wait(WAIT_S) or not self.urls:
             self.stop()
             raise AssertionError("".join(self.lines))
 
@@ -53,9 +53,9 @@ class Process:
             self.lines.append(line)
             if " listening " in line:
                 self.urls = dict(re.findall(r"(\w+_url)=(\S+)", line))
-                self._told.set()
+                self._addresses_known.set()
         self.process.stderr.close()
-        self._told.set()
+        self._addresses_known.set()
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -125,7 +125,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory, line: Line) -> Iterator[Chrome]:
     with browser(tmp_path_factory.mktemp("chromium")) as driver:
-        # As if its user had been asked: what was once told is told by the page's own questions, too.
+        # As if its user had been asked: what was once shown is asked for by the page itself, too.
         driver.get(line.url.replace("http://", f"http://operator:{TOKEN}@") + "/status")
         yield driver
 

@@ -41,7 +41,7 @@ async def event(answer: aiohttp.ClientResponse) -> tuple[str, str]:
                 return name, value
 
 
-def test_what_seldom_changes_is_told_when_it_has_changed_and_one_snapshot_does_for_all() -> None:
+def test_what_seldom_changes_is_refused_when_it_has_changed_and_one_snapshot_does_for_all() -> None:
     seldom = b"one"
     taken = 0
 

@@ -18,7 +18,7 @@ from marketfeed.collector.collector import Collector
 from marketfeed.collector.page import FILES, MAX_CANDLES
 from marketfeed.collector.pair_states import State
 from marketfeed.commands.status_client import NoCollectorError, fetch_status
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.journal.view import JournalView
 from marketfeed.schema import MINUTE_MS
 from marketfeed.settings.model import Settings
@@ -129,21 +129,21 @@ async def _files(line: Running, session: aiohttp.ClientSession) -> None:
 
 
 async def _events(line: Running, session: aiohttp.ClientSession) -> None:
-    told: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     async with session.get(line.url + "/events") as answer, asyncio.timeout(WAIT_S):
         name = ""
         # There is no lag before the first candle has come by its stream.
-        while len(told) < 2 or told["now"]["close_lag_ms"] is None:
+        while len(received) < 2 or received["now"]["close_lag_ms"] is None:
             key, _, value = (await answer.content.readline()).decode().rstrip("\n").partition(": ")
             if key == "event":
                 name = value
             elif key == "data":
-                told[name] = json.loads(value)
-    assert told["seldom"]["timeframes"] == ["1m"]
-    assert PAIR in told["seldom"]["pairs"]
-    assert [tile[0] for tile in told["now"]["tiles"]] == [State.FRESH] * PAIRS
-    assert told["now"]["status"]["pairs"] == PAIRS
-    assert told["now"]["close_lag_ms"] >= 0
+                received[name] = json.loads(value)
+    assert received["seldom"]["timeframes"] == ["1m"]
+    assert PAIR in received["seldom"]["pairs"]
+    assert [tile[0] for tile in received["now"]["tiles"]] == [State.FRESH] * PAIRS
+    assert received["now"]["status"]["pairs"] == PAIRS
+    assert received["now"]["close_lag_ms"] >= 0
 
 
 async def _candles(line: Running, session: aiohttp.ClientSession) -> None:
@@ -155,9 +155,9 @@ async def _candles(line: Running, session: aiohttp.ClientSession) -> None:
     assert 1 <= len(body["candles"]) <= 2
     rows = [row[:6] for row in body["candles"]]
     view = JournalView(line.path)
-    stored = view.candles(PAIR, "1m", Stretch(rows[0][0], rows[-1][0] + MINUTE_MS))
+    stored = view.candles(PAIR, "1m", TimeRange(rows[0][0], rows[-1][0] + MINUTE_MS))
     assert rows == [[c.open_time_ms, c.open, c.high, c.low, c.close, c.volume] for c in stored]
-    # A stretch that was collected whole has mark prices, near the candle.
+    # A range that was collected whole has mark prices, near the candle.
     *_, low, close, _, mark, rate = body["candles"][-1]
     assert abs(mark / close - 1) < 0.05, low
     assert abs(rate) < 0.05
@@ -193,7 +193,7 @@ async def _refusals(line: Running, session: aiohttp.ClientSession) -> None:
     assert 200 in statuses
 
 
-def test_with_a_token_status_is_told_to_who_knows_it(tmp_path: Path) -> None:
+def test_with_a_token_status_is_shown_to_who_knows_it(tmp_path: Path) -> None:
     token = SecretSource(SecretStr(TOKEN), None)
 
     async def run() -> None:

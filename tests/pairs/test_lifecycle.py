@@ -53,7 +53,7 @@ class Following:
     async def until_ms(self, time_ms: int) -> None:
         await until(lambda: self.sim.now_ms() >= time_ms)
 
-    async def settle(self) -> None:
+    async def wait_stored(self) -> None:
         """Wait until what has closed is stored."""
         await self.until_ms(self.sim.now_ms() + 10_000)
         await until(lambda: not self.collector.report().missing_candles)
@@ -134,7 +134,7 @@ def run_following(
 def assert_published_is_stored(
     following: Following, from_ms: int, until_ms: int, pairs: set[str]
 ) -> None:
-    """What was published of each of `pairs` in a stretch of time was heard, and is stored."""
+    """What was published of each of `pairs` in a range of time was heard, and is stored."""
     found = set()
     with Journal.open(following.path) as journal:
         for one in following.sim.published():
@@ -156,12 +156,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
-    stretch: list[int] = []
+    time_range: list[int] = []
     held: list[Following] = []
 
     async def check(following: Following) -> None:
         held.append(following)
-        stretch.append(following.sim.now_ms())
+        time_range.append(following.sim.now_ms())
         before = following.undisturbed()
         at_ms = following.sim.change(Enlist(NEW, in_s=60.0))
         await until(lambda: NEW in following.catalog())
@@ -173,10 +173,10 @@ def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
         assert (entry.symbol, entry.listed_ms, entry.ended_ms) == ("NEWCOINUSDT", at_ms, None)
         assert entry.timeframes == ("1m", "3m")
         joined_ms = following.sim.now_ms()
-        stretch.append(joined_ms)
+        time_range.append(joined_ms)
         await following.until_ms(joined_ms + 7 * MINUTE_MS)
-        stretch.append(following.sim.now_ms())
-        await following.settle()
+        time_range.append(following.sim.now_ms())
+        await following.wait_stored()
         assert following.undisturbed() == before
         assert following.pairs == 7
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
@@ -191,7 +191,7 @@ def test_a_new_listing_joins_without_disturbing_the_others(path: Path) -> None:
         assert known == (floor_to(at_ms, TIMEFRAMES_MS["3m"]),)
 
     run_following(path, check)
-    from_ms, joined_ms, until_ms = stretch
+    from_ms, joined_ms, until_ms = time_range
     # Nothing of the others is missing from before it came until long after.
     names = {one.pair for one in held[0].sim.market.instruments}
     assert_published_is_stored(held[0], from_ms, until_ms, names)
@@ -210,8 +210,8 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
         assert following.sim.now_ms() >= end_ms
         await following.until_ms(end_ms + 3 * MINUTE_MS)
         await until(lambda: following.delivering)
-        settled_ms = following.sim.now_ms()
-        await following.settle()
+        stored_ms = following.sim.now_ms()
+        await following.wait_stored()
         assert following.collector.report().streams == 5 * 3
         assert following.undisturbed() == before
         assert "btcusdt@kline_1m" not in {
@@ -230,7 +230,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
             # Of what closed after that a busy machine may just be late.
             assert (
                 db.execute(
-                    'SELECT * FROM gap WHERE NOT healed AND "end" <= ?', (settled_ms,)
+                    'SELECT * FROM gap WHERE NOT healed AND "end" <= ?', (stored_ms,)
                 ).fetchall()
                 == []
             )
@@ -290,13 +290,13 @@ def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
     uvloop.run(run())
 
 
-def test_a_rename_is_told_and_not_stitched(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rename_is_logged_and_not_stitched(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[2].pair
         at_ms = following.sim.change(Rename(pair, NEW, in_s=300.0))
         await until(lambda: following.sim.now_ms() > at_ms + 2 * MINUTE_MS)
         await until(lambda: following.pairs == 6 and NEW in following.catalog())
-        await following.settle()
+        await following.wait_stored()
         with following.reader() as reader:
             assert reader.get_ohlcv(pair, "1m", 3, max_age_s=None)["date"].iloc[
                 -1
@@ -322,7 +322,7 @@ def test_an_answer_with_far_fewer_contracts_changes_nothing(path: Path) -> None:
         await until(lambda: following.sim.rest.requests["exchangeInfo"] >= asked + 3)
         assert following.pairs == 6
         assert following.catalog() == before
-        # Said after some of them, and that it is wrong: frames of what it has lost go on coming.
+        # Listed after some of them, and that is wrong: frames of what it has lost go on coming.
         problem = "still bring data"
         await until(
             lambda: any(problem in reason for reason in following.collector.report().reasons)
@@ -362,7 +362,7 @@ def test_a_pair_that_the_settings_drop_is_no_longer_live_and_may_be_taken_up_aga
                     await until(lambda: following.delivering)
                     # Until candles have closed that the dropped ones lack.
                     await following.until_ms(sim.now_ms() + 2 * MINUTE_MS)
-                    await following.settle()
+                    await following.wait_stored()
                     catalog = following.catalog()
                     kept = {pair for pair, one in catalog.items() if one.ended_ms is None}
                     assert len(kept) == following.pairs == 4
@@ -379,7 +379,7 @@ def test_a_pair_that_the_settings_drop_is_no_longer_live_and_may_be_taken_up_aga
                         assert reader.wait_closed("1m", open_ms, 20.0) == ()
             async with _running(path, sim, {"pairs": more}) as following:
                 await until(lambda: following.delivering)
-                await following.settle()
+                await following.wait_stored()
                 assert {one.ended_ms for one in following.catalog().values()} == {None}
                 assert {one.timeframes for one in following.catalog().values()} == {("1m", "3m")}
                 with following.reader() as reader:

@@ -159,7 +159,7 @@ def test_that_ended_contracts_are_listed_no_more_is_believed(
     run(path, [*TRADING, *(contract(f"D{n}", *ended) for n in range(39))], check)
 
 
-def test_that_many_have_vanished_is_believed_when_it_was_said_for_hours(
+def test_that_many_have_vanished_is_believed_when_it_was_so_for_hours(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def check(line: Line) -> None:
@@ -188,12 +188,12 @@ def test_that_many_have_vanished_is_believed_when_it_was_said_for_hours(
         assert len(await line.ask()) == 40
 
     run(path, TRADING, check)
-    assert caplog.text.count("contracts have vanished, said for hours, now believed count=14") == 1
+    assert caplog.text.count("contracts have vanished for hours, now believed count=14") == 1
 
 
 @pytest.mark.parametrize("between", ["few", "whole", "others", "heard"])
 def test_that_many_have_vanished_is_not_believed(path: Path, between: str) -> None:
-    """When it was said a few times only, taken back, said of others, or while these bring data."""
+    """When it was so a few times only, taken back, so of others, or while these bring data."""
 
     async def check(line: Line) -> None:
         await line.ask()
@@ -238,7 +238,7 @@ def test_the_top_pairs_are_chosen_once_the_exchange_tells_enough(path: Path) -> 
         exchange = line.exchange
 
         def turn() -> None:
-            """A maintenance ends: first the contracts trade again, then their volumes are told."""
+            """A maintenance ends: first the contracts trade again, then their volumes are listed."""
             exchange.volumes = VOLUMES if exchange.contracts[0]["status"] == "TRADING" else {}
             exchange.contracts = named("TRADING", "X", "Y", "Z")
 

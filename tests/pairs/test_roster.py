@@ -1,4 +1,4 @@
-"""What is collected follows what the exchange lists, and nothing is believed that is not said twice."""
+"""What is collected follows what the exchange lists, and nothing is believed that is not listed twice."""
 
 import pytest
 from msgspec.structs import replace
@@ -92,7 +92,7 @@ def test_an_end_that_is_taken_back_is_none() -> None:
     assert held.expire(T0 + DAY_MS) == ()
 
 
-def test_a_stop_without_notice_counts_when_it_was_said_twice_and_from_when_it_was_seen() -> None:
+def test_a_stop_without_notice_counts_when_it_was_listed_twice_and_from_when_it_was_seen() -> None:
     for halted in (
         info(BTC),
         info(BTC, replace(TON, status="HALT")),

@@ -48,7 +48,7 @@ def main() -> int:
     started_s = time.monotonic()
     sections: list[tuple[str, Section]] = []
     for name in wanted:
-        _tell(f"[{time.monotonic() - started_s:5.0f} s] {name}")
+        _print(f"[{time.monotonic() - started_s:5.0f} s] {name}")
         before_s = time.monotonic()
         try:
             section = getattr(proofs, name)()
@@ -56,11 +56,11 @@ def main() -> int:
             section = Section(title=name, failures=[f"it broke: {error!r}"])
         section.seconds = time.monotonic() - before_s
         for failure in section.failures:
-            _tell(f"          {name}: {failure.splitlines()[0]}")
+            _print(f"          {name}: {failure.splitlines()[0]}")
         sections.append((name, section))
     page = _page(head, sections, time.monotonic() - started_s)
     _write(arguments.output, page)
-    _tell(f"[{time.monotonic() - started_s:5.0f} s] written: {arguments.output}; logs in {logs}")
+    _print(f"[{time.monotonic() - started_s:5.0f} s] written: {arguments.output}; logs in {logs}")
     return 1 if any(section.failures for _, section in sections) else 0
 
 
@@ -166,7 +166,7 @@ def _disk() -> str:
     return done.stdout.strip() or "?"
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

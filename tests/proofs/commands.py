@@ -13,7 +13,7 @@ import msgspec
 ROOT: Final = Path(__file__).parents[2]
 END_S: Final = 20.0
 _TAIL: Final = 12
-"""Lines of what a failed command said that go into the page."""
+"""Lines of what a failed command printed that go into the page."""
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ class Section(msgspec.Struct, kw_only=True):
         self.seconds += done.seconds
 
     def failed(self, what: str, done: Done) -> None:
-        """Note that a command has failed, with what it said last."""
+        """Note that a command has failed, with what it printed last."""
         how = "was stopped at its time limit" if done.code is None else f"ended with {done.code}"
         self.failures.append(f"{what} {how}:\n\n```\n{done.words}\n```")
 
@@ -271,7 +271,7 @@ class Proofs:
         return self._measure(section, names, ["--repeat", "3"], sys.executable, "python", 420.0)
 
     def bench3(self) -> Section:
-        """The same beside cryptofeed 3, on its Python."""
+        """Run the tests beside cryptofeed 3, on its Python."""
         section = Section(title="Benchmarks beside cryptofeed 3")
         peer = self._peer(section)
         if peer is None:

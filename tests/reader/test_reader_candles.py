@@ -204,7 +204,7 @@ def test_a_range_that_is_past_is_not_stale(connect, clock) -> None:
     frame = reader.get_ohlcv(PAIR, "3m", until=START_MS + 5 * M3)
     assert opens(frame) == grid(*range(5))
     assert frame.attrs["missing"] == []
-    # What lacks at its end is told, though.
+    # What lacks at its end is reported, though.
     late = reader.get_ohlcv(PAIR, "3m", since=START_MS + 8 * M3, until=START_MS + 12 * M3)
     assert opens(late) == grid(8, 9)
     assert late.attrs["missing"] == [at(ms) for ms in grid(10, 11)]

@@ -426,7 +426,7 @@ def test_another_user_reads_after_a_kill(shared: Path) -> None:
 
 
 @as_root
-def test_a_user_who_may_not_read_is_told_so(shared: Path) -> None:
+def test_a_user_who_may_not_read_is_reported(shared: Path) -> None:
     store(shared, entry(), candle(START_MS))
     shared.chmod(0o600)
     with other_user(shared) as child:

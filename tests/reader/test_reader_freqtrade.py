@@ -107,7 +107,7 @@ def filled(path: Path) -> str:
 
 
 def test_without_freqtrade_it_says_so() -> None:
-    said = run(
+    output = run(
         """
         from reader.freqtrade import UnsupportedFreqtradeError, install
         try:
@@ -118,12 +118,12 @@ def test_without_freqtrade_it_says_so() -> None:
         None,
         MARKETFEED_URL="sqlite:////nowhere/journal.db",
     )
-    assert "refused: no Freqtrade to be had" in said
+    assert "refused: no Freqtrade can be found" in output
 
 
 def test_another_version_is_refused_unless_it_is_asked_for(freqtrade: Path, path: Path) -> None:
     (freqtrade / "__init__.py").write_text('__version__ = "2027.1"\n')
-    said = run(
+    output = run(
         """
         try:
             install()
@@ -137,8 +137,10 @@ def test_another_version_is_refused_unless_it_is_asked_for(freqtrade: Path, path
         freqtrade,
         MARKETFEED_URL=filled(path),
     )
-    assert "refused: Freqtrade 2027.1 is installed; reader.freqtrade was tested with 2026.9" in said
-    assert '["the exchange\'s"]\n20\n' in said
+    assert (
+        "refused: Freqtrade 2027.1 is installed; reader.freqtrade was tested with 2026.9" in output
+    )
+    assert '["the exchange\'s"]\n20\n' in output
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_another_version_is_refused_unless_it_is_asked_for(freqtrade: Path, path
 def test_another_seam_is_refused(freqtrade: Path, before: str, after: str, why: str) -> None:
     source = freqtrade / "exchange.py"
     source.write_text(source.read_text().replace(before, after))
-    said = run(
+    output = run(
         """
         try:
             install(any_version=True)
@@ -166,8 +168,8 @@ def test_another_seam_is_refused(freqtrade: Path, before: str, after: str, why: 
         freqtrade,
         MARKETFEED_URL="sqlite:////nowhere/journal.db",
     )
-    assert "refused: Freqtrade 2026.9: Exchange._async_get_candle_history" in said
-    assert why in said
+    assert "refused: Freqtrade 2026.9: Exchange._async_get_candle_history" in output
+    assert why in output
 
 
 def test_candles_come_from_the_store_and_other_things_from_the_exchange(
@@ -200,7 +202,7 @@ def test_candles_come_from_the_store_and_other_things_from_the_exchange(
 
 
 def test_what_is_not_stored_goes_to_the_exchange_or_nowhere(freqtrade: Path, path: Path) -> None:
-    said = run(
+    output = run(
         """
         counts = install()
         exchange = Binance()
@@ -218,7 +220,9 @@ def test_what_is_not_stored_goes_to_the_exchange_or_nowhere(freqtrade: Path, pat
         freqtrade,
         MARKETFEED_URL=filled(path),
     )
-    assert said.count("not in the store: SOL/USDT:USDT 1m futures: the pair is not collected") == 1
+    assert (
+        output.count("not in the store: SOL/USDT:USDT 1m futures: the pair is not collected") == 1
+    )
 
 
 def test_a_store_that_is_stale_or_down_is_never_answered_for_by_the_exchange(
@@ -227,7 +231,7 @@ def test_a_store_that_is_stale_or_down_is_never_answered_for_by_the_exchange(
     store(
         path, entry(PAIR, ("1m",)), [candle(START_MS + n * M1, timeframe="1m") for n in range(40)]
     )
-    said = run(
+    output = run(
         """
         path = os.environ["MARKETFEED_URL"].removeprefix("sqlite:///")
         counts = install()
@@ -250,7 +254,7 @@ def test_a_store_that_is_stale_or_down_is_never_answered_for_by_the_exchange(
         freqtrade,
         MARKETFEED_URL=url(path),
     )
-    assert said.count("no candles from the store") == 1
+    assert output.count("no candles from the store") == 1
 
 
 def test_a_store_in_which_nothing_is_collected_sends_nobody_to_the_exchange(
@@ -258,7 +262,7 @@ def test_a_store_in_which_nothing_is_collected_sends_nobody_to_the_exchange(
 ) -> None:
     """As a collector's journal is until it has spoken to the exchange."""
     store(path)
-    said = run(
+    output = run(
         """
         counts = install()
         exchange = Binance()
@@ -274,11 +278,11 @@ def test_a_store_in_which_nothing_is_collected_sends_nobody_to_the_exchange(
         MARKETFEED_URL=url(path),
         LATER=filled(path.with_name("later.db")).removeprefix("sqlite:///"),
     )
-    assert said.count("no candles from the store: nothing is collected yet") == 1
+    assert output.count("no candles from the store: nothing is collected yet") == 1
 
 
 def test_a_bot_may_start_before_its_store(freqtrade: Path, path: Path) -> None:
-    said = run(
+    output = run(
         """
         counts = install()
         exchange = Binance()
@@ -292,7 +296,7 @@ def test_a_bot_may_start_before_its_store(freqtrade: Path, path: Path) -> None:
         LATER=filled(path).removeprefix("sqlite:///"),
         MARKETFEED_URL=url(path.with_name("later.db")),
     )
-    assert "the store is not there yet" in said
+    assert "the store is not there yet" in output
 
 
 def test_settings_that_cannot_be_used_are_refused(freqtrade: Path, path: Path) -> None:
@@ -308,5 +312,5 @@ def test_settings_that_cannot_be_used_are_refused(freqtrade: Path, path: Path) -
     assert "refused: MARKETFEED_MISSING: exchange or raise is expected, found 'maybe'" in wrong
     off = run(code, freqtrade, MARKETFEED_FREQTRADE="off")
     assert "installed: None" in off
-    for said in (wrong, off):
-        assert '["the exchange\'s"]' in said
+    for output in (wrong, off):
+        assert '["the exchange\'s"]' in output

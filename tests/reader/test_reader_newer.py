@@ -149,7 +149,7 @@ def test_one_that_is_open_while_a_journal_is_upgraded_beneath_its_writer(
             upgrader("close")
 
 
-def test_one_that_is_open_is_told_when_it_may_read_no_more(path: Path, upgrader: Child) -> None:
+def test_one_that_is_open_is_refused_when_it_may_read_no_more(path: Path, upgrader: Child) -> None:
     store(path, *RECORDS)
     with connect(path) as reader:
         upgrader("begin", (VERSION, 5, 5))

@@ -274,7 +274,7 @@ def test_pairs_tell_what_is_collected(connect) -> None:
     assert pickle.loads(pickle.dumps(infos)) == infos  # noqa: S301
 
 
-def test_a_pair_with_no_timeframe_left_is_told_so(connect) -> None:
+def test_a_pair_with_no_timeframe_left_is_reported(connect) -> None:
     reader = connect(entry(timeframes=()), candle(START_MS))
     assert reader.pairs()[0].timeframes == ()
     with pytest.raises(Exception, match="collected: none"):

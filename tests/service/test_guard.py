@@ -99,7 +99,7 @@ def test_pages_of_other_sites_get_nothing_but_a_link_may_lead_here() -> None:
     assert [status for status, *_ in answers] == [403, 403, 200, 200]
 
 
-def test_bound_wider_without_a_token_only_health_is_told_and_no_more_than_that() -> None:
+def test_bound_wider_without_a_token_only_health_is_shown_and_no_more_than_that() -> None:
     for path in ("/", "/status"):
         [(status, _, text)] = ask(WIDE, NO_TOKEN, path, {})
         assert status == 401
@@ -144,8 +144,8 @@ def test_who_does_not_know_it_is_asked_for_it() -> None:
             assert status == 401
             assert headers["WWW-Authenticate"].startswith('Basic realm="marketfeed"')
             assert TOKEN not in text
-    told = ask(WIDE, token, HEALTH, {}, bearer(OTHER), bearer(TOKEN))
-    assert [text for *_, text in told] == [
+    presented = ask(WIDE, token, HEALTH, {}, bearer(OTHER), bearer(TOKEN))
+    assert [text for *_, text in presented] == [
         '{"trusted": false}',
         '{"trusted": false}',
         '{"trusted": true}',
@@ -163,8 +163,8 @@ def test_a_token_file_is_read_again_and_without_one_nobody_is_let_in(
             aiohttp.ClientSession() as session,
         ):
 
-            async def status(told: str) -> int:
-                async with session.get(url + "/status", headers=bearer(told)) as answer:
+            async def status(presented: str) -> int:
+                async with session.get(url + "/status", headers=bearer(presented)) as answer:
                     return answer.status
 
             assert [await status(TOKEN), await status("")] == [401, 401]
@@ -178,7 +178,7 @@ def test_a_token_file_is_read_again_and_without_one_nobody_is_let_in(
             assert [await status(OTHER), await status("")] == [401, 401]
 
     uvloop.run(run())
-    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     # Once for each time that it could not be read, however often somebody asked.
-    assert len(said) == 2
-    assert all("nobody is let in" in line and TOKEN not in line for line in said)
+    assert len(logged) == 2
+    assert all("nobody is let in" in line and TOKEN not in line for line in logged)

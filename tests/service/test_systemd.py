@@ -1,4 +1,4 @@
-"""What systemd is told, over a real notify socket, with proofs that pass, fail, are refused and hang."""
+"""What systemd is notified of, over a real notify socket: proofs pass, fail, are refused and hang."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ import pytest
 
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.service.systemd import STATUS_CHARS, Told
+from marketfeed.service.systemd import STATUS_CHARS, SystemdNotifier
 from tests.waiting import until
 
 TIMEOUT_S = 30.0
@@ -24,7 +24,7 @@ class Listener:
     """The receiving end of a notify socket."""
 
     def __init__(self, path: Path) -> None:
-        self.said: list[str] = []
+        self.received: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._socket.setblocking(False)
@@ -33,9 +33,9 @@ class Listener:
         """Every line that has come so far."""
         while True:
             try:
-                self.said += self._socket.recv(65_536).decode("utf-8").splitlines()
+                self.received += self._socket.recv(65_536).decode("utf-8").splitlines()
             except BlockingIOError:
-                return self.said
+                return self.received
 
     async def until(self, line: str, times: int = 1) -> None:
         await until(lambda: self.read().count(line) >= times, line)
@@ -60,25 +60,25 @@ async def well() -> str:
     return ""
 
 
-def told(
+def notifier(
     prove: Callable[[], Awaitable[str]] = well,
     describe: Callable[[], str] = lambda: "2 pairs, well",
     stop: asyncio.Event | None = None,
-) -> Told:
-    return Told(prove, describe, stop or asyncio.Event())
+) -> SystemdNotifier:
+    return SystemdNotifier(prove, describe, stop or asyncio.Event())
 
 
 def test_ready_fed_and_stopping(systemd: Listener) -> None:
     async def run() -> None:
         stop = asyncio.Event()
-        async with told(stop=stop):
+        async with notifier(stop=stop):
             await systemd.until("WATCHDOG=1", 4)
             stop.set()
             await systemd.until("STOPPING=1")
         assert systemd.read().count("READY=1") == 1
-        assert systemd.said[0] == "READY=1"
-        assert systemd.said[2] == "STATUS=2 pairs, well"
-        assert systemd.said[-1] == "STATUS=stopping"
+        assert systemd.received[0] == "READY=1"
+        assert systemd.received[2] == "STATUS=2 pairs, well"
+        assert systemd.received[-1] == "STATUS=stopping"
 
     asyncio.run(run())
 
@@ -96,7 +96,7 @@ def test_what_has_not_turned_is_not_fed_for(
 
     async def run() -> None:
         nonlocal stuck
-        async with told(prove):
+        async with notifier(prove):
             await systemd.until("READY=1")
             stuck = "supervisor"
             seen = proofs
@@ -114,14 +114,14 @@ def test_what_has_not_turned_is_not_fed_for(
     assert "something has not turned what='supervisor'" in caplog.text
 
 
-def test_a_hang_is_not_fed_for_and_a_stop_is_told_all_the_same(systemd: Listener) -> None:
+def test_a_hang_is_not_fed_for_and_a_stop_is_notified_all_the_same(systemd: Listener) -> None:
     async def prove() -> str:
         await asyncio.Event().wait()
         return ""
 
     async def run() -> None:
         stop = asyncio.Event()
-        async with told(prove, stop=stop):
+        async with notifier(prove, stop=stop):
             await asyncio.sleep(0.1)
             assert systemd.read() == []
             stop.set()
@@ -138,7 +138,7 @@ def test_a_proof_that_fails_feeds_no_more_and_says_so(
         raise RuntimeError("a mistake of ours")
 
     async def run() -> None:
-        async with told(prove), asyncio.timeout(TIMEOUT_S):
+        async with notifier(prove), asyncio.timeout(TIMEOUT_S):
             while "watchdog not fed any more" not in caplog.text:
                 await asyncio.sleep(0.01)
         assert systemd.read() == []
@@ -172,10 +172,10 @@ def test_a_journal_that_refuses_is_not_ready_and_later_is_fed_for(
 
             with closing(sqlite3.connect(path, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                async with told(prove):
+                async with notifier(prove):
                     await systemd.until("EXTEND_TIMEOUT_USEC=60000000")
-                    assert "database is locked" in systemd.said[-1]
-                    assert "READY=1" not in systemd.said
+                    assert "database is locked" in systemd.received[-1]
+                    assert "READY=1" not in systemd.received
                     other.execute("COMMIT")
                     await systemd.until("READY=1")
                     other.execute("BEGIN IMMEDIATE")
@@ -192,11 +192,13 @@ def test_a_journal_that_refuses_is_not_ready_and_later_is_fed_for(
 
 def test_the_status_is_one_short_line_of_ascii(systemd: Listener) -> None:
     async def run() -> None:
-        async with told(describe=lambda: "币安人生/USDT:USDT is silent\nREADY=1\n" + "x" * 5_000):
+        async with notifier(
+            describe=lambda: "币安人生/USDT:USDT is silent\nREADY=1\n" + "x" * 5_000
+        ):
             await systemd.until("READY=1")
 
     asyncio.run(run())
-    status = systemd.said[2]
+    status = systemd.received[2]
     assert status.startswith(r"STATUS=\u5e01\u5b89\u4eba\u751f/USDT:USDT is silent READY=1 xxx")
     assert len(status) < 2 * STATUS_CHARS
 
@@ -211,7 +213,7 @@ def test_a_manager_that_does_not_read_holds_nothing_up(systemd: Listener) -> Non
         return ""
 
     async def run() -> None:
-        service = told(prove)
+        service = notifier(prove)
         service._watchdog_s = 1e-4
         async with service, asyncio.timeout(TIMEOUT_S):
             while proofs < 2_000:
@@ -237,7 +239,7 @@ def test_without_systemd_nothing_is_proven(
         raise AssertionError("not asked for")
 
     async def run() -> None:
-        async with told(prove):
+        async with notifier(prove):
             await asyncio.sleep(0.02)
 
     asyncio.run(run())
@@ -249,4 +251,4 @@ def test_a_watchdog_of_another_process(
     systemd: Listener, monkeypatch: pytest.MonkeyPatch, pid: str
 ) -> None:
     monkeypatch.setenv("WATCHDOG_PID", pid)
-    assert (told()._watchdog_s is None) == (pid == "1")
+    assert (notifier()._watchdog_s is None) == (pid == "1")

@@ -30,7 +30,7 @@ def reader(kind: Any) -> Callable[[object], Any]:
 
 
 def key(section: type[Section], name: str, **others: object) -> Callable[[object], Any]:
-    """The same for a key that is there, beside others."""
+    """A function that reads the value of one key of a section, beside others."""
 
     def read(value: object) -> Any:
         made, mistakes = validate(section, Reading(data={**others, name: value}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from marketfeed.binance.archive import unpack
 from marketfeed.binance.archive_rows import parse_rows
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.simulator import dataset
 
@@ -27,7 +27,7 @@ def test_the_script_writes_a_file_of_the_archive_and_its_checksum(tmp_path: Path
     body = (tmp_path / name).read_bytes()
     checksum = (tmp_path / f"{name}.CHECKSUM").read_text()
     assert checksum == f"{hashlib.sha256(body).hexdigest()}  {name}\n"
-    day = Stretch(dataset.DAY_MS, dataset.DAY_MS + DAY_MS)
+    day = TimeRange(dataset.DAY_MS, dataset.DAY_MS + DAY_MS)
     candles = parse_rows(unpack(body), "BTC/USDT:USDT", "1m", day)
     assert [candle.open_time_ms for candle in candles] == list(range(*day, MINUTE_MS))
     for candle in candles:

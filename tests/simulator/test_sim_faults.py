@@ -39,7 +39,7 @@ def subscribe_text(*names: str) -> bytes:
 # --- frames -------------------------------------------------------------------------------------------
 
 
-def test_a_stream_is_mute_from_its_first_message_until_told_otherwise() -> None:
+def test_a_stream_is_mute_from_its_first_message_until_asked_otherwise() -> None:
     async def check(simulator: Simulator, connect: Connect) -> None:
         number = await simulator.faults.start(Mute(STREAM))
         client = await connect()
@@ -347,8 +347,8 @@ def test_rest_refuses(status: int, retry_after: int | None) -> None:
             for _ in range(2):
                 async with session.get("/fapi/v1/time") as response:
                     assert response.status == status
-                    told = response.headers.get("Retry-After")
-                    assert told == (None if retry_after is None else str(retry_after))
+                    asked_control = response.headers.get("Retry-After")
+                    assert asked_control == (None if retry_after is None else str(retry_after))
                     if status in {418, 429}:
                         assert (await response.json())["code"] == -1003
             for name in ("time", "premiumIndex?symbol=BTCUSDT"):
@@ -404,26 +404,28 @@ def test_faults_over_http() -> None:
         client = await connect()
         async with aiohttp.ClientSession(simulator.rest_url) as session:
 
-            async def told(method: str, path: str, body: Any = None) -> Any:
+            async def asked_control(method: str, path: str, body: Any = None) -> Any:
                 async with session.request(method, path, json=body) as response:
                     assert response.status == 200
                     return await response.json()
 
             path = "/simulator/faults"
             mute = {"fault": "mute", "stream": STREAM, "for_s": 30}
-            one = await told("POST", path, mute)
-            two = await told("POST", path, {"fault": "close", "connections": "new", "count": 3})
-            report = await told("GET", path)
+            one = await asked_control("POST", path, mute)
+            two = await asked_control(
+                "POST", path, {"fault": "close", "connections": "new", "count": 3}
+            )
+            report = await asked_control("GET", path)
             assert report["connections"] == [1]
             assert [fault["number"] for fault in report["faults"]] == [one["number"], two["number"]]
             kept = {"count": None, "closing_only": False, "new_connections": False}
             assert report["faults"][0]["fault"] == {**mute, **kept}
             assert report["faults"][0]["until_ms"] == simulator.now_ms() + 30_000
-            left = await told("DELETE", f"{path}/{one['number']}")
+            left = await asked_control("DELETE", f"{path}/{one['number']}")
             assert [fault["number"] for fault in left["faults"]] == [two["number"]]
-            await told("POST", path, {"fault": "drop"})
+            await asked_control("POST", path, {"fault": "drop"})
             await client.closed_with()
-            assert await told("DELETE", path) == {"faults": [], "connections": []}
+            assert await asked_control("DELETE", path) == {"faults": [], "connections": []}
             for wrong in ({"fault": "nosuch"}, {"fault": "mute", "streem": "x"}, {}):
                 async with session.post(path, json=wrong) as response:
                     assert response.status == 400
@@ -432,7 +434,7 @@ def test_faults_over_http() -> None:
     with_sockets(check, paused=True)
 
 
-def test_a_fault_lasts_as_long_as_it_was_told_to() -> None:
+def test_a_fault_lasts_as_long_as_it_was_asked_to() -> None:
     async def check(simulator: Simulator, connect: Connect) -> None:
         started_ms = simulator.now_ms()
         await simulator.faults.start(Mute(for_s=120.0))

@@ -1,4 +1,4 @@
-"""Migrations that are killed: a process that forks one for each line it is told, and says how that ended.
+"""Migrations that are killed: a process that forks one for each line it reads, and reports how that ended.
 
 Run as `python -m tests.storage.migration_kills`. A line is `<kind> <version> <point> <path>`; the answer is
 the exit code, or minus the signal. `point` says where the migration kills itself with SIGKILL: a

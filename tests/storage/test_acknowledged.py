@@ -59,7 +59,7 @@ def ranges_of(held: set[int]) -> list[tuple[int, int]]:
 
 
 def added(all_pieces: Iterable[Piece]) -> tuple[Acknowledged, Held]:
-    """The same pieces in an `Acknowledged` and in plain sets; what `add` returns is looked at."""
+    """Equal pieces in an `Acknowledged` and in plain sets; what `add` returns is looked at."""
     real, model = Acknowledged.alike(NAMES), {name: set[int]() for name in NAMES}
     for piece in all_pieces:
         grown = real.add(piece)
@@ -207,7 +207,7 @@ KEPT = 12
 
 
 def do(notes: Notes, step: Step) -> object:
-    """The same on the notes of a file."""
+    """Take a step on the notes of a file."""
     what, target, span = step
     match what:
         case "note":
@@ -343,7 +343,7 @@ def test_a_measurement_is_noted_alone() -> None:
 
 
 def test_pieces_that_grow_together_are_one_row() -> None:
-    """As of one consignment of which measurements lack different numbers."""
+    """As of one batch of which measurements lack different numbers."""
     with opened() as db, opened(OLDER_TABLE) as older_db:
         notes, current = Notes(db, NAMES), Acknowledged.alike(NAMES)
         sent = [Piece(8, 9, NAMES), Piece(5, 7, (A, B)), Piece(1, 4, (A,))]

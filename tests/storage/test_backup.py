@@ -76,7 +76,7 @@ def test_beside_a_writer_it_is_of_one_moment(path: Path, folder: Path) -> None:
         stages: list[tuple[str, float]] = []
         try:
             reports = [
-                back_up(KIND, path, folder / f"{n}.db", lambda *told: stages.append(told))
+                back_up(KIND, path, folder / f"{n}.db", lambda *progress: stages.append(progress))
                 for n in range(5)
             ]
         finally:

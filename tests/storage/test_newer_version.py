@@ -12,7 +12,7 @@ from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.commands.check import check_file
 from marketfeed.commands.refused_lines import read_refused
 from marketfeed.errors import JournalError, JournalNewerError
-from marketfeed.grid import Stretch
+from marketfeed.grid import TimeRange
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.refused_lines import RefusedLines
@@ -52,9 +52,9 @@ READ: tuple[Callable[[Path], Any], ...] = (
     lambda path: JournalView(path).require(),
     lambda path: JournalView(path).catalog(),
     lambda path: JournalView(path).document("pairs"),
-    lambda path: JournalView(path).candles(PAIR, "1m", Stretch(0, 2**62)),
+    lambda path: JournalView(path).candles(PAIR, "1m", TimeRange(0, 2**62)),
     lambda path: JournalView(path).chart(PAIR, "1m", 10),
-    lambda path: JournalView(path).holes(PAIR, "1m", Stretch(0, T0 + M1)),
+    lambda path: JournalView(path).holes(PAIR, "1m", TimeRange(0, T0 + M1)),
     read_refused,
     lambda path: back_up(KIND, path, path.with_name("copy.db"), lambda *_: None),
 )
@@ -135,8 +135,8 @@ def test_it_is_looked_at_and_copied(path: Path, tmp_path: Path) -> None:
     view.require()
     assert [entry.pair for entry in view.catalog()] == [PAIR]
     assert view.document("pairs") == b"old"
-    assert len(view.candles(PAIR, "1m", Stretch(0, 2**62))) == 1
-    assert view.holes(PAIR, "1m", Stretch(T0, T0 + 2 * M1)) == [Stretch(T0 + M1, T0 + 2 * M1)]
+    assert len(view.candles(PAIR, "1m", TimeRange(0, 2**62))) == 1
+    assert view.holes(PAIR, "1m", TimeRange(T0, T0 + 2 * M1)) == [TimeRange(T0 + M1, T0 + 2 * M1)]
     chart = view.chart(PAIR, "1m", 10)
     assert chart is not None
     assert chart.candles == [(T0, 1.0, 2.0, 0.5, 1.5, 0.0, 7.0, 0.1)]
@@ -237,10 +237,10 @@ def test_a_view_and_a_copy_while_the_file_is_upgraded(path: Path, tmp_path: Path
         # A -wal beside it, as beside a writer.
         db.execute("BEGIN IMMEDIATE")
         grow(db)
-        assert len(view.candles(PAIR, "1m", Stretch(0, 2**62))) == 1
+        assert len(view.candles(PAIR, "1m", TimeRange(0, 2**62))) == 1
         old = back_up(KIND, path, tmp_path / "old.db", lambda *_: None)
         db.execute("COMMIT")
-        assert len(view.candles(PAIR, "1m", Stretch(0, 2**62))) == 1
+        assert len(view.candles(PAIR, "1m", TimeRange(0, 2**62))) == 1
         new = back_up(KIND, path, tmp_path / "new.db", lambda *_: None)
     assert (old.schema_version, new.schema_version) == (KIND.version, VERSION)
 

@@ -135,7 +135,7 @@ def test_what_version_1_of_a_ledger_cannot_hold_is_left_out(tmp_path: Path) -> N
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
 
-def test_what_is_said_of_pairs_and_shipping(tmp_path: Path) -> None:
+def test_what_is_reported_of_pairs_and_shipping(tmp_path: Path) -> None:
     path = journal(tmp_path / "journal.db", 2)
     convert(KIND, path, 3)
     with contextlib.closing(sqlite3.connect(path)) as db:

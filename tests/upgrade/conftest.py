@@ -16,11 +16,11 @@ from tests.faults.scoreboard import PATH, Scoreboard  # noqa: E402
 
 @pytest.fixture(scope="session")
 def released() -> Released:
-    """The released version, in an environment of its own; skipped where its commit is not to be had."""
+    """The released version, in an environment of its own; skipped where its commit cannot be obtained."""
     try:
         return obtain()
     except NotHereError as error:
-        pytest.skip(f"the released version, {COMMIT[:7]}, is not to be had: {error}")
+        pytest.skip(f"the released version, {COMMIT[:7]}, cannot be obtained: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A fleet on a simulated exchange: its bots by version, what they told, and whom they must not ask."""
+"""A fleet on a simulated exchange: its bots by version, what they reported, and whom they must not ask."""
 
 import contextlib
 import itertools
@@ -68,7 +68,7 @@ class Binance(Exchange):
 
 
 class Report(NamedTuple):
-    """What a bot told of one round: answers that were good by kind, words of others, its closed candles."""
+    """What a bot reported of one round: good answers by kind, words of others, its closed candles."""
 
     good: Mapping[str, int]
     refused: list[str]
@@ -76,8 +76,8 @@ class Report(NamedTuple):
     closed: Mapping[str, list[float]]
     requests: int
     asked_ms: int
-    told_ms: int
-    told_s: float
+    reported_ms: int
+    reported_s: float
 
 
 class Bots:
@@ -122,7 +122,7 @@ class Bots:
         self.running.discard(name)
 
     def reports(self, name: str) -> list[Report]:
-        """What a bot has told so far."""
+        """What a bot has reported so far."""
         path = self.directory / f"{name}.jsonl"
         if not path.exists():
             return []
@@ -143,8 +143,8 @@ class Bots:
         try:
             until(is_there, TIMEOUT_S)
         except TimeoutError:
-            said = self.reports(name)[-1:]
-            raise AssertionError(f"bot {name}: {said}\n{self.log}") from None
+            last = self.reports(name)[-1:]
+            raise AssertionError(f"bot {name}: {last}\n{self.log}") from None
         return found[0]
 
     def _tell(self, command: str) -> None:
@@ -198,7 +198,7 @@ def is_full(pairs: Sequence[str]) -> Callable[[Report], bool]:
 
 def longest_without(reports: Sequence[Report], full: Callable[[Report], bool]) -> float:
     """The longest time (wall s) between the ends of two rounds in which everything was answered."""
-    good_s = [report.told_s for report in reports if full(report)]
+    good_s = [report.reported_s for report in reports if full(report)]
     waits_s = (later_s - earlier_s for earlier_s, later_s in itertools.pairwise(good_s))
     return max(waits_s, default=0.0)
 

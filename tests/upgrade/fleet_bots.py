@@ -67,7 +67,11 @@ def feed(name: str, given: dict[str, Any]) -> None:
             asked_ms = clock.now_ms()
             report = ask(exchange, pairs, clock, given["mark"])
             report["requests"] = sum(installed.requests.values())
-            report |= {"asked_ms": asked_ms, "told_ms": clock.now_ms(), "told_s": time.monotonic()}
+            report |= {
+                "asked_ms": asked_ms,
+                "reported_ms": clock.now_ms(),
+                "reported_s": time.monotonic(),
+            }
             file.write(json.dumps(report) + "\n")
             next_ms = clock.now_ms() // MINUTE_MS * MINUTE_MS + MINUTE_MS
             clock.wait_until(next_ms + after_ms)

@@ -12,7 +12,7 @@ from proc_commands import until
 from marketfeed import schema
 
 AGAIN: Final = (schema.FEED_CATALOG, f"{schema.FORMING_PREFIX}")
-"""What is said again and again: the catalog, and the last states of forming candles."""
+"""What is sent again and again: the catalog, and the last states of forming candles."""
 
 
 class _Server(ThreadingHTTPServer):

@@ -75,10 +75,10 @@ def obtain() -> Released:
             shutil.rmtree(home, ignore_errors=True)
             _install(found)
             (home / "complete").touch()
-    said = _run(
+    output = _run(
         found.python, "-c", "import marketfeed, reader; print(marketfeed.__file__, reader.__file__)"
     )
-    for name in said.split():
+    for name in output.split():
         if not Path(name).is_relative_to(home):
             raise RuntimeError(f"found {name}, expected a file below {home}")
     return found

@@ -105,7 +105,7 @@ function now({ status, next_seq: seq }) {
     ["Open windows", count(status.open_windows)],
     ["Signals being stored", count(status.pending)],
     ["Forwards waiting", count(sum(status.waiting))],
-    ["Forwards not settled", count(sum(status.unsettled)), warnIf(sum(status.unsettled))],
+    ["Forwards not confirmed", count(sum(status.unsettled)), warnIf(sum(status.unsettled))],
     ["Forwards lost", count(lost), badIf(lost)],
   ]);
   panels.show("Signals", listed(status.signals));

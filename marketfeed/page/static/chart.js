@@ -102,7 +102,7 @@ export class Chart {
       if (answer.ok) this.take(body, limit);
       else this.problem(body.error);
     } catch (error) {
-      if (this.asked === asked) this.problem("the candles cannot be had now");
+      if (this.asked === asked) this.problem("the candles cannot be read now");
     } finally {
       if (this.asked === asked) this.asked = null;
     }

@@ -24,22 +24,22 @@ function draw() {
   chart.choose(tiles.chosen, timeframe.value);
 }
 
-function seldom(told) {
+function seldom(event) {
   const wanted = new URLSearchParams(location.hash.slice(1));
   const chosen = timeframe.value || wanted.get("timeframe");
-  timeframe.replaceChildren(...told.timeframes.map((name) => new Option(name, name)));
-  if (told.timeframes.includes(chosen)) timeframe.value = chosen;
-  tiles.setPairs(told.pairs);
-  put(element("pairs-end"), commonEnd(told.pairs).slice(1));
-  if (told.pairs.length && !told.pairs.includes(tiles.chosen)) {
+  timeframe.replaceChildren(...event.timeframes.map((name) => new Option(name, name)));
+  if (event.timeframes.includes(chosen)) timeframe.value = chosen;
+  tiles.setPairs(event.pairs);
+  put(element("pairs-end"), commonEnd(event.pairs).slice(1));
+  if (event.pairs.length && !event.pairs.includes(tiles.chosen)) {
     const pair = wanted.get("pair");
-    tiles.choose(told.pairs.includes(pair) ? pair : told.pairs[0]);
+    tiles.choose(event.pairs.includes(pair) ? pair : event.pairs[0]);
   }
 }
 
-function now(told) {
-  const { status } = told;
-  tiles.show(told.tiles);
+function now(event) {
+  const { status } = event;
+  tiles.show(event.tiles);
   const counts = tiles.counts();
   put(
     element("pairs-count"),
@@ -47,7 +47,7 @@ function now(told) {
   );
   headline(status, "Marketfeed", counts[SILENT] ? `${counts[SILENT]} silent` : undefined);
   put(element("clock"), `${time(status.exchange_time_ms)} UTC`);
-  showCollector(panels, told);
+  showCollector(panels, event);
   chart.turn();
 }
 

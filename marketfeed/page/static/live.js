@@ -5,8 +5,8 @@ import { put } from "./text.js";
 const SILENT_MS = 5000;
 const AGAIN_MS = 3000;
 
-// `told(name, value)` is called with each event, `live(state)` with "live" or "lost" when that changes.
-function listen(path, names, told, live) {
+// `take(name, value)` is called with each event, `live(state)` with "live" or "lost" when that changes.
+function listen(path, names, take, live) {
   let source = null;
   let opening = 0;
   let heard = performance.now();
@@ -31,7 +31,7 @@ function listen(path, names, told, live) {
     for (const name of names) {
       source.addEventListener(name, (event) => {
         heard = performance.now();
-        told(name, JSON.parse(event.data));
+        take(name, JSON.parse(event.data));
         turn("live");
       });
     }
@@ -92,15 +92,15 @@ export function follow(seldom, now, title) {
   listen(
     "/events",
     ["seldom", "now"],
-    (name, told) => {
+    (name, event) => {
       if (name === "now") {
-        now(told);
+        now(event);
         return;
       }
       // After an upgrade: a page must not be older than the service that it speaks to.
-      if (version !== null && version !== told.version) location.reload();
-      version = told.version;
-      seldom(told);
+      if (version !== null && version !== event.version) location.reload();
+      version = event.version;
+      seldom(event);
     },
     (state) => {
       document.body.dataset.live = state;

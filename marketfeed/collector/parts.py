@@ -1,4 +1,4 @@
-"""The line of a collector, from the exchange's frames to what readers have: its parts, put together."""
+"""The parts of a collector, put together: from the exchange's frames to what readers have."""
 
 import logging
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rollover import Ages
 from marketfeed.binance.symbols import parse_exchange_info, stream_names
 from marketfeed.clock import ExchangeClock
-from marketfeed.counters import Counters
+from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.history.background import History, kept_ms
-from marketfeed.history.funding import Settling
+from marketfeed.history.funding import SettledRates
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.catalog import Catalog
-from marketfeed.pairs.lifecycle import Keeper
+from marketfeed.pairs.lifecycle import PairLifecycle
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Roster
 from marketfeed.pairs.selection import Listing
@@ -37,17 +37,17 @@ log = logging.getLogger(__name__)
 SILENT_AFTER_S: Final = 10.0
 """Exchange seconds without any frame after which a connection is replaced, and `/health` says so."""
 SILENT_AT_LEAST_S: Final = 1.0
-"""The same in wall seconds, at least: against a fast simulator 10 s would be over in a moment."""
+"""Wall seconds of silence that are needed, too: against a fast simulator 10 s would be over in a moment."""
 
 
-class Line:
+class CollectorParts:
     """Collects what `listing` has selected, once its parts are run; nothing is done before that."""
 
     def __init__(
         self,
         settings: Settings,
         clock: ExchangeClock,
-        counters: Counters,
+        counters: CollectorCounters,
         writer: JournalWriter,
         rest: BinanceRest,
         session: aiohttp.ClientSession,
@@ -92,7 +92,7 @@ class Line:
             self.healer.on_stored,
             lambda: self.supervisor.unfilled().total(),
         )
-        self.settling = Settling(
+        self.settled_rates = SettledRates(
             rest,
             self.intake,
             writer,
@@ -121,7 +121,7 @@ class Line:
             self.streams,
             ",".join(timeframes),
         )
-        self.keeper = Keeper(
+        self.pair_lifecycle = PairLifecycle(
             exchange,
             source,
             self.roster,
@@ -161,7 +161,7 @@ class Line:
         self.history.wake()
 
     def _on_pairs_changed(self) -> None:
-        self.settling.set_instruments(self.roster.instruments)
+        self.settled_rates.set_instruments(self.roster.instruments)
         self.history.wake()
 
     def _exchange_info(self) -> bytes:
