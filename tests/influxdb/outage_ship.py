@@ -24,6 +24,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import MarkPrice
+from marketfeed.schema import MARK_PRICE
 from marketfeed.settings.model import InfluxSettings
 
 START_MS: Final = 1_767_225_600_000
@@ -161,7 +162,7 @@ def _progress(
     if written:
         # Before the first acknowledgement: since there is anything to acknowledge.
         newest_s = written[max(1, min(acknowledged, len(written))) - 1]
-    shipped = sum(last - first + 1 for first, last in shipper._shipped)
+    shipped = sum(last - first + 1 for first, last in shipper._shipped[MARK_PRICE])
     return Progress(
         at_s=now_s,
         points=len(written) * size,
