@@ -4,6 +4,7 @@ Their tables are made by the SQL of the release that made them (tests/data), wit
 """
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -130,7 +131,15 @@ def _fill_ledger(db: sqlite3.Connection) -> None:
         side = "long" if n % 3 else "short"
         seq = 3 * n
         strength = None if n % 4 else 0.5
-        signal = (n, T0 + n, "fleet", "127.0.0.1", f"key {n}" if n % 2 else None, b"{}", b"d" * 16)
+        signal = (
+            n,
+            T0 + n,
+            "fleet",
+            "127.0.0.1",
+            f"key {n}" if n % 2 else None,
+            hashlib.sha256(b"{}").digest(),
+            b"d" * 16,
+        )
         signal += (PAIR, side, "73", "market_73", 0.9, 2.0 if n % 2 else None, None, None, strength)
         signal += ("tag", "leverage", "voted", n, "counted", seq)
         decision = (n, PAIR, side, T0, T0 + n, T0 + n + 9, "forward", 1, "one\ntwo", 3, 4, 0.9)

@@ -21,9 +21,10 @@ def aggregate(config: ConfigOption = None) -> None:
     from marketfeed.aggregator.aggregator import Aggregator
 
     log_to_stderr()
+    aggregator = Aggregator(settings_of(config))
     # A ledger of an older schema version is migrated.
     extend_start()
-    run_until_signal(Aggregator(settings_of(config)).run)
+    run_until_signal(aggregator.run)
 
 
 def hash_password() -> None:

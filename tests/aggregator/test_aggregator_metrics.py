@@ -13,6 +13,7 @@ REPORT = AggregatorReport(
     open_windows=4,
     pending=5,
     commits=17,
+    ledger_schema="schema version 2",
     signals={},
     strength_texts={},
     refused={},

@@ -51,7 +51,7 @@ def test_a_collector_goes_on_with_a_newer_journal_and_commands_take_it(
                 venue.wait_for_candles(6)
                 assert collector.stop() == 0, collector.log
             assert "Traceback" not in collector.log
-        assert "schema version 4 (newer than this one's, 2)" in checked.stdout
+        assert "schema version 4 (newer than this one's, 3)" in checked.stdout
         report = json.loads(audited.stdout)
         assert audited.returncode == 0, audited.stdout + audited.stderr
         assert report["errors"] == []
@@ -89,7 +89,7 @@ def test_commands_refuse_a_journal_that_lets_none_in(tmp_path: Path) -> None:
             done = run_marketfeed(command, "--config", config, *more)
             assert done.returncode == 1
             output = " ".join((done.stdout + done.stderr).replace("│", " ").split())
-            assert f"schema version 4: {word} it takes version 5, this one is version 2" in output
+            assert f"schema version 4: {word} it takes version 5, this one is version 3" in output
             assert "Traceback" not in output
     assert path.read_bytes() == before
     assert not list(tmp_path.glob("*.corrupt-*"))

@@ -191,6 +191,6 @@ def test_what_is_shipped_surely_parses() -> None:
         lines.funding_rate_text("币安人生/USDT:USDT", T, -0.0001, 0.0002, T),
         lines.funding_settled_text("A/B:B", T, 1e-7, None),
         lines.gap_text("*", "candle_3m", "host-1.example", T, T, healed=True, state="healed"),
-        lines.catalog_text("A/B:B", "1m,3m", T, None, T),
+        lines.catalog_text("A/B:B", "1m,3m", T, None, T, dropped=True),
     ]
     assert [line for line in found if not surely_parses(line.encode())] == []

@@ -188,6 +188,7 @@ def test_what_is_collected_costs_no_more_the_longer_it_is(tmp_path: Path) -> Non
                     START_MS if day == days - 1 else None,
                     START_MS if (number, day) == (0, 7) or (number == 1 and day > 9) else None,
                     START_MS + day * schema.DAY_MS,
+                    dropped=False,
                 )
                 for number, tag in enumerate(tags)
                 for day in range(number, days)
@@ -209,7 +210,9 @@ def test_what_is_new_in_the_catalog_is_seen_soon_and_what_is_old_by_its_name(
 
     def note(pair: str, days_ago: float, ended_ms: int | None = None) -> None:
         time_ms = now_ms - int(days_ago * schema.DAY_MS)
-        text = lines.catalog_text(lines.escape_tag(pair), "3m", None, ended_ms, time_ms)
+        text = lines.catalog_text(
+            lines.escape_tag(pair), "3m", None, ended_ms, time_ms, dropped=False
+        )
         both.influxd.write(both.database, [text])
 
     def look(what: str) -> list[tuple[str, float, bool]]:
@@ -523,7 +526,7 @@ def test_names_change_no_question(influxd: Influxd, names: list[str]) -> None:
                     lines.mark_price_text(tag, START_MS, value, value),
                     lines.funding_rate_text(tag, START_MS, value, None, START_MS),
                     lines.funding_settled_text(tag, START_MS, value, None),
-                    lines.catalog_text(tag, "3m", None, None, START_MS),
+                    lines.catalog_text(tag, "3m", None, None, START_MS, dropped=False),
                 )
             ],
         )

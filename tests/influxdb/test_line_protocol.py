@@ -99,7 +99,7 @@ def test_lines_as_the_schema_says(tmp_path: Path) -> None:
     )
     check(
         CatalogEntry(PAIR, "BTCUSDT", ("1m", "3m"), T0, 5, None, T0 + 7),
-        f'feed_catalog,pair=BTC/USDT:USDT timeframes="1m,3m",listed=5i {T0 + 7}',
+        f'feed_catalog,pair=BTC/USDT:USDT timeframes="1m,3m",listed=5i,dropped=false {T0 + 7}',
     )
 
 

@@ -47,7 +47,7 @@ def test_the_catalog_is_shipped_at_the_start_and_every_day(path: Path) -> None:
         first_ms = clock.ms
         for pair in PAIRS[:2]:
             assert shipped(server, pair) == dict.fromkeys(
-                (T0, first_ms), 'timeframes="1m",listed=5i'
+                (T0, first_ms), 'timeframes="1m",listed=5i,dropped=false'
             )
         clock.ms += DAY_MS - 1
         sent = len(server.requests)

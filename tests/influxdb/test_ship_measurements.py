@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import uvloop
 from endpoint import Server, serving, stored
-from filled import MINUTE, PAIRS, QUICK, T0, fill, until
+from filled import MINUTE, PAIRS, QUICK, T0, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +26,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, Gap, MarkPrice
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.ranges import Acknowledged, Piece, Ranges
+from tests.waiting import until
 
 SMALL = Pace(
     max_lines=7,

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from proc_commands import Exchange, get, until
+from proc_commands import Exchange, get
 from scripted import Scripted, http
 
 from marketfeed import schema
 from reader import MarketReader, ReaderError
 from reader.feeder import FUNDING_RATE, FUTURES, MARK, Download, Feeder
+from tests.waiting import wait_until
 
 PROGRAM: Final = Path(__file__).with_name("fleet_bots.py")
 LIMIT: Final = 100
@@ -141,7 +142,7 @@ class Bots:
             return bool(found)
 
         try:
-            until(is_there, TIMEOUT_S)
+            wait_until(is_there, timeout_s=TIMEOUT_S)
         except TimeoutError:
             last = self.reports(name)[-1:]
             raise AssertionError(f"bot {name}: {last}\n{self.log}") from None
@@ -221,7 +222,7 @@ def wait_for_quiet(clock: Clock, mark: str) -> None:
         asked = SPEED >= 2.0 or 14_000 < now_ms % schema.MINUTE_MS < 20_000
         return asked and (mark == "1d" or 1 <= now_ms % schema.HOUR_MS // schema.MINUTE_MS < 45)
 
-    until(is_quiet, LASTS_S)
+    wait_until(is_quiet, timeout_s=LASTS_S)
 
 
 def is_served(path: Path, clock: Clock, pairs: Sequence[str], mark: str) -> bool:

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from proc_commands import until
-
 from marketfeed import schema
+from tests.waiting import wait_until
 
 AGAIN: Final = (schema.FEED_CATALOG, f"{schema.FORMING_PREFIX}")
 """What is sent again and again: the catalog, and the last states of forming candles."""
@@ -68,7 +67,7 @@ class LineServer:
         """Answer nothing any more; returns when rows of a journal have come that got no answer."""
         self._unanswered = 0
         self._holding.set()
-        until(lambda: self._unanswered)
+        wait_until(lambda: self._unanswered)
 
     def answer(self) -> None:
         """Answer again what comes from now on."""

@@ -1,4 +1,5 @@
 """The order of an upgrade under a running fleet: readers, then the collector, then its journal.
+from tests.waiting import wait_until
 
 Twelve bots with `missing=exchange` ask after every close of a minute for candles, settled funding rates and
 mark prices. FLEET_SPEED sets the exchange's seconds per second; at 1, which takes ten minutes, a restart of
@@ -39,7 +40,6 @@ from proc_commands import (
     run_command,
     run_marketfeed,
     unlike,
-    until,
     write_config,
 )
 from released import Released, own_environment
@@ -87,7 +87,7 @@ class Line:
             command = self._released.command("run", "--config", self._config)
         env = own_environment() if old else environment()
         with Collecting([*command, *more], log, env) as collector:
-            until(collector.is_delivering)
+            wait_until(collector.is_delivering)
             if self._left_s:
                 self.away_s.append(time.monotonic() - self._left_s)
             yield collector
@@ -152,7 +152,7 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
 
         with line.collecting(old=True):
             assert version(path) == 2
-            until(lambda: is_served(path, clock, pairs, mark))
+            wait_until(lambda: is_served(path, clock, pairs, mark))
             for name in [*names, "left"]:
                 old.start(name)
             served(old, "old readers, old collector", clock.now_ms())
@@ -188,7 +188,7 @@ def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
             assert asked.requests
             last = sim.published_number()
             # All of them have been received and committed when the stop has ended.
-            until(lambda: sim.published_number() >= last + PAIRS, TIMEOUT_S)
+            wait_until(lambda: sim.published_number() >= last + PAIRS, timeout_s=TIMEOUT_S)
         reports = {name: new.reports(name) for name in names}
         for bots, name in [(old, name) for name in [*names, "left"]] + [
             (new, name) for name in names

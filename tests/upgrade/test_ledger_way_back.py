@@ -11,11 +11,12 @@ import aiohttp
 from bot import CountingBot
 from proc_commands import run_marketfeed
 from released import Released, own_environment
-from running import FLEET, LONG, Process, basic, config, rows, until
+from running import FLEET, LONG, Process, basic, config, rows
 
 from marketfeed.aggregator.ledger_schema import KIND, body_1
 from marketfeed.storage.reading import require
 from tests.faults.scoreboard import Row, Scoreboard
+from tests.waiting import until
 
 OPEN: Final = "OPEN/USDT:USDT"
 """Its window is open through all versions: a vote more in each."""

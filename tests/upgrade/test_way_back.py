@@ -23,7 +23,6 @@ from proc_commands import (
     run_command,
     run_marketfeed,
     unlike,
-    until,
     write_config,
 )
 from released import Released, own_environment
@@ -39,6 +38,7 @@ from marketfeed.storage.reading import reading
 from reader import MarketReader
 from tests.faults.scoreboard import Row, Scoreboard
 from tests.shipped_ranges import ranges_of
+from tests.waiting import wait_until
 
 SPEED: Final = 60.0
 COLLECTED_S: Final = float(os.environ.get("WAY_BACK_S", "12"))
@@ -77,7 +77,7 @@ class Line:
         log = self._directory / f"collector-{self._number}.log"
         env = own_environment() if old else environment()
         with Collecting(command, log, env) as collector:
-            until(collector.is_delivering)
+            wait_until(collector.is_delivering)
             yield collector
             if cut:
                 self.server.hold()
@@ -123,7 +123,7 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
                 begun = sim.published_number()
                 with MarketReader.connect(f"sqlite:///{line.path}") as reader:
                     # Without history the next run heals a series from its first stored candle on.
-                    until(
+                    wait_until(
                         lambda: len(reader.newest("3m")) == len(reader.newest("1m")) == len(PAIRS)
                     )
                 before_drop = sim.published_number()
@@ -132,7 +132,7 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             line.write_config(KEPT)
             # It was away for minutes: there are gaps, which are healed.
             with line.collecting():
-                until(lambda: gaps(line.path))
+                wait_until(lambda: gaps(line.path))
                 sim.wait_for_candles(2 * len(PAIRS))
             entry = line.catalog()[gone]
             assert (entry["dropped"], entry["timeframes"]) == (1, "1m,3m")
@@ -154,7 +154,9 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             with line.collecting(old=True):
                 at_first = sim.published_number()
                 started_s = time.monotonic()
-                until(lambda: time.monotonic() - started_s >= COLLECTED_S, 2 * COLLECTED_S)
+                wait_until(
+                    lambda: time.monotonic() - started_s >= COLLECTED_S, timeout_s=2 * COLLECTED_S
+                )
                 sim.wait_for_candles(len(PAIRS))
                 by_old = sim.published_number() - at_first
             version, acknowledged = line.shipped()
@@ -165,7 +167,7 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
             assert {pair for pair, row in line.catalog().items() if row["dropped"]} == {gone}
             assert {row["timeframes"] for row in line.catalog().values()} == {"1m,3m"}
             with line.collecting(cut=False):
-                until(lambda: not open_gaps(line.path))
+                wait_until(lambda: not open_gaps(line.path))
                 sim.wait_for_candles(len(PAIRS))
                 ended = sim.published_number()
                 # All of them have been received and committed when the stop has ended.
