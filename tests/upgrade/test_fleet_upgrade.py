@@ -1,5 +1,4 @@
 """The order of an upgrade under a running fleet: readers, then the collector, then its journal.
-from tests.waiting import wait_until
 
 Twelve bots with `missing=exchange` ask after every close of a minute for candles, settled funding rates and
 mark prices. FLEET_SPEED sets the exchange's seconds per second; at 1, which takes ten minutes, a restart of
@@ -49,6 +48,7 @@ from marketfeed.simulator.catalogue import choose_pairs
 from marketfeed.storage.reading import require
 from tests.faults.scoreboard import Row, Scoreboard
 from tests.freqtrade.harness import fill
+from tests.waiting import wait_until
 
 BOTS: Final = 12
 AFTER_CLOSE_MS: Final = 1_000 if SPEED < 2.0 else 30_000
