@@ -115,9 +115,11 @@ class NumberedFile:
     def _transaction(self) -> Iterator[None]:
         try:
             with self._database.transaction():
+                before = self.db.total_changes
                 yield
-                if self._counts_commits:
-                    # So that what is derived from the rows, and kept, can tell that another version wrote.
+                # So that what is derived from the rows, and kept, can tell that another version wrote. Not
+                # for nothing: retention that finds nothing would have the disk synced for each pair.
+                if self._counts_commits and self.db.total_changes != before:
                     self.db.execute("UPDATE sequence SET commits = commits + 1")
         except BaseException:
             # What was numbered in vain must be numbered anew.
