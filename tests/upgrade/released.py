@@ -22,6 +22,8 @@ from proc_commands import TIMEOUT_S, environment
 ROOT: Final = Path(__file__).parents[2]
 COMMIT: Final = "c63af644f1f9384019a4b7babbf6adac0e5af874"
 """What is released: journals of version 2, ledgers of version 1."""
+NEEDS_ITSELF: Final = ("pydantic-settings", "python-dotenv")
+"""Its requirements that are none of ours."""
 INSTALL_S: Final = 300.0
 
 
@@ -64,7 +66,8 @@ def own_environment(**more: str) -> dict[str, str]:
 
 def obtain() -> Released:
     """Install it, if that is not done yet. Raises NotHereError, and RuntimeError when pip cannot."""
-    key = hashlib.sha256(f"{COMMIT} {sys.prefix} {sys.version}".encode()).hexdigest()[:16]
+    made_of = f"{COMMIT} {NEEDS_ITSELF} {sys.prefix} {sys.version}"
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     home = cache_dir().absolute() / f"released-{key}"
     home.parent.mkdir(parents=True, exist_ok=True)
     found = Released(home)
@@ -96,6 +99,9 @@ def _install(found: Released) -> None:
         archive.unlink()
         pip = [sys.executable, "-m", "pip", "--python", str(found.python), "install", "--quiet"]
         _run(*pip, "--no-deps", *offline, name)
+        # What it needs and we do not any more, as it pinned it.
+        pinned = Path(name) / "constraints.txt"
+        _run(*pip, "--no-deps", "--constraint", pinned, *NEEDS_ITSELF)
     ours = sysconfig.get_paths()["purelib"]
     own = _run(found.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])")
     # A directory that is named so is behind this one, and its own `.pth` files are not read.
