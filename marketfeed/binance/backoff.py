@@ -132,7 +132,7 @@ class Backoff:
         return max(self._jitter(0.0, ceiling_s), gap_s)
 
     def attempted(self, now_s: float) -> None:
-        """Note an attempt."""
+        """Note that an attempt is over, however it went."""
         self._last_attempt_s = now_s
 
     def ended(self, *, steady: bool) -> None:

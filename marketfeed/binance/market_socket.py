@@ -89,7 +89,6 @@ class MarketSocket:
         while True:
             await asyncio.sleep(self._backoff.wait_s(time.monotonic()))
             await asyncio.sleep(self._limiter.reserve(time.monotonic()))
-            self._backoff.attempted(time.monotonic())
             self._set_state("connecting")
             try:
                 async with asyncio.timeout(self._options.open_timeout_s):
@@ -97,6 +96,9 @@ class MarketSocket:
                 break
             except Exception as error:  # any: cryptofeed's own retries would wait ever longer
                 self._attempt_failed(_describe(error))
+            finally:
+                # At its end: the exchange counts an attempt when it arrives, some time after it began.
+                self._backoff.attempted(time.monotonic())
         self._subscribed = set()
         self._end_reason = ""
         self._opened += 1

@@ -99,11 +99,8 @@ def catalog_rows(entries: list[CatalogEntry], ids: dict[str, int], seq: int) -> 
 
 
 def catalog_rows_2(entries: list[CatalogEntry], ids: dict[str, int], seq: int) -> Rows:
-    """Rows of `catalog` in a journal up to version 2."""
+    """Rows of `catalog` in a journal up to version 2: `dropped` stands in front of the timeframes."""
     return [
-        (*before, schema.DROPPED + "," + timeframes if dropped else timeframes, *after)
-        for *before, timeframes, since, listed, ended, changed, number, dropped in catalog_rows(
-            entries, ids, seq
-        )
-        for after in [(since, listed, ended, changed, number)]
+        (pair_id, symbol, f"{schema.DROPPED},{names}" if dropped else names, *others)
+        for pair_id, symbol, names, *others, dropped in catalog_rows(entries, ids, seq)
     ]

@@ -29,13 +29,6 @@ class Ranges:
         index = bisect.bisect_right(self._firsts, number) - 1
         return index >= 0 and number <= self._lasts[index]
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Ranges):
-            return NotImplemented
-        return self._firsts == other._firsts and self._lasts == other._lasts
-
-    __hash__ = None  # type: ignore[assignment]
-
     def copy(self) -> "Ranges":
         """A set of its own with the same numbers."""
         other = Ranges()
