@@ -27,8 +27,10 @@ LOOK_EVERY_S: Final = 1.0
 LOOK_EVERY_PROVING_S: Final = 0.25
 """Exchange seconds between two looks; never closer than `_LOOK_AT_LEAST_S` wall seconds."""
 _LOOK_AT_LEAST_S: Final = 0.02
-PROVE_AT_LEAST_S: Final = 2.0
+PROVE_AT_LEAST_S: Final = 4.0
 """Wall seconds that a generation has at least to prove itself: a connection takes its time at any speed."""
+_WATCH_AT_LEAST_S: Final = 0.5
+"""Wall seconds of watching: a busy machine may not run this process at all for some tenths of a second."""
 
 MakeFeed = Callable[[str, Sequence[str], OnFrame, OnState], Feed]
 """Makes a Feed of a name, streams, and whom to tell of frames and of connections' states."""
@@ -83,7 +85,7 @@ class Generations:
         self._stop = asyncio.Event()
         self._current = self._generation(NAMES[0])
         self._spare: _Generation | None = None
-        self._proof = Proof(self._ages.watch_s)
+        self._proof = self._make_proof()
         self._spare_since_s = 0.0
         self._given_up_s = -math.inf
         self._due_age_s = self._draw_age()
@@ -159,6 +161,9 @@ class Generations:
     def _both(self) -> tuple[_Generation, ...]:
         return (self._current,) if self._spare is None else (self._current, self._spare)
 
+    def _make_proof(self) -> Proof:
+        return Proof(max(self._ages.watch_s, _WATCH_AT_LEAST_S * self._clock.speed))
+
     def _draw_age(self) -> float:
         return self._jitter(self._ages.roll_from_s, self._ages.roll_before_s)
 
@@ -196,7 +201,7 @@ class Generations:
         ):
             return None
         name = NAMES[self._current.name == NAMES[0]]
-        self._proof = Proof(self._ages.watch_s)
+        self._proof = self._make_proof()
         self._spare_since_s = now_s
         self._spare = self._generation(name)
         log.info("rollover begins name=%s age_s=%.0f", name, self._age_s())

@@ -64,8 +64,8 @@ def stream_of(frame: bytes) -> bytes:
 class Proof:
     """What two generations have brought side by side.
 
-    The new one is proven when it has been open for `watch_s`, every mark price stream has come on it,
-    and so has every kline stream that came on the old one meanwhile. A kline of the old one counts
+    The new one is proven when it has been open for `watch_s` since the last mark price stream came on
+    it, all of those have come, and so has every kline stream that came on the old one meanwhile. A kline of the old one counts
     only once the symbol's mark price has come on the new one: its SUBSCRIBE has been carried out then,
     and the next trade must show on both. (A pair that trades once in minutes would otherwise be held
     against the new one, for a trade that came before.) A mark price that the old one, connected all
@@ -79,6 +79,7 @@ class Proof:
         self._old: set[bytes] = set()
         self._new: set[bytes] = set()
         self._known: set[bytes] = set()
+        self._known_before = 0
 
     def watch(self, now_s: float, *, old_open: bool, new_open: bool) -> None:
         """Note whether all connections of each are open now."""
@@ -92,6 +93,10 @@ class Proof:
             self._old.clear()
             self._new.clear()
             self._known.clear()
+        elif len(self._known) > self._known_before:
+            # Its klines count from here on only: as long as for the others.
+            self._watched_from_s = now_s
+        self._known_before = len(self._known)
 
     def from_old(self, frame: bytes) -> None:
         """Note a frame of the old generation."""

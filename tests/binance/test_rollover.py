@@ -59,7 +59,9 @@ def test_when_the_old_one_is_broken_every_mark_price_must_come() -> None:
     proof.watch(5.0, old_open=False, new_open=True)
     assert proof.lacking(STREAMS) == [MARKS[1]]
     proof.from_new(frame(MARKS[1]))
-    assert proof.is_given(STREAMS, 10.0)
+    # The first one's klines have been compared since 5.0.
+    assert not proof.is_given(STREAMS, 14.9)
+    assert proof.is_given(STREAMS, 15.0)
 
 
 def test_a_kline_of_before_the_subscription_is_not_held_against_the_new_one() -> None:
@@ -68,6 +70,19 @@ def test_a_kline_of_before_the_subscription_is_not_held_against_the_new_one() ->
     for name in MARKS:
         proof.from_new(frame(name))
     assert proof.is_given(STREAMS, 10.0)
+
+
+def test_klines_are_watched_in_full_from_the_last_mark_price_on() -> None:
+    proof = watching()
+    proof.from_new(frame(MARKS[0]))
+    proof.watch(1.0, old_open=True, new_open=True)
+    proof.from_new(frame(MARKS[1]))
+    proof.watch(9.0, old_open=True, new_open=True)
+    # The second pair's klines could not be compared before: one second would prove nothing of them.
+    assert not proof.is_given(STREAMS, 10.0)
+    proof.watch(18.0, old_open=True, new_open=True)
+    assert not proof.is_given(STREAMS, 18.9)
+    assert proof.is_given(STREAMS, 19.0)
 
 
 def test_a_connection_lost_meanwhile_starts_the_proof_anew() -> None:

@@ -80,7 +80,8 @@ def test_a_wall_clock_that_jumps_moves_nothing(
     command = run_command(config)
     with Collecting(command, tmp_path / "run.log", clock.environment()) as collector:
         wait_until(collector.is_delivering)
-        missing = collector.status()["missing_candles"]
+        # What was under way at the start may be late on a busy machine; it is no jump's doing.
+        wait_until(lambda: collector.status()["missing_candles"] == 0)
         first = venue.published_number()
         seen: list[dict[str, Any]] = []
 
@@ -94,13 +95,14 @@ def test_a_wall_clock_that_jumps_moves_nothing(
             wait_until(partial(watch, venue.published_number() + CANDLES_BETWEEN))
             # The jump did reach the process.
             assert abs(wall_clock_ms(seen[-1]) - time.time() * 1_000 - ahead_ms) < 60_000
+        # A jump that moved a deadline would leave candles of the future missing for hours.
+        wait_until(lambda: collector.status()["missing_candles"] == 0)
         # What is under way when it is stopped is nobody's fault.
         last = venue.published_number() - 6
         metrics = get(collector.url + "/metrics").body.decode()
         assert collector.stop() == 0, collector.log
     assert [report["reasons"] for report in seen if not report["healthy"]] == []
     assert {c["opened"] for report in seen for c in report["connections"]} == {1}
-    assert seen[-1]["missing_candles"] == missing
     assert "marketfeed_resubscribed_total 0.0" in metrics
     assert seen[-1]["rejects"] == {}
     published = [item for item in venue.published(first) if item.number < last]
