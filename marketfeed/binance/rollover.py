@@ -65,11 +65,12 @@ class Proof:
     """What two generations have brought side by side.
 
     The new one is proven when it has been open for `watch_s` since the last mark price stream came on
-    it, all of those have come, and so has every kline stream that came on the old one meanwhile. A kline of the old one counts
-    only once the symbol's mark price has come on the new one: its SUBSCRIBE has been carried out then,
-    and the next trade must show on both. (A pair that trades once in minutes would otherwise be held
-    against the new one, for a trade that came before.) A mark price that the old one, connected all
-    the while, has not brought either is not held against the new one: the exchange sends none.
+    it, all of those have come, and so has every kline stream that came on the old one meanwhile. A
+    kline of the old one counts only once the symbol's mark price has come on the new one: its SUBSCRIBE
+    has been carried out then, and the next trade must show on both. (A pair that trades once in minutes
+    would otherwise be held against the new one, for a trade that came before.) A mark price that the
+    old one, connected all the while, has not brought either is not held against the new one: the
+    exchange sends none.
     """
 
     def __init__(self, watch_s: float) -> None:
