@@ -19,6 +19,9 @@ SCHEMA_VERSION: Final = 3
 DROPPED_FROM: Final = 3
 """The version from which on a journal's catalog has a column `dropped`: see `dropped_column`."""
 
+COVERAGE_FROM: Final = 3
+"""The version from which on a journal keeps what is promised of each series."""
+
 OLDEST_READ: Final = 2
 """The oldest version of a journal that `reader` reads."""
 

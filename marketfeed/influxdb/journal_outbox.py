@@ -8,6 +8,7 @@ from marketfeed import schema
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.outbox import Outbox, Row, Source, each, key_of
 from marketfeed.journal import tables
+from marketfeed.journal.coverage import HISTORY_GAP
 from marketfeed.journal.journal import KIND
 
 _OHLCV: Final = {ms: schema.ohlcv_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
@@ -47,7 +48,7 @@ class JournalOutbox(Outbox):
                 Source("mark_price", schema.MARK_PRICE, self._mark_prices),
                 Source("funding_rate", schema.FUNDING_RATE, each(self._funding_rate)),
                 Source("funding_settled", schema.FUNDING_SETTLED, each(self._funding_settled)),
-                Source("gap", schema.FEED_GAP, each(self._gap)),
+                Source("gap", schema.FEED_GAP, self._gaps),
                 Source("catalog", schema.FEED_CATALOG, each(self._catalog)),
             ),
         )
@@ -155,10 +156,15 @@ class JournalOutbox(Outbox):
         _, pair_id, time_ms, rate, mark_price = row
         return lines.funding_settled_text(self._tag(pair_id), time_ms, rate, mark_price)
 
-    def _gap(self, row: Row) -> str:
-        _, pair_id, kind, start_ms, end_ms, healed, state = row
-        tag = self._tag(pair_id)
-        return lines.gap_text(tag, kind, self._collector, start_ms, end_ms, bool(healed), state)
+    def _gaps(self, rows: list[Row]) -> list[str]:
+        # What is missing of a first filling is this journal's own affair.
+        return [
+            lines.gap_text(
+                self._tag(pair_id), kind, self._collector, start_ms, end_ms, bool(healed), state
+            )
+            for _, pair_id, kind, start_ms, end_ms, healed, state in rows
+            if not kind.startswith(HISTORY_GAP)
+        ]
 
     def _catalog(self, row: Row) -> str:
         _, pair_id, timeframes, dropped, listed_ms, ended_ms, changed_ms = row

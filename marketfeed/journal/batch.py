@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any
 
 from marketfeed import schema
+from marketfeed.grid import TimeRange
+from marketfeed.journal.coverage import Key
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -33,8 +35,10 @@ class Batch:
     """
 
     __slots__ = (
+        "absent",
         "candles",
         "catalog",
+        "due_ms",
         "forming",
         "funding_every_ms",
         "funding_rates",
@@ -56,10 +60,16 @@ class Batch:
         self.gaps: dict[tuple[str, str | None, int], Gap] = {}
         self.catalog: list[CatalogEntry] = []
         self.rejected_frames: list[RejectedFrame] = []
+        self.due_ms: dict[Key, int] = {}
+        """Up to where the candles of a series are due: what is not stored then is missing."""
+        self.absent: list[tuple[Key, TimeRange, int]] = []
+        """Where the exchange has answered without candles of a series, and when (ms)."""
 
     def __len__(self) -> int:
         return (
             len(self.candles)
+            + len(self.due_ms)
+            + len(self.absent)
             + len(self.forming)
             + len(self.mark_prices)
             + len(self.funding_rates)
@@ -112,6 +122,9 @@ class Batch:
         self.gaps |= newer.gaps
         self.catalog += newer.catalog
         self.rejected_frames += newer.rejected_frames
+        self.absent += newer.absent
+        for key, due_ms in newer.due_ms.items():
+            self.due_ms[key] = max(due_ms, self.due_ms.get(key, due_ms))
 
     def shrink_to(self, max_records: int) -> dict[str, int]:
         """Give up records until at most `max_records` are left; returns how many of each kind went.

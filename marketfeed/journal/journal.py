@@ -6,18 +6,22 @@ one thread at a time; readers open the file themselves (`reader/stores/sqlite.py
 Its rows are numbered, as `storage/numbered_file.py` says.
 """
 
+import contextlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
 from marketfeed.journal import retention, rows, tables
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
+from marketfeed.journal.covering import Change, Covering, write_promises
 from marketfeed.journal.migrations import back_to_2, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import DeleteRange
-from marketfeed.records import REGULAR, Candle, FundingSettled
+from marketfeed.records import REGULAR, Candle, FundingSettled, Gap
 from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
 from marketfeed.storage.numbered_file import NumberedFile
@@ -43,8 +47,12 @@ class Journal(NumberedFile, JournalReads):
     """The one writer of a journal file, which may ask it, too."""
 
     kind = KIND
+    # What is derived from the rows is brought along in each transaction: nobody else has changed any.
+    count_commit = """UPDATE sequence SET commits = commits + 1, covered_commits = commits + 1,
+        covered_deleted = deleted"""
 
     def __init__(self, database: Database) -> None:
+        self._covering = Covering(JournalReads(database.db), database.version)
         self._pair_ids: dict[str, int] = {}
         self._funding_written: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, tuple[int, float]] = {}
@@ -59,6 +67,20 @@ class Journal(NumberedFile, JournalReads):
         """
         begins = READ_AT_START if self.version < 3 else READ_AT_START_3
         self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
+
+    @property
+    def coverage(self) -> Mapping[Key, Covered]:
+        """What is promised of each series, and missing, as of the last commit. From any thread."""
+        return self._covering.series
+
+    @property
+    def gap_states(self) -> Counter[str]:
+        """How many gaps of candles were found, healed and given up: counted on in what it is set to."""
+        return self._covering.gap_states
+
+    @gap_states.setter
+    def gap_states(self, counted: Counter[str]) -> None:
+        self._covering.gap_states = counted
 
     def write(self, batch: Batch) -> int:
         """Commit a batch durably, in one transaction. Returns how many rows were new or changed.
@@ -79,7 +101,9 @@ class Journal(NumberedFile, JournalReads):
             funding, written = self._funding_rows(batch, ids, seq)
             seq = self._run(tables.FUNDING_RATE, funding, seq)
             seq = self._run(tables.FUNDING_SETTLED, rows.settled_rows(batch, ids, seq), seq)
-            seq = self._run(tables.GAP, rows.gap_rows(batch, ids, seq), seq)
+            change = self._covering.change()
+            self._covering.take_batch(change, batch)
+            seq = self._write_change(change, seq, batch.gaps.values())
             if self.version >= schema.DROPPED_FROM:
                 seq = self._run(tables.CATALOG, rows.catalog_rows(batch.catalog, ids, seq), seq)
             else:
@@ -88,6 +112,7 @@ class Journal(NumberedFile, JournalReads):
             self._write_rejected_frames(batch)
             self._save_seq(seq)
         self._next_seq = seq
+        self._covering.publish(change)
         self._funding_written.update(written)
         self._note_settled(batch.settled)
         return changed
@@ -104,9 +129,37 @@ class Journal(NumberedFile, JournalReads):
             numbered = rows.candle_rows(batch.candles, ids, self._next_seq)
             seq = self._run(tables.CANDLE_REPAIR, numbered, self._next_seq)
             changed = self.db.total_changes - before
+            change = self._covering.change()
+            self._covering.take_batch(change, batch)
+            seq = self._write_change(change, seq)
             self._save_seq(seq)
         self._next_seq = seq
+        self._covering.publish(change)
         return changed
+
+    def promise(self, promises: Sequence[Promise], *, only: bool = False) -> None:
+        """Keep these series from now on, and with `only` no others. Raises JournalWriteError."""
+        keys = {(promise.pair, promise.timeframe) for promise in promises}
+        with self._changing_coverage() as change:
+            for one in promises:
+                self._id_of(one.pair)
+                self._covering.promise(change, one)
+            if only:
+                self._covering.release(change, [key for key in self.coverage if key not in keys])
+
+    def release(self, keys: Iterable[Key]) -> None:
+        """Promise no more of these series; their rows stay. Raises JournalWriteError."""
+        with self._changing_coverage() as change:
+            self._covering.release(change, keys)
+
+    def look_through(self, keys: Iterable[Key], candles: int) -> None:
+        """Look through rows of which it is not known whether they are whole: so many of each series.
+
+        The newest go first. Raises JournalWriteError.
+        """
+        with self._changing_coverage() as change:
+            for key in keys:
+                self._covering.look_through(change, key, candles)
 
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
         """Keep a document (a last-known copy of exchangeInfo, the chosen pairs …) under `name`."""
@@ -122,18 +175,51 @@ class Journal(NumberedFile, JournalReads):
 
         Rows from `below_seq` on stay, whatever their age: they have not been shipped yet.
         """
-        with self._transaction():
-            return retention.delete(
+        pair = next(
+            (name for name, number in self._pair_ids.items() if number == delete_range.pair_id),
+            None,
+        )
+        with self._changing_coverage() as change:
+            deleted = retention.delete(
                 self.db, delete_range, self._next_seq if below_seq is None else below_seq
             )
+            if pair is not None and delete_range.table == schema.TABLE_CANDLE:
+                self._covering.delete(change, pair, delete_range.before_ms, deleted=deleted > 0)
+        return deleted
 
     # --- inside -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _changing_coverage(self) -> Iterator[Change]:
+        """A transaction that changes coverage, and no rows that are numbered but gaps."""
+        change = self._covering.change()
+        with self._transaction():
+            yield change
+            seq = self._write_change(change, self._next_seq)
+            self._save_seq(seq)
+        self._next_seq = seq
+        self._covering.publish(change)
+
+    def _write_change(self, change: Change, seq: int, gaps: Iterable[Gap] = ()) -> int:
+        """Write what a change does to coverage, and other gaps; returns the next number."""
+        every = [*((gap, None) for gap in gaps), *change.take_gaps()]
+        if self._covering.is_durable:
+            write_promises(self.db, change, self._pair_ids)
+        else:
+            # What is missing of a first filling is known in memory, until the file is version 3.
+            every = [row for row in every if not row[0].kind.startswith(HISTORY_GAP)]
+        if not every:
+            return seq
+        upsert = tables.GAP if self._covering.is_durable else tables.GAP_2
+        numbered = rows.gap_rows(every, self._pair_ids, seq, version=self.version)
+        return self._run(upsert, numbered, seq)
 
     def _reload(self) -> None:
         # Empty until it is read: an id that was given in vain would name another pair.
         self._pair_ids = {}
         self._pair_ids = dict(self.db.execute("SELECT pair, id FROM pair"))
         super()._reload()
+        self._covering.load()
         self._funding_written.clear()
         self._settled = self.newest_settled()
 
@@ -147,10 +233,15 @@ class Journal(NumberedFile, JournalReads):
         named.update(gap.pair for gap in batch.gaps.values() if gap.pair is not None)
         named.update(entry.pair for entry in batch.catalog)
         for pair in sorted(named.difference(ids)):
-            ids[pair] = self.db.execute(
+            self._id_of(pair)
+        return ids
+
+    def _id_of(self, pair: str) -> int:
+        if pair not in self._pair_ids:
+            self._pair_ids[pair] = self.db.execute(
                 "INSERT INTO pair (pair) VALUES (?) RETURNING id", (pair,)
             ).fetchone()[0]
-        return ids
+        return self._pair_ids[pair]
 
     def _run(self, upsert: tables.Upsert, numbered: rows.Rows, seq: int) -> int:
         for text, parameters in upsert.statements(numbered):

@@ -69,13 +69,29 @@ class JournalReads:
             )
         }
 
-    def open_gaps(self) -> list[tuple[str, str, TimeRange]]:
-        """The gaps of candles that are neither healed nor given up: pair, timeframe and where."""
-        return self._gaps("'found', 'healing'")
+    def newest_candle(self, pair: str, timeframe: str) -> int | None:
+        """The open time (ms) of a series' newest closed candle; None without any."""
+        found: int | None = self.db.execute(
+            """SELECT max(open_time) FROM candle
+               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
+            (pair, schema.TIMEFRAMES_MS[timeframe]),
+        ).fetchone()[0]
+        return found
 
-    def given_up_gaps(self) -> list[tuple[str, str, TimeRange]]:
-        """The gaps of candles that were given up, as `open_gaps` gives those that were not."""
-        return self._gaps("'unresolvable'")
+    def open_gaps(self) -> list[tuple[str, str, TimeRange]]:
+        """The gaps of candles that are neither healed nor given up: pair, timeframe and where.
+
+        Those of a first filling are none of these.
+        """
+        lengths = schema.TIMEFRAMES_MS
+        return [
+            (pair, kind.removeprefix(CANDLE_GAP), TimeRange(start_ms, end_ms))
+            for pair, kind, start_ms, end_ms in self.db.execute(
+                """SELECT pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
+                   WHERE state IN ('found', 'healing') AND "end" IS NOT NULL ORDER BY start"""
+            )
+            if kind.removeprefix(CANDLE_GAP) in lengths
+        ]
 
     def holes(self, pair: str, timeframe: str, time_range: TimeRange) -> list[TimeRange]:
         """What is not stored of a range, oldest first; found by SQLite, row by row nothing is kept."""
@@ -166,18 +182,6 @@ class JournalReads:
             "rejected_frames": frames,
             "refused_lines": refused,
         }
-
-    def _gaps(self, states: str) -> list[tuple[str, str, TimeRange]]:
-        lengths = schema.TIMEFRAMES_MS
-        return [
-            (pair, kind.removeprefix(CANDLE_GAP), TimeRange(start_ms, end_ms))
-            for pair, kind, start_ms, end_ms in self.db.execute(
-                f"""SELECT pair.pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
-                    WHERE state IN ({states}) AND "end" IS NOT NULL
-                    ORDER BY start DESC"""
-            )
-            if kind.removeprefix(CANDLE_GAP) in lengths
-        ]
 
 
 _OF_SERIES: Final = """FROM candle

@@ -3,13 +3,14 @@
 `ids` maps a pair to its number in the table `pair`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, TypeAlias
 
 from marketfeed import schema
 from marketfeed.journal import tables
 from marketfeed.journal.batch import Batch
-from marketfeed.records import Candle, CatalogEntry
+from marketfeed.journal.coverage import Hole
+from marketfeed.records import Candle, CatalogEntry, Gap
 
 PURE = True
 
@@ -63,9 +64,11 @@ def settled_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
     ]
 
 
-def gap_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
-    """Rows of `gap`."""
-    return [
+def gap_rows(
+    gaps: Iterable[tuple[Gap, Hole | None]], ids: dict[str, int], seq: int, *, version: int
+) -> Rows:
+    """Rows of `gap`, each with the hole that it is, if it is one; without its answers up to version 2."""
+    rows: Rows = [
         (
             g.kind,
             tables.NO_PAIR if g.pair is None else ids[g.pair],
@@ -75,9 +78,12 @@ def gap_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
             g.reason,
             g.state,
             number,
+            None if hole is None else hole.empty_1_ms,
+            None if hole is None else hole.empty_2_ms,
         )
-        for number, g in enumerate(batch.gaps.values(), seq)
+        for number, (g, hole) in enumerate(gaps, seq)
     ]
+    return rows if version >= schema.COVERAGE_FROM else [row[:-2] for row in rows]
 
 
 def catalog_rows(entries: list[CatalogEntry], ids: dict[str, int], seq: int) -> Rows:

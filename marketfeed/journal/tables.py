@@ -21,6 +21,14 @@ CREATE TRIGGER candle_deleted AFTER DELETE ON candle BEGIN
     UPDATE sequence SET deleted = deleted + 1;
 END"""
 """Whoever deletes candles, a hand too: what is derived from them, and kept, can tell that by the count."""
+CREATE_COVERAGE: Final = """
+CREATE TABLE coverage(
+    pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, life INTEGER NOT NULL DEFAULT 0,
+    "from" INTEGER NOT NULL, looked INTEGER NOT NULL, promised INTEGER NOT NULL,
+    released INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (pair_id, timeframe_ms, life)
+) WITHOUT ROWID"""
+"""What is promised of each series of candles; its holes are rows of `gap` (`coverage.py`)."""
 META_3: Final = "INSERT INTO meta (version, readers_from, writers_from) VALUES (3, 3, 3)"
 
 CREATE: Final = f"""
@@ -34,7 +42,9 @@ CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL,
     commits INTEGER NOT NULL DEFAULT 0,
-    deleted INTEGER NOT NULL DEFAULT 0
+    deleted INTEGER NOT NULL DEFAULT 0,
+    covered_commits INTEGER NOT NULL DEFAULT 0,
+    covered_deleted INTEGER NOT NULL DEFAULT 0
 );
 INSERT INTO sequence (id, next) VALUES (1, 1);
 CREATE TABLE candle(
@@ -79,10 +89,12 @@ CREATE TABLE catalog(
 CREATE TABLE gap(
     kind TEXT NOT NULL, pair_id INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER,
     healed INTEGER NOT NULL, reason TEXT NOT NULL, state TEXT NOT NULL, seq INTEGER NOT NULL,
+    empty_1 INTEGER, empty_2 INTEGER,
     PRIMARY KEY (kind, pair_id, start)
 ) WITHOUT ROWID;
 CREATE INDEX gap_seq ON gap(seq);
 CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing');
+{CREATE_COVERAGE};
 CREATE TABLE dead_letter(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL
@@ -118,7 +130,12 @@ FROM_2_TO_3: Final = (
     META_3,
     "ALTER TABLE sequence ADD COLUMN commits INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE sequence ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sequence ADD COLUMN covered_commits INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sequence ADD COLUMN covered_deleted INTEGER NOT NULL DEFAULT 0",
     CANDLE_DELETED,
+    CREATE_COVERAGE,
+    "ALTER TABLE gap ADD COLUMN empty_1 INTEGER",
+    "ALTER TABLE gap ADD COLUMN empty_2 INTEGER",
     # That the settings have dropped a pair stood in front of its timeframes, as a comma.
     "ALTER TABLE catalog ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
     """UPDATE catalog SET dropped = 1, timeframes = ltrim(timeframes, ',')
@@ -131,6 +148,12 @@ FROM_3_TO_2: Final = (
     "DROP TABLE meta",
     "ALTER TABLE sequence DROP COLUMN commits",
     "ALTER TABLE sequence DROP COLUMN deleted",
+    "ALTER TABLE sequence DROP COLUMN covered_commits",
+    "ALTER TABLE sequence DROP COLUMN covered_deleted",
+    "DROP TABLE coverage",
+    "DELETE FROM gap WHERE substr(kind, 1, 8) = 'history_'",
+    "ALTER TABLE gap DROP COLUMN empty_1",
+    "ALTER TABLE gap DROP COLUMN empty_2",
     "UPDATE catalog SET timeframes = ',' || timeframes WHERE dropped",
     "ALTER TABLE catalog DROP COLUMN dropped",
 )
@@ -256,15 +279,30 @@ FUNDING_SETTLED: Final = Upsert(
         excluded.mark_price IS NOT NULL AND excluded.mark_price IS NOT funding_settled.mark_price
     )""",
 )
+_GAP_COLUMNS: Final = 'kind, pair_id, start, "end", healed, reason, state, seq'
+_GAP_SET: Final = """"end" = excluded."end", healed = excluded.healed, reason = excluded.reason,
+        state = excluded.state, seq = excluded.seq"""
+_GAP_DIFFERS: Final = """excluded."end" IS NOT gap."end" OR excluded.state <> gap.state
+       OR excluded.reason <> gap.reason"""
 GAP: Final = Upsert(
     "gap",
-    'kind, pair_id, start, "end", healed, reason, state, seq',
-    """WHERE true ON CONFLICT DO UPDATE SET
-        "end" = excluded."end", healed = excluded.healed, reason = excluded.reason,
-        state = excluded.state, seq = excluded.seq
-    WHERE excluded."end" IS NOT gap."end" OR excluded.state <> gap.state
-       OR excluded.reason <> gap.reason""",
+    f"{_GAP_COLUMNS}, empty_1, empty_2",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_GAP_SET},
+        empty_1 = excluded.empty_1, empty_2 = excluded.empty_2
+    WHERE {_GAP_DIFFERS}
+       OR excluded.empty_1 IS NOT gap.empty_1 OR excluded.empty_2 IS NOT gap.empty_2""",
 )
+GAP_2: Final = Upsert(
+    "gap",
+    _GAP_COLUMNS,
+    f"WHERE true ON CONFLICT DO UPDATE SET {_GAP_SET} WHERE {_GAP_DIFFERS}",
+)
+"""Of a journal up to version 2."""
+COVERAGE: Final = """
+INSERT INTO coverage (pair_id, timeframe_ms, "from", looked, promised, released)
+VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    "from" = excluded."from", looked = excluded.looked, promised = excluded.promised,
+    released = excluded.released"""
 _CATALOG_COLUMNS: Final = "pair_id, symbol, timeframes, since, listed, ended, changed, seq"
 _CATALOG_SET: Final = """
         symbol = excluded.symbol, timeframes = excluded.timeframes, listed = excluded.listed,

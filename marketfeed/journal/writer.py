@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from marketfeed.errors import JournalError, JournalWriteError
+from marketfeed.journal.coverage import Covered, Key
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.damage import find_damage, is_certain, require_readable
 from marketfeed.storage.database import CHECK_S, translate_sqlite_errors
@@ -36,12 +38,20 @@ class JournalWriter(FileThread[Journal]):
         self.bytes_used = 0
         self.rejected_frames = 0
         self.refused_lines = 0
+        self.gap_states = Counter[str]()
+        """Gaps of candles that were found, healed and given up since the start, by state."""
         self._documents: dict[str, tuple[bytes, int]] = {}
         self._check_s = check_s
         # The file that was gone on with after damage had been met in it, by its identity.
         self._reprieved: tuple[int, int] | None = None
         # Whether something was met since then that no failed read can look like.
         self._certain = False
+
+    @property
+    def coverage(self) -> Mapping[Key, Covered]:
+        """What is promised of each series, and missing, as of the last commit; empty without a file."""
+        journal = self._file
+        return {} if journal is None else journal.coverage
 
     async def call(self, function: Callable[[Journal], T]) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
@@ -120,6 +130,7 @@ class JournalWriter(FileThread[Journal]):
         self._file = journal = Journal.open(
             self.path, distrusted=distrusted, proven=proven, check_s=self._check_s
         )
+        journal.gap_states = self.gap_states
         try:
             self._run(self._note)
             self._run(partial(Journal.require_whole, at_start=True))

@@ -26,6 +26,8 @@ class NumberedFile:
     """
 
     kind: ClassVar[Kind]
+    count_commit: ClassVar[str] = "UPDATE sequence SET commits = commits + 1"
+    """The statement by which a transaction that has written something is counted."""
 
     def __init__(self, database: Database) -> None:
         self.path = database.path
@@ -120,7 +122,7 @@ class NumberedFile:
                 # So that what is derived from the rows, and kept, can tell that another version wrote. Not
                 # for nothing: retention that finds nothing would have the disk synced for each pair.
                 if self._counts_commits and self.db.total_changes != before:
-                    self.db.execute("UPDATE sequence SET commits = commits + 1")
+                    self.db.execute(self.count_commit)
         except BaseException:
             # What was numbered in vain must be numbered anew.
             with contextlib.suppress(sqlite3.Error):

@@ -1,0 +1,260 @@
+"""Keeps the coverage of a journal's series: what its transactions do to it, and how it is read again."""
+
+import logging
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.grid import TimeRange
+from marketfeed.journal import coverage, tables
+from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import HISTORY_GAP, Covered, Hole, Key, Promise
+from marketfeed.journal.reads import JournalReads
+from marketfeed.records import CANDLE_GAP, Gap
+
+log = logging.getLogger(__name__)
+
+
+class Change:
+    """What one transaction does to coverage. It counts once that is committed: `Covering.publish`."""
+
+    def __init__(self, known: Mapping[Key, Covered]) -> None:
+        self.after: dict[Key, Covered | None] = {}
+        self.gaps: list[tuple[Gap, Hole | None]] = []
+        """The rows of gaps that change, as of the last `take_gaps`."""
+        self._known = known
+        self._open_rows: dict[Key, list[Hole]] = {}
+
+    def get(self, key: Key) -> Covered | None:
+        """What is known of a series by now."""
+        return self.after[key] if key in self.after else self._known.get(key)
+
+    def become(self, key: Key, covered: Covered | None, open_rows: Iterable[Hole] = ()) -> None:
+        """Take in what is known from here on; of `open_rows` gaps tell already, of no known series."""
+        if covered is not self.get(key):
+            self.after[key] = covered
+        if open_rows:
+            self._open_rows[key] = list(open_rows)
+
+    def take_gaps(self) -> list[tuple[Gap, Hole | None]]:
+        """The rows of gaps that change, each with its hole if that is open."""
+        for key, new in self.after.items():
+            before = self._open_rows.get(key, ())
+            self.gaps += coverage.changed_gaps(key, self._known.get(key), new, before)
+        return self.gaps
+
+    def changed_promises(self) -> list[tuple[Key, Covered, bool]]:
+        """Each series of which more changes than its end and its holes, and whether it is released."""
+        found: list[tuple[Key, Covered, bool]] = []
+        for key, new in self.after.items():
+            old = self._known.get(key)
+            if new is None:
+                if old is not None:
+                    found.append((key, old, True))
+            elif old is None or _promise(old) != _promise(new):
+                found.append((key, new, False))
+        return found
+
+
+class Covering:
+    """The coverage of an open journal, as of its last commit; `series` may be read from any thread.
+
+    In a journal of before version 3 it is kept in memory alone, and made anew at each start.
+    """
+
+    def __init__(self, reads: JournalReads, version: int) -> None:
+        self.is_durable = version >= schema.COVERAGE_FROM
+        self.gap_states = Counter[str]()
+        """How many rows of gaps were written since the file was opened, by state."""
+        self._reads = reads
+        self._series: dict[Key, Covered] = {}
+        self._released: set[Key] = set()
+        self._open_gaps: dict[Key, list[TimeRange]] | None = None
+        self.series: Mapping[Key, Covered] = MappingProxyType(self._series)
+
+    def load(self) -> None:
+        """Read it, as of the last commit. Raises sqlite3.Error."""
+        if not self.is_durable:
+            return
+        series, self._released = read_coverage(self._reads)
+        self._series.clear()
+        self._series.update(series)
+
+    def change(self) -> Change:
+        """Begin a transaction."""
+        self._open_gaps = None
+        return Change(self._series)
+
+    def publish(self, change: Change) -> None:
+        """Take over what a transaction has done: it is committed."""
+        for gap, hole in change.gaps:
+            self.gap_states[gap.state] += 1
+            if hole is not None and hole.is_absent:
+                log.warning(
+                    "candles cannot be fetched pair=%s kind=%s first_ms=%d end_ms=%d reason=%r",
+                    gap.pair,
+                    gap.kind,
+                    hole.start_ms,
+                    hole.end_ms,
+                    gap.reason,
+                )
+        for key, covered in change.after.items():
+            if covered is None:
+                self._series.pop(key, None)
+                self._released.add(key)
+            else:
+                self._series[key] = covered
+                self._released.discard(key)
+
+    # --- events, within a transaction ---------------------------------------------------------------
+
+    def take_batch(self, change: Change, batch: Batch) -> None:
+        """Take in what a batch stores, what the exchange has answered without, and what is due."""
+        known = self._series
+        opens: defaultdict[Key, list[int]] = defaultdict(list)
+        for candle in batch.candles:
+            key = candle.pair, candle.timeframe
+            if key in known:
+                opens[key].append(candle.open_time_ms)
+        lengths_ms = schema.TIMEFRAMES_MS
+        for key, times in opens.items():
+            times.sort()
+            change.become(key, coverage.stored(known[key], times, lengths_ms[key[1]]))
+        for key, where, at_ms in batch.absent:
+            covered = change.get(key)
+            if covered is not None:
+                change.become(key, coverage.answered_without(covered, where, at_ms))
+        for key, due_ms in batch.due_ms.items():
+            covered = change.get(key)
+            if covered is not None:
+                change.become(key, coverage.expected(covered, due_ms))
+
+    def promise(self, change: Change, promise: Promise) -> None:
+        """Take in what is to be kept of a series."""
+        key = promise.pair, promise.timeframe
+        length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+        known = change.get(key)
+        newest_ms = self._reads.newest_candle(*key)
+        if known is None and key in self._released:
+            change.become(key, coverage.added_again(promise, newest_ms))
+            return
+        covered = coverage.promised(
+            known, promise, newest_ms, lambda where: self._reads.holes(*key, where)
+        )
+        open_rows: list[Hole] = []
+        if known is None:
+            open_rows = [Hole(*gap) for gap in self._open_rows().get(key, ())]
+            inside = [
+                hole
+                for hole in open_rows
+                if covered.from_ms <= hole.start_ms
+                and hole.end_ms <= covered.looked_ms
+                and (hole.start_ms - covered.from_ms) % length_ms == 0
+            ]
+            covered = msgspec.structs.replace(covered, holes=(*disjoint(inside), *covered.holes))
+        change.become(key, covered, open_rows)
+
+    def _open_rows(self) -> dict[Key, list[TimeRange]]:
+        """The gaps that are open, read once a transaction."""
+        if self._open_gaps is None:
+            self._open_gaps = {}
+            for pair, timeframe, gap in self._reads.open_gaps():
+                self._open_gaps.setdefault((pair, timeframe), []).append(gap)
+        return self._open_gaps
+
+    def look_through(self, change: Change, key: Key, candles: int) -> None:
+        """Look through the newest rows of a series that are still to be, so many candles at most."""
+        known = change.get(key)
+        if known is None or known.is_looked_through:
+            return
+        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        down_to_ms = max(known.looked_ms - candles * length_ms, known.from_ms)
+        lacking = self._reads.holes(*key, TimeRange(down_to_ms, known.looked_ms))
+        change.become(key, coverage.looked(known, down_to_ms, lacking))
+
+    def delete(self, change: Change, pair: str, before_ms: int, *, deleted: bool) -> None:
+        """Take in that a pair's candles of before `before_ms` were deleted, if there were any."""
+        for key in [key for key in self._series if key[0] == pair]:
+            known = self._series[key]
+            kept_ms = schema.ceil_to(before_ms, schema.TIMEFRAMES_MS[key[1]])
+            if deleted or (known.holes and known.holes[0].start_ms < kept_ms):
+                change.become(key, coverage.stored_before(known, kept_ms))
+
+    def release(self, change: Change, keys: Iterable[Key]) -> None:
+        """Promise no more of these series; their rows stay."""
+        for key in keys:
+            if key in self._series:
+                change.become(key, None)
+
+
+def write_promises(db: sqlite3.Connection, change: Change, ids: Mapping[str, int]) -> None:
+    """Write what a change does to the table `coverage`; `ids` are the pairs' numbers."""
+    db.executemany(
+        tables.COVERAGE,
+        [
+            (ids[pair], schema.TIMEFRAMES_MS[timeframe], *_promise(covered), released)
+            for (pair, timeframe), covered, released in change.changed_promises()
+        ],
+    )
+
+
+def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
+    """What a journal of version 3 says is promised and missing; and which series it promises no more.
+
+    When the journal's counters tell that somebody else has changed rows, all are to be looked through.
+    """
+    names = schema.TIMEFRAME_NAMES
+    promises = reads.db.execute(
+        """SELECT pair, timeframe_ms, "from", looked, promised, released
+           FROM coverage JOIN pair ON pair.id = pair_id"""
+    ).fetchall()
+    if not promises:
+        return {}, set()
+    holes: defaultdict[Key, list[Hole]] = defaultdict(list)
+    for pair, kind, *hole in reads.db.execute(
+        """SELECT pair, kind, start, "end", empty_1, empty_2 FROM gap JOIN pair ON pair.id = pair_id
+           WHERE state IN ('found', 'healing') OR (state = 'unresolvable' AND empty_2 IS NOT NULL)
+           ORDER BY start"""
+    ):
+        start_ms, end_ms, *empty = hole
+        for prefix in (CANDLE_GAP, HISTORY_GAP):
+            if kind.startswith(prefix) and end_ms is not None:
+                one = Hole(start_ms, end_ms, prefix == HISTORY_GAP, *empty)
+                holes[pair, kind.removeprefix(prefix)].append(one)
+    newest = reads.newest_candles()
+    found: dict[Key, Covered] = {}
+    gone: set[Key] = set()
+    trusted = reads.db.execute(
+        "SELECT commits = covered_commits AND deleted = covered_deleted FROM sequence"
+    ).fetchone()[0]
+    for pair, length_ms, from_ms, looked_ms, keep_ms, released in promises:
+        key = pair, names[length_ms]
+        if released:
+            gone.add(key)
+            continue
+        mine = disjoint(hole for hole in holes[key] if hole.start_ms >= from_ms)
+        end_ms = max(
+            from_ms,
+            newest[key] + length_ms if key in newest else from_ms,
+            *(hole.end_ms for hole in mine[-1:]),
+        )
+        covered = Covered(from_ms, looked_ms, end_ms, keep_ms, tuple(mine))
+        found[key] = covered if trusted else coverage.distrusted(covered)
+    return found, gone
+
+
+def disjoint(holes: Iterable[Hole]) -> list[Hole]:
+    """Holes in their order, without those that another one overlaps: a hand may have written such rows."""
+    found: list[Hole] = []
+    for hole in sorted(holes, key=lambda one: one[:2]):
+        if hole.start_ms < hole.end_ms and (not found or hole.start_ms >= found[-1].end_ms):
+            found.append(hole)
+    return found
+
+
+def _promise(covered: Covered) -> tuple[int, int, int]:
+    return covered.from_ms, covered.looked_ms, covered.promised_ms
