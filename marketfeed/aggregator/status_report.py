@@ -35,3 +35,7 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     shipping: ShipReport | None
     rss_bytes: int
     cpu_s: float
+
+    def health(self) -> dict[str, object]:
+        """What `/health` says to everybody."""
+        return {"state": "well" if self.healthy else "not well", "healthy": self.healthy}

@@ -26,7 +26,6 @@ from marketfeed.collector.reporter import SHIPPING_TROUBLE_S, Reporter
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import CollectorCounters
-from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.service.status_port import StatusServer
@@ -60,6 +59,7 @@ class Collector:
         self._clock = clock or ExchangeClock()
         self._counters = CollectorCounters()
         self._writer = JournalWriter(settings.journal.path)
+        self._writer.gap_states = self._counters.gaps
         self._looks_proven = -1
         self._turns = Turns(Budget(settings.history.weight_per_minute), self._clock)
         self._upkeep = Upkeep(settings.journal, self._clock, self._writer, self._turns)
@@ -71,6 +71,7 @@ class Collector:
             self._turns,
             self._upkeep,
             shipping_trouble_s,
+            settings.status.filling_is,
         )
 
     def report(self) -> StatusReport:
@@ -158,12 +159,12 @@ class Collector:
                 outer.create_task(shipper.run(), name="ship")
             try:
                 async with asyncio.TaskGroup() as group:
-                    stored = await self._writer.call(Journal.newest_candles)
-                    supervisor.start(stored, parts.fill_ms)
+                    supervisor.start()
                     feeding = group.create_task(feed.run(), name="feed")
                     stamped = partial(_once_stamped, supervisor.stamped, parts.silent_after_s)
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
+                        group.create_task(stamped(parts.promises.run), name="promises"),
                         group.create_task(stamped(parts.healer.run), name="heal"),
                         group.create_task(parts.settled_rates.run(), name="settled rates"),
                         group.create_task(stamped(parts.history.run), name="history"),

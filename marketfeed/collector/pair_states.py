@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.gaps.deadlines import MARK_PRICE_DUE_S, Overdue, Series
+from marketfeed.gaps.deadlines import MARK_PRICE_DUE_S, Overdue
+from marketfeed.journal.coverage import Key
 
 PURE = True
 
@@ -47,14 +48,14 @@ def make_tiles(
     speed: float,
     mark_event_ms: Mapping[str, int],
     overdue: Collection[Overdue],
-    old_holes: Mapping[Series, int],
+    old_holes: Mapping[Key, int],
 ) -> list[PairTile]:
     """Judge `pairs`, in their order. `speed`: exchange seconds in a wall second."""
     late_ds = 10 * max(MARK_PRICE_DUE_S, LATE_WALL_S * speed)
     silent = Counter(item.series.pair for item in overdue)
     holes: Counter[str] = Counter()
-    for series, count in old_holes.items():
-        holes[series.pair] += count
+    for (pair, _), count in old_holes.items():
+        holes[pair] += count
     tiles = []
     for pair in pairs:
         at_ms = mark_event_ms.get(pair)

@@ -18,7 +18,9 @@ from marketfeed.binance.symbols import parse_exchange_info, stream_names
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import Healer
-from marketfeed.gaps.supervisor import Supervisor
+from marketfeed.gaps.holes import Holes
+from marketfeed.gaps.promises import Promises
+from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
 from marketfeed.history.background import History, kept_ms
 from marketfeed.history.funding import SettledRates
 from marketfeed.influxdb.shipper import Shipper
@@ -59,8 +61,6 @@ class CollectorParts:
         timeframes, mark_price_every_ms = exchange.timeframes, exchange.mark_price_every.ms
         # A deadline of the market: every connection carries mark prices, which come every 1 or 3 s.
         self.silent_after_s = clock.wall_s(SILENT_AFTER_S, SILENT_AT_LEAST_S)
-        # What is absent since the last run, a day of it at least.
-        self.fill_ms = kept_ms(settings, max(1, settings.history.days))
         self.rest = rest
         self._source = source
         self._listing = listing
@@ -76,12 +76,26 @@ class CollectorParts:
         )
         writer.on_damage = self.intake.on_damage
         self._catalog = Catalog(timeframes, self.intake, clock)
+        self.holes = Holes(
+            lambda: writer.coverage,
+            lambda: self.intake.received,
+            lambda: candle_due_ms(clock.speed),
+        )
+        self.promises = Promises(
+            writer,
+            clock,
+            lambda: self.roster.instruments,
+            timeframes,
+            kept_ms(settings),
+            self._on_promised,
+        )
         self.supervisor = Supervisor(
-            self.intake, clock, counters, instruments, timeframes, mark_price_every_ms
+            self.intake, clock, counters, instruments, timeframes, mark_price_every_ms, self.holes
         )
         self.healer = Healer(
-            self.supervisor, rest, self.intake, writer, clock, counters, self.roster.known
+            self.holes, rest, self.intake, writer, clock, counters, self.roster.known
         )
+        self.supervisor.on_reconnected = self.healer.recheck
         self.history = History(
             settings,
             writer,
@@ -89,8 +103,7 @@ class CollectorParts:
             session,
             clock,
             lambda: self.roster.instruments,
-            self.healer.on_stored,
-            lambda: self.supervisor.unfilled().total(),
+            self.holes,
         )
         self.settled_rates = SettledRates(
             rest,
@@ -100,7 +113,7 @@ class CollectorParts:
             counters,
             lambda: parse_exchange_info(self._exchange_info()),
             instruments,
-            self.fill_ms if settings.history.days else 0,
+            kept_ms(settings),
         )
         self._options = FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=self.silent_after_s)
         self._limiter = ConnectLimiter()
@@ -157,12 +170,14 @@ class CollectorParts:
     def _on_journal_replaced(self) -> None:
         self._catalog.note_all()
         self._source.on_journal_replaced()
-        self.supervisor.on_journal_replaced()
+        self.promises.wake()
+
+    def _on_promised(self) -> None:
         self.history.wake()
 
     def _on_pairs_changed(self) -> None:
         self.settled_rates.set_instruments(self.roster.instruments)
-        self.history.wake()
+        self.promises.wake()
 
     def _exchange_info(self) -> bytes:
         return (self._source.newest or self._listing).exchange_info

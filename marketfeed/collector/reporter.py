@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
 from itertools import islice
 from typing import Final
 
@@ -14,6 +15,7 @@ from marketfeed.collector.pair_states import PairTile, make_tiles
 from marketfeed.collector.parts import CollectorParts
 from marketfeed.collector.status_report import (
     ConnectionReport,
+    HealthState,
     JournalReport,
     StatusReport,
     TimeframeReport,
@@ -21,7 +23,8 @@ from marketfeed.collector.status_report import (
 from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import CollectorCounters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
-from marketfeed.gaps.supervisor import HOLE_SHOWN_S
+from marketfeed.grid import TILE_CANDLES
+from marketfeed.history.backfill import PROGRESS_S
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
@@ -31,6 +34,8 @@ from marketfeed.storage.versions import about_version
 
 NAMED_SERIES: Final = 20
 NAMED_IN_HEALTH: Final = 3
+HOLE_SHOWN_S: Final = 60.0
+"""Exchange seconds that a candle may be missing before `/health` tells of it."""
 SHIPPING_TROUBLE_S: Final = 30.0
 """A server that restarts is no trouble yet; one that is away for longer is."""
 
@@ -47,6 +52,7 @@ class Reporter:
         turns: Turns,
         upkeep: Upkeep,
         shipping_trouble_s: float = SHIPPING_TROUBLE_S,
+        filling_is: int = 200,
     ) -> None:
         self.stage = "starting"
         """`starting`, `running` or `stopping`."""
@@ -59,6 +65,7 @@ class Reporter:
         self._turns = turns
         self._upkeep = upkeep
         self._shipping_trouble_s = shipping_trouble_s
+        self._filling_is_healthy = filling_is == HTTPStatus.OK
         self._started_s = time.monotonic()
         self._rate_frames = 0
         self._rate_s = self._started_s
@@ -69,12 +76,17 @@ class Reporter:
         counters, parts = self._counters, self.parts
         overdue = self._overdue()
         reasons = self._reasons()
+        now_ms = self._clock.now_ms()
+        holes = None if parts is None else parts.holes
+        state = self._state(reasons)
         return StatusReport(
             version=__version__,
-            healthy=not reasons,
+            state=state,
+            healthy=state == "well" or (state == "filling" and self._filling_is_healthy),
             reasons=reasons,
+            ready_pairs=self._ready_pairs(now_ms),
             uptime_s=time.monotonic() - self._started_s,
-            exchange_time_ms=self._clock.now_ms(),
+            exchange_time_ms=now_ms,
             clock_offset_ms=self._clock.offset_ms(),
             speed=self._clock.speed,
             pairs=self._pairs(),
@@ -89,7 +101,7 @@ class Reporter:
             rejects=dict(counters.rejects),
             overdue=dict(Counter(item.series.channel for item in overdue)),
             overdue_series=[_late(item) for item in overdue[:NAMED_SERIES]],
-            missing_candles=0 if parts is None else parts.supervisor.missing_candles,
+            missing_candles=0 if holes is None else holes.count(now_ms).total(),
             healing=None if parts is None else parts.healer.report(),
             settled=None if parts is None else parts.settled_rates.report(),
             mark_price_age_s=self._oldest_mark_age_s(),
@@ -102,7 +114,7 @@ class Reporter:
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
-            oldest_hole_s=0.0 if parts is None else parts.supervisor.oldest_hole_s,
+            oldest_hole_s=0.0 if holes is None else holes.oldest_s(now_ms),
         )
 
     def pairs(self) -> tuple[str, ...]:
@@ -121,13 +133,15 @@ class Reporter:
             self._clock.speed,
             parts.mark_event_ms(),
             self._overdue(),
-            parts.supervisor.old_holes(),
+            parts.holes.open_longer_than(HOLE_SHOWN_S, self._clock.now_ms()),
         )
 
     def headline(self) -> str:
         """How it fares, in a line for `systemctl status`."""
         reasons = self._reasons()
-        state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
+        state: str = self._state(reasons)
+        if reasons:
+            state += f": {'; '.join(reasons[:2])}"
         more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
         return f"{self._pairs()} pairs, {state}{more}"
 
@@ -176,30 +190,57 @@ class Reporter:
         overdue = self._overdue()
         if overdue:
             reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")
-        old = parts.supervisor.old_holes()
+        old = parts.holes.open_longer_than(HOLE_SHOWN_S, self._clock.now_ms())
         if old:
-            series = (f"{item.pair} {item.channel}" for item in old)
+            series = map(" ".join, old)
             trouble = f"; REST: {parts.healer.trouble.why}" if parts.healer.trouble else ""
             reasons.append(
                 f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
                 f"{_named(series)}{trouble}"
             )
-        unfilled = [f"{item.pair} {item.channel}" for item in parts.supervisor.unfilled()]
-        state = parts.history.report()
-        trouble = parts.healer.trouble.why
-        if state.history is not None:
-            unfilled = list(dict.fromkeys([*unfilled, *parts.history.unfilled()]))
-            trouble = trouble or state.history.trouble
-        if unfilled:
+        if parts.history.backfill.is_stuck:
+            history = parts.history.backfill.report()
+            trouble = history.trouble or parts.healer.trouble.why
             reasons.append(
-                f"{len(unfilled)} series lack some of their newest candles from before they were subscribed: "
-                f"{_named(unfilled)}{f'; {trouble}' if trouble else ''}"
+                f"filling makes no progress for {PROGRESS_S / 60:.0f} min: {history.candles_left:,} candles "
+                f"are left of {history.pairs - history.pairs_done} pairs{f'; {trouble}' if trouble else ''}"
             )
+        state = parts.history.report()
         if unmended := state.audit.unmended:
             reasons.append(
                 f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"
             )
         return reasons
+
+    def _state(self, reasons: Sequence[str]) -> HealthState:
+        if reasons:
+            return "not well"
+        return "filling" if self._is_filling() else "well"
+
+    def _is_filling(self) -> bool:
+        """Whether something is not filled for the first time, or not even known: new, or looked through."""
+        parts = self.parts
+        if parts is None:
+            return True
+        known = parts.holes.series()
+        return (
+            bool(parts.promises.unpromised())
+            or not all(covered.is_looked_through for covered in known.values())
+            or bool(parts.holes.count(self._clock.now_ms(), first=True))
+        )
+
+    def _ready_pairs(self, now_ms: int) -> int:
+        """How many pairs have the newest candles of all timeframes, as many as a feeder asks for at most."""
+        parts = self.parts
+        if parts is None:
+            return 0
+        return sum(
+            all(
+                parts.holes.ready((one.pair, timeframe), TILE_CANDLES, now_ms)
+                for timeframe in self._timeframes
+            )
+            for one in parts.roster.instruments
+        )
 
     def _pairs(self) -> int:
         return 0 if self.parts is None else len(self.parts.roster)

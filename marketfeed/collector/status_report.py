@@ -1,5 +1,7 @@
 """What `/status` of a collector shows, record by record."""
 
+from typing import Literal, TypeAlias
+
 import msgspec
 
 from marketfeed.binance.rest_queue import RestReport
@@ -7,6 +9,9 @@ from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.shipper import ShipReport
+
+HealthState: TypeAlias = Literal["filling", "well", "not well"]
+"""`filling`: nothing is wrong, and some of what is promised has never been there yet."""
 
 
 class ConnectionReport(msgspec.Struct, frozen=True):
@@ -61,8 +66,13 @@ class StatusReport(msgspec.Struct, frozen=True):
     """All that `marketfeed status` shows. Times in ms are exchange time."""
 
     version: str
+    state: HealthState
     healthy: bool
+    """Whether `/health` answers 200."""
     reasons: list[str]
+    """Why the state is `not well`."""
+    ready_pairs: int
+    """Pairs that have the newest 499 candles of all timeframes, as far as the exchange has them."""
     uptime_s: float
     exchange_time_ms: int
     clock_offset_ms: float
@@ -85,7 +95,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     overdue_series: list[str]
     """The longest silent of them, as text."""
     missing_candles: int
-    """Candles that are due and have not come, since the start or of an earlier run."""
+    """Candles that are due and not there, by this run or an earlier; those of a first filling apart."""
     healing: HealReport | None
     """None before it has started to collect."""
     settled: SettledRatesReport | None
@@ -104,4 +114,8 @@ class StatusReport(msgspec.Struct, frozen=True):
     tasks: int = 0
     """Of the event loop."""
     oldest_hole_s: float = 0.0
-    """For how long (exchange s) the oldest open gap of candles has been known."""
+    """For how long (exchange s) the oldest missing candle is due; those of a first filling apart."""
+
+    def health(self) -> dict[str, object]:
+        """What `/health` says to everybody."""
+        return {"state": self.state, "healthy": self.healthy, "ready_pairs": self.ready_pairs}

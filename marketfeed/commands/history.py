@@ -26,6 +26,8 @@ from marketfeed.collector.status_report import StatusReport
 from marketfeed.collector.upkeep import REST_BUDGET, save_budget
 from marketfeed.commands.status_client import NoCollectorError, fetch_status, status_url
 from marketfeed.errors import JournalLockedError, MarketfeedError, SettingsError
+from marketfeed.gaps.holes import Holes
+from marketfeed.gaps.promises import look_through, promises
 from marketfeed.history.audit import (
     Audit,
     AuditOptions,
@@ -34,7 +36,7 @@ from marketfeed.history.audit import (
     audited_series,
 )
 from marketfeed.history.backfill import HistoryReport, Source
-from marketfeed.history.background import make_backfill, open_archive
+from marketfeed.history.background import kept_ms, make_backfill, open_archive
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView
@@ -107,7 +109,11 @@ async def _fill(
     async with _rest(settings, settings.history.weight_per_minute) as (rest, clock, session):
         listing = await InstrumentSource(settings.exchange, rest, clock, writer).load_once()
         instruments = _named(listing.selection.instruments, pairs)
-        await _note_catalog(writer, instruments, settings.exchange.timeframes, clock.now_ms())
+        timeframes = settings.exchange.timeframes
+        await _note_catalog(writer, instruments, timeframes, clock.now_ms())
+        kept = promises(instruments, timeframes, clock.now_ms(), kept_ms(settings, days))
+        await writer.call(lambda journal: journal.promise(kept))
+        await look_through(writer)
         backfill = make_backfill(
             settings,
             writer,
@@ -115,10 +121,11 @@ async def _fill(
             session,
             clock,
             lambda: instruments,
+            Holes(lambda: writer.coverage, dict),
             days,
             source,
-            # Nobody else brings the newest ones.
-            NOW_CLOSED_MS,
+            # Nobody else brings them.
+            newest_too=True,
         )
         try:
             await _watched(

@@ -181,11 +181,10 @@ def refused_table(refused: Sequence[RefusedLine], gone: int) -> RenderableType:
 
 def status_tables(report: StatusReport) -> list[RenderableType]:
     """What `status` shows of a running collector."""
-    headline = (
-        Text("well", style="bold green")
-        if report.healthy
-        else Text("NOT WELL: " + "; ".join(report.reasons), style="bold red")
-    )
+    if report.reasons:
+        headline = Text("NOT WELL: " + "; ".join(report.reasons), style="bold red")
+    else:
+        headline = Text(report.state, style="bold green")
     facts = Table(show_header=False, box=None)
     mark_age = report.mark_price_age_s
     for name, value in (
@@ -194,6 +193,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("exchange time", _time(report.exchange_time_ms)),
         ("its clock ahead by", f"{report.clock_offset_ms:+,.0f} ms"),
         ("pairs, streams", f"{report.pairs:,}, {report.streams:,}"),
+        ("pairs ready", f"{report.ready_pairs:,}: the newest 499 candles of all timeframes"),
         ("left out", ", ".join(report.refused_pairs) or "none"),
         ("frames", f"{report.frames:,} ({report.frames_per_s:,.0f}/s)"),
         ("rejected", _counts(report.rejects)),

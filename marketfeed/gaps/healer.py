@@ -1,17 +1,14 @@
-"""Closes holes: what the supervisor finds missing is fetched by REST and takes the way of all candles.
+"""Closes holes among the newest candles: they are fetched by REST and take the way of all candles.
 
-A fetched candle goes through the intake into the journal, where it gives way to none with fewer trades; the
-supervisor sees it there, and the gap is healed in the same commit. The newest holes go first. While REST
-fails, one request at a time asks whether it is back; holes stay holes, and nothing is given up for that.
-What REST answers without is asked for again with growing pauses, and is `unresolvable` in the end; what it
-answers an odd row for is asked for on and on.
+A fetched candle goes through the intake into the journal, where it gives way to none with fewer trades, and
+its hole shrinks in the same commit. The newest holes go first. While REST fails, one request at a time asks
+whether it is back; holes stay holes. What REST answers without is asked for again with growing pauses until
+`coverage` believes it; what it answers an odd row for is asked for on and on.
 """
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -30,11 +27,12 @@ from marketfeed.errors import (
     OddAnswerError,
     backoff_s,
 )
-from marketfeed.gaps.deadlines import MARK_PRICE, Missing, Series
-from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
-from marketfeed.grid import TimeRange, joined, missing, subtract, tiles, without
+from marketfeed.gaps.deadlines import MARK_PRICE, Series
+from marketfeed.gaps.holes import Holes
+from marketfeed.gaps.supervisor import candle_due_ms
+from marketfeed.grid import TimeRange, joined, missing, overlap, tiles, without
 from marketfeed.ingest.intake import Intake
-from marketfeed.journal.journal import Journal
+from marketfeed.journal.coverage import Hole, Key
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, differing_fields
 from marketfeed.schema import TIMEFRAMES_MS, floor_to
@@ -43,8 +41,12 @@ log = logging.getLogger(__name__)
 
 REQUESTS: Final = 16
 """Requests under way at a time: the holes of one boundary of all pairs are closed in some round trips."""
-PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0)
+PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0, 61.0)
 """Exchange seconds until a candle that REST answered without is asked for again; ten minutes in all."""
+PAUSES_KEPT: Final = 5_000
+"""Pauses remembered before those that are over are forgotten."""
+LOOK_EVERY_S: Final = 0.5
+"""Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 FAILURE_PAUSE_S: Final = 1.0
 FAILURE_CAP_S: Final = 15.0
 """Exchange seconds until REST is asked again when it has failed: after the first failure, and at most."""
@@ -52,18 +54,14 @@ RECHECKED: Final = 3
 """Candles of each series that are compared after its connection was lost."""
 RECHECKS: Final = 4
 """Requests for that under way at a time."""
-RESUME_EVERY_S: Final = 600.0
-"""Exchange seconds between two looks at the journal for holes that were too many to be remembered."""
-NO_CANDLE: Final = "the exchange's REST has no such candle"
-ENDED: Final = "the pair ended"
-NOT_COLLECTED: Final = "the pair is not collected any more"
 
 
 class HealReport(msgspec.Struct, frozen=True):
     """What is being healed. `trouble` is why REST cannot be asked now, empty if it can.
 
-    `open_gaps` are gaps by state (`found`, `healing`), `ended` those that were healed or given up since
-    the start; `backlog` candles are missing, `rechecks` series are to be compared after a reconnect.
+    `open_gaps` are gaps by state: `healing` are asked for right now, `found` wait for that. `ended` were
+    healed or given up since the start; `backlog` candles are missing, `rechecks` series are to be compared
+    after a reconnect. A first filling is none of these.
     """
 
     open_gaps: dict[str, int]
@@ -73,50 +71,22 @@ class HealReport(msgspec.Struct, frozen=True):
     trouble: str
 
 
-class _Gap(msgspec.Struct, eq=False):
-    """A gap on its way: `without` are ranges that this round's answers lacked, `pauses` past rounds.
+class _Pause(msgspec.Struct, eq=False):
+    """Candles that REST answered without: how often, and when (s) they may be asked for again."""
 
-    For those that are `unclear`, too, there were odd rows.
-    """
-
-    end_ms: int
+    asked: int
     due_s: float
-    pauses: int = 0
-    without: list[TimeRange] = []
-    unclear: list[TimeRange] = []
-
-
-class _Queue(msgspec.Struct, eq=False):
-    """The gaps of one series by their start; one request at a time asks for it.
-
-    `due_s` tells when the first one is due (at the earliest), `newest_ms` where the newest ends (at most).
-    """
-
-    gaps: dict[int, _Gap] = {}
-    busy: bool = False
-    due_s: float = 0.0
-    newest_ms: int = 0
-
-    def add(self, start_ms: int, gap: _Gap) -> None:
-        first = not self.gaps
-        self.gaps[start_ms] = gap
-        self.due_s = gap.due_s if first else min(self.due_s, gap.due_s)
-        self.newest_ms = gap.end_ms if first else max(self.newest_ms, gap.end_ms)
-
-    def refresh(self) -> None:
-        self.due_s = min((gap.due_s for gap in self.gaps.values()), default=0.0)
-        self.newest_ms = max((gap.end_ms for gap in self.gaps.values()), default=0)
 
 
 class Healer:
-    """Heals what `supervisor` finds missing; `run` goes on until it is cancelled.
+    """Heals what is missing among the newest candles; `run` goes on until it is cancelled.
 
     `instruments` gives the contract of a pair, None if it is not known any more.
     """
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        holes: Holes,
         rest: BinanceRest,
         intake: Intake,
         writer: JournalWriter,
@@ -126,172 +96,136 @@ class Healer:
     ) -> None:
         self.trouble = Trouble(log, "healing waits for REST", "REST answers again, healing goes on")
         """Why REST cannot be asked now."""
-        self._supervisor = supervisor
+        self._holes = holes
         self._rest = rest
         self._intake = intake
         self._writer = writer
         self._clock = clock
         self._counters = counters
         self._instruments = instruments
-        self._queues: dict[Series, _Queue] = {}
-        self._under_way = 0
+        self._asking: dict[Key, TimeRange] = {}
+        self._pauses: dict[tuple[Key, int], _Pause] = {}
         self._again_s = 0.0
         self._wake = asyncio.Event()
         self._rechecks: dict[Series, float] = {}
         self._rechecked_ms: dict[Series, int] = {}
-        self._stored_otherwise = False
         self._recheck_wake = asyncio.Event()
-        supervisor.on_missing = self._on_missing
-        supervisor.on_reconnected = self._on_reconnected
 
     def report(self) -> HealReport:
         """What is being healed now."""
-        states = self._counters.gaps
+        now_ms = self._clock.now_ms()
+        states, open_gaps = self._writer.gap_states, self._holes.open_gaps(now_ms)
+        healing = min(len(self._asking), open_gaps)
         return HealReport(
-            open_gaps=dict(self._supervisor.open_gaps),
+            open_gaps={
+                state: count
+                for state, count in (("found", open_gaps - healing), ("healing", healing))
+                if count
+            },
             ended={state: states[state] for state in ("healed", "unresolvable")},
-            backlog=self._supervisor.missing_candles,
+            backlog=self._holes.count(now_ms).total(),
             rechecks=len(self._rechecks),
             trouble=self.trouble.why,
         )
 
-    def on_stored(self, candles: Iterable[Candle]) -> None:
-        """Take note of closed candles that history or its audit has stored, of gaps given up perhaps."""
-        self._supervisor.stored(candles)
-        self._stored_otherwise = True
-
     async def run(self) -> None:
         """Heal until cancelled. Raises nothing that REST or the journal is the cause of."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_resuming(), name="heal-resume")
             group.create_task(self._keep_rechecking(), name="heal-recheck")
             while True:
                 self._wake.clear()
-                wait_s = self._start_due(group)
-                await wait_at_most(
-                    None if wait_s is None else self._clock.wall_s(wait_s), self._wake
-                )
+                self._start_due(group)
+                await wait_at_most(self._clock.wall_s(LOOK_EVERY_S), self._wake)
 
-    # --- gaps -------------------------------------------------------------------------------------
+    # --- holes ------------------------------------------------------------------------------------
 
-    def _on_missing(self, item: Missing) -> None:
-        if item.series.channel == MARK_PRICE:
+    def _start_due(self, group: asyncio.TaskGroup) -> None:
+        """Start what is due and may be asked, the newest first."""
+        if self.trouble and (self._asking or self._clock.elapsed_s() < self._again_s):
             return
-        queue = self._queues.setdefault(item.series, _Queue())
-        if item.healed:
-            queue.gaps.pop(item.start_ms, None)
-        else:
-            queue.add(item.start_ms, _Gap(item.end_ms, self._clock.elapsed_s()))
-            self._wake.set()
+        room = (1 if self.trouble else REQUESTS) - len(self._asking)
+        if room <= 0:
+            return
+        for key, tile in self._tiles()[:room]:
+            self._asking[key] = tile
+            group.create_task(self._ask(key, tile), name="heal")
 
-    def _start_due(self, group: asyncio.TaskGroup) -> float | None:
-        """Start what is due and may be asked; returns the exchange seconds until more is, if anything."""
-        now_s = self._clock.elapsed_s()
-        if self.trouble and (self._under_way or now_s < self._again_s):
-            return None if self._under_way else self._again_s - now_s
-        room = (1 if self.trouble else REQUESTS) - self._under_way
-        waiting = [(q, s) for s, q in self._queues.items() if q.gaps and not q.busy]
-        due = sorted(
-            ((q.newest_ms, s) for q, s in waiting if q.due_s <= now_s),
-            key=lambda one: (-one[0], one[1]),
-        )
-        for _, series in due:
-            if room <= 0:
-                return None
-            tile = self._next_tile(series, now_s)
-            if tile is not None:
-                room -= 1
-                self._under_way += 1
-                self._queues[series].busy = True
-                group.create_task(self._ask(series, tile), name="heal")
-        later = [q.due_s - now_s for q, _ in waiting if not q.busy and q.gaps]
-        return max(0.0, min(later)) if later else None
-
-    def _next_tile(self, series: Series, now_s: float) -> TimeRange | None:
-        """What to ask of a series next: its newest holes that are due, as many as one request may hold."""
-        queue = self._queues[series]
-        length_ms = TIMEFRAMES_MS[series.channel]
-        left: list[TimeRange] = []
-        for start_ms, gap in list(queue.gaps.items()):
-            if gap.due_s > now_s:
+    def _tiles(self) -> list[tuple[Key, TimeRange]]:
+        """What to ask for: of each series the newest that is missing, as much as one request may hold."""
+        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
+        found: list[tuple[Key, TimeRange]] = []
+        for key in tuple(self._holes.series()):
+            if key in self._asking:
                 continue
-            rest = self._supervisor.left(series, start_ms)
-            if not rest:
-                # Nobody waits for it any more.
-                del queue.gaps[start_ms]
-                continue
-            left += without(rest, gap.without)
-        if not left:
-            queue.refresh()
-            return None
-        return next(tiles(joined(left, length_ms)[-1], length_ms))
+            parts = [
+                hole.time_range
+                for hole in self._holes.for_healing(key, now_ms)
+                if not self._is_paused(key, hole, now_s)
+            ]
+            if parts:
+                length_ms = TIMEFRAMES_MS[key[1]]
+                found.append((key, next(tiles(joined(parts, length_ms)[-1], length_ms))))
+        return sorted(found, key=lambda one: (-one[1].end_ms, one[0]))
 
-    async def _ask(self, series: Series, tile: TimeRange) -> None:
-        queue = self._queues[series]
-        for start_ms, gap in queue.gaps.items():
-            if start_ms < tile.end_ms and gap.end_ms > tile.start_ms:
-                self._supervisor.healing(series, start_ms)
+    def _is_paused(self, key: Key, hole: Hole, now_s: float) -> bool:
+        pause = self._pauses.get((key, hole.start_ms))
+        return pause is not None and now_s < pause.due_s
+
+    async def _ask(self, key: Key, tile: TimeRange) -> None:
+        pair, timeframe = key
         try:
-            instrument = self._instruments(series.pair)
+            instrument = self._instruments(pair)
             if instrument is None:
-                for start_ms in list(queue.gaps):
-                    self._supervisor.give_up(series, start_ms, NOT_COLLECTED)
-                queue.gaps.clear()
+                await self._writer.call(lambda journal: journal.release([key]))
                 return
-            reason = NO_CANDLE
             try:
-                answer = await self._rest.klines(instrument, series.channel, *tile, Priority.HEAL)
+                answer = await self._rest.klines(instrument, timeframe, *tile, Priority.HEAL)
             except ExchangeRefusedError as error:
                 if error.status != HTTPStatus.BAD_REQUEST:
                     raise
                 # That is an answer.
-                answer, reason = Klines([]), str(error)
+                answer = Klines([])
             except OddAnswerError:
                 # REST is there: the trouble is this series' alone.
                 answer = Klines([], [tile])
-            ended_ms = instrument.ended_ms
-            if ended_ms is not None and ended_ms < tile.end_ms:
-                reason = ENDED
-            self._take_answer(series, tile, answer, reason)
+            self._take_answer(key, tile, answer)
         except ExchangeError as error:
             self._failed(error)
+        except JournalError as error:
+            log.warning("pair not released pair=%s error=%r", pair, str(error))
         finally:
-            queue.busy = False
-            self._under_way -= 1
+            del self._asking[key]
             self._wake.set()
 
-    def _take_answer(self, series: Series, tile: TimeRange, answer: Klines, reason: str) -> None:
+    def _take_answer(self, key: Key, tile: TimeRange, answer: Klines) -> None:
         self.trouble.end()
+        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
+        lacking = [hole.time_range for hole in self._holes.for_healing(key, now_ms)]
         for candle in answer.candles:
+            if any(part.start_ms <= candle.open_time_ms < part.end_ms for part in lacking):
+                self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
             self._intake.add(candle)
-        self._supervisor.take_in()
-        length_ms = TIMEFRAMES_MS[series.channel]
-        absent = missing((candle.open_time_ms for candle in answer.candles), tile, length_ms)
-        now_s = self._clock.elapsed_s()
-        queue = self._queues[series]
-        for start_ms, gap in list(queue.gaps.items()):
-            if start_ms >= tile.end_ms or gap.end_ms <= tile.start_ms:
-                continue
-            gap.without += absent
-            gap.unclear += answer.unclear
-            left = self._supervisor.left(series, start_ms)
-            if not left:
-                queue.gaps.pop(start_ms, None)
-            elif not without(left, gap.without):
-                # All of it was asked for.
-                is_unclear = any(
-                    subtract(time_range, gap.unclear) != [time_range] for time_range in left
-                )
-                gap.without, gap.unclear = [], []
-                if gap.pauses < len(PAUSES_S):
-                    gap.due_s = now_s + PAUSES_S[gap.pauses]
-                    gap.pauses += 1
-                elif is_unclear:
-                    gap.due_s = now_s + PAUSES_S[-1]
-                else:
-                    queue.gaps.pop(start_ms, None)
-                    self._supervisor.give_up(series, start_ms, reason)
-        queue.refresh()
+        length_ms = TIMEFRAMES_MS[key[1]]
+        opens = [candle.open_time_ms for candle in answer.candles]
+        absent = [
+            part
+            for one in without(missing(opens, tile, length_ms), answer.unclear)
+            for part in overlap(lacking, one)
+        ]
+        for part in absent:
+            self._intake.answered_without(key, part)
+            self._pause(key, part.start_ms, now_s)
+        for part in answer.unclear:
+            # An odd row is no answer: it is asked for on and on.
+            for cut in overlap(lacking, part):
+                self._pauses[key, cut.start_ms] = _Pause(len(PAUSES_S), now_s + PAUSES_S[-1])
+
+    def _pause(self, key: Key, start_ms: int, now_s: float) -> None:
+        if len(self._pauses) > PAUSES_KEPT:
+            self._pauses = {at: one for at, one in self._pauses.items() if one.due_s > now_s}
+        known = self._pauses.get((key, start_ms))
+        asked = 0 if known is None else min(known.asked + 1, len(PAUSES_S) - 1)
+        self._pauses[key, start_ms] = _Pause(asked, now_s + PAUSES_S[asked])
 
     def _failed(self, error: ExchangeError) -> None:
         now_s = self._clock.elapsed_s()
@@ -301,43 +235,10 @@ class Healer:
             pause_s = backoff_s(self.trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
             self._again_s = now_s + pause_s
 
-    # --- what an earlier run left -----------------------------------------------------------------
-
-    async def _keep_resuming(self) -> None:
-        """Take up the journal's open gaps: at the start, and when there were too many to be remembered.
-
-        Then, and when candles were stored otherwise, what was given up is looked for in the journal.
-        """
-        resume = True
-        while True:
-            try:
-                if resume:
-                    await self._resume()
-                resume = False
-            except JournalError as error:
-                log.warning("open gaps not read, trying again later error=%r", str(error))
-            await asyncio.sleep(self._clock.wall_s(RESUME_EVERY_S if not resume else 10.0))
-            resume |= self._supervisor.forgotten() > 0 or self._stored_otherwise
-
-    async def _resume(self) -> None:
-        self._stored_otherwise = False
-        gaps = await self._writer.call(Journal.open_gaps)
-        given_up = await self._writer.call(Journal.given_up_gaps)
-        taken: Counter[str] = Counter()
-        for number, (pair, timeframe, gap) in enumerate([*gaps, *given_up]):
-            # Call by call, so that commits of new data pass in between.
-            look = partial(Journal.holes, pair=pair, timeframe=timeframe, time_range=gap)
-            left = await self._writer.call(look)
-            if left and number >= len(gaps):
-                continue
-            taken["open" if left else "stored"] += 1
-            self._supervisor.resume(Series(pair, timeframe), gap, left)
-        if taken:
-            log.info("open gaps taken up open=%d stored=%d", taken["open"], taken["stored"])
-
     # --- after a reconnect ------------------------------------------------------------------------
 
-    def _on_reconnected(self, series: Iterable[Series]) -> None:
+    def recheck(self, series: Iterable[Series]) -> None:
+        """Compare the last candles of these series with REST: their connection was lost."""
         due_s = self._clock.elapsed_s() + candle_due_ms(self._clock.speed) / 1000
         self._rechecks.update((one, due_s) for one in series if one.channel != MARK_PRICE)
         self._recheck_wake.set()

@@ -1,4 +1,4 @@
-"""Watches the feed: finds silent series, asks for them again, and records what did not come.
+"""Watches the feed: finds silent series, asks for them again, and has stored what is due and did not come.
 
 A connection that is silent as a whole is replaced by the feed itself (`FeedOptions.idle_timeout_s`); here
 single series are watched, the quietest among living ones too. What is found shows in `/health`, in the
@@ -8,30 +8,18 @@ status report, in metrics, and as gaps in the journal; `healer.py` closes them.
 import asyncio
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
-
-import msgspec
 
 from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
-from marketfeed.gaps.deadlines import (
-    CANDLE_DUE_MS,
-    MARK_PRICE,
-    MARK_PRICE_DUE_S,
-    Liveness,
-    Missing,
-    Overdue,
-    Series,
-)
-from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, overlap
+from marketfeed.gaps.deadlines import MARK_PRICE, MARK_PRICE_DUE_S, Liveness, Overdue, Series
+from marketfeed.gaps.holes import CANDLE_DUE_MS, Holes
 from marketfeed.ingest.intake import Intake
-from marketfeed.records import CANDLE_GAP, Candle, Gap, GapState
-from marketfeed.schema import TIMEFRAMES_MS
+from marketfeed.records import Gap
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +27,6 @@ LOOK_EVERY_S: Final = 0.5
 """Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
-HOLE_SHOWN_S: Final = 60.0
-"""Exchange seconds that a hole may be open before `/health` tells of it."""
 DUE_AT_LEAST_S: Final = 0.25
 """Wall seconds that a closing frame may need at least: against a fast simulator 4 s are over in a moment."""
 CLOCK_TOLERANCE_S: Final = 30.0
@@ -50,14 +36,6 @@ CLOCK_TOLERANCE_S: Final = 30.0
 def candle_due_ms(speed: float) -> int:
     """Exchange ms from a candle's close until it is missing, at so many exchange seconds a wall second."""
     return max(CANDLE_DUE_MS, int(DUE_AT_LEAST_S * 1000 * speed))
-
-
-class _OpenGap(msgspec.Struct, eq=False):
-    """A gap that is neither healed nor given up. `since_s` is when it was found (exchange s)."""
-
-    end_ms: int
-    since_s: float
-    state: GapState = "found"
 
 
 class Supervisor:
@@ -71,6 +49,7 @@ class Supervisor:
         instruments: Sequence[Instrument],
         timeframes: Sequence[str],
         mark_price_every_ms: int,
+        holes: Holes,
     ) -> None:
         self.overdue: list[Overdue] = []
         """What was silent past its deadline at the last look, the longest first."""
@@ -80,8 +59,6 @@ class Supervisor:
         """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
         self.stamped = asyncio.Event()
         """Set when the first frame has come whose stamp tells the exchange's time."""
-        self.on_missing: Callable[[Missing], None] = lambda _: None
-        """Called with every gap that is found, and at its end."""
         self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
         """Called with the series of a connection that was lost and is open again."""
         self._liveness = Liveness()
@@ -89,7 +66,7 @@ class Supervisor:
         self._clock = clock
         self._counters = counters
         self._channels = (*timeframes, MARK_PRICE)
-        self._keep_ms = 0
+        self._holes = holes
         self._mark_price_every_ms = mark_price_every_ms
         self._instruments = tuple(instruments)
         self._streams = self._streams_of(instruments)
@@ -99,50 +76,6 @@ class Supervisor:
         self._stopping = False
         self._stamped_s = -math.inf
         self._looked_s, self._looked_ms = clock.elapsed_s(), clock.now_ms()
-        # A hole is stored with the candle behind it: after a crash nobody would find it any more.
-        intake.before_commit = self.take_in
-        self._open: dict[tuple[Series, int], _OpenGap] = {}
-
-    @property
-    def missing_candles(self) -> int:
-        """How many candles were due and have not come since."""
-        return self._liveness.missing_candles
-
-    @property
-    def open_gaps(self) -> Counter[str]:
-        """How many gaps of candles are open, by state."""
-        return Counter[str](gap.state for gap in self._open.values())
-
-    @property
-    def oldest_hole_s(self) -> float:
-        """For how long (exchange s) the oldest open gap of candles has been known; 0 without any."""
-        since_s = min((gap.since_s for gap in self._open.values()), default=math.inf)
-        return max(0.0, self._clock.elapsed_s() - since_s)
-
-    def old_holes(self) -> Counter[Series]:
-        """How many candles of which series have been missing for longer than `HOLE_SHOWN_S`."""
-        before_s = self._clock.elapsed_s() - HOLE_SHOWN_S
-        old: Counter[Series] = Counter()
-        for (series, start_ms), gap in self._open.items():
-            if gap.since_s < before_s:
-                old[series] += self._candles(series, self._liveness.left(series, start_ms))
-        return old
-
-    def unfilled(self) -> Counter[Series]:
-        """How many of the newest candles from before its subscription each series lacks.
-
-        Of so many as a feeder asks for; what was given up does not count.
-        """
-        lacking = Counter(dict(self._liveness.not_due()))
-        for (series, start_ms), gap in self._open.items():
-            began_ms = self._liveness.began_ms(series)
-            from_ms = began_ms - TILE_CANDLES * TIMEFRAMES_MS[series.channel]
-            if start_ms < began_ms and gap.end_ms > from_ms:
-                left = self._liveness.left(series, start_ms)
-                lacking[series] += self._candles(
-                    series, overlap(left, TimeRange(from_ms, began_ms))
-                )
-        return +lacking
 
     def contradicts(self, server_time_ms: int) -> bool:
         """Whether fresh frames agree with the clock as it is, and a time that the server tells does not."""
@@ -150,19 +83,12 @@ class Supervisor:
         fresh = self._clock.elapsed_s() - self._stamped_s <= MARK_PRICE_DUE_S
         return fresh and not self.stamps_off_s and off_s > self._tolerance_s()
 
-    def start(self, stored_open_ms: Mapping[tuple[str, str], int], keep_ms: int) -> None:
-        """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series.
-
-        What is absent since then is missing, if it is not older than `keep_ms`.
-        """
-        self._keep_ms = keep_ms
-        self._watch(self._instruments, stored_open_ms)
-        self._note_missing("absent since the collector ran last")
-
-    # --- gaps, for who closes them ----------------------------------------------------------------
+    def start(self) -> None:
+        """Start all deadlines now."""
+        self._watch(self._instruments)
 
     def take_in(self) -> None:
-        """Take in what the intake has seen: candles that have come are no longer missing."""
+        """Take in what the intake has seen come."""
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
         seen = self._intake.take_seen()
         self._check_clock(now_s, now_ms, seen.newest_event_ms)
@@ -172,88 +98,34 @@ class Supervisor:
         for (pair, timeframe), open_ms in seen.forming.items():
             self._liveness.formed(pair, timeframe, open_ms)
         for candle in seen.fetched:
-            if self._liveness.fetched(
-                candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
-            ):
-                self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
-        self._note_missing("did not come")
-
-    def left(self, series: Series, start_ms: int) -> list[TimeRange]:
-        """What of the gap that begins at `start_ms` has not come yet, oldest first."""
-        return self._liveness.left(series, start_ms)
-
-    def forgotten(self) -> int:
-        """How many holes of the journal were too many to be remembered since this was asked last."""
-        return self._liveness.take_forgotten()
-
-    def resume(self, series: Series, gap: TimeRange, left: list[TimeRange]) -> None:
-        """Take up a gap that the journal knows to be open; `left` is what of it is not stored."""
-        if (series, gap.start_ms) in self._open:
-            return
-        if not left:
-            self._note_gap(series, gap, "healed", "was stored meanwhile")
-        elif self._liveness.resume(series, gap, left):
-            self._open[series, gap.start_ms] = _OpenGap(gap.end_ms, self._clock.elapsed_s())
-            self.on_missing(Missing(series, *gap, healed=False))
-        elif series not in self._streams:
-            self._note_gap(series, gap, "unresolvable", "the pair is not collected any more")
-
-    def healing(self, series: Series, start_ms: int) -> None:
-        """Note that a gap is being asked for."""
-        gap = self._open.get((series, start_ms))
-        if gap is not None and gap.state == "found":
-            gap.state = "healing"
-            self._note_gap(series, TimeRange(start_ms, gap.end_ms), "healing", "asked for by REST")
-
-    def stored(self, candles: Iterable[Candle]) -> None:
-        """Note closed candles that were stored by another way than the intake's: no longer missing."""
-        for candle in candles:
             self._liveness.fetched(
                 candle.pair, candle.timeframe, candle.open_time_ms, candle.trades
-            )
-        self._note_missing("did not come")
-
-    def give_up(self, series: Series, start_ms: int, reason: str) -> None:
-        """Note that what is left of a gap cannot be fetched; should it come after all, that is reported."""
-        left = self._liveness.split(series, start_ms)
-        self._open.pop((series, start_ms), None)
-        # That the rest of the range has come.
-        self._note_missing("did not come")
-        for part in left:
-            self._note_gap(series, part, "unresolvable", reason)
-            log.warning(
-                "candles cannot be fetched pair=%s timeframe=%s count=%d first_ms=%d reason=%r",
-                series.pair,
-                series.channel,
-                self._candles(series, [part]),
-                part.start_ms,
-                reason,
             )
 
     # --- running ----------------------------------------------------------------------------------
 
-    def join(
-        self, instruments: Sequence[Instrument], stored_open_ms: Mapping[tuple[str, str], int]
-    ) -> None:
-        """Watch instruments from now on; `stored_open_ms` as in `start`."""
-        self._watch(instruments, stored_open_ms)
-        self._note_missing("before the pair was collected")
+    def join(self, instruments: Sequence[Instrument]) -> None:
+        """Watch instruments from now on."""
+        self._watch(instruments)
 
     def expect_until(self, pair: str, ended_ms: int | None) -> None:
         """Expect nothing of a pair from its announced end on; None takes that back."""
         self._liveness.expect_until(pair, ended_ms)
+        if ended_ms is None:
+            self._holes.ended_ms.pop(pair, None)
+        else:
+            self._holes.ended_ms[pair] = ended_ms
 
-    def leave(self, pairs: Collection[str]) -> None:
-        """Watch these pairs no more."""
-        # What has come of them until now still counts.
+    def leave(self, ended_ms: Mapping[str, int]) -> None:
+        """Watch these pairs no more. What was due until their ends (ms), and has not come, is missing."""
         self.take_in()
-        gone = [series for series in self._streams if series.pair in pairs]
-        self._liveness.unwatch(gone, self._clock.now_ms())
-        self._note_missing("did not come before the pair's end")
+        gone = [series for series in self._streams if series.pair in ended_ms]
+        self._liveness.unwatch(gone)
+        self._holes.ended_ms.update(ended_ms)
         for series in gone:
             del self._streams[series]
             self._asked_again_s.pop(series, None)
-        self.overdue = [item for item in self.overdue if item.series.pair not in pairs]
+        self.overdue = [item for item in self.overdue if item.series.pair not in ended_ms]
 
     async def run(self, feed: Generations) -> None:
         """Look around every exchange second."""
@@ -270,10 +142,6 @@ class Supervisor:
                 if silent:
                     self._counters.resubscribed += len(silent)
                     asking = group.create_task(feed.resubscribe(silent), name="resubscribe")
-
-    def on_journal_replaced(self) -> None:
-        """Take note that nothing is stored any more."""
-        self._liveness.watch_anew(self._clock.now_ms())
 
     def stopping(self) -> None:
         """Say that connections close on purpose from now on."""
@@ -314,20 +182,10 @@ class Supervisor:
             for channel in self._channels
         }
 
-    def _watch(
-        self, instruments: Sequence[Instrument], stored_open_ms: Mapping[tuple[str, str], int]
-    ) -> None:
+    def _watch(self, instruments: Sequence[Instrument]) -> None:
         streams = self._streams_of(instruments)
         self._streams.update(streams)
-        now_ms = self._clock.now_ms()
-        self._liveness.watch(
-            streams,
-            self._clock.elapsed_s(),
-            now_ms,
-            stored_open_ms,
-            now_ms - self._keep_ms,
-            {instrument.pair: instrument.listed_ms for instrument in instruments},
-        )
+        self._liveness.watch(streams, self._clock.elapsed_s(), self._clock.now_ms())
         for instrument in instruments:
             self.expect_until(instrument.pair, instrument.ended_ms)
 
@@ -335,10 +193,10 @@ class Supervisor:
         self.take_in()
         before = {item.series for item in self.overdue}
         clock = self._clock
-        self.overdue = self._liveness.overdue(
-            clock.elapsed_s(), clock.now_ms(), candle_due_ms(clock.speed)
-        )
-        self._note_missing("did not come")
+        now_ms = clock.now_ms()
+        self.overdue = self._liveness.overdue(clock.elapsed_s(), now_ms, candle_due_ms(clock.speed))
+        for key, due_ms in self._holes.overdue(now_ms):
+            self._intake.expect(key, due_ms)
         self._log_changes(before)
 
     def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
@@ -355,31 +213,6 @@ class Supervisor:
 
     def _tolerance_s(self) -> float:
         return max(CLOCK_TOLERANCE_S, self._clock.speed)
-
-    def _note_missing(self, reason: str) -> None:
-        now_s = self._clock.elapsed_s()
-        for item in self._liveness.take_news():
-            key = item.series, item.start_ms
-            where = TimeRange(item.start_ms, item.end_ms)
-            if item.healed:
-                known = self._open.pop(key, None)
-                fetched = known is None or known.state == "healing"
-                self._note_gap(item.series, where, "healed", "fetched" if fetched else "came late")
-            else:
-                self._note_gap(item.series, where, "found", reason)
-                if item.kept:
-                    self._open[key] = _OpenGap(item.end_ms, now_s)
-            if item.kept:
-                self.on_missing(item)
-
-    def _note_gap(self, series: Series, where: TimeRange, state: GapState, reason: str) -> None:
-        self._counters.gaps[state] += 1
-        self._intake.add(Gap(CANDLE_GAP + series.channel, series.pair, *where, state, reason))
-
-    @staticmethod
-    def _candles(series: Series, parts: Iterable[TimeRange]) -> int:
-        length_ms = TIMEFRAMES_MS[series.channel]
-        return sum(candles_in(part, length_ms) for part in parts)
 
     def _log_changes(self, before: set[Series]) -> None:
         silent = {item.series for item in self.overdue}

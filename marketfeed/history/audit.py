@@ -7,7 +7,7 @@ there) is counted in the journal alone; values are compared with the exchange's,
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,10 +20,10 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import remembered
 from marketfeed.errors import ExchangeError
 from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, subtract, tiles, without
-from marketfeed.history.absent import Absent
-from marketfeed.history.backfill import ABSENT, DAY_FILE_AFTER_MS
+from marketfeed.history.backfill import DAY_FILE_AFTER_MS
 from marketfeed.history.comparison import CandleComparison, compare
 from marketfeed.history.plan import CandleSeries, range_of
+from marketfeed.journal.coverage import Covered, Key
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle, CatalogEntry
 
@@ -164,7 +164,7 @@ class Audit:
         self._random = chance or random.Random()
         # The last candle that must be there is the last one that had closed by then.
         self._until_ms = min(options.until_ms, now_ms() - CLOSED_FOR_MS)
-        self._absent = Absent()
+        self._coverage: Mapping[Key, Covered] = {}
         self._sums: dict[CandleSeries, _Sums] = {}
         self._differences: list[str] = []
         self._errors: list[str] = []
@@ -182,7 +182,7 @@ class Audit:
 
     async def run(self) -> AuditReport:
         """Compare. Raises JournalError."""
-        self._absent = Absent(await asyncio.to_thread(self._view.document, ABSENT))
+        self._coverage = await asyncio.to_thread(self._view.coverage)
         pieces = self._chosen(
             [piece for one in self._series for piece in self._pieces_of(one, self._range(one))]
         )
@@ -205,10 +205,12 @@ class Audit:
 
     def _completeness(self, series: CandleSeries, part: TimeRange) -> _Sums:
         pair, timeframe, length_ms = series.instrument.pair, series.timeframe, series.length_ms
-        believed = self._absent.of(series.key, self._now_ms())
+        covered = self._coverage.get((pair, timeframe))
+        holes = () if covered is None else covered.holes
+        believed = [hole.time_range for hole in holes if hole.is_absent]
         wanted = sum(candles_in(one, length_ms) for one in without([part], believed))
-        holes = without(self._view.holes(pair, timeframe, part), believed)
-        missing = sum(candles_in(hole, length_ms) for hole in holes)
+        lacking = without(self._view.holes(pair, timeframe, part), believed)
+        missing = sum(candles_in(hole, length_ms) for hole in lacking)
         return _Sums(wanted, wanted - missing, missing)
 
     def _add(self, series: CandleSeries, sums: _Sums) -> None:

@@ -1,8 +1,8 @@
-"""Fills the journal's holes back to the beginning of its history, from REST or the public archive, too.
+"""Fills what is promised and missing, from REST or the public archive, too: all but the newest candles.
 
-What is missing is found in the journal itself, so that it may be killed at any point: the next run asks
-for what is missing then. The newest candles of every series come first, feeders need not wait for the
-rest. Only holes are filled: what is stored is never touched here.
+What is missing is known by the journal itself (`coverage`), so that it may be killed at any point: the next
+run asks for what is missing then. The newest candles of every series are left to healing, and come first.
+Only holes are filled: what is stored is never touched here.
 
 REST requests wait for their turn behind everything more urgent (`Priority.HISTORY`); at most one commit of
 history stands before a live one.
@@ -35,20 +35,18 @@ from marketfeed.errors import (
     OddAnswerError,
     backoff_s,
 )
-from marketfeed.gaps.deadlines import WATCHED_BEFORE_MS
-from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, missing, overlap, without
-from marketfeed.history.absent import Absent, SuspectedAbsent
+from marketfeed.gaps.holes import Holes
+from marketfeed.grid import TimeRange, candles_in, missing, overlap, without
 from marketfeed.history.plan import (
     CandleSeries,
-    Holes,
+    Lacking,
     TileRequest,
     covering,
     in_order,
     missing_days,
-    range_of,
 )
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.view import JournalView
+from marketfeed.journal.coverage import AGAIN_AFTER_MS, Key
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 
@@ -57,16 +55,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Source = Literal["auto", "archive", "rest"]
 
-ABSENT: Final = "history_absent"
-"""The journal's document of what the exchange does not have."""
 AT_ONCE: Final = 8
 """Requests under way; files of the archive, which are larger, half as many."""
 ROWS_PER_COMMIT: Final = 1_000
-LEAVE_NEWEST_MS: Final = WATCHED_BEFORE_MS
-"""What closed less than this ago is left to the feed and to healing, which await it from the start."""
-MAY_BE_LATE_MS: Final = schema.HOUR_MS
-"""For so long after its close a candle that the exchange does not have may still come."""
-DOUBTED_FOR_S: Final = 60.0
+DOUBTED_FOR_S: Final = AGAIN_AFTER_MS / 1000
 """Exchange seconds until what the exchange does not have is asked for again: a like answer is believed."""
 FEW_DAYS: Final = 3
 """The archive is asked when more days than these are missing of a series …"""
@@ -75,19 +67,16 @@ FILE_WORTH: Final = 200
 DAY_FILE_AFTER_MS: Final = 6 * schema.HOUR_MS
 MONTH_FILE_AFTER_MS: Final = 3 * schema.DAY_MS
 """How long after its end a file is there."""
-GIVEN_UP_AFTER_S: Final = 600.0
-"""Exchange seconds for which a series counts as unfilled for what the exchange answers without."""
 ATTEMPTS: Final = 6
 RETRY_FIRST_S: Final = 1.0
 RETRY_CAP_S: Final = 32.0
 SKIPPED_IN_A_ROW: Final = 8
 """After so many requests in a row that failed for good a pass ends: it is not the requests' fault."""
 AGAIN_S: Final = 60.0
-LOOK_AGAIN_S: Final = 3_600.0
-"""Exchange seconds until the next pass: after one that left or stored something; after one that found all.
-
-After passes that only met odd rows it is twice as long each time, from the one to the other.
-"""
+ODD_CAP_S: Final = 3_600.0
+"""Exchange seconds until the next pass; after passes that only met odd rows twice as long each time."""
+PROGRESS_S: Final = 600.0
+"""Exchange seconds for which filling that stores nothing is still under way."""
 ROOM_KEPT: Final = 0.9
 """Share of `journal.max_bytes` up to which history is filled: beyond it would soon be deleted again."""
 _STOCK_EVERY: Final = 50
@@ -96,8 +85,9 @@ _STOCK_EVERY: Final = 50
 class HistoryReport(msgspec.Struct, frozen=True):
     """How filling goes. `state`: `waiting` (not begun), `scanning`, `filling`, `complete`, `incomplete`.
 
-    Candles are those missing at the beginning of the pass; `absent` ones are not there on the exchange
-    either. `left_s` are wall seconds, None while that is not known. `trouble` is empty when all is well.
+    `candles_left` are promised and missing, `candles` those at the beginning of the pass; `absent` ones
+    are not there on the exchange either. `left_s` are wall seconds, None while that is not known.
+    `trouble` is empty when all is well.
     """
 
     state: str
@@ -116,16 +106,15 @@ class HistoryReport(msgspec.Struct, frozen=True):
 
     @property
     def complete(self) -> bool:
-        """Whether the last pass has left nothing."""
+        """Whether nothing is left."""
         return self.state == "complete"
 
 
 class Backfill:
-    """Fills the history of `series()` in the journal that `writer` writes.
+    """Fills what `holes` says of `series()` in the journal that `writer` writes.
 
-    `keep_ms` is how far back; `max_bytes` the journal's disk budget. `archive` None: REST alone.
-    `on_stored` hears of what was stored. A pass is not complete while any of `left_to_healing()` candles,
-    which are newer than what is filled here, are not there.
+    `days` is what the settings ask for, `max_bytes` the journal's disk budget. `archive` None: REST alone.
+    `newest_too`: nobody else heals the newest candles.
     """
 
     def __init__(
@@ -135,39 +124,34 @@ class Backfill:
         archive: Archive | None,
         clock: ExchangeClock,
         series: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]],
-        keep_ms: int,
+        holes: Holes,
+        days: int,
         max_bytes: int,
         source: Source = "auto",
-        leave_newest_ms: int = LEAVE_NEWEST_MS,
         doubted_for_s: float = DOUBTED_FOR_S,
-        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
-        left_to_healing: Callable[[], int] = lambda: 0,
+        *,
+        newest_too: bool = False,
     ) -> None:
         self._writer = writer
-        self._view = JournalView(writer.path)
         self._rest = rest
         self._archive = archive
         self._clock = clock
         self._series = series
-        self._keep_ms = keep_ms
+        self._holes = holes
+        self._days = days
         self._max_bytes = max_bytes
         self._source = source
         self._file_worth = 1 if source == "archive" else FILE_WORTH
-        self._leave_newest_ms = leave_newest_ms
+        self._newest_too = newest_too
         self._doubted_for_s = doubted_for_s
-        self._on_stored = on_stored
-        self._left_to_healing = left_to_healing
-        # How many of its newest candles a series lacks, by the journal's generation and its key; and since
-        # when (s) the exchange answers without them.
-        self._newest_lacking: dict[tuple[int, str], int] = {}
-        self._without_s: dict[str, float] = {}
-        self._absent = Absent()
-        self._suspected = SuspectedAbsent()
         self._woken = asyncio.Event()
         self._storing = asyncio.Lock()
         self._stores = 0
         self._odd_passes = 0
-        self._state = "waiting"
+        self._is_filling = False
+        self._passes = 0
+        self._progressed_s = clock.elapsed_s()
+        self._left_before = 0
         self.first_pass = asyncio.Event()
         """Set when a pass has ended, whatever it has left."""
         self._trouble = Trouble(log, "history waits, trying again", "history goes on")
@@ -177,62 +161,49 @@ class Backfill:
         self._generation = self._writer.generation
         self._given_up = ""
         self._skipped_in_a_row = 0
-        self._left: Counter[str] = Counter()
-        self._pairs: set[str] = set()
         self._wanted = 0
         self._stored = 0
         self._found_absent = 0
         self._files: Counter[str] = Counter()
         self._refused: set[str] = set()
         self._met_odd = False
-        self._scanned = False
         self._started_s = time.monotonic()
 
     def report(self) -> HistoryReport:
         """How filling goes now."""
-        left = self._left.total()
-        done = self._wanted - left
-        awaited = self._left_to_healing()
-        state = "filling" if awaited and self._state == "complete" else self._state
+        names = self._names()
+        left = self._left(names)
+        total = left.total()
+        self._wanted = max(self._wanted, self._stored + self._found_absent + total)
+        done = self._wanted - total
         passed_s = time.monotonic() - self._started_s
-        known = self._state == "filling" and done > 0
-        replaced = self._writer.generation != self._generation
+        state = self._state(names, total)
+        pairs = {one.instrument.pair for one in names}
         return HistoryReport(
-            # Nothing of what was reported of the file before holds for a fresh one.
-            state="waiting" if replaced else state,
-            days=self._keep_ms // schema.DAY_MS,
-            pairs=len(self._pairs),
-            pairs_done=sum(self._left[pair] <= 0 for pair in self._pairs),
-            candles=self._wanted + awaited,
-            candles_left=left + awaited,
+            state=state,
+            days=self._days,
+            pairs=len(pairs),
+            pairs_done=sum(left[pair] <= 0 for pair in pairs),
+            candles=self._wanted,
+            candles_left=total,
             stored=self._stored,
             absent=self._found_absent,
             files=self._files["read"],
             files_refused=self._files["refused"],
             files_absent=self._files["absent"],
-            left_s=passed_s / done * left if known else None,
+            left_s=passed_s / done * total if state == "filling" and done > 0 else None,
             trouble=self._given_up or self._trouble.why,
         )
 
-    def unfilled(self) -> list[str]:
-        """The series that lack some of their newest 499 candles, or were not looked through yet.
-
-        What the exchange answers without for ten minutes does not count.
-        """
-        generation = self._writer.generation
-        given_up_s = self._clock.elapsed_s() - GIVEN_UP_AFTER_S
-        keys = [CandleSeries(one, name).key for one, names in self._series() for name in names]
-        return [
-            key
-            for key in keys
-            if self._newest_lacking.get((generation, key), 1)
-            and self._without_s.get(key, given_up_s) >= given_up_s
-        ]
-
-    def is_complete(self, pair: str) -> bool:
-        """Whether the last pass has left nothing of a pair, whatever it has left of others."""
-        ended = self._state in ("complete", "incomplete") and self._scanned
-        return ended and self._writer.generation == self._generation and self._left[pair] <= 0
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something is left to fill, and for ten minutes nothing was, by healing neither."""
+        left = self._left(self._names()).total()
+        now_s = self._clock.elapsed_s()
+        if left < self._left_before or not left:
+            self._progressed_s = now_s
+        self._left_before = left
+        return now_s - self._progressed_s > PROGRESS_S
 
     def wake(self) -> None:
         """Have the next pass begin at once: the pairs have changed, or the journal was replaced.
@@ -246,39 +217,36 @@ class Backfill:
         while True:
             self._woken.clear()
             await self.fill()
-            # After one that stored something, too: what closed within its last minute was left out, and
-            # at a first start the feed has not brought it.
-            done = self.report().complete and not self._stored
             odd = self._met_odd and not self._stored and not self._given_up
             self._odd_passes = self._odd_passes + 1 if odd else 0
-            wait_s = LOOK_AGAIN_S if done else AGAIN_S
-            if odd:
-                wait_s = backoff_s(self._odd_passes, AGAIN_S, LOOK_AGAIN_S)
+            wait_s = backoff_s(max(1, self._odd_passes), AGAIN_S, ODD_CAP_S)
             await self._until_woken(self._clock.wall_s(wait_s, RETRY_FIRST_S))
 
     async def _until_woken(self, timeout_s: float) -> None:
         await wait_at_most(timeout_s, self._woken)
 
     async def fill(self) -> None:
-        """One pass: find every hole and fill it. Never raises for what the exchange or the disk does."""
+        """One pass: fill every hole. Never raises for what the exchange or the disk does."""
         self._begin_pass()
+        self._is_filling = True
         try:
             await self._fill()
         except (ExchangeError, JournalError) as error:
             self._give_up(str(error))
+        finally:
+            self._is_filling = False
         if self._woken.is_set():
             # Broken off: the next one begins at once.
             return
-        left = self._left.total()
-        self._state = "incomplete" if left or self._given_up else "complete"
-        if self._state == "complete":
+        self._passes += 1
+        left = self._left(self._names()).total()
+        if not left:
             # What failed before may have been had otherwise.
             self._trouble.end()
         self.first_pass.set()
         if self._stored or self._found_absent or self._given_up:
             log.info(
-                "history %s stored=%d absent=%d left=%d files=%d files_refused=%d trouble=%r",
-                self._state,
+                "history stored=%d absent=%d left=%d files=%d files_refused=%d trouble=%r",
                 self._stored,
                 self._found_absent,
                 left,
@@ -288,76 +256,84 @@ class Backfill:
             )
 
     async def _fill(self) -> None:
-        self._absent = Absent(await asyncio.to_thread(self._view.document, ABSENT))
-        lacking = await self._scan()
-        self._suspected.keep({holes.series.key for holes in lacking})
+        lacking = self._lacking()
         if not lacking:
+            self._progressed_s = self._clock.elapsed_s()
             return
         log.info(
-            "history to fill pairs=%d series=%d candles=%d",
-            len(self._pairs),
+            "history to fill series=%d candles=%d",
             len(lacking),
-            self._wanted,
+            sum(one.candles for one in lacking),
         )
-        self._state = "filling"
         plan = in_order(lacking)
         files = self._files_for(lacking)
         if files and self._archive is not None:
             # The newest of each series from REST, whatever the archive has: bots wait for it.
             await self._all(itertools.takewhile(lambda t: t.wave == 0, plan), self._ask, AT_ONCE)
             await self._all(files, self._take_file, AT_ONCE // 2)
-            plan = in_order(await self._scan())
-            self._state = "filling"
+            plan = in_order(self._lacking())
         await self._all(plan, self._ask, AT_ONCE)
-        if self._suspected and self._left.total() and not self._is_over():
+        if not self._is_over() and any(self._is_doubted(name) for name in self._names()):
             await self._until_woken(self._clock.wall_s(self._doubted_for_s) + 0.01)
-            plan = in_order(await self._scan())
-            self._state = "filling"
-            await self._all(plan, self._ask, AT_ONCE)
-        if self._found_absent:
-            now_ms = self._clock.now_ms()
-            await self._writer.save_document(ABSENT, self._absent.document(now_ms), now_ms)
+            await self._all(in_order(self._lacking()), self._ask, AT_ONCE)
 
     # --- what is missing --------------------------------------------------------------------------
 
-    async def _scan(self) -> list[Holes]:
-        """Look through the journal for holes, and count them."""
-        self._state, self._scanned = "scanning", False
+    def _names(self) -> list[CandleSeries]:
+        return [
+            CandleSeries(one, timeframe) for one, names in self._series() for timeframe in names
+        ]
+
+    def _state(self, names: Sequence[CandleSeries], left: int) -> str:
+        known = self._holes.series()
+        if not self._passes and not self._is_filling:
+            return "waiting"
+        for one in names:
+            covered = known.get((one.instrument.pair, one.timeframe))
+            if covered is None or not covered.is_looked_through:
+                return "scanning"
+        if not left:
+            return "complete"
+        return "filling" if self._is_filling else "incomplete"
+
+    def _left(self, names: Iterable[CandleSeries]) -> Counter[str]:
+        """How many candles each pair lacks: of what is filled here, and of a first filling all."""
         now_ms = self._clock.now_ms()
-        found: list[Holes] = []
-        self._left.clear()
-        for instrument, timeframes in self._series():
-            self._pairs.add(instrument.pair)
-            for timeframe in timeframes:
-                series = CandleSeries(instrument, timeframe)
-                within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
-                holes = await self._holes(series, within)
-                newest_ms = within.end_ms - TILE_CANDLES * series.length_ms
-                self._note_newest(series, overlap(holes, TimeRange(newest_ms, within.end_ms)))
-                if holes:
-                    found.append(Holes(series, within, holes))
-                    self._left[instrument.pair] += found[-1].candles
-        self._wanted = max(self._wanted, self._stored + self._found_absent + self._left.total())
-        self._scanned = True
-        return found
+        left = Counter[str]()
+        for one in names:
+            key = one.instrument.pair, one.timeframe
+            newest_ms = self._holes.newest(key, now_ms).start_ms
+            for hole in self._holes.lacking(key, now_ms):
+                if not hole.is_absent and (
+                    hole.is_first or hole.start_ms < newest_ms or self._newest_too
+                ):
+                    left[one.instrument.pair] += candles_in(hole.time_range, one.length_ms)
+        return left
 
-    def _note_newest(
-        self, series: CandleSeries, holes: Iterable[TimeRange], *, answered: bool = False
-    ) -> None:
-        """Note what is lacking of a series' newest candles; `answered`: the exchange was asked for it."""
-        lacking = _candles(holes, series)
-        self._newest_lacking[self._generation, series.key] = lacking
-        if not lacking:
-            self._without_s.pop(series.key, None)
-        elif answered:
-            self._without_s.setdefault(series.key, self._clock.elapsed_s())
+    def _lacking(self) -> list[Lacking]:
+        found = [Lacking(one, self._holes_of(one)) for one in self._names()]
+        return [one for one in found if one.time_ranges]
 
-    async def _holes(self, series: CandleSeries, within: TimeRange) -> tuple[TimeRange, ...]:
-        pair, timeframe = series.instrument.pair, series.timeframe
-        holes = await asyncio.to_thread(self._view.holes, pair, timeframe, within)
-        return without(holes, self._absent.of(series.key, self._clock.now_ms()))
+    def _holes_of(
+        self, series: CandleSeries, within: TimeRange | None = None
+    ) -> tuple[TimeRange, ...]:
+        """What is to be filled of a series now (the feed and healing fill holes, too)."""
+        key = series.instrument.pair, series.timeframe
+        holes = self._holes.for_history(key, self._clock.now_ms(), newest_too=self._newest_too)
+        return holes if within is None else tuple(overlap(holes, within))
 
-    def _files_for(self, lacking: Sequence[Holes]) -> list[tuple[CandleSeries, ArchiveFile]]:
+    def _is_doubted(self, series: CandleSeries) -> bool:
+        """Whether the exchange has answered once without something that is to be filled."""
+        key = series.instrument.pair, series.timeframe
+        wanted = self._holes_of(series)
+        return any(
+            hole.empty_1_ms is not None
+            and not hole.is_absent
+            and any(overlap(wanted, hole.time_range))
+            for hole in self._holes.lacking(key, self._clock.now_ms())
+        )
+
+    def _files_for(self, lacking: Sequence[Lacking]) -> list[tuple[CandleSeries, ArchiveFile]]:
         """The files of the archive that are worth asking for, the newest first."""
         few_ms = FEW_DAYS * schema.DAY_MS
         longest_ms = max(holes.candles * holes.series.length_ms for holes in lacking)
@@ -366,7 +342,7 @@ class Backfill:
         found = [(holes.series, file) for holes in lacking for file in self._files_of(holes)]
         return sorted(found, key=lambda item: -item[1].time_range.end_ms)
 
-    def _files_of(self, holes: Holes) -> Iterator[ArchiveFile]:
+    def _files_of(self, holes: Lacking) -> Iterator[ArchiveFile]:
         series, now_ms = holes.series, self._clock.now_ms()
         symbol, length_ms = series.instrument.symbol, series.length_ms
         days = missing_days(holes.time_ranges)
@@ -424,20 +400,12 @@ class Backfill:
             log.warning("history pass given up error=%r", why)
 
     async def _ask(self, request: TileRequest) -> None:
-        """Fill what a request is for, and note what its series' newest candles lack then."""
-        await self._fill_tile_request(request)
-        if request.wave == 0 and self._newest_lacking[self._generation, request.series.key]:
-            holes = await self._holes(request.series, request.time_range)
-            self._note_newest(request.series, holes, answered=True)
-
-    async def _fill_tile_request(self, request: TileRequest) -> None:
         """Fill what is missing of its range by now (the feed and healing fill holes, too)."""
         series = request.series
-        pair, key = series.instrument.pair, series.key
+        key = series.key
         if key in self._refused:
             return
-        holes = await self._holes(series, request.time_range)
-        self._left[pair] -= request.candles - _candles(holes, series)
+        holes = self._holes_of(series, request.time_range)
         for time_range, _ in covering(holes, series.length_ms):
             try:
                 answer = await self._rest.klines(
@@ -454,31 +422,30 @@ class Backfill:
                 # Asked for in another pass: now it would only keep others waiting.
                 answer = Klines([], [time_range])
             self._met_odd |= bool(answer.unclear)
-            stored = await self._store(answer.candles, holes)
-            absent = self._note_absent(series, time_range, answer)
-            self._left[pair] -= stored + absent
+            await self._store(answer.candles, holes)
+            await self._note_absent(series, time_range, answer)
 
-    def _note_absent(self, series: CandleSeries, time_range: TimeRange, answer: Klines) -> int:
-        """Remember what the exchange does not have; returns how many candles of the range that are.
-
-        It has a row for every interval of a listed pair, and what is new may only be late. So it must
-        have answered so a while ago, too: until then these candles are left. An odd row is no answer.
-        """
-        now_ms = self._clock.now_ms()
+    async def _note_absent(
+        self, series: CandleSeries, time_range: TimeRange, answer: Klines
+    ) -> None:
+        """Have it stored what the exchange has answered without. An odd row is no answer."""
         opens = [candle.open_time_ms for candle in answer.candles]
-        lacking = [
-            part
-            for part in without(missing(opens, time_range, series.length_ms), answer.unclear)
-            if part.end_ms <= now_ms - MAY_BE_LATE_MS
-        ]
-        absent = self._suspected.take(
-            series.key, time_range, lacking, self._clock.elapsed_s(), self._doubted_for_s
-        )
-        if absent:
-            self._absent.note(series, absent, now_ms)
-        count = _candles(absent, series)
-        self._found_absent += count
-        return count
+        absent = without(missing(opens, time_range, series.length_ms), answer.unclear)
+        if not absent:
+            return
+        key = series.instrument.pair, series.timeframe
+        before = self._absent_ms(key, time_range)
+        batch = Batch()
+        batch.absent = [(key, part, self._clock.now_ms()) for part in absent]
+        await self._commit(batch)
+        newly_ms = self._absent_ms(key, time_range) - before
+        self._found_absent += newly_ms // series.length_ms
+
+    def _absent_ms(self, key: Key, within: TimeRange) -> int:
+        covered = self._holes.series().get(key)
+        holes = () if covered is None else covered.holes
+        parts = overlap([hole.time_range for hole in holes if hole.is_absent], within)
+        return sum(end_ms - start_ms for start_ms, end_ms in parts)
 
     async def _take_file(self, item: tuple[CandleSeries, ArchiveFile]) -> None:
         """Fill from one file what it holds of the holes. A bad or absent file is left to REST."""
@@ -487,9 +454,7 @@ class Backfill:
         if archive is None or self._files["unreachable"] >= SKIPPED_IN_A_ROW:
             return
         # Only so much of it as is wanted.
-        now_ms = self._clock.now_ms()
-        within = range_of(series, now_ms - self._keep_ms, now_ms - self._leave_newest_ms)
-        holes = await self._holes(series, next(overlap([within], file.time_range), TimeRange(0, 0)))
+        holes = self._holes_of(series, file.time_range)
         if not holes:
             return
         try:
@@ -509,7 +474,7 @@ class Backfill:
                 log.warning("archive cannot be fetched, REST instead error=%r", str(error))
         else:
             self._files["read"] += 1
-            self._left[series.instrument.pair] -= await self._store(candles, holes)
+            await self._store(candles, holes)
 
     def _days_instead(
         self, series: CandleSeries, file: ArchiveFile, holes: Sequence[TimeRange]
@@ -521,12 +486,11 @@ class Backfill:
             if missing_ms // series.length_ms >= self._file_worth
         ]
 
-    async def _store(self, candles: Sequence[Candle], holes: Sequence[TimeRange]) -> int:
-        """Commit those candles that lie in holes. Returns how many. Raises JournalError."""
+    async def _store(self, candles: Sequence[Candle], holes: Sequence[TimeRange]) -> None:
+        """Commit those candles that lie in holes. Raises JournalError."""
         wanted = list(_within(candles, holes))
         for start in range(0, len(wanted), ROWS_PER_COMMIT):
             await self._commit(Batch(candles=wanted[start : start + ROWS_PER_COMMIT]))
-        return len(wanted)
 
     async def _commit(self, batch: Batch) -> None:
         # One at a time, so that a live commit waits for one of these at most.
@@ -538,15 +502,12 @@ class Backfill:
                 self._give_up(f"no room for more: {used:,} of journal.max_bytes {most:,} are used")
             if self._given_up:
                 raise JournalError(self._given_up)
-            self._stored += await self._writer.call(lambda journal: journal.write(batch))
-            self._on_stored(batch.candles)
+            await self._writer.call(lambda journal: journal.write(batch))
+            self._stored += len(batch.candles)
+            self._progressed_s = self._clock.elapsed_s()
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:
                 await self._writer.take_stock()
-
-
-def _candles(time_ranges: Iterable[TimeRange], series: CandleSeries) -> int:
-    return sum(candles_in(time_range, series.length_ms) for time_range in time_ranges)
 
 
 def _within(candles: Sequence[Candle], holes: Sequence[TimeRange]) -> Iterator[Candle]:

@@ -13,11 +13,11 @@ from marketfeed.binance.archive import TERMS, Archive
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
-from marketfeed.history.backfill import LEAVE_NEWEST_MS, Backfill, HistoryReport, Source
+from marketfeed.gaps.holes import Holes
+from marketfeed.history.backfill import Backfill, HistoryReport, Source
 from marketfeed.history.continuous_audit import AuditingReport, Auditor
 from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle
 from marketfeed.settings.model import ExchangeSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ def make_backfill(
     session: aiohttp.ClientSession,
     clock: ExchangeClock,
     instruments: Callable[[], Sequence[Instrument]],
+    holes: Holes,
     days: int | None = None,
     source: Source = "auto",
-    leave_newest_ms: int = LEAVE_NEWEST_MS,
-    on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
-    left_to_healing: Callable[[], int] = lambda: 0,
+    *,
+    newest_too: bool = False,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings.
 
-    `source` auto: as `exchange.archive` says.
+    `source` auto: as `exchange.archive` says. `newest_too` as in Backfill.
     """
     return Backfill(
         writer,
@@ -81,20 +81,16 @@ def make_backfill(
         open_archive(settings, session) if uses_archive(settings, source) else None,
         clock,
         lambda: [(one, settings.exchange.timeframes) for one in instruments()],
-        kept_ms(settings, days),
+        holes,
+        kept_ms(settings, days) // schema.DAY_MS,
         settings.journal.max_bytes,
         source,
-        leave_newest_ms,
-        on_stored=on_stored,
-        left_to_healing=left_to_healing,
+        newest_too=newest_too,
     )
 
 
 class History:
-    """Fills and audits the history of `instruments()` in the journal of `writer`.
-
-    `on_stored` hears of what either has stored; `left_to_healing` as in Backfill.
-    """
+    """Fills and audits the history of `instruments()` in the journal of `writer`."""
 
     def __init__(
         self,
@@ -104,21 +100,11 @@ class History:
         session: aiohttp.ClientSession,
         clock: ExchangeClock,
         instruments: Callable[[], Sequence[Instrument]],
-        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
-        left_to_healing: Callable[[], int] = lambda: 0,
+        holes: Holes,
     ) -> None:
-        self.backfill: Backfill | None = None
-        if settings.history.days:
-            self.backfill = make_backfill(
-                settings,
-                writer,
-                rest,
-                session,
-                clock,
-                instruments,
-                on_stored=on_stored,
-                left_to_healing=left_to_healing,
-            )
+        self._is_wanted = settings.history.days > 0
+        # Without history, too: what an outage has left may reach further back than healing does.
+        self.backfill = make_backfill(settings, writer, rest, session, clock, instruments, holes)
         timeframes = settings.exchange.timeframes
         self._auditor = Auditor(
             writer,
@@ -127,38 +113,25 @@ class History:
             lambda: [
                 CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
             ],
-            kept_ms(settings) or schema.DAY_MS,
-            self._is_complete,
             settings.history.weight_per_minute // AUDIT_SHARE,
-            on_stored=on_stored,
         )
 
     def report(self) -> HistoryState:
         """How it stands."""
-        backfill = self.backfill
-        return HistoryState(None if backfill is None else backfill.report(), self._auditor.report())
-
-    def unfilled(self) -> list[str]:
-        """The series whose newest candles are not filled; none if no history is filled."""
-        return [] if self.backfill is None else self.backfill.unfilled()
+        history = self.backfill.report() if self._is_wanted else None
+        return HistoryState(history, self._auditor.report())
 
     def wake(self) -> None:
         """Look for holes at once: the pairs have changed, or the journal was replaced."""
-        if self.backfill is not None:
-            self.backfill.wake()
+        self.backfill.wake()
 
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as group:
-            if self.backfill is not None:
-                group.create_task(self.backfill.run(), name="backfill")
+            group.create_task(self.backfill.run(), name="backfill")
             group.create_task(self._audit(), name="audit")
 
     async def _audit(self) -> None:
         # Its weight is for history while there is any to fill.
-        if self.backfill is not None:
-            await self.backfill.first_pass.wait()
+        await self.backfill.first_pass.wait()
         await self._auditor.run()
-
-    def _is_complete(self, pair: str) -> bool:
-        return self.backfill is not None and self.backfill.is_complete(pair)

@@ -22,6 +22,7 @@ from marketfeed.grid import TimeRange, subtract
 from marketfeed.history.audit import CLOSED_FOR_MS, compare_stored
 from marketfeed.history.plan import CandleSeries, range_of
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import Covered
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
@@ -62,8 +63,8 @@ class AuditingReport(msgspec.Struct, frozen=True):
 class Auditor:
     """Audits `series()` in the journal of `writer`; `run` goes on until cancelled.
 
-    `complete` says whether the history of a pair has been filled: before that nothing of it counts as
-    missing. `on_stored` hears of what was mended.
+    What is promised is audited. A candle that lies in a hole is known to be missing: only one that lies in
+    none counts as missing here.
     """
 
     def __init__(
@@ -72,22 +73,16 @@ class Auditor:
         rest: BinanceRest,
         clock: ExchangeClock,
         series: Callable[[], Sequence[CandleSeries]],
-        keep_ms: int,
-        complete: Callable[[str], bool],
         weight_per_minute: int = WEIGHT_PER_MINUTE,
         chance: random.Random | None = None,
-        on_stored: Callable[[Sequence[Candle]], None] = lambda _: None,
     ) -> None:
         self._writer = writer
         self._view = JournalView(writer.path)
         self._rest = rest
         self._clock = clock
         self._series = series
-        self._keep_ms = keep_ms
-        self._complete = complete
         self._pause_s = 60.0 / max(1, min(weight_per_minute, WEIGHT_PER_MINUTE))
         self._random = chance or random.Random()
-        self._on_stored = on_stored
         self._audited = self._missing = self._different = self._mended = self._errors = 0
         # By what it is, so that one candle is reported once however often it is met.
         self._unmended: dict[tuple[str, str, int], str] = {}
@@ -125,7 +120,8 @@ class Auditor:
             return
         series, time_range = chosen
         generation = self._writer.generation
-        complete = self._complete(series.instrument.pair)
+        key = series.instrument.pair, series.timeframe
+        before = self._writer.coverage.get(key)
         stored = await asyncio.to_thread(
             self._view.holes, series.instrument.pair, series.timeframe, time_range
         )
@@ -139,7 +135,12 @@ class Auditor:
         found = await compare_stored(self._view, series, time_range, truth)
         if generation != self._writer.generation:
             return
-        missing = found.missing if complete else []
+        after = self._writer.coverage.get(key)
+        missing = [
+            candle
+            for candle in found.missing
+            if _is_stored(before, candle.open_time_ms) and _is_stored(after, candle.open_time_ms)
+        ]
         self._audited += found.stored + len(missing)
         self._missing += len(missing)
         # What is known to differ is counted and named once, however often it is met.
@@ -154,7 +155,6 @@ class Auditor:
         if mending:
             batch = Batch(candles=mending)
             self._mended += await self._writer.call(lambda journal: journal.write(batch))
-            self._on_stored(mending)
         await self._look_again(series, time_range, truth)
 
     def _choose(self) -> tuple[CandleSeries, TimeRange] | None:
@@ -164,7 +164,10 @@ class Auditor:
             return None
         series = self._random.choice(every)
         now_ms = self._clock.now_ms()
-        within = range_of(series, now_ms - self._keep_ms, now_ms - CLOSED_FOR)
+        covered = self._writer.coverage.get((series.instrument.pair, series.timeframe))
+        if covered is None:
+            return None
+        within = range_of(series, covered.from_ms, now_ms - CLOSED_FOR)
         size_ms = CANDLES * series.length_ms
         end_ms = within.end_ms
         if self._random.random() >= NEWEST_SHARE and end_ms - within.start_ms > size_ms:
@@ -189,6 +192,15 @@ class Auditor:
         self._unmended.update(still)
         for key in list(self._unmended)[:-KEPT]:
             del self._unmended[key]
+
+
+def _is_stored(covered: Covered | None, open_ms: int) -> bool:
+    """Whether a candle is stored, by what is known of its series."""
+    return (
+        covered is not None
+        and max(covered.from_ms, covered.looked_ms) <= open_ms < covered.end_ms
+        and not any(hole.start_ms <= open_ms < hole.end_ms for hole in covered.holes)
+    )
 
 
 def _key(candle: Candle) -> tuple[str, str, int]:

@@ -30,11 +30,10 @@ class CandleSeries(NamedTuple):
         return schema.TIMEFRAMES_MS[self.timeframe]
 
 
-class Holes(NamedTuple):
-    """What a series lacks of its range, oldest first."""
+class Lacking(NamedTuple):
+    """What a series lacks, oldest first."""
 
     series: CandleSeries
-    within: TimeRange
     time_ranges: tuple[TimeRange, ...]
 
     @property
@@ -91,7 +90,7 @@ def covering(
     return found
 
 
-def in_order(lacking: Iterable[Holes]) -> list[TileRequest]:
+def in_order(lacking: Iterable[Lacking]) -> list[TileRequest]:
     """All requests: the newest one of every series, then the next of every series, and so on."""
     return sorted(
         (

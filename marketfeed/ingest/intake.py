@@ -16,8 +16,10 @@ from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
+from marketfeed.grid import TimeRange
 from marketfeed.ingest.freshness import Freshness, Seen
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import Key
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice, Record, RejectedFrame
 
@@ -54,8 +56,8 @@ class Intake:
         retry_after_s: float = 1.0,
     ) -> None:
         self.freshness = Freshness()
-        self.before_commit: Callable[[], None] = lambda: None
-        """Called before each commit: what it adds is stored together with what it was found by."""
+        self.received: dict[Key, set[int]] = {}
+        """The open times (ms) of closed candles that have come and are not committed yet, by series."""
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last had it; 0 if none is scheduled."""
         self.trouble = Trouble(
@@ -94,6 +96,7 @@ class Intake:
                 if item.closed:
                     counters.records["candle"] += 1
                     seen.closed.append((item.pair, item.timeframe, item.open_time_ms))
+                    self._note_received(item)
                     self._urgent.set()
                 else:
                     counters.records["forming"] += 1
@@ -128,10 +131,19 @@ class Intake:
         if isinstance(record, Candle) and record.closed:
             self._counters.records["candle_fetched"] += 1
             self._seen.fetched.append(record)
+            self._note_received(record)
             self._not_live.add((record.pair, record.timeframe, record.open_time_ms))
             self._urgent.set()
         elif isinstance(record, FundingSettled):
             self._counters.records["funding_settled"] += 1
+
+    def expect(self, key: Key, due_ms: int) -> None:
+        """Have it stored that a series' candles are due up to `due_ms`: what is not there is missing."""
+        self._pending.due_ms[key] = max(due_ms, self._pending.due_ms.get(key, due_ms))
+
+    def answered_without(self, key: Key, where: TimeRange) -> None:
+        """Have it stored that the exchange has just answered without candles of a series."""
+        self._pending.absent.append((key, where, self._now_ms()))
 
     def on_damage(self, error: JournalError) -> None:
         """Have the journal replaced before the next commit: its file was found damaged on the disk."""
@@ -152,7 +164,6 @@ class Intake:
             await self._until_due()
             ended = self._ended
             if len(self._pending) or (self._damaged and not ended):
-                self.before_commit()
                 batch, self._pending = self._pending, Batch(self._funding_every_ms)
                 if not await self._commit(batch):
                     if ended and last_tries == 0:
@@ -192,6 +203,7 @@ class Intake:
         now_ms = self._now_ms()
         not_live = self._not_live
         for candle in batch.candles:
+            self._forget_received(candle)
             key = (candle.pair, candle.timeframe, candle.open_time_ms)
             if key in not_live:
                 not_live.discard(key)
@@ -214,8 +226,24 @@ class Intake:
         self.trouble.met(error)
         batch.merge(self._pending)
         self._pending = batch
-        for kind, count in batch.shrink_to(MAX_PENDING_RECORDS).items():
+        given_up = batch.shrink_to(MAX_PENDING_RECORDS)
+        for kind, count in given_up.items():
             self._counters.records_given_up[kind] += count
+        if "candle" in given_up:
+            # What was given up is due again.
+            self.received.clear()
+            for candle in batch.candles:
+                self._note_received(candle)
+
+    def _note_received(self, candle: Candle) -> None:
+        self.received.setdefault((candle.pair, candle.timeframe), set()).add(candle.open_time_ms)
+
+    def _forget_received(self, candle: Candle) -> None:
+        opens = self.received.get((candle.pair, candle.timeframe))
+        if opens is not None:
+            opens.discard(candle.open_time_ms)
+            if not opens:
+                del self.received[candle.pair, candle.timeframe]
 
     def _on_reject(self, reject: Reject, frame: bytes) -> None:
         self._counters.rejects[reject.reason] += 1

@@ -94,13 +94,17 @@ class Covered(msgspec.Struct, frozen=True, gc=False):
 
 
 class Promise(NamedTuple):
-    """What is to be kept of a series: `keep_ms` back from `now_ms`, nothing from before `listed_ms`."""
+    """What is to be kept of a series: `keep_ms` back from `now_ms`, nothing from before `listed_ms`.
+
+    `keep_ms` is the setting; `reach_ms` reaches further back where it is more (of a new listing).
+    """
 
     pair: str
     timeframe: str
     now_ms: int
     keep_ms: int
     listed_ms: int = 0
+    reach_ms: int = 0
 
 
 def promised(
@@ -120,7 +124,8 @@ def promised(
     length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
     forming_ms = schema.floor_to(promise.now_ms, length_ms)
     listed_ms = schema.floor_to(promise.listed_ms, length_ms)
-    wanted_ms = max(schema.ceil_to(promise.now_ms - promise.keep_ms, length_ms), listed_ms)
+    reach_ms = max(promise.keep_ms, promise.reach_ms)
+    wanted_ms = max(schema.ceil_to(promise.now_ms - reach_ms, length_ms), listed_ms)
     from_ms = min(wanted_ms, forming_ms)
     if known is None:
         end_ms = from_ms if newest_ms is None else max(from_ms, newest_ms + length_ms)

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from marketfeed import schema
 from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.grid import TimeRange
+from marketfeed.journal.coverage import Covered, Key
+from marketfeed.journal.covering import read_coverage
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
 from marketfeed.records import Candle, CatalogEntry, RejectedFrame
@@ -88,6 +90,15 @@ class JournalView:
     def holes(self, pair: str, timeframe: str, time_range: TimeRange) -> list[TimeRange]:
         """What the journal lacks of a range, oldest first."""
         return self._ask(lambda journal: journal.holes(pair, timeframe, time_range))
+
+    def coverage(self) -> dict[Key, Covered]:
+        """What is promised of each series, and missing; empty in a journal of before version 3."""
+
+        def question(journal: JournalReads) -> dict[Key, Covered]:
+            (version,) = journal.db.execute("PRAGMA user_version").fetchone()
+            return {} if version < schema.COVERAGE_FROM else read_coverage(journal)[0]
+
+        return self._ask(question)
 
     def rejected_frames(self) -> list[RejectedFrame]:
         """The frames kept that could not be used, oldest first."""

@@ -5,7 +5,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from marketfeed import schema
@@ -17,7 +17,6 @@ from marketfeed.binance.symbols import (
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
-from marketfeed.errors import JournalError
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
@@ -36,8 +35,6 @@ LOOK_EVERY_S: Final = 1.0
 HEARD_WITHIN_MS: Final = schema.MINUTE_MS
 HEARD_WALL_MS: Final = 2_000
 """A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
-NEW_FOR_MS: Final = schema.DAY_MS
-"""A contract listed within this is collected from its first candle on, not from the one that forms now."""
 
 
 class PairLifecycle:
@@ -138,13 +135,12 @@ class PairLifecycle:
         if changes.ended:
             await self._leave(changes.ended)
         if changes.joined:
-            await self._join(changes.joined, changes.returned)
+            await self._join(changes.joined)
 
-    async def _join(self, joined: Sequence[Instrument], returned: Mapping[str, Ended]) -> None:
+    async def _join(self, joined: Sequence[Instrument]) -> None:
         now_ms = self._clock.now_ms()
         self._joining.update((instrument.pair, now_ms) for instrument in joined)
-        stored = await self._stored(joined, returned, now_ms)
-        self._supervisor.join(joined, stored)
+        self._supervisor.join(joined)
         self._on_change()
         await self._feed.subscribe(self._streams(joined))
         log.info(
@@ -154,7 +150,7 @@ class PairLifecycle:
     async def _leave(self, ended: Sequence[Ended]) -> None:
         instruments = [one.instrument for one in ended]
         self._on_change()
-        self._supervisor.leave({instrument.pair for instrument in instruments})
+        self._supervisor.leave({one.instrument.pair: one.ended_ms for one in ended})
         for one in ended:
             self._joining.pop(one.instrument.pair, None)
             self._catalog.note(one.instrument, one.ended_ms)
@@ -174,30 +170,6 @@ class PairLifecycle:
             if since_ms is not None and marks.get(instrument.pair, 0) >= since_ms:
                 del self._joining[instrument.pair]
                 self._catalog.note(instrument, instrument.ended_ms)
-
-    async def _stored(
-        self, joined: Sequence[Instrument], returned: Mapping[str, Ended], now_ms: int
-    ) -> Mapping[tuple[str, str], int]:
-        """After which candle each series is to go on: what follows it and is not there is missing."""
-        try:
-            newest = await self._writer.call(Journal.newest_candles)
-        except JournalError as error:
-            log.warning("stored candles cannot be read error=%r", str(error))
-            newest = {}
-        stored: dict[tuple[str, str], int] = {}
-        for instrument in joined:
-            before = returned.get(instrument.pair)
-            is_new = now_ms - instrument.listed_ms <= NEW_FOR_MS
-            for timeframe in self._settings.timeframes:
-                key = instrument.pair, timeframe
-                length_ms = schema.TIMEFRAMES_MS[timeframe]
-                if is_new:
-                    first_ms = schema.floor_to(instrument.listed_ms, length_ms)
-                    stored[key] = max(newest.get(key, 0), first_ms - length_ms)
-                elif key in newest and (before is None or not before.announced):
-                    # Perhaps it traded all the while. After an announced end it did not.
-                    stored[key] = newest[key]
-        return stored
 
     def _streams(self, instruments: Sequence[Instrument]) -> list[str]:
         settings = self._settings

@@ -30,6 +30,9 @@ class Report(Protocol):
     def reasons(self) -> list[str]:
         """Why it is not."""
 
+    def health(self) -> dict[str, object]:
+        """What `/health` says to everybody: `state` and `healthy` at least."""
+
 
 class Metrics(Protocol):
     """What `/metrics` shows."""
@@ -87,7 +90,7 @@ class StatusServer:
 
     async def _health(self, request: web.Request) -> web.Response:
         report = self._report()
-        answer: dict[str, object] = {"healthy": report.healthy}
+        answer = report.health()
         if request[TRUSTED]:
             # Reasons name pairs, servers and errors: not for everybody whom a balancer lets through.
             answer["reasons"] = report.reasons

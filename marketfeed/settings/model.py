@@ -18,7 +18,7 @@ from marketfeed.settings.addresses import address
 from marketfeed.settings.aggregator import AggregatorSettings
 from marketfeed.settings.exchange import ExchangeSettings, Pairs, TopPairs
 from marketfeed.settings.secrets import secret_file
-from marketfeed.settings.status import StatusSettings
+from marketfeed.settings.status import CollectorStatusSettings, StatusSettings
 from marketfeed.settings.values import (
     AbsolutePath,
     Duration,
@@ -110,5 +110,5 @@ class Settings(Section):
     history: HistorySettings = HistorySettings()
     journal: JournalSettings = JournalSettings()
     influxdb: InfluxSettings = InfluxSettings()
-    status: StatusSettings = StatusSettings()
+    status: CollectorStatusSettings = CollectorStatusSettings()
     aggregator: AggregatorSettings = AggregatorSettings()

@@ -1,7 +1,7 @@
 """Settings of a status port, the collector's or the aggregator's."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
@@ -49,6 +49,12 @@ class StatusSettings(Section):
                 f"a file with a token (or {variable}), as {cls.section}.host is no loopback address"
             )
         return path
+
+
+class CollectorStatusSettings(StatusSettings):
+    """The collector's: `filling_is` is what `/health` answers while history is filled for the first time."""
+
+    filling_is: Literal[200, 503] = 200
 
 
 class AggregatorStatusSettings(StatusSettings):

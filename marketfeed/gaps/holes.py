@@ -1,0 +1,199 @@
+"""What is due and not there: promised, minus stored, minus what was received and is not committed yet.
+
+A candle is due by the clock alone: subscriptions, connections and halts are no events. Who is to bring it
+follows from where it is, and is stored nowhere: the feed until its deadline, healing for the newest of a
+series, history for the rest. Times are ms of exchange time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
+
+from marketfeed import schema
+from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, missing
+from marketfeed.journal.coverage import BELIEVED_FOR_MS, Covered, Hole, Key
+
+PURE = True
+
+CANDLE_DUE_MS: Final = 4_000
+"""A closed candle is due this long after its close: quiet pairs close by a timer of 2 s. One that has not
+come by then is missing."""
+_NOTHING: Final[Collection[int]] = ()
+
+
+class Holes:
+    """The holes of all series that are promised, as they are now.
+
+    `coverage` gives what is known of them, `received` the open times of a series' candles that have come
+    and are not committed, `due_after_ms` how long after its close a candle is due.
+    """
+
+    def __init__(
+        self,
+        coverage: Callable[[], Mapping[Key, Covered]],
+        received: Callable[[], Mapping[Key, Collection[int]]],
+        due_after_ms: Callable[[], int] = lambda: CANDLE_DUE_MS,
+    ) -> None:
+        self.ended_ms: dict[str, int] = {}
+        """When pairs end, or have ended: nothing that opens later or is cut by that is due."""
+        self._coverage = coverage
+        self._received = received
+        self._due_after_ms = due_after_ms
+
+    def series(self) -> Mapping[Key, Covered]:
+        """What is known of each series."""
+        return self._coverage()
+
+    def due_ms(self, key: Key, now_ms: int) -> int:
+        """Up to where a series' candles are due."""
+        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        until_ms = now_ms - self._due_after_ms() - 1
+        ended_ms = self.ended_ms.get(key[0])
+        if ended_ms is not None:
+            until_ms = min(until_ms, ended_ms)
+        return schema.floor_to(until_ms, length_ms)
+
+    def lacking(self, key: Key, now_ms: int) -> list[Hole]:
+        """What is due of a series and not there, oldest first; what the exchange does not have, too."""
+        covered = self._coverage().get(key)
+        if covered is None:
+            return []
+        due_ms = self.due_ms(key, now_ms)
+        if not covered.holes and covered.end_ms >= due_ms:
+            return []
+        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        found = [hole for hole in covered.holes if hole.end_ms <= due_ms]
+        if len(found) < len(covered.holes) and covered.holes[len(found)].start_ms < due_ms:
+            # The clock has been set back since.
+            found.append(covered.holes[len(found)]._replace(end_ms=due_ms))
+        if covered.end_ms < due_ms:
+            found.append(Hole(covered.end_ms, due_ms))
+        here = self._received().get(key, _NOTHING)
+        if not here or not found:
+            return found
+        opens = sorted(here)
+        return [
+            hole._replace(start_ms=part.start_ms, end_ms=part.end_ms)
+            for hole in found
+            for part in missing(
+                [at for at in opens if at >= hole.start_ms], hole.time_range, length_ms
+            )
+        ]
+
+    def overdue(self, now_ms: int) -> Iterator[tuple[Key, int]]:
+        """The series that lack candles behind the end of what is known, and up to where they are due."""
+        received = self._received()
+        for key, covered in self._coverage().items():
+            due_ms = self.due_ms(key, now_ms)
+            if covered.end_ms >= due_ms:
+                continue
+            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            here = received.get(key, _NOTHING)
+            if any(at not in here for at in range(covered.end_ms, due_ms, length_ms)):
+                yield key, due_ms
+
+    def newest(self, key: Key, now_ms: int) -> TimeRange:
+        """Where the newest candles of a series are that are due: as many as a feeder asks for at most."""
+        due_ms = self.due_ms(key, now_ms)
+        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        return TimeRange(due_ms - TILE_CANDLES * length_ms, due_ms)
+
+    def for_healing(self, key: Key, now_ms: int) -> list[Hole]:
+        """What healing is to fetch of a series: holes, or parts of them, among the newest candles."""
+        return self._to_fetch(key, now_ms, self.newest(key, now_ms))
+
+    def for_history(
+        self, key: Key, now_ms: int, *, newest_too: bool = False
+    ) -> tuple[TimeRange, ...]:
+        """What history is to fetch of a series: all that is older, or with `newest_too` all."""
+        newest = self.newest(key, now_ms)
+        where = TimeRange(0, newest.end_ms if newest_too else newest.start_ms)
+        return tuple(hole.time_range for hole in self._to_fetch(key, now_ms, where))
+
+    def complete_until(self, key: Key, now_ms: int) -> int:
+        """Up to where nothing is missing of a series but what the exchange does not have."""
+        covered = self._coverage().get(key)
+        if covered is None:
+            return 0
+        first = next((hole for hole in self.lacking(key, now_ms) if not hole.is_absent), None)
+        return self.due_ms(key, now_ms) if first is None else first.start_ms
+
+    def ready(self, key: Key, candles: int, now_ms: int) -> bool:
+        """Whether the newest `candles` of a series that are due are there, or all that is promised.
+
+        What the exchange does not have is not waited for.
+        """
+        covered = self._coverage().get(key)
+        if covered is None:
+            return False
+        from_ms = self.due_ms(key, now_ms) - candles * schema.TIMEFRAMES_MS[key[1]]
+        if covered.looked_ms > max(covered.from_ms, from_ms):
+            return False
+        return all(hole.is_absent or hole.end_ms <= from_ms for hole in self.lacking(key, now_ms))
+
+    def count(self, now_ms: int, *, first: bool = False, newest_only: bool = False) -> Counter[Key]:
+        """How many candles each series lacks: of a `first` filling, or else.
+
+        What the exchange does not have does not count; with `newest_only` neither what is history's.
+        """
+        found = Counter[Key]()
+        for key, hole in self._open(now_ms):
+            if hole.is_first == first:
+                start_ms = hole.start_ms
+                if newest_only:
+                    start_ms = max(start_ms, self.newest(key, now_ms).start_ms)
+                count = candles_in(TimeRange(start_ms, hole.end_ms), schema.TIMEFRAMES_MS[key[1]])
+                if count:
+                    found[key] += count
+        return found
+
+    def open_longer_than(self, for_s: float, now_ms: int) -> Counter[Key]:
+        """How many candles of which series, due for longer than `for_s`, healing has not fetched.
+
+        Those of a first filling are none of these.
+        """
+        found = Counter[Key]()
+        for key, hole in self._open(now_ms):
+            if hole.is_first:
+                continue
+            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            newest = self.newest(key, now_ms)
+            before_ms = now_ms - self._due_after_ms() - int(for_s * 1000) - length_ms
+            end_ms = min(hole.end_ms, schema.ceil_to(before_ms, length_ms))
+            count = candles_in(TimeRange(max(hole.start_ms, newest.start_ms), end_ms), length_ms)
+            if count:
+                found[key] += count
+        return found
+
+    def oldest_s(self, now_ms: int) -> float:
+        """For how long the oldest missing candle is due, those of a first filling apart; 0 of none."""
+        due_ms = [
+            hole.start_ms + schema.TIMEFRAMES_MS[key[1]] + self._due_after_ms()
+            for key, hole in self._open(now_ms)
+            if not hole.is_first
+        ]
+        return max(0.0, (now_ms - min(due_ms)) / 1000) if due_ms else 0.0
+
+    def open_gaps(self, now_ms: int) -> int:
+        """How many gaps there are, those of a first filling apart."""
+        return sum(not hole.is_first for _, hole in self._open(now_ms))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _open(self, now_ms: int) -> Iterator[tuple[Key, Hole]]:
+        for key in tuple(self._coverage()):
+            for hole in self.lacking(key, now_ms):
+                if not hole.is_absent:
+                    yield key, hole
+
+    def _to_fetch(self, key: Key, now_ms: int, where: TimeRange) -> list[Hole]:
+        return [
+            hole._replace(
+                start_ms=max(hole.start_ms, where.start_ms), end_ms=min(hole.end_ms, where.end_ms)
+            )
+            for hole in self.lacking(key, now_ms)
+            if hole.start_ms < where.end_ms
+            and hole.end_ms > where.start_ms
+            # What it did not have is asked for again now and then.
+            and (hole.empty_2_ms is None or hole.empty_2_ms < now_ms - BELIEVED_FOR_MS)
+        ]

@@ -1,0 +1,139 @@
+"""Promises what is collected, and looks through rows of which it is not known whether they are whole."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from marketfeed import schema
+from marketfeed.binance.symbols import Instrument
+from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.counters import Trouble
+from marketfeed.errors import JournalError, backoff_s
+from marketfeed.grid import TILE_CANDLES
+from marketfeed.journal.coverage import Key, Promise
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.writer import JournalWriter
+
+log = logging.getLogger(__name__)
+
+LOOK_CANDLES: Final = 5_000
+"""Rows that are looked through in one call: commits of new data pass in between."""
+SERIES_AT_ONCE: Final = 20
+"""Series whose newest rows are looked through in one call."""
+NEW_FOR_MS: Final = schema.DAY_MS
+"""A contract listed within this is promised from its first candle on, whatever the settings keep."""
+RETRY_FIRST_S: Final = 1.0
+RETRY_CAP_S: Final = 30.0
+
+
+class Promises:
+    """Keeps the promises of one collector; `run` goes on until it is cancelled.
+
+    `instruments` gives what is collected, `keep_ms` how far back the settings ask for it. `on_promised` is
+    called when something was promised, or found missing among stored rows.
+    """
+
+    def __init__(
+        self,
+        writer: JournalWriter,
+        clock: ExchangeClock,
+        instruments: Callable[[], Sequence[Instrument]],
+        timeframes: Sequence[str],
+        keep_ms: int,
+        on_promised: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._instruments = instruments
+        self._timeframes = tuple(timeframes)
+        self._keep_ms = keep_ms
+        self._on_promised = on_promised
+        self._woken = asyncio.Event()
+        self._trouble = Trouble(
+            log, "what is collected cannot be promised", "what is collected is promised"
+        )
+
+    def wake(self) -> None:
+        """Promise at once what is not promised yet: pairs have joined, or the journal was replaced."""
+        self._woken.set()
+
+    def unpromised(self) -> list[Key]:
+        """What is collected, and of which nothing is promised yet."""
+        known = self._writer.coverage
+        return [
+            (one.pair, timeframe)
+            for one in self._instruments()
+            for timeframe in self._timeframes
+            if (one.pair, timeframe) not in known
+        ]
+
+    async def run(self) -> None:
+        """Promise what is collected, and nothing else; then what joins it."""
+        generation = 0
+        while True:
+            self._woken.clear()
+            pause_s: float | None = None
+            try:
+                instruments = self._instruments()
+                if generation != self._writer.generation:
+                    # All of it, as an earlier run may have promised by other settings.
+                    generation = self._writer.generation
+                    await self._promise(instruments, only=True)
+                elif unpromised := {pair for pair, _ in self.unpromised()}:
+                    await self._promise([one for one in instruments if one.pair in unpromised])
+                await look_through(self._writer)
+                self._on_promised()
+                self._trouble.end()
+            except JournalError as error:
+                generation = 0
+                self._trouble.met(error)
+                pause_s = backoff_s(self._trouble.failures, RETRY_FIRST_S, RETRY_CAP_S)
+            await wait_at_most(pause_s, self._woken)
+
+    async def _promise(self, instruments: Sequence[Instrument], *, only: bool = False) -> None:
+        now_ms = self._clock.now_ms()
+        every = promises(instruments, self._timeframes, now_ms, self._keep_ms)
+        await self._writer.call(lambda journal: journal.promise(every, only=only))
+
+
+def promises(
+    instruments: Iterable[Instrument], timeframes: Sequence[str], now_ms: int, keep_ms: int
+) -> list[Promise]:
+    """What to keep of instruments: `keep_ms` back, and of a new listing all of it."""
+    return [
+        Promise(
+            one.pair,
+            timeframe,
+            now_ms,
+            keep_ms,
+            one.listed_ms,
+            now_ms - one.listed_ms if now_ms - one.listed_ms <= NEW_FOR_MS else 0,
+        )
+        for one in instruments
+        for timeframe in timeframes
+    ]
+
+
+async def look_through(writer: JournalWriter) -> None:
+    """Look through what is still to be: the newest rows of all series first, as feeders wait for these.
+
+    Raises JournalError.
+    """
+
+    def unlooked() -> list[Key]:
+        return [key for key, known in writer.coverage.items() if not known.is_looked_through]
+
+    def looking(keys: Sequence[Key], candles: int) -> Callable[[Journal], None]:
+        return lambda journal: journal.look_through(keys, candles)
+
+    keys = unlooked()
+    if not keys:
+        return
+    log.info("stored candles are looked through series=%d", len(keys))
+    for start in range(0, len(keys), SERIES_AT_ONCE):
+        await writer.call(looking(keys[start : start + SERIES_AT_ONCE], TILE_CANDLES))
+    while keys := unlooked():
+        for key in keys:
+            await writer.call(looking([key], LOOK_CANDLES))
+    log.info("stored candles have been looked through")
