@@ -8,6 +8,7 @@ whether it is back; holes stay holes. What REST answers without is asked for aga
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -59,7 +60,7 @@ RECHECKS: Final = 4
 class HealReport(msgspec.Struct, frozen=True):
     """What is being healed. `trouble` is why REST cannot be asked now, empty if it can.
 
-    `open_gaps` are gaps by state: `healing` are asked for right now, `found` wait for that. `ended` were
+    `open_gaps` are gaps by state: of `healing` series REST was asked, `found` wait for that. `ended` were
     healed or given up since the start; `backlog` candles are missing, `rechecks` series are to be compared
     after a reconnect. A first filling is none of these.
     """
@@ -104,6 +105,8 @@ class Healer:
         self._counters = counters
         self._instruments = instruments
         self._asking: dict[Key, TimeRange] = {}
+        # Those that lack something, and were asked for.
+        self._asked: set[Key] = set()
         self._pauses: dict[tuple[Key, int], _Pause] = {}
         self._again_s = 0.0
         self._wake = asyncio.Event()
@@ -114,14 +117,12 @@ class Healer:
     def report(self) -> HealReport:
         """What is being healed now."""
         now_ms = self._clock.now_ms()
-        states, open_gaps = self._writer.gap_states, self._holes.open_gaps(now_ms)
-        healing = min(len(self._asking), open_gaps)
+        states = self._writer.gap_states
+        open_gaps = Counter[str]()
+        for key, gaps in self._holes.open_gaps(now_ms).items():
+            open_gaps["healing" if key in self._asked else "found"] += gaps
         return HealReport(
-            open_gaps={
-                state: count
-                for state, count in (("found", open_gaps - healing), ("healing", healing))
-                if count
-            },
+            open_gaps=dict(open_gaps),
             ended={state: states[state] for state in ("healed", "unresolvable")},
             backlog=self._holes.count(now_ms).total(),
             rechecks=len(self._rechecks),
@@ -148,6 +149,7 @@ class Healer:
             return
         for key, tile in self._tiles()[:room]:
             self._asking[key] = tile
+            self._asked.add(key)
             group.create_task(self._ask(key, tile), name="heal")
 
     def _tiles(self) -> list[tuple[Key, TimeRange]]:
@@ -157,11 +159,11 @@ class Healer:
         for key in tuple(self._holes.series()):
             if key in self._asking:
                 continue
-            parts = [
-                hole.time_range
-                for hole in self._holes.for_healing(key, now_ms)
-                if not self._is_paused(key, hole, now_s)
-            ]
+            holes = self._holes.for_healing(key, now_ms)
+            if not holes:
+                self._asked.discard(key)
+                continue
+            parts = [hole.time_range for hole in holes if not self._is_paused(key, hole, now_s)]
             if parts:
                 length_ms = TIMEFRAMES_MS[key[1]]
                 found.append((key, next(tiles(joined(parts, length_ms)[-1], length_ms))))

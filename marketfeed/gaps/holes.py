@@ -174,9 +174,9 @@ class Holes:
         ]
         return max(0.0, (now_ms - min(due_ms)) / 1000) if due_ms else 0.0
 
-    def open_gaps(self, now_ms: int) -> int:
-        """How many gaps there are, those of a first filling apart."""
-        return sum(not hole.is_first for _, hole in self._open(now_ms))
+    def open_gaps(self, now_ms: int) -> Counter[Key]:
+        """How many gaps each series has, those of a first filling apart."""
+        return Counter(key for key, hole in self._open(now_ms) if not hole.is_first)
 
     # --- inside -----------------------------------------------------------------------------------
 

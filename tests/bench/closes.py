@@ -64,7 +64,9 @@ def closes(report_progress: ReportProgress, seconds: int, history_days: int = 0)
                     return msgspec.json.decode(_ask(status_url), type=StatusReport)
 
                 wait_until(
-                    lambda: status().healthy, "the collector to be well", timeout_s=START_TIMEOUT_S
+                    lambda: status().state == "well",
+                    "the collector to be well",
+                    timeout_s=START_TIMEOUT_S,
                 )
                 lost = _lose_closing_frames(rest_url)
                 clock = _clock(rest_url)

@@ -201,7 +201,8 @@ class _Run:
 
     def _well(self) -> bool:
         report = self._status()
-        return report.healthy and report.mark_price_age_s is not None
+        ready = report.ready_pairs == report.pairs
+        return report.healthy and ready and report.mark_price_age_s is not None
 
     def _status(self) -> StatusReport:
         body = _get(self._collector.urls["status_url"] + "/status")

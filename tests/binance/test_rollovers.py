@@ -50,7 +50,8 @@ class Rolling:
     @property
     def delivering(self) -> bool:
         report = self.collector.report()
-        return report.healthy and report.mark_price_age_s is not None
+        ready = report.ready_pairs == report.pairs
+        return report.healthy and ready and report.mark_price_age_s is not None
 
     async def minutes(self, minutes: float) -> None:
         until_ms = self.sim.now_ms() + minutes * MINUTE_MS

@@ -16,7 +16,10 @@ def late(pair: str, channel: str = MARK_PRICE) -> Overdue:
 
 
 def tile(
-    age_ms: int | None, overdue: list[Overdue], holes: dict[Series, int], speed: float = 1.0
+    age_ms: int | None,
+    overdue: list[Overdue],
+    holes: dict[tuple[str, str], int],
+    speed: float = 1.0,
 ) -> PairTile:
     marks = {} if age_ms is None else {PAIR: NOW_MS - age_ms}
     [found] = make_tiles([PAIR], NOW_MS, speed, marks, overdue, holes)
@@ -28,10 +31,8 @@ def test_each_state() -> None:
     assert tile(None, [], {}) == PairTile(State.WAITING, None, 0, 0)
     assert tile(10_000, [], {}).state is State.FRESH
     assert tile(10_100, [], {}).state is State.LATE
-    assert tile(900, [], {Series(PAIR, "1m"): 2, Series(PAIR, "3m"): 1}) == PairTile(
-        State.HOLES, 9, 0, 3
-    )
-    assert tile(900, [late(PAIR), late(PAIR, "1m")], {Series(PAIR, "1m"): 1}) == PairTile(
+    assert tile(900, [], {(PAIR, "1m"): 2, (PAIR, "3m"): 1}) == PairTile(State.HOLES, 9, 0, 3)
+    assert tile(900, [late(PAIR), late(PAIR, "1m")], {(PAIR, "1m"): 1}) == PairTile(
         State.SILENT, 9, 2, 1
     )
     # A stamp a little ahead of the clock is no age.
@@ -39,7 +40,7 @@ def test_each_state() -> None:
 
 
 def test_what_concerns_another_pair_does_not_show() -> None:
-    assert tile(500, [late(OTHER)], {Series(OTHER, "1m"): 1}).state is State.FRESH
+    assert tile(500, [late(OTHER)], {(OTHER, "1m"): 1}).state is State.FRESH
 
 
 def test_against_a_fast_exchange_a_commit_may_take_many_of_its_seconds() -> None:
@@ -50,16 +51,16 @@ def test_against_a_fast_exchange_a_commit_may_take_many_of_its_seconds() -> None
 @given(
     st.none() | st.integers(-5_000, 100_000),
     st.lists(st.sampled_from([late(PAIR), late(OTHER), late(PAIR, "1m")]), max_size=4),
-    st.dictionaries(st.sampled_from([Series(PAIR, "1m"), Series(OTHER, "3m")]), st.integers(0, 9)),
+    st.dictionaries(st.sampled_from([(PAIR, "1m"), (OTHER, "3m")]), st.integers(0, 9)),
 )
 def test_fresh_is_shown_only_of_what_is(
-    age_ms: int | None, overdue: list[Overdue], holes: dict[Series, int]
+    age_ms: int | None, overdue: list[Overdue], holes: dict[tuple[str, str], int]
 ) -> None:
     found = tile(age_ms, overdue, holes)
     well = (
         age_ms is not None
         and max(0, age_ms) // 100 <= 100
         and not any(item.series.pair == PAIR for item in overdue)
-        and not holes.get(Series(PAIR, "1m"))
+        and not holes.get((PAIR, "1m"))
     )
     assert (found.state is State.FRESH) == well

@@ -85,7 +85,8 @@ class Line:
     def delivering(self) -> bool:
         """Whether all is well and every pair has a mark price."""
         report = self.report
-        return report.healthy and report.mark_price_age_s is not None
+        ready = report.ready_pairs == report.pairs
+        return report.healthy and ready and report.mark_price_age_s is not None
 
     @property
     def flowing(self) -> bool:

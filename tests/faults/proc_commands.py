@@ -135,9 +135,10 @@ class Collecting(Process):
         return get(self.url + "/health")
 
     def is_delivering(self) -> bool:
-        """Whether it is healthy, and every pair has a mark price."""
+        """Whether it is healthy, and every pair has a mark price and its newest candles."""
         report = self.status()
-        return bool(report["healthy"]) and report["mark_price_age_s"] is not None
+        ready = report["ready_pairs"] == report["pairs"]
+        return bool(report["healthy"]) and ready and report["mark_price_age_s"] is not None
 
 
 class Exchange(NamedTuple):

@@ -12,7 +12,6 @@ import pytest
 import uvloop
 
 from marketfeed.collector.collector import Collector
-from marketfeed.history.backfill import LOOK_AGAIN_S
 from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry, differing_fields
 from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS, floor_to
@@ -37,7 +36,8 @@ class Following:
     @property
     def delivering(self) -> bool:
         report = self.collector.report()
-        return report.healthy and report.mark_price_age_s is not None
+        ready = report.ready_pairs == report.pairs
+        return report.healthy and ready and report.mark_price_age_s is not None
 
     @property
     def pairs(self) -> int:
@@ -282,7 +282,7 @@ def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
             async with _running(path, sim, {"pairs": names}, history) as following:
                 await until(lambda: following.filled == 2)
                 sim.change(SetStatus(pair, "TRADING"))
-                await until(lambda: following.filled == 3, timeout_s=LOOK_AGAIN_S / 60.0 / 2)
+                await until(lambda: following.filled == 3, timeout_s=30.0)
                 await until(lambda: pair in following.catalog())
                 with following.reader() as reader:
                     assert len(reader.get_ohlcv(pair, "1m", 1_000, max_age_s=None)) == 1_000
