@@ -11,6 +11,7 @@ from typing import Final
 
 from marketfeed import schema
 from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, missing
+from marketfeed.journal.batch import Due
 from marketfeed.journal.coverage import BELIEVED_FOR_MS, Covered, Hole, Key
 
 PURE = True
@@ -80,8 +81,8 @@ class Holes:
             )
         ]
 
-    def overdue(self, now_ms: int) -> Iterator[tuple[Key, int]]:
-        """The series that lack candles behind the end of what is known, and up to where they are due."""
+    def overdue(self, now_ms: int) -> Iterator[tuple[Key, Due]]:
+        """The series that lack candles behind the end of what is known."""
         received = self._received()
         for key, covered in self._coverage().items():
             due_ms = self.due_ms(key, now_ms)
@@ -89,8 +90,11 @@ class Holes:
                 continue
             length_ms = schema.TIMEFRAMES_MS[key[1]]
             here = received.get(key, _NOTHING)
-            if any(at not in here for at in range(covered.end_ms, due_ms, length_ms)):
-                yield key, due_ms
+            missing_ms = frozenset(
+                at for at in range(covered.end_ms, due_ms, length_ms) if at not in here
+            )
+            if missing_ms:
+                yield key, Due(due_ms, missing_ms)
 
     def newest(self, key: Key, now_ms: int) -> TimeRange:
         """Where the newest candles of a series are that are due: as many as a feeder asks for at most."""

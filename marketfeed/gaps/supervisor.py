@@ -195,8 +195,8 @@ class Supervisor:
         clock = self._clock
         now_ms = clock.now_ms()
         self.overdue = self._liveness.overdue(clock.elapsed_s(), now_ms, candle_due_ms(clock.speed))
-        for key, due_ms in self._holes.overdue(now_ms):
-            self._intake.expect(key, due_ms)
+        for key, due in self._holes.overdue(now_ms):
+            self._intake.expect(key, due)
         self._log_changes(before)
 
     def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:

@@ -18,7 +18,7 @@ from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.grid import TimeRange
 from marketfeed.ingest.freshness import Freshness, Seen
-from marketfeed.journal.batch import Batch
+from marketfeed.journal.batch import Batch, Due
 from marketfeed.journal.coverage import Key
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice, Record, RejectedFrame
@@ -137,9 +137,9 @@ class Intake:
         elif isinstance(record, FundingSettled):
             self._counters.records["funding_settled"] += 1
 
-    def expect(self, key: Key, due_ms: int) -> None:
-        """Have it stored that a series' candles are due up to `due_ms`: what is not there is missing."""
-        self._pending.due_ms[key] = max(due_ms, self._pending.due_ms.get(key, due_ms))
+    def expect(self, key: Key, due: Due) -> None:
+        """Have it stored that candles of a series are due, and have not come."""
+        self._pending.expect(key, due)
 
     def answered_without(self, key: Key, where: TimeRange) -> None:
         """Have it stored that the exchange has just answered without candles of a series."""

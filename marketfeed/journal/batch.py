@@ -6,7 +6,7 @@ funding rates only the first of each grid step, so a batch stays small however f
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange
@@ -25,6 +25,13 @@ from marketfeed.records import (
 PURE = True
 
 
+class Due(NamedTuple):
+    """Candles of a series are due that open before `until_ms`; those at `missing_ms` had not come."""
+
+    until_ms: int
+    missing_ms: frozenset[int]
+
+
 class Batch:
     """What one commit will write.
 
@@ -38,7 +45,7 @@ class Batch:
         "absent",
         "candles",
         "catalog",
-        "due_ms",
+        "due",
         "forming",
         "funding_every_ms",
         "funding_rates",
@@ -60,15 +67,15 @@ class Batch:
         self.gaps: dict[tuple[str, str | None, int], Gap] = {}
         self.catalog: list[CatalogEntry] = []
         self.rejected_frames: list[RejectedFrame] = []
-        self.due_ms: dict[Key, int] = {}
-        """Up to where the candles of a series are due: what is not stored then is missing."""
+        self.due: dict[Key, Due] = {}
+        """What is due of a series by now, and had not come."""
         self.absent: list[tuple[Key, TimeRange, int]] = []
         """Where the exchange has answered without candles of a series, and when (ms)."""
 
     def __len__(self) -> int:
         return (
             len(self.candles)
-            + len(self.due_ms)
+            + len(self.due)
             + len(self.absent)
             + len(self.forming)
             + len(self.mark_prices)
@@ -106,6 +113,13 @@ class Batch:
         else:
             self.settled.append(record)
 
+    def expect(self, key: Key, due: Due) -> None:
+        """Take in that candles of a series are due, and had not come when that was noticed."""
+        known = self.due.get(key)
+        if known is not None:
+            due = Due(max(known.until_ms, due.until_ms), known.missing_ms | due.missing_ms)
+        self.due[key] = due
+
     def extend(self, records: Iterable[Record]) -> None:
         """Take many records in."""
         for record in records:
@@ -123,8 +137,8 @@ class Batch:
         self.catalog += newer.catalog
         self.rejected_frames += newer.rejected_frames
         self.absent += newer.absent
-        for key, due_ms in newer.due_ms.items():
-            self.due_ms[key] = max(due_ms, self.due_ms.get(key, due_ms))
+        for key, due in newer.due.items():
+            self.expect(key, due)
 
     def shrink_to(self, max_records: int) -> dict[str, int]:
         """Give up records until at most `max_records` are left; returns how many of each kind went.

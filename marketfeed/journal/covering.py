@@ -25,9 +25,8 @@ class Change:
     def __init__(self, known: Mapping[Key, Covered]) -> None:
         self.after: dict[Key, Covered | None] = {}
         self.gaps: list[tuple[Gap, Hole | None]] = []
-        """The rows of gaps that change, as of the last `take_gaps`."""
+        """The rows of gaps that change, each with its hole if that is open; the last of one counts."""
         self._known = known
-        self._open_rows: dict[Key, list[Hole]] = {}
 
     def get(self, key: Key) -> Covered | None:
         """What is known of a series by now."""
@@ -35,17 +34,10 @@ class Change:
 
     def become(self, key: Key, covered: Covered | None, open_rows: Iterable[Hole] = ()) -> None:
         """Take in what is known from here on; of `open_rows` gaps tell already, of no known series."""
-        if covered is not self.get(key):
+        before = self.get(key)
+        if covered is not before:
             self.after[key] = covered
-        if open_rows:
-            self._open_rows[key] = list(open_rows)
-
-    def take_gaps(self) -> list[tuple[Gap, Hole | None]]:
-        """The rows of gaps that change, each with its hole if that is open."""
-        for key, new in self.after.items():
-            before = self._open_rows.get(key, ())
-            self.gaps += coverage.changed_gaps(key, self._known.get(key), new, before)
-        return self.gaps
+            self.gaps += coverage.changed_gaps(key, before, covered, open_rows)
 
     def changed_promises(self) -> list[tuple[Key, Covered, bool]]:
         """Each series of which more changes than its end and its holes, and whether it is released."""
@@ -120,18 +112,27 @@ class Covering:
             key = candle.pair, candle.timeframe
             if key in known:
                 opens[key].append(candle.open_time_ms)
-        lengths_ms = schema.TIMEFRAMES_MS
+        for key, due in batch.due.items():
+            # What had not come was missing, though it may be stored here.
+            times = opens.pop(key, [])
+            self._store(change, key, [at for at in times if at not in due.missing_ms])
+            covered = change.get(key)
+            if covered is not None:
+                change.become(key, coverage.expected(covered, due.until_ms))
+            self._store(change, key, [at for at in times if at in due.missing_ms])
         for key, times in opens.items():
-            times.sort()
-            change.become(key, coverage.stored(known[key], times, lengths_ms[key[1]]))
+            self._store(change, key, times)
         for key, where, at_ms in batch.absent:
             covered = change.get(key)
             if covered is not None:
                 change.become(key, coverage.answered_without(covered, where, at_ms))
-        for key, due_ms in batch.due_ms.items():
-            covered = change.get(key)
-            if covered is not None:
-                change.become(key, coverage.expected(covered, due_ms))
+
+    @staticmethod
+    def _store(change: Change, key: Key, times: list[int]) -> None:
+        covered = change.get(key)
+        if covered is not None and times:
+            times.sort()
+            change.become(key, coverage.stored(covered, times, schema.TIMEFRAMES_MS[key[1]]))
 
     def promise(self, change: Change, promise: Promise) -> None:
         """Take in what is to be kept of a series."""

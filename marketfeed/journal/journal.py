@@ -202,7 +202,7 @@ class Journal(NumberedFile, JournalReads):
 
     def _write_change(self, change: Change, seq: int, gaps: Iterable[Gap] = ()) -> int:
         """Write what a change does to coverage, and other gaps; returns the next number."""
-        every = [*((gap, None) for gap in gaps), *change.take_gaps()]
+        every = [*((gap, None) for gap in gaps), *change.gaps]
         if self._covering.is_durable:
             write_promises(self.db, change, self._pair_ids)
         else:

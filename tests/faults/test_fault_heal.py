@@ -8,6 +8,7 @@ from fault_audit import audit
 from fault_line import START_MS, Line, run_line
 from scoreboard import Row, Scoreboard
 
+from marketfeed.journal.coverage import STORED
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.fault_kinds import Fault, Mute, RefuseRest
 
@@ -68,7 +69,7 @@ def test_lost_frames_are_healed_within_seconds(
         # A hole that is healed is no reason to be unhealthy, and no connection was touched.
         assert [connection.opened for connection in line.report.connections] == [1]
         gaps = [gap for gap in line.gaps() if gap.start_ms == START_MS]
-        assert [(gap.state, gap.reason) for gap in gaps] == [("healed", "fetched")] * lost
+        assert [(gap.state, gap.reason) for gap in gaps] == [("healed", STORED)] * lost
         assert line.report.healing is not None
         assert line.report.healing.ended["healed"] >= lost
         assert await line.metric("marketfeed_gaps_total", state="healed") >= lost
