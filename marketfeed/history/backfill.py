@@ -151,7 +151,10 @@ class Backfill:
         self._is_filling = False
         self._passes = 0
         self._progressed_s = clock.elapsed_s()
+        # Promised and missing, at the last look; and since nothing was, how many were in all, and are absent.
         self._left_before = 0
+        self._wanted = 0
+        self._found_absent = 0
         self.first_pass = asyncio.Event()
         """Set when a pass has ended, whatever it has left."""
         self._trouble = Trouble(log, "history waits, trying again", "history goes on")
@@ -161,9 +164,7 @@ class Backfill:
         self._generation = self._writer.generation
         self._given_up = ""
         self._skipped_in_a_row = 0
-        self._wanted = 0
         self._stored = 0
-        self._found_absent = 0
         self._files: Counter[str] = Counter()
         self._refused: set[str] = set()
         self._met_odd = False
@@ -174,7 +175,7 @@ class Backfill:
         names = self._names()
         left = self._left(names)
         total = left.total()
-        self._wanted = max(self._wanted, self._stored + self._found_absent + total)
+        self._note_left(total)
         done = self._wanted - total
         passed_s = time.monotonic() - self._started_s
         state = self._state(names, total)
@@ -186,7 +187,7 @@ class Backfill:
             pairs_done=sum(left[pair] <= 0 for pair in pairs),
             candles=self._wanted,
             candles_left=total,
-            stored=self._stored,
+            stored=max(0, done - self._found_absent),
             absent=self._found_absent,
             files=self._files["read"],
             files_refused=self._files["refused"],
@@ -198,18 +199,25 @@ class Backfill:
     @property
     def is_stuck(self) -> bool:
         """Whether something is left to fill, and for ten minutes nothing was, by healing neither."""
-        left = self._left(self._names()).total()
-        now_s = self._clock.elapsed_s()
-        if left < self._left_before or not left:
-            self._progressed_s = now_s
+        self._note_left(self._left(self._names()).total())
+        return self._clock.elapsed_s() - self._progressed_s > PROGRESS_S
+
+    def _note_left(self, left: int) -> None:
+        """Count what is left, whoever has stored the rest."""
+        if left and not self._left_before:
+            self._wanted, self._found_absent = left, 0
+        elif left > self._left_before:
+            self._wanted += left - self._left_before
+        if not left or left < self._left_before:
+            self._progressed_s = self._clock.elapsed_s()
         self._left_before = left
-        return now_s - self._progressed_s > PROGRESS_S
 
     def wake(self) -> None:
         """Have the next pass begin at once: the pairs have changed, or the journal was replaced.
 
         One that is under way ends for it: the newest candles of all series go first.
         """
+        self._note_left(self._left(self._names()).total())
         self._woken.set()
 
     async def run(self) -> None:
@@ -244,7 +252,7 @@ class Backfill:
             # What failed before may have been had otherwise.
             self._trouble.end()
         self.first_pass.set()
-        if self._stored or self._found_absent or self._given_up:
+        if self._stored or self._given_up:
             log.info(
                 "history stored=%d absent=%d left=%d files=%d files_refused=%d trouble=%r",
                 self._stored,

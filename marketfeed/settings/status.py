@@ -1,7 +1,8 @@
 """Settings of a status port, the collector's or the aggregator's."""
 
+from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
@@ -54,7 +55,14 @@ class StatusSettings(Section):
 class CollectorStatusSettings(StatusSettings):
     """The collector's: `filling_is` is what `/health` answers while history is filled for the first time."""
 
-    filling_is: Literal[200, 503] = 200
+    filling_is: Whole = 200
+
+    @field_validator("filling_is", mode="after")
+    @classmethod
+    def _is_an_answer(cls, status: int) -> int:
+        if status not in (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
+            raise expected("200 or 503")
+        return status
 
 
 class AggregatorStatusSettings(StatusSettings):
