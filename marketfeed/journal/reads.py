@@ -32,7 +32,14 @@ READ_AT_START: Final = (
 )
 """What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""
 
-READ_AT_START_3: Final = (*READ_AT_START, "SELECT * FROM meta", "SELECT * FROM shipping")
+READ_AT_START_3: Final = (
+    *READ_AT_START,
+    "SELECT * FROM meta",
+    "SELECT * FROM shipping",
+    "SELECT * FROM coverage",
+    # All of it: holes that the exchange answered without are among the gaps that are given up.
+    "SELECT * FROM gap",
+)
 """What a start reads of a journal from version 3 on."""
 
 
