@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from marketfeed import schema
 from marketfeed.journal import coverage
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key
-from marketfeed.journal.covering import read_coverage
+from marketfeed.journal.covering import is_trusted, read_coverage
 from marketfeed.journal.reads import JournalReads
 from marketfeed.records import CANDLE_GAP
 from marketfeed.storage.files import connect_read_only, is_stopped
@@ -20,6 +20,8 @@ OPEN: Final = frozenset({"found", "healing"})
 class Checked(NamedTuple):
     """What was looked at, and each contradiction in words: none is as it should be."""
 
+    trusted: bool
+    """Whether the counters say that nobody else has changed rows."""
     series: int
     looked_through: int
     candles: int
@@ -35,7 +37,7 @@ def check_coverage(path: Path) -> Checked:
     with contextlib.closing(connect_read_only(path, immutable=is_stopped(path))) as db:
         db.execute("BEGIN")
         if db.execute("PRAGMA user_version").fetchone()[0] < schema.COVERAGE_FROM:
-            return Checked(0, 0, 0, 0, [])
+            return Checked(True, 0, 0, 0, 0, [])
         return check_series(db, *read_coverage(JournalReads(db)))
 
 
@@ -58,6 +60,7 @@ def check_series(
             where = "a hole, and no row of gaps" if row in holes else "a row of gaps, and no hole"
             found.append(f"{key}: {where}: {row}")
     return Checked(
+        is_trusted(db),
         len(series),
         sum(known.is_looked_through for known in series.values()),
         candles,

@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -41,17 +41,21 @@ def candle(key: Key, open_ms: int, trades: int = 1) -> Candle:
 
 
 class History:
-    """One journal file, and what happens to it; `now` is in minutes."""
+    """One journal file, and what happens to it; `now` is in minutes.
 
-    def __init__(self, path: Path, seed: int) -> None:
+    `on_event` is called with the name of each event before it.
+    """
+
+    def __init__(
+        self, path: Path, seed: int, now: int = 100, on_event: Callable[[str], None] | None = None
+    ) -> None:
         self.path = path
         self.rng = random.Random(seed)
-        self.now = 100
+        self.now = now
         self.done: list[str] = []
-        self.healed: set[tuple[str, str, TimeRange]] = set()
+        self.on_event = on_event or self.done.append
         self.journal = self.opened()
-        if self.rng.random() < 0.3:
-            self.convert()
+        self.healed = healed_rows(self.journal.db)
 
     def opened(self) -> Journal:
         journal = Journal.open(self.path, check_s=0.0)
@@ -59,7 +63,8 @@ class History:
         journal.db.execute("PRAGMA synchronous = OFF")
         return journal
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, without: Collection[str] = ()) -> None:
+        """Let so many random events happen, none of those `without`, and look after each."""
         events: list[tuple[int, Callable[[], None]]] = [
             (3, self.promise),
             (8, self.write),
@@ -74,13 +79,16 @@ class History:
             (1, self.save_other),
             (0.4, self.convert),
         ]
+        events = [one for one in events if one[1].__name__ not in without]
         try:
+            if self.rng.random() < 0.3:
+                self.convert()
             self.promise()
             for _ in range(steps):
                 (event,) = self.rng.choices(
                     [one for _, one in events], [weight for weight, _ in events]
                 )
-                self.done.append(event.__name__)
+                self.on_event(event.__name__)
                 event()
                 self.check()
             self.settle()
@@ -108,13 +116,7 @@ class History:
 
     def check_healed(self, db: sqlite3.Connection) -> None:
         """A gap that has become healed is stored, all of it."""
-        healed = {
-            (pair, kind.split("_")[1], TimeRange(start_ms, end_ms))
-            for pair, kind, start_ms, end_ms in db.execute(
-                """SELECT pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
-                   WHERE state = 'healed'"""
-            )
-        }
+        healed = healed_rows(db)
         for pair, timeframe, where in healed - self.healed:
             assert JournalReads(db).holes(pair, timeframe, where) == [], (pair, timeframe)
         self.healed = healed
@@ -253,7 +255,7 @@ class History:
             )
         try:
             event = rng.choice((self.write, self.delete, self.promise, self.release, self.repair))
-            self.done[-1] += f" {event.__name__}"
+            self.on_event(f"fail {event.__name__}")
             event()
         except JournalWriteError:
             assert dict(self.journal.coverage) == before
@@ -269,6 +271,17 @@ class History:
 
 def length_of(key: Key) -> int:
     return schema.TIMEFRAMES_MS[key[1]]
+
+
+def healed_rows(db: sqlite3.Connection) -> set[tuple[str, str, TimeRange]]:
+    """The gaps that are told to be healed: pair, timeframe and where."""
+    return {
+        (pair, kind.split("_")[1], TimeRange(start_ms, end_ms))
+        for pair, kind, start_ms, end_ms in db.execute(
+            """SELECT pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
+               WHERE state = 'healed'"""
+        )
+    }
 
 
 @pytest.mark.parametrize("part", range(10))
