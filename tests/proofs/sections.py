@@ -205,10 +205,11 @@ class Proofs:
             *markdown(rows),
             "",
             (
-                "A test passes when every committed row is there, once, with its numbers, coverage is what the "
-                "rows say, and InfluxDB holds what the journal holds; of the aggregator, when no decision led to two orders, none is lost "
-                "without a reason, and every unknown outcome is settled or alarmed; of a migration, when the "
-                "file is wholly of the old version or of the new one."
+                "A test passes when every committed row is there, once, with its numbers, coverage is what "
+                "the rows say, and InfluxDB holds what the journal holds; of the aggregator, when no "
+                "decision led to two orders, none is lost without a reason, and every unknown outcome is "
+                "settled or alarmed; of a migration, when the file is wholly of the old version or of the "
+                "new one."
             ),
         ]
         return section
