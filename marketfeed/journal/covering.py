@@ -9,7 +9,7 @@ from types import MappingProxyType
 import msgspec
 
 from marketfeed import schema
-from marketfeed.grid import TimeRange
+from marketfeed.grid import TILE_CANDLES, TimeRange
 from marketfeed.journal import coverage, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Hole, Key, Promise
@@ -76,6 +76,7 @@ class Covering:
         self._series: dict[Key, Covered] = {}
         self._released: set[Key] = set()
         self._open_gaps: dict[Key, list[TimeRange]] | None = None
+        self._end_ms: int | None = None
 
     @property
     def series(self) -> Mapping[Key, Covered]:
@@ -91,7 +92,7 @@ class Covering:
 
     def change(self) -> Change:
         """Begin a transaction."""
-        self._open_gaps = None
+        self._open_gaps = self._end_ms = None
         return Change(self._series, saves_all=not self.is_saved)
 
     def publish(self, change: Change) -> None:
@@ -167,6 +168,7 @@ class Covering:
             # Missing at the end, too: told to be healed, it would be shipped so.
             last_ms = max((hole.end_ms for hole in open_rows), default=0) - length_ms
             newest_ms = max(last_ms, newest_ms or 0) or None
+            promise = self._reaching(promise, newest_ms, open_rows)
         covered = coverage.promised(
             known, promise, newest_ms, lambda where: self._reads.holes(*key, where)
         )
@@ -180,6 +182,37 @@ class Covering:
             ]
             covered = msgspec.structs.replace(covered, holes=(*disjoint(inside), *covered.holes))
         change.become(key, covered, open_rows)
+
+    def _reaching(
+        self, promise: Promise, newest_ms: int | None, open_rows: Sequence[Hole]
+    ) -> Promise:
+        """The promise of a series of which none is known, as far back as it was collected up to the end.
+
+        Of a journal that keeps no promises that is every start: what an outage has left would be nobody's
+        without history. A series that was dropped before the others end reaches no further than asked.
+        """
+        length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+        if newest_ms is None or newest_ms + 3 * length_ms < self._end_of_all():
+            return promise
+        oldest_ms = self._reads.oldest_candle(promise.pair, promise.timeframe)
+        starts = [
+            hole.start_ms
+            for hole in open_rows
+            if hole.start_ms >= (oldest_ms or 0) and hole.start_ms % length_ms == 0
+        ]
+        if oldest_ms is not None:
+            starts.append(max(oldest_ms, newest_ms - (TILE_CANDLES - 1) * length_ms))
+        reach_ms = promise.now_ms - min(starts, default=promise.now_ms)
+        return promise._replace(reach_ms=max(promise.reach_ms, reach_ms))
+
+    def _end_of_all(self) -> int:
+        """When the newest candle of all series closed; read once a transaction."""
+        if self._end_ms is None:
+            newest = self._reads.newest_candles()
+            lengths_ms = schema.TIMEFRAMES_MS
+            ends = [open_ms + lengths_ms[key[1]] for key, open_ms in newest.items()]
+            self._end_ms = max(ends, default=0)
+        return self._end_ms
 
     def _open_rows(self) -> dict[Key, list[TimeRange]]:
         """The gaps that are open, read once a transaction."""

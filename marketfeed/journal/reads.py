@@ -85,6 +85,15 @@ class JournalReads:
         ).fetchone()[0]
         return found
 
+    def oldest_candle(self, pair: str, timeframe: str) -> int | None:
+        """The open time (ms) of a series' oldest closed candle; None without any."""
+        found: int | None = self.db.execute(
+            """SELECT min(open_time) FROM candle
+               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
+            (pair, schema.TIMEFRAMES_MS[timeframe]),
+        ).fetchone()[0]
+        return found
+
     def open_gaps(self) -> list[tuple[str, str, TimeRange]]:
         """The gaps of candles that are neither healed nor given up: pair, timeframe and where.
 

@@ -160,8 +160,10 @@ class Known:
 
     def _check_document(self, known: Saved, found: tuple[bytes, int] | None) -> None:
         # A later one may have been saved, and the kill came before that was reported.
-        if found is None or found[1] < known.saved_ms:
+        if found is None:
             raise LostError(f"document {known.name} is gone")
+        if found[1] < known.saved_ms:
+            raise LostError(f"document {known.name} is of {found[1]}, not of {known.saved_ms}")
         if found[1] == known.saved_ms and found[0] != known.body:
             raise LostError(f"document {known.name} is another one")
 

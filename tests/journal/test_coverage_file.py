@@ -149,7 +149,7 @@ class History:
             Promise(
                 *key,
                 T0 + self.now * MINUTE_MS + rng.randrange(MINUTE_MS),
-                rng.choice((5, 20, 20, 60, 200)) * MINUTE_MS,
+                rng.choice((0, 5, 20, 20, 60, 200)) * MINUTE_MS,
                 T0 + rng.randint(0, self.now) * MINUTE_MS + 7 if rng.random() < 0.2 else 0,
             )
             for key in self.some()
@@ -338,3 +338,30 @@ def test_who_goes_through_it_meanwhile_is_not_disturbed(tmp_path: Path) -> None:
         journal.release(SERIES[:1])
         assert [key for key, _ in going] == [SERIES[1]]
         assert set(journal.coverage) == set(SERIES[1:])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_without_history_an_outage_is_missing_all_the_same(tmp_path: Path, version: int) -> None:
+    """In a journal of before version 3 at each start, in one of version 3 at the first."""
+    path = tmp_path / "journal.db"
+    kept, dropped = SERIES[0], SERIES[2]
+    Journal.open(path).close()
+    convert(KIND, path, 2)
+    with Journal.open(path) as journal:
+        batch = Batch(candles=[candle(kept, T0 + n * MINUTE_MS) for n in range(30) if n != 7])
+        batch.candles += [candle(dropped, T0 + n * MINUTE_MS) for n in range(9)]
+        journal.write(batch)
+    convert(KIND, path, version)
+    now_ms = T0 + 1_000 * MINUTE_MS + 1
+    with Journal.open(path) as journal:
+        journal.promise([Promise(*key, now_ms, 0) for key in (kept, dropped, SERIES[1])])
+        journal.look_through([kept], 499)
+        known = journal.coverage[kept]
+        assert (known.from_ms, known.end_ms) == (T0, T0 + 1_000 * MINUTE_MS)
+        assert [hole.time_range for hole in known.holes] == [
+            (T0 + 7 * MINUTE_MS, T0 + 8 * MINUTE_MS),
+            (T0 + 30 * MINUTE_MS, T0 + 1_000 * MINUTE_MS),
+        ]
+        # Nobody collected these, and nobody asks for what was before.
+        assert journal.coverage[dropped].from_ms == T0 + 1_000 * MINUTE_MS
+        assert journal.coverage[SERIES[1]].from_ms == T0 + 999 * MINUTE_MS
