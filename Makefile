@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=$(SIDE_BY_SIDE) --dist=workstea
 NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons test-freqtrade check bench proofs dist clean
+.PHONY: help demo test test-pythons test-freqtrade check bench proofs proofs-coverage dist clean
 
 help:
 	@echo "make demo   the whole line at work: simulated Binance, collector, journal, reader"
@@ -23,6 +23,7 @@ help:
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
 	@echo "make proofs faults, upgrades, cold starts, kills, outages, benchmarks and soaks, written to PROOFS.md (an hour)"
+	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
 	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=ensemble, live, outage, refresh or freqai)"
 	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
@@ -63,6 +64,9 @@ test-freqtrade: $(VENV)/dev.stamp
 
 proofs: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.proofs
+
+proofs-coverage: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.proofs.coverage
 
 dist: $(VENV)/run.stamp
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -202,7 +202,7 @@ def content(path: Path) -> Content:
             name: db.execute(f"SELECT * FROM {name}").fetchall()  # noqa: S608
             for (name,) in db.execute(
                 """SELECT name FROM sqlite_master WHERE type = 'table'
-                   AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence')"""
+                   AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage')"""
             ).fetchall()
         }
         held["sequence"] = db.execute("SELECT id, next FROM sequence").fetchall()
@@ -210,6 +210,7 @@ def content(path: Path) -> Content:
         (number,) = db.execute("PRAGMA user_version").fetchone()
     if "catalog" in held and number >= 3:
         held["catalog"] = [(*row[:2], "," * row[8] + row[2], *row[3:8]) for row in held["catalog"]]
+        held["gap"] = [row[:8] for row in held["gap"]]
     if "gap" in held and number == 1:
         held["gap"] = sorted((*row[:6], _state(row), row[6]) for row in held["gap"])
     if "forward" in held and number >= 2:

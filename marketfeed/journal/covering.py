@@ -3,13 +3,13 @@
 import logging
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
 
 from marketfeed import schema
-from marketfeed.grid import TimeRange
+from marketfeed.grid import TILE_CANDLES, TimeRange
 from marketfeed.journal import coverage, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Hole, Key, Promise
@@ -22,26 +22,30 @@ log = logging.getLogger(__name__)
 class Change:
     """What one transaction does to coverage. It counts once that is committed: `Covering.publish`."""
 
-    def __init__(self, known: Mapping[Key, Covered]) -> None:
+    def __init__(self, known: Mapping[Key, Covered], *, saves_all: bool = False) -> None:
         self.after: dict[Key, Covered | None] = {}
         self.gaps: list[tuple[Gap, Hole | None]] = []
         """The rows of gaps that change, each with its hole if that is open; the last of one counts."""
         self._known = known
+        self._saves_all = saves_all
 
     def get(self, key: Key) -> Covered | None:
         """What is known of a series by now."""
         return self.after[key] if key in self.after else self._known.get(key)
 
-    def become(self, key: Key, covered: Covered | None, open_rows: Iterable[Hole] = ()) -> None:
+    def become(self, key: Key, covered: Covered | None, open_rows: Sequence[Hole] = ()) -> None:
         """Take in what is known from here on; of `open_rows` gaps tell already, of no known series."""
         before = self.get(key)
         if covered is not before:
             self.after[key] = covered
+        if covered is not before or open_rows:
             self.gaps += coverage.changed_gaps(key, before, covered, open_rows)
 
     def changed_promises(self) -> list[tuple[Key, Covered, bool]]:
         """Each series of which more changes than its end and its holes, and whether it is released."""
         found: list[tuple[Key, Covered, bool]] = []
+        if self._saves_all:
+            found += [(key, old, False) for key, old in self._known.items()]
         for key, new in self.after.items():
             old = self._known.get(key)
             if new is None:
@@ -60,26 +64,36 @@ class Covering:
 
     def __init__(self, reads: JournalReads, version: int) -> None:
         self.is_durable = version >= schema.COVERAGE_FROM
+        self.is_saved = False
+        """Whether the file tells of all that is known, but for what the next commit changes.
+
+        It does not while somebody else has changed rows: were that commit counted as one of ours, the next
+        start would believe the rest.
+        """
         self.gap_states = Counter[str]()
         """How many rows of gaps were written since the file was opened, by state."""
         self._reads = reads
         self._series: dict[Key, Covered] = {}
         self._released: set[Key] = set()
         self._open_gaps: dict[Key, list[TimeRange]] | None = None
-        self.series: Mapping[Key, Covered] = MappingProxyType(self._series)
+        self._end_ms: int | None = None
+
+    @property
+    def series(self) -> Mapping[Key, Covered]:
+        """What is known of each series."""
+        return MappingProxyType(self._series)
 
     def load(self) -> None:
         """Read it, as of the last commit. Raises sqlite3.Error."""
         if not self.is_durable:
             return
-        series, self._released = read_coverage(self._reads)
-        self._series.clear()
-        self._series.update(series)
+        self._series, self._released = read_coverage(self._reads)
+        self.is_saved = is_trusted(self._reads.db)
 
     def change(self) -> Change:
         """Begin a transaction."""
-        self._open_gaps = None
-        return Change(self._series)
+        self._open_gaps = self._end_ms = None
+        return Change(self._series, saves_all=not self.is_saved)
 
     def publish(self, change: Change) -> None:
         """Take over what a transaction has done: it is committed."""
@@ -94,13 +108,18 @@ class Covering:
                     hole.end_ms,
                     gap.reason,
                 )
+        series = self._series
+        if any(covered is None or key not in series for key, covered in change.after.items()):
+            # Another one, for who goes through it meanwhile: it is read from other threads.
+            series = dict(series)
         for key, covered in change.after.items():
             if covered is None:
-                self._series.pop(key, None)
+                series.pop(key, None)
                 self._released.add(key)
             else:
-                self._series[key] = covered
+                series[key] = covered
                 self._released.discard(key)
+        self._series = series
 
     # --- events, within a transaction ---------------------------------------------------------------
 
@@ -143,12 +162,17 @@ class Covering:
         if known is None and key in self._released:
             change.become(key, coverage.added_again(promise, newest_ms))
             return
-        covered = coverage.promised(
-            known, promise, newest_ms, lambda where: self._reads.holes(*key, where)
-        )
         open_rows: list[Hole] = []
         if known is None:
             open_rows = [Hole(*gap) for gap in self._open_rows().get(key, ())]
+            # Missing at the end, too: told to be healed, it would be shipped so.
+            last_ms = max((hole.end_ms for hole in open_rows), default=0) - length_ms
+            newest_ms = max(last_ms, newest_ms or 0) or None
+            promise = self._reaching(promise, newest_ms, open_rows)
+        covered = coverage.promised(
+            known, promise, newest_ms, lambda where: self._reads.holes(*key, where)
+        )
+        if known is None:
             inside = [
                 hole
                 for hole in open_rows
@@ -158,6 +182,37 @@ class Covering:
             ]
             covered = msgspec.structs.replace(covered, holes=(*disjoint(inside), *covered.holes))
         change.become(key, covered, open_rows)
+
+    def _reaching(
+        self, promise: Promise, newest_ms: int | None, open_rows: Sequence[Hole]
+    ) -> Promise:
+        """The promise of a series of which none is known, as far back as it was collected up to the end.
+
+        Of a journal that keeps no promises that is every start: what an outage has left would be nobody's
+        without history. A series that was dropped before the others end reaches no further than asked.
+        """
+        length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+        if newest_ms is None or newest_ms + 3 * length_ms < self._end_of_all():
+            return promise
+        oldest_ms = self._reads.oldest_candle(promise.pair, promise.timeframe)
+        starts = [
+            hole.start_ms
+            for hole in open_rows
+            if hole.start_ms >= (oldest_ms or 0) and hole.start_ms % length_ms == 0
+        ]
+        if oldest_ms is not None:
+            starts.append(max(oldest_ms, newest_ms - (TILE_CANDLES - 1) * length_ms))
+        reach_ms = promise.now_ms - min(starts, default=promise.now_ms)
+        return promise._replace(reach_ms=max(promise.reach_ms, reach_ms))
+
+    def _end_of_all(self) -> int:
+        """When the newest candle of all series closed; read once a transaction."""
+        if self._end_ms is None:
+            newest = self._reads.newest_candles()
+            lengths_ms = schema.TIMEFRAMES_MS
+            ends = [open_ms + lengths_ms[key[1]] for key, open_ms in newest.items()]
+            self._end_ms = max(ends, default=0)
+        return self._end_ms
 
     def _open_rows(self) -> dict[Key, list[TimeRange]]:
         """The gaps that are open, read once a transaction."""
@@ -190,6 +245,14 @@ class Covering:
         for key in keys:
             if key in self._series:
                 change.become(key, None)
+
+    def release_others(self, change: Change, keys: Collection[Key]) -> None:
+        """Promise no more of all series but these, and of those of which open gaps alone tell."""
+        self.release(change, [key for key in self._series if key not in keys])
+        for key, gaps in self._open_rows().items():
+            if key not in keys and change.get(key) is None and key not in change.after:
+                # Dropped before this journal knew of promises: nobody else ends its gaps.
+                change.become(key, None, [Hole(*gap) for gap in gaps])
 
 
 def write_promises(db: sqlite3.Connection, change: Change, ids: Mapping[str, int]) -> None:
@@ -229,9 +292,7 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
     newest = reads.newest_candles()
     found: dict[Key, Covered] = {}
     gone: set[Key] = set()
-    trusted = reads.db.execute(
-        "SELECT commits = covered_commits AND deleted = covered_deleted FROM sequence"
-    ).fetchone()[0]
+    trusted = is_trusted(reads.db)
     for pair, length_ms, from_ms, looked_ms, keep_ms, released in promises:
         key = pair, names[length_ms]
         if released:
@@ -246,6 +307,12 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
         covered = Covered(from_ms, looked_ms, end_ms, keep_ms, tuple(mine))
         found[key] = covered if trusted else coverage.distrusted(covered)
     return found, gone
+
+
+def is_trusted(db: sqlite3.Connection) -> bool:
+    """Whether a journal's counters tell that nobody else has changed rows since coverage was saved."""
+    text = "SELECT commits = covered_commits AND deleted = covered_deleted FROM sequence"
+    return bool(db.execute(text).fetchone()[0])
 
 
 def disjoint(holes: Iterable[Hole]) -> list[Hole]:

@@ -47,9 +47,6 @@ class Journal(NumberedFile, JournalReads):
     """The one writer of a journal file, which may ask it, too."""
 
     kind = KIND
-    # What is derived from the rows is brought along in each transaction: nobody else has changed any.
-    count_commit = """UPDATE sequence SET commits = commits + 1, covered_commits = commits + 1,
-        covered_deleted = deleted"""
 
     def __init__(self, database: Database) -> None:
         self._covering = Covering(JournalReads(database.db), database.version)
@@ -145,7 +142,7 @@ class Journal(NumberedFile, JournalReads):
                 self._id_of(one.pair)
                 self._covering.promise(change, one)
             if only:
-                self._covering.release(change, [key for key in self.coverage if key not in keys])
+                self._covering.release_others(change, keys)
 
     def release(self, keys: Iterable[Key]) -> None:
         """Promise no more of these series; their rows stay. Raises JournalWriteError."""
@@ -205,6 +202,7 @@ class Journal(NumberedFile, JournalReads):
         every = [*((gap, None) for gap in gaps), *change.gaps]
         if self._covering.is_durable:
             write_promises(self.db, change, self._pair_ids)
+            self._covering.is_saved = True
         else:
             # What is missing of a first filling is known in memory, until the file is version 3.
             every = [row for row in every if not row[0].kind.startswith(HISTORY_GAP)]
@@ -214,7 +212,14 @@ class Journal(NumberedFile, JournalReads):
         numbered = rows.gap_rows(every, self._pair_ids, seq, version=self.version)
         return self._run(upsert, numbered, seq)
 
+    def _count_commit(self) -> None:
+        if self._covering.is_durable and self._covering.is_saved:
+            self.db.execute(tables.COUNT_COVERED)
+        else:
+            super()._count_commit()
+
     def _reload(self) -> None:
+        self._covering.is_saved = False
         # Empty until it is read: an id that was given in vain would name another pair.
         self._pair_ids = {}
         self._pair_ids = dict(self.db.execute("SELECT pair, id FROM pair"))

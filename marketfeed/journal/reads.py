@@ -32,7 +32,14 @@ READ_AT_START: Final = (
 )
 """What a start reads, beside what opening reads by itself: pairs, the newest settled rates, counts."""
 
-READ_AT_START_3: Final = (*READ_AT_START, "SELECT * FROM meta", "SELECT * FROM shipping")
+READ_AT_START_3: Final = (
+    *READ_AT_START,
+    "SELECT * FROM meta",
+    "SELECT * FROM shipping",
+    "SELECT * FROM coverage",
+    # All of it: holes that the exchange answered without are among the gaps that are given up.
+    "SELECT * FROM gap",
+)
 """What a start reads of a journal from version 3 on."""
 
 
@@ -73,6 +80,15 @@ class JournalReads:
         """The open time (ms) of a series' newest closed candle; None without any."""
         found: int | None = self.db.execute(
             """SELECT max(open_time) FROM candle
+               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
+            (pair, schema.TIMEFRAMES_MS[timeframe]),
+        ).fetchone()[0]
+        return found
+
+    def oldest_candle(self, pair: str, timeframe: str) -> int | None:
+        """The open time (ms) of a series' oldest closed candle; None without any."""
+        found: int | None = self.db.execute(
+            """SELECT min(open_time) FROM candle
                WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
             (pair, schema.TIMEFRAMES_MS[timeframe]),
         ).fetchone()[0]

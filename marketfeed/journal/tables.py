@@ -303,6 +303,9 @@ INSERT INTO coverage (pair_id, timeframe_ms, "from", looked, promised, released)
 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
     "from" = excluded."from", looked = excluded.looked, promised = excluded.promised,
     released = excluded.released"""
+COUNT_COVERED: Final = """
+UPDATE sequence SET commits = commits + 1, covered_commits = commits + 1, covered_deleted = deleted"""
+"""A commit of which coverage knows: nobody else has changed any rows since it was last saved."""
 _CATALOG_COLUMNS: Final = "pair_id, symbol, timeframes, since, listed, ended, changed, seq"
 _CATALOG_SET: Final = """
         symbol = excluded.symbol, timeframes = excluded.timeframes, listed = excluded.listed,

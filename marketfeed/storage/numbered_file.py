@@ -26,8 +26,6 @@ class NumberedFile:
     """
 
     kind: ClassVar[Kind]
-    count_commit: ClassVar[str] = "UPDATE sequence SET commits = commits + 1"
-    """The statement by which a transaction that has written something is counted."""
 
     def __init__(self, database: Database) -> None:
         self.path = database.path
@@ -122,12 +120,16 @@ class NumberedFile:
                 # So that what is derived from the rows, and kept, can tell that another version wrote. Not
                 # for nothing: retention that finds nothing would have the disk synced for each pair.
                 if self._counts_commits and self.db.total_changes != before:
-                    self.db.execute(self.count_commit)
+                    self._count_commit()
         except BaseException:
             # What was numbered in vain must be numbered anew.
             with contextlib.suppress(sqlite3.Error):
                 self._reload()
             raise
+
+    def _count_commit(self) -> None:
+        """Count a transaction that has written something."""
+        self.db.execute("UPDATE sequence SET commits = commits + 1")
 
     def _save_seq(self, seq: int) -> None:
         if seq != self._next_seq:

@@ -23,6 +23,7 @@ from marketfeed.collector.status_report import StatusReport
 from marketfeed.simulator.published import Published
 from reader import MarketReader
 from tests.bench.child import BenchError, Service
+from tests.coverage_check import check_coverage
 from tests.faults.fault_truth import judge
 from tests.waiting import wait_until
 
@@ -154,6 +155,8 @@ class _Run:
             self._post("/simulator/pause")
             published = [one for one in self._published(skip) if one.receivers]
             missing, wrong = self._compare(published, since_ms, until_ms)
+            if mistakes := check_coverage(self._journal).mistakes:
+                raise BenchError(f"coverage is not what the rows say: {mistakes[:3]}")
             seen_ns = read.stop()
         sent = [
             (one.sent_monotonic_ns, seen_ns[key])

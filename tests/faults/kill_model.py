@@ -11,6 +11,7 @@ from kill_child import Committed, Deleting, Message, Opened, Saved
 from marketfeed import schema
 from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
+from tests.coverage_check import check_coverage
 
 NUMBERED: Final = {
     "candle": ("pair_id", "timeframe_ms", "open_time"),
@@ -39,6 +40,9 @@ class Known:
         self.commits = 0
         self.rows_checked = 0
         self.rows_numbered = 0
+        self.series_checked = 0
+        """Series whose coverage was computed anew, after each kill, and their holes."""
+        self.holes_checked = 0
         self._next_seq = 1
         self._floor = 1
         self._owners: dict[int, int] = {}
@@ -145,11 +149,21 @@ class Known:
                 for name, found in tables.items()
             }
         )
+        self._check_coverage(copy)
+
+    def _check_coverage(self, path: Path) -> None:
+        checked = check_coverage(path)
+        self.series_checked += checked.series
+        self.holes_checked += checked.holes
+        if checked.mistakes or not checked.trusted:
+            raise LostError(f"coverage, trusted {checked.trusted}: {checked.mistakes[:5]}")
 
     def _check_document(self, known: Saved, found: tuple[bytes, int] | None) -> None:
         # A later one may have been saved, and the kill came before that was reported.
-        if found is None or found[1] < known.saved_ms:
+        if found is None:
             raise LostError(f"document {known.name} is gone")
+        if found[1] < known.saved_ms:
+            raise LostError(f"document {known.name} is of {found[1]}, not of {known.saved_ms}")
         if found[1] == known.saved_ms and found[0] != known.body:
             raise LostError(f"document {known.name} is another one")
 

@@ -75,6 +75,8 @@ class Report(msgspec.Struct):
     commits: int = 0
     rows_checked: int = 0
     rows_numbered: int = 0
+    series_checked: int = 0
+    holes_checked: int = 0
     killed_while: Counter[str] = msgspec.field(default_factory=Counter)
     wal_left: int = 0
     candles: int = 0
@@ -248,6 +250,8 @@ def run(kills: int, seed: int, directory: Path) -> Report:
     report.commits = known.commits
     report.rows_checked = known.rows_checked
     report.rows_numbered = known.rows_numbered
+    report.series_checked = known.series_checked
+    report.holes_checked = known.holes_checked
     return report
 
 

@@ -137,7 +137,8 @@ class Collecting(Process):
     def is_delivering(self) -> bool:
         """Whether it is healthy, and every pair has a mark price and its newest candles."""
         report = self.status()
-        ready = report["ready_pairs"] == report["pairs"]
+        # A released version does not tell which pairs are ready.
+        ready = report.get("ready_pairs", report["pairs"]) == report["pairs"]
         return bool(report["healthy"]) and ready and report["mark_price_age_s"] is not None
 
 

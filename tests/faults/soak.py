@@ -34,6 +34,7 @@ from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.control import State
 from marketfeed.simulator.fault_kinds import Fault, FaultReport, StopListening
 from marketfeed.simulator.published import Published
+from tests.coverage_check import check_coverage
 from tests.faults.fault_audit import Audit, audit
 from tests.faults.fault_truth import judge, read_gaps
 from tests.faults.scoreboard import VARIABLE, Scoreboard
@@ -292,6 +293,7 @@ class _Run:
         path = options.directory / "journal.db"
         files = [sample.files for sample in self._samples]
         tasks = [sample.tasks for sample in self._samples if sample.tasks is not None]
+        covered = check_coverage(path)
         return Outcome(
             exchange_hours=options.exchange_hours,
             wall_s=time.monotonic() - self._started_s,
@@ -327,6 +329,11 @@ class _Run:
             command_errors=self._command.errors,
             rewritten=self._overwrites.rewritten,
             worse=self._overwrites.worse,
+            covered_series=covered.series,
+            coverage_mistakes=[
+                *covered.mistakes,
+                *([] if covered.trusted else ["somebody else has changed rows"]),
+            ],
         )
 
     # --- inside -----------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class Outcome(msgspec.Struct, frozen=True):
     the exchange's REST says of the journal in the end, and `percent`, `series` and `command_…` what the
     command `marketfeed audit --all` says. `rollovers` are counted by how they ended. `rewritten` is how
     often a stored candle was seen to change, `worse` those that became ones of fewer trades.
+    `coverage_mistakes` is what the journal's coverage says of `covered_series` that its rows do not.
     """
 
     exchange_hours: float
@@ -67,6 +68,8 @@ class Outcome(msgspec.Struct, frozen=True):
     command_errors: list[str]
     rewritten: int
     worse: list[str]
+    covered_series: int
+    coverage_mistakes: list[str]
 
 
 def quarters(values: list[float]) -> list[float]:
@@ -107,6 +110,8 @@ def complaints(outcome: Outcome) -> list[str]:
             f"marketfeed audit says {outcome.percent:.4f} %: {outcome.command_missing} missing, "
             f"{outcome.command_different} different, errors {outcome.command_errors[:3]}"
         )
+    if outcome.coverage_mistakes:
+        found.append(f"coverage is not what the rows say: {outcome.coverage_mistakes[:3]}")
     if outcome.rollovers.get("proven", 0) < outcome.rollovers_asked:
         found.append(f"{outcome.rollovers_asked} rollovers were asked for: {outcome.rollovers}")
     if outcome.within_s is not None and outcome.healed_after_s > outcome.within_s:
@@ -150,6 +155,7 @@ def table(outcome: Outcome) -> list[str]:
         ("  different", len(outcome.audit.different)),
         ("marketfeed audit --all", f"{outcome.percent:.3f} % of {outcome.series} series"),
         ("  missing, different", f"{outcome.command_missing}, {outcome.command_different}"),
+        ("coverage", f"{len(outcome.coverage_mistakes)} mistakes, {outcome.covered_series} series"),
         ("rewritten, by worse ones", f"{outcome.rewritten}, {len(outcome.worse)}"),
         ("rollovers", " ".join(f"{k} {v}" for k, v in outcome.rollovers.items()) or 0),
         ("connections opened", outcome.connections_opened),

@@ -18,6 +18,7 @@ from kill_model import Known, LostError
 from scoreboard import Row, Scoreboard
 
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.records import Candle, MarkPrice
 
@@ -31,6 +32,7 @@ START_S, EACH_S = 30.0, 5.0
 def test_kills_lose_nothing_that_was_committed(tmp_path: Path, scoreboard: Scoreboard) -> None:
     done = subprocess.run(
         [sys.executable, RUNNER, str(KILLS), str(SEED), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(RUNNER.parents[2])},
         capture_output=True,
         text=True,
         check=False,
@@ -48,10 +50,14 @@ def test_kills_lose_nothing_that_was_committed(tmp_path: Path, scoreboard: Score
     assert report["wal_left"] > KILLS / 2
     assert report["candles"] > 0
     assert report["wrong_candles"] == 0
+    assert report["series_checked"] > KILLS
     scoreboard.add(
         Row(
             fault=f"kill -9, {KILLS} times",
-            lost=f"nothing of {report['commits']:,} commits; no number given twice",
+            lost=(
+                f"nothing of {report['commits']:,} commits; no number given twice; "
+                f"coverage of {report['series_checked']:,} series as their rows"
+            ),
         )
     )
 
@@ -98,6 +104,25 @@ def test_the_comparison_finds_what_a_kill_might_do(
         return
     with pytest.raises(LostError, match=finding):
         known.look(path, scratch)
+
+
+def test_the_comparison_finds_what_coverage_does_not_tell(tmp_path: Path) -> None:
+    (directory := tmp_path / "journal").mkdir()
+    (scratch := tmp_path / "scratch").mkdir()
+    path = directory / "journal.db"
+    with Journal.open(path) as journal:
+        journal.promise([Promise(PAIR, "1m", T0 + 240_000, 240_000)])
+        journal.write(Batch(candles=CANDLES))
+    Known().look(path, scratch)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE gap SET start = start + 60000")
+    with pytest.raises(LostError, match=r"coverage, trusted True: .*not stored, and in no hole"):
+        Known().look(path, scratch)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE gap SET start = start - 60000")
+        db.execute("DELETE FROM candle")
+    with pytest.raises(LostError, match="coverage, trusted False"):
+        Known().look(path, scratch)
 
 
 def test_the_comparison_finds_a_number_used_again(tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ class Model:
             if not hole.is_absent
         }
 
+    def check_due(self) -> None:
+        """All that is due by now is stored or missing: nothing before the forming candle is unknown."""
+        assert self.known is not None
+        assert self.known.end_ms >= minute(self.now)
+
     def newest(self) -> int | None:
         return minute(max(self.rows)) if self.rows else None
 
@@ -67,15 +72,18 @@ class Model:
     def promise(self, keep: int, listed: int) -> None:
         made = promise(self.now, keep, min(listed, self.now))
         self.become(coverage.promised(self.known, made, self.newest(), self.lacking))
+        self.check_due()
 
     def add_again(self, keep: int) -> None:
         if self.known is None:
             self.become(coverage.added_again(promise(self.now, keep), self.newest()))
+            self.check_due()
 
     def pass_time(self, minutes: int) -> None:
         self.now += minutes
         if self.known is not None:
             self.become(coverage.expected(self.known, minute(self.now)))
+            self.check_due()
 
     def store(self, ago: int, count: int, step: int) -> None:
         at = sorted({self.now - ago + step * n for n in range(count)})

@@ -17,6 +17,7 @@ from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.journal.retention import expired
@@ -52,6 +53,7 @@ MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "shipping": lambda journal: journal.forget_if_demanded("a"),
     "meta": lambda journal: journal.db.execute("SELECT * FROM meta").fetchall(),
     "refused_line": Journal.counts,
+    "coverage": lambda journal: journal.release([(PAIR, "1m")]),
 }
 """By table: a call of the collector's that reads it (`meta` is read at a start and by readers)."""
 
@@ -84,6 +86,7 @@ def batch(number: int) -> Batch:
 
 def fill(journal: Journal) -> None:
     journal.write(batch(0))
+    journal.promise([Promise(PAIR, "1m", T0 + MINUTE_MS, MINUTE_MS)])
     journal.save_document("a", b"text", T0)
     journal.note_shipped("a", of_all([(1, 2)]))
     journal.put_aside("a", [("line", "answer")], T0)

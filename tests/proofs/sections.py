@@ -167,6 +167,10 @@ class Proofs:
         for what, tests in (
             ("a collector, at random moments", ["tests/faults/test_kill.py"]),
             (
+                "a journal with a random history of what is promised and missing",
+                ["tests/journal/test_coverage_kill.py"],
+            ),
+            (
                 "a shipper, towards InfluxDB 1.x and 2.x that fail meanwhile",
                 ["tests/influxdb/test_ship_kill.py"],
             ),
@@ -201,10 +205,11 @@ class Proofs:
             *markdown(rows),
             "",
             (
-                "A test passes when every committed row is there, once, with its numbers, and InfluxDB holds "
-                "what the journal holds; of the aggregator, when no decision led to two orders, none is lost "
-                "without a reason, and every unknown outcome is settled or alarmed; of a migration, when the "
-                "file is wholly of the old version or of the new one."
+                "A test passes when every committed row is there, once, with its numbers, coverage is what "
+                "the rows say, and InfluxDB holds what the journal holds; of the aggregator, when no "
+                "decision led to two orders, none is lost without a reason, and every unknown outcome is "
+                "settled or alarmed; of a migration, when the file is wholly of the old version or of the "
+                "new one."
             ),
         ]
         return section

@@ -17,11 +17,14 @@ import pytest
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import JournalError
+from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import KIND, Journal
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.database import convert
 from marketfeed.storage.reading import inspect
 from reader import MarketReader
+from tests.coverage_check import check_coverage
 from tests.older_versions import (
     CANDLES,
     DROPPED,
@@ -121,6 +124,35 @@ def test_a_journal_from_version_1(tmp_path: Path, killer: Killer) -> None:
         ended[at] += 1
     tell(ended)
     assert ended[1] >= POINTS * 4 // 5
+
+
+def test_what_is_promised_is_whole_or_gone(tmp_path: Path, killer: Killer) -> None:
+    """Killed on the way to version 2, which has no coverage, and on the way to 3, where it begins anew."""
+    path = journal(tmp_path / "journal.db", 2)
+    convert(KIND, path, 3)
+    promises = [Promise(pair, "1m", NOW, 90 * M1) for pair in (PAIR, ETH)]
+    ended: collections.Counter[int] = collections.Counter()
+    for point in points(POINTS):
+        with Journal.open(path) as opened:
+            opened.promise(promises)
+            opened.look_through([(PAIR, "1m")], 50)
+            opened.delete(DeleteRange("candle", 1, T0 + CANDLES // 4 * M1))
+            before = dict(opened.coverage)
+        assert check_coverage(path).mistakes == []
+        assert killer.migrate("journal", 2, point, path) == -signal.SIGKILL
+        at = version_of(path)
+        if at == 3:
+            checked = check_coverage(path)
+            assert (checked.trusted, checked.series, checked.mistakes) == (True, 2, [])
+            with Journal.open(path) as opened:
+                assert dict(opened.coverage) == before
+            convert(KIND, path, 2)
+        assert killer.migrate("journal", 3, point, path) == -signal.SIGKILL
+        convert(KIND, path, 3)
+        assert check_coverage(path) == (True, 0, 0, 0, 0, [])
+        ended[at] += 1
+    tell(ended)
+    assert ended[3] >= POINTS * 4 // 5
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])

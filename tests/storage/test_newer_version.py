@@ -14,6 +14,7 @@ from marketfeed.commands.refused_lines import read_refused
 from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.grid import TimeRange
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.journal.view import JournalView
@@ -93,6 +94,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "journal.db"
     with Journal.open(path) as journal:
         write(journal, PAIR, 0)
+        journal.promise([Promise(PAIR, "1m", T0 + M1, M1)])
         journal.save_document("pairs", b"old", T0)
         journal.note_shipped(TARGET, of_all([(1, 4)]))
         journal.put_aside(TARGET, [("line", "odd")], T0)
@@ -108,6 +110,7 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
         assert journal.set_aside is None
         assert write(journal, PAIR, 1) == 7
         assert write(journal, NEW, 1) == 7
+        journal.promise([Promise(NEW, "1m", T0 + M1, M1), Promise(PAIR, "1m", T0 + M1, M1)])
         journal.repair([Candle(PAIR, "1m", T0, 1, 2, 0.5, 1.75, 3, 3, 1, 2, True, T0 + M1)])
         journal.save_document("pairs", b"new", T0 + 1)
         journal.save_document("other", b"x", T0 + 1)
