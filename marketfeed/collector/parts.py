@@ -96,6 +96,7 @@ class CollectorParts:
             self.holes, rest, self.intake, writer, clock, counters, self.roster.known
         )
         self.supervisor.on_reconnected = self.healer.recheck
+        self.supervisor.on_clock_back = self.promises.wake_anew
         self.history = History(
             settings,
             writer,

@@ -44,8 +44,6 @@ REQUESTS: Final = 16
 """Requests under way at a time: the holes of one boundary of all pairs are closed in some round trips."""
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 180.0, 180.0, 61.0)
 """Exchange seconds until a candle that REST answered without is asked for again; ten minutes in all."""
-PAUSES_KEPT: Final = 5_000
-"""Pauses remembered before those that are over are forgotten."""
 LOOK_EVERY_S: Final = 0.5
 """Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
 FAILURE_PAUSE_S: Final = 1.0
@@ -107,7 +105,8 @@ class Healer:
         self._asking: dict[Key, TimeRange] = {}
         # Those that lack something, and were asked for.
         self._asked: set[Key] = set()
-        self._pauses: dict[tuple[Key, int], _Pause] = {}
+        # By where they end: their beginning leaves the newest candles with time.
+        self._pauses: dict[Key, dict[int, _Pause]] = {}
         self._again_s = 0.0
         self._wake = asyncio.Event()
         self._rechecks: dict[Series, float] = {}
@@ -162,16 +161,26 @@ class Healer:
             holes = self._holes.for_healing(key, now_ms)
             if not holes:
                 self._asked.discard(key)
+                self._pauses.pop(key, None)
                 continue
-            parts = [hole.time_range for hole in holes if not self._is_paused(key, hole, now_s)]
-            if parts:
+            if key in self._pauses:
+                holes = self._not_paused(key, holes, now_s)
+            if holes:
+                parts = [hole.time_range for hole in holes]
                 length_ms = TIMEFRAMES_MS[key[1]]
                 found.append((key, next(tiles(joined(parts, length_ms)[-1], length_ms))))
         return sorted(found, key=lambda one: (-one[1].end_ms, one[0]))
 
-    def _is_paused(self, key: Key, hole: Hole, now_s: float) -> bool:
-        pause = self._pauses.get((key, hole.start_ms))
-        return pause is not None and now_s < pause.due_s
+    def _not_paused(self, key: Key, holes: Sequence[Hole], now_s: float) -> list[Hole]:
+        """Those of a series' holes that may be asked for; pauses of what is no hole any more are over."""
+        pauses = self._pauses[key]
+        for end_ms in pauses.keys() - {hole.end_ms for hole in holes}:
+            del pauses[end_ms]
+        return [
+            hole
+            for hole in holes
+            if hole.end_ms not in pauses or now_s >= pauses[hole.end_ms].due_s
+        ]
 
     async def _ask(self, key: Key, tile: TimeRange) -> None:
         pair, timeframe = key
@@ -195,13 +204,14 @@ class Healer:
             self._failed(error)
         except JournalError as error:
             log.warning("pair not released pair=%s error=%r", pair, str(error))
+            self._pause(key, tile.end_ms, odd=True)
         finally:
             del self._asking[key]
             self._wake.set()
 
     def _take_answer(self, key: Key, tile: TimeRange, answer: Klines) -> None:
         self.trouble.end()
-        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
+        now_ms = self._clock.now_ms()
         lacking = [hole.time_range for hole in self._holes.for_healing(key, now_ms)]
         for candle in answer.candles:
             if any(part.start_ms <= candle.open_time_ms < part.end_ms for part in lacking):
@@ -214,20 +224,25 @@ class Healer:
             for one in without(missing(opens, tile, length_ms), answer.unclear)
             for part in overlap(lacking, one)
         ]
+        due = self._holes.overdue_of(key, now_ms) if absent else None
+        if due is not None:
+            # It may be the first to tell of the hole.
+            self._intake.expect(key, due)
         for part in absent:
             self._intake.answered_without(key, part)
-            self._pause(key, part.start_ms, now_s)
+            self._pause(key, part.end_ms)
         for part in answer.unclear:
             # An odd row is no answer: it is asked for on and on.
             for cut in overlap(lacking, part):
-                self._pauses[key, cut.start_ms] = _Pause(len(PAUSES_S), now_s + PAUSES_S[-1])
+                self._pause(key, cut.end_ms, odd=True)
 
-    def _pause(self, key: Key, start_ms: int, now_s: float) -> None:
-        if len(self._pauses) > PAUSES_KEPT:
-            self._pauses = {at: one for at, one in self._pauses.items() if one.due_s > now_s}
-        known = self._pauses.get((key, start_ms))
-        asked = 0 if known is None else min(known.asked + 1, len(PAUSES_S) - 1)
-        self._pauses[key, start_ms] = _Pause(asked, now_s + PAUSES_S[asked])
+    def _pause(self, key: Key, end_ms: int, *, odd: bool = False) -> None:
+        pauses = self._pauses.setdefault(key, {})
+        known = pauses.get(end_ms)
+        asked = 0 if known is None else known.asked + 1
+        if odd or asked >= len(PAUSES_S):
+            asked = len(PAUSES_S) - 1
+        pauses[end_ms] = _Pause(asked, self._clock.elapsed_s() + PAUSES_S[asked])
 
     def _failed(self, error: ExchangeError) -> None:
         now_s = self._clock.elapsed_s()

@@ -5,8 +5,10 @@ follows from where it is, and is stored nowhere: the feed until its deadline, he
 series, history for the rest. Times are ms of exchange time.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from operator import attrgetter
 from typing import Final
 
 from marketfeed import schema
@@ -19,6 +21,7 @@ PURE = True
 CANDLE_DUE_MS: Final = 4_000
 """A closed candle is due this long after its close: quiet pairs close by a timer of 2 s. One that has not
 come by then is missing."""
+_END: Final = attrgetter("end_ms")
 _NOTHING: Final[Collection[int]] = ()
 
 
@@ -54,8 +57,11 @@ class Holes:
             until_ms = min(until_ms, ended_ms)
         return schema.floor_to(until_ms, length_ms)
 
-    def lacking(self, key: Key, now_ms: int) -> list[Hole]:
-        """What is due of a series and not there, oldest first; what the exchange does not have, too."""
+    def lacking(self, key: Key, now_ms: int, since_ms: int = 0) -> list[Hole]:
+        """What is due of a series and not there, oldest first; what the exchange does not have, too.
+
+        Holes that end by `since_ms` are left out.
+        """
         covered = self._coverage().get(key)
         if covered is None:
             return []
@@ -63,10 +69,12 @@ class Holes:
         if not covered.holes and covered.end_ms >= due_ms:
             return []
         length_ms = schema.TIMEFRAMES_MS[key[1]]
-        found = [hole for hole in covered.holes if hole.end_ms <= due_ms]
-        if len(found) < len(covered.holes) and covered.holes[len(found)].start_ms < due_ms:
+        first = bisect_right(covered.holes, since_ms, key=_END) if since_ms else 0
+        after = bisect_right(covered.holes, due_ms, first, key=_END)
+        found = list(covered.holes[first:after])
+        if after < len(covered.holes) and covered.holes[after].start_ms < due_ms:
             # The clock has been set back since.
-            found.append(covered.holes[len(found)]._replace(end_ms=due_ms))
+            found.append(covered.holes[after]._replace(end_ms=due_ms))
         if covered.end_ms < due_ms:
             found.append(Hole(covered.end_ms, due_ms))
         here = self._received().get(key, _NOTHING)
@@ -83,18 +91,23 @@ class Holes:
 
     def overdue(self, now_ms: int) -> Iterator[tuple[Key, Due]]:
         """The series that lack candles behind the end of what is known."""
-        received = self._received()
-        for key, covered in self._coverage().items():
-            due_ms = self.due_ms(key, now_ms)
-            if covered.end_ms >= due_ms:
-                continue
-            length_ms = schema.TIMEFRAMES_MS[key[1]]
-            here = received.get(key, _NOTHING)
-            missing_ms = frozenset(
-                at for at in range(covered.end_ms, due_ms, length_ms) if at not in here
-            )
-            if missing_ms:
-                yield key, Due(due_ms, missing_ms)
+        for key in self._coverage():
+            due = self.overdue_of(key, now_ms)
+            if due is not None:
+                yield key, due
+
+    def overdue_of(self, key: Key, now_ms: int) -> Due | None:
+        """What a series lacks behind the end of what is known of it; None when that is nothing."""
+        covered = self._coverage().get(key)
+        if covered is None:
+            return None
+        due_ms = self.due_ms(key, now_ms)
+        if covered.end_ms >= due_ms:
+            return None
+        here = self._received().get(key, _NOTHING)
+        opens = range(covered.end_ms, due_ms, schema.TIMEFRAMES_MS[key[1]])
+        missing_ms = frozenset(at for at in opens if at not in here)
+        return Due(due_ms, missing_ms) if missing_ms else None
 
     def newest(self, key: Key, now_ms: int) -> TimeRange:
         """Where the newest candles of a series are that are due: as many as a feeder asks for at most."""
@@ -133,7 +146,7 @@ class Holes:
         from_ms = self.due_ms(key, now_ms) - candles * schema.TIMEFRAMES_MS[key[1]]
         if covered.looked_ms > max(covered.from_ms, from_ms):
             return False
-        return all(hole.is_absent or hole.end_ms <= from_ms for hole in self.lacking(key, now_ms))
+        return all(hole.is_absent for hole in self.lacking(key, now_ms, from_ms))
 
     def count(self, now_ms: int, *, first: bool = False, newest_only: bool = False) -> Counter[Key]:
         """How many candles each series lacks: of a `first` filling, or else.
@@ -195,7 +208,7 @@ class Holes:
             hole._replace(
                 start_ms=max(hole.start_ms, where.start_ms), end_ms=min(hole.end_ms, where.end_ms)
             )
-            for hole in self.lacking(key, now_ms)
+            for hole in self.lacking(key, now_ms, where.start_ms)
             if hole.start_ms < where.end_ms
             and hole.end_ms > where.start_ms
             # What it did not have is asked for again now and then.

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
@@ -10,6 +11,8 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, backoff_s
+from marketfeed.gaps.holes import CANDLE_DUE_MS
+from marketfeed.gaps.supervisor import candle_due_ms
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.journal.coverage import Key, Promise
 from marketfeed.journal.journal import Journal
@@ -25,6 +28,7 @@ NEW_FOR_MS: Final = schema.DAY_MS
 """A contract listed within this is promised from its first candle on, whatever the settings keep."""
 RETRY_FIRST_S: Final = 1.0
 RETRY_CAP_S: Final = 30.0
+_NOTHING: Final[Mapping[Key, int]] = MappingProxyType({})
 
 
 class Promises:
@@ -50,12 +54,20 @@ class Promises:
         self._keep_ms = keep_ms
         self._on_promised = on_promised
         self._woken = asyncio.Event()
+        self._anew = False
+        # From where on each series was promised last.
+        self._from_ms: dict[Key, int] = {}
         self._trouble = Trouble(
             log, "what is collected cannot be promised", "what is collected is promised"
         )
 
     def wake(self) -> None:
         """Promise at once what is not promised yet: pairs have joined, or the journal was replaced."""
+        self._woken.set()
+
+    def wake_anew(self) -> None:
+        """Promise everything once more: the clock was ahead, and what it said of times to come is wrong."""
+        self._anew = True
         self._woken.set()
 
     def unpromised(self) -> list[Key]:
@@ -74,45 +86,80 @@ class Promises:
         while True:
             self._woken.clear()
             pause_s: float | None = None
+            found = self._writer.generation
+            anew, self._anew = self._anew or generation != found, False
             try:
                 instruments = self._instruments()
-                if generation != self._writer.generation:
-                    # All of it, as an earlier run may have promised by other settings.
-                    generation = self._writer.generation
-                    await self._promise(instruments, only=True)
+                if anew:
+                    # An earlier run may have promised others, and by other settings. What has ended in this
+                    # one is still promised: its last candles may be missing.
+                    await self._promise(instruments, only=generation == 0)
+                    generation, anew = found, False
                 elif unpromised := {pair for pair, _ in self.unpromised()}:
                     await self._promise([one for one in instruments if one.pair in unpromised])
                 await look_through(self._writer)
+                self._note_promised()
                 self._on_promised()
                 self._trouble.end()
             except JournalError as error:
-                generation = 0
+                self._anew |= anew
                 self._trouble.met(error)
                 pause_s = backoff_s(self._trouble.failures, RETRY_FIRST_S, RETRY_CAP_S)
             await wait_at_most(pause_s, self._woken)
 
     async def _promise(self, instruments: Sequence[Instrument], *, only: bool = False) -> None:
-        now_ms = self._clock.now_ms()
-        every = promises(instruments, self._timeframes, now_ms, self._keep_ms)
+        every = promises(
+            instruments,
+            self._timeframes,
+            self._clock.now_ms(),
+            self._keep_ms,
+            candle_due_ms(self._clock.speed),
+            self._from_ms,
+        )
         await self._writer.call(lambda journal: journal.promise(every, only=only))
+
+    def _note_promised(self) -> None:
+        # A journal that was just replaced knows of none: these are what is due of it.
+        self._from_ms.update((key, one.from_ms) for key, one in self._writer.coverage.items())
 
 
 def promises(
-    instruments: Iterable[Instrument], timeframes: Sequence[str], now_ms: int, keep_ms: int
+    instruments: Iterable[Instrument],
+    timeframes: Sequence[str],
+    now_ms: int,
+    keep_ms: int,
+    due_after_ms: int = CANDLE_DUE_MS,
+    from_ms: Mapping[Key, int] = _NOTHING,
 ) -> list[Promise]:
-    """What to keep of instruments: `keep_ms` back, and of a new listing all of it."""
-    return [
-        Promise(
-            one.pair,
-            timeframe,
-            now_ms,
-            keep_ms,
-            one.listed_ms,
-            now_ms - one.listed_ms if now_ms - one.listed_ms <= NEW_FOR_MS else 0,
-        )
-        for one in instruments
-        for timeframe in timeframes
-    ]
+    """What to keep of instruments: `keep_ms` back, and of a new listing all of it.
+
+    `from_ms` is from where on series were promised when their journal had to be replaced: as many of
+    these as a feeder asks for are still due.
+    """
+    found = []
+    for one in instruments:
+        for timeframe in timeframes:
+            length_ms = schema.TIMEFRAMES_MS[timeframe]
+            reach_ms = 0
+            if now_ms - one.listed_ms <= NEW_FOR_MS:
+                # Its first candle opens before it.
+                reach_ms = now_ms - schema.floor_to(one.listed_ms, length_ms)
+            before_ms = from_ms.get((one.pair, timeframe))
+            if before_ms is not None:
+                reach_ms = max(reach_ms, min(now_ms - before_ms, TILE_CANDLES * length_ms))
+            found.append(
+                Promise(
+                    one.pair,
+                    timeframe,
+                    now_ms,
+                    keep_ms,
+                    one.listed_ms,
+                    reach_ms,
+                    due_after_ms,
+                    one.ended_ms,
+                )
+            )
+    return found
 
 
 async def look_through(writer: JournalWriter) -> None:

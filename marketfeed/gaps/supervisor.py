@@ -61,6 +61,8 @@ class Supervisor:
         """Set when the first frame has come whose stamp tells the exchange's time."""
         self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
         """Called with the series of a connection that was lost and is open again."""
+        self.on_clock_back: Callable[[], None] = lambda: None
+        """Called when the clock was ahead until now: what was stored as missing may be to come."""
         self._liveness = Liveness()
         self._intake = intake
         self._clock = clock
@@ -196,7 +198,9 @@ class Supervisor:
         now_ms = clock.now_ms()
         self.overdue = self._liveness.overdue(clock.elapsed_s(), now_ms, candle_due_ms(clock.speed))
         for key, due in self._holes.overdue(now_ms):
-            self._intake.expect(key, due)
+            # What an earlier run promised, and this one does not collect, is to be released.
+            if Series(*key) in self._streams or key[0] in self._holes.ended_ms:
+                self._intake.expect(key, due)
         self._log_changes(before)
 
     def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
@@ -204,6 +208,7 @@ class Supervisor:
         self._looked_s, self._looked_ms = now_s, now_ms
         if moved_s < -1.0:
             self._liveness.reanchor(now_ms)
+            self.on_clock_back()
         if newest_event_ms > 0:
             self._stamped_s = now_s
             off_s = (newest_event_ms - now_ms) / 1000

@@ -143,11 +143,13 @@ class Batch:
     def shrink_to(self, max_records: int) -> dict[str, int]:
         """Give up records until at most `max_records` are left; returns how many of each kind went.
 
-        For when the disk refuses for long: mark prices give way first (the oldest of them), then
-        running funding rates, rejected frames, forming candles, and closed candles last.
+        For when the disk refuses for long: what the exchange answered without goes first, as it is asked
+        again; then mark prices (the oldest of them), running funding rates, rejected frames, forming
+        candles, and closed candles last.
         """
         gone: dict[str, int] = {}
         kept: tuple[tuple[str, list[Any] | dict[Any, Any]], ...] = (
+            ("answer", self.absent),
             ("mark_price", self.mark_prices),
             ("funding_rate", self.funding_rates),
             ("rejected_frame", self.rejected_frames),

@@ -28,6 +28,7 @@ BELIEVED_FOR_MS: Final = 7 * schema.DAY_MS
 DID_NOT_COME: Final = "did not come"
 NOT_FILLED: Final = "not filled yet"
 STORED: Final = "stored"
+NOT_DUE: Final = "not due: the clock was ahead"
 NO_CANDLE: Final = "the exchange answered twice without"
 NOT_KEPT: Final = "not promised any more"
 
@@ -97,6 +98,7 @@ class Promise(NamedTuple):
     """What is to be kept of a series: `keep_ms` back from `now_ms`, nothing from before `listed_ms`.
 
     `keep_ms` is the setting; `reach_ms` reaches further back where it is more (of a new listing).
+    A candle is due `due_after_ms` after its close; none that `ended_ms` cuts, where the pair ends.
     """
 
     pair: str
@@ -105,6 +107,8 @@ class Promise(NamedTuple):
     keep_ms: int
     listed_ms: int = 0
     reach_ms: int = 0
+    due_after_ms: int = 0
+    ended_ms: int | None = None
 
 
 def promised(
@@ -117,12 +121,15 @@ def promised(
 
     `lacking` gives what the rows lack of a range, oldest first.
 
-    The candle that is forming at `now_ms` is the first one that is not due yet. A promise made by the
-    same setting stands as it is: it does not move with the time. One of less drops only what is missing
-    at its beginning.
+    A promise made by the same setting stands as it is: it does not move with the time. One of less drops
+    only what is missing at its beginning. One that was made while the clock was ahead is made anew, and
+    what was missing of the time to come is no more.
     """
     length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
-    forming_ms = schema.floor_to(promise.now_ms, length_ms)
+    until_ms = promise.now_ms
+    if promise.ended_ms is not None:
+        until_ms = min(until_ms, promise.ended_ms)
+    forming_ms = schema.floor_to(until_ms, length_ms)
     listed_ms = schema.floor_to(promise.listed_ms, length_ms)
     reach_ms = max(promise.keep_ms, promise.reach_ms)
     wanted_ms = max(schema.ceil_to(promise.now_ms - reach_ms, length_ms), listed_ms)
@@ -131,7 +138,8 @@ def promised(
         end_ms = from_ms if newest_ms is None else max(from_ms, newest_ms + length_ms)
         fresh = Covered(from_ms, end_ms, end_ms, promise.keep_ms)
         return expected(fresh, forming_ms, is_first=end_ms == from_ms)
-    if promise.keep_ms > known.promised_ms and from_ms < known.from_ms:
+    was_ahead = known.from_ms > forming_ms
+    if was_ahead or (promise.keep_ms > known.promised_ms and from_ms < known.from_ms):
         older: tuple[Hole, ...] = ()
         looked_ms = known.looked_ms
         if known.is_looked_through:
@@ -140,9 +148,9 @@ def promised(
         known = Covered(from_ms, looked_ms, known.end_ms, promise.keep_ms, older + known.holes)
     elif promise.keep_ms < known.promised_ms:
         known = _shortened(known, from_ms, promise.keep_ms)
-    return expected(
-        msgspec.structs.replace(known, promised_ms=promise.keep_ms), forming_ms, is_first=False
-    )
+    known = set_back(msgspec.structs.replace(known, promised_ms=promise.keep_ms), forming_ms)
+    due_ms = min(until_ms, promise.now_ms - promise.due_after_ms)
+    return expected(known, schema.floor_to(due_ms, length_ms))
 
 
 def added_again(promise: Promise, newest_ms: int | None) -> Covered:
@@ -189,6 +197,23 @@ def expected(known: Covered, until_ms: int, *, is_first: bool = False) -> Covere
     else:
         grown = (*holes, Hole(known.end_ms, until_ms, is_first))
     return msgspec.structs.replace(known, end_ms=until_ms, holes=grown)
+
+
+def set_back(known: Covered, forming_ms: int) -> Covered:
+    """Take in that `forming_ms` is the candle that forms now: nothing is missing of what is to come.
+
+    Holes there would be cut with every candle that is stored: two rows of gaps each time.
+    """
+    end_ms, holes = known.end_ms, list(known.holes)
+    while holes and holes[-1].end_ms == end_ms > forming_ms:
+        last = holes.pop()
+        end_ms = max(forming_ms, last.start_ms)
+        if last.start_ms < end_ms:
+            holes.append(last._replace(end_ms=end_ms))
+    if end_ms == known.end_ms:
+        return known
+    looked_ms = min(known.looked_ms, max(end_ms, known.from_ms))
+    return msgspec.structs.replace(known, looked_ms=looked_ms, end_ms=end_ms, holes=tuple(holes))
 
 
 def stored(known: Covered, opens: Sequence[int], length_ms: int) -> Covered:
@@ -299,6 +324,8 @@ def changed_gaps(
         kept = new is not None and hole.start_ms >= new.from_ms
         state: GapState = "healed" if kept else "unresolvable"
         reason = STORED if kept else NOT_KEPT
+        if kept and new is not None and hole.start_ms >= new.end_ms:
+            reason = NOT_DUE
         rows.append((Gap(hole.kind(timeframe), pair, hole.start_ms, end_ms, state, reason), None))
     for hole in has:
         if hole in unchanged:

@@ -26,6 +26,8 @@ class Change:
         self.after: dict[Key, Covered | None] = {}
         self.gaps: list[tuple[Gap, Hole | None]] = []
         """The rows of gaps that change, each with its hole if that is open; the last of one counts."""
+        self.gap_states = Counter[str]()
+        """How many gaps come into each state, those of a first filling apart."""
         self._known = known
         self._saves_all = saves_all
 
@@ -39,7 +41,19 @@ class Change:
         if covered is not before:
             self.after[key] = covered
         if covered is not before or open_rows:
-            self.gaps += coverage.changed_gaps(key, before, covered, open_rows)
+            rows = coverage.changed_gaps(key, before, covered, open_rows)
+            if rows:
+                self.gaps += rows
+                self._count(rows, before)
+
+    def _count(self, rows: Iterable[tuple[Gap, Hole | None]], before: Covered | None) -> None:
+        """Count those that say more than a new end, or when the exchange has answered without them."""
+        known = {hole.start_ms: hole for hole in (() if before is None else before.holes)}
+        for gap, _ in rows:
+            was = known.get(gap.start_ms)
+            before_state = None if was is None else "unresolvable" if was.is_absent else "found"
+            if not gap.kind.startswith(HISTORY_GAP) and gap.state != before_state:
+                self.gap_states[gap.state] += 1
 
     def changed_promises(self) -> list[tuple[Key, Covered, bool]]:
         """Each series of which more changes than its end and its holes, and whether it is released."""
@@ -71,7 +85,7 @@ class Covering:
         start would believe the rest.
         """
         self.gap_states = Counter[str]()
-        """How many rows of gaps were written since the file was opened, by state."""
+        """How many gaps came into each state since the file was opened, those of a first filling apart."""
         self._reads = reads
         self._series: dict[Key, Covered] = {}
         self._released: set[Key] = set()
@@ -80,7 +94,7 @@ class Covering:
 
     @property
     def series(self) -> Mapping[Key, Covered]:
-        """What is known of each series."""
+        """What is known of each series that is promised. No series joins or leaves a mapping once given."""
         return MappingProxyType(self._series)
 
     def load(self) -> None:
@@ -97,8 +111,8 @@ class Covering:
 
     def publish(self, change: Change) -> None:
         """Take over what a transaction has done: it is committed."""
+        self.gap_states += change.gap_states
         for gap, hole in change.gaps:
-            self.gap_states[gap.state] += 1
             if hole is not None and hole.is_absent:
                 log.warning(
                     "candles cannot be fetched pair=%s kind=%s first_ms=%d end_ms=%d reason=%r",
@@ -110,7 +124,7 @@ class Covering:
                 )
         series = self._series
         if any(covered is None or key not in series for key, covered in change.after.items()):
-            # Another one, for who goes through it meanwhile: it is read from other threads.
+            # The event loop goes through the other one: a series that joins would end its loop.
             series = dict(series)
         for key, covered in change.after.items():
             if covered is None:

@@ -1,23 +1,27 @@
-"""What the supervisor finds is stored with what it was found by."""
+"""What the supervisor finds missing is stored, however little time is left to tell of it."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
-
-import msgspec
 
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
-from marketfeed.gaps.deadlines import Missing, Series
+from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.supervisor import Supervisor
+from marketfeed.grid import TimeRange
 from marketfeed.ingest.intake import Intake
+from marketfeed.journal.coverage import Promise
+from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.schema import DAY_MS, MINUTE_MS
+from tests.waiting import until
 
 PAIR: Final = "BTC/USDT:USDT"
 BITCOIN: Final = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, 0)
@@ -34,118 +38,203 @@ def closing_frame(open_ms: int) -> bytes:
     return json.dumps({"stream": "btcusdt@kline_1m", "data": data}).encode()
 
 
+class Watched:
+    """A supervisor over a journal, without a feed: it looks around when a test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = ExchangeClock()
+        self.set_time(START_MS)
+        self.counters = CollectorCounters()
+
+    @contextlib.asynccontextmanager
+    async def running(self, *promises: Promise) -> AsyncIterator[None]:
+        async with JournalWriter(self.path) as writer:
+            self.writer = writer
+            await writer.call(lambda journal: journal.promise(promises))
+            self.intake = Intake(
+                writer, FrameDecoder({"BTCUSDT": PAIR}), self.counters, self.clock.now_ms, MINUTE_MS,
+                lambda: None,
+            )  # fmt: skip
+            self.holes = Holes(lambda: writer.coverage, lambda: self.intake.received)
+            self.supervisor = Supervisor(
+                self.intake, self.clock, self.counters, [BITCOIN], ["1m"], 3_000, self.holes
+            )
+            self.set_time(START_MS + 5_000)
+            self.supervisor.start()
+            committing = asyncio.create_task(self.intake.run())
+            try:
+                yield
+            finally:
+                self.intake.end()
+                await committing
+
+    def set_time(self, now_ms: int) -> None:
+        self.clock.set_server_time(now_ms, 0.0)
+
+    async def look(self) -> None:
+        self.supervisor._look()
+        await until(lambda: not self.intake.pending)
+        await self.writer.call(lambda _: None)
+
+    def gaps(self) -> list[tuple[str, int, int, str]]:
+        with closing(sqlite3.connect(self.path)) as db:
+            return [
+                (pair, (start - START_MS) // MINUTE_MS, (end - START_MS) // MINUTE_MS, state)
+                for pair, start, end, state in db.execute(
+                    """SELECT pair, start, "end", state FROM gap JOIN pair ON pair.id = pair_id
+                       WHERE kind = 'candle_1m' ORDER BY pair, start"""
+                )
+            ]
+
+
+def run(path: Path, check: Callable[[Watched], Awaitable[None]], *promises: Promise) -> Watched:
+    async def main() -> Watched:
+        watched = Watched(path)
+        async with watched.running(*(promises or [promise()])):
+            await check(watched)
+        return watched
+
+    return asyncio.run(main())
+
+
+def promise(pair: str = PAIR) -> Promise:
+    return Promise(pair, "1m", START_MS, 0)
+
+
 def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
-    path = tmp_path / "journal.db"
-    clock = ExchangeClock()
-    clock.set_server_time(START_MS + 5_000, 0.0)
+    async def check(watched: Watched) -> None:
+        # Nobody looks around: there are commits only, as before a crash.
+        for number in (0, 2):
+            watched.intake.on_frame(closing_frame(START_MS + number * MINUTE_MS))
+        await until(lambda: watched.counters.commits)
+        assert watched.counters.commits == 1
 
-    async def run() -> None:
-        async with JournalWriter(path) as writer:
-            counters = CollectorCounters()
-            decoder = FrameDecoder({"BTCUSDT": PAIR})
-            intake = Intake(writer, decoder, counters, clock.now_ms, MINUTE_MS, lambda: None)
-            supervisor = Supervisor(intake, clock, counters, [BITCOIN], ["1m"], 3_000)
-            supervisor.start({(PAIR, "1m"): START_MS - MINUTE_MS}, DAY_MS)
-            committing = asyncio.create_task(intake.run())
-            # Nobody looks around: there are commits only, as before a crash.
-            for number in (0, 2):
-                intake.on_frame(closing_frame(START_MS + number * MINUTE_MS))
-            while not counters.commits:
-                await asyncio.sleep(0.001)
-            assert counters.commits == 1
-            intake.end()
-            await committing
-
-    asyncio.run(run())
-    with closing(sqlite3.connect(path)) as db:
-        assert db.execute('SELECT kind, start, "end", healed, state FROM gap').fetchall() == [
-            ("candle_1m", START_MS + MINUTE_MS, START_MS + 2 * MINUTE_MS, 0, "found")
-        ]
+    watched = run(tmp_path / "journal.db", check)
+    assert watched.gaps() == [(PAIR, 1, 2, "found")]
+    with closing(sqlite3.connect(watched.path)) as db:
         assert db.execute("SELECT count(*) FROM candle").fetchone() == (2,)
 
 
-def test_what_a_returning_pair_lacks_is_missing_as_far_back_as_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "journal.db"
-    clock = ExchangeClock()
-    now_ms = START_MS + 5_000
-    clock.set_server_time(now_ms, 0.0)
+def test_what_is_due_and_did_not_come_is_stored_once(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        watched.set_time(START_MS + MINUTE_MS + 3_000)
+        await watched.look()
+        assert watched.gaps() == []
+        watched.set_time(START_MS + MINUTE_MS + 4_500)
+        await watched.look()
+        assert watched.gaps() == [(PAIR, 0, 1, "found")]
+        commits = watched.counters.commits
+        await watched.look()
+        assert watched.counters.commits == commits
+        # It comes late.
+        watched.intake.on_frame(closing_frame(START_MS))
+        await watched.look()
+        assert watched.gaps() == [(PAIR, 0, 1, "healed")]
 
-    async def run() -> list[Missing]:
-        found: list[Missing] = []
-        async with JournalWriter(path) as writer:
-            counters = CollectorCounters()
-            intake = Intake(
-                writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
-            )
-            supervisor = Supervisor(intake, clock, counters, [], ["1m"], 3_000)
-            supervisor.on_missing = found.append
-            supervisor.start({}, DAY_MS)
-            # It traded last ten days ago; a day is kept.
-            supervisor.join(
-                [BITCOIN], {(PAIR, "1m"): now_ms // MINUTE_MS * MINUTE_MS - 10 * DAY_MS}
-            )
-        return found
-
-    found = asyncio.run(run())
-    assert found
-    first_ms = min(gap.start_ms for gap in found)
-    assert now_ms - DAY_MS - MINUTE_MS <= first_ms <= now_ms - DAY_MS + MINUTE_MS
+    run(tmp_path / "journal.db", check)
 
 
-def test_a_series_is_unfilled_while_it_lacks_what_closed_before_its_subscription(
+def test_what_has_come_and_waits_for_the_disk_is_not_stored_as_missing(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        await watched.writer.call(lambda journal: journal.db.execute("PRAGMA query_only = ON"))
+        watched.intake.on_frame(closing_frame(START_MS))
+        watched.set_time(START_MS + MINUTE_MS + 5_000)
+        watched.supervisor._look()
+        await until(lambda: watched.counters.commit_failures)
+        watched.supervisor._look()
+        await watched.writer.call(lambda journal: journal.db.execute("PRAGMA query_only = OFF"))
+        await watched.look()
+        # What is behind it did not come, and is.
+        watched.set_time(START_MS + 2 * MINUTE_MS + 5_000)
+        await watched.look()
+
+    assert run(tmp_path / "journal.db", check).gaps() == [(PAIR, 1, 2, "found")]
+
+
+def test_what_a_pair_lacks_until_its_end_is_missing_and_nothing_after(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        watched.intake.on_frame(closing_frame(START_MS))
+        watched.set_time(START_MS + 3 * MINUTE_MS)
+        # The last one that was due counts, however soon the pair was let go.
+        watched.supervisor.leave({PAIR: START_MS + 3 * MINUTE_MS - 20_000})
+        watched.set_time(START_MS + 3 * MINUTE_MS + 5_000)
+        await watched.look()
+        assert watched.gaps() == [(PAIR, 1, 2, "found")]
+        watched.set_time(START_MS + DAY_MS)
+        await watched.look()
+        assert watched.gaps() == [(PAIR, 1, 2, "found")]
+        assert watched.supervisor.overdue == []
+        # It is back, from where it had ended.
+        watched.supervisor.join([BITCOIN])
+        watched.set_time(START_MS + DAY_MS + MINUTE_MS)
+        await watched.look()
+        assert watched.holes.complete_until((PAIR, "1m"), watched.clock.now_ms()) == (
+            START_MS + MINUTE_MS
+        )
+
+    watched = run(tmp_path / "journal.db", check)
+    assert [row[3] for row in watched.gaps()] == ["found"]
+
+
+def test_an_announced_end_cuts_what_is_due_and_may_be_taken_back(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        watched.supervisor.expect_until(PAIR, START_MS + MINUTE_MS)
+        watched.set_time(START_MS + 3 * MINUTE_MS + 5_000)
+        await watched.look()
+        assert watched.gaps() == [(PAIR, 0, 1, "found")]
+        watched.supervisor.expect_until(PAIR, None)
+        await watched.look()
+
+    assert run(tmp_path / "journal.db", check).gaps() == [(PAIR, 0, 3, "found")]
+
+
+def test_what_an_earlier_run_promised_and_this_one_does_not_collect_is_no_gap(
     tmp_path: Path,
 ) -> None:
-    clock = ExchangeClock()
-    series = Series(PAIR, "1m")
+    async def check(watched: Watched) -> None:
+        watched.set_time(START_MS + 3 * MINUTE_MS + 5_000)
+        await watched.look()
 
-    async def run(
-        stored: dict[tuple[str, str], int], now_ms: int
-    ) -> tuple[Supervisor, list[Missing]]:
-        found: list[Missing] = []
-        clock.set_server_time(now_ms, 0.0)
-        async with JournalWriter(tmp_path / "journal.db") as writer:
-            intake = Intake(
-                writer, FrameDecoder({}), CollectorCounters(), clock.now_ms, MINUTE_MS, lambda: None
-            )
-            supervisor = Supervisor(intake, clock, CollectorCounters(), [BITCOIN], ["1m"], 3_000)
-            supervisor.on_missing = found.append
-            supervisor.start(stored, 30 * DAY_MS)
-        return supervisor, found
-
-    # Before it is due, too.
-    supervisor, found = asyncio.run(run({}, START_MS + 1_000))
-    assert (supervisor.unfilled(), found) == ({series: 1}, [])
-    supervisor, _ = asyncio.run(run({}, START_MS + 12_000))
-    supervisor._look()
-    assert supervisor.unfilled() == {series: 1}
-    # What is given up is unfilled no more.
-    supervisor.give_up(series, START_MS - MINUTE_MS, "the exchange has none")
-    assert (supervisor.unfilled(), supervisor.missing_candles) == ({}, 1)
-    # After a long absence so many as feeders ask for count.
-    supervisor, found = asyncio.run(run({(PAIR, "1m"): START_MS - 2 * DAY_MS}, START_MS + 12_000))
-    assert supervisor.unfilled() == {series: 499}
-    assert supervisor.missing_candles == 2 * 1_440 - 1
-    # All is there; what is lost later is no matter of the start.
-    supervisor, _ = asyncio.run(run({(PAIR, "1m"): START_MS - MINUTE_MS}, START_MS + 12_000))
-    clock.set_server_time(START_MS + MINUTE_MS + 12_000, 0.0)
-    supervisor._look()
-    assert (supervisor.unfilled(), supervisor.missing_candles) == ({}, 1)
+    watched = run(tmp_path / "journal.db", check, promise(), promise("OLD/USDT:USDT"))
+    assert watched.gaps() == [(PAIR, 0, 3, "found")]
 
 
-def test_nothing_is_awaited_from_before_a_listing(tmp_path: Path) -> None:
-    clock = ExchangeClock()
-    clock.set_server_time(START_MS + 12_000, 0.0)
-    new = msgspec.structs.replace(BITCOIN, listed_ms=START_MS)
+def test_a_clock_that_was_ahead_is_told_of(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        told: list[int] = []
+        watched.supervisor.on_clock_back = lambda: told.append(watched.clock.now_ms())
+        watched.set_time(START_MS + 60 * MINUTE_MS)
+        await watched.look()
+        assert told == []
+        watched.set_time(START_MS + 2 * MINUTE_MS + 5_000)
+        await watched.look()
+        assert len(told) == 1
+        # At once, and whatever the journal says.
+        now_ms = watched.clock.now_ms()
+        where = [hole.time_range for hole in watched.holes.lacking((PAIR, "1m"), now_ms)]
+        assert where == [TimeRange(START_MS, START_MS + 2 * MINUTE_MS)]
 
-    async def run() -> Supervisor:
-        async with JournalWriter(tmp_path / "journal.db") as writer:
-            intake = Intake(
-                writer, FrameDecoder({}), CollectorCounters(), clock.now_ms, MINUTE_MS, lambda: None
-            )
-            supervisor = Supervisor(intake, clock, CollectorCounters(), [new], ["1m"], 3_000)
-            supervisor.start({}, DAY_MS)
-            supervisor._look()
-        return supervisor
+    run(tmp_path / "journal.db", check)
 
-    supervisor = asyncio.run(run())
-    assert (supervisor.unfilled(), supervisor.missing_candles) == ({}, 0)
+
+def test_looks_and_joining_series_do_not_meet(tmp_path: Path) -> None:
+    """The journal's thread changes what is known while the event loop goes through it."""
+
+    async def check(watched: Watched) -> None:
+        watched.set_time(START_MS + 3 * MINUTE_MS + 5_000)
+        seen = watched.writer.coverage
+
+        def join(journal: Journal, number: int) -> None:
+            journal.promise([promise(f"X{number}/USDT:USDT")])
+
+        overdue = watched.holes.overdue(watched.clock.now_ms())
+        assert next(overdue)[0] == (PAIR, "1m")
+        for number in range(20):
+            await watched.writer.call(lambda journal, n=number: join(journal, n))
+        # The mapping that was given is whole, a new one has the others, too.
+        assert list(overdue) == []
+        assert list(seen) == [(PAIR, "1m")]
+        assert len(watched.writer.coverage) == 21
+
+    run(tmp_path / "journal.db", check)
