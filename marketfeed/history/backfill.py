@@ -262,6 +262,7 @@ class Backfill:
         if not lacking:
             self._progressed_s = self._clock.elapsed_s()
             return
+        self._wanted = self._holes.left()[0].total()
         log.info(
             "history to fill series=%d candles=%d",
             len(lacking),
@@ -355,9 +356,9 @@ class Backfill:
         """
         opens = [candle.open_time_ms for candle in answer.candles]
         absent = without(missing(opens, time_range, series.length_ms), answer.unclear)
-        before_ms = self._holes.absent_ms(series, time_range)
+        before_ms = self._holes.absent_ms(series, absent)
         await self._store(series, answer.candles, self._holes.of(series, time_range), absent)
-        newly_ms = self._holes.absent_ms(series, time_range) - before_ms
+        newly_ms = self._holes.absent_ms(series, absent) - before_ms
         self._found_absent += newly_ms // series.length_ms
 
     async def _store(

@@ -86,10 +86,10 @@ class HistoryHoles:
             left[one.instrument.pair] += count + _candles_of(holes, where, one.length_ms)
         return left, healings
 
-    def absent_ms(self, series: CandleSeries, part: TimeRange) -> int:
-        """How much of a part of a series the exchange does not have, as far as is known."""
+    def absent_ms(self, series: CandleSeries, parts: Iterable[TimeRange]) -> int:
+        """How much of these parts of a series the exchange does not have, as far as is known."""
         covered = self._holes.series().get(series.key)
-        return 0 if covered is None else covered.absent_ms(part)
+        return 0 if covered is None else sum(map(covered.absent_ms, parts))
 
     def _open(self, series: CandleSeries) -> list[Hole]:
         lacking = self._holes.lacking(series.key, self._clock.now_ms())
