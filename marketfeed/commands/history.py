@@ -8,7 +8,7 @@ need the journal for itself.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
@@ -28,6 +28,8 @@ from marketfeed.commands.status_client import NoCollectorError, fetch_status, st
 from marketfeed.errors import JournalLockedError, MarketfeedError, SettingsError
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.promises import look_through, promises
+from marketfeed.grid import TimeRange
+from marketfeed.history.archive_fill import Source
 from marketfeed.history.audit import (
     Audit,
     AuditOptions,
@@ -35,9 +37,10 @@ from marketfeed.history.audit import (
     AuditReport,
     audited_series,
 )
-from marketfeed.history.backfill import HistoryReport, Source
+from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import kept_ms, make_backfill, open_archive
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.coverage import Covered, Key, Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
@@ -51,6 +54,7 @@ T = TypeVar("T")
 
 LOOK_EVERY_S: Final = 0.5
 NOW_CLOSED_MS: Final = 5 * schema.SECOND_MS
+"""What has closed so long before a backfill begins is filled by it."""
 
 FillProgress = Callable[[HistoryReport, RestReport], None]
 
@@ -110,8 +114,12 @@ async def _fill(
         listing = await InstrumentSource(settings.exchange, rest, clock, writer).load_once()
         instruments = _named(listing.selection.instruments, pairs)
         timeframes = settings.exchange.timeframes
-        await _note_catalog(writer, instruments, timeframes, clock.now_ms())
-        kept = promises(instruments, timeframes, clock.now_ms(), kept_ms(settings, days))
+        now_ms, keep_ms = clock.now_ms(), kept_ms(settings, days)
+        await _note_catalog(writer, instruments, timeframes, now_ms)
+        kept = [
+            _no_less(promise, writer.coverage)
+            for promise in promises(instruments, timeframes, now_ms, keep_ms)
+        ]
         await writer.call(lambda journal: journal.promise(kept))
         await look_through(writer)
         backfill = make_backfill(
@@ -124,8 +132,8 @@ async def _fill(
             Holes(lambda: writer.coverage, dict),
             days,
             source,
-            # Nobody else brings them.
-            newest_too=True,
+            # The newest too: nobody else brings them.
+            within=TimeRange(now_ms - keep_ms, now_ms - NOW_CLOSED_MS),
         )
         try:
             await _watched(
@@ -148,6 +156,14 @@ def _named(instruments: Sequence[Instrument], pairs: Sequence[str] | None) -> li
             f"--pairs: not collected by these settings: {', '.join(sorted(unknown))}"
         )
     return [instrument for instrument in instruments if instrument.pair in pairs]
+
+
+def _no_less(promise: Promise, known: Mapping[Key, Covered]) -> Promise:
+    """A promise that takes nothing back: of a collector whose settings ask for more than this command."""
+    before = known.get((promise.pair, promise.timeframe))
+    if before is None:
+        return promise
+    return promise._replace(keep_ms=max(promise.keep_ms, before.promised_ms))
 
 
 async def _note_catalog(

@@ -20,7 +20,7 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import remembered
 from marketfeed.errors import ExchangeError
 from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in, subtract, tiles, without
-from marketfeed.history.backfill import DAY_FILE_AFTER_MS
+from marketfeed.history.archive_fill import DAY_FILE_AFTER_MS
 from marketfeed.history.comparison import CandleComparison, compare
 from marketfeed.history.plan import CandleSeries, range_of
 from marketfeed.journal.coverage import Covered, Key
@@ -205,7 +205,7 @@ class Audit:
 
     def _completeness(self, series: CandleSeries, part: TimeRange) -> _Sums:
         pair, timeframe, length_ms = series.instrument.pair, series.timeframe, series.length_ms
-        covered = self._coverage.get((pair, timeframe))
+        covered = self._coverage.get(series.key)
         holes = () if covered is None else covered.holes
         believed = [hole.time_range for hole in holes if hole.is_absent]
         wanted = sum(candles_in(one, length_ms) for one in without([part], believed))
@@ -253,13 +253,13 @@ class Audit:
             truth = await self._truth(series, time_range)
         except ExchangeError as error:
             if len(self._errors) < NAMED:
-                self._errors.append(f"{series.key}: {error}")
+                self._errors.append(f"{series.name}: {error}")
             self._add(series, await asyncio.to_thread(self._completeness, series, time_range))
             return
         for part in truth.unclear:
             # Neither wrong nor proven: what is there of it is counted in the journal.
             if len(self._errors) < NAMED:
-                self._errors.append(f"{series.key}: odd rows for {part.start_ms} to {part.end_ms}")
+                self._errors.append(f"{series.name}: odd rows for {part.start_ms} to {part.end_ms}")
             self._add(series, await asyncio.to_thread(self._completeness, series, part))
         found = await compare_stored(self._view, series, time_range, truth)
         missing, different = len(found.missing), len(found.different)

@@ -1,7 +1,7 @@
-"""Fills what is promised and missing, from REST or the public archive, too: all but the newest candles.
+"""Fills what is promised and missing, from REST or the public archive: all but what healing brings.
 
 What is missing is known by the journal itself (`coverage`), so that it may be killed at any point: the next
-run asks for what is missing then. The newest candles of every series are left to healing, and come first.
+run asks for what is missing then. The newest candles of every series come first, as bots wait for them.
 Only holes are filled: what is stored is never touched here.
 
 REST requests wait for their turn behind everything more urgent (`Priority.HISTORY`); at most one commit of
@@ -14,12 +14,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
-from marketfeed import schema
-from marketfeed.binance.archive import Archive, ArchiveFile, day_file, month_file, month_of
+from marketfeed.binance.archive import Archive
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
@@ -27,8 +26,6 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock, wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import (
-    ArchiveAbsentError,
-    ArchiveError,
     ExchangeError,
     ExchangeRefusedError,
     JournalError,
@@ -36,37 +33,30 @@ from marketfeed.errors import (
     backoff_s,
 )
 from marketfeed.gaps.holes import Holes
-from marketfeed.grid import TimeRange, candles_in, missing, overlap, without
+from marketfeed.grid import TimeRange, missing, without
+from marketfeed.history.archive_fill import ArchiveFill, Source
+from marketfeed.history.lacking import HistoryHoles
 from marketfeed.history.plan import (
     CandleSeries,
-    Lacking,
     TileRequest,
     covering,
     in_order,
-    missing_days,
+    those_within,
 )
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.coverage import AGAIN_AFTER_MS, Key
+from marketfeed.journal.coverage import AGAIN_AFTER_MS
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Source = Literal["auto", "archive", "rest"]
 
 AT_ONCE: Final = 8
 """Requests under way; files of the archive, which are larger, half as many."""
 ROWS_PER_COMMIT: Final = 1_000
 DOUBTED_FOR_S: Final = AGAIN_AFTER_MS / 1000
 """Exchange seconds until what the exchange does not have is asked for again: a like answer is believed."""
-FEW_DAYS: Final = 3
-"""The archive is asked when more days than these are missing of a series …"""
-FILE_WORTH: Final = 200
-"""… for files that bring at least so many candles: fewer are fetched from REST for a weight of 1 or 2."""
-DAY_FILE_AFTER_MS: Final = 6 * schema.HOUR_MS
-MONTH_FILE_AFTER_MS: Final = 3 * schema.DAY_MS
-"""How long after its end a file is there."""
 ATTEMPTS: Final = 6
 RETRY_FIRST_S: Final = 1.0
 RETRY_CAP_S: Final = 32.0
@@ -114,7 +104,8 @@ class Backfill:
     """Fills what `holes` says of `series()` in the journal that `writer` writes.
 
     `days` is what the settings ask for, `max_bytes` the journal's disk budget. `archive` None: REST alone.
-    `newest_too`: nobody else heals the newest candles.
+    `within` (exchange time): this is filled and nothing else, the newest candles too, as nobody else heals
+    them; what closes later is not waited for.
     """
 
     def __init__(
@@ -130,33 +121,31 @@ class Backfill:
         source: Source = "auto",
         doubted_for_s: float = DOUBTED_FOR_S,
         *,
-        newest_too: bool = False,
+        within: TimeRange | None = None,
     ) -> None:
         self._writer = writer
         self._rest = rest
-        self._archive = archive
         self._clock = clock
-        self._series = series
-        self._holes = holes
+        self._holes = HistoryHoles(holes, clock, series, within)
         self._days = days
         self._max_bytes = max_bytes
-        self._source = source
-        self._file_worth = 1 if source == "archive" else FILE_WORTH
-        self._newest_too = newest_too
+        self._archive = (
+            None if archive is None else ArchiveFill(archive, source, self._holes.of, self._store)
+        )
         self._doubted_for_s = doubted_for_s
         self._woken = asyncio.Event()
         self._storing = asyncio.Lock()
         self._stores = 0
         self._odd_passes = 0
+        self._named_refused: set[str] = set()
         self._is_filling = False
-        self._passes = 0
         self._progressed_s = clock.elapsed_s()
         # Promised and missing, at the last look; and since nothing was, how many were in all, and are absent.
         self._left_before = 0
         self._wanted = 0
         self._found_absent = 0
         self.first_pass = asyncio.Event()
-        """Set when a pass has ended, whatever it has left."""
+        """Set when a pass has ended of which everything was known, whatever it has left."""
         self._trouble = Trouble(log, "history waits, trying again", "history goes on")
         self._begin_pass()
 
@@ -165,41 +154,54 @@ class Backfill:
         self._given_up = ""
         self._skipped_in_a_row = 0
         self._stored = 0
-        self._files: Counter[str] = Counter()
+        if self._archive is not None:
+            self._archive.begin()
         self._refused: set[str] = set()
         self._met_odd = False
         self._started_s = time.monotonic()
 
     def report(self) -> HistoryReport:
         """How filling goes now."""
-        names = self._names()
-        left = self._left(names)
+        left, healings = self._holes.left()
         total = left.total()
         self._note_left(total)
         done = self._wanted - total
         passed_s = time.monotonic() - self._started_s
-        state = self._state(names, total)
-        pairs = {one.instrument.pair for one in names}
+        state = self._state(total, healings)
+        files = self._files()
         return HistoryReport(
             state=state,
             days=self._days,
-            pairs=len(pairs),
-            pairs_done=sum(left[pair] <= 0 for pair in pairs),
+            pairs=len(left),
+            pairs_done=sum(not count for count in left.values()),
             candles=self._wanted,
             candles_left=total,
             stored=max(0, done - self._found_absent),
             absent=self._found_absent,
-            files=self._files["read"],
-            files_refused=self._files["refused"],
-            files_absent=self._files["absent"],
+            files=files["read"],
+            files_refused=files["refused"],
+            files_absent=files["absent"],
             left_s=passed_s / done * total if state == "filling" and done > 0 else None,
             trouble=self._given_up or self._trouble.why,
         )
 
+    def _state(self, left: int, healings: int) -> str:
+        if not self.first_pass.is_set() and not self._is_filling:
+            return "waiting"
+        if not self._holes.are_known():
+            return "scanning"
+        if not left:
+            return "complete"
+        # What healing alone has still to bring is no reason to end with less.
+        return "filling" if self._is_filling or left == healings else "incomplete"
+
+    def _files(self) -> Counter[str]:
+        return Counter() if self._archive is None else self._archive.files
+
     @property
     def is_stuck(self) -> bool:
         """Whether something is left to fill, and for ten minutes nothing was, by healing neither."""
-        self._note_left(self._left(self._names()).total())
+        self._note_left(self._holes.left()[0].total())
         return self._clock.elapsed_s() - self._progressed_s > PROGRESS_S
 
     def _note_left(self, left: int) -> None:
@@ -217,7 +219,7 @@ class Backfill:
 
         One that is under way ends for it: the newest candles of all series go first.
         """
-        self._note_left(self._left(self._names()).total())
+        self._note_left(self._holes.left()[0].total())
         self._woken.set()
 
     async def run(self) -> None:
@@ -246,127 +248,47 @@ class Backfill:
         if self._woken.is_set():
             # Broken off: the next one begins at once.
             return
-        self._passes += 1
-        left = self._left(self._names()).total()
+        left = self._holes.left()[0].total()
         if not left:
             # What failed before may have been had otherwise.
             self._trouble.end()
-        self.first_pass.set()
+        if self._holes.are_known():
+            self.first_pass.set()
         if self._stored or self._given_up:
             log.info(
                 "history stored=%d absent=%d left=%d files=%d files_refused=%d trouble=%r",
                 self._stored,
                 self._found_absent,
                 left,
-                self._files["read"],
-                self._files["refused"],
+                self._files()["read"],
+                self._files()["refused"],
                 self._given_up,
             )
 
     async def _fill(self) -> None:
-        lacking = self._lacking()
+        lacking = self._holes.lacking()
         if not lacking:
             self._progressed_s = self._clock.elapsed_s()
             return
+        self._note_left(self._holes.left()[0].total())
         log.info(
             "history to fill series=%d candles=%d",
             len(lacking),
             sum(one.candles for one in lacking),
         )
         plan = in_order(lacking)
-        files = self._files_for(lacking)
-        if files and self._archive is not None:
-            # The newest of each series from REST, whatever the archive has: bots wait for it.
-            await self._all(itertools.takewhile(lambda t: t.wave == 0, plan), self._ask, AT_ONCE)
-            await self._all(files, self._take_file, AT_ONCE // 2)
-            plan = in_order(self._lacking())
+        archive = self._archive
+        if archive is not None and (files := archive.files_for(lacking, self._clock.now_ms())):
+            if self._holes.newest_too:
+                # The newest of each series from REST, whatever the archive has: bots wait for it.
+                newest = itertools.takewhile(lambda request: request.wave == 0, plan)
+                await self._all(newest, self._ask, AT_ONCE)
+            await self._all(files, archive.take, AT_ONCE // 2)
+            plan = in_order(self._holes.lacking())
         await self._all(plan, self._ask, AT_ONCE)
-        if not self._is_over() and any(self._is_doubted(name) for name in self._names()):
+        if not self._is_over() and self._holes.any_doubted():
             await self._until_woken(self._clock.wall_s(self._doubted_for_s) + 0.01)
-            await self._all(in_order(self._lacking()), self._ask, AT_ONCE)
-
-    # --- what is missing --------------------------------------------------------------------------
-
-    def _names(self) -> list[CandleSeries]:
-        return [
-            CandleSeries(one, timeframe) for one, names in self._series() for timeframe in names
-        ]
-
-    def _state(self, names: Sequence[CandleSeries], left: int) -> str:
-        known = self._holes.series()
-        if not self._passes and not self._is_filling:
-            return "waiting"
-        for one in names:
-            covered = known.get((one.instrument.pair, one.timeframe))
-            if covered is None or not covered.is_looked_through:
-                return "scanning"
-        if not left:
-            return "complete"
-        return "filling" if self._is_filling else "incomplete"
-
-    def _left(self, names: Iterable[CandleSeries]) -> Counter[str]:
-        """How many candles each pair lacks: of what is filled here, and of a first filling all."""
-        now_ms = self._clock.now_ms()
-        left = Counter[str]()
-        for one in names:
-            key = one.instrument.pair, one.timeframe
-            newest_ms = self._holes.newest(key, now_ms).start_ms
-            for hole in self._holes.lacking(key, now_ms):
-                if not hole.is_absent and (
-                    hole.is_first or hole.start_ms < newest_ms or self._newest_too
-                ):
-                    left[one.instrument.pair] += candles_in(hole.time_range, one.length_ms)
-        return left
-
-    def _lacking(self) -> list[Lacking]:
-        found = [Lacking(one, self._holes_of(one)) for one in self._names()]
-        return [one for one in found if one.time_ranges]
-
-    def _holes_of(
-        self, series: CandleSeries, within: TimeRange | None = None
-    ) -> tuple[TimeRange, ...]:
-        """What is to be filled of a series now (the feed and healing fill holes, too)."""
-        key = series.instrument.pair, series.timeframe
-        holes = self._holes.for_history(key, self._clock.now_ms(), newest_too=self._newest_too)
-        return holes if within is None else tuple(overlap(holes, within))
-
-    def _is_doubted(self, series: CandleSeries) -> bool:
-        """Whether the exchange has answered once without something that is to be filled."""
-        key = series.instrument.pair, series.timeframe
-        wanted = self._holes_of(series)
-        return any(
-            hole.empty_1_ms is not None
-            and not hole.is_absent
-            and any(overlap(wanted, hole.time_range))
-            for hole in self._holes.lacking(key, self._clock.now_ms())
-        )
-
-    def _files_for(self, lacking: Sequence[Lacking]) -> list[tuple[CandleSeries, ArchiveFile]]:
-        """The files of the archive that are worth asking for, the newest first."""
-        few_ms = FEW_DAYS * schema.DAY_MS
-        longest_ms = max(holes.candles * holes.series.length_ms for holes in lacking)
-        if self._source == "rest" or (self._source == "auto" and longest_ms <= few_ms):
-            return []
-        found = [(holes.series, file) for holes in lacking for file in self._files_of(holes)]
-        return sorted(found, key=lambda item: -item[1].time_range.end_ms)
-
-    def _files_of(self, holes: Lacking) -> Iterator[ArchiveFile]:
-        series, now_ms = holes.series, self._clock.now_ms()
-        symbol, length_ms = series.instrument.symbol, series.length_ms
-        days = missing_days(holes.time_ranges)
-        for month in sorted({month_of(day_ms) for day_ms in days}):
-            of_month = {d: ms for d, ms in days.items() if month.start_ms <= d < month.end_ms}
-            if (
-                month.end_ms + MONTH_FILE_AFTER_MS <= now_ms
-                and sum(of_month.values()) > FEW_DAYS * schema.DAY_MS
-                and sum(of_month.values()) // length_ms >= self._file_worth
-            ):
-                yield month_file(symbol, series.timeframe, month.start_ms)
-                continue
-            for day_ms, missing_ms in of_month.items():
-                there = day_ms + schema.DAY_MS + DAY_FILE_AFTER_MS <= now_ms
-                if there and missing_ms // length_ms >= self._file_worth:
-                    yield day_file(symbol, series.timeframe, day_ms)
+            await self._all(in_order(self._holes.lacking()), self._ask, AT_ONCE)
 
     # --- doing it ---------------------------------------------------------------------------------
 
@@ -410,10 +332,10 @@ class Backfill:
     async def _ask(self, request: TileRequest) -> None:
         """Fill what is missing of its range by now (the feed and healing fill holes, too)."""
         series = request.series
-        key = series.key
-        if key in self._refused:
+        name = series.name
+        if name in self._refused:
             return
-        holes = self._holes_of(series, request.time_range)
+        holes = self._holes.of(series, request.time_range)
         for time_range, _ in covering(holes, series.length_ms):
             try:
                 answer = await self._rest.klines(
@@ -422,83 +344,47 @@ class Backfill:
             except ExchangeRefusedError as error:
                 if error.status != 400:
                     raise
-                if key not in self._refused:
-                    log.error("history is refused series=%r error=%r", key, str(error))
-                self._refused.add(key)
+                if name not in self._named_refused:
+                    log.error("history is refused series=%r error=%r", name, str(error))
+                self._named_refused.add(name)
+                self._refused.add(name)
                 return
             except OddAnswerError:
                 # Asked for in another pass: now it would only keep others waiting.
                 answer = Klines([], [time_range])
             self._met_odd |= bool(answer.unclear)
-            await self._store(answer.candles, holes)
-            await self._note_absent(series, time_range, answer)
+            await self._take_answer(series, time_range, answer)
 
-    async def _note_absent(
+    async def _take_answer(
         self, series: CandleSeries, time_range: TimeRange, answer: Klines
     ) -> None:
-        """Have it stored what the exchange has answered without. An odd row is no answer."""
+        """Commit what the exchange has answered for a range, and what it does not have.
+
+        An odd row is no answer.
+        """
         opens = [candle.open_time_ms for candle in answer.candles]
         absent = without(missing(opens, time_range, series.length_ms), answer.unclear)
-        if not absent:
-            return
-        key = series.instrument.pair, series.timeframe
-        before = self._absent_ms(key, time_range)
-        batch = Batch()
-        batch.absent = [(key, part, self._clock.now_ms()) for part in absent]
-        await self._commit(batch)
-        newly_ms = self._absent_ms(key, time_range) - before
+        before_ms = self._holes.absent_ms(series, absent)
+        await self._store(series, answer.candles, self._holes.of(series, time_range), absent)
+        newly_ms = self._holes.absent_ms(series, absent) - before_ms
         self._found_absent += newly_ms // series.length_ms
 
-    def _absent_ms(self, key: Key, within: TimeRange) -> int:
-        covered = self._holes.series().get(key)
-        holes = () if covered is None else covered.holes
-        parts = overlap([hole.time_range for hole in holes if hole.is_absent], within)
-        return sum(end_ms - start_ms for start_ms, end_ms in parts)
-
-    async def _take_file(self, item: tuple[CandleSeries, ArchiveFile]) -> None:
-        """Fill from one file what it holds of the holes. A bad or absent file is left to REST."""
-        series, file = item
-        archive = self._archive
-        if archive is None or self._files["unreachable"] >= SKIPPED_IN_A_ROW:
-            return
-        # Only so much of it as is wanted.
-        holes = self._holes_of(series, file.time_range)
-        if not holes:
-            return
-        try:
-            candles = await archive.candles(series.instrument, file)
-            self._files["unreachable"] = 0
-        except ArchiveAbsentError:
-            self._files["absent"] += 1
-            if file.time_range.end_ms - file.time_range.start_ms > schema.DAY_MS:
-                for day in self._days_instead(series, file, holes):
-                    await self._take_file((series, day))
-        except ArchiveError as error:
-            self._files["refused"] += 1
-            log.warning("archive file refused, REST instead error=%r", str(error))
-        except ExchangeError as error:
-            self._files["unreachable"] += 1
-            if self._files["unreachable"] == SKIPPED_IN_A_ROW:
-                log.warning("archive cannot be fetched, REST instead error=%r", str(error))
-        else:
-            self._files["read"] += 1
-            await self._store(candles, holes)
-
-    def _days_instead(
-        self, series: CandleSeries, file: ArchiveFile, holes: Sequence[TimeRange]
-    ) -> list[ArchiveFile]:
-        days = missing_days(overlap(holes, file.time_range))
-        return [
-            day_file(series.instrument.symbol, series.timeframe, day_ms)
-            for day_ms, missing_ms in sorted(days.items(), reverse=True)
-            if missing_ms // series.length_ms >= self._file_worth
-        ]
-
-    async def _store(self, candles: Sequence[Candle], holes: Sequence[TimeRange]) -> None:
-        """Commit those candles that lie in holes. Raises JournalError."""
-        wanted = list(_within(candles, holes))
-        for start in range(0, len(wanted), ROWS_PER_COMMIT):
-            await self._commit(Batch(candles=wanted[start : start + ROWS_PER_COMMIT]))
+    async def _store(
+        self,
+        series: CandleSeries,
+        candles: Sequence[Candle],
+        holes: Sequence[TimeRange],
+        absent: Sequence[TimeRange] = (),
+    ) -> None:
+        """Commit those candles that lie in holes, and where the exchange has none. Raises JournalError."""
+        wanted = list(those_within(candles, holes))
+        parts = [wanted[at : at + ROWS_PER_COMMIT] for at in range(0, len(wanted), ROWS_PER_COMMIT)]
+        batches = [Batch(candles=part) for part in parts]
+        if absent:
+            batches = batches or [Batch()]
+            batches[-1].absent = [(series.key, part, self._clock.now_ms()) for part in absent]
+        for batch in batches:
+            await self._commit(batch)
 
     async def _commit(self, batch: Batch) -> None:
         # One at a time, so that a live commit waits for one of these at most.
@@ -516,14 +402,3 @@ class Backfill:
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:
                 await self._writer.take_stock()
-
-
-def _within(candles: Sequence[Candle], holes: Sequence[TimeRange]) -> Iterator[Candle]:
-    """Those candles that lie in holes; both are in ascending order."""
-    left = iter(holes)
-    hole = next(left, None)
-    for candle in candles:
-        while hole is not None and hole.end_ms <= candle.open_time_ms:
-            hole = next(left, None)
-        if hole is not None and hole.start_ms <= candle.open_time_ms:
-            yield candle

@@ -14,7 +14,9 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.gaps.holes import Holes
-from marketfeed.history.backfill import Backfill, HistoryReport, Source
+from marketfeed.grid import TimeRange
+from marketfeed.history.archive_fill import Source
+from marketfeed.history.backfill import Backfill, HistoryReport
 from marketfeed.history.continuous_audit import AuditingReport, Auditor
 from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.writer import JournalWriter
@@ -69,11 +71,11 @@ def make_backfill(
     days: int | None = None,
     source: Source = "auto",
     *,
-    newest_too: bool = False,
+    within: TimeRange | None = None,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings.
 
-    `source` auto: as `exchange.archive` says. `newest_too` as in Backfill.
+    `source` auto: as `exchange.archive` says. `within` as in Backfill.
     """
     return Backfill(
         writer,
@@ -85,7 +87,7 @@ def make_backfill(
         kept_ms(settings, days) // schema.DAY_MS,
         settings.journal.max_bytes,
         source,
-        newest_too=newest_too,
+        within=within,
     )
 
 

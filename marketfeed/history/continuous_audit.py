@@ -120,11 +120,8 @@ class Auditor:
             return
         series, time_range = chosen
         generation = self._writer.generation
-        key = series.instrument.pair, series.timeframe
-        before = self._writer.coverage.get(key)
-        stored = await asyncio.to_thread(
-            self._view.holes, series.instrument.pair, series.timeframe, time_range
-        )
+        before = self._writer.coverage.get(series.key)
+        stored = await asyncio.to_thread(self._view.holes, *series.key, time_range)
         if stored == [time_range]:
             # Nothing of it is there (yet): that is for backfill to fill, and to report.
             return
@@ -135,7 +132,7 @@ class Auditor:
         found = await compare_stored(self._view, series, time_range, truth)
         if generation != self._writer.generation:
             return
-        after = self._writer.coverage.get(key)
+        after = self._writer.coverage.get(series.key)
         missing = [
             candle
             for candle in found.missing
@@ -164,7 +161,7 @@ class Auditor:
             return None
         series = self._random.choice(every)
         now_ms = self._clock.now_ms()
-        covered = self._writer.coverage.get((series.instrument.pair, series.timeframe))
+        covered = self._writer.coverage.get(series.key)
         if covered is None:
             return None
         within = range_of(series, covered.from_ms, now_ms - CLOSED_FOR)
@@ -181,13 +178,12 @@ class Auditor:
         """Look again: what still differs is kept until it agrees."""
         found = await compare_stored(self._view, series, time_range, truth)
         still = {_key(item.stored): str(item) for item in found.different}
-        pair, timeframe = series.instrument.pair, series.timeframe
         for key in list(self._unmended):
             unclear = any(
                 part.start_ms <= key[2] < part.end_ms
                 for part in subtract(time_range, truth.unclear)
             )
-            if key[:2] == (pair, timeframe) and unclear and key not in still:
+            if key[:2] == series.key and unclear and key not in still:
                 del self._unmended[key]
         self._unmended.update(still)
         for key in list(self._unmended)[:-KEPT]:

@@ -3,12 +3,14 @@
 Times are ms of exchange time; ranges are half open and on their timeframe's grid.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from marketfeed import schema
 from marketfeed.binance.symbols import Instrument
 from marketfeed.grid import TILE_CANDLES, TimeRange, candles_in
+from marketfeed.journal.coverage import Key
+from marketfeed.records import Candle
 
 PURE = True
 
@@ -20,9 +22,14 @@ class CandleSeries(NamedTuple):
     timeframe: str
 
     @property
-    def key(self) -> str:
-        """Its name in documents and logs, for example `BTC/USDT:USDT 3m`."""
-        return f"{self.instrument.pair} {self.timeframe}"
+    def key(self) -> Key:
+        """What names it."""
+        return self.instrument.pair, self.timeframe
+
+    @property
+    def name(self) -> str:
+        """Its name in logs, for example `BTC/USDT:USDT 3m`."""
+        return " ".join(self.key)
 
     @property
     def length_ms(self) -> int:
@@ -112,3 +119,14 @@ def missing_days(time_ranges: Iterable[TimeRange]) -> Mapping[int, int]:
             part_ms = min(end_ms, day_ms + schema.DAY_MS) - max(start_ms, day_ms)
             days[day_ms] = days.get(day_ms, 0) + part_ms
     return days
+
+
+def those_within(candles: Sequence[Candle], holes: Sequence[TimeRange]) -> Iterator[Candle]:
+    """Those candles that lie in holes; both are in ascending order."""
+    left = iter(holes)
+    hole = next(left, None)
+    for candle in candles:
+        while hole is not None and hole.end_ms <= candle.open_time_ms:
+            hole = next(left, None)
+        if hole is not None and hole.start_ms <= candle.open_time_ms:
+            yield candle

@@ -88,9 +88,9 @@ class Covered(msgspec.Struct, frozen=True, gc=False):
         lacking = [hole.end_ms for hole in self.holes if not hole.is_absent]
         return max(self.from_ms, self.looked_ms, *lacking[-1:])
 
-    def lacking(self, time_range: TimeRange) -> int:
-        """How many ms of a range are in holes that the exchange may fill."""
-        parts = (hole.time_range for hole in self.holes if not hole.is_absent)
+    def absent_ms(self, time_range: TimeRange) -> int:
+        """How much of a range is in holes that the exchange does not have either."""
+        parts = (hole.time_range for hole in self.holes if hole.is_absent)
         return sum(end_ms - start_ms for start_ms, end_ms in overlap(parts, time_range))
 
 

@@ -1,18 +1,26 @@
 """Settings of a status port, the collector's or the aggregator's."""
 
-from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from marketfeed.settings.addresses import Host, is_loopback
 from marketfeed.settings.secrets import secret_file
-from marketfeed.settings.values import AbsolutePath, Secret, Section, Whole, expected
+from marketfeed.settings.values import (
+    AbsolutePath,
+    Secret,
+    Section,
+    Whole,
+    expected,
+    expecting,
+    from_text,
+)
 
 MIN_TOKEN: Final = 16
 """Characters: nobody counts wrong guesses at a status port, so none may come near."""
 Port = Annotated[Whole, Field(ge=0, le=65535)]
+HealthStatus = Annotated[Literal[200, 503], from_text("200|503", int), expecting("200 or 503")]
 
 
 class StatusSettings(Section):
@@ -55,14 +63,7 @@ class StatusSettings(Section):
 class CollectorStatusSettings(StatusSettings):
     """The collector's: `filling_is` is what `/health` answers while history is filled for the first time."""
 
-    filling_is: Whole = 200
-
-    @field_validator("filling_is", mode="after")
-    @classmethod
-    def _is_an_answer(cls, status: int) -> int:
-        if status not in (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
-            raise expected("200 or 503")
-        return status
+    filling_is: HealthStatus = 200
 
 
 class AggregatorStatusSettings(StatusSettings):

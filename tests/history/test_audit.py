@@ -5,6 +5,7 @@ import contextlib
 import random
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +28,14 @@ from marketfeed.clock import ExchangeClock
 from marketfeed.collector.upkeep import save_budget
 from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import ExchangeRefusedError
-from marketfeed.grid import TimeRange
+from marketfeed.gaps.promises import look_through
+from marketfeed.grid import TimeRange, candles_in
 from marketfeed.history.audit import AuditReport, audited_series
 from marketfeed.history.comparison import compare
 from marketfeed.history.continuous_audit import Auditor
 from marketfeed.history.plan import CandleSeries
+from marketfeed.journal.coverage import Key
+from marketfeed.journal.journal import Journal
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry
@@ -142,27 +146,27 @@ async def filled(path: Path, pairs: int = 2) -> AsyncIterator[tuple[Simulator, S
         yield sim, settings
 
 
-def spoil(path: Path) -> tuple[int, int]:
+def spoil(path: Path, pair: str = PAIR) -> tuple[int, int]:
     """Take 5 candles away and change two, one of them so that it counts more trades."""
     with contextlib.closing(sqlite3.connect(path)) as db:
         rows = db.execute(
             """SELECT open_time FROM candle WHERE timeframe_ms = 180000
                AND pair_id = (SELECT id FROM pair WHERE pair = ?) ORDER BY open_time""",
-            (PAIR,),
+            (pair,),
         ).fetchall()
         opens = [ms for (ms,) in rows]
         more, close = opens[700], opens[900]
         db.execute(
             """DELETE FROM candle WHERE open_time BETWEEN ? AND ? AND timeframe_ms = 180000
                AND pair_id = (SELECT id FROM pair WHERE pair = ?)""",
-            (opens[600], opens[604], PAIR),
+            (opens[600], opens[604], pair),
         )
         db.execute(
             """UPDATE candle SET trades = trades + 5 * (open_time = :more),
                    close = CASE WHEN open_time = :more THEN close ELSE low END
                WHERE open_time IN (:more, :close) AND timeframe_ms = 180000
                AND pair_id = (SELECT id FROM pair WHERE pair = :pair)""",
-            {"more": more, "close": close, "pair": PAIR},
+            {"more": more, "close": close, "pair": pair},
         )
         db.commit()
     return more, close
@@ -293,25 +297,28 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
 
     async def run() -> None:
         async with filled(path, 1) as (sim, _):
-            more, close = spoil(path)
             clock = ExchangeClock()
             async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                # While the collector runs: no hole tells of it.
+                more, close = spoil(path)
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
                 await sync_clock(rest, clock)
                 one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
-                reported: list[Candle] = []
                 auditor = Auditor(
-                    writer, rest, clock, lambda: [CandleSeries(one, "3m")], 3 * schema.DAY_MS,
-                    lambda _: True, chance=random.Random(1), on_stored=reported.extend,
-                )  # fmt: skip
+                    writer,
+                    rest,
+                    clock,
+                    lambda: [CandleSeries(one, "3m")],
+                    chance=random.Random(1),
+                )
                 for _ in range(400):
                     await auditor.look()
                     report = auditor.report()
                     if report.missing == 5 and report.different == 2:
                         break
                 assert (report.missing, report.different, report.mended) == (5, 2, 6)
-                # The difference that the rule keeps among them.
-                assert len({one.open_time_ms for one in reported}) == 7
+                # All is there again, as is what the rule keeps.
+                assert await writer.call(partial(_holes_of, key=(PAIR, "3m"))) == []
                 assert report.audited > 1_000
                 assert 0 < report.mismatch_rate < 1
                 # The exchange counts fewer trades there: what is stored stays, and is reported.
@@ -334,6 +341,51 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                     if not auditor.report().unmended:
                         break
                 assert auditor.report().unmended == []
+
+    asyncio.run(run())
+
+
+def _holes_of(journal: Journal, key: Key) -> list[TimeRange]:
+    """What the rows lack of what is promised of a series."""
+    covered = journal.coverage[key]
+    return journal.holes(*key, TimeRange(covered.from_ms, covered.end_ms))
+
+
+def test_the_continuous_audit_counts_what_no_hole_tells_of(tmp_path: Path) -> None:
+    """What a hole tells of is known, and history fills it; the audit of others does not wait for that."""
+    path = tmp_path / "journal.db"
+    other = "ETH/USDT:USDT"
+
+    async def run() -> None:
+        async with filled(path, 2) as (sim, _):
+            # Between two runs: that rows are gone is noticed, and they are looked through.
+            spoil(path)
+            clock = ExchangeClock()
+            async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                await look_through(writer)
+                (hole,) = writer.coverage[PAIR, "3m"].holes
+                assert candles_in(hole.time_range, 3 * schema.MINUTE_MS) == 5
+                # During one: nobody knows.
+                spoil(path, other)
+                assert writer.coverage[other, "3m"].holes == ()
+                rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
+                await sync_clock(rest, clock)
+                series = [
+                    CandleSeries(
+                        Instrument(symbol, pair, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS), "3m"
+                    )
+                    for symbol, pair in (("BTCUSDT", PAIR), ("ETHUSDT", other))
+                ]
+                auditor = Auditor(writer, rest, clock, lambda: series, chance=random.Random(3))
+                for _ in range(600):
+                    await auditor.look()
+                    if auditor.report().missing >= 5 and auditor.report().different >= 4:
+                        break
+                report = auditor.report()
+                # Of both pairs what differs, of one what is missing.
+                assert (report.missing, report.different) == (5, 4)
+                holes = [await writer.call(partial(_holes_of, key=one.key)) for one in series]
+                assert holes == [[hole.time_range], []]
 
     asyncio.run(run())
 

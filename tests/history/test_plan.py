@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from marketfeed import schema
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.grid import TimeRange, joined
-from marketfeed.history.absent import BELIEVED_FOR_MS, Absent, SuspectedAbsent
+from marketfeed.grid import TimeRange
 from marketfeed.history.plan import (
     CandleSeries,
-    Holes,
+    Lacking,
     covering,
     in_order,
     missing_days,
@@ -71,7 +70,7 @@ def test_thirty_days_of_3m_are_29_requests() -> None:
 
 def test_the_newest_of_every_series_come_first() -> None:
     within = TimeRange(0, 30 * schema.DAY_MS)
-    plan = in_order([Holes(series(name), within, (within,)) for name in ("1m", "3m", "1h")])
+    plan = in_order([Lacking(series(name), (within,)) for name in ("1m", "3m", "1h")])
     newest = {tile.series.timeframe for tile in plan[:3]}
     assert newest == {"1m", "3m", "1h"}
     assert all(tile.time_range.end_ms == within.end_ms for tile in plan[:3])
@@ -108,59 +107,6 @@ def test_a_listing_within_a_day_begins_with_that_days_candle() -> None:
     ):
         found = range_of(series(timeframe, listed_ms), 0, listed_ms + 9 * schema.DAY_MS)
         assert found.start_ms == first_ms
-
-
-def test_what_the_exchange_does_not_have_is_believed_for_a_week() -> None:
-    one, length_ms = series(), 3 * schema.MINUTE_MS
-    absent = Absent()
-    absent.note(one, [TimeRange(0, 10 * length_ms)], 1_000)
-    absent.note(one, [TimeRange(10 * length_ms, 12 * length_ms)], 2_000)
-    kept = Absent(absent.document(3_000))
-    assert joined(kept.of(one.key, 3_000), length_ms, 0) == [TimeRange(0, 12 * length_ms)]
-    assert kept.of(one.key, 1_000 + BELIEVED_FOR_MS) == []
-    assert kept.of("ETH/USDT:USDT 3m", 3_000) == []
-    assert Absent(kept.document(1_000 + BELIEVED_FOR_MS)).of(one.key, 3_000) == []
-
-
-def test_only_what_is_answered_again_a_while_later_is_believed() -> None:
-    suspected = SuspectedAbsent()
-    asked = TimeRange(0, 100)
-    assert suspected.take("a", asked, [TimeRange(0, 40), TimeRange(60, 70)], 0.0, 60.0) == []
-    assert suspected
-    # Too soon; of another series; of what was not answered before.
-    assert suspected.take("a", asked, [TimeRange(0, 40), TimeRange(60, 70)], 59.0, 60.0) == []
-    assert suspected.take("b", asked, [TimeRange(0, 40)], 70.0, 60.0) == []
-    assert suspected.take("a", TimeRange(30, 100), [TimeRange(30, 50)], 70.0, 60.0) == [
-        TimeRange(30, 40)
-    ]
-    # From 60 on it was there that time: that is a new suspicion. What was not asked still is an old one.
-    assert suspected.take("a", TimeRange(60, 100), [TimeRange(60, 70)], 71.0, 60.0) == []
-    assert suspected.take("a", TimeRange(0, 60), [TimeRange(0, 60)], 80.0, 60.0) == [
-        TimeRange(0, 30)
-    ]
-    assert suspected.take("a", asked, [TimeRange(0, 100)], 131.0, 60.0) == [
-        TimeRange(60, 70),
-        TimeRange(40, 50),
-    ]
-    suspected.keep({"b"})
-    assert suspected
-    suspected.keep(set())
-    assert not suspected
-
-
-@given(st.lists(st.tuples(st.sets(st.integers(0, 20)), st.integers(1, 50)), max_size=8))
-def test_what_is_believed_was_answered_twice_in_a_row(answers: list[tuple[set[int], int]]) -> None:
-    """Against a plain table: since when each candle has been answered without, whatever the holes."""
-    suspected = SuspectedAbsent()
-    since: dict[int, float] = {}
-    now_s = 0.0
-    for lacking, passed_s in answers:
-        now_s += passed_s
-        holes = [TimeRange(at, at + 1) for at in sorted(lacking)]
-        believed = suspected.take("a", TimeRange(0, 21), holes, now_s, 60.0)
-        found = {at for start, end in believed for at in range(start, end)}
-        assert found == {at for at in lacking if at in since and since[at] + 60.0 <= now_s}
-        since = {at: since.get(at, now_s) for at in lacking - found}
 
 
 def test_missing_days_are_counted_by_their_start() -> None:

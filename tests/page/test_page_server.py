@@ -90,7 +90,8 @@ async def running(path: Path, status: dict[str, Any] | None = None) -> AsyncIter
 def delivering(collector: Collector) -> bool:
     report = collector.report()
     newest = all(one.pairs_with_newest == PAIRS for one in report.timeframes)
-    return report.healthy and report.mark_price_age_s is not None and newest
+    ready = report.ready_pairs == PAIRS
+    return report.healthy and report.mark_price_age_s is not None and newest and ready
 
 
 def test_page_events_and_candles(tmp_path: Path) -> None:
@@ -148,9 +149,16 @@ async def _events(line: Running, session: aiohttp.ClientSession) -> None:
 
 async def _candles(line: Running, session: aiohttp.ClientSession) -> None:
     question = {"pair": PAIR, "timeframe": "1m", "limit": "2"}
-    async with session.get(line.url + "/candles", params=question) as answer:
-        assert answer.status == 200
-        body = await answer.json()
+    since_ms = line.collector.report().exchange_time_ms
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            async with session.get(line.url + "/candles", params=question) as answer:
+                assert answer.status == 200
+                body = await answer.json()
+            # One that was collected from its first moment on: those before were fetched.
+            if body["candles"][-1][0] >= since_ms:
+                break
+            await asyncio.sleep(0.05)
     assert (body["pair"], body["timeframe"], body["length_ms"]) == (PAIR, "1m", MINUTE_MS)
     assert 1 <= len(body["candles"]) <= 2
     rows = [row[:6] for row in body["candles"]]
@@ -206,10 +214,11 @@ def test_with_a_token_status_is_shown_to_who_knows_it(tmp_path: Path) -> None:
                 async with session.get(line.url + path) as answer:
                     assert answer.status == 401, path
             async with session.get(line.url + "/health") as answer:
-                assert await answer.json() == {"healthy": True}
+                health = {"state": "well", "healthy": True, "ready_pairs": PAIRS}
+                assert await answer.json() == health
             headers = {"Authorization": f"Bearer {TOKEN}"}
             async with session.get(line.url + "/health", headers=headers) as answer:
-                assert await answer.json() == {"healthy": True, "reasons": []}
+                assert await answer.json() == {**health, "reasons": []}
             assert (await fetch_status(line.url, token)).pairs == PAIRS
             with pytest.raises(NoCollectorError, match=r"it asks for status\.token"):
                 await fetch_status(line.url)

@@ -103,7 +103,13 @@ def test_the_defaults() -> None:
             "token": None,
             "token_file": None,
         },
-        "status": {"host": "127.0.0.1", "port": 9108, "token": None, "token_file": None},
+        "status": {
+            "host": "127.0.0.1",
+            "port": 9108,
+            "token": None,
+            "token_file": None,
+            "filling_is": 200,
+        },
         "aggregator": {
             "host": "127.0.0.1",
             "port": 8080,

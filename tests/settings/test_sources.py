@@ -55,6 +55,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "status.port": "0",
         "status.token": "sixteen-or-longer",
         "status.token_file": str(token_file),
+        "status.filling_is": "503",
         "aggregator.host": "::1",
         "aggregator.port": "0",
         "aggregator.status.host": "::1",

@@ -17,6 +17,7 @@ from marketfeed.settings.aggregator import Account, AggregatorSettings, BotSetti
 from marketfeed.settings.exchange import ExchangeSettings, TopPairs, decode_pairs
 from marketfeed.settings.mistakes import validate
 from marketfeed.settings.sources import Reading
+from marketfeed.settings.status import CollectorStatusSettings
 from marketfeed.settings.values import Duration, Section
 
 
@@ -56,6 +57,7 @@ pairs = key(ExchangeSettings, "pairs", quote="USDT")
 timeframes = key(ExchangeSettings, "timeframes")
 mark_price_every = key(ExchangeSettings, "mark_price_every")
 funding_rate_every = key(ExchangeSettings, "funding_rate_every")
+filling_is = key(CollectorStatusSettings, "filling_is")
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
@@ -436,3 +438,11 @@ def test_whatever_is_there_nothing_but_the_one_error_is_raised(value: object) ->
     ):
         with contextlib.suppress(RefusedError):
             read(value)
+
+
+def test_what_health_answers_while_filling() -> None:
+    assert filling_is("503") == filling_is(503) == 503
+    assert filling_is(200) == 200
+    for wrong in ("404", 0, "ok", True, "", None, "200.0"):
+        with pytest.raises(RefusedError, match="filling_is: expected 200 or 503; found "):
+            filling_is(wrong)

@@ -71,8 +71,11 @@ function listen(path, names, take, live) {
 // The line at the top, the page's title, and the list of what is not well.
 export function headline(status, title, trouble = "not well") {
   const problems = status.reasons.length;
-  say(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : "● All is well", problems === 0);
-  document.title = problems ? `✕ ${trouble} – ${title}` : `● ${title}`;
+  // Nothing is wrong, and not all that is promised is there yet.
+  const filling = status.state === "filling";
+  const well = filling ? `◔ Filling: ${status.ready_pairs} of ${status.pairs} pairs are ready` : "● All is well";
+  say(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : well, problems === 0);
+  document.title = problems ? `✕ ${trouble} – ${title}` : `${filling ? "◔" : "●"} ${title}`;
   const list = document.getElementById("reasons");
   list.hidden = problems === 0;
   while (list.children.length > problems) list.lastChild.remove();

@@ -89,6 +89,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
   );
   const healing = status.healing;
   panels.show("Gaps and healing", [
+    ["Pairs with their newest candles", `${count(status.ready_pairs)} of ${count(status.pairs)}`, warnIf(status.ready_pairs < status.pairs)],
     ["Candles missing", count(status.missing_candles), warnIf(status.missing_candles)],
     ...(healing === null
       ? [["Healing", "not begun"]]

@@ -1,0 +1,101 @@
+"""What history is to fill, of which series: a view of the journal's holes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from marketfeed.binance.symbols import Instrument
+from marketfeed.clock import ExchangeClock
+from marketfeed.gaps.holes import Holes
+from marketfeed.grid import TimeRange, candles_in, overlap
+from marketfeed.history.plan import CandleSeries, Lacking, range_of
+from marketfeed.journal.coverage import Hole
+
+
+class HistoryHoles:
+    """The holes of `series()` that history fills: all but those among the newest, which are healed.
+
+    With `within` (exchange time) all that opens in it, the newest too, and nothing else.
+    """
+
+    def __init__(
+        self,
+        holes: Holes,
+        clock: ExchangeClock,
+        series: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]],
+        within: TimeRange | None = None,
+    ) -> None:
+        self.newest_too = within is not None
+        """Whether nobody else heals the newest candles."""
+        self._holes = holes
+        self._clock = clock
+        self._series = series
+        self._within = within
+
+    def series(self) -> list[CandleSeries]:
+        """What is to be filled."""
+        return [
+            CandleSeries(one, timeframe) for one, names in self._series() for timeframe in names
+        ]
+
+    def are_known(self) -> bool:
+        """Whether all series are promised, and all their rows have been looked through."""
+        known = self._holes.series()
+        found = (known.get(one.key) for one in self.series())
+        return all(covered is not None and covered.is_looked_through for covered in found)
+
+    def of(self, series: CandleSeries, part: TimeRange | None = None) -> tuple[TimeRange, ...]:
+        """What is to be filled of a series now (the feed and healing fill holes, too), or of a part."""
+        now_ms = self._clock.now_ms()
+        within = None if self._within is None else range_of(series, *self._within)
+        holes = self._holes.for_history(series.key, now_ms, within)
+        return holes if part is None else tuple(overlap(holes, part))
+
+    def lacking(self) -> list[Lacking]:
+        """What is to be filled of each series, if there is something."""
+        found = [Lacking(one, self.of(one)) for one in self.series()]
+        return [one for one in found if one.time_ranges]
+
+    def any_doubted(self) -> bool:
+        """Whether the exchange has answered once without something that is to be filled."""
+        return any(
+            hole.empty_1_ms is not None and any(overlap(wanted, hole.time_range))
+            for one in self.series()
+            if (wanted := self.of(one))
+            for hole in self._open(one)
+        )
+
+    def left(self) -> tuple[Counter[str], int]:
+        """How many candles each pair lacks, and how many of these healing is to bring.
+
+        Healing brings the newest of a first filling. What else is missing among the newest is its own to
+        report.
+        """
+        now_ms = self._clock.now_ms()
+        left = Counter[str]()
+        healings = 0
+        for one in self.series():
+            holes = self._open(one)
+            newest = self._holes.newest(one.key, now_ms)
+            if self._within is None:
+                where = TimeRange(0, newest.start_ms)
+                first = [hole for hole in holes if hole.is_first]
+                count = _candles_of(first, newest, one.length_ms)
+                healings += count
+            else:
+                where, count = range_of(one, *self._within), 0
+            left[one.instrument.pair] += count + _candles_of(holes, where, one.length_ms)
+        return left, healings
+
+    def absent_ms(self, series: CandleSeries, parts: Iterable[TimeRange]) -> int:
+        """How much of these parts of a series the exchange does not have, as far as is known."""
+        covered = self._holes.series().get(series.key)
+        return 0 if covered is None else sum(map(covered.absent_ms, parts))
+
+    def _open(self, series: CandleSeries) -> list[Hole]:
+        lacking = self._holes.lacking(series.key, self._clock.now_ms())
+        return [hole for hole in lacking if not hole.is_absent]
+
+
+def _candles_of(holes: Iterable[Hole], part: TimeRange, length_ms: int) -> int:
+    parts = overlap([hole.time_range for hole in holes], part)
+    return sum(candles_in(one, length_ms) for one in parts)
