@@ -217,6 +217,8 @@ class Covering:
         if oldest_ms is not None:
             starts.append(max(oldest_ms, newest_ms - (TILE_CANDLES - 1) * length_ms))
         reach_ms = promise.now_ms - min(starts, default=promise.now_ms)
+        # Nothing that is older than the settings keep, but a day.
+        reach_ms = min(reach_ms, max(promise.keep_ms, schema.DAY_MS))
         return promise._replace(reach_ms=max(promise.reach_ms, reach_ms))
 
     def _end_of_all(self) -> int:

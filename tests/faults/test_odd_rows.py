@@ -94,12 +94,12 @@ def test_an_odd_row_costs_itself_alone(tmp_path: Path) -> None:
                     return reported
 
                 # `top: 2` starts, and all but the odd candle and rate are stored.
+                # Healing asks for it on and on.
                 reported = await until(
-                    lambda r: r["history"] and r["history"]["history"]["stored"] > 150
+                    lambda r: r["history"] and r["history"]["history"]["candles_left"] == 1
                 )
                 assert reported["pairs"] == 2
-                # Healing asks for it on and on.
-                reported = await until(lambda r: r["history"]["history"]["candles_left"] == 1)
+                assert reported["history"]["history"]["candles"] > 150
                 assert reported["history"]["history"]["state"] == "filling"
                 day = set(range(START_MS - 20 * HOUR_MS, START_MS, LENGTH_MS))
                 assert day - opens(FIRST) == {MISSING_MS}
