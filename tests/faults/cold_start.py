@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -49,8 +48,8 @@ class Start(msgspec.Struct, frozen=True):
     """What came of one cold start, `at_s` seconds after a minute's boundary.
 
     Wall seconds from the start of the process: `whole_s` until a feeder had all candles of all pairs (None:
-    not within `WATCHED_S`), `well_s` until `/health` was 200 from then on. `well_while_lacking` is what the
-    feeder lacked at looks before and after which `/health` was 200, the first of them.
+    not within `WATCHED_S`), `well_s` until its state was `well` from then on. `well_while_lacking` is what the
+    feeder lacked at looks before and after which it was `well`, the first of them.
     """
 
     at_s: float
@@ -148,11 +147,11 @@ def start_at(directory: Path, sim: Exchange, at_s: float, pairs: int, due_s: flo
 
 
 def _health(collecting: Collecting) -> str:
-    """Why it is not well; empty if it is."""
+    """What else than well it is; empty if it is."""
     if "status_url=" not in collecting.log:
         return "not listening"
     answer = collecting.health()
-    return "" if answer.status == HTTPStatus.OK else answer.body.decode()
+    return "" if answer.json["state"] == "well" else answer.body.decode()
 
 
 def _look(journal: Path, pairs: int, ahead_ms: float) -> tuple[list[str], str]:
