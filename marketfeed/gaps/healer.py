@@ -212,6 +212,9 @@ class Healer:
     def _take_answer(self, key: Key, tile: TimeRange, answer: Klines) -> None:
         self.trouble.end()
         now_ms = self._clock.now_ms()
+        if (due := self._holes.overdue_of(key, now_ms)) is not None:
+            # It was missing, though it comes now; what the answer lacks needs a hole to be counted by.
+            self._intake.expect(key, due)
         lacking = [hole.time_range for hole in self._holes.for_healing(key, now_ms)]
         for candle in answer.candles:
             if any(part.start_ms <= candle.open_time_ms < part.end_ms for part in lacking):
@@ -224,10 +227,6 @@ class Healer:
             for one in without(missing(opens, tile, length_ms), answer.unclear)
             for part in overlap(lacking, one)
         ]
-        due = self._holes.overdue_of(key, now_ms) if absent else None
-        if due is not None:
-            # It may be the first to tell of the hole.
-            self._intake.expect(key, due)
         for part in absent:
             self._intake.answered_without(key, part)
             self._pause(key, part.end_ms)

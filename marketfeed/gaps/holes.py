@@ -99,15 +99,13 @@ class Holes:
     def overdue_of(self, key: Key, now_ms: int) -> Due | None:
         """What a series lacks behind the end of what is known of it; None when that is nothing."""
         covered = self._coverage().get(key)
-        if covered is None:
+        until_ms = self.due_ms(key, now_ms)
+        if covered is None or covered.end_ms >= until_ms:
             return None
-        due_ms = self.due_ms(key, now_ms)
-        if covered.end_ms >= due_ms:
-            return None
-        here = self._received().get(key, _NOTHING)
-        opens = range(covered.end_ms, due_ms, schema.TIMEFRAMES_MS[key[1]])
-        missing_ms = frozenset(at for at in opens if at not in here)
-        return Due(due_ms, missing_ms) if missing_ms else None
+        behind = TimeRange(covered.end_ms, until_ms)
+        opens = sorted(self._received().get(key, _NOTHING))
+        lacking = tuple(missing(opens, behind, schema.TIMEFRAMES_MS[key[1]]))
+        return Due(until_ms, lacking) if lacking else None
 
     def newest(self, key: Key, now_ms: int) -> TimeRange:
         """Where the newest candles of a series are that are due: as many as a feeder asks for at most."""

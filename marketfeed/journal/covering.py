@@ -148,11 +148,12 @@ class Covering:
         for key, due in batch.due.items():
             # What had not come was missing, though it may be stored here.
             times = opens.pop(key, [])
-            self._store(change, key, [at for at in times if at not in due.missing_ms])
+            late = [at for at in times if due.had_not_come(at)]
+            self._store(change, key, [at for at in times if at not in late])
             covered = change.get(key)
             if covered is not None:
                 change.become(key, coverage.expected(covered, due.until_ms))
-            self._store(change, key, [at for at in times if at in due.missing_ms])
+            self._store(change, key, late)
         for key, times in opens.items():
             self._store(change, key, times)
         for key, where, at_ms in batch.absent:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from marketfeed.gaps.holes import CANDLE_DUE_MS, Holes
 from marketfeed.grid import TILE_CANDLES, TimeRange
 from marketfeed.journal import coverage
+from marketfeed.journal.batch import Due
 from marketfeed.journal.coverage import AGAIN_AFTER_MS, BELIEVED_FOR_MS, Covered, Hole, Key, Promise
 from marketfeed.schema import HOUR_MS, MINUTE_MS, TIMEFRAMES_MS
 
@@ -42,8 +43,8 @@ class Watched:
         self.here.pop(ONE, None)
 
     def expect(self, now_ms: int) -> None:
-        for key, due_ms in list(self.holes.overdue(now_ms)):
-            self.known[key] = coverage.expected(self.known[key], due_ms)
+        for key, due in list(self.holes.overdue(now_ms)):
+            self.known[key] = coverage.expected(self.known[key], due.until_ms)
 
     def answer_without(self, first: int, after: int, at_ms: int) -> None:
         where = TimeRange(at(first), at(after))
@@ -66,7 +67,9 @@ def test_a_candle_is_missing_4_s_after_its_close_and_a_slower_machine_may_wait_l
     assert watched.lacking(at(1) + 4_000) == []
     assert watched.lacking(at(1) + 4_001) == [0]
     assert list(watched.holes.overdue(at(1) + 4_000)) == []
-    assert list(watched.holes.overdue(at(1) + 4_001)) == [(ONE, at(1))]
+    assert list(watched.holes.overdue(at(1) + 4_001)) == [
+        (ONE, Due(at(1), (TimeRange(at(0), at(1)),)))
+    ]
     watched.due_after_ms = 30_000
     assert watched.lacking(at(1) + 30_000) == []
     assert watched.lacking(at(1) + 30_001) == [0]
@@ -346,7 +349,9 @@ def check(holes: Holes, truth: Truth, now_ms: int, asked: int) -> None:
     # The supervisor is told of a series exactly if the journal does not know of something yet.
     known = holes.series()[ONE]
     beyond = [n for n in due if at(n) >= known.end_ms and n in lacking]
-    assert list(holes.overdue(now_ms)) == ([(ONE, end_ms)] if beyond else [])
+    due_now = list(holes.overdue(now_ms))
+    assert [(key, one.until_ms) for key, one in due_now] == ([(ONE, end_ms)] if beyond else [])
+    assert [n for _, one in due_now for n in numbers(one.missing)] == beyond
 
 
 def is_doubted_again(holes: Iterable[Hole], number: int, now_ms: int) -> bool:

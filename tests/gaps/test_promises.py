@@ -18,7 +18,7 @@ from marketfeed.gaps import promises as module
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.promises import LOOK_CANDLES, NEW_FOR_MS, Promises, promises
 from marketfeed.grid import TILE_CANDLES, TimeRange
-from marketfeed.journal.batch import Batch
+from marketfeed.journal.batch import Batch, Due
 from marketfeed.journal.coverage import HISTORY_GAP, NOT_DUE, Covered, Hole, Key
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
@@ -305,7 +305,7 @@ def test_a_clock_that_was_ahead_leaves_no_hole_in_the_future(path: Path) -> None
     async def main() -> None:
         async with running(path) as run:
             ahead = Batch()
-            ahead.due_ms[ONE] = at(500_000)
+            ahead.expect(ONE, Due(at(500_000), (TimeRange(at(0), at(500_000)),)))
             await run.writer.call(lambda journal: journal.write(ahead))
             assert run.known().end_ms == at(500_000)
             run.clock.set_server_time(at(2) + 7_000, 0.0)
