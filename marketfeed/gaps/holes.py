@@ -151,14 +151,12 @@ class Holes:
         What the exchange does not have does not count; with `newest_only` neither what is history's.
         """
         found = Counter[Key]()
-        for key, hole in self._open(now_ms):
-            if hole.is_first == first:
-                start_ms = hole.start_ms
-                if newest_only:
-                    start_ms = max(start_ms, self.newest(key, now_ms).start_ms)
-                count = candles_in(TimeRange(start_ms, hole.end_ms), schema.TIMEFRAMES_MS[key[1]])
-                if count:
-                    found[key] += count
+        for key in self._coverage():
+            since_ms = self.newest(key, now_ms).start_ms if newest_only else 0
+            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            for hole in self.lacking(key, now_ms, since_ms):
+                if hole.is_first == first and not hole.is_absent:
+                    found[key] += (hole.end_ms - max(hole.start_ms, since_ms)) // length_ms
         return found
 
     def open_longer_than(self, for_s: float, now_ms: int) -> Counter[Key]:
@@ -167,16 +165,17 @@ class Holes:
         Those of a first filling are none of these.
         """
         found = Counter[Key]()
-        for key, hole in self._open(now_ms):
-            if hole.is_first:
-                continue
+        due_ms = now_ms - self._due_after_ms() - int(for_s * 1000)
+        for key in self._coverage():
             length_ms = schema.TIMEFRAMES_MS[key[1]]
-            newest = self.newest(key, now_ms)
-            before_ms = now_ms - self._due_after_ms() - int(for_s * 1000) - length_ms
-            end_ms = min(hole.end_ms, schema.ceil_to(before_ms, length_ms))
-            count = candles_in(TimeRange(max(hole.start_ms, newest.start_ms), end_ms), length_ms)
-            if count:
-                found[key] += count
+            since_ms = self.newest(key, now_ms).start_ms
+            old_ms = schema.ceil_to(due_ms - length_ms, length_ms)
+            for hole in self.lacking(key, now_ms, since_ms):
+                if not hole.is_first and not hole.is_absent:
+                    old = TimeRange(max(hole.start_ms, since_ms), min(hole.end_ms, old_ms))
+                    count = candles_in(old, length_ms)
+                    if count:
+                        found[key] += count
         return found
 
     def oldest_s(self, now_ms: int) -> float:
@@ -195,19 +194,26 @@ class Holes:
     # --- inside -----------------------------------------------------------------------------------
 
     def _open(self, now_ms: int) -> Iterator[tuple[Key, Hole]]:
-        for key in tuple(self._coverage()):
+        for key in self._coverage():
             for hole in self.lacking(key, now_ms):
                 if not hole.is_absent:
                     yield key, hole
 
     def _to_fetch(self, key: Key, now_ms: int, where: TimeRange) -> list[Hole]:
         return [
-            hole._replace(
-                start_ms=max(hole.start_ms, where.start_ms), end_ms=min(hole.end_ms, where.end_ms)
-            )
+            _cut(hole, where)
             for hole in self.lacking(key, now_ms, where.start_ms)
             if hole.start_ms < where.end_ms
             and hole.end_ms > where.start_ms
             # What it did not have is asked for again now and then.
             and (hole.empty_2_ms is None or hole.empty_2_ms < now_ms - BELIEVED_FOR_MS)
         ]
+
+
+def _cut(hole: Hole, where: TimeRange) -> Hole:
+    """What of a hole lies within `where`. Nearly all do: that costs nothing."""
+    if hole.start_ms >= where.start_ms and hole.end_ms <= where.end_ms:
+        return hole
+    return hole._replace(
+        start_ms=max(hole.start_ms, where.start_ms), end_ms=min(hole.end_ms, where.end_ms)
+    )
