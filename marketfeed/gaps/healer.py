@@ -31,7 +31,7 @@ from marketfeed.errors import (
 from marketfeed.gaps.deadlines import MARK_PRICE, Series
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.supervisor import candle_due_ms
-from marketfeed.grid import TimeRange, joined, missing, overlap, tiles, without
+from marketfeed.grid import JOIN_WITHIN, TimeRange, missing, overlap, tiles, without
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.coverage import Hole, Key
 from marketfeed.journal.writer import JournalWriter
@@ -107,6 +107,8 @@ class Healer:
         self._asked: set[Key] = set()
         # By where they end: their beginning leaves the newest candles with time.
         self._pauses: dict[Key, dict[int, _Pause]] = {}
+        self._to_ask: list[Key] = []
+        self._looked_s = 0.0
         self._again_s = 0.0
         self._wake = asyncio.Event()
         self._rechecks: dict[Series, float] = {}
@@ -146,30 +148,49 @@ class Healer:
         room = (1 if self.trouble else REQUESTS) - len(self._asking)
         if room <= 0:
             return
-        for key, tile in self._tiles()[:room]:
+        now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
+        if not self._to_ask or now_s - self._looked_s >= LOOK_EVERY_S:
+            # Not with every answer: after an outage each series has a hole, and each is answered.
+            self._looked_s = now_s
+            self._to_ask = [key for key, _ in reversed(self._tiles())]
+        while room > 0 and self._to_ask:
+            key = self._to_ask.pop()
+            tile = self._tile(key, now_s, now_ms)
+            if tile is None:
+                continue
+            room -= 1
             self._asking[key] = tile
             self._asked.add(key)
             group.create_task(self._ask(key, tile), name="heal")
 
     def _tiles(self) -> list[tuple[Key, TimeRange]]:
-        """What to ask for: of each series the newest that is missing, as much as one request may hold."""
+        """What to ask for of all series, the newest first."""
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
-        found: list[tuple[Key, TimeRange]] = []
-        for key in tuple(self._holes.series()):
-            if key in self._asking:
-                continue
-            holes = self._holes.for_healing(key, now_ms)
-            if not holes:
-                self._asked.discard(key)
-                self._pauses.pop(key, None)
-                continue
-            if key in self._pauses:
-                holes = self._not_paused(key, holes, now_s)
-            if holes:
-                parts = [hole.time_range for hole in holes]
-                length_ms = TIMEFRAMES_MS[key[1]]
-                found.append((key, next(tiles(joined(parts, length_ms)[-1], length_ms))))
+        every = ((key, self._tile(key, now_s, now_ms)) for key in self._holes.series())
+        found = [(key, tile) for key, tile in every if tile is not None]
         return sorted(found, key=lambda one: (-one[1].end_ms, one[0]))
+
+    def _tile(self, key: Key, now_s: float, now_ms: int) -> TimeRange | None:
+        """The newest that is missing of a series, as much as one request may hold, if it may be asked for."""
+        if key in self._asking:
+            return None
+        holes = self._holes.for_healing(key, now_ms)
+        if not holes:
+            self._asked.discard(key)
+            self._pauses.pop(key, None)
+            return None
+        if key in self._pauses:
+            holes = self._not_paused(key, holes, now_s)
+            if not holes:
+                return None
+        length_ms = TIMEFRAMES_MS[key[1]]
+        start_ms, end_ms = holes[-1].time_range
+        for hole in reversed(holes):
+            # Up to so far apart, asking for all of it costs no more than asking twice.
+            if start_ms - hole.end_ms > JOIN_WITHIN * length_ms:
+                break
+            start_ms = hole.start_ms
+        return next(tiles(TimeRange(start_ms, end_ms), length_ms))
 
     def _not_paused(self, key: Key, holes: Sequence[Hole], now_s: float) -> list[Hole]:
         """Those of a series' holes that may be asked for; pauses of what is no hole any more are over."""
@@ -212,6 +233,9 @@ class Healer:
     def _take_answer(self, key: Key, tile: TimeRange, answer: Klines) -> None:
         self.trouble.end()
         now_ms = self._clock.now_ms()
+        if (due := self._holes.overdue_of(key, now_ms)) is not None:
+            # It was missing, though it comes now; what the answer lacks needs a hole to be counted by.
+            self._intake.expect(key, due)
         lacking = [hole.time_range for hole in self._holes.for_healing(key, now_ms)]
         for candle in answer.candles:
             if any(part.start_ms <= candle.open_time_ms < part.end_ms for part in lacking):
@@ -224,10 +248,6 @@ class Healer:
             for one in without(missing(opens, tile, length_ms), answer.unclear)
             for part in overlap(lacking, one)
         ]
-        due = self._holes.overdue_of(key, now_ms) if absent else None
-        if due is not None:
-            # It may be the first to tell of the hole.
-            self._intake.expect(key, due)
         for part in absent:
             self._intake.answered_without(key, part)
             self._pause(key, part.end_ms)

@@ -99,15 +99,13 @@ class Holes:
     def overdue_of(self, key: Key, now_ms: int) -> Due | None:
         """What a series lacks behind the end of what is known of it; None when that is nothing."""
         covered = self._coverage().get(key)
-        if covered is None:
+        until_ms = self.due_ms(key, now_ms)
+        if covered is None or covered.end_ms >= until_ms:
             return None
-        due_ms = self.due_ms(key, now_ms)
-        if covered.end_ms >= due_ms:
-            return None
-        here = self._received().get(key, _NOTHING)
-        opens = range(covered.end_ms, due_ms, schema.TIMEFRAMES_MS[key[1]])
-        missing_ms = frozenset(at for at in opens if at not in here)
-        return Due(due_ms, missing_ms) if missing_ms else None
+        behind = TimeRange(covered.end_ms, until_ms)
+        opens = sorted(self._received().get(key, _NOTHING))
+        lacking = tuple(missing(opens, behind, schema.TIMEFRAMES_MS[key[1]]))
+        return Due(until_ms, lacking) if lacking else None
 
     def newest(self, key: Key, now_ms: int) -> TimeRange:
         """Where the newest candles of a series are that are due: as many as a feeder asks for at most."""
@@ -153,14 +151,12 @@ class Holes:
         What the exchange does not have does not count; with `newest_only` neither what is history's.
         """
         found = Counter[Key]()
-        for key, hole in self._open(now_ms):
-            if hole.is_first == first:
-                start_ms = hole.start_ms
-                if newest_only:
-                    start_ms = max(start_ms, self.newest(key, now_ms).start_ms)
-                count = candles_in(TimeRange(start_ms, hole.end_ms), schema.TIMEFRAMES_MS[key[1]])
-                if count:
-                    found[key] += count
+        for key in self._coverage():
+            since_ms = self.newest(key, now_ms).start_ms if newest_only else 0
+            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            for hole in self.lacking(key, now_ms, since_ms):
+                if hole.is_first == first and not hole.is_absent:
+                    found[key] += (hole.end_ms - max(hole.start_ms, since_ms)) // length_ms
         return found
 
     def open_longer_than(self, for_s: float, now_ms: int) -> Counter[Key]:
@@ -169,16 +165,17 @@ class Holes:
         Those of a first filling are none of these.
         """
         found = Counter[Key]()
-        for key, hole in self._open(now_ms):
-            if hole.is_first:
-                continue
+        due_ms = now_ms - self._due_after_ms() - int(for_s * 1000)
+        for key in self._coverage():
             length_ms = schema.TIMEFRAMES_MS[key[1]]
-            newest = self.newest(key, now_ms)
-            before_ms = now_ms - self._due_after_ms() - int(for_s * 1000) - length_ms
-            end_ms = min(hole.end_ms, schema.ceil_to(before_ms, length_ms))
-            count = candles_in(TimeRange(max(hole.start_ms, newest.start_ms), end_ms), length_ms)
-            if count:
-                found[key] += count
+            since_ms = self.newest(key, now_ms).start_ms
+            old_ms = schema.ceil_to(due_ms - length_ms, length_ms)
+            for hole in self.lacking(key, now_ms, since_ms):
+                if not hole.is_first and not hole.is_absent:
+                    old = TimeRange(max(hole.start_ms, since_ms), min(hole.end_ms, old_ms))
+                    count = candles_in(old, length_ms)
+                    if count:
+                        found[key] += count
         return found
 
     def oldest_s(self, now_ms: int) -> float:
@@ -197,19 +194,26 @@ class Holes:
     # --- inside -----------------------------------------------------------------------------------
 
     def _open(self, now_ms: int) -> Iterator[tuple[Key, Hole]]:
-        for key in tuple(self._coverage()):
+        for key in self._coverage():
             for hole in self.lacking(key, now_ms):
                 if not hole.is_absent:
                     yield key, hole
 
     def _to_fetch(self, key: Key, now_ms: int, where: TimeRange) -> list[Hole]:
         return [
-            hole._replace(
-                start_ms=max(hole.start_ms, where.start_ms), end_ms=min(hole.end_ms, where.end_ms)
-            )
+            _cut(hole, where)
             for hole in self.lacking(key, now_ms, where.start_ms)
             if hole.start_ms < where.end_ms
             and hole.end_ms > where.start_ms
             # What it did not have is asked for again now and then.
             and (hole.empty_2_ms is None or hole.empty_2_ms < now_ms - BELIEVED_FOR_MS)
         ]
+
+
+def _cut(hole: Hole, where: TimeRange) -> Hole:
+    """What of a hole lies within `where`. Nearly all do: that costs nothing."""
+    if hole.start_ms >= where.start_ms and hole.end_ms <= where.end_ms:
+        return hole
+    return hole._replace(
+        start_ms=max(hole.start_ms, where.start_ms), end_ms=min(hole.end_ms, where.end_ms)
+    )

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from marketfeed import schema
-from marketfeed.grid import TimeRange
+from marketfeed.grid import TimeRange, joined
 from marketfeed.journal.coverage import Key
 from marketfeed.records import (
     Candle,
@@ -26,10 +26,17 @@ PURE = True
 
 
 class Due(NamedTuple):
-    """Candles of a series are due that open before `until_ms`; those at `missing_ms` had not come."""
+    """Candles of a series are due that open before `until_ms`; those in `missing` had not come.
+
+    Ranges, as after a month's absence these are millions.
+    """
 
     until_ms: int
-    missing_ms: frozenset[int]
+    missing: tuple[TimeRange, ...]
+
+    def had_not_come(self, open_ms: int) -> bool:
+        """Whether a candle is one of those."""
+        return any(start_ms <= open_ms < end_ms for start_ms, end_ms in self.missing)
 
 
 class Batch:
@@ -117,7 +124,8 @@ class Batch:
         """Take in that candles of a series are due, and had not come when that was noticed."""
         known = self.due.get(key)
         if known is not None:
-            due = Due(max(known.until_ms, due.until_ms), known.missing_ms | due.missing_ms)
+            both = tuple(joined((*known.missing, *due.missing), 1, within=0))
+            due = Due(max(known.until_ms, due.until_ms), both)
         self.due[key] = due
 
     def extend(self, records: Iterable[Record]) -> None:

@@ -1,7 +1,6 @@
 """Keeps the coverage of a journal's series: what its transactions do to it, and how it is read again."""
 
 import logging
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,7 +9,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TILE_CANDLES, TimeRange
-from marketfeed.journal import coverage, tables
+from marketfeed.journal import coverage, rows
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Hole, Key, Promise
 from marketfeed.journal.reads import JournalReads
@@ -102,7 +101,7 @@ class Covering:
         if not self.is_durable:
             return
         self._series, self._released = read_coverage(self._reads)
-        self.is_saved = is_trusted(self._reads.db)
+        self.is_saved = is_trusted(self._reads)
 
     def change(self) -> Change:
         """Begin a transaction."""
@@ -148,11 +147,12 @@ class Covering:
         for key, due in batch.due.items():
             # What had not come was missing, though it may be stored here.
             times = opens.pop(key, [])
-            self._store(change, key, [at for at in times if at not in due.missing_ms])
+            late = [at for at in times if due.had_not_come(at)]
+            self._store(change, key, [at for at in times if at not in late])
             covered = change.get(key)
             if covered is not None:
                 change.become(key, coverage.expected(covered, due.until_ms))
-            self._store(change, key, [at for at in times if at in due.missing_ms])
+            self._store(change, key, late)
         for key, times in opens.items():
             self._store(change, key, times)
         for key, where, at_ms in batch.absent:
@@ -271,15 +271,12 @@ class Covering:
                 change.become(key, None, [Hole(*gap) for gap in gaps])
 
 
-def write_promises(db: sqlite3.Connection, change: Change, ids: Mapping[str, int]) -> None:
-    """Write what a change does to the table `coverage`; `ids` are the pairs' numbers."""
-    db.executemany(
-        tables.COVERAGE,
-        [
-            (ids[pair], schema.TIMEFRAMES_MS[timeframe], *_promise(covered), released)
-            for (pair, timeframe), covered, released in change.changed_promises()
-        ],
-    )
+def promise_rows(change: Change, ids: Mapping[str, int]) -> rows.Rows:
+    """The rows of the table `coverage` that a change is to write; `ids` are the pairs' numbers."""
+    return [
+        (ids[pair], schema.TIMEFRAMES_MS[timeframe], *_promise(covered), released)
+        for (pair, timeframe), covered, released in change.changed_promises()
+    ]
 
 
 def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
@@ -308,7 +305,7 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
     newest = reads.newest_candles()
     found: dict[Key, Covered] = {}
     gone: set[Key] = set()
-    trusted = is_trusted(reads.db)
+    trusted = is_trusted(reads)
     for pair, length_ms, from_ms, looked_ms, keep_ms, released in promises:
         key = pair, names[length_ms]
         if released:
@@ -325,10 +322,10 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
     return found, gone
 
 
-def is_trusted(db: sqlite3.Connection) -> bool:
+def is_trusted(reads: JournalReads) -> bool:
     """Whether a journal's counters tell that nobody else has changed rows since coverage was saved."""
     text = "SELECT commits = covered_commits AND deleted = covered_deleted FROM sequence"
-    return bool(db.execute(text).fetchone()[0])
+    return bool(reads.db.execute(text).fetchone()[0])
 
 
 def disjoint(holes: Iterable[Hole]) -> list[Hole]:

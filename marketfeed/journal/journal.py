@@ -17,7 +17,7 @@ from marketfeed import schema
 from marketfeed.journal import retention, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
-from marketfeed.journal.covering import Change, Covering, write_promises
+from marketfeed.journal.covering import Change, Covering, promise_rows
 from marketfeed.journal.migrations import back_to_2, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import DeleteRange
@@ -201,7 +201,7 @@ class Journal(NumberedFile, JournalReads):
         """Write what a change does to coverage, and other gaps; returns the next number."""
         every = [*((gap, None) for gap in gaps), *change.gaps]
         if self._covering.is_durable:
-            write_promises(self.db, change, self._pair_ids)
+            self.db.executemany(tables.COVERAGE, promise_rows(change, self._pair_ids))
             self._covering.is_saved = True
         else:
             # What is missing of a first filling is known in memory, until the file is version 3.

@@ -15,7 +15,6 @@ from marketfeed.schema import HOUR_MS, MINUTE_MS, TIMEFRAMES_MS
 
 PAIR = "BTC/USDT:USDT"
 ONE: Key = (PAIR, "1m")
-EVER = TimeRange(0, 1 << 62)
 T0 = 1_791_360_000_000
 assert T0 % HOUR_MS == 0
 
@@ -68,7 +67,9 @@ def test_a_candle_is_missing_4_s_after_its_close_and_a_slower_machine_may_wait_l
     assert watched.lacking(at(1) + 4_000) == []
     assert watched.lacking(at(1) + 4_001) == [0]
     assert list(watched.holes.overdue(at(1) + 4_000)) == []
-    assert list(watched.holes.overdue(at(1) + 4_001)) == [(ONE, Due(at(1), frozenset({at(0)})))]
+    assert list(watched.holes.overdue(at(1) + 4_001)) == [
+        (ONE, Due(at(1), (TimeRange(at(0), at(1)),)))
+    ]
     watched.due_after_ms = 30_000
     assert watched.lacking(at(1) + 30_000) == []
     assert watched.lacking(at(1) + 30_001) == [0]
@@ -126,7 +127,7 @@ def test_a_long_absence_is_one_hole() -> None:
     assert numbers(watched.holes.for_healing(ONE, at(0) + 4_001)) == list(range(-TILE_CANDLES, 0))
     rest = watched.holes.for_history(ONE, at(0) + 4_001)
     assert rest == (TimeRange(at(-days * 1_440), at(-TILE_CANDLES)),)
-    both = watched.holes.for_history(ONE, at(0) + 4_001, EVER)
+    both = watched.holes.for_history(ONE, at(0) + 4_001, TimeRange(0, at(0)))
     assert both == (hole.time_range,)
 
 
@@ -329,7 +330,8 @@ def check(holes: Holes, truth: Truth, now_ms: int, asked: int) -> None:
     assert all(at(n) < newest.start_ms for n in history)
     assert all(newest.start_ms <= at(n) < newest.end_ms for n in healing)
     assert len(healing) <= TILE_CANDLES
-    assert numbers(holes.for_history(ONE, now_ms, EVER)) == history + healing
+    everywhere = TimeRange(0, newest.end_ms)
+    assert numbers(holes.for_history(ONE, now_ms, everywhere)) == history + healing
 
     end_ms = holes.due_ms(ONE, now_ms)
     assert holes.complete_until(ONE, now_ms) == (at(waited_for[0]) if waited_for else end_ms)
@@ -348,8 +350,9 @@ def check(holes: Holes, truth: Truth, now_ms: int, asked: int) -> None:
     # The supervisor is told of a series exactly if the journal does not know of something yet.
     known = holes.series()[ONE]
     beyond = [n for n in due if at(n) >= known.end_ms and n in lacking]
-    due = Due(end_ms, frozenset(map(at, beyond)))
-    assert list(holes.overdue(now_ms)) == ([(ONE, due)] if beyond else [])
+    due_now = list(holes.overdue(now_ms))
+    assert [(key, one.until_ms) for key, one in due_now] == ([(ONE, end_ms)] if beyond else [])
+    assert [n for _, one in due_now for n in numbers(one.missing)] == beyond
 
 
 def is_doubted_again(holes: Iterable[Hole], number: int, now_ms: int) -> bool:

@@ -280,6 +280,8 @@ def test_a_pair_that_is_not_collected_any_more_is_released_at_the_next_start(pat
 
 def test_what_is_older_than_is_kept_is_left_alone_where_nothing_was_promised(path: Path) -> None:
     store(path, [-40 * 1_440])
+    # It was dropped: others were collected after it.
+    store(path, [-1], OTHER)
 
     async def main() -> None:
         async with running(path, keep_ms=30 * DAY_MS) as run:
@@ -305,7 +307,7 @@ def test_a_clock_that_was_ahead_leaves_no_hole_in_the_future(path: Path) -> None
     async def main() -> None:
         async with running(path) as run:
             ahead = Batch()
-            ahead.expect(ONE, Due(at(500_000), frozenset()))
+            ahead.expect(ONE, Due(at(500_000), (TimeRange(at(0), at(500_000)),)))
             await run.writer.call(lambda journal: journal.write(ahead))
             assert run.known().end_ms == at(500_000)
             run.clock.set_server_time(at(2) + 7_000, 0.0)

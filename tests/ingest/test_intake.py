@@ -1,9 +1,11 @@
 """Recorded frames read back with exactly their numbers; no order or repeat of frames changes them."""
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +16,17 @@ from hypothesis import strategies as st
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalWriteError
+from marketfeed.grid import TimeRange
+from marketfeed.ingest import intake as module
 from marketfeed.ingest.freshness import Seen
 from marketfeed.ingest.intake import Intake
-from marketfeed.journal.batch import Batch
+from marketfeed.journal.batch import Batch, Due
+from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import CatalogEntry, RejectedFrame
 from reader import MarketReader
+from tests.waiting import until
 
 T = TypeVar("T")
 NOW_MS = 1_800_000_000_000
@@ -228,6 +234,131 @@ def test_a_file_damaged_while_running_is_set_aside_and_nothing_received_is_lost(
     (kept,) = tmp_path.glob("journal.db.corrupt-*")
     assert kept.read_bytes().startswith(b"damaged")
     assert writer.set_aside == kept
+
+
+class Taking:
+    """An intake over a real journal whose disk refuses when a test says so, with BTC's minutes promised."""
+
+    key = PAIRS["BTCUSDT"], "1m"
+    start_ms = json.loads(CLOSING[0])["data"]["k"]["t"]
+
+    @contextlib.asynccontextmanager
+    async def running(self, path: Path) -> AsyncIterator[None]:
+        self.counters = CollectorCounters()
+        async with JournalWriter(path) as writer:
+            self.writer = writer
+            made = Promise(*self.key, self.start_ms, 0)
+            await writer.call(lambda journal: journal.promise([made]))
+            self.intake = Intake(
+                writer, FrameDecoder(PAIRS), self.counters, lambda: NOW_MS, 60_000, lambda: None,
+                retry_after_s=0.01,
+            )  # fmt: skip
+            committing = asyncio.create_task(self.intake.run())
+            try:
+                yield
+            finally:
+                self.intake.end()
+                await committing
+
+    async def refuse(self, word: str) -> None:
+        """Whether the disk refuses: ON or OFF."""
+        await self.writer.call(lambda journal: journal.db.execute(f"PRAGMA query_only = {word}"))
+
+    async def failed_again(self) -> None:
+        failures = self.counters.commit_failures
+        await until(lambda: self.counters.commit_failures > failures)
+
+    async def committed(self) -> None:
+        await until(lambda: not self.intake.pending)
+        await self.writer.call(lambda _: None)
+
+    def holes(self) -> list[tuple[int, int]]:
+        """First candle and the one after the last of each hole, as numbers from the first frame on."""
+        return [
+            ((one.start_ms - self.start_ms) // 60_000, (one.end_ms - self.start_ms) // 60_000)
+            for one in self.writer.coverage[self.key].holes
+        ]
+
+
+def test_what_has_come_is_received_until_it_is_committed(tmp_path: Path) -> None:
+    async def main() -> None:
+        taking = Taking()
+        async with taking.running(tmp_path / "journal.db"):
+            await taking.refuse("ON")
+            taking.intake.on_frame(CLOSING[0])
+            assert taking.intake.received == {taking.key: {taking.start_ms}}
+            # Open candles are none.
+            taking.intake.on_frame(FRAMES[-1])
+            await taking.failed_again()
+            await taking.failed_again()
+            assert taking.intake.received == {taking.key: {taking.start_ms}}
+            await taking.refuse("OFF")
+            await taking.committed()
+            await until(lambda: not taking.intake.received)
+            assert taking.holes() == []
+
+    asyncio.run(main())
+
+
+def test_what_is_given_up_from_memory_is_received_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING_RECORDS", 2)
+
+    async def main() -> None:
+        taking = Taking()
+        closed = [frame for frame in FRAMES if json.loads(frame)["data"]["k"]["x"]]
+        async with taking.running(tmp_path / "journal.db"):
+            await taking.refuse("ON")
+            for frame in closed:
+                taking.intake.on_frame(frame)
+            await until(lambda: taking.counters.records_given_up["candle"])
+            # The oldest went: it is due again.
+            kept = {taking.start_ms + 60_000, taking.start_ms + 120_000}
+            assert taking.intake.received == {taking.key: kept}
+            await taking.refuse("OFF")
+            await taking.committed()
+            assert taking.holes() == [(0, 1)]
+
+    asyncio.run(main())
+
+
+def test_what_is_due_and_what_the_exchange_has_not_are_kept_while_the_disk_refuses(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        taking = Taking()
+        at = [taking.start_ms + n * 60_000 for n in range(5)]
+        async with taking.running(tmp_path / "journal.db"):
+            await taking.refuse("ON")
+            # The first two had not come in time; then one of them comes.
+            taking.intake.expect(taking.key, Due(at[2], (TimeRange(at[0], at[2]),)))
+            await taking.failed_again()
+            taking.intake.on_frame(CLOSING[0])
+            taking.intake.expect(taking.key, Due(at[4], (TimeRange(at[1], at[4]),)))
+            taking.intake.answered_without(taking.key, TimeRange(at[1], at[3]))
+            await taking.failed_again()
+            await taking.refuse("OFF")
+            await taking.committed()
+            assert taking.holes() == [(1, 3), (3, 4)]
+            asked, rest = taking.writer.coverage[taking.key].holes
+            assert (asked.empty_1_ms, rest.empty_1_ms) == (NOW_MS, None)
+
+    asyncio.run(main())
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db:
+        gaps = db.execute("SELECT state FROM gap ORDER BY start").fetchall()
+    # That it was late is recorded, though it came before the commit.
+    assert gaps == [("healed",), ("found",), ("found",)]
+
+
+def test_answers_give_way_before_everything_else() -> None:
+    pending = Batch()
+    for number in range(5):
+        pending.absent.append((("X/USDT:USDT", "1m"), TimeRange(number, number + 1), number))
+    pending.extend(RejectedFrame(n, "not_json: why", b"{%d" % n) for n in range(2))
+    assert pending.shrink_to(3) == {"answer": 4}
+    assert [at_ms for _, _, at_ms in pending.absent] == [4]
+    assert len(pending.rejected_frames) == 2
 
 
 def test_what_has_come_is_reported_once_stored_or_not(tmp_path: Path) -> None:

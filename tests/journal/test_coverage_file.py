@@ -129,7 +129,7 @@ class History:
             self.check()
         batch = Batch()
         for key in keys:
-            batch.expect(key, Due(self.due(key), frozenset()))
+            batch.expect(key, Due(self.due(key), ()))
         self.journal.write(batch)
         self.check()
         for key, known in self.journal.coverage.items():
@@ -180,8 +180,9 @@ class History:
                 where = TimeRange(start_ms, start_ms + rng.randint(1, 60) * length_ms)
                 batch.absent.append((key, where, T0 + self.now * MINUTE_MS))
             if rng.random() < 0.5:
-                missing = rng.sample([c.open_time_ms for c in batch.candles], 1)
-                batch.expect(key, Due(due_ms, frozenset(missing)))
+                (missing_ms,) = rng.sample([c.open_time_ms for c in batch.candles], 1)
+                missing = TimeRange(missing_ms, missing_ms + length_ms)
+                batch.expect(key, Due(due_ms, (missing,)))
         rng.shuffle(batch.candles)
         return batch
 
