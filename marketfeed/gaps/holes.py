@@ -120,10 +120,11 @@ class Holes:
         return self._to_fetch(key, now_ms, self.newest(key, now_ms))
 
     def for_history(
-        self, key: Key, now_ms: int, within: TimeRange | None = None
+        self, key: Key, now_ms: int, *, newest_too: bool = False
     ) -> tuple[TimeRange, ...]:
-        """What history is to fetch of a series: what is older than the newest, or all within a range."""
-        where = within or TimeRange(0, self.newest(key, now_ms).start_ms)
+        """What history is to fetch of a series: all that is older, or with `newest_too` all."""
+        newest = self.newest(key, now_ms)
+        where = TimeRange(0, newest.end_ms if newest_too else newest.start_ms)
         return tuple(hole.time_range for hole in self._to_fetch(key, now_ms, where))
 
     def complete_until(self, key: Key, now_ms: int) -> int:
