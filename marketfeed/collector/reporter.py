@@ -222,12 +222,7 @@ class Reporter:
         parts = self.parts
         if parts is None:
             return True
-        known = parts.holes.series()
-        return (
-            bool(parts.promises.unpromised())
-            or not all(covered.is_looked_through for covered in known.values())
-            or bool(parts.holes.count(self._clock.now_ms(), first=True))
-        )
+        return bool(parts.promises.unpromised()) or parts.holes.is_filling()
 
     def _ready_pairs(self, now_ms: int) -> int:
         """How many pairs have the newest candles of all timeframes, as many as a feeder asks for at most."""

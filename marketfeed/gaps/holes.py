@@ -57,10 +57,13 @@ class Holes:
             until_ms = min(until_ms, ended_ms)
         return schema.floor_to(until_ms, length_ms)
 
-    def lacking(self, key: Key, now_ms: int, since_ms: int = 0) -> list[Hole]:
+    def lacking(
+        self, key: Key, now_ms: int, since_ms: int = 0, *, stored: bool = False
+    ) -> list[Hole]:
         """What is due of a series and not there, oldest first; what the exchange does not have, too.
 
-        Holes that end by `since_ms` are left out.
+        Holes that end by `since_ms` are left out. With `stored` what was received and is not committed is
+        not there either: as readers have it.
         """
         covered = self._coverage().get(key)
         if covered is None:
@@ -77,7 +80,7 @@ class Holes:
             found.append(covered.holes[after]._replace(end_ms=due_ms))
         if covered.end_ms < due_ms:
             found.append(Hole(covered.end_ms, due_ms))
-        here = self._received().get(key, _NOTHING)
+        here = _NOTHING if stored else self._received().get(key, _NOTHING)
         if not here or not found:
             return found
         opens = sorted(here)
@@ -118,10 +121,11 @@ class Holes:
         return self._to_fetch(key, now_ms, self.newest(key, now_ms))
 
     def for_history(
-        self, key: Key, now_ms: int, within: TimeRange | None = None
+        self, key: Key, now_ms: int, *, newest_too: bool = False
     ) -> tuple[TimeRange, ...]:
-        """What history is to fetch of a series: what is older than the newest, or all within a range."""
-        where = within or TimeRange(0, self.newest(key, now_ms).start_ms)
+        """What history is to fetch of a series: all that is older, or with `newest_too` all."""
+        newest = self.newest(key, now_ms)
+        where = TimeRange(0, newest.end_ms if newest_too else newest.start_ms)
         return tuple(hole.time_range for hole in self._to_fetch(key, now_ms, where))
 
     def complete_until(self, key: Key, now_ms: int) -> int:
@@ -133,7 +137,7 @@ class Holes:
         return self.due_ms(key, now_ms) if first is None else first.start_ms
 
     def ready(self, key: Key, candles: int, now_ms: int) -> bool:
-        """Whether the newest `candles` of a series that are due are there, or all that is promised.
+        """Whether the newest `candles` of a series that are due are stored, or all that is promised.
 
         What the exchange does not have is not waited for.
         """
@@ -143,7 +147,16 @@ class Holes:
         from_ms = self.due_ms(key, now_ms) - candles * schema.TIMEFRAMES_MS[key[1]]
         if covered.looked_ms > max(covered.from_ms, from_ms):
             return False
-        return all(hole.is_absent for hole in self.lacking(key, now_ms, from_ms))
+        lacking = self.lacking(key, now_ms, from_ms, stored=True)
+        return all(hole.is_absent for hole in lacking)
+
+    def is_filling(self) -> bool:
+        """Whether anything of a first filling is not stored, or rows are still to be looked through."""
+        return any(
+            not covered.is_looked_through
+            or any(hole.is_first and not hole.is_absent for hole in covered.holes)
+            for covered in self._coverage().values()
+        )
 
     def count(self, now_ms: int, *, first: bool = False, newest_only: bool = False) -> Counter[Key]:
         """How many candles each series lacks: of a `first` filling, or else.
@@ -160,7 +173,7 @@ class Holes:
         return found
 
     def open_longer_than(self, for_s: float, now_ms: int) -> Counter[Key]:
-        """How many candles of which series, due for longer than `for_s`, healing has not fetched.
+        """How many candles of which series, due for longer than `for_s`, are healing's and not stored.
 
         Those of a first filling are none of these.
         """
@@ -170,7 +183,7 @@ class Holes:
             length_ms = schema.TIMEFRAMES_MS[key[1]]
             since_ms = self.newest(key, now_ms).start_ms
             old_ms = schema.ceil_to(due_ms - length_ms, length_ms)
-            for hole in self.lacking(key, now_ms, since_ms):
+            for hole in self.lacking(key, now_ms, since_ms, stored=True):
                 if not hole.is_first and not hole.is_absent:
                     old = TimeRange(max(hole.start_ms, since_ms), min(hole.end_ms, old_ms))
                     count = candles_in(old, length_ms)

@@ -46,8 +46,9 @@ class HistoryHoles:
     def of(self, series: CandleSeries, part: TimeRange | None = None) -> tuple[TimeRange, ...]:
         """What is to be filled of a series now (the feed and healing fill holes, too), or of a part."""
         now_ms = self._clock.now_ms()
-        within = None if self._within is None else range_of(series, *self._within)
-        holes = self._holes.for_history(series.key, now_ms, within)
+        holes = self._holes.for_history(series.key, now_ms, newest_too=self.newest_too)
+        if self._within is not None:
+            holes = tuple(overlap(holes, range_of(series, *self._within)))
         return holes if part is None else tuple(overlap(holes, part))
 
     def lacking(self) -> list[Lacking]:

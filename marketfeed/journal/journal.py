@@ -50,6 +50,8 @@ class Journal(NumberedFile, JournalReads):
 
     def __init__(self, database: Database) -> None:
         self._covering = Covering(JournalReads(database.db), database.version)
+        # Of this transaction; None when it saves all of coverage.
+        self._deleted_candles: int | None = 0
         self._pair_ids: dict[str, int] = {}
         self._funding_written: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, tuple[int, float]] = {}
@@ -180,6 +182,8 @@ class Journal(NumberedFile, JournalReads):
             deleted = retention.delete(
                 self.db, delete_range, self._next_seq if below_seq is None else below_seq
             )
+            if delete_range.table == schema.TABLE_CANDLE:
+                self._deleted_candles = deleted
             if pair is not None and delete_range.table == schema.TABLE_CANDLE:
                 self._covering.delete(change, pair, delete_range.before_ms, deleted=deleted > 0)
         return deleted
@@ -202,6 +206,8 @@ class Journal(NumberedFile, JournalReads):
         every = [*((gap, None) for gap in gaps), *change.gaps]
         if self._covering.is_durable:
             self.db.executemany(tables.COVERAGE, promise_rows(change, self._pair_ids))
+            if not self._covering.is_saved:
+                self._deleted_candles = None
             self._covering.is_saved = True
         else:
             # What is missing of a first filling is known in memory, until the file is version 3.
@@ -213,13 +219,17 @@ class Journal(NumberedFile, JournalReads):
         return self._run(upsert, numbered, seq)
 
     def _count_commit(self) -> None:
-        if self._covering.is_durable and self._covering.is_saved:
-            self.db.execute(tables.COUNT_COVERED)
-        else:
+        deleted, self._deleted_candles = self._deleted_candles, 0
+        if not self._covering.is_durable or not self._covering.is_saved:
             super()._count_commit()
+        elif deleted is None:
+            self.db.execute(tables.COUNT_SAVED)
+        else:
+            self.db.execute(tables.COUNT_COVERED, (deleted,))
 
     def _reload(self) -> None:
         self._covering.is_saved = False
+        self._deleted_candles = 0
         # Empty until it is read: an id that was given in vain would name another pair.
         self._pair_ids = {}
         self._pair_ids = dict(self.db.execute("SELECT pair, id FROM pair"))

@@ -303,9 +303,13 @@ INSERT INTO coverage (pair_id, timeframe_ms, "from", looked, promised, released)
 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
     "from" = excluded."from", looked = excluded.looked, promised = excluded.promised,
     released = excluded.released"""
-COUNT_COVERED: Final = """
+COUNT_SAVED: Final = """
 UPDATE sequence SET commits = commits + 1, covered_commits = commits + 1, covered_deleted = deleted"""
-"""A commit of which coverage knows: nobody else has changed any rows since it was last saved."""
+"""A commit that saves all of coverage: what others have changed before is to be looked through."""
+COUNT_COVERED: Final = """
+UPDATE sequence SET commits = commits + 1, covered_commits = commits + 1,
+    covered_deleted = covered_deleted + ?"""
+"""A commit of which coverage knows, with so many candles deleted; not of what a hand deletes meanwhile."""
 _CATALOG_COLUMNS: Final = "pair_id, symbol, timeframes, since, listed, ended, changed, seq"
 _CATALOG_SET: Final = """
         symbol = excluded.symbol, timeframes = excluded.timeframes, listed = excluded.listed,

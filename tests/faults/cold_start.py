@@ -48,8 +48,8 @@ class Start(msgspec.Struct, frozen=True):
     """What came of one cold start, `at_s` seconds after a minute's boundary.
 
     Wall seconds from the start of the process: `whole_s` until a feeder had all candles of all pairs (None:
-    not within `WATCHED_S`), `well_s` until its state was `well` from then on. `well_while_lacking` is what the
-    feeder lacked at looks before and after which it was `well`, the first of them.
+    not within `WATCHED_S`), `well_s` until its state was `well` from then on. `well_while_lacking` is what
+    the feeder lacked at looks before and after which it was `well`, the first of them.
     """
 
     at_s: float

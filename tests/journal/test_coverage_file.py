@@ -324,6 +324,34 @@ def test_what_somebody_else_has_changed_is_known_for_good(tmp_path: Path) -> Non
     assert check_coverage(path).mistakes == []
 
 
+def test_what_a_hand_deletes_beside_a_collector_is_known_at_the_next_start(tmp_path: Path) -> None:
+    """Though the collector commits after it, and deletes what is its own to delete."""
+    path = tmp_path / "journal.db"
+    key = SERIES[0]
+    with Journal.open(path) as journal:
+        journal.promise([Promise(*key, T0 + 20 * MINUTE_MS, 20 * MINUTE_MS)])
+        journal.write(Batch(candles=[candle(key, T0 + n * MINUTE_MS) for n in range(20)]))
+        (pair_id,) = journal.db.execute("SELECT id FROM pair").fetchone()
+        assert journal.delete(DeleteRange("candle", pair_id, T0 + 3 * MINUTE_MS, T0)) == 3
+    with Journal.open(path) as journal:
+        # Its own is no reason to look through anything.
+        assert is_whole(journal.coverage[key])
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("DELETE FROM candle WHERE open_time = ?", (T0 + 5 * MINUTE_MS,))
+        journal.write(Batch(candles=[candle(key, T0 + 20 * MINUTE_MS)]))
+        assert journal.delete(DeleteRange("candle", pair_id, T0 + 4 * MINUTE_MS, T0)) == 1
+        journal.save_document("a", b"x", T0)
+    with Journal.open(path) as journal:
+        assert not is_whole(journal.coverage[key])
+        journal.look_through([key], 499)
+        assert [tuple(hole[:2]) for hole in journal.coverage[key].holes] == [
+            (T0 + 5 * MINUTE_MS, T0 + 6 * MINUTE_MS)
+        ]
+    with Journal.open(path) as journal:
+        assert journal.coverage[key].is_looked_through
+    assert check_coverage(path).mistakes == []
+
+
 def is_whole(known: Covered) -> bool:
     return known.is_looked_through and not known.holes
 

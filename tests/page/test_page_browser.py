@@ -238,6 +238,28 @@ def test_the_keyboard_is_enough(page: Chrome) -> None:
     ]
 
 
+def test_while_it_fills_it_says_so_and_is_not_called_well(page: Chrome) -> None:
+    """As live.js shows it: a real filling is over before a browser looks."""
+    shown = page.execute_async_script(
+        """const done = arguments[arguments.length - 1];
+        import("/page/live.js").then(({ headline }) => {
+          const line = document.getElementById("headline");
+          const status = { state: "filling", ready_pairs: 2, pairs: 6, reasons: [] };
+          headline(status, "Marketfeed");
+          const filling = [line.textContent, line.className, document.title];
+          headline({ ...status, state: "not well", reasons: ["a", "b"] }, "Marketfeed");
+          done([...filling, line.textContent]);
+        });"""
+    )
+    assert shown == [
+        "◔ Filling: 2 of 6 pairs are ready",
+        "headline good",
+        "◔ Marketfeed",
+        "✕ Not well: 2 reasons",
+    ]
+    until(lambda: text(page, "headline") == "● All is well", page)
+
+
 def test_a_pair_that_falls_silent_turns_red_and_recovers(page: Chrome, line: Line) -> None:
     def background(index: int) -> str:
         return str(tiles(page)[index].value_of_css_property("background-color"))
