@@ -91,6 +91,7 @@ class Covering:
         self._released: set[Key] = set()
         self._open_gaps: dict[Key, list[TimeRange]] | None = None
         self._end_ms: int | None = None
+        """When the newest candle of all closed, as the file was opened."""
 
     @property
     def series(self) -> Mapping[Key, Covered]:
@@ -99,6 +100,10 @@ class Covering:
 
     def load(self) -> None:
         """Read it, as of the last commit. Raises sqlite3.Error."""
+        if self._end_ms is None:
+            lengths_ms = schema.TIMEFRAMES_MS
+            newest = self._reads.newest_candles()
+            self._end_ms = max((at + lengths_ms[key[1]] for key, at in newest.items()), default=0)
         if not self.is_durable:
             return
         self._series, self._released = read_coverage(self._reads)
@@ -106,7 +111,7 @@ class Covering:
 
     def change(self) -> Change:
         """Begin a transaction."""
-        self._open_gaps = self._end_ms = None
+        self._open_gaps = None
         return Change(self._series, saves_all=not self.is_saved)
 
     def publish(self, change: Change) -> None:
@@ -206,7 +211,7 @@ class Covering:
         without history. A series that was dropped before the others end reaches no further than asked.
         """
         length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
-        if newest_ms is None or newest_ms + 3 * length_ms < self._end_of_all():
+        if newest_ms is None or newest_ms + 3 * length_ms < (self._end_ms or 0):
             return promise
         oldest_ms = self._reads.oldest_candle(promise.pair, promise.timeframe)
         starts = [
@@ -218,15 +223,6 @@ class Covering:
             starts.append(max(oldest_ms, newest_ms - (TILE_CANDLES - 1) * length_ms))
         reach_ms = promise.now_ms - min(starts, default=promise.now_ms)
         return promise._replace(reach_ms=max(promise.reach_ms, reach_ms))
-
-    def _end_of_all(self) -> int:
-        """When the newest candle of all series closed; read once a transaction."""
-        if self._end_ms is None:
-            newest = self._reads.newest_candles()
-            lengths_ms = schema.TIMEFRAMES_MS
-            ends = [open_ms + lengths_ms[key[1]] for key, open_ms in newest.items()]
-            self._end_ms = max(ends, default=0)
-        return self._end_ms
 
     def _open_rows(self) -> dict[Key, list[TimeRange]]:
         """The gaps that are open, read once a transaction."""
