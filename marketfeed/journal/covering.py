@@ -65,7 +65,12 @@ class Change:
             if new is None:
                 if old is not None:
                     found.append((key, old, True))
-            elif old is None or _promise(old) != _promise(new):
+            elif (
+                old is None
+                or old.from_ms != new.from_ms
+                or old.looked_ms != new.looked_ms
+                or old.promised_ms != new.promised_ms
+            ):
                 found.append((key, new, False))
         return found
 
@@ -128,16 +133,16 @@ class Covering:
                     gap.reason,
                 )
         series = self._series
-        if any(covered is None or key not in series for key, covered in change.after.items()):
+        if None in change.after.values() or not change.after.keys() <= series.keys():
             # The event loop goes through the other one: a series that joins would end its loop.
             series = dict(series)
+            gone = {key for key, covered in change.after.items() if covered is None}
+            self._released = (self._released - change.after.keys()) | gone
         for key, covered in change.after.items():
             if covered is None:
                 series.pop(key, None)
-                self._released.add(key)
             else:
                 series[key] = covered
-                self._released.discard(key)
         self._series = series
 
     # --- events, within a transaction ---------------------------------------------------------------
@@ -159,7 +164,12 @@ class Covering:
                 change.become(key, coverage.expected(covered, due.until_ms))
             self._store(change, key, [at for at in times if at in due.missing_ms])
         for key, times in opens.items():
-            self._store(change, key, times)
+            covered = known[key]
+            if len(times) == 1 and times[0] == covered.end_ms:
+                # No gap changes by it. A minute's boundary has hundreds of these.
+                change.after[key] = coverage.followed(covered, schema.TIMEFRAMES_MS[key[1]])
+            else:
+                self._store(change, key, times)
         for key, where, at_ms in batch.absent:
             covered = change.get(key)
             if covered is not None:
@@ -267,13 +277,16 @@ class Covering:
 
 def write_promises(db: sqlite3.Connection, change: Change, ids: Mapping[str, int]) -> None:
     """Write what a change does to the table `coverage`; `ids` are the pairs' numbers."""
-    db.executemany(
-        tables.COVERAGE,
-        [
-            (ids[pair], schema.TIMEFRAMES_MS[timeframe], *_promise(covered), released)
-            for (pair, timeframe), covered, released in change.changed_promises()
-        ],
-    )
+    rows = [
+        (
+            *(ids[pair], schema.TIMEFRAMES_MS[timeframe]),
+            *(covered.from_ms, covered.looked_ms, covered.promised_ms),
+            released,
+        )
+        for (pair, timeframe), covered, released in change.changed_promises()
+    ]
+    if rows:
+        db.executemany(tables.COVERAGE, rows)
 
 
 def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
@@ -332,7 +345,3 @@ def disjoint(holes: Iterable[Hole]) -> list[Hole]:
         if hole.start_ms < hole.end_ms and (not found or hole.start_ms >= found[-1].end_ms):
             found.append(hole)
     return found
-
-
-def _promise(covered: Covered) -> tuple[int, int, int]:
-    return covered.from_ms, covered.looked_ms, covered.promised_ms
