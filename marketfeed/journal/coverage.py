@@ -216,11 +216,14 @@ def set_back(known: Covered, forming_ms: int) -> Covered:
     return msgspec.structs.replace(known, looked_ms=looked_ms, end_ms=end_ms, holes=tuple(holes))
 
 
+def followed(known: Covered, length_ms: int) -> Covered:
+    """Take in that the next candle is stored, as nearly always: `stored` at a tenth of the cost."""
+    end_ms = known.end_ms + length_ms
+    return Covered(known.from_ms, known.looked_ms, end_ms, known.promised_ms, known.holes)
+
+
 def stored(known: Covered, opens: Sequence[int], length_ms: int) -> Covered:
     """Take in that candles are stored that open at `opens` (ascending)."""
-    if len(opens) == 1 and opens[0] == known.end_ms:
-        # As nearly always: the next one.
-        return msgspec.structs.replace(known, end_ms=opens[0] + length_ms)
     start_ms = known.end_ms
     fresh = [open_ms for open_ms in opens if open_ms >= start_ms]
     holes = known.holes

@@ -64,7 +64,12 @@ class Change:
             if new is None:
                 if old is not None:
                     found.append((key, old, True))
-            elif old is None or _promise(old) != _promise(new):
+            elif (
+                old is None
+                or old.from_ms != new.from_ms
+                or old.looked_ms != new.looked_ms
+                or old.promised_ms != new.promised_ms
+            ):
                 found.append((key, new, False))
         return found
 
@@ -90,6 +95,7 @@ class Covering:
         self._released: set[Key] = set()
         self._open_gaps: dict[Key, list[TimeRange]] | None = None
         self._end_ms: int | None = None
+        """When the newest candle of all closed, as the file was opened."""
 
     @property
     def series(self) -> Mapping[Key, Covered]:
@@ -98,6 +104,10 @@ class Covering:
 
     def load(self) -> None:
         """Read it, as of the last commit. Raises sqlite3.Error."""
+        if self._end_ms is None:
+            lengths_ms = schema.TIMEFRAMES_MS
+            newest = self._reads.newest_candles()
+            self._end_ms = max((at + lengths_ms[key[1]] for key, at in newest.items()), default=0)
         if not self.is_durable:
             return
         self._series, self._released = read_coverage(self._reads)
@@ -105,7 +115,7 @@ class Covering:
 
     def change(self) -> Change:
         """Begin a transaction."""
-        self._open_gaps = self._end_ms = None
+        self._open_gaps = None
         return Change(self._series, saves_all=not self.is_saved)
 
     def publish(self, change: Change) -> None:
@@ -122,16 +132,16 @@ class Covering:
                     gap.reason,
                 )
         series = self._series
-        if any(covered is None or key not in series for key, covered in change.after.items()):
+        if None in change.after.values() or not change.after.keys() <= series.keys():
             # The event loop goes through the other one: a series that joins would end its loop.
             series = dict(series)
+            gone = {key for key, covered in change.after.items() if covered is None}
+            self._released = (self._released - change.after.keys()) | gone
         for key, covered in change.after.items():
             if covered is None:
                 series.pop(key, None)
-                self._released.add(key)
             else:
                 series[key] = covered
-                self._released.discard(key)
         self._series = series
 
     # --- events, within a transaction ---------------------------------------------------------------
@@ -154,7 +164,12 @@ class Covering:
                 change.become(key, coverage.expected(covered, due.until_ms))
             self._store(change, key, late)
         for key, times in opens.items():
-            self._store(change, key, times)
+            covered = known[key]
+            if len(times) == 1 and times[0] == covered.end_ms:
+                # No gap changes by it. A minute's boundary has hundreds of these.
+                change.after[key] = coverage.followed(covered, schema.TIMEFRAMES_MS[key[1]])
+            else:
+                self._store(change, key, times)
         for key, where, at_ms in batch.absent:
             covered = change.get(key)
             if covered is not None:
@@ -206,7 +221,7 @@ class Covering:
         without history. A series that was dropped before the others end reaches no further than asked.
         """
         length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
-        if newest_ms is None or newest_ms + 3 * length_ms < self._end_of_all():
+        if newest_ms is None or newest_ms + 3 * length_ms < (self._end_ms or 0):
             return promise
         oldest_ms = self._reads.oldest_candle(promise.pair, promise.timeframe)
         starts = [
@@ -220,15 +235,6 @@ class Covering:
         # Nothing that is older than the settings keep, but a day.
         reach_ms = min(reach_ms, max(promise.keep_ms, schema.DAY_MS))
         return promise._replace(reach_ms=max(promise.reach_ms, reach_ms))
-
-    def _end_of_all(self) -> int:
-        """When the newest candle of all series closed; read once a transaction."""
-        if self._end_ms is None:
-            newest = self._reads.newest_candles()
-            lengths_ms = schema.TIMEFRAMES_MS
-            ends = [open_ms + lengths_ms[key[1]] for key, open_ms in newest.items()]
-            self._end_ms = max(ends, default=0)
-        return self._end_ms
 
     def _open_rows(self) -> dict[Key, list[TimeRange]]:
         """The gaps that are open, read once a transaction."""
@@ -274,7 +280,11 @@ class Covering:
 def promise_rows(change: Change, ids: Mapping[str, int]) -> rows.Rows:
     """The rows of the table `coverage` that a change is to write; `ids` are the pairs' numbers."""
     return [
-        (ids[pair], schema.TIMEFRAMES_MS[timeframe], *_promise(covered), released)
+        (
+            *(ids[pair], schema.TIMEFRAMES_MS[timeframe]),
+            *(covered.from_ms, covered.looked_ms, covered.promised_ms),
+            released,
+        )
         for (pair, timeframe), covered, released in change.changed_promises()
     ]
 
@@ -335,7 +345,3 @@ def disjoint(holes: Iterable[Hole]) -> list[Hole]:
         if hole.start_ms < hole.end_ms and (not found or hole.start_ms >= found[-1].end_ms):
             found.append(hole)
     return found
-
-
-def _promise(covered: Covered) -> tuple[int, int, int]:
-    return covered.from_ms, covered.looked_ms, covered.promised_ms

@@ -228,8 +228,10 @@ def exported() -> dict[str, set[str]]:
         counter["something"] += 1
     report = StatusReport(
         version="1",
+        state="well",
         healthy=True,
         reasons=[],
+        ready_pairs=1,
         uptime_s=1.0,
         exchange_time_ms=1,
         clock_offset_ms=1.0,

@@ -383,6 +383,8 @@ def test_without_history_an_outage_is_missing_all_the_same(tmp_path: Path, versi
     convert(KIND, path, version)
     now_ms = T0 + 1_000 * MINUTE_MS + 1
     with Journal.open(path) as journal:
+        # What comes before it is promised does not make it look dropped.
+        journal.write(Batch(candles=[candle(SERIES[1], T0 + 999 * MINUTE_MS)]))
         journal.promise([Promise(*key, now_ms, 0) for key in (kept, dropped, SERIES[1])])
         journal.look_through([kept], 499)
         known = journal.coverage[kept]
