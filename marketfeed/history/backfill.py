@@ -75,9 +75,9 @@ _STOCK_EVERY: Final = 50
 class HistoryReport(msgspec.Struct, frozen=True):
     """How filling goes. `state`: `waiting` (not begun), `scanning`, `filling`, `complete`, `incomplete`.
 
-    `candles_left` are promised and missing, of `candles` since nothing was. The last pass has `stored` some,
-    healing stores others; `absent` ones are not there on the exchange either. `left_s` are wall seconds,
-    None while that is not known. `trouble` is empty when all is well.
+    `candles_left` are promised and missing, of `candles` since nothing was. Others were `stored`, be it by
+    healing; `absent` ones are not there on the exchange either. `left_s` are wall seconds, None while that
+    is not known. `trouble` is empty when all is well.
     """
 
     state: str
@@ -140,9 +140,10 @@ class Backfill:
         self._named_refused: set[str] = set()
         self._is_filling = False
         self._progressed_s = clock.elapsed_s()
-        # Promised and missing, at the last look; and how many were in all, since nothing was.
+        # Promised and missing, at the last look; since nothing was, how many were in all, and are absent.
         self._left_before = 0
         self._wanted = 0
+        self._found_absent = 0
         self.first_pass = asyncio.Event()
         """Set when a pass has ended of which everything was known, whatever it has left."""
         self._trouble = Trouble(log, "history waits, trying again", "history goes on")
@@ -153,7 +154,6 @@ class Backfill:
         self._given_up = ""
         self._skipped_in_a_row = 0
         self._stored = 0
-        self._found_absent = 0
         if self._archive is not None:
             self._archive.begin()
         self._refused: set[str] = set()
@@ -176,7 +176,7 @@ class Backfill:
             pairs_done=sum(not count for count in left.values()),
             candles=self._wanted,
             candles_left=total,
-            stored=self._stored,
+            stored=max(0, done - self._found_absent),
             absent=self._found_absent,
             files=files["read"],
             files_refused=files["refused"],
@@ -207,7 +207,7 @@ class Backfill:
     def _note_left(self, left: int) -> None:
         """Count what is left, whoever stores the rest."""
         if left and not self._left_before:
-            self._wanted = left
+            self._wanted, self._found_absent = left, 0
         elif left > self._left_before:
             self._wanted += left - self._left_before
         if not left or left < self._left_before:
@@ -254,7 +254,7 @@ class Backfill:
             self._trouble.end()
         if self._holes.are_known():
             self.first_pass.set()
-        if self._stored or self._found_absent or self._given_up:
+        if self._stored or self._given_up:
             log.info(
                 "history stored=%d absent=%d left=%d files=%d files_refused=%d trouble=%r",
                 self._stored,

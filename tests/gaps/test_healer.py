@@ -338,12 +338,13 @@ def test_what_has_come_is_not_asked_for_while_the_disk_refuses(path: Path) -> No
         await until(lambda: len(line.exchange.asked) == 1)
         await until(lambda: line.missing == 0)
         assert line.stored() == {}
-        # It is found missing nowhere, and no series is silent for that.
+        # It is asked for no more, and no series is silent for that; but no reader has it.
         failures = line.counters.commit_failures
         await until(lambda: line.counters.commit_failures >= failures + 2)
         line.supervisor.take_in()
         line.supervisor._look()
-        assert not line.holes.open_longer_than(0.0, line.clock.now_ms())
+        assert line.holes.count(line.clock.now_ms()) == {}
+        assert line.holes.open_longer_than(0.0, line.clock.now_ms()).total() == 4
         await line.writer.call(take_again)
         await line.committed()
 

@@ -127,7 +127,7 @@ def test_a_long_absence_is_one_hole() -> None:
     assert numbers(watched.holes.for_healing(ONE, at(0) + 4_001)) == list(range(-TILE_CANDLES, 0))
     rest = watched.holes.for_history(ONE, at(0) + 4_001)
     assert rest == (TimeRange(at(-days * 1_440), at(-TILE_CANDLES)),)
-    both = watched.holes.for_history(ONE, at(0) + 4_001, TimeRange(0, at(0)))
+    both = watched.holes.for_history(ONE, at(0) + 4_001, newest_too=True)
     assert both == (hole.time_range,)
 
 
@@ -330,8 +330,7 @@ def check(holes: Holes, truth: Truth, now_ms: int, asked: int) -> None:
     assert all(at(n) < newest.start_ms for n in history)
     assert all(newest.start_ms <= at(n) < newest.end_ms for n in healing)
     assert len(healing) <= TILE_CANDLES
-    everywhere = TimeRange(0, newest.end_ms)
-    assert numbers(holes.for_history(ONE, now_ms, everywhere)) == history + healing
+    assert numbers(holes.for_history(ONE, now_ms, newest_too=True)) == history + healing
 
     end_ms = holes.due_ms(ONE, now_ms)
     assert holes.complete_until(ONE, now_ms) == (at(waited_for[0]) if waited_for else end_ms)
