@@ -78,7 +78,7 @@ class Holes:
         if after < len(covered.holes) and covered.holes[after].start_ms < due_ms:
             # The clock has been set back since.
             found.append(covered.holes[after]._replace(end_ms=due_ms))
-        if covered.end_ms < due_ms:
+        if max(covered.end_ms, since_ms) < due_ms:
             found.append(Hole(covered.end_ms, due_ms))
         here = _NOTHING if stored else self._received().get(key, _NOTHING)
         if not here or not found:
@@ -90,6 +90,7 @@ class Holes:
             for part in missing(
                 [at for at in opens if at >= hole.start_ms], hole.time_range, length_ms
             )
+            if part.end_ms > since_ms
         ]
 
     def overdue(self, now_ms: int) -> Iterator[tuple[Key, Due]]:
@@ -129,10 +130,15 @@ class Holes:
         return tuple(hole.time_range for hole in self._to_fetch(key, now_ms, where))
 
     def complete_until(self, key: Key, now_ms: int) -> int:
-        """Up to where nothing is missing of a series but what the exchange does not have."""
+        """Up to where nothing is missing of a series but what the exchange does not have.
+
+        Where rows are still to be looked through, nobody knows.
+        """
         covered = self._coverage().get(key)
         if covered is None:
             return 0
+        if not covered.is_looked_through:
+            return covered.from_ms
         first = next((hole for hole in self.lacking(key, now_ms) if not hole.is_absent), None)
         return self.due_ms(key, now_ms) if first is None else first.start_ms
 

@@ -104,6 +104,8 @@ class Exchange:
             if self.hold is not None:
                 await self.hold.wait()
             if self.failing is not None:
+                # Those that are asked together overlap.
+                await asyncio.sleep(0.05)
                 return web.json_response({"code": -1, "msg": "no"}, status=self.failing)
             rows = [(n, self.trades(n)) for n in range(first, after)]
             listed = [(n, kline_row(n, count)) for n, count in rows if count is not None]
@@ -333,8 +335,12 @@ def test_what_has_come_is_not_asked_for_while_the_disk_refuses(path: Path) -> No
     async def check(line: Line) -> None:
         await line.writer.call(refuse)
         line.come(0, 1)
-        line.clock.set_server_time(T0 + 4 * MINUTE_MS + 5_000, 0.0)
+        line.clock.set_server_time(T0 + 2 * MINUTE_MS + 5_000, 0.0)
         await until(lambda: line.counters.commit_failures >= 2)
+        # A full disk is no silence.
+        line.supervisor._look()
+        assert line.supervisor.overdue == []
+        line.clock.set_server_time(T0 + 4 * MINUTE_MS + 5_000, 0.0)
         await until(lambda: len(line.exchange.asked) == 1)
         await until(lambda: line.missing == 0)
         assert line.stored() == {}
@@ -344,6 +350,7 @@ def test_what_has_come_is_not_asked_for_while_the_disk_refuses(path: Path) -> No
         line.supervisor.take_in()
         line.supervisor._look()
         assert line.holes.count(line.clock.now_ms()) == {}
+        assert line.holes.for_healing((PAIR, "1m"), line.clock.now_ms()) == []
         assert line.holes.open_longer_than(0.0, line.clock.now_ms()).total() == 4
         await line.writer.call(take_again)
         await line.committed()
@@ -709,7 +716,11 @@ def test_pauses_are_kept_of_what_is_missing_alone(path: Path) -> None:
         await line.committed()
         line.healer._tiles()
         assert len(line.healer._pauses[PAIR, "1m"]) == 10
-        line.come(*range(-40, 0, 2))
+        line.come(*range(-20, -10, 2))
+        await line.committed()
+        line.healer._tiles()
+        assert len(line.healer._pauses[PAIR, "1m"]) == 5
+        line.come(*range(-10, 0, 2))
         await line.committed()
         line.healer._tiles()
         assert line.healer._pauses == {}

@@ -193,12 +193,29 @@ def test_a_series_is_ready_when_the_newest_are_there_whatever_is_missing_behind(
     watched.store(*range(50, 100))
     assert watched.holes.ready(ONE, 50, now_ms)
     assert not watched.holes.ready(ONE, 51, now_ms)
+    # What has come and is not committed is there for nobody who reads.
+    watched.come(100)
+    assert not watched.holes.ready(ONE, 1, at(101) + 4_001)
+    assert watched.holes.open_longer_than(0.0, at(101) + 4_001) == {ONE: 51}
+    assert numbers(watched.holes.for_healing(ONE, at(101) + 4_001)) == list(range(50))
+    # Nor is what is older than a range asked for, of a hole whose newest part has come.
+    watched.come(*range(105, 110))
+    later_ms = at(110) + 4_001
+    assert numbers(watched.holes.lacking(ONE, later_ms, at(102))) == [101, 102, 103, 104]
+    assert watched.holes.lacking(ONE, later_ms, at(105)) == []
+    assert watched.holes.count(later_ms, newest_only=True) == {ONE: 54}
+    watched.here.clear()
     # All that is promised is enough, however many are asked for.
     watched.store(*range(50))
     assert watched.holes.ready(ONE, 10_000, now_ms)
     # Nobody knows yet of rows that are still to be looked through.
+    assert watched.holes.complete_until(ONE, now_ms) == at(100)
     watched.known[ONE] = coverage.distrusted(watched.known[ONE])
     assert not watched.holes.ready(ONE, 1, now_ms)
+    assert watched.holes.complete_until(ONE, now_ms) == at(0)
+    watched.known[ONE] = coverage.looked(watched.known[ONE], at(60), [])
+    assert watched.holes.ready(ONE, 40, now_ms)
+    assert not watched.holes.ready(ONE, 41, now_ms)
 
 
 def test_a_hole_is_open_longer_than_60_s_from_its_deadline_on() -> None:
@@ -270,6 +287,9 @@ def test_holes_are_what_is_promised_due_and_neither_stored_nor_received(
                 now_ms -= data.draw(st.sampled_from((1_000, 10 * MINUTE_MS)))
             case 3 | 4:
                 came = data.draw(st.sets(CANDLES, min_size=1, max_size=8))
+                if data.draw(st.booleans(), "newest, too"):
+                    due = truth.due(now_ms)
+                    came |= set(due[-data.draw(st.integers(1, 8)) :])
                 watched.come(*came)
                 truth.received |= came
             case 5:
@@ -335,12 +355,14 @@ def check(holes: Holes, truth: Truth, now_ms: int, asked: int) -> None:
     end_ms = holes.due_ms(ONE, now_ms)
     assert holes.complete_until(ONE, now_ms) == (at(waited_for[0]) if waited_for else end_ms)
     from_ms = end_ms - asked * MINUTE_MS
-    assert holes.ready(ONE, asked, now_ms) == all(at(n) < from_ms for n in waited_for)
+    # As readers have it: what has come and is not committed is not there.
+    unstored = [n for n in due if n not in truth.stored and n not in truth.absent]
+    assert holes.ready(ONE, asked, now_ms) == all(at(n) < from_ms for n in unstored)
 
     for for_s in (0.0, 60.0, 3_600.0):
         old = [
             n
-            for n in waited_for
+            for n in unstored
             if at(n) >= newest.start_ms and now_ms - (at(n + 1) + CANDLE_DUE_MS) > for_s * 1_000
         ]
         assert holes.open_longer_than(for_s, now_ms).total() == len(old)

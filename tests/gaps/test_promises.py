@@ -256,6 +256,9 @@ def test_a_pair_that_joins_is_promised_and_others_are_left_alone(path: Path) -> 
             run.instruments.remove(BITCOIN)
             await run.turn(run.promises.wake)
             assert ONE in run.writer.coverage
+            # However often all is promised once more.
+            await run.turn(run.promises.wake_anew)
+            assert ONE in run.writer.coverage
 
     asyncio.run(main())
 
@@ -311,7 +314,12 @@ def test_a_clock_that_was_ahead_leaves_no_hole_in_the_future(path: Path) -> None
             await run.writer.call(lambda journal: journal.write(ahead))
             assert run.known().end_ms == at(500_000)
             run.clock.set_server_time(at(2) + 7_000, 0.0)
-            await run.turn(run.promises.wake_anew)
+            # Though the disk refuses at that time.
+            await run.writer.call(lambda journal: journal.db.execute("PRAGMA query_only = ON"))
+            run.promises.wake_anew()
+            await until(lambda: run.promises._trouble)
+            await run.writer.call(lambda journal: journal.db.execute("PRAGMA query_only = OFF"))
+            await run.turn(run.promises.wake)
             assert run.known().holes == (Hole(at(0), at(2)),)
             # A close cuts nothing.
             before = gaps(path)

@@ -85,6 +85,19 @@ class Model:
             self.become(coverage.expected(self.known, minute(self.now)))
             self.check_due()
 
+    def set_clock_back(self, minutes: int) -> None:
+        """The clock was ahead until now; what is collected is promised once more."""
+        self.now -= minutes
+        if self.known is None:
+            return
+        made = promise(self.now, self.known.promised_ms // MINUTE_MS)
+        self.become(coverage.promised(self.known, made, self.newest(), self.lacking))
+        known = self.known
+        assert known.from_ms <= minute(self.now)
+        # A hole in the future lies before what is stored there, or is not known to be one.
+        last = known.holes[-1:]
+        assert not any(one.end_ms == known.end_ms > minute(self.now) for one in last)
+
     def store(self, ago: int, count: int, step: int) -> None:
         at = sorted({self.now - ago + step * n for n in range(count)})
         at = [one for one in at if one < self.now]
@@ -136,8 +149,9 @@ def draw_event(draw: Callable[..., int], model: Model) -> None:
         lambda: model.change_by_hand(draw(*many)),
         lambda: model.look(draw(1, 30)),
         model.release,
+        lambda: model.set_clock_back(draw(1, 20)),
     )
-    weights = (2, 1, 2, 3, 3, 3, 2, 1, 2, 1, 3, 1)
+    weights = (2, 1, 2, 3, 3, 3, 2, 1, 2, 1, 3, 1, 1)
     choice = draw(0, sum(weights) - 1)
     for event, weight in zip(events, weights, strict=True):
         if choice < weight:
