@@ -226,7 +226,8 @@ class Reporter:
         if parts is None:
             return True
         unpromised = bool(parts.promises.unpromised())
-        return unpromised or parts.holes.is_filling(parts.roster)
+        pairs = {one.pair for one in parts.roster.instruments}
+        return unpromised or parts.holes.is_filling(pairs)
 
     def _ready_pairs(self, now_ms: int) -> int:
         """How many pairs have the newest candles of all timeframes, as many as a feeder asks for at most."""
