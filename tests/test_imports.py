@@ -43,7 +43,6 @@ ONLY_IN = {
     "sqlite3": {
         "marketfeed/aggregator/ledger_schema.py",
         "marketfeed/influxdb/outbox.py",
-        "marketfeed/journal/covering.py",
         "marketfeed/journal/migrations.py",
         "marketfeed/journal/reads.py",
         "marketfeed/journal/refused_lines.py",

@@ -218,11 +218,16 @@ class Reporter:
         return "filling" if self._is_filling() else "well"
 
     def _is_filling(self) -> bool:
-        """Whether something is not filled for the first time, or not even known: new, or looked through."""
+        """Whether something is not filled for the first time, or not even known: new, or looked through.
+
+        Of what is collected: nobody fills the history of a pair that has ended.
+        """
         parts = self.parts
         if parts is None:
             return True
-        return bool(parts.promises.unpromised()) or parts.holes.is_filling()
+        unpromised = bool(parts.promises.unpromised())
+        pairs = {one.pair for one in parts.roster.instruments}
+        return unpromised or parts.holes.is_filling(pairs)
 
     def _ready_pairs(self, now_ms: int) -> int:
         """How many pairs have the newest candles of all timeframes, as many as a feeder asks for at most."""

@@ -7,7 +7,7 @@ series, history for the rest. Times are ms of exchange time.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from operator import attrgetter
 from typing import Final
 
@@ -156,12 +156,13 @@ class Holes:
         lacking = self.lacking(key, now_ms, from_ms, stored=True)
         return all(hole.is_absent for hole in lacking)
 
-    def is_filling(self) -> bool:
-        """Whether anything of a first filling is not stored, or rows are still to be looked through."""
+    def is_filling(self, pairs: Container[str]) -> bool:
+        """Whether anything of a first filling of `pairs` is not stored, or rows are to be looked through."""
         return any(
             not covered.is_looked_through
             or any(hole.is_first and not hole.is_absent for hole in covered.holes)
-            for covered in self._coverage().values()
+            for (pair, _), covered in self._coverage().items()
+            if pair in pairs
         )
 
     def count(self, now_ms: int, *, first: bool = False, newest_only: bool = False) -> Counter[Key]:

@@ -290,6 +290,38 @@ def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
     uvloop.run(run())
 
 
+def test_a_pair_that_ends_while_its_history_is_filled_is_waited_for_no_more(path: Path) -> None:
+    """Nobody fills it from then on, and the state is not `filling` for ever."""
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=3, timeframes=("1m",), speed=60.0)
+        history = {"days": 30, "weight_per_minute": 60}
+        async with (
+            Simulator(options) as sim,
+            _running(path, sim, {"pairs": "all"}, history) as following,
+        ):
+            await until(lambda: following.collector.report().ready_pairs == 3)
+            pair = sim.market.instruments[2].pair
+            sim.change(SetStatus(pair, "SETTLING"))
+            await until(lambda: following.pairs == 2)
+            known = following.collector.report()
+            assert known.state == "filling"
+            assert known.history is not None
+            assert known.history.history is not None
+            assert known.history.history.candles_left > 1_000
+            await until(lambda: following.filled == 2)
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+                (left,) = db.execute(
+                    """SELECT count(*) FROM gap JOIN pair ON pair.id = pair_id
+                       WHERE pair = ? AND state = 'found' AND kind = 'history_1m'""",
+                    (pair,),
+                ).fetchone()
+            assert left
+            await until(lambda: following.collector.report().state == "well", timeout_s=20.0)
+
+    uvloop.run(run())
+
+
 def test_a_rename_is_logged_and_not_stitched(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[2].pair
