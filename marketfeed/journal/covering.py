@@ -324,6 +324,8 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
         mine = disjoint(hole for hole in holes[key] if hole.start_ms >= from_ms)
         end_ms = max(
             from_ms,
+            # What is still to be looked through was due, though neither row nor hole may tell of it now.
+            looked_ms,
             newest[key] + length_ms if key in newest else from_ms,
             *(hole.end_ms for hole in mine[-1:]),
         )
