@@ -85,6 +85,12 @@ class Model:
             self.become(coverage.expected(self.known, minute(self.now)))
             self.check_due()
 
+    def set_back(self, minutes: int) -> None:
+        """The clock was ahead: what is promised is promised anew."""
+        self.now -= minutes
+        if self.known is not None:
+            self.promise(self.known.promised_ms // MINUTE_MS, -10_000)
+
     def store(self, ago: int, count: int, step: int) -> None:
         at = sorted({self.now - ago + step * n for n in range(count)})
         at = [one for one in at if one < self.now]
@@ -136,8 +142,9 @@ def draw_event(draw: Callable[..., int], model: Model) -> None:
         lambda: model.change_by_hand(draw(*many)),
         lambda: model.look(draw(1, 30)),
         model.release,
+        lambda: model.set_back(draw(1, 20)),
     )
-    weights = (2, 1, 2, 3, 3, 3, 2, 1, 2, 1, 3, 1)
+    weights = (2, 1, 2, 3, 3, 3, 2, 1, 2, 1, 3, 1, 1)
     choice = draw(0, sum(weights) - 1)
     for event, weight in zip(events, weights, strict=True):
         if choice < weight:
