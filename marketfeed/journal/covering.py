@@ -148,11 +148,17 @@ class Covering:
 
     def take_batch(self, change: Change, batch: Batch) -> None:
         """Take in what a batch stores, what the exchange has answered without, and what is due."""
-        known = self._series
+        known, after, lengths_ms = self._series, change.after, schema.TIMEFRAMES_MS
         opens: defaultdict[Key, list[int]] = defaultdict(list)
         for candle in batch.candles:
             key = candle.pair, candle.timeframe
-            if key in known:
+            covered = after.get(key) or known.get(key)
+            if covered is None:
+                continue
+            if candle.open_time_ms == covered.end_ms and key not in batch.due:
+                # No gap changes by it. A minute's boundary has hundreds of these.
+                after[key] = coverage.followed(covered, lengths_ms[key[1]])
+            else:
                 opens[key].append(candle.open_time_ms)
         for key, due in batch.due.items():
             # What had not come was missing, though it may be stored here.
@@ -164,12 +170,7 @@ class Covering:
                 change.become(key, coverage.expected(covered, due.until_ms))
             self._store(change, key, late)
         for key, times in opens.items():
-            covered = known[key]
-            if len(times) == 1 and times[0] == covered.end_ms:
-                # No gap changes by it. A minute's boundary has hundreds of these.
-                change.after[key] = coverage.followed(covered, schema.TIMEFRAMES_MS[key[1]])
-            else:
-                self._store(change, key, times)
+            self._store(change, key, times)
         for key, where, at_ms in batch.absent:
             covered = change.get(key)
             if covered is not None:
