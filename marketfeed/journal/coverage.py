@@ -205,15 +205,16 @@ def set_back(known: Covered, forming_ms: int) -> Covered:
     Holes there would be cut with every candle that is stored: two rows of gaps each time.
     """
     end_ms, holes = known.end_ms, list(known.holes)
-    while holes and holes[-1].end_ms == end_ms > forming_ms:
+    # Of what is still to be looked through a hole may be stored by now: its end would be lost.
+    until_ms = forming_ms if known.is_looked_through else max(forming_ms, known.looked_ms)
+    while holes and holes[-1].end_ms == end_ms > until_ms:
         last = holes.pop()
-        end_ms = max(forming_ms, last.start_ms)
+        end_ms = max(until_ms, last.start_ms)
         if last.start_ms < end_ms:
             holes.append(last._replace(end_ms=end_ms))
     if end_ms == known.end_ms:
         return known
-    looked_ms = min(known.looked_ms, max(end_ms, known.from_ms))
-    return msgspec.structs.replace(known, looked_ms=looked_ms, end_ms=end_ms, holes=tuple(holes))
+    return msgspec.structs.replace(known, end_ms=end_ms, holes=tuple(holes))
 
 
 def followed(known: Covered, length_ms: int) -> Covered:

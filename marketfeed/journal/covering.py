@@ -22,7 +22,10 @@ class Change:
     """What one transaction does to coverage. It counts once that is committed: `Covering.publish`."""
 
     def __init__(self, known: Mapping[Key, Covered], *, saves_all: bool = False) -> None:
+        self.grown: dict[Key, Covered] = {}
+        """Series of which the next candles were stored, and nothing else changes."""
         self.after: dict[Key, Covered | None] = {}
+        """The other ones that change; None when a series is released."""
         self.gaps: list[tuple[Gap, Hole | None]] = []
         """The rows of gaps that change, each with its hole if that is open; the last of one counts."""
         self.gap_states = Counter[str]()
@@ -32,12 +35,15 @@ class Change:
 
     def get(self, key: Key) -> Covered | None:
         """What is known of a series by now."""
-        return self.after[key] if key in self.after else self._known.get(key)
+        if key in self.after:
+            return self.after[key]
+        return self.grown.get(key) or self._known.get(key)
 
     def become(self, key: Key, covered: Covered | None, open_rows: Sequence[Hole] = ()) -> None:
         """Take in what is known from here on; of `open_rows` gaps tell already, of no known series."""
         before = self.get(key)
         if covered is not before:
+            self.grown.pop(key, None)
             self.after[key] = covered
         if covered is not before or open_rows:
             rows = coverage.changed_gaps(key, before, covered, open_rows)
@@ -137,6 +143,8 @@ class Covering:
             series = dict(series)
             gone = {key for key, covered in change.after.items() if covered is None}
             self._released = (self._released - change.after.keys()) | gone
+        for key, grown in change.grown.items():
+            series[key] = grown
         for key, covered in change.after.items():
             if covered is None:
                 series.pop(key, None)
@@ -148,11 +156,17 @@ class Covering:
 
     def take_batch(self, change: Change, batch: Batch) -> None:
         """Take in what a batch stores, what the exchange has answered without, and what is due."""
-        known = self._series
+        known, grown, lengths_ms = self._series, change.grown, schema.TIMEFRAMES_MS
         opens: defaultdict[Key, list[int]] = defaultdict(list)
         for candle in batch.candles:
             key = candle.pair, candle.timeframe
-            if key in known:
+            covered = grown.get(key) or known.get(key)
+            if covered is None:
+                continue
+            if candle.open_time_ms == covered.end_ms and key not in batch.due:
+                # No gap changes by it. A minute's boundary has hundreds of these.
+                grown[key] = coverage.followed(covered, lengths_ms[key[1]])
+            else:
                 opens[key].append(candle.open_time_ms)
         for key, due in batch.due.items():
             # What had not come was missing, though it may be stored here.
@@ -164,12 +178,7 @@ class Covering:
                 change.become(key, coverage.expected(covered, due.until_ms))
             self._store(change, key, late)
         for key, times in opens.items():
-            covered = known[key]
-            if len(times) == 1 and times[0] == covered.end_ms:
-                # No gap changes by it. A minute's boundary has hundreds of these.
-                change.after[key] = coverage.followed(covered, schema.TIMEFRAMES_MS[key[1]])
-            else:
-                self._store(change, key, times)
+            self._store(change, key, times)
         for key, where, at_ms in batch.absent:
             covered = change.get(key)
             if covered is not None:
@@ -324,6 +333,8 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
         mine = disjoint(hole for hole in holes[key] if hole.start_ms >= from_ms)
         end_ms = max(
             from_ms,
+            # What is still to be looked through was due, though neither row nor hole may tell of it now.
+            looked_ms,
             newest[key] + length_ms if key in newest else from_ms,
             *(hole.end_ms for hole in mine[-1:]),
         )

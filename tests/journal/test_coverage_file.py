@@ -118,7 +118,8 @@ class History:
         """A gap that has become healed is stored, all of it."""
         healed = healed_rows(db)
         for pair, timeframe, where in healed - self.healed:
-            assert JournalReads(db).holes(pair, timeframe, where) == [], (pair, timeframe)
+            left = JournalReads(db).holes(pair, timeframe, where)
+            assert left == [], f"{pair} {timeframe} {where}, version {self.journal.version}"
         self.healed = healed
 
     def settle(self) -> None:
@@ -193,7 +194,8 @@ class History:
         self.journal.repair(self.batch().candles)
 
     def pass_time(self) -> None:
-        self.now += self.rng.choice((1, 1, 2, 3, 15))
+        """Or the clock was ahead, and is set back."""
+        self.now += self.rng.choice((1, 1, 1, 2, 3, 15, -4))
 
     def delete(self) -> None:
         rng = self.rng
@@ -275,12 +277,13 @@ def length_of(key: Key) -> int:
 
 
 def healed_rows(db: sqlite3.Connection) -> set[tuple[str, str, TimeRange]]:
-    """The gaps that are told to be healed: pair, timeframe and where."""
+    """The gaps that are told to be stored by now: pair, timeframe and where."""
     return {
         (pair, kind.split("_")[1], TimeRange(start_ms, end_ms))
         for pair, kind, start_ms, end_ms in db.execute(
             """SELECT pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
-               WHERE state = 'healed'"""
+               WHERE state = 'healed' AND reason = ?""",
+            (coverage.STORED,),
         )
     }
 

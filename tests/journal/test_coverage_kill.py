@@ -27,4 +27,4 @@ def test_coverage_is_what_the_rows_say_after_each_kill(tmp_path: Path) -> None:
     # There was something to look at, and files that had to be recovered.
     assert report["series"] > KILLS / 2
     assert report["holes"] > KILLS / 2
-    assert report["wal_left"] > KILLS / 2
+    assert report["wal_left"] > KILLS / 4
