@@ -130,7 +130,8 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
                 sim.wait_for_candles(len(PAIRS))
             assert line.shipped()[0] == 3
             line.write_config(KEPT)
-            # It was away for minutes: there are gaps, which are healed.
+            # It is away for minutes, longer than a candle may take to come: there are gaps, which are healed.
+            sim.wait_for_candles(10 * len(PAIRS))
             with line.collecting():
                 wait_until(lambda: gaps(line.path))
                 sim.wait_for_candles(2 * len(PAIRS))
