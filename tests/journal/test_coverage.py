@@ -94,9 +94,9 @@ class Model:
         self.become(coverage.promised(self.known, made, self.newest(), self.lacking))
         known = self.known
         assert known.from_ms <= minute(self.now)
-        # A hole in the future lies before what is stored there, or is not known to be one.
-        last = known.holes[-1:]
-        assert not any(one.end_ms == known.end_ms > minute(self.now) for one in last)
+        # A hole in the future lies before what is stored there, or where it is still to be looked.
+        until_ms = max(minute(self.now), known.looked_ms)
+        assert not any(one.end_ms == known.end_ms > until_ms for one in known.holes[-1:])
 
     def store(self, ago: int, count: int, step: int) -> None:
         at = sorted({self.now - ago + step * n for n in range(count)})
