@@ -223,7 +223,7 @@ class Desk:
             self._counters.commits += 1
             self._counters.commit_s += time.monotonic() - started_s
         elif self.trouble:
-            # A turn that stored nothing says nothing of the disk.
+            # A turn that stored nothing proves nothing about the disk.
             await self._ledger.call(Ledger.prove_room)
         for decision in decisions:
             self._announce(decision)

@@ -33,7 +33,7 @@ _WATCH_AT_LEAST_S: Final = 0.5
 """Wall seconds of watching: a busy machine may not run this process at all for some tenths of a second."""
 
 MakeFeed = Callable[[str, Sequence[str], OnFrame, OnState], Feed]
-"""Makes a Feed of a name, streams, and whom to tell of frames and of connections' states."""
+"""Makes a Feed of a name, streams, and callbacks for frames and for connections' states."""
 OnConnection = Callable[[ConnectionStatus, bool], None]
 """Takes a connection's state, and whether its generation is the one that counts."""
 

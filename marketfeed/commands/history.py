@@ -58,7 +58,7 @@ class CollectorRunsError(MarketfeedError):
 
 
 class BackfillOutcome(msgspec.Struct, frozen=True):
-    """What came of a backfill; `by` says who has filled."""
+    """The outcome of a backfill; `by` is who has filled."""
 
     by: Literal["this command", "the running collector"]
     history: HistoryReport

@@ -124,7 +124,7 @@ class SystemdNotifier:
         # Pairs have Chinese names; sdnotify knows Latin-1 alone, and systemd UTF-8.
         text = text[:STATUS_CHARS].encode("ascii", "backslashreplace").decode()
         if self._notifier is not None:
-            # It swallows whatever goes wrong: the next beat says it again.
+            # It swallows whatever goes wrong: the next beat sends it again.
             self._notifier.notify("\n".join((*states, f"STATUS={text}")))
 
 

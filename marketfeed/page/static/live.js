@@ -1,4 +1,4 @@
-// What the service tells, event by event; that it does not tell any more; and whether it is well.
+// The service's events one by one, whether they still arrive, and whether it is well.
 
 import { put } from "./text.js";
 
@@ -55,7 +55,7 @@ function listen(path, names, take, live) {
     }
   });
 
-  // A connection that is only half there says nothing and does not end.
+  // A half-open connection sends nothing and does not end.
   setInterval(() => {
     if (performance.now() - heard > SILENT_MS) {
       turn("lost");
@@ -71,7 +71,7 @@ function listen(path, names, take, live) {
 // The line at the top, the page's title, and the list of what is not well.
 export function headline(status, title, trouble = "not well") {
   const problems = status.reasons.length;
-  say(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : "● All is well", problems === 0);
+showHeadline(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : "● All is well", problems === 0);
   document.title = problems ? `✕ ${trouble} – ${title}` : `● ${title}`;
   const list = document.getElementById("reasons");
   list.hidden = problems === 0;
@@ -80,7 +80,7 @@ export function headline(status, title, trouble = "not well") {
   status.reasons.forEach((reason, index) => put(list.children[index], reason));
 }
 
-function say(text, good) {
+function showHeadline(text, good) {
   const line = document.getElementById("headline");
   line.className = `headline ${good ? "good" : "bad"}`;
   put(line, text);
@@ -106,7 +106,7 @@ export function follow(seldom, now, title) {
       document.body.dataset.live = state;
       if (state === "live") return;
       const since = new Date().toISOString().slice(11, 19);
-      say(`✕ Nothing is heard since ${since} UTC: what stands here is old`, false);
+      showHeadline(`✕ Nothing is heard since ${since} UTC: what stands here is old`, false);
       document.title = `✕ not heard – ${title}`;
     },
   );
