@@ -38,7 +38,7 @@ from marketfeed.errors import JournalError, LedgerError, backoff_s
 log = logging.getLogger(__name__)
 
 WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
-"""Statuses that speak of address or password, not of the order."""
+"""Statuses that concern address or password, not the order."""
 
 
 class Forwarder:

@@ -41,7 +41,7 @@ Meaning = Literal["accepted", "refused", "unknown"]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A bot's answer to an order: its HTTP status and words, and what became of the order by them.
+    """A bot's answer to an order: its HTTP status and message, and what became of the order by them.
 
     `trade_id` is the trade that it names.
     """

@@ -30,7 +30,7 @@ _RAMP_MS: Final = 50_000
 _RAMP_TO_MS: Final = 58_000
 BANNED: Final = 418
 MAX_BAN_S: Final = 3 * 86_400.0
-"""The longest ban that Binance speaks of."""
+"""The longest ban that Binance documents."""
 MAX_STOP_S: Final = 600.0
 """The longest that anything else than a ban may ask for."""
 

@@ -2,7 +2,7 @@
 
 `Generations` is to its users what a single `Feed` would be. Before the connections are a day old it opens
 the same streams a second time, waits until they have proven themselves by data (`rollover.Proof`), and
-stops the old ones. Both are heard meanwhile: a repeat changes nothing in the journal.
+stops the old ones. Both are read meanwhile: a repeat changes nothing in the journal.
 """
 
 import asyncio

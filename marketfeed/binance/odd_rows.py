@@ -26,14 +26,14 @@ class OddRowError(ValueError):
 
 
 class OddRow(NamedTuple, Generic[K]):
-    """A row that was left out: what it speaks of, as far as that can be read (else None), and why."""
+    """A row that was left out: its key, as far as that can be read (else None), and why."""
 
     key: K | None
     why: str
 
 
 class Rows(NamedTuple, Generic[K, T]):
-    """The good rows of a list, in its order, by what they speak of; and the odd ones."""
+    """The good rows of a list, in its order, by key; and the odd ones."""
 
     good: dict[K, T]
     odd: list[OddRow[K]]

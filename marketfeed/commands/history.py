@@ -79,7 +79,7 @@ async def run_backfill(
     source: Source,
     report_progress: FillProgress,
 ) -> BackfillOutcome:
-    """Fill `days` of history, of these pairs alone if given; `report_progress` hears of the progress.
+    """Fill `days` of history, of these pairs alone if given; `report_progress` is called with it.
 
     `source` auto: as `exchange.archive` says. The log names the archive's terms where it is used.
     Raises CollectorRunsError when a collector holds the journal and will not fill that, ExchangeError,

@@ -129,7 +129,7 @@ class SystemdNotifier:
 
 
 def _watchdog_s() -> float | None:
-    """How often systemd wants to hear of this very process (wall seconds), or None."""
+    """How often systemd expects a notification of this very process (wall seconds), or None."""
     named = os.environ.get("WATCHDOG_PID")
     if named and named != str(os.getpid()):
         return None
