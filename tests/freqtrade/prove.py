@@ -59,11 +59,13 @@ def of(requests: Counter[str]) -> dict[str, int]:
 
 def seen_after_s(bot: Bot, skip: int = 1) -> list[float]:
     """For each candle but the first ones: seconds after its close at which the last pair had it."""
-    frames = bot.frames()
-    last = {
-        newest_ms: max(f["at_ms"] for f in frames if f["newest_ms"] == newest_ms)
-        for newest_ms in {f["newest_ms"] for f in frames}
-    }
+    first: dict[tuple[int, str], float] = {}
+    for frame in bot.frames():
+        # A bot that is started again is shown its newest candle again.
+        first.setdefault((frame["newest_ms"], frame["pair"]), frame["at_ms"])
+    last: dict[int, float] = {}
+    for (newest_ms, _), at_ms in first.items():
+        last[newest_ms] = max(at_ms, last.get(newest_ms, 0.0))
     return [(at_ms - ms - MINUTE_MS) / 1000 for ms, at_ms in sorted(last.items())[skip:]]
 
 
