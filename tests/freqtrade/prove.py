@@ -389,12 +389,16 @@ def main() -> int:
         "what", nargs="*", default=["ensemble", "live", "outage", "refresh", "freqai"]
     )
     parser.add_argument("--candles", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the store is away")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="how long the store is away (60 or more)"
+    )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument(
         "--keep", type=Path, help="a directory that does not exist yet, for the logs"
     )
     chosen = parser.parse_args()
+    if chosen.seconds < 60:
+        parser.error("--seconds: 60 or more: a shorter outage may lie between two closes")
     ways: dict[str, Callable[[Path, Path], None]] = {
         "live": lambda python, path: live(python, path, chosen.candles),
         "outage": lambda python, path: outage(python, path, chosen.seconds),
