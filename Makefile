@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SIDE_BY_SIDE ?= $(shell expr 2 '*' "$$(nproc)")
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(SIDE_BY_SIDE) --dist=worksteal
 
-# What Debian and Ubuntu call what is needed: said when an installation fails, under pip's own words.
+# The packages of Debian and Ubuntu that are needed: printed when an installation fails, below pip's output.
 NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
 .DEFAULT_GOAL := help
@@ -25,7 +25,7 @@ help:
 	@echo "make proofs faults, upgrades, cold starts, kills, outages, benchmarks and soaks, written to PROOFS.md (an hour)"
 	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
-	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=ensemble, live, outage, refresh or freqai)"
+	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=wheel, ensemble, live, outage, refresh or freqai)"
 	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
 	@echo "make clean  remove the virtual environment and caches"
 

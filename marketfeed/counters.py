@@ -81,7 +81,7 @@ def cpu_s() -> float:
 
 
 class Trouble(msgspec.Struct, eq=False):
-    """What fails now, if anything: it is true then. The log says so once, and once when it is over.
+    """What fails now, if anything: it is true then. It is logged once, and once when it is over.
 
     `begins` and `over` are its two lines. `why` are the words of the last failure, empty when all is well;
     `failures` counts them in a row.

@@ -54,7 +54,7 @@ class JournalNewerError(JournalError):
 class JournalWriteError(JournalError):
     """SQLite refused: nothing of a batch is stored, no question is answered; it may be tried again.
 
-    `damaged` says that SQLite found the file corrupt, so that trying again cannot help.
+    `damaged`: SQLite found the file corrupt, so that trying again cannot help.
     """
 
     def __init__(self, message: str, damaged: bool) -> None:
@@ -103,7 +103,7 @@ class ArchiveAbsentError(ArchiveError):
 
 
 def words_of(error: BaseException) -> str:
-    """What a failed request says of itself, or its type's name when it says nothing.
+    """The message of a failed request, or its type's name when the message is empty.
 
     aiohttp's "Cannot connect to host H:P ssl:default [reason]" loses its ssl:…, there without TLS, too.
     """

@@ -97,7 +97,7 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     """A range of exchange time for which something is, or was, missing.
 
     `pair` is None where all pairs are concerned (a lost connection); `end_ms` is None while it lasts.
-    `kind` says what: `connection`, `candle_<timeframe>`, `mark_price`, `disk_budget` …
+    `kind` is one of `connection`, `candle_<timeframe>`, `mark_price`, `disk_budget` …
     """
 
     kind: str

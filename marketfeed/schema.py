@@ -2,8 +2,8 @@
 
 Standard library only: this is the one module of marketfeed that `reader` imports, so it has to load
 in any feeder's environment. Times are exchange time in integer milliseconds since the epoch (UTC),
-prices are quote per base, volumes base, rates fractions per funding interval, unless a name says
-otherwise.
+prices are quote per base, volumes base, rates fractions per funding interval, unless a name has
+another unit.
 """
 
 import re
@@ -26,7 +26,7 @@ OLDEST_READ: Final = 2
 """The oldest version of a journal that `reader` reads."""
 
 APPLICATION_ID: Final = 0x4D4B5446
-"""`PRAGMA application_id` of a journal: the bytes "MKTF". Tells a journal from any other SQLite file."""
+"""`PRAGMA application_id` of a journal: the bytes "MKTF". Marks a journal among SQLite files."""
 
 # --- timeframes -----------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ use it: it has nothing more than tables and columns (nullable, or with a default
 def version_asked(version: int, rows: Sequence[tuple[object, ...]]) -> int:
     """The version that a file of `version` asks for, by the rows of one of the statements above.
 
-    Where they say nothing (no table, no row or several, no whole number above 0): its own.
+    Where they give none (no table, no row or several, no whole number above 0): its own.
     """
     match rows:
         case [(int(asked),)] if asked > 0:

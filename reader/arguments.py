@@ -32,7 +32,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Default(Enum):
-    """A value that stands for "as the documentation says", since None has a meaning of its own."""
+    """A value that stands for the documented default, since None has a meaning of its own."""
 
     MAX_AGE = "default"
 

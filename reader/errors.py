@@ -30,7 +30,7 @@ class ReaderError(Exception):
 
 
 class ArgumentError(ReaderError, ValueError):
-    """An argument, or the address of the store, cannot be used. The text says what is expected."""
+    """An argument, or the address of the store, cannot be used. The text names what is expected."""
 
 
 class UnknownPairError(ReaderError):
@@ -97,7 +97,7 @@ class GapError(ReaderError):
 
 
 class StoreUnavailableError(ReaderError):
-    """The store cannot be read. The text says what was found and what to do.
+    """The store cannot be read. The text names what was found and what to do.
 
     `silent`: it was waited for until a time-out, and asked again it may take as long.
     """
@@ -126,7 +126,7 @@ def nothing_live(*, collected: bool) -> StaleDataError:
 
 
 def listing(texts: Iterable[str]) -> str:
-    """Join the first ten texts, and say how many more there are."""
+    """Join the first ten texts, and add how many more there are."""
     found = list(texts)
     more = len(found) - _NAMED
     return "; ".join(found[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
 """What an exchange would answer to a bot that downloads candles, out of what is stored.
 
 Nothing of Freqtrade is in here. A `Download` is one request as Freqtrade makes it; the answer is its rows
-as ccxt gives them, or the error that tells why there are none: bad rows are never given.
+as ccxt gives them, or an error that is the reason for none: bad rows are never given.
 
 * Rows without a hole, up to the newest closed candle, and the forming one behind it, without which
   Freqtrade would wait another 15 s. It has the state of some seconds ago; Freqtrade drops it.
@@ -90,7 +90,7 @@ class Feeder:
             if problem is not None:
                 answers[number] = problem
             elif asked.since_ms == 0:
-                # "When did it begin?" What is stored does not tell, and no rows are an answer to it.
+                # "When did it begin?" What is stored cannot answer that; no rows are an answer to it.
                 answers[number] = []
             elif asked.kind == FUTURES:
                 groups[asked.timeframe, asked.since_ms, asked.limit].append(number)

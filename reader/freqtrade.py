@@ -193,7 +193,7 @@ def install(
 ) -> Installed | None:
     """Let this process's Freqtrade take its candles from the store. Safe to call again.
 
-    `missing` (`MARKETFEED_MISSING`, "exchange") says what becomes of downloads that the store has not
+    `missing` (`MARKETFEED_MISSING`, "exchange") decides what becomes of downloads that the store has not
     the data for: "exchange" as before, "raise" not at all. `reader` is one over the default store unless
     given. `any_version` tries it with a version of Freqtrade that it was not tested with, as long as the
     replaced coroutine has the parameters it should have.

@@ -1,4 +1,4 @@
-"""A local archive: serves what a test puts into it, at the paths that the test says."""
+"""A local archive: serves what a test puts into it, at the paths that the test names."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ class ArchiveServer:
         self.status = HTTPStatus.OK
 
     def put(self, path: str, body: bytes, checksum: str | None = None) -> None:
-        """Serve a file and its checksum, the right one unless told otherwise."""
+        """Serve a file and its checksum, the right one by default."""
         name = path.rpartition("/")[2]
         published = hashlib.sha256(body).hexdigest() if checksum is None else checksum
         self.files[path] = body

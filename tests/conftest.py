@@ -19,7 +19,7 @@ _ROWS_BEFORE = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose where the rows of faults go: side by side, where the process that began this one says."""
+    """Choose where the rows of faults go: side by side, where the process that began this one names."""
     begun_by: dict[str, Any] | None = getattr(config, "workerinput", None)
     # There is none with `-p no:cacheprovider`.
     cache: pytest.Cache | None = getattr(config, "cache", None)
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Say to a process that runs tests beside others where its rows go."""
+    """Give a process that runs tests beside others the place of its rows."""
     node.workerinput["scoreboard"] = str(node.config.stash[scoreboard.PATH])
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 VERSION: Final = 4
 LETS_IN: Final = (VERSION, 3, 2)
-"""What `meta` says when this version may read and write a journal."""
+"""A row of `meta` with which this version may read and write a journal."""
 
 SILENT: Final = (
     "DROP TABLE meta",
@@ -20,7 +20,7 @@ SILENT: Final = (
     "UPDATE meta SET readers_from = -1, writers_from = -1",
     "ALTER TABLE meta RENAME COLUMN readers_from TO readers",
 )
-"""After each of these `meta` says nothing: the file asks for its own version."""
+"""After each of these `meta` names no version: the file asks for its own."""
 
 
 def grow(db: sqlite3.Connection, meta: tuple[int, int, int] = LETS_IN) -> None:

@@ -17,6 +17,7 @@ ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
 PAGES: Final = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "PROOFS.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "grafana" / "README.md",
 ]
@@ -32,6 +33,7 @@ _SPAN: Final = re.compile(r"`([^`]+)`")
 _LINK: Final = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 _PROMPT: Final = re.compile(r"^\s*[$#] (.*)")
 _HEADING: Final = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+_TEST: Final = re.compile(r"\btests/[\w/]+(?:\.py)?")
 _TARGET: Final = re.compile(r"^([a-z][\w-]*):(?!=)", re.MULTILINE)
 
 
@@ -212,3 +214,11 @@ def test_every_module_and_script_of_python_exists() -> None:
             unknown.append(shown(named))
     assert unknown == []
     assert known > 5
+
+
+def test_every_test_and_script_of_a_proof_exists() -> None:
+    # What was moved would show as a proof that failed, an hour later.
+    proofs = (ROOT / "PROOFS.md", *sorted((ROOT / "tests" / "proofs").glob("*.py")))
+    named = {path for page in proofs for path in _TEST.findall(page.read_text(encoding="utf-8"))}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    assert len(named) > 5

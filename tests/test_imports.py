@@ -126,7 +126,7 @@ def is_module(name: str) -> bool:
 
 
 def is_pure(name: str) -> bool:
-    """Whether a module says `PURE = True`: no I/O, no clock, `now` is passed in."""
+    """Whether a module has `PURE = True`: no I/O, no clock, `now` is passed in."""
     return "\nPURE = True\n" in (ROOT / name).read_text(encoding="utf-8")
 
 

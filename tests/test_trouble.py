@@ -1,4 +1,4 @@
-"""What fails and is tried again: how often, and what the log tells of it."""
+"""What fails and is tried again: how often, and what is logged of it."""
 
 import logging
 

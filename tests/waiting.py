@@ -1,4 +1,4 @@
-"""Waiting until something is so. What does not come in time is a TimeoutError that says what it was."""
+"""Waiting until something is so. What does not come in time is a TimeoutError that names it."""
 
 import asyncio
 import time

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 RETENTION_EVERY_S: Final = 600.0
 LOOK_BESIDE_EVERY_S: Final = 3.0
 SHIPPING_TROUBLE_S: Final = 60.0
-"""For so long shipping may fail before `/health` says so: the ledger keeps everything meanwhile."""
+"""For so long shipping may fail before `/health` reports it: the ledger keeps everything meanwhile."""
 CLOCK_TROUBLE_S: Final = 2.0
 FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
@@ -266,7 +266,7 @@ class Aggregator:
         except JournalError as error:
             log.warning("retention failed, trying again later error=%r", str(error))
 
-    # --- what it says of itself -----------------------------------------------------------------------
+    # --- its report -----------------------------------------------------------------------------------
 
     async def _prove_alive(self) -> str:
         """Commit a heartbeat; name what has not turned since the last one. Raises JournalError.

@@ -53,7 +53,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Api:
-    """Serves the inbox on one address. An async context manager; `url` tells where after entering.
+    """Serves the inbox on one address. An async context manager; `url` is its address after entering.
 
     `health` gives the reasons why the aggregator is not well, if there are any.
     """

@@ -110,7 +110,7 @@ def _group(address: str) -> str:
 
 
 class Doorkeeper:
-    """Tells who is calling by the Authorization header. `elapsed_s` is monotonic."""
+    """Identifies the caller by the Authorization header. `elapsed_s` is monotonic."""
 
     def __init__(self, accounts: Sequence[Account], elapsed_s: Callable[[], float]) -> None:
         self._accounts = {account.username.encode(): account for account in accounts}
@@ -146,13 +146,13 @@ class Doorkeeper:
         """Who sends this header from this address."""
         credentials, now_s = basic_credentials(authorization), self._elapsed_s()
         if credentials is None:
-            # No password was tried: it says nothing of a guesser.
+            # No password was tried: that is no sign of a guesser.
             limited = self._limiter.wait_s(address, now_s) > 0
             return "limited" if authorization and limited else "wrong"
         name, password = credentials
         seal = hmac.digest(self._secret, len(name).to_bytes(4) + name + password, "sha256")
         if seal in self._wrong:
-            # A feeder that has not been told the new password yet is no guesser.
+            # A feeder that does not have the new password yet is no guesser.
             return "wrong"
         account = name if name in self._accounts else None
         caller = self._right.get(seal)

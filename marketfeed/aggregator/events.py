@@ -9,7 +9,7 @@ from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.reading import reading
 
 NEWEST: Final = 200
-"""Votes that a first look goes back, unless told otherwise."""
+"""Votes that a first look goes back by default."""
 
 
 class Event(msgspec.Struct, frozen=True):

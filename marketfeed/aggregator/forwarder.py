@@ -1,8 +1,8 @@
 """One worker per bot: takes decisions of its side there, one request at a time, each order at most once.
 
-Before the POST the ledger says `sending`, durably; what came of it is noted after it. The bot's own word on
+Before the POST the ledger holds `sending`, durably; the outcome is noted after it. The bot's own answer about
 the order is final. Connect refused: nothing was sent, and it is tried again until the decision expires.
-Anything else after the POST began (a time-out, a cut, an error that says nothing of the order, a crash of
+Anything else after the POST began (a time-out, a cut, an error that is not about the order, a crash of
 ours) is `unknown`: never sent again, but resolved by looking for a trade of this pair with this tag, opened
 at or after the send time. If there is none within `lost_after_s`, it is `lost`, which alarms. Until then no
 other order is sent to this bot: it may still be at that one, and looks at its limits before it queues.
@@ -38,7 +38,7 @@ from marketfeed.errors import JournalError, LedgerError, backoff_s
 log = logging.getLogger(__name__)
 
 WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
-"""Statuses that speak of address or password, not of the order."""
+"""Statuses that concern address or password, not the order."""
 
 
 class Forwarder:
@@ -172,7 +172,7 @@ class Forwarder:
                 self._queued.add(forward.window)
                 self._queue.append(forward)
         if not self._queue:
-            # Otherwise the next step tells whether it can be written, too.
+            # Otherwise the next step shows whether it can be written, too.
             self.ledger_trouble.end()
 
     async def _next_step(self) -> float:
@@ -186,7 +186,7 @@ class Forwarder:
         if self._queue and not held and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
-        # While orders are tried, they tell how the bot is.
+        # While orders are tried, they show how the bot is.
         trying = bool(self._queue) and not held
         if self._probe_at_s <= now_s and not trying:
             await self._probe()
@@ -405,7 +405,7 @@ class Forwarder:
     ) -> Forward | None:
         """Note what has happened, however long the disk does not take it; None when it was refused.
 
-        Given up at a stop: then the ledger says `sending`, and the next start looks into the bot.
+        Given up at a stop: then the ledger holds `sending`, and the next start looks into the bot.
         """
         now_ms = self._now_ms()
 

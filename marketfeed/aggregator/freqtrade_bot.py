@@ -1,8 +1,8 @@
 """A Freqtrade bot's REST API, as far as it is used here: one `forceenter`, and looking for what it led to.
 
-What a failure means for money is told apart here: `NotSentError`, not a byte of the order has left this
+What a failure means for money is decided here: `NotSentError`, not a byte of the order has left this
 host; any other `BotError` after a POST, nobody knows. Nor does anybody after an answer that is not the
-bot's own word on the order (`Answer.meaning`).
+bot's own answer about the order (`Answer.meaning`).
 """
 
 import base64
@@ -41,7 +41,7 @@ Meaning = Literal["accepted", "refused", "unknown"]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A bot's answer to an order: its HTTP status and words, and what became of the order by them.
+    """A bot's answer to an order: its HTTP status and message, and what became of the order by them.
 
     `trade_id` is the trade that it names.
     """
@@ -201,7 +201,7 @@ def _decoded(body: bytes) -> object:
 
 
 def _meaning(status: int, data: object) -> Meaning:
-    """What an answer to an order says of it.
+    """What an answer to an order means for it.
 
     Freqtrade 2026.9 (`rpc.py`, `webserver.py`): 200 and the trade, it is open; 200 and a `status` instead,
     there is no open trade; 502 and an `error`, it was refused (RPCException). Any other exception is a plain
@@ -257,7 +257,7 @@ def _behind_ms(response: aiohttp.ClientResponse, now_ms: int) -> int:
 
 
 def _trades(row: object, behind_ms: int) -> list[Trade]:
-    """A trade as the bot tells it, and what was added to it (`position_adjustment_enable`)."""
+    """A trade as the bot reports it, and what was added to it (`position_adjustment_enable`)."""
     try:
         found = msgspec.convert(row, _TradeRow)
     except msgspec.ValidationError:

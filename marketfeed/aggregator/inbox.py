@@ -77,7 +77,7 @@ class _Waiting(NamedTuple):
 
 
 class Desk:
-    """One inbox. `now_ms` is driven by the monotonic clock; `on_forward` hears of every new forward."""
+    """One inbox. `now_ms` is driven by the monotonic clock; `on_forward` is called with every new forward."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Desk:
             self._counters.commits += 1
             self._counters.commit_s += time.monotonic() - started_s
         elif self.trouble:
-            # A turn that stored nothing says nothing of the disk.
+            # A turn that stored nothing proves nothing about the disk.
             await self._ledger.call(Ledger.prove_room)
         for decision in decisions:
             self._announce(decision)
@@ -246,7 +246,7 @@ class Desk:
         try:
             await self.open()
         except JournalError as again:
-            # Without the ledger's word nothing can be decided: the service starts anew.
+            # Without the ledger nothing can be decided: the service starts anew.
             raise again from error
 
     def _announce(self, decision: Decision) -> None:

@@ -18,7 +18,7 @@ MISSING_ALARM: Final = 10
 """So many signals of one feeder without a value within MISSING_WITHIN_S alarm."""
 MISSING_WITHIN_S: Final = 3_600.0
 NOBODY: Final = "?"
-"""The feeder of signals that do not say from whom they are."""
+"""The feeder of signals that name none."""
 _PREFIX: Final = "marketfeed_aggregator_"
 
 

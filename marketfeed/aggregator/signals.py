@@ -87,7 +87,7 @@ class Signal(msgspec.Struct, frozen=True):
     unknown_fields: str | None = None
 
     def digest(self) -> bytes:
-        """What tells this signal from another one of the same feeder, whatever the bodies looked like."""
+        """What distinguishes this signal from another of the same feeder, whatever the bodies looked like."""
         fields = msgspec.structs.asdict(self)
         # Ledgers hold digests in which `posted_as` is named as its column, in this very place.
         fields = {

@@ -6,7 +6,7 @@ from marketfeed.influxdb.shipper import ShipReport
 
 
 class AggregatorReport(msgspec.Struct, frozen=True):
-    """What the aggregator says of itself. Counts of forwards are by side, `strength_texts` by feeder.
+    """The aggregator's report. Counts of forwards are by side, `strength_texts` by feeder.
 
     `bot_trouble` is what is wrong with the bot of a side, empty when nothing is; `limited_addresses` counts
     accounts and addresses that are refused after failures.

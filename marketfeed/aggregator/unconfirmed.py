@@ -40,7 +40,7 @@ def alarm(forward: Forward, text: str) -> None:
 
 
 def lost_words(forward: Forward, words: str) -> str:
-    """What `/health` says of a forward that is lost."""
+    """The reason in `/health` for a forward that is lost."""
     return f"{forward.pair} {forward.tag!r}: {words}"
 
 

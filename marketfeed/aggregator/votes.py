@@ -2,7 +2,7 @@
 
 A window opens with the first signal of (pair, side) and closes `window_ms` later, or as soon as every
 feeder of the side has voted. The latest vote of a feeder counts, once. What passes quorum and confidence
-is forwarded, unless a rule says otherwise; every decision carries its reasons.
+is forwarded, unless a rule decides otherwise; every decision carries its reasons.
 
 Times are ms since the epoch, by a clock that the monotonic one drives.
 """
@@ -48,7 +48,7 @@ class Vote(msgspec.Struct, frozen=True):
     received_ms: int
     signal: Signal
     digest: bytes
-    """What tells the signal from another one of the same feeder: the same digest is the same signal."""
+    """What distinguishes the signal from another of the same feeder: the same digest is the same signal."""
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -149,7 +149,7 @@ def unpack(body: bytes, max_bytes: int = MAX_CSV_BYTES) -> bytes:
             if len(entries) != 1 or entries[0].compress_type not in _METHODS:
                 raise ArchiveError(f"{len(entries)} files within, expected one, deflated")
             with files.open(entries[0]) as unpacked:
-                # However small its directory says it is.
+                # However small the size in its directory.
                 text = unpacked.read(max_bytes + 1)
     except (
         zipfile.BadZipFile,

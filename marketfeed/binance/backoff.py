@@ -1,4 +1,4 @@
-"""When a connection may be tried, what it carries and what it tells about itself.
+"""When a connection may be tried, what it carries and what it reports.
 
 Nothing here touches a socket or a clock: `now_s` is monotonic wall seconds, passed in.
 """
@@ -68,7 +68,7 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
     """One connection as it stands. `since_s` and `last_frame_s` are monotonic wall seconds.
 
     `frames` counts market data (no answers to commands) over the connection's whole life, `opened`
-    how often it was opened; `last_frame_s` is None before the first one. `last_error` says why the
+    how often it was opened; `last_frame_s` is None before the first one. `last_error` is why the
     last attempt failed or the last connection ended, and stays until the next such event.
     """
 

@@ -30,7 +30,7 @@ _RAMP_MS: Final = 50_000
 _RAMP_TO_MS: Final = 58_000
 BANNED: Final = 418
 MAX_BAN_S: Final = 3 * 86_400.0
-"""The longest ban that Binance speaks of."""
+"""The longest ban that Binance documents."""
 MAX_STOP_S: Final = 600.0
 """The longest that anything else than a ban may ask for."""
 
@@ -149,7 +149,7 @@ class Budget:
         return Taken(cost, self._minute)
 
     def answered(self, at: Instant, taken: Taken, reported: int | None) -> None:
-        """Count a request as over. `reported` is the weight that the exchange says was used (its header).
+        """Count a request as over. `reported` is the used weight of the answer's header.
 
         Others may share the address: the larger number holds. What is reported across the turn of a minute
         may belong to either and is not taken.
@@ -160,9 +160,9 @@ class Budget:
             self._used = max(self._used, reported)
 
     def stop(self, at: Instant, for_s: float, status: int, why: str) -> None:
-        """Ask nothing for `for_s` exchange seconds from `at` on: an answer had that `status`.
+        """Ask nothing for `for_s` exchange seconds from `at` on: an answer came with that `status`.
 
-        At most `max_stop_s` of it, whoever says so: a header, or what another run has saved.
+        At most `max_stop_s` of it, whatever its source: a header, or what another run has saved.
         """
         until_s = at.elapsed_s + min(for_s, max_stop_s(status))
         if until_s > self._stopped_until_s:

@@ -29,7 +29,7 @@ IGNORED_REASONS: Final = frozenset({"unknown_symbol", "coin_m"})
 class Reject(msgspec.Struct, frozen=True, gc=False):
     """A frame, or one row of an array, that gives no record.
 
-    `reason` is one of a small set (a metric's label); `detail` says more, for people.
+    `reason` is one of a small set (a metric's label); `detail` is for people.
     """
 
     reason: str
@@ -128,7 +128,7 @@ class FrameDecoder:
         self._pairs = pairs
 
     def decode(self, frame: bytes | str) -> tuple[Decoded, ...]:
-        """Return what one frame says: usually one candle, or a mark price with its funding rate."""
+        """Return the records of one frame: usually one candle, or a mark price with its funding rate."""
         try:
             data = _decode_combined(frame).data
         except _BROKEN as error:
@@ -223,7 +223,7 @@ class FrameDecoder:
 def candle_problem(candle: Candle, last_ms: int) -> str:
     """Why a closed candle from elsewhere than a frame makes no sense; empty when it does.
 
-    `last_ms` is its close time as Binance tells it: the last ms of the candle.
+    `last_ms` is its close time as Binance gives it: the last ms of the candle.
     """
     length_ms = schema.TIMEFRAMES_MS[candle.timeframe]
     if not 0 < candle.open_time_ms < MAX_TIME_MS or candle.open_time_ms % length_ms:

@@ -11,7 +11,7 @@ they leave to a subclass is overridden where the original would lose data (seen 
 * an exception in a callback, or an answer to SUBSCRIBE, tears the connection down: here neither does;
 * it fetches exchangeInfo when symbols are missing: here they are always given.
 
-Versions of cryptofeed are told apart by what they offer (`run_async`, `authenticate`), not by number.
+Versions of cryptofeed are distinguished by what they offer (`run_async`, `authenticate`), not by number.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _ERRORS_LOGGED_EVERY_S: Final = 60.0
 _PERPETUALS: Final = frozenset({"PERPETUAL", "TRADIFI_PERPETUAL"})
 _MARKET_DATA: Final = b'{"stream"'
 _ANSWERS: Final = (b'{"result"', b'{"error"', b'{"id"')
-# cryptofeed 2 sets a global uvloop policy and writes feedhandler.log unless told otherwise.
+# cryptofeed 2 sets a global uvloop policy and writes feedhandler.log unless configured otherwise.
 _CRYPTOFEED_CONFIG: Final = {"uvloop": False, "log": {"disabled": True}}
 
 
@@ -280,7 +280,7 @@ class _Connection(MarketSocket, AsyncConnection):  # type: ignore[misc] # crypto
         """Nothing: cryptofeed 2 would start a task from here."""
 
     def retire(self) -> None:
-        """Say that it will not be opened any more."""
+        """Mark it as not to be opened any more."""
         super().retire()
         # cryptofeed 2 registers every connection to be kept until the process ends.
         atexit.unregister(self.__del__)

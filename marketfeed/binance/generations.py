@@ -2,7 +2,7 @@
 
 `Generations` is to its users what a single `Feed` would be. Before the connections are a day old it opens
 the same streams a second time, waits until they have proven themselves by data (`rollover.Proof`), and
-stops the old ones. Both are heard meanwhile: a repeat changes nothing in the journal.
+stops the old ones. Both are read meanwhile: a repeat changes nothing in the journal.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _WATCH_AT_LEAST_S: Final = 0.5
 """Wall seconds of watching: a busy machine may not run this process at all for some tenths of a second."""
 
 MakeFeed = Callable[[str, Sequence[str], OnFrame, OnState], Feed]
-"""Makes a Feed of a name, streams, and whom to tell of frames and of connections' states."""
+"""Makes a Feed of a name, streams, and callbacks for frames and for connections' states."""
 OnConnection = Callable[[ConnectionStatus, bool], None]
 """Takes a connection's state, and whether its generation is the one that counts."""
 

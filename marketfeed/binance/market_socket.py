@@ -143,7 +143,7 @@ class MarketSocket:
         self.sent += 1
 
     async def close(self) -> None:
-        """Say goodbye, and hang up after `close_timeout_s` in any case."""
+        """Send a close frame, and drop the connection after `close_timeout_s` in any case."""
         if self.conn is None or self.conn.closed:
             return
         try:
@@ -168,13 +168,13 @@ class MarketSocket:
         )
 
     def add(self, streams: Iterable[str]) -> None:
-        """Take streams on; `sync` tells the exchange."""
+        """Take streams on; `sync` subscribes them."""
         if not self.streams:
             self._expecting_since_s = time.monotonic()
         self.streams.update(dict.fromkeys(streams))
 
     def remove(self, streams: Iterable[str]) -> None:
-        """Give streams up; `sync` tells the exchange."""
+        """Give streams up; `sync` unsubscribes them."""
         for stream in streams:
             self.streams.pop(stream, None)
 
@@ -210,7 +210,7 @@ class MarketSocket:
             await self._command(mine, "UNSUBSCRIBE", "SUBSCRIBE")
 
     def retire(self) -> None:
-        """Say that it will not be opened any more."""
+        """Mark it as not to be opened any more."""
         if self._state != "closed":
             self._set_state("closed", "stopped")
 

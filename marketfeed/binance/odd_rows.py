@@ -1,7 +1,7 @@
 """Lists of the exchange, row by row: an odd row costs itself, is named, and proves nothing absent. Pure.
 
-Odd is a row that is not as documented or makes no sense, and each of two rows that tell different things
-of the same: neither is to be trusted then, and the next answer may tell which one holds. A row that
+Odd is a row that is not as documented or makes no sense, and each of two rows that differ about the
+same key: neither is to be trusted then, and the next answer may show which one holds. A row that
 comes again as it was is left out once.
 """
 
@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 
 class OddRowError(ValueError):
-    """A row makes no sense; the text says why."""
+    """A row makes no sense; the text is the reason."""
 
 
 class OddRow(NamedTuple, Generic[K]):
-    """A row that was left out: what it speaks of, as far as that can be read (else None), and why."""
+    """A row that was left out: its key, as far as that can be read (else None), and why."""
 
     key: K | None
     why: str
 
 
 class Rows(NamedTuple, Generic[K, T]):
-    """The good rows of a list, in its order, by what they speak of; and the odd ones."""
+    """The good rows of a list, in its order, by key; and the odd ones."""
 
     good: dict[K, T]
     odd: list[OddRow[K]]
@@ -65,7 +65,7 @@ def row_by_row(
 ) -> Rows[K, T]:
     """Read rows. `read` gives a row's key and value, None for one that is to be passed over in silence.
 
-    It raises OddRowError or msgspec.DecodeError for an odd one, of which `key_of` tells the key.
+    It raises OddRowError or msgspec.DecodeError for an odd one, of which `key_of` returns the key.
     """
     good: dict[K, T] = {}
     odd: list[OddRow[K]] = []

@@ -65,7 +65,7 @@ _BANNED_UNTIL: Final = re.compile(rb"banned until (\d{13})\b")
 class ServerTime(msgspec.Struct, frozen=True):
     """An answer of `/fapi/v1/time`: the server's clock, the round trip it took, and its speed.
 
-    `speed` is in exchange seconds per wall second; only the simulator says anything but 1.
+    `speed` is in exchange seconds per wall second; only the simulator reports anything but 1.
     """
 
     time_ms: int
@@ -151,7 +151,7 @@ class _Opened(msgspec.Struct, array_like=True):
 class BinanceRest:
     """A client of one REST address (`https://fapi.binance.com`), on a session of the caller's.
 
-    `turns` says who may ask when; without it the client has a budget of its own, of half the exchange's.
+    `turns` decides who may ask when; without it the client has a budget of its own, of half the exchange's.
     """
 
     def __init__(

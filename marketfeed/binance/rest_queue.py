@@ -58,7 +58,7 @@ class Turns:
         self.odd_rows: Counter[str] = Counter()
         """Rows of answers that were left out, by endpoint."""
         self.changes = 0
-        """Rises with everything that `Budget.state` tells."""
+        """Rises with every change of `Budget.state`."""
         self._number = count()
         self._queues: tuple[_Queue, _Queue] = [], []
         self._timer: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Turns:
             raise
 
     def answered(self, taken: Taken, reported: int | None) -> None:
-        """Note that a request is over; `reported` is the weight that the answer says was used."""
+        """Note that a request is over; `reported` is the used weight of the answer's header."""
         self.budget.answered(self.now(), taken, reported)
         self.changes += 1
 

@@ -90,7 +90,7 @@ class _ExchangeInfo(msgspec.Struct):
 class ExchangeInfo(msgspec.Struct, frozen=True):
     """What exchangeInfo lists: instruments by pair, and how many rows could not be understood.
 
-    `odd` tells why, by symbol ("" where that cannot be read either): these contracts are not gone.
+    `odd` holds the reasons by symbol ("" where that cannot be read either): these contracts are not gone.
     """
 
     instruments: Mapping[str, Instrument]

@@ -14,7 +14,7 @@ from marketfeed.service.systemd import extend_start
 
 
 def aggregate(config: ConfigOption = None) -> None:
-    """Collect the feeders' signals, vote, and forward to the bots, until told to stop.
+    """Collect the feeders' signals, vote, and forward to the bots, until stopped.
 
     Example: marketfeed aggregate --config /etc/marketfeed/config.yaml
     """

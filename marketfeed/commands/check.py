@@ -143,7 +143,7 @@ def _check_pairs(info: ExchangeInfo, selection: Selection) -> list[Finding]:
 
 
 def check_history(settings: Settings, pairs: int) -> list[Finding]:
-    """Say how long the history of so many pairs takes by REST, into a journal that has none of it."""
+    """Report how long the history of so many pairs takes by REST, into a journal that has none of it."""
     wanted_ms = kept_ms(settings)
     if not wanted_ms or not pairs:
         return []

@@ -41,7 +41,7 @@ class StreamsSeen:
 async def prove_streams(
     settings: ExchangeSettings, listing: Listing, seconds: float, progress: Progress
 ) -> list[Finding]:
-    """Subscribe all streams for up to `seconds` (wall) and say which bring data.
+    """Subscribe all streams for up to `seconds` (wall) and report which bring data.
 
     A silent mark price is bad: it comes every 1 or 3 s. A silent kline stream is bad when another
     timeframe of the same pair has brought several frames meanwhile (each trade shows in all of them),

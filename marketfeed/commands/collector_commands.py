@@ -30,7 +30,7 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Collect until told to stop (SIGTERM or Ctrl-C); nothing received is lost by that.
+    """Collect until stopped (SIGTERM or Ctrl-C); nothing received is lost by that.
 
     Example: marketfeed run --config /etc/marketfeed/config.yaml
     """
@@ -95,7 +95,7 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
+    """Report what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
 
     A configured pair that the exchange does not trade is a warning: the others are collected. With
     --live 120 all streams must bring data, kline streams as their pairs trade: an ACK proves nothing.
@@ -263,7 +263,7 @@ def status(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the running collector says of itself. Exit 1 if it is not well, or not there."""
+    """Show the running collector's report. Exit 1 if it is not well, or not there."""
     from marketfeed.commands.render import status_tables
     from marketfeed.commands.status_client import fetch_status, status_url
     from marketfeed.settings.secrets import SecretSource

@@ -64,7 +64,7 @@ class CollectorRunsError(MarketfeedError):
 
 
 class BackfillOutcome(msgspec.Struct, frozen=True):
-    """What came of a backfill; `by` says who has filled."""
+    """The outcome of a backfill; `by` is who has filled."""
 
     by: Literal["this command", "the running collector"]
     history: HistoryReport
@@ -85,7 +85,7 @@ async def run_backfill(
     source: Source,
     report_progress: FillProgress,
 ) -> BackfillOutcome:
-    """Fill `days` of history, of these pairs alone if given; `report_progress` hears of the progress.
+    """Fill `days` of history, of these pairs alone if given; `report_progress` is called with it.
 
     `source` auto: as `exchange.archive` says. The log names the archive's terms where it is used.
     Raises CollectorRunsError when a collector holds the journal and will not fill that, ExchangeError,

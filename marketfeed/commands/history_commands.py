@@ -53,7 +53,7 @@ def backfill(
     settings = settings_of(config)
     wanted = settings.history.days if days is None else days
     if not wanted:
-        raise typer.BadParameter("history.days is 0: say how many --days")
+        raise typer.BadParameter("history.days is 0: give --days")
     with filling(quiet=as_json) as report_progress:
         outcome = uvloop.run(
             run_backfill(settings, wanted, read_names(pairs), source.value, report_progress)

@@ -20,7 +20,7 @@ from marketfeed.storage.database import Kind, absence
 async def setup_influx(
     settings: Settings, session: aiohttp.ClientSession, *, ship_again: bool = False
 ) -> list[Finding]:
-    """Create bucket and InfluxQL mapping where they are missing; says what was done.
+    """Create bucket and InfluxQL mapping where they are missing; return what was done.
 
     To a bucket that was missing, or on demand (`ship_again`), everything will be shipped again.
     """
@@ -87,7 +87,7 @@ def _demand_again(settings: Settings, asked: bool) -> tuple[list[Finding], list[
         try:
             demand = demand_again(kind, path, target_of(settings.influxdb))
         except JournalError as error:
-            text = f"it is not shipped again, say `marketfeed setup --ship-again`: {error}"
+            text = f"it is not shipped again, run `marketfeed setup --ship-again`: {error}"
             findings.append(Finding(kind.name, "bad" if asked else "warning", text))
             continue
         if demand is not None and not demand.known:

@@ -23,7 +23,7 @@ def status_url(host: str, port: int) -> str:
 async def fetch_status(
     url: str, token: SecretSource | None = None, timeout_s: float = 5.0
 ) -> StatusReport:
-    """Fetch the report from `http://host:port`, telling `token`. Raises NoCollectorError."""
+    """Fetch the report from `http://host:port` with `token`. Raises NoCollectorError."""
     try:
         known = None if token is None else token.read()
     except OSError as error:

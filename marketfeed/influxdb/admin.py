@@ -27,9 +27,9 @@ _TYPES: Final = {float: "float", int: "integer", str: "string", bool: "boolean"}
 
 
 class InfluxError(MarketfeedError):
-    """InfluxDB did not answer, or with an error. The text says what to do.
+    """InfluxDB did not answer, or with an error. The text names what to do.
 
-    `refused`: it has answered, with a status (4xx) that says that nothing was done.
+    `refused`: it has answered, with a status (4xx) that means that nothing was done.
     """
 
     def __init__(self, text: str, status: int | None = None) -> None:
@@ -40,7 +40,7 @@ class InfluxError(MarketfeedError):
 class Clash(msgspec.Struct, frozen=True):
     """Something in the bucket that does not fit what will be written there, and what it leads to.
 
-    `refuses` says that it hurts what is written from now on, not only what old panels show.
+    `refuses`: it hurts what is written from now on, not only what old panels show.
     """
 
     measurement: str

@@ -1,4 +1,4 @@
-"""What an InfluxDB server's answer to a write means, and so what is to be done: the one place that says it.
+"""What an InfluxDB server's answer to a write means, and what is to be done: decided here alone.
 
 Pure. Statuses as InfluxDB 1.x (`/write`) and 2.x (`/api/v2/write`) give them; the rules are those of
 Telegraf's InfluxDB outputs, with one more: a refused batch is halved until the bad lines stand alone.
@@ -41,10 +41,10 @@ class Verdict(msgspec.Struct, frozen=True):
     * `misconfigured`: no line is at fault but the rights, the address or the settings; keep everything,
       raise an alarm, try again slowly.
 
-    `text` are the server's words, for people. `blames_lines` says that they speak of lines, so that a
+    `text` is the server's message, for people. `blames_lines`: the message is about lines, so that a
     halving will find the bad ones; otherwise it may be the request that is wrong. So many as
-    `beyond_retention` are older than what the bucket keeps. `pending` says that the lines may be carried
-    out yet, even after what is sent later; `answered`, that the server (or what is before it) has spoken.
+    `beyond_retention` are older than what the bucket keeps. `pending`: the lines may be carried out
+    yet, even after what is sent later. `answered`: the server (or a proxy before it) has answered.
     """
 
     action: Action

@@ -69,7 +69,7 @@ def candle_texts(
     trades: Iterable[int],
     open_times_ms: Iterable[int],
 ) -> list[str]:
-    """The lines of candles, closed or forming as their measurements say.
+    """The lines of candles, closed or forming by their measurements.
 
     `numbers` are the columns of `schema.CANDLE_FIELDS` before `trades`.
     """
@@ -95,7 +95,7 @@ def candle_text(
     trades: int,
     open_time_ms: int,
 ) -> str:
-    """The line of one candle, closed or forming as `measurement` says."""
+    """The line of one candle, closed or forming by its `measurement`."""
     floats = ((value,) for value in (o, high, low, c, volume, quote_volume, taker_buy_volume))
     (text,) = candle_texts((measurement,), (pair_tag,), floats, (trades,), (open_time_ms,))
     return text

@@ -92,7 +92,7 @@ class Shipped(Protocol):
         """Save ranges (measurement, first, last) that `target` has acknowledged."""
 
     def forget_if_demanded(self, target: str) -> bool:
-        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
+        """Forget what `target` has acknowledged if all is to be shipped again; return whether it is."""
 
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
         """Keep lines that `target` refused; returns how many older ones are gone by that."""
@@ -182,7 +182,7 @@ class Shipper:
         return self._shipped.first_gap(self._writer.next_seq)
 
     def end(self) -> None:
-        """Say that the collector stops: one last turn is tried, within the pace's `last_s`."""
+        """Prepare for the collector's stop: one last turn is tried, within the pace's `last_s`."""
         self._ending.set()
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._pace.last_s)

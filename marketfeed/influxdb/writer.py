@@ -1,4 +1,4 @@
-"""One POST of lines to InfluxDB: `/api/v2/write` (2.x, 3) or `/write` (1.x). Says what the answer means."""
+"""One POST of lines to InfluxDB: `/api/v2/write` (2.x, 3) or `/write` (1.x). Returns its meaning."""
 
 import asyncio
 import logging
@@ -69,7 +69,7 @@ class InfluxWriter:
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
                 allow_redirects=False,
             ) as response:
-                # What has arrived of it says what it is about; no more than that is wanted.
+                # The first bytes hold the error's message; no more than that is wanted.
                 answer = hide_token(await response.content.read(_ANSWER_BYTES), headers)
                 return judge(response.status, answer, response.headers, time.time())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

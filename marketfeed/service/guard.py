@@ -1,4 +1,4 @@
-"""Who may ask the status port, and what every answer says to browsers.
+"""Who may ask the status port, and the security headers of every answer.
 
 With a token, everything but `/health` needs it: as `Authorization: Bearer`, or as the password of Basic
 authentication, whatever the user's name, which a browser asks its user for. Without one, only a loopback
@@ -122,7 +122,7 @@ def _host_of(request: web.Request) -> str:
 
 
 def _of_another_site(request: web.Request) -> bool:
-    """Whether another site's page asks, by what the browser says; following a link from there is no harm."""
+    """Whether another site's page asks, by the browser's headers; following a link from there is no harm."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     return site not in {"none", "same-origin"} and request.headers.get("Sec-Fetch-Mode") != (
         "navigate"

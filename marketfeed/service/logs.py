@@ -30,7 +30,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     handler.setFormatter(Lines(journald=is_journald(sys.stderr, os.environ)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # A watchdog's SIGABRT: systemd's log then tells where each thread hung. Functions and lines alone.
+    # A watchdog's SIGABRT: systemd's log then shows where each thread hung. Functions and lines alone.
     faulthandler.enable()
 
 

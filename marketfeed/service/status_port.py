@@ -1,6 +1,6 @@
 """The status port: `/health`, `/metrics`, `/status` and the status page of a running service.
 
-Bound to 127.0.0.1 unless set otherwise; who may ask is `guard`'s to say. `/health` answers 200 while
+Bound to 127.0.0.1 unless set otherwise; who may ask is decided by `guard`. `/health` answers 200 while
 all is well and 503 with the reasons when not; it is never a reason to restart the service by itself.
 """
 

@@ -124,12 +124,12 @@ class SystemdNotifier:
         # Pairs have Chinese names; sdnotify knows Latin-1 alone, and systemd UTF-8.
         text = text[:STATUS_CHARS].encode("ascii", "backslashreplace").decode()
         if self._notifier is not None:
-            # It swallows whatever goes wrong: the next beat says it again.
+            # It swallows whatever goes wrong: the next beat sends it again.
             self._notifier.notify("\n".join((*states, f"STATUS={text}")))
 
 
 def _watchdog_s() -> float | None:
-    """How often systemd wants to hear of this very process (wall seconds), or None."""
+    """How often systemd expects a notification of this very process (wall seconds), or None."""
     named = os.environ.get("WATCHDOG_PID")
     if named and named != str(os.getpid()):
         return None

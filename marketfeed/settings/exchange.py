@@ -93,7 +93,7 @@ def _in_order(timeframes: tuple[str, ...]) -> tuple[str, ...]:
 class ExchangeSettings(Section):
     """What is collected, and from where.
 
-    `archive` says whether history may come from the public archive at `archive_url`, whose terms forbid
+    `archive`: whether history may come from the public archive at `archive_url`, whose terms forbid
     its use for live trading.
     `mark_price_every` is the stream's cadence, `funding_rate_every` the grid on which running funding
     rates are stored. `timeframes` are in ascending order, whatever order they were written in.

@@ -1,4 +1,4 @@
-"""From what the sources say to settings, or to a list of everything that is wrong with them.
+"""From what the sources hold to settings, or to a list of everything that is wrong with them.
 
 pydantic's own messages are never used: they print the value. What stands there is shown unless its key
 is named like a secret or it came from a credential file; of a URL everything up to its last @ and after
@@ -73,7 +73,7 @@ def _expected(model: type[BaseModel], path: KeyPath) -> str:
 
 
 def _nearest(model: type[BaseModel], path: KeyPath) -> str:
-    """Ask for the key that an unknown one may stand for, elsewhere or here, or say which there are."""
+    """Suggest the key that an unknown one may stand for, elsewhere or here, or list those there are."""
     name = str(path[-1])
     if elsewhere := [key for key in sources.keys(model) if key[-1] == name]:
         return f", did you mean {dotted(elsewhere[0])}?"

@@ -89,7 +89,7 @@ class InfluxSettings(Section):
 
     url: Annotated[str, address("http", "https")] | None = None
     api: Literal["v2", "v1"] = "v2"
-    # After `url` and `api`, which say whether it is needed.
+    # After `url` and `api`, which decide whether it is needed.
     org: Name | None = Field(default=None, validate_default=True)
     bucket: Name = "market_data"
     token: Secret | None = None

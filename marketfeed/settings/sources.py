@@ -89,7 +89,7 @@ class SettingsMistake:
 
 @dataclass(slots=True)
 class Reading:
-    """What the sources say. `complete` is false when there may be more in one than could be read."""
+    """What the sources hold. `complete` is false when there may be more in one than could be read."""
 
     data: dict[str, object] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Reading:
 
 
 _Text = tuple[KeyPath, str | None, Origin]
-"""What one source says of a key."""
+"""A key, its text and its place in one source."""
 
 
 def kind_of(value: object) -> str:
@@ -246,7 +246,7 @@ def _names(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
 
 
 def _put_all(model: type[BaseModel], texts: Iterable[_Text], reading: Reading) -> None:
-    """Lay what one source says over what was read before; a mapping as a whole goes before its keys."""
+    """Lay one source's values over what was read before; a mapping as a whole goes before its keys."""
     seen: dict[KeyPath, Origin] = {}
     for path, text, origin in sorted(texts, key=lambda item: len(item[0])):
         if path in seen:

@@ -35,7 +35,7 @@ class StatusSettings(Section):
     host: Host = "127.0.0.1"
     port: Port = 9108
     token: Secret | None = None
-    # After `host` and `token`, which say whether it is needed.
+    # After `host` and `token`, which decide whether it is needed.
     token_file: Annotated[AbsolutePath | None, secret_file("status.token")] = Field(
         default=None, validate_default=True
     )

@@ -2,7 +2,7 @@
 
 Every scalar stays the text that was written there, so nothing is turned into something else on the way
 (YAML itself would read 3:00 as 180 and no as false), and text means the same here and in the environment.
-Mistakes say lines, never contents: a secret may have strayed into the file.
+Mistakes name lines, never contents: a secret may have strayed into the file.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 `Faults.start` takes one of `fault_kinds`; it ends by itself when its time is over or it has struck often
 enough, or by `end`. What a fault costs costs nothing while there is none: the hooks are empty then.
-What was published stays the truth: each closing candle tells from how many listeners it was withheld.
+What was published stays the truth: each closing candle records from how many listeners it was withheld.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ class CountLimit:
         self._times: deque[float] = deque(maxlen=limit)
 
     def allow(self, now: float) -> bool:
-        """Count an event at `now` if it fits; say whether it did."""
+        """Count an event at `now` if it fits; return whether it did."""
         times = self._times
         if len(times) == times.maxlen and now - times[0] < self._window:
             return False

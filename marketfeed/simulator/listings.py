@@ -43,7 +43,7 @@ class Rename(_Change, frozen=True, tag_field="change", tag="rename"):
 
 
 class SetStatus(_Change, frozen=True, tag_field="change", tag="status"):
-    """exchangeInfo tells this status from now on; frames come while it is TRADING.
+    """exchangeInfo lists this status from now on; frames come while it is TRADING.
 
     None takes it out of exchangeInfo altogether. REST's candles go on as if nothing were.
     """
@@ -109,7 +109,7 @@ class Listings:
         self._listed = None
 
     def set_status(self, symbol: str, status: str | None) -> None:
-        """Tell another status, or with None nothing any more."""
+        """List another status from now on; with None the symbol is not listed any more."""
         self._status[symbol] = status
         self._listed = None
 

@@ -156,7 +156,7 @@ class Replay:
         return []
 
     def funding_infos(self) -> list[FundingInfo]:
-        """Return nothing: a recording tells no intervals."""
+        """Return nothing: a recording holds no intervals."""
         return []
 
 

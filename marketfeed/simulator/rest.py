@@ -55,7 +55,7 @@ class Rest:
     """Answers REST requests from a venue.
 
     `now_ms` gives exchange time; `catch_up` brings the venue to it, so that an answer never shows less
-    than what is past on the clock that `time` tells.
+    than what is past on the clock that `time` returns.
     """
 
     def __init__(

@@ -246,7 +246,7 @@ class Simulator:
             raise
 
     def _advance(self, at_most_ms: int | None) -> bool:
-        """Let time go on; say whether the clock is still ahead."""
+        """Let time go on; return whether the clock is still ahead."""
         now_ms = self.now_ms()
         target_ms = now_ms
         # A recording may jump; it has few frames.

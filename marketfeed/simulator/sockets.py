@@ -93,7 +93,7 @@ class Connection:
         self._messages = CountLimit(MESSAGES_PER_SECOND, 1.0)
 
     def send(self, stream: str | None, payload: bytes, frame: bytes) -> bool:
-        """Take a payload, and the same as a WebSocket frame; say whether it will be sent as it is."""
+        """Take a payload, and the same as a WebSocket frame; return whether it will be sent as it is."""
         if self.cut:
             return False
         if self.gate is None:
@@ -382,7 +382,7 @@ class Hub:
         await connection.web_socket.close(code=WSCloseCode.POLICY_VIOLATION, message=reason)
 
     def _forget(self, connection: Connection) -> None:
-        """Drop what a connection had; it may be gone already."""
+        """Drop a connection and its streams; it may be gone already."""
         if self._connections.pop(connection.number, None) is None:
             return
         for name in tuple(connection.names):

@@ -23,7 +23,7 @@ class Stream(msgspec.Struct, eq=False):
 class ClosedCandle(msgspec.Struct, frozen=True, gc=False):
     """A candle whose closing frame was published: the truth to compare with.
 
-    `event_time_ms` is the frame's `E`. Prices are quote per base, volumes base unless they say quote.
+    `event_time_ms` is the frame's `E`. Prices are quote per base, volumes base unless named quote.
     """
 
     symbol: str

@@ -219,7 +219,7 @@ def notes_of(kind: Kind, db: sqlite3.Connection) -> Notes:
 def name_measurements(db: sqlite3.Connection, measurements: Sequence[str]) -> None:
     """Make `Notes` of `OlderNotes`, with what was acknowledged for each of these measurements.
 
-    Those that a file of the older version holds: what it has acknowledged says nothing of others.
+    Those that a file of the older version holds: what it has acknowledged proves nothing about others.
     """
     older = db.execute("SELECT target, first, last FROM shipped").fetchall()
     db.execute("DROP TABLE shipped")

@@ -41,7 +41,7 @@ class BackupReport(msgspec.Struct, frozen=True):
 def back_up(
     kind: Kind, source: Path, destination: Path, report_progress: ReportProgress
 ) -> BackupReport:
-    """Copy the file at `source` to `destination`. `report_progress` hears stage and fraction.
+    """Copy the file at `source` to `destination`. `report_progress` is called with stage and fraction.
 
     Raises BackupError: nothing stands at `destination` then that was not there before. Raises what
     `inspect` raises when `source` is no file of that kind.

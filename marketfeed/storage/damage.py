@@ -1,6 +1,6 @@
 """What is damage of a durable SQLite file and what is a failed read, and what becomes of a damaged file.
 
-SQLite does not tell them apart. A statement whose read fails with EIO ends with SQLITE_CORRUPT ("database
+SQLite does not distinguish them. A statement whose read fails with EIO ends with SQLITE_CORRUPT ("database
 disk image is malformed"), and quick_check answers it as a text. So a file counts as damaged only when it is
 found so twice, and every byte of it could be read in between.
 """
@@ -62,7 +62,7 @@ def is_certain(error: BaseException | None) -> bool:
 
 
 def is_failed_read(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the disk refused."""
+    """Whether SQLite reports that the disk refused."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
 
 
@@ -107,7 +107,7 @@ def _judge(verdict: str) -> None:
         return
     error = damage(verdict)
     if found := _CODE.search(verdict):
-        # A page that could not be read: the code says why.
+        # A page that could not be read: the code names the reason.
         code = int(found[1])
         text = (
             "disk I/O error"
@@ -189,7 +189,7 @@ def set_aside_beside(path: Path) -> tuple[str, ...]:
 
 
 def aside_reason(name: str, found: Sequence[str]) -> str:
-    """What `/health` says of damaged predecessors of a `name`, and what is to be done about them."""
+    """The reason in `/health` for damaged predecessors of a `name`, and what is to be done about them."""
     many = len(found) > 1
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return (

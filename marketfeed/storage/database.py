@@ -205,7 +205,7 @@ class Database:
             if is_damage(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
                 text = f"{self.kind.name} {self.path}: {error}"
                 raise JournalWriteError(text, damaged=True) from error
-            # Busy, or nothing left to open it with: that says nothing of the file.
+            # Busy, or nothing left to open it with: that proves nothing about the file.
             log.debug("%s not looked at error=%r", self.kind.name, str(error))
 
     @contextlib.contextmanager
@@ -216,7 +216,7 @@ class Database:
 
 
 def holder(path: Path) -> str:
-    """The process that writes the file at `path`, "unknown" if it does not say; empty: nobody does."""
+    """The process that writes the file at `path`, "unknown" if the lock names none; empty: nobody does."""
     with contextlib.suppress(OSError), Path(f"{path}.lock").open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -336,7 +336,7 @@ def recognise(kind: Kind, path: Path, db: sqlite3.Connection, *, writing: bool =
             f"(application_id {application_id:#x}, expected {kind.application_id:#x}); "
             "nothing was changed"
         )
-    # One that is not newer is known without its saying so.
+    # One that is not newer is known without `meta`.
     if version > kind.version:
         asked = schema.version_asked(version, _meta(db, writing=writing))
         if asked > kind.version:

@@ -57,7 +57,7 @@ class FileThread(abc.ABC, Generic[F]):
         return await self._in_thread(lambda: self._run(function))
 
     async def look_beside(self) -> None:
-        """Bring `beside` up to date; it stays as it is while the disk does not say."""
+        """Bring `beside` up to date; it stays as it is while the disk cannot be read."""
         await asyncio.to_thread(self._look_beside)
 
     @abc.abstractmethod

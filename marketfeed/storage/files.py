@@ -11,9 +11,9 @@ BESIDE: Final = ("-wal", "-shm")
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of its name; None if there is none.
+    """What distinguishes a file from another one of its name; None if there is none.
 
-    Raises OSError when the disk does not say.
+    Raises OSError when the disk cannot be read.
     """
     try:
         found = path.stat()

@@ -100,7 +100,7 @@ class NumberedFile:
             self._notes.note(target, ranges)
 
     def forget_if_demanded(self, target: str) -> bool:
-        """Forget what `target` has acknowledged if it is demanded that all be shipped again; says so."""
+        """Forget what `target` has acknowledged if all is to be shipped again; return whether it is."""
         with self._transaction():
             return self._notes.take_demand(target)
 
@@ -117,8 +117,8 @@ class NumberedFile:
             with self._database.transaction():
                 before = self.db.total_changes
                 yield
-                # So that what is derived from the rows, and kept, can tell that another version wrote. Not
-                # for nothing: retention that finds nothing would have the disk synced for each pair.
+                # So that readers of what is derived from the rows, and kept, see that another version wrote.
+                # Not for nothing: retention that finds nothing would have the disk synced for each pair.
                 if self._counts_commits and self.db.total_changes != before:
                     self._count_commit()
         except BaseException:

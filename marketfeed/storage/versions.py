@@ -31,7 +31,7 @@ def versions(kind: Kind) -> range:
 
 def change_version(kind: Kind, path: Path, version: int) -> Conversion:
     """Take the file at `path` to one of `versions`; nobody may be writing it. Raises as `convert` does."""
-    # Says what is there before anything is opened to be written.
+    # Reports what is there before anything is opened to be written.
     require(kind, path, writing=True)
     started_s = time.perf_counter()
     before = convert(kind, path, version)

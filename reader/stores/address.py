@@ -1,4 +1,4 @@
-"""The choice of a store by its address, and what the environment says of it."""
+"""The choice of a store by its address and the environment."""
 
 import os
 from pathlib import Path

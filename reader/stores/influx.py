@@ -163,7 +163,7 @@ class InfluxStore:
         return np.array(answer.rows(queries.SETTLED_RATES), np.float64).reshape(-1, 2)
 
     def version(self) -> Hashable:
-        """A value that differs after POLL_S: an InfluxDB does not tell that something was written."""
+        """A value that differs after POLL_S: an InfluxDB does not signal that something was written."""
         return int(time.monotonic() / POLL_S)
 
     # --- inside -----------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def decode(content_type: str, body: bytes, foreign: Callable[[object], Exception
 
 
 def words(content_type: str, body: bytes) -> str:
-    """What a server says in an answer that is an error, on one line."""
+    """The message of an answer that is an error, on one line."""
     decoder = msgspec.msgpack.decode if content_type == MSGPACK else msgspec.json.decode
     try:
         decoded = decoder(body, type=_Words)

@@ -130,8 +130,8 @@ def _edges(
 ) -> dict[str, _Edges]:
     """Open times of the first and newest closed candle of each pair.
 
-    What lies outside the range is asked for where it matters. What lies in it the rows alone tell: asked
-    for now, a candle that has come since they were read would count, and be absent from them.
+    What lies outside the range is asked for where it matters. What lies in it is read from the rows
+    alone: asked for now, a candle that has come since they were read would count, and be absent from them.
     """
     times_ms = {
         pair: [int(rows[0, 0]), int(rows[-1, 0])] if len(rows) else []
@@ -156,7 +156,7 @@ def _edges(
 
 
 def _open_ends(query: CandleQuery, rows: _Floats, length_ms: int) -> tuple[bool, bool]:
-    """Whether candles before the range, and after it, could change what the rows say of its ends."""
+    """Whether candles before the range, and after it, could change what the rows show of its ends."""
     before, after = query.start_ms > 0, query.end_ms < queries.OPEN_END_MS
     cut = _lacking(query, rows) == 0
     # Of parts that make no whole candle, the age goes by what lies outside.

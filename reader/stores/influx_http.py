@@ -115,7 +115,7 @@ class InfluxHttp:
         """
         found = self._query([*statements, LAST], parameters)
         if found.error == NOT_EXECUTED:
-            # 1.x says of the failed statement what it says of those after it; alone it says why.
+            # 1.x answers the failed statement as it does those after it; sent alone it gives the reason.
             alone = (self._query([statement], parameters).error for statement in statements)
             found = found._replace(error=next(filter(None, alone), NOT_EXECUTED))
         if found.error is not None:

@@ -52,7 +52,7 @@ _STORES: Final[WeakSet["SqliteStore"]] = WeakSet()
 
 
 class _Opened(NamedTuple):
-    """What tells the files that were opened from others of the same name; `wal` None: immutable."""
+    """What distinguishes the files that were opened from others of the same name; `wal` None: immutable."""
 
     file: tuple[int, ...]
     wal: tuple[int, int] | None
@@ -241,7 +241,7 @@ class SqliteStore:
         self._wal_path = Path(f"{self._path.resolve()}-wal")
         opened = _look(self._path, self._wal_path)
         if not os.access(self._path, os.R_OK):
-            # SQLite's own error would not tell this from a collector that is just starting.
+            # SQLite's own error would not distinguish this from a collector that is just starting.
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         mode = "mode=ro" if opened.wal else "mode=ro&immutable=1"
         # The authority is empty, so that a path with two slashes in front stays a path.

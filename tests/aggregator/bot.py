@@ -1,7 +1,7 @@
 """A Freqtrade bot's REST API on loopback that counts: answers, statuses and trades as Freqtrade 2026.9's.
 
 In a test: `async with CountingBot() as bot`, then set `bot.behaviour`. As a process, for runs in which the
-aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; tells its url and appends
+aggregator is killed: `python -m tests.aggregator.bot --port 0 --log posts.jsonl`; prints its url and appends
 every order that it receives to the file, before it does anything else with it.
 """
 
@@ -34,7 +34,7 @@ Behaviour = Literal[
     "error_500_empty",  # opens none, 500 in Freqtrade's words
     "bad_gateway",  # opens none, 502 as a proxy's
     "gateway_timeout",  # opens a trade, 504 as a proxy's
-    "error_json",  # opens none, 503 with an "error" in JSON, as no Freqtrade says it
+    "error_json",  # opens none, 503 with an "error" in JSON, as no Freqtrade answers
     "redirect",  # 302
     "unauthorized",  # 401 to everything
     "hang",  # opens a trade and never answers; looks are answered
@@ -64,7 +64,7 @@ MIX: dict[Behaviour, int] = {
     "cut_empty": 1,
     "cut_body": 1,
 }
-"""How often each is drawn. One that opens none and does not say so holds up all orders until it is lost."""
+"""How often each is drawn. One that opens none and answers otherwise holds up all orders until it is lost."""
 OPEN_AT_MOST = 200
 """Older trades are closed, as a bot's are sooner or later."""
 
@@ -263,7 +263,7 @@ class CountingBot:
         return web.json_response([trade for trade in self.trades if trade["is_open"]])
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
-        # The first of its order are given: by id, unless told otherwise, the oldest.
+        # The first of its order are given: by id, the oldest by default.
         closed = [trade for trade in self.trades if not trade["is_open"]]
         if request.query.get("order_by_id", "true") == "false":
             closed.reverse()

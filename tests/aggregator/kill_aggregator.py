@@ -128,7 +128,7 @@ def living(function: Callable[[], None]) -> Iterator[None]:
 
 
 class Events:
-    """What bot and feeders tell while they go on: a byte for each order received and signal answered."""
+    """What bot and feeders report while they go on: a byte for each order received and signal answered."""
 
     def __init__(self) -> None:
         self._near, self.far = os.pipe()

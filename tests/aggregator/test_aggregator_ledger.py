@@ -221,7 +221,7 @@ def test_whose_trade_it_is(ledger: Ledger) -> None:
             )
         ]
 
-    # Its number was another trade's, days ago; the one that was sent next says that 8 is its own.
+    # Its number was another trade's, days ago; the one that was sent next has 8 as its own.
     assert owners(7, sent_ms[2] + 1) == [2, 5]
     assert owners(7, sent_ms[3] + 1) == [2, 5]
     assert owners(8, sent_ms[3] + 1) == []

@@ -140,7 +140,7 @@ def test_a_full_disk_stores_nothing_forwards_nothing_and_heals(tmp_path: Path) -
             assert answer.status == 503
             assert "signals cannot be stored: ledger " in str(answer.json)
             held = set(ordered(orders)) - noted(manager.runs[0], small.path, tmp_path)
-            assert not held, "ordered, and the ledger did not say so before"
+            assert not held, "ordered, and the ledger did not hold it before"
             # No restart would make room: it is fed for.
             manager.fed_for(1.2 * WATCHDOG_S)
             assert get(health).status == 503
@@ -160,7 +160,7 @@ def test_a_full_disk_stores_nothing_forwards_nothing_and_heals(tmp_path: Path) -
 
 
 def noted(pid: int, disk: Path, scratch: Path) -> set[str]:
-    """The pairs whose orders may have been sent, as the ledger says while its process stands still."""
+    """The pairs whose orders may have been sent, as the ledger holds them while its process stands still."""
     (copy := scratch / "copy").mkdir()
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -52,7 +52,7 @@ _LIBRARIES: Final = (
 
 
 class _Progress:
-    """One line on standard error that says what is being measured."""
+    """One line on standard error that names what is being measured."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()

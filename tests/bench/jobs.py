@@ -1,4 +1,4 @@
-"""What the benchmark and its processes tell each other: one JSON line each, over stdin and stdout."""
+"""What the benchmark and its processes send each other: one JSON line each, over stdin and stdout."""
 
 import sys
 from typing import TypeVar

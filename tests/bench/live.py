@@ -1,6 +1,6 @@
 """The real collector beside the simulated exchange at the pace of real time, watched from outside.
 
-Processes as users start them; the truth is what the exchange says it has sent. A reader in this process
+Processes as users start them; the truth is what the exchange reports as sent. A reader in this process
 notes when each newest candle could first be read.
 """
 

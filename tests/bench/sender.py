@@ -44,7 +44,7 @@ class _Connection:
         self._lock = threading.Lock()
 
     def receive(self) -> bool:
-        """Take in what the client says next; False when it has gone."""
+        """Read the client's next message; False when it has gone."""
         try:
             data = self._socket.recv(65_536)
         except OSError:

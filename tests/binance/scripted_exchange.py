@@ -1,4 +1,4 @@
-"""A WebSocket server on loopback that does what a test tells it, and notes what it saw.
+"""A WebSocket server on loopback that does what a test scripts, and notes what it saw.
 
 A script is a coroutine that takes a Session. `market` is the well-behaved one: it acknowledges commands
 and sends one frame for every stream that is subscribed.
@@ -64,7 +64,7 @@ Script = Callable[[Session], Awaitable[None]]
 
 
 def frame(stream: str, number: int = 0) -> str:
-    """A frame that is told apart by its number; the feed does not look further."""
+    """A frame that is distinguished by its number; the feed does not look further."""
     return json.dumps({"stream": stream, "data": {"n": number}}, ensure_ascii=False)
 
 

@@ -91,7 +91,7 @@ def has_all(report: StatusReport) -> bool:
 
 
 def exposed(text: str) -> tuple[dict[str, str], dict[str, set[str]], dict[str, float]]:
-    """What an exposition says: kinds by metric, labels by sample, values by sample with its labels."""
+    """An exposition as read: kinds by metric, labels by sample, values by sample with its labels."""
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     labels: dict[str, set[str]] = {}
     values = {}
@@ -136,6 +136,6 @@ def test_metrics_keep_their_names_labels_and_values(
         *(f'newest_close_age_seconds{{timeframe="{name}"}}' for name in TIMEFRAMES),
     ):
         assert f"marketfeed_{sample}" in values
-    # The old name, kept for one release, tells the same.
+    # The old name, kept for one release, has the same value.
     assert report.journal.dead_letters == report.journal.rejected_frames
     assert values["marketfeed_dead_letters"] == values["marketfeed_rejected_frames"]

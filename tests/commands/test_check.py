@@ -1,4 +1,4 @@
-"""What `check` says of settings alone."""
+"""What `check` reports of settings alone."""
 
 from typing import Any
 

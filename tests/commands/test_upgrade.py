@@ -1,4 +1,4 @@
-"""`marketfeed upgrade` and `run --upgrade`, and what `check` and `status` say of a schema version."""
+"""`marketfeed upgrade` and `run --upgrade`, and what `check` and `status` report of a schema version."""
 
 import contextlib
 import json
@@ -151,7 +151,7 @@ def test_a_version_that_there_is_not(
 
 
 def refused(marketfeed: Run, path: Path, *arguments: str) -> str:
-    """What `upgrade` says when it exits with 1; nothing has been touched."""
+    """What `upgrade` prints when it exits with 1; nothing has been touched."""
     before = path.read_bytes() if path.exists() else None
     done = marketfeed("upgrade", *arguments)
     assert done.returncode == 1, done.stdout
@@ -278,7 +278,7 @@ def background(*arguments: str | Path, **variables: str) -> Iterator[Line]:
 
 
 def started(config: Path, simulator: dict[str, str], *options: str) -> tuple[str, str]:
-    """Start a collector and stop it; what its log says first of the journal, and what `status` shows."""
+    """Start a collector and stop it; what it logs first of the journal, and what `status` shows."""
     variables = {f"MARKETFEED_EXCHANGE__{name.upper()}": url for name, url in simulator.items()}
     with background("run", "--config", config, *options, **variables) as line:
         first = line(r"journal (?:migrated|not upgraded|damaged)[^\n]*|status_url=(\S+)")
@@ -332,7 +332,7 @@ def test_run_upgrade_without_a_journal(config: Path, path: Path, simulator: dict
 
 
 def test_a_start_that_cannot_upgrade_goes_on(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is wrong with the file, its start says afterwards as it always does."""
+    """What is wrong with the file, its start reports afterwards as it always does."""
     path.touch()
     upgrade_at_start(path)
     assert caplog.records == []
@@ -353,7 +353,7 @@ def test_a_start_for_whom_the_place_is_closed(
     journal(folder / "journal.db", 2)
     if os.geteuid() != 0:
         folder.chmod(0)
-    # It says so, and leaves the word to the collector's own start.
+    # It reports that, and leaves the rest to the collector's own start.
     as_nobody(lambda: upgrade_at_start(folder / "journal.db"))
     folder.chmod(0o700)
     assert version(folder / "journal.db") == 2

@@ -1,4 +1,4 @@
-"""Cold starts around a minute's boundary: when feeders have their 499 candles, and what `/health` says.
+"""Cold starts around a minute's boundary: when feeders have their 499 candles, and what `/health` answers.
 
 `python -m tests.faults.cold_start --moments 12 --pairs 40` runs a simulated exchange in real time, and beside
 it, some at a time, collectors that begin with a fresh journal at moments around a minute's boundary. A feeder

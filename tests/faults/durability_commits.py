@@ -1,4 +1,4 @@
-"""Commits to a journal N times and says so after each, for strace (`durability_commits.py PATH N`)."""
+"""Commits to a journal N times and prints each, for strace (`durability_commits.py PATH N`)."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What an exchange tells of candles by REST against what a journal holds: complete or not, value by value."""
+"""An exchange's candles by REST against those that a journal holds: complete or not, value by value."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def good(self) -> bool:
-        """Whether every candle is stored as REST tells it, and no other."""
+        """Whether every candle is stored as REST answers it, and no other."""
         return not (self.missing or self.different or self.extra)
 
 

@@ -49,7 +49,7 @@ def settings_for(path: Path, sim: Simulator, **exchange: Any) -> Settings:
 
 
 class _StatusUrl(logging.Handler):
-    """Catches the address that the collector tells in its log."""
+    """Catches the address that the collector logs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Line:
 
     @property
     def report(self) -> StatusReport:
-        """What the collector says of itself now."""
+        """The collector's report now."""
         return self.collector.report()
 
     @property

@@ -46,7 +46,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return not (self.wrong or self.unlisted or self.invented)
 
     def text(self) -> str:
-        """What a row of the scoreboard says of losses."""
+        """The losses of a row of the scoreboard."""
         if not self.good:
             return (
                 f"wrong {len(self.wrong)}, unreported {len(self.unlisted)}, "
@@ -73,7 +73,7 @@ def judge(path: Path, published: Iterable[Published], since_ms: int, until_ms: i
     """Compare a journal with what was published, of candles that lie in since_ms..until_ms wholly.
 
     A stored candle without trades that was never published is not counted as invented: an exchange may
-    send no frame of it. Whether there is one is for its REST to tell.
+    send no frame of it. Whether there is one is in its REST answers.
     """
     truth = {
         (one.pair, one.timeframe, one.open_time_ms): one

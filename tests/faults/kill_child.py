@@ -1,4 +1,4 @@
-"""The collector as its killer runs it: it tells, over a pipe, what its journal has committed.
+"""The collector as its killer runs it: it reports, over a pipe, what its journal has committed.
 
 Nothing of the collector is replaced: the journal is a subclass that speaks after `write` has returned.
 """
@@ -74,7 +74,7 @@ Report: TypeAlias = Callable[[Message], None]
 
 
 def collect_and_report(settings: Settings, pipe_fd: int) -> None:
-    """Run a collector until SIGTERM, telling what it commits on `pipe_fd`."""
+    """Run a collector until SIGTERM, reporting what it commits on `pipe_fd`."""
     encode = msgspec.msgpack.Encoder().encode
 
     def report(message: Message) -> None:

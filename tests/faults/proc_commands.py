@@ -115,7 +115,7 @@ class Process:
 
 
 class Collecting(Process):
-    """`marketfeed run`, and what it says of itself."""
+    """`marketfeed run`, and its report."""
 
     _url = ""
 

@@ -1,7 +1,7 @@
 """A small disk: a tmpfs that one process alone sees, in a mount namespace of its own.
 
 The test reaches it as `/proc/<pid>/root/…`. Needs no privileges where users may make namespaces. In a
-container or chroot where nobody may, tests that ask for one are skipped, and say so; in CI they fail.
+container or chroot where nobody may, tests that ask for one are skipped with that reason; in CI they fail.
 """
 
 import errno

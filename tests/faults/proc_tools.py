@@ -42,7 +42,7 @@ def strace() -> Tool:
 
 @cache
 def faketime() -> Tool:
-    """The library that, preloaded, tells a process another wall clock time."""
+    """The library that, preloaded, gives a process another wall clock time."""
     name = "libfaketimeMT.so.1"
     pattern = f"*/faketime/{name}"
     for path in Path("/usr/lib").glob(pattern):

@@ -19,10 +19,10 @@ PATH: Final = pytest.StashKey[Path]()
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one fault.
 
-    `lost` says what of the stored data is missing or wrong afterwards, and whether that was reported.
+    `lost` is what of the stored data is missing or wrong afterwards, and whether that was reported.
     `noticed_after_s` runs from the fault to its showing in the report, `whole_after_s` from the fault
     until all is well again (None: never, or there was nothing to notice or mend); both are exchange
-    seconds. `others_disturbed` says what it did to data or connections that it was not aimed at.
+    seconds. `others_disturbed` is what it did to data or connections that it was not aimed at.
     """
 
     fault: str

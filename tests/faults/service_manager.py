@@ -25,7 +25,7 @@ ABORT_S: Final = 2.0
 TRACED_ABORT_S: Final = 60.0
 """Wall seconds for it where a tracer looks on: each of the many writes of faulthandler stops twice for it."""
 _CREDENTIALS: Final = struct.Struct("3i")
-# systemd tells the main process's id; a shell that becomes it knows that.
+# systemd reports the main process's id; a shell that becomes it knows that.
 _AS_MAIN: Final = ("sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh")
 
 

@@ -1,8 +1,8 @@
-"""The collector beside an exchange that has faults all the time: what it loses, and whether it tells.
+"""The collector beside an exchange that has faults all the time: what it loses, and whether it reports that.
 
 `python -m tests.faults.soak --exchange-hours 24 --speed 120` starts both as processes of their own and
 strikes by a seeded schedule. At the end every closing candle that was published must be stored with its
-numbers, nothing else may be stored, the exchange's REST must tell the same, and the collector's memory,
+numbers, nothing else may be stored, the exchange's REST must answer the same, and the collector's memory,
 file descriptors and tasks must be where they were. Exit 1 if not so.
 
 The proof of healing, some hours long: `--exchange-hours 48 --speed 60 --disconnects 1000 --kills 10
@@ -78,7 +78,7 @@ class Options(msgspec.Struct, frozen=True):
     rollovers: int = 0
     """So many at least; connections are old after minutes then."""
     silent_empty: bool = False
-    """Whether nothing tells of intervals without trades."""
+    """Whether nothing reports intervals without trades."""
     within_s: float | None = None
     """Exchange seconds after the last fault at which the collector is stopped; None: when all is well."""
 
@@ -282,7 +282,7 @@ class _Run:
         )
 
     def outcome(self) -> Outcome:
-        """Compare, and say what came of it."""
+        """Compare, and return the outcome."""
         options, report = self._options, self._report
         if report is None or self._audit is None or self._command is None:
             raise SoakError("not ended")
@@ -408,7 +408,7 @@ class _Run:
         return dict(sorted(found.items()))
 
     def _audit_by_command(self) -> AuditReport:
-        """What the operator's command says of the whole journal, from the first whole minute on."""
+        """What the operator's command reports of the whole journal, from the first whole minute on."""
         since_ms = _full_minute(self._since_ms)
         done = subprocess.run(
             [

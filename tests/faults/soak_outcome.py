@@ -34,8 +34,8 @@ class Outcome(msgspec.Struct, frozen=True):
     each quarter of the time; `files` and `tasks` their number at first, at most and at the end. `errors`
     are the lines of that level in the collector's logs. `healed_after_s` are exchange seconds from the
     last fault's end until no candle was missing; `gaps` counts those of candles by state, `audit` is what
-    the exchange's REST says of the journal in the end, and `percent`, `series` and `command_…` what the
-    command `marketfeed audit --all` says. `rollovers` are counted by how they ended. `rewritten` is how
+    the exchange's REST shows of the journal in the end, and `percent`, `series` and `command_…` what the
+    command `marketfeed audit --all` reports. `rollovers` are counted by how they ended. `rewritten` is how
     often a stored candle was seen to change, `worse` those that became ones of fewer trades.
     `coverage_mistakes` is what the journal's coverage says of `covered_series` that its rows do not.
     """
@@ -107,7 +107,7 @@ def complaints(outcome: Outcome) -> list[str]:
             found.append(f"{count} candles {what}")
     if outcome.percent != PERFECT or outcome.command_different or outcome.command_errors:
         found.append(
-            f"marketfeed audit says {outcome.percent:.4f} %: {outcome.command_missing} missing, "
+            f"marketfeed audit reports {outcome.percent:.4f} %: {outcome.command_missing} missing, "
             f"{outcome.command_different} different, errors {outcome.command_errors[:3]}"
         )
     if outcome.coverage_mistakes:

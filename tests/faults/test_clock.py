@@ -189,6 +189,6 @@ def test_no_name_server_at_the_start(
     scoreboard.add(
         Row(
             fault=f"a name server that {'hangs' if hangs else 'refuses'}, at the start",
-            lost="nothing: it asks again, says so, and stops at once",
+            lost="nothing: it asks again, logs that, and stops at once",
         )
     )

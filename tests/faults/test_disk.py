@@ -1,4 +1,4 @@
-"""The disk is full, read-only, or tells nonsense; what the collector does then, and that it heals."""
+"""The disk is full, read-only, or returns nonsense; what the collector does then, and that it heals."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """When a commit has returned, the kernel was asked to put it on the disk, and has answered that it is.
 
-Seen in the system calls themselves. It says nothing about what a disk does with that when power fails.
+Seen in the system calls themselves. It proves nothing about what a disk does with that when power fails.
 """
 
 import os

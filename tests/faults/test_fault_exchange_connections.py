@@ -46,7 +46,7 @@ def test_a_half_open_connection_is_replaced(path: Path, scoreboard: Scoreboard) 
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)
         first, _ = line.sim.hub.connections
-        # Which of the collector's connections that is, their streams tell.
+        # Which of the collector's connections that is, their streams show.
         assert line.collector._reporter.parts is not None
         mine = line.collector._reporter.parts.feed.connections()
         at = [set(one.streams) for one in mine].index(set(first.names))

@@ -1,4 +1,4 @@
-"""What streams lose is fetched within seconds of its close, and is what the exchange's REST tells."""
+"""What streams lose is fetched within seconds of its close, and is what the exchange's REST answers."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""History as an operator meets it: killed at any point, beside a running collector, and what it says."""
+"""History as an operator meets it: killed at any point, beside a running collector, and what it reports."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""REST is down, hangs, refuses or lies: the collector says so, asks with patience, collects what it can."""
+"""REST is down, hangs, refuses or lies: the collector reports it, asks patiently, collects what it can."""
 
 import asyncio
 import contextlib
@@ -241,7 +241,7 @@ def test_a_server_time_that_the_frames_contradict(
         assert (verdict.good, verdict.listed, verdict.published) == (True, 0, 8), verdict
         scoreboard.add(
             Row(
-                fault=f"the server tells a time {hours:+d} h off its frames'",
+                fault=f"the server answers a time {hours:+d} h off its frames'",
                 lost=verdict.text(),
                 noticed_after_s=(found_ms - fault_ms) / 1000,
                 whole_after_s=(whole_ms - fault_ms) / 1000,
@@ -275,7 +275,7 @@ def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken
     ids=["not-given", "three-hours-ahead"],
 )
 def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault: Fault) -> None:
-    """Its clock is ahead, or the exchange's is: what REST tells of forming candles would close."""
+    """Its clock is ahead, or the exchange's is: what REST answers of forming candles would close."""
 
     async def run() -> None:
         options = SimulatorOptions(pairs=2, timeframes=("1m",), speed=60.0)

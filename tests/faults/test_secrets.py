@@ -44,14 +44,14 @@ def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
 
 
 def assert_silent(where: str, *contents: str | bytes) -> None:
-    """Fail if the canary is in any of `contents`, plain or in base64 (without saying it again)."""
+    """Fail if the canary is in any of `contents`, plain or in base64 (without showing it again)."""
     encoded = {base64.b64encode(b" " * n + CANARY.encode())[4 : -4 - n] for n in range(3)}
     for content in contents:
         data = content.encode() if isinstance(content, str) else content
         for sign in (CANARY.encode(), *encoded):
             at = data.find(sign)
             shown = data[max(at - 200, 0) : at + 80].replace(CANARY.encode(), b"<CANARY>")
-            assert at < 0, f"{where} tells a secret: {shown!r}"
+            assert at < 0, f"{where} shows a secret: {shown!r}"
 
 
 def assert_no_file_holds(directory: Path, *but: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_token_file_that_no_header_can_hold(
         with Collecting(
             [*MARKETFEED, "run", "--config", config], tmp_path / "run.log"
         ) as collector:
-            # It collects on, and says that it cannot ship.
+            # It collects on, and reports that it cannot ship.
             wait_until(lambda: collector.status()["mark_price_age_s"] is not None)
             wait_until(lambda: "token file" in str(collector.status()["shipping"]["trouble"]))
             for page in ("/status", "/metrics", "/health"):
@@ -177,7 +177,7 @@ def variables(sections: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
 
 
 def refusal(config: Path | None, environ: Mapping[str, str]) -> str:
-    """What loading these settings says; it must refuse them, and keep the secret in every form."""
+    """The mistakes of these settings; loading must refuse them, and keep the secret in every form."""
     with pytest.raises(SettingsError) as caught:
         load_settings(config, environ)
     error = caught.value

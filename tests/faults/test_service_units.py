@@ -1,4 +1,4 @@
-"""The unit files: hardened as far as systemd can tell, without a mistake, and what they start exists."""
+"""The unit files: hardened as far as systemd can check, without a mistake, and what they start exists."""
 
 import configparser
 import os

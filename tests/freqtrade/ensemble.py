@@ -109,14 +109,16 @@ def state_of(directory: Path, pair: str) -> str:
     return found[0][0] if found else ""
 
 
-def ensemble(directory: Path, require: Callable[[object, str], None]) -> list[tuple[Any, ...]]:
+def ensemble(
+    python: Path, directory: Path, require: Callable[[object, str], None]
+) -> list[tuple[Any, ...]]:
     """Forward to a real Freqtrade; cut and kill between order and answer. Returns lines to show."""
     pairs = choose_pairs(4)
     lines: list[tuple[Any, ...]] = [("", "state", "s from order to end", "trades of the pair")]
     (home := directory / "aggregator").mkdir()
     with (
         exchange(directory, pairs=4, speed=1.0, timeframes="1m,3m,5m,15m,1h") as sim,
-        Bot(directory / "bot", sim.rest_url, pairs, api=True) as bot,
+        Bot(python, directory / "bot", sim.rest_url, pairs, api=True) as bot,
         Between(bot.url).running() as between,
     ):
         bot.wait_running()

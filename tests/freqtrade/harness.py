@@ -1,4 +1,4 @@
-"""A real Freqtrade of PyPI, in an environment of its own, as bots of a simulated exchange.
+"""A real Freqtrade (`installation.py`) as bots of a simulated exchange.
 
 `Bot` alone needs nothing of marketfeed but an exchange's address: with `api=True` it answers Freqtrade's
 REST API on loopback. `feeder_line` puts a simulator, a filled journal and a collector around it.
@@ -6,12 +6,8 @@ REST API on loopback. `feeder_line` puts a simulator, a filled journal and a col
 
 import base64
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,8 +23,11 @@ from urllib.parse import urlencode
 ROOT: Final = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / name) for name in ("faults", "influxdb", "freqtrade")]
 
-from harness_config import PASSWORD, USER, bot_config  # noqa: E402
-from influxd import cache_dir  # noqa: E402 - the directories have to be known first
+from harness_config import (  # noqa: E402 - the directories have to be known first
+    PASSWORD,
+    USER,
+    bot_config,
+)
 from proc_commands import (  # noqa: E402
     Collecting,
     Exchange,
@@ -46,64 +45,11 @@ from marketfeed.records import Candle, FundingSettled, MarkPrice  # noqa: E402
 from marketfeed.simulator.catalogue import choose_pairs  # noqa: E402
 from tests.waiting import wait_until  # noqa: E402
 
-VERSION: Final = "2026.9"
-REQUIREMENTS: Final = (
-    f"freqtrade=={VERSION}",
-    f"freqtrade-client=={VERSION}",
-    # What the reader needs beside: it is found by PYTHONPATH, so that it is the one of this tree.
-    "msgspec>=0.18.6,<1",
-    # What FreqAI's LightGBM models import; xgboost itself would bring half a gigabyte of CUDA.
-    "lightgbm",
-    "xgboost-cpu",
-    "scikit-learn",
-    "datasieve>=0.1.5",
-    "joblib",
-)
 STRATEGIES: Final = Path(__file__).parent / "strategies"
 START_S: Final = 120.0
 STOP_S: Final = 60.0
 REQUESTS: Final = ("klines", "fundingRate", "markPriceKlines")
 """What a feeder that reads the store must not ask for."""
-
-
-def freqtrade_python() -> Path:
-    """Return the Python of Freqtrade's environment, built at the first call (a minute)."""
-    digest = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:8]
-    # Another list, another directory: one that is in use elsewhere is never touched.
-    home = cache_dir() / f"freqtrade-{VERSION}-{digest}"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    stamp = home / "marketfeed.stamp"
-    python = home / "bin" / "python"
-    with (home.parent / f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            # Not the environment that the tests run in, but the Python below it.
-            base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-            _call(base, "-m", "venv", home)
-            _call(
-                python,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                *REQUIREMENTS,
-            )
-            stamp.touch()
-    return python
-
-
-def _call(*command: str | Path) -> None:
-    # Pins of this project (PIP_CONSTRAINT) are not Freqtrade's.
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))
-    }
-    done = subprocess.run(
-        [str(part) for part in command], env=env, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} exited {done.returncode}: {done.stderr[-2000:]}")
 
 
 def free_port() -> int:
@@ -124,13 +70,15 @@ class ApiAnswer(NamedTuple):
 class Bot:
     """`freqtrade trade` in dry-run futures mode against the exchange at `rest_url`.
 
-    `strategy` is the name of a class in `strategy_path`. `api` opens the REST API server. `config` is
-    merged over the bot's own, section by section; `env` is added to its environment. `command` is what
-    stands before `trade`. The strategy `Seen` never trades by itself: it does what it is forced to.
+    `python` is that of Freqtrade's environment. `strategy` is the name of a class in `strategy_path`.
+    `api` opens the REST API server. `config` is merged over the bot's own, section by section; `env` is
+    added to its environment. `command` is what stands before `trade`. The strategy `Seen` never trades
+    by itself: it does what it is forced to.
     """
 
     def __init__(
         self,
+        python: Path,
         directory: Path,
         rest_url: str,
         pairs: Sequence[str],
@@ -159,12 +107,12 @@ class Bot:
             )
         )
         self._command = [
-            str(freqtrade_python()), *command, "trade", "--dry-run",
+            str(python), *command, "trade", "--dry-run",
             "--config", str(self._config), "--user-data-dir", str(user_data),
             "--strategy", strategy, "--strategy-path", str(strategy_path), *arguments,
         ]  # fmt: skip
         self._env = environment(
-            PYTHONPATH=str(ROOT), SEEN_DIR=str(directory), HOME=str(directory), PYTHONUNBUFFERED="1"
+            PYTHONPATH="", SEEN_DIR=str(directory), HOME=str(directory), PYTHONUNBUFFERED="1"
         ) | dict(env or {})
 
     def __enter__(self) -> Self:

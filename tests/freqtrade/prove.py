@@ -1,6 +1,7 @@
 """What a real Freqtrade shows of `reader.freqtrade`, and of the aggregator in front of it.
 
-`python tests/freqtrade/prove.py [ensemble] [live] [outage] [refresh] [freqai]`: all of it without a name.
+`python tests/freqtrade/prove.py [wheel] [ensemble] [live] [outage] [refresh] [freqai]`: all of it without a
+name. Bots run the wheel of `make dist`, installed beside Freqtrade; what that changes is shown first.
 
 Too long for CI: Freqtrade goes by the wall clock, so ten candles are ten minutes. Ends with the figures,
 and with exit code 1 if something is not as it should be.
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,11 +30,11 @@ from harness import (
     environment,
     exchange,
     feeder_line,
-    freqtrade_python,
     get,
     past_rows,
 )
 from influxd import Influxd
+from installation import Wheel, install_wheel
 
 PAIRS: Final = 20
 MINUTE_MS: Final = 60_000
@@ -58,11 +59,13 @@ def of(requests: Counter[str]) -> dict[str, int]:
 
 def seen_after_s(bot: Bot, skip: int = 1) -> list[float]:
     """For each candle but the first ones: seconds after its close at which the last pair had it."""
-    frames = bot.frames()
-    last = {
-        newest_ms: max(f["at_ms"] for f in frames if f["newest_ms"] == newest_ms)
-        for newest_ms in {f["newest_ms"] for f in frames}
-    }
+    first: dict[tuple[int, str], float] = {}
+    for frame in bot.frames():
+        # A bot that is started again is shown its newest candle again.
+        first.setdefault((frame["newest_ms"], frame["pair"]), frame["at_ms"])
+    last: dict[int, float] = {}
+    for (newest_ms, _), at_ms in first.items():
+        last[newest_ms] = max(at_ms, last.get(newest_ms, 0.0))
     return [(at_ms - ms - MINUTE_MS) / 1000 for ms, at_ms in sorted(last.items())[skip:]]
 
 
@@ -112,10 +115,35 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
+# --- the wheel ------------------------------------------------------------------------------------
+
+
+def check_wheel(wheel: Wheel) -> None:
+    """The wheel came beside Freqtrade without changing a version that Freqtrade had."""
+    freqtrade = f"Freqtrade {wheel.before['freqtrade']}, {len(wheel.before)} packages"
+    show(
+        f"wheel: {wheel.file.name} beside {freqtrade}",
+        [
+            ("packages changed", ", ".join(wheel.changed) or "none"),
+            ("packages added", ", ".join(wheel.added)),
+            ("pip check, without the wheel", wheel.check_before),
+            ("pip check, with it", wheel.check),
+            ("of the collector, after import reader", ", ".join(wheel.loaded) or "none"),
+            ("reader.freqtrade.install()", "in place" if wheel.seam else "not in place"),
+        ],
+    )
+    require(not wheel.changed, f"packages changed: {wheel.changed}")
+    require(wheel.check == wheel.check_before, f"pip check: {wheel.check}")
+    require(not wheel.loaded, f"import reader imports {wheel.loaded}")
+    require(wheel.seam, "install() has replaced nothing")
+    home = wheel.python.parents[1]
+    require(Path(wheel.reader).is_relative_to(home), f"reader is {wheel.reader}")
+
+
 # --- live -----------------------------------------------------------------------------------------
 
 
-def live(directory: Path, candles: int) -> None:
+def live(python: Path, directory: Path, candles: int) -> None:
     """Two bots side by side in the same market: one as it is, one on the store."""
     with contextlib.ExitStack() as stack:
         line = stack.enter_context(feeder_line(directory / "line", PAIRS, timeframes=("1m", "15m")))
@@ -123,11 +151,12 @@ def live(directory: Path, candles: int) -> None:
         env = {"SEEN_ENTERS": "1", "SEEN_INFORMATIVE": "1"}
         before = Counter(line.requests())
         without = stack.enter_context(
-            Bot(directory / "without", plain.rest_url, line.pairs, env=env)
+            Bot(python, directory / "without", plain.rest_url, line.pairs, env=env)
         )
         env |= {"MARKETFEED_URL": line.reader_url, "MARKETFEED_MISSING": "raise"}
         with_it = stack.enter_context(
             Bot(
+                python,
                 directory / "with",
                 line.exchange.rest_url,
                 line.pairs,
@@ -194,8 +223,8 @@ def _second_exchange(directory: Path) -> Any:
 # --- an outage of the store -----------------------------------------------------------------------
 
 
-def outage(directory: Path, seconds: float) -> None:
-    """InfluxDB is gone for a minute, then it hangs for another; the bot goes on afterwards."""
+def outage(python: Path, directory: Path, seconds: float) -> None:
+    """InfluxDB is gone for more than a candle, then hangs for as long; the bot goes on afterwards."""
     with Influxd(directory / "influxd") as influxd, influxd.database("market_data"):
         influx = {"url": influxd.url, "api": "v1", "bucket": "market_data"}
         with feeder_line(
@@ -205,7 +234,12 @@ def outage(directory: Path, seconds: float) -> None:
             env = {"SEEN_ENTERS": "1", "MARKETFEED_URL": influxd.url, "MARKETFEED_MISSING": "raise"}
             before = Counter(line.requests())
             with Bot(
-                directory / "bot", line.exchange.rest_url, line.pairs, env=env, command=BY_MODULE
+                python,
+                directory / "bot",
+                line.exchange.rest_url,
+                line.pairs,
+                env=env,
+                command=BY_MODULE,
             ) as bot:
                 bot.wait_candles(2, PAIRS, 240)
                 outages = []
@@ -218,8 +252,9 @@ def outage(directory: Path, seconds: float) -> None:
                     known = len({f["newest_ms"] for f in bot.frames()})
                     bot.wait_candles(known + 2, PAIRS, 300)
                     outages.append((began_ms, ended_ms))
-                require("no candles from the store" in bot.log, "nothing was logged")
-                require("the store answers again" in bot.log, "no recovery was logged")
+                # Each outage once, and its end: refused connections, then the time-out of one that hangs.
+                for text in ("no candles from the store", "the store answers again"):
+                    require(bot.log.count(text) == 2, f"logged {bot.log.count(text)} times: {text}")
                 asked = Counter(line.requests()) - before
                 require(not any(of(asked).values()), f"requests: {of(asked)}")
                 oldest_s = check_decisions(bot)
@@ -252,7 +287,7 @@ def _wait_shipped(line: Line) -> None:
 # --- how long a refresh takes ---------------------------------------------------------------------
 
 
-def refresh(directory: Path, rounds: int) -> None:
+def refresh(python: Path, directory: Path, rounds: int) -> None:
     """All pairs of a candle, downloaded and read: in Freqtrade's own process and code."""
     pairs = 164
     with Influxd(directory / "influxd") as influxd, influxd.database("market_data"):
@@ -268,6 +303,7 @@ def refresh(directory: Path, rounds: int) -> None:
             _wait_shipped(line)
             urls = {"journal": line.reader_url, "InfluxDB": influxd.url}
             found: dict[str, list[float]] = {}
+            cpu_s: dict[str, float] = {}
             ways = (
                 ("default", "", 1),
                 ("unthrottled", "", 0),
@@ -278,24 +314,25 @@ def refresh(directory: Path, rounds: int) -> None:
                 time.sleep(60 - time.time() % 60 + 8)  # a fresh minute of weight, and no close soon
                 done = subprocess.run(
                     [
-                        freqtrade_python(), Path(__file__).parent / "refresh.py",
+                        python, Path(__file__).parent / "refresh.py",
                         line.exchange.rest_url, str(rounds), str(limited), *line.pairs,
                     ],
-                    env=environment(PYTHONPATH=str(ROOT), HOME=str(directory), MARKETFEED_URL=url),
+                    env=environment(PYTHONPATH="", HOME=str(directory), MARKETFEED_URL=url),
                     capture_output=True, text=True, check=False,
                 )  # fmt: skip
                 require(done.returncode == 0, done.stderr[-3000:])
-                found[name] = json.loads(done.stdout.splitlines()[-1])
+                wall, cpu = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
+                found[name], cpu_s[name] = list(wall), statistics.median(cpu[1:])
             default = statistics.median(found["default"][1:])
             show(
                 f"refresh: {pairs} pairs, 499 candles each, from the same loopback, s",
                 [
-                    ("", "at the start", "each candle, median", "default / this"),
+                    ("", "at the start", "each candle, median; its CPU", "default / this"),
                     *(
                         (
                             name,
                             f"{times[0]:.2f}",
-                            f"{statistics.median(times[1:]):.2f}",
+                            f"{statistics.median(times[1:]):.2f}; {cpu_s[name]:.2f}",
                             f"{default / statistics.median(times[1:]):.1f}",
                         )
                         for name, times in found.items()
@@ -309,7 +346,7 @@ def refresh(directory: Path, rounds: int) -> None:
 # --- FreqAI ---------------------------------------------------------------------------------------
 
 
-def freqai(directory: Path) -> None:
+def freqai(python: Path, directory: Path) -> None:
     """FreqAI's LightGBM example trains and predicts from the store alone."""
     pairs = 3
     journal = {"retention": {"mark_price": "4d"}}
@@ -325,7 +362,7 @@ def freqai(directory: Path) -> None:
         env = {"MARKETFEED_URL": line.reader_url, "MARKETFEED_MISSING": "raise"}
         before = Counter(line.requests())
         with Bot(
-            directory / "bot", line.exchange.rest_url, line.pairs, strategy="FreqaiWithMarketfeed",
+            python, directory / "bot", line.exchange.rest_url, line.pairs, strategy="FreqaiWithMarketfeed",
             strategy_path=EXAMPLES, timeframe="5m", env=env, config=config,
             arguments=("--freqaimodel", "LightGBMRegressor"),
         ) as bot:  # fmt: skip
@@ -353,29 +390,38 @@ def main() -> int:
         "what", nargs="*", default=["ensemble", "live", "outage", "refresh", "freqai"]
     )
     parser.add_argument("--candles", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the store is away")
+    parser.add_argument(
+        "--seconds", type=float, default=75.0, help="how long the store is away (75 or more)"
+    )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument(
         "--keep", type=Path, help="a directory that does not exist yet, for the logs"
     )
     chosen = parser.parse_args()
-    ways = {
-        "live": lambda path: live(path, chosen.candles),
-        "outage": lambda path: outage(path, chosen.seconds),
-        "refresh": lambda path: refresh(path, chosen.rounds),
+    if chosen.seconds < 75:
+        parser.error("--seconds: 75 or more: a shorter outage may lie between two closes")
+    ways: dict[str, Callable[[Path, Path], None]] = {
+        "live": lambda python, path: live(python, path, chosen.candles),
+        "outage": lambda python, path: outage(python, path, chosen.seconds),
+        "refresh": lambda python, path: refresh(python, path, chosen.rounds),
         "freqai": freqai,
-        "ensemble": lambda path: show("ensemble", ensemble(path, require)),
+        "ensemble": lambda python, path: show("ensemble", ensemble(python, path, require)),
     }
-    freqtrade_python()
     with tempfile.TemporaryDirectory(prefix="freqtrade-") as temporary:
         home = chosen.keep or Path(temporary)
-        for name in chosen.what:
-            (home / name).mkdir(parents=True)
-            try:
-                ways[name](home / name)
-            except Unexpected as found:
-                _print(f"\n{name}: NOT AS IT SHOULD BE: {found}")
-                return 1
+        wheel = install_wheel(Path(temporary) / "environment")
+        name = "wheel"
+        try:
+            check_wheel(wheel)
+            for name in chosen.what:
+                if name != "wheel":
+                    (home / name).mkdir(parents=True)
+                    began_s = time.monotonic()
+                    ways[name](wheel.python, home / name)
+                    _print(f"  {name} took {time.monotonic() - began_s:.0f} s")
+        except Unexpected as found:
+            _print(f"\n{name}: NOT AS IT SHOULD BE: {found}")
+            return 1
     return 0
 
 

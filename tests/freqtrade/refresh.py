@@ -1,4 +1,4 @@
-"""Time Freqtrade's own refresh of many pairs; runs in Freqtrade's environment, prints seconds as JSON.
+"""Time Freqtrade's own refresh of many pairs; runs in Freqtrade's environment, prints wall and CPU s as JSON.
 
 `refresh.py REST_URL ROUNDS LIMITED PAIR…`; on the store when MARKETFEED_URL is set. LIMITED 0 switches off
 ccxt's own throttling.
@@ -28,14 +28,14 @@ exchange = ExchangeResolver.load_exchange(config, validate=False, load_leverage_
 exchange._startup_candle_count = 30
 exchange.reload_markets(force=True, load_leverage_tiers=False)
 series = [(pair, "1m", CandleType.FUTURES) for pair in pairs]
-took_s = []
+took_s: list[tuple[float, float]] = []
 for _ in range(int(rounds) + 1):
     # No candle is due to close: none is waited for.
     if time.time() % 60 > 45:
         time.sleep(68 - time.time() % 60)
-    started_s = time.monotonic()
+    started_s, cpu_s = time.monotonic(), time.process_time()
     found = exchange.refresh_latest_ohlcv(series)
-    took_s.append(time.monotonic() - started_s)
+    took_s.append((time.monotonic() - started_s, time.process_time() - cpu_s))
     assert len(found) == len(pairs), len(found)
     assert all(len(frame) >= 498 for frame in found.values())
     # As a minute later: every pair is due again, and its frame is there.

@@ -110,7 +110,7 @@ class Front:
         self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
         self._runner: web.AppRunner | None = None
 
-    # --- what a test says -------------------------------------------------------------------------
+    # --- what a test sets -------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self.influxd.query(f"CREATE DATABASE {quoted(self._scratch)}")

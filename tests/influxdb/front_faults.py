@@ -16,7 +16,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """Store and answer as usual, but wait before: `where` says before what."""
+    """Store and answer as usual, but wait before: `where` names before what."""
 
     seconds: float
     where: Literal["storing", "answering"] = "storing"

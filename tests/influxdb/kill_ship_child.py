@@ -1,4 +1,4 @@
-"""Shipping as its killer runs it: a journal that grows while it is shipped, telling what it is doing.
+"""Shipping as its killer runs it: a journal that grows while it is shipped, reporting what it is doing.
 
 Nothing of it is replaced: writer and journal are subclasses that speak before and after they act.
 """

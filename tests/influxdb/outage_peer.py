@@ -55,7 +55,7 @@ async def run(url: str, org: str, bucket: str, token: str, per_s: int) -> None:
 async def give_evenly(
     candles: CandlesInflux, fundings: FundingInflux, per_s: int, stop: asyncio.Event
 ) -> None:
-    """Give points until `stop`, wait until nothing more is taken, and tell how many there were."""
+    """Give points until `stop`, wait until nothing more is taken, and report how many there were."""
     send_progress(begun=True)
     number, ticks, started_s = 0, 0, time.monotonic()
     while not stop.is_set():

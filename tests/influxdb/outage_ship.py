@@ -1,4 +1,4 @@
-"""A process that writes points into a journal at an even rate and ships them, telling how that goes.
+"""A process that writes points into a journal at an even rate and ships them, reporting how that goes.
 
 Point number `i` is the mark price of pair `i % pairs` in second `i // pairs`, so that anybody can say
 what must be stored in the end. Points with negative numbers are a backlog, written before.

@@ -99,7 +99,7 @@ def process(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Shipping:
-    """Reads what a shipping process tells."""
+    """Reads what a shipping process reports."""
 
     def __init__(self, running: subprocess.Popen[bytes]) -> None:
         assert running.stdout is not None

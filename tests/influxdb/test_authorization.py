@@ -1,4 +1,4 @@
-"""How a token is sent, and that nobody who repeats a request's header tells it."""
+"""How a token is sent, and that nobody who repeats a request's header shows it."""
 
 from base64 import b64encode
 

@@ -1,4 +1,4 @@
-"""`check` and `setup` say what is wrong with an InfluxDB and what to do, against real servers."""
+"""`check` and `setup` report what is wrong with an InfluxDB and what to do, against real servers."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The front answers writes by the rules of 2.x, and fails as it is told; influxd is the judge of lines."""
+"""The front answers writes by the rules of 2.x, and fails as it is set to; influxd is the judge of lines."""
 
 import gzip
 import time

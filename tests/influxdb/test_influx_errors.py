@@ -1,4 +1,4 @@
-"""What a reader says when an InfluxDB cannot be asked, or not like this: typed, and what to do."""
+"""What a reader raises when an InfluxDB cannot be asked, or not like this: typed, and what to do."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Lines say exactly what the record says, whatever stands in names; what has no spelling is refused."""
+"""Lines hold exactly what the record holds, whatever stands in names; what has no spelling is refused."""
 
 import itertools
 import math

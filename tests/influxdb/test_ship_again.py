@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def setup(target: Target, path: Path) -> Callable[..., str]:
-    """Run `marketfeed setup`, which has to end well; returns what it says."""
+    """Run `marketfeed setup`, which has to end well; returns what it prints."""
     commanded = target.configure(
         path.with_name("config.yaml"),
         journal={"path": str(path)},

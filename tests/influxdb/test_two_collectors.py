@@ -1,4 +1,4 @@
-"""Two collectors, each with its journal, and one bucket: either may die, and what they tell is whole."""
+"""Two collectors, each with its journal, and one bucket: either may die, and what they ship is whole."""
 
 import contextlib
 import json

@@ -197,7 +197,7 @@ def test_it_fills_and_goes_on(page: Chrome) -> None:
     assert drawn, "the chart is blank"
     before = text(page, "clock"), text(page, "chart-values")
     until(lambda: text(page, "clock") > before[0] and text(page, "chart-values") != before[1], page)
-    # The table says what the canvas shows, and goes on, too.
+    # The table holds what the canvas shows, and goes on, too.
     page.execute_script("document.querySelector('details').open = true")
     newest = page.find_element("css selector", "#rows td").text
     until(lambda: page.find_element("css selector", "#rows td").text[:16] > newest[:16], page)
@@ -301,7 +301,7 @@ def test_a_collector_that_hangs_looks_well_no_longer(page: Chrome, line: Line) -
         line.collector.process.send_signal(signal.SIGCONT)
     until(is_live, page)
     until(lambda: states(page) == ["fresh"] * PAIRS, page)
-    # What the browser itself says of a question that was not answered.
+    # What the browser itself logs of a request that was not answered.
     unanswered = [one for one in complaints(page) if "net::ERR" not in one["message"]]
     assert unanswered == []
 

@@ -1,4 +1,4 @@
-"""What exchangeInfo tells is believed when it is whole; the top pairs are chosen when there is enough to."""
+"""What exchangeInfo lists is believed when it is whole; the top pairs are chosen when there is enough to."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def contract(base: str, status: str = "TRADING", delivery_ms: int = NEVER_MS) ->
 
 
 class Exchange:
-    """Answers what is traded and its volumes, as a test says, and the time."""
+    """Answers what is traded and its volumes, as a test sets them, and the time."""
 
     def __init__(self, contracts: list[dict[str, Any]]) -> None:
         self.contracts = contracts

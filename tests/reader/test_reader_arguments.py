@@ -1,4 +1,4 @@
-"""Arguments that cannot be used are refused, saying which, what was found and what is expected."""
+"""Arguments that cannot be used are refused, naming which, what was found and what is expected."""
 
 import math
 from datetime import UTC, date, datetime

@@ -400,7 +400,7 @@ def test_the_newest_candle_is_due_15_s_after_its_close(connect, clock) -> None:
 def test_a_hole_right_before_the_forming_candle_is_missing_at_once(
     connect, clock, max_age_s: float | None
 ) -> None:
-    """Its closing frame was lost: nothing says so but the candle that forms behind it."""
+    """Its closing frame was lost: nothing shows it but the candle that forms behind it."""
     reader = connect(
         entry(timeframes=("1m", "3m")),
         [candle(ms) for ms in grid(*range(10))],

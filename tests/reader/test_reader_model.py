@@ -63,7 +63,7 @@ def whole(stored: Stored, open_ms: int, length_ms: int) -> list[Candle] | None:
 
 
 def expected(stored: Stored, request: CandleRequest, now_ms: int) -> Answer | type[Exception]:
-    """What the documentation of get_ohlcv says, slot by slot."""
+    """What the documentation of get_ohlcv promises, slot by slot."""
     length_ms = request.length_ms
     over = stored.ended_ms is not None and stored.ended_ms <= now_ms
     judged = request.max_age_s is not None

@@ -242,7 +242,7 @@ def test_half_open_neither_reads_nor_writes_and_keeps_the_socket() -> None:
         assert first.frames_sent == 1
         with pytest.raises(TimeoutError):
             await victim.socket.receive(0.05)
-        # Neither does the server notice that the client has left, nor does it say goodbye.
+        # Neither does the server notice that the client has left, nor does it send a close frame.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05):
                 await victim.socket.close()

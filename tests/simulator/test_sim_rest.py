@@ -21,7 +21,7 @@ WEIGHT = "X-MBX-USED-WEIGHT-1M"
 
 
 def with_rest(check: Callable[[Simulator, Get], Awaitable[None]], **options: Any) -> None:
-    """Run `check` beside a simulator whose time stands still, unless told otherwise."""
+    """Run `check` beside a simulator whose time stands still by default."""
 
     async def run() -> None:
         chosen = {"pairs": PAIRS, "start_ms": START_MS, "paused": True, **options}

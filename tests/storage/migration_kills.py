@@ -1,7 +1,7 @@
 """Migrations that are killed: a process that forks one for each line it reads, and reports how that ended.
 
 Run as `python -m tests.storage.migration_kills`. A line is `<kind> <version> <point> <path>`; the answer is
-the exit code, or minus the signal. `point` says where the migration kills itself with SIGKILL: a
+the exit code, or minus the signal. `point` is where the migration kills itself with SIGKILL: a
 number from 0 to 1 stands for that share of what SQLite executes in it (counted on a copy),
 `commit+<µs>` for so long after its COMMIT has begun, `none` for nowhere.
 """

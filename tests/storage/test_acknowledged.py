@@ -1,4 +1,4 @@
-"""What has been acknowledged of each measurement is a set of numbers; a file's notes say it."""
+"""What has been acknowledged of each measurement is a set of numbers; a file's notes hold it."""
 
 import contextlib
 import itertools
@@ -228,7 +228,7 @@ def do(notes: Notes, step: Step) -> object:
 
 
 def held_by(notes: Notes, model: Model) -> None:
-    """Hold that the notes say what the model does."""
+    """Hold that the notes agree with the model."""
     for target in TARGETS:
         found = notes.shipped(target)
         held = ranges_of(model.held.get(target, set()))

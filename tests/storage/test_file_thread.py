@@ -1,4 +1,4 @@
-"""A durable file's thread runs one call after another, and says what its file is like."""
+"""A durable file's thread runs one call after another, and reports its file's state."""
 
 import asyncio
 import threading

@@ -278,7 +278,7 @@ def test_a_copy_says_the_version_that_it_has(
 
 
 def test_a_ledgers_own_version_counts(tmp_path: Path, path: Path) -> None:
-    """A journal's version says nothing of a ledger's: each kind has its own number."""
+    """A journal's version has nothing to do with a ledger's: each kind has its own number."""
     upgrade(path)
     ledger = LEDGER._replace(application_id=KIND.application_id)
     with pytest.raises(JournalNewerError, match="takes version 3, this one is version 2"):

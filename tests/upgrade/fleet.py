@@ -207,8 +207,8 @@ def longest_without(reports: Sequence[Report], full: Callable[[Report], bool]) -
 def mark_timeframe(clock: Clock) -> str:
     """Of which mark candles bots ask: of a day, unless that ends while the test runs.
 
-    The mark price of its first minute alone says where a mark candle opens: at speed a restart takes minutes,
-    and a collector that is not there then leaves that candle to the exchange.
+    The mark price of its first minute alone shows where a mark candle opens: at speed a restart takes
+    minutes, and a collector that is not there then leaves that candle to the exchange.
     """
     left_ms = schema.DAY_MS - clock.now_ms() % schema.DAY_MS
     return "1d" if left_ms > LASTS_S * SPEED * 1000 else "1h"

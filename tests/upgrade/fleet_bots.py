@@ -1,4 +1,4 @@
-"""Bots of a fleet: each asks through the seam of Freqtrade after each close, and tells what it got.
+"""Bots of a fleet: each asks through the seam of Freqtrade after each close, and reports what it got.
 
 Run as a program by the interpreter of one version or another, with a stand-in for Freqtrade on PYTHONPATH;
 the standard library and `reader` are all that is imported. It takes commands on standard input, `start NAME`
@@ -78,7 +78,7 @@ def feed(name: str, given: dict[str, Any]) -> None:
 
 
 def ask(exchange: Any, pairs: list[str], clock: Clock, mark: str) -> dict[str, Any]:
-    """Ask for everything once; tell the good answers by kind, what was refused, and what was wrong."""
+    """Ask for everything once; report the good answers by kind, what was refused, and what was wrong."""
     good: Counter[str] = Counter()
     refused: list[str] = []
     wrong: list[str] = []

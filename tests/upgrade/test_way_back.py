@@ -202,7 +202,7 @@ def test_a_journal_goes_back_to_the_released_version_and_returns(
 
 
 def gaps(path: Path) -> list[tuple[str, str]]:
-    """The gaps that the journal tells of: kind and state."""
+    """The gaps that the journal holds: kind and state."""
     with reading(KIND, path) as db:
         return db.execute("SELECT kind, state FROM gap WHERE kind LIKE 'candle%'").fetchall()
 

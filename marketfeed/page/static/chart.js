@@ -132,7 +132,7 @@ export class Chart {
     }
     this.forming = body.forming;
     this.draw(fresh);
-    this.say();
+    this.describe();
   }
 
   // Whether some candles between the first and the last are missing.
@@ -176,13 +176,13 @@ export class Chart {
     }
     this.funded.setData([...settled.values()]);
     if (fresh) {
-      // As many as can be told apart: the last ones on a narrow screen.
+      // As many as can be distinguished: the last ones on a narrow screen.
       const fit = Math.min(rows.length, Math.max(20, Math.floor(this.parts.canvas.clientWidth / 7)));
       this.chart.timeScale().setVisibleLogicalRange({ from: candles.length - fit - 1, to: candles.length + 2 });
     }
   }
 
-  say() {
+  describe() {
     const rows = this.all();
     const last = rows.at(-1);
     if (!last) {

@@ -1,4 +1,4 @@
-// What the service tells, event by event; that it does not tell any more; and whether it is well.
+// The service's events one by one, whether they still arrive, and whether it is well.
 
 import { put } from "./text.js";
 
@@ -55,7 +55,7 @@ function listen(path, names, take, live) {
     }
   });
 
-  // A connection that is only half there says nothing and does not end.
+  // A half-open connection sends nothing and does not end.
   setInterval(() => {
     if (performance.now() - heard > SILENT_MS) {
       turn("lost");
@@ -74,7 +74,7 @@ export function headline(status, title, trouble = "not well") {
   // Nothing is wrong, and not all that is promised is there yet.
   const filling = status.state === "filling";
   const well = filling ? `◔ Filling: ${status.ready_pairs} of ${status.pairs} pairs are ready` : "● All is well";
-  say(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : well, problems === 0);
+  showHeadline(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : well, problems === 0);
   document.title = problems ? `✕ ${trouble} – ${title}` : `${filling ? "◔" : "●"} ${title}`;
   const list = document.getElementById("reasons");
   list.hidden = problems === 0;
@@ -83,7 +83,7 @@ export function headline(status, title, trouble = "not well") {
   status.reasons.forEach((reason, index) => put(list.children[index], reason));
 }
 
-function say(text, good) {
+function showHeadline(text, good) {
   const line = document.getElementById("headline");
   line.className = `headline ${good ? "good" : "bad"}`;
   put(line, text);
@@ -109,7 +109,7 @@ export function follow(seldom, now, title) {
       document.body.dataset.live = state;
       if (state === "live") return;
       const since = new Date().toISOString().slice(11, 19);
-      say(`✕ Nothing is heard since ${since} UTC: what stands here is old`, false);
+      showHeadline(`✕ Nothing is heard since ${since} UTC: what stands here is old`, false);
       document.title = `✕ not heard – ${title}`;
     },
   );

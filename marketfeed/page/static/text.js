@@ -42,7 +42,7 @@ export function price(value, digits) {
   return value === null || value === undefined ? "–" : value.toFixed(digits);
 }
 
-// Decimals that tell apart prices of this size: 65000.12, 0.0000123456.
+// Decimals that distinguish prices of this size: 65000.12, 0.0000123456.
 export function digitsOf(values) {
   const least = Math.min(...values.filter((value) => value > 0));
   if (!Number.isFinite(least)) return 2;
