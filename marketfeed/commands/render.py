@@ -13,7 +13,7 @@ from rich.text import Text
 from marketfeed.aggregator.events import Event
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.commands.demo_report import DemoResult, SeriesResult
+from marketfeed.commands.demo_report import DemoReport, DemoResult, SeriesResult
 from marketfeed.commands.finding import Finding
 from marketfeed.commands.rejected_frames import FrameText
 from marketfeed.gaps.healer import HealReport
@@ -64,8 +64,8 @@ def conversion_text(kind: Kind, done: Conversion) -> str:
 def demo_tables(result: DemoResult) -> list[RenderableType]:
     """The demonstration's outcome: per timeframe, in total, and a sample as the reader gives it."""
     report = result.report
-    table = Table(title="Stored candles against what the exchange published")
-    for name in ("timeframe", "pairs", "published", "stored", "missing", "wrong"):
+    table = Table(title="Stored candles against the exchange's own")
+    for name in ("timeframe", "pairs", "exchange", "stored", "missing", "wrong"):
         table.add_column(name, justify="left" if name == "timeframe" else "right")
     for timeframe in report.timeframes:
         _add_series_row(table, timeframe, [s for s in result.series if s.timeframe == timeframe])
@@ -91,12 +91,19 @@ def demo_tables(result: DemoResult) -> list[RenderableType]:
             f"{influx.rows:,} rows of the journal, {influx.missing} missing or different, "
             f"{influx.extra} extra; {influx.unequal_frames} of {influx.frames} frames unequal",
         )
-    verdict = (
-        Text("missing 0, wrong 0: every candle is there with its numbers.", style="bold green")
-        if report.good
-        else Text(f"missing {report.missing}, wrong {report.wrong}", style="bold red")
-    )
-    return [table, facts, Text(f"\n{result.sample}\n"), verdict]
+    notes = [Text(note, style="yellow") for note in report.notes]
+    return [table, facts, Text(f"\n{result.sample}\n"), *notes, _demo_verdict(report)]
+
+
+def _demo_verdict(report: DemoReport) -> Text:
+    if report.good:
+        return Text(
+            "missing 0, wrong 0: every candle is there with its numbers.", style="bold green"
+        )
+    lines = [f"missing {report.missing}, wrong {report.wrong}", *report.differences]
+    if report.influxdb is not None and not report.influxdb.good:
+        lines.append("InfluxDB does not hold what the journal has")
+    return Text("\n".join(lines), style="bold red")
 
 
 def _add_series_row(table: Table, name: str, series: Sequence[SeriesResult]) -> None:
