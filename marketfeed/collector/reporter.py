@@ -102,6 +102,7 @@ class Reporter:
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
+            warnings=[] if parts is None else parts.pair_lifecycle.absent.warnings(),
             oldest_hole_s=0.0 if parts is None else parts.supervisor.oldest_hole_s,
         )
 

@@ -148,6 +148,8 @@ class _Attempt:
             await self._wait_stored(collector, ranges)
             status = await self._status(collector)
             watch.stop()
+            if options.influx_url is not None:
+                await self._wait_shipped(collector)
             await collector.stop()
             if not ranges:
                 raise DemoError(
@@ -252,6 +254,18 @@ class _Attempt:
             if not awaited:
                 return
             await asyncio.sleep(0.05)
+
+    async def _wait_shipped(self, collector: Process) -> None:
+        """Wait until InfluxDB has all rows, while no more come; a stop alone waits for seconds only."""
+        patience = Patience(START_TIMEOUT_S, collector, self._simulator)
+        await self._exchange.control("pause")
+        while not patience.is_over:
+            collector.check()
+            report = await self._status(collector)
+            if report.shipping is None or not (report.shipping.unshipped or report.journal.pending):
+                break
+            await asyncio.sleep(LOOK_EVERY_S)
+        await self._exchange.control("resume")
 
     async def _status(self, collector: Process) -> StatusReport:
         async with self._http.get(collector.urls["status_url"] + "/status") as response:

@@ -57,6 +57,11 @@ class DemoExchange:
             items = msgspec.json.decode(await response.read(), type=list[Published])
         return [item for item in items if item.receivers]
 
+    async def control(self, what: str) -> None:
+        """`pause` its time, or `resume` it."""
+        async with self._http.post(f"{self._url}/simulator/{what}") as response:
+            response.raise_for_status()
+
     async def slow_down(self, speed: float) -> None:
         """Let it go on at another speed, from where its frames are: it is not behind any more."""
         async with self._http.post(

@@ -15,6 +15,7 @@ from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.commands.demo_report import DemoReport, DemoResult, SeriesResult
 from marketfeed.commands.finding import Finding
+from marketfeed.commands.pairs import Dropped, PairChoices
 from marketfeed.commands.rejected_frames import FrameText
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
@@ -186,6 +187,34 @@ def refused_table(refused: Sequence[RefusedLine], gone: int) -> RenderableType:
     return table
 
 
+def pairs_table(found: PairChoices) -> RenderableType:
+    """Which pairs are to be collected, and what became of them."""
+    chosen = sum(item.chosen for item in found.pairs)
+    table = Table(title=f"exchange.pairs {found.setting}: {chosen:,} pairs to be collected")
+    for name in ("pair", "collected since", "state"):
+        table.add_column(name, overflow="fold")
+    for item in found.pairs:
+        since = "not yet" if item.since_ms is None else _time(item.since_ms)
+        if item.missing_since_ms is not None:
+            state = f"not in exchangeInfo since {_time(item.missing_since_ms)}"
+        elif item.dropped or not item.chosen:
+            state = "dropped"
+        else:
+            state = "" if item.ended_ms is None else f"ended {_time(item.ended_ms)}"
+        table.add_row(item.pair, since, state)
+    return table
+
+
+def dropped_text(done: Dropped) -> Text:
+    """What became of a pair that was dropped, in a line."""
+    who = (
+        f"{done.collector} lets go of it at its next look, within minutes"
+        if done.collector
+        else "the next start of the collector goes without it"
+    )
+    return Text(f"{done.pair} is dropped, {done.left:,} pairs are left: {who}")
+
+
 def status_tables(report: StatusReport) -> list[RenderableType]:
     """What `status` shows of a running collector."""
     headline = (
@@ -193,6 +222,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         if report.healthy
         else Text("NOT WELL: " + "; ".join(report.reasons), style="bold red")
     )
+    warnings = [Text(f"warning: {text}", style="yellow") for text in report.warnings]
     facts = Table(show_header=False, box=None)
     mark_age = report.mark_price_age_s
     for name, value in (
@@ -247,7 +277,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
             "none yet" if age_s is None else f"{age_s:.1f} s ago",
             Text(connection.last_error),
         )
-    return [headline, facts, candles, connections]
+    return [headline, *warnings, facts, candles, connections]
 
 
 _EVENT_STYLES = {

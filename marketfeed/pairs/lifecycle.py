@@ -12,6 +12,7 @@ from marketfeed import schema
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
     Instrument,
+    Selection,
     parse_exchange_info,
     remembered,
     stream_names,
@@ -22,12 +23,13 @@ from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.absent import AbsentPairs
 from marketfeed.pairs.catalog import Catalog, not_wanted, to_drop
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Changes, Ended, Roster
 from marketfeed.pairs.selection import Listing
 from marketfeed.records import CatalogEntry
-from marketfeed.settings.model import ExchangeSettings
+from marketfeed.settings.model import ExchangeSettings, TopPairs
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class PairLifecycle:
         self._clock = clock
         self._writer = writer
         self._on_change = on_change
+        self.absent = AbsentPairs(writer, source.turns, roster, clock)
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
 
@@ -90,6 +93,10 @@ class PairLifecycle:
             for entry in stored
             if entry.pair not in dropped and (entry.ended_ms is None or entry.ended_ms > now_ms)
         )
+        await self.absent.load(listing.selection)
+        if not self._source.problem:
+            # A copy of exchangeInfo tells nothing of now.
+            await self.absent.look(info, listing.selection)
         changes = self._roster.update(info, listing.selection, now_ms)
         self._report(changes)
         for one in changes.ended:
@@ -102,6 +109,7 @@ class PairLifecycle:
             while True:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
+                self.absent.check()
                 ended = self._roster.expire(self._clock.now_ms())
                 if ended:
                     await self._leave(ended)
@@ -128,6 +136,8 @@ class PairLifecycle:
 
     async def _on_listing(self, listing: Listing) -> None:
         info = parse_exchange_info(listing.exchange_info)
+        await self._drop_unchosen(listing.selection)
+        await self.absent.look(info, listing.selection)
         changes = self._roster.update(
             info, listing.selection, self._clock.now_ms(), self._source.vanished
         )
@@ -139,6 +149,21 @@ class PairLifecycle:
             await self._leave(changes.ended)
         if changes.joined:
             await self._join(changes.joined, changes.returned)
+
+    async def _drop_unchosen(self, selection: Selection) -> None:
+        """Let go of what `marketfeed pairs --drop` has taken out of the kept choice meanwhile."""
+        if not isinstance(self._settings.pairs, TopPairs):
+            return
+        collected = self._roster.drop_unchosen(selection)
+        if not collected:
+            return
+        self._on_change()
+        self._supervisor.leave({instrument.pair for instrument in collected})
+        for instrument in collected:
+            self._joining.pop(instrument.pair, None)
+            self._catalog.drop_by_name(instrument.pair)
+            log.warning("pair dropped by hand pair=%s now=%d", instrument.pair, len(self._roster))
+        await self._feed.unsubscribe(self._streams(collected))
 
     async def _join(self, joined: Sequence[Instrument], returned: Mapping[str, Ended]) -> None:
         now_ms = self._clock.now_ms()
