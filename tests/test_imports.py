@@ -43,6 +43,7 @@ ONLY_IN = {
     "sqlite3": {
         "marketfeed/aggregator/ledger_schema.py",
         "marketfeed/influxdb/outbox.py",
+        "marketfeed/journal/documents.py",
         "marketfeed/journal/migrations.py",
         "marketfeed/journal/reads.py",
         "marketfeed/journal/refused_lines.py",

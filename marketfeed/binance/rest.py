@@ -327,6 +327,8 @@ class BinanceRest:
                     ExchangeError(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes"),
                 )
                 round_trip_s = time.monotonic() - started_s
+                if endpoint == "klines":
+                    self.turns.note_symbol(params["symbol"], response.status, body)
                 if response.status != HTTPStatus.OK:
                     raise self._refused(path, response, body)
                 return body, round_trip_s, asked_ms

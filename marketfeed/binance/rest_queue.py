@@ -3,8 +3,10 @@
 import asyncio
 import heapq
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection
+from http import HTTPStatus
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -23,6 +25,7 @@ UNNAMED: Final = "?"
 """Stands for the name of a row that cannot be read so far."""
 _NAMED_AT_MOST: Final = 10_000
 _NAMED_AT_A_TIME: Final = 3
+_INVALID_SYMBOL: Final = re.compile(rb'"code"\s*:\s*-1121\b')
 
 
 _Queue: TypeAlias = list[tuple[Priority, int, Cost, "asyncio.Future[Taken]"]]
@@ -57,6 +60,8 @@ class Turns:
         """Error answers, by status."""
         self.odd_rows: Counter[str] = Counter()
         """Rows of answers that were left out, by endpoint."""
+        self.invalid_symbols: Counter[str] = Counter()
+        """How often in a row klines of a symbol were answered with -1121, by symbol."""
         self.changes = 0
         """Rises with every change of `Budget.state`."""
         self._number = count()
@@ -114,6 +119,13 @@ class Turns:
             len(fresh),
             "; ".join(f"{name}: {why[:200]}" for name, why in first),
         )
+
+    def note_symbol(self, symbol: str, status: int, body: bytes) -> None:
+        """Count, by an answer to klines, how often in a row the exchange calls a symbol invalid."""
+        if status == HTTPStatus.OK:
+            self.invalid_symbols.pop(symbol, None)
+        elif _INVALID_SYMBOL.search(body):
+            self.invalid_symbols[symbol] += 1
 
     def report(self) -> RestReport:
         """What was asked, and what may be."""

@@ -114,6 +114,7 @@ class Reporter:
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
+            warnings=[] if parts is None else parts.pair_lifecycle.absent.warnings(),
             oldest_hole_s=0.0 if holes is None else holes.oldest_s(now_ms),
         )
 

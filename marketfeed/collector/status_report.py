@@ -113,6 +113,8 @@ class StatusReport(msgspec.Struct, frozen=True):
     cpu_s: float
     tasks: int = 0
     """Of the event loop."""
+    warnings: list[str] = []
+    """What asks for something to be done, and is no reason not to be well."""
     oldest_hole_s: float = 0.0
     """For how long (exchange s) the oldest missing candle is due; those of a first filling apart."""
 

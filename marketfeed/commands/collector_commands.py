@@ -252,6 +252,41 @@ def deadletter(
     )
 
 
+def pairs(
+    config: ConfigOption = None,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop",
+            metavar="PAIR",
+            help="Take this pair out of the kept choice, such as BTC/USDT:USDT.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which pairs are collected and since when, or drop one of them for good.
+
+    With `pairs: {top: N}` the pairs are chosen once and kept. When one of them has left the exchange without
+    notice, `status` warns of it: --drop takes it out of the choice. A running collector lets go of it at its
+    next look, within minutes; without one, the next start does. What is stored of it stays, until retention
+    takes it, and no other pair takes its place.
+
+    Where exchange.pairs is a list, that list is what to change: --drop names its line, and exits with 2.
+
+    Example: marketfeed pairs --config /etc/marketfeed/config.yaml --drop OLDCOIN/USDT:USDT
+    """
+    from marketfeed.commands.pairs import drop_pair, show_pairs
+    from marketfeed.commands.render import dropped_text, pairs_table
+
+    settings = settings_of(config)
+    if drop is None:
+        found = show_pairs(settings)
+        show_and_exit(found, lambda: [pairs_table(found)], as_json=as_json, good=True)
+    done = drop_pair(settings, config, drop)
+    show_and_exit(done, lambda: [dropped_text(done)], as_json=as_json, good=True)
+
+
 def status(
     config: ConfigOption = None,
     url: Annotated[

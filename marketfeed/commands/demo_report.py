@@ -1,11 +1,10 @@
-"""What `marketfeed demo` found: every stored candle compared with what the simulator published."""
+"""What `marketfeed demo` found: every stored candle compared with the exchange's."""
 
 import math
 import socket
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,15 +14,20 @@ import msgspec
 from marketfeed import schema
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.commands.compare_influxdb import compare
+from marketfeed.commands.compare_influxdb import compare as compare_bucket
+from marketfeed.commands.demo_pace import Pace
 from marketfeed.errors import MarketfeedError
+from marketfeed.grid import TimeRange
+from marketfeed.history.comparison import compare
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.journal.journal import Journal
-from marketfeed.records import differing_fields
+from marketfeed.journal.view import JournalView
+from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.simulator.published import Published
-from reader import MarketReader
+from reader import MarketReader, StaleDataError, UnknownPairError
 
+DIFFERENCES_NAMED: Final = 10
 _SAMPLE_PAIR: Final = schema.PAIR_EXAMPLE
 _IN_FRAMES: Final = ("open", "high", "low", "close", "volume")
 
@@ -69,7 +73,8 @@ class InfluxResult(msgspec.Struct, frozen=True):
 class DemoReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """What came of it. `close_to_reader_ms`: from a closing frame's sending to its being readable.
 
-    `influxdb` is there only when one was used.
+    `seconds` and `speed` are those of the comparison. `influxdb` is there only when one was used, and what
+    follows it only where there is something to say.
     """
 
     pairs: int
@@ -86,6 +91,12 @@ class DemoReport(msgspec.Struct, frozen=True, omit_defaults=True):
     close_to_reader_ms: Latency
     rss_mb: float
     influxdb: InfluxResult | None = None
+    slowed_from: float = 0.0
+    """The speed that was asked for, where the machine was too busy for it; else 0."""
+    notes: list[str] = []
+    """What has to be known beside the figures, for people."""
+    differences: list[str] = []
+    """The first candles that are missing or wrong, each with its numbers."""
 
     @property
     def good(self) -> bool:
@@ -115,22 +126,25 @@ class DemoResult(msgspec.Struct, frozen=True):
 
 def make_report(
     options: DemoOptions,
+    pace: Pace,
+    seconds: float,
     status: StatusReport,
     published: Sequence[Published],
     comparison: Sequence[SeriesResult],
     watch: "Watch",
     journal_path: Path,
 ) -> DemoReport:
-    """Sum up what was found. Raises JournalError."""
+    """Sum up what was found; `pace` and `seconds` are those of the comparison. Raises JournalError."""
     with Journal.open(journal_path) as journal:
         counts = journal.row_counts()
+    slowed = pace.speed != options.speed
     return DemoReport(
-        pairs=len({item.pair for item in published}),
+        pairs=len({item.pair for item in comparison}),
         timeframes=list(options.timeframes),
-        seconds=options.seconds,
-        speed=options.speed,
+        seconds=round(seconds, 1),
+        speed=pace.speed,
         frames=status.frames,
-        candles_expected=len(published),
+        candles_expected=sum(series.expected for series in comparison),
         candles_stored=sum(series.stored for series in comparison),
         missing=sum(series.missing for series in comparison),
         wrong=sum(series.wrong for series in comparison),
@@ -138,6 +152,7 @@ def make_report(
         funding_rates=counts[schema.TABLE_FUNDING_RATE],
         close_to_reader_ms=_quantiles(watch.latencies_ms(published)),
         rss_mb=round(status.rss_bytes / 1e6, 1),
+        slowed_from=options.speed if slowed else 0.0,
     )
 
 
@@ -150,54 +165,59 @@ def _quantiles(values: Sequence[float]) -> Latency:
 
 
 def compare_stored(
-    journal_path: Path, published: Sequence[Published], paused_ms: int, clock: ExchangeClock
-) -> tuple[list[SeriesResult], str]:
-    """Read every series back through the reader and compare it with what was sent, number by number.
+    journal_path: Path, truth: Mapping[tuple[str, str], Sequence[Candle]], clock: ExchangeClock
+) -> tuple[list[SeriesResult], list[str], str]:
+    """Read every series back through the reader and compare it with the exchange's candles, all numbers.
 
-    What a reader's frame does not hold (quote volume, taker volume, trades) is compared in the journal. The
-    exchange stops at `paused_ms`: a candle that has closed by then, but whose frame it has not sent any more,
-    may have been fetched by REST. It is left out.
+    Whether a candle came by its frame or was fetched later makes no difference: the exchange has one of
+    that time. What a reader's frame does not hold (quote volume, taker volume, trades) is compared in the
+    journal. Returns also the first differences, and a sample, as texts.
     """
-    truth: dict[tuple[str, str], dict[int, Published]] = defaultdict(dict)
-    for item in published:
-        truth[item.pair, item.timeframe][item.open_time_ms] = item
     results: list[SeriesResult] = []
-    with (
-        MarketReader.connect(f"sqlite:///{journal_path}", now_ms=clock.now_ms) as reader,
-        Journal.open(journal_path) as journal,
-    ):
-        for (pair, timeframe), expected in sorted(truth.items()):
-            since_ms = min(expected)
-            frame = reader.get_ohlcv(pair, timeframe, since=since_ms, max_age_s=None)
-            rows = dict(
-                zip(
-                    (int(date.timestamp() * 1000) for date in frame["date"]),
-                    frame[["open", "high", "low", "close", "volume"]].to_numpy().tolist(),
-                    strict=True,
-                )
+    differences: list[str] = []
+    view = JournalView(journal_path)
+    with MarketReader.connect(f"sqlite:///{journal_path}", now_ms=clock.now_ms) as reader:
+        for (pair, timeframe), candles in sorted(truth.items()):
+            time_range = TimeRange(
+                candles[0].open_time_ms,
+                candles[-1].open_time_ms + schema.TIMEFRAMES_MS[timeframe],
             )
-            length_ms = schema.TIMEFRAMES_MS[timeframe]
-            newest_ms = max(expected)
-            rows = {
-                open_ms: row
-                for open_ms, row in rows.items()
-                if not newest_ms < open_ms <= paused_ms - length_ms
-            }
-            stored = {
-                candle.open_time_ms: candle
-                for candle in journal.candles(pair, timeframe, since_ms, paused_ms)
-            }
-            wrong = sum(
-                open_ms not in expected
-                or open_ms not in stored
-                or row != [getattr(expected[open_ms], name) for name in _IN_FRAMES]
-                or bool(differing_fields(stored[open_ms], expected[open_ms]))
-                for open_ms, row in rows.items()
+            found = compare(view.candles(pair, timeframe, time_range), candles)
+            differences += [
+                *map(str, found.different),
+                *(f"{pair} {timeframe} {one.open_time_ms}: not stored" for one in found.missing),
+            ]
+            wrong = {one.stored.open_time_ms for one in found.different}
+            rows = _rows(reader, pair, timeframe, time_range)
+            for candle in candles:
+                row = rows.get(candle.open_time_ms)
+                if row is not None and row != [getattr(candle, name) for name in _IN_FRAMES]:
+                    wrong.add(candle.open_time_ms)
+            wrong |= rows.keys() - {candle.open_time_ms for candle in candles}
+            missing = len(candles) - len(rows.keys() & {one.open_time_ms for one in candles})
+            results.append(
+                SeriesResult(pair, timeframe, len(candles), len(rows), missing, len(wrong))
             )
-            missing = len(expected.keys() - rows.keys())
-            results.append(SeriesResult(pair, timeframe, len(expected), len(rows), missing, wrong))
         pair, timeframe = min(truth, key=lambda series: (series[0] != _SAMPLE_PAIR, series))
-        return results, _sample(reader, pair, timeframe)
+        return results, differences[:DIFFERENCES_NAMED], _sample(reader, pair, timeframe)
+
+
+def _rows(
+    reader: MarketReader, pair: str, timeframe: str, time_range: TimeRange
+) -> dict[int, list[float]]:
+    """What the reader gives of a series, by open time."""
+    try:
+        frame = reader.get_ohlcv(pair, timeframe, since=time_range.start_ms, max_age_s=None)
+    except (UnknownPairError, StaleDataError):
+        # Nothing is stored: all of it is missing.
+        return {}
+    opens_ms = (int(date.timestamp() * 1000) for date in frame["date"])
+    rows = frame[list(_IN_FRAMES)].to_numpy().tolist()
+    return {
+        open_ms: row
+        for open_ms, row in zip(opens_ms, rows, strict=True)
+        if open_ms < time_range.end_ms
+    }
 
 
 async def compare_readers(
@@ -208,7 +228,7 @@ async def compare_readers(
 ) -> InfluxResult:
     """Compare InfluxDB with the journal, row by row and as their readers answer."""
     admin = InfluxAdmin(settings, http)
-    rows = await compare(admin, settings.bucket, journal_path, socket.gethostname())
+    rows = await compare_bucket(admin, settings.bucket, journal_path, socket.gethostname())
     token = None if settings.token is None else settings.token.get_secret_value()
     unequal = 0
     with (

@@ -13,8 +13,9 @@ from rich.text import Text
 from marketfeed.aggregator.events import Event
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
-from marketfeed.commands.demo_report import DemoResult, SeriesResult
+from marketfeed.commands.demo_report import DemoReport, DemoResult, SeriesResult
 from marketfeed.commands.finding import Finding
+from marketfeed.commands.pairs import Dropped, PairChoices
 from marketfeed.commands.rejected_frames import FrameText
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
@@ -64,8 +65,8 @@ def conversion_text(kind: Kind, done: Conversion) -> str:
 def demo_tables(result: DemoResult) -> list[RenderableType]:
     """The demonstration's outcome: per timeframe, in total, and a sample as the reader gives it."""
     report = result.report
-    table = Table(title="Stored candles against what the exchange published")
-    for name in ("timeframe", "pairs", "published", "stored", "missing", "wrong"):
+    table = Table(title="Stored candles against the exchange's own")
+    for name in ("timeframe", "pairs", "exchange", "stored", "missing", "wrong"):
         table.add_column(name, justify="left" if name == "timeframe" else "right")
     for timeframe in report.timeframes:
         _add_series_row(table, timeframe, [s for s in result.series if s.timeframe == timeframe])
@@ -91,12 +92,19 @@ def demo_tables(result: DemoResult) -> list[RenderableType]:
             f"{influx.rows:,} rows of the journal, {influx.missing} missing or different, "
             f"{influx.extra} extra; {influx.unequal_frames} of {influx.frames} frames unequal",
         )
-    verdict = (
-        Text("missing 0, wrong 0: every candle is there with its numbers.", style="bold green")
-        if report.good
-        else Text(f"missing {report.missing}, wrong {report.wrong}", style="bold red")
-    )
-    return [table, facts, Text(f"\n{result.sample}\n"), verdict]
+    notes = [Text(note, style="yellow") for note in report.notes]
+    return [table, facts, Text(f"\n{result.sample}\n"), *notes, _demo_verdict(report)]
+
+
+def _demo_verdict(report: DemoReport) -> Text:
+    if report.good:
+        return Text(
+            "missing 0, wrong 0: every candle is there with its numbers.", style="bold green"
+        )
+    lines = [f"missing {report.missing}, wrong {report.wrong}", *report.differences]
+    if report.influxdb is not None and not report.influxdb.good:
+        lines.append("InfluxDB does not hold what the journal has")
+    return Text("\n".join(lines), style="bold red")
 
 
 def _add_series_row(table: Table, name: str, series: Sequence[SeriesResult]) -> None:
@@ -179,12 +187,41 @@ def refused_table(refused: Sequence[RefusedLine], gone: int) -> RenderableType:
     return table
 
 
+def pairs_table(found: PairChoices) -> RenderableType:
+    """Which pairs are to be collected, and what became of them."""
+    chosen = sum(item.chosen for item in found.pairs)
+    table = Table(title=f"exchange.pairs {found.setting}: {chosen:,} pairs to be collected")
+    for name in ("pair", "collected since", "state"):
+        table.add_column(name, overflow="fold")
+    for item in found.pairs:
+        since = "not yet" if item.since_ms is None else _time(item.since_ms)
+        if item.missing_since_ms is not None:
+            state = f"not in exchangeInfo since {_time(item.missing_since_ms)}"
+        elif item.dropped or not item.chosen:
+            state = "dropped"
+        else:
+            state = "" if item.ended_ms is None else f"ended {_time(item.ended_ms)}"
+        table.add_row(item.pair, since, state)
+    return table
+
+
+def dropped_text(done: Dropped) -> Text:
+    """What became of a pair that was dropped, in a line."""
+    who = (
+        f"{done.collector} lets go of it at its next look, within minutes"
+        if done.collector
+        else "the next start of the collector goes without it"
+    )
+    return Text(f"{done.pair} is dropped, {done.left:,} pairs are left: {who}")
+
+
 def status_tables(report: StatusReport) -> list[RenderableType]:
     """What `status` shows of a running collector."""
     if report.reasons:
         headline = Text("NOT WELL: " + "; ".join(report.reasons), style="bold red")
     else:
         headline = Text(report.state, style="bold green")
+    warnings = [Text(f"warning: {text}", style="yellow") for text in report.warnings]
     facts = Table(show_header=False, box=None)
     mark_age = report.mark_price_age_s
     for name, value in (
@@ -240,7 +277,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
             "none yet" if age_s is None else f"{age_s:.1f} s ago",
             Text(connection.last_error),
         )
-    return [headline, facts, candles, connections]
+    return [headline, *warnings, facts, candles, connections]
 
 
 _EVENT_STYLES = {

@@ -41,8 +41,8 @@ def demo(
     """Show the whole line at work, with nothing else at hand.
 
     Starts a simulated Binance with many pairs, the real collector against it, and reads everything back;
-    ends with a comparison of every stored candle with what the exchange published. Exit 1 if one is
-    missing or wrong.
+    ends with a comparison of every stored candle with the exchange's own, however it came. Exit 1 if one is
+    missing or wrong. On a machine that is too busy for the speed it slows the exchange down, and says so.
     """
     from marketfeed.commands.demo import run_demo
     from marketfeed.commands.demo_report import DemoOptions

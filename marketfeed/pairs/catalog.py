@@ -58,6 +58,12 @@ class Catalog:
         )
         self._intake.add(dropped)
 
+    def drop_by_name(self, pair: str) -> None:
+        """Store the same of a pair, if readers have been shown it."""
+        entry = self._entries.get(pair) or self._before.get(pair)
+        if entry is not None:
+            self.drop(entry)
+
     def note_all(self) -> None:
         """Store everything again, in a journal that was begun anew."""
         for entry in self._entries.values():

@@ -12,21 +12,24 @@ from marketfeed import schema
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
     Instrument,
+    Selection,
     parse_exchange_info,
     remembered,
     stream_names,
 )
 from marketfeed.clock import ExchangeClock
+from marketfeed.errors import JournalError
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.absent import AbsentPairs
 from marketfeed.pairs.catalog import Catalog, not_wanted, to_drop
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.roster import Changes, Ended, Roster
 from marketfeed.pairs.selection import Listing
 from marketfeed.records import CatalogEntry
-from marketfeed.settings.model import ExchangeSettings
+from marketfeed.settings.model import ExchangeSettings, TopPairs
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class PairLifecycle:
         self._clock = clock
         self._writer = writer
         self._on_change = on_change
+        self.absent = AbsentPairs(writer, source.turns, roster, clock)
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
 
@@ -87,6 +91,10 @@ class PairLifecycle:
             for entry in stored
             if entry.pair not in dropped and (entry.ended_ms is None or entry.ended_ms > now_ms)
         )
+        await self.absent.load(listing.selection)
+        if not self._source.problem:
+            # A copy of exchangeInfo tells nothing of now.
+            await self.absent.look(info, listing.selection)
         changes = self._roster.update(info, listing.selection, now_ms)
         self._report(changes)
         for one in changes.ended:
@@ -99,6 +107,7 @@ class PairLifecycle:
             while True:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
+                self.absent.check()
                 ended = self._roster.expire(self._clock.now_ms())
                 if ended:
                     await self._leave(ended)
@@ -125,6 +134,8 @@ class PairLifecycle:
 
     async def _on_listing(self, listing: Listing) -> None:
         info = parse_exchange_info(listing.exchange_info)
+        await self._drop_unchosen(listing.selection)
+        await self.absent.look(info, listing.selection)
         changes = self._roster.update(
             info, listing.selection, self._clock.now_ms(), self._source.vanished
         )
@@ -136,6 +147,30 @@ class PairLifecycle:
             await self._leave(changes.ended)
         if changes.joined:
             await self._join(changes.joined)
+
+    async def _drop_unchosen(self, selection: Selection) -> None:
+        """Let go of what `marketfeed pairs --drop` has taken out of the kept choice meanwhile."""
+        if not isinstance(self._settings.pairs, TopPairs):
+            return
+        collected = self._roster.drop_unchosen(selection)
+        if not collected:
+            return
+        self._on_change()
+        now_ms = self._clock.now_ms()
+        self._supervisor.leave({instrument.pair: now_ms for instrument in collected})
+        for instrument in collected:
+            self._joining.pop(instrument.pair, None)
+            self._catalog.drop_by_name(instrument.pair)
+            log.warning("pair dropped by hand pair=%s now=%d", instrument.pair, len(self._roster))
+        await self._feed.unsubscribe(self._streams(collected))
+        keys = [
+            (one.pair, timeframe) for one in collected for timeframe in self._settings.timeframes
+        ]
+        try:
+            await self._writer.call(lambda journal: journal.release(keys))
+        except JournalError as error:
+            # Healing, or the next start, releases what it cannot ask for.
+            log.warning("pairs dropped by hand are not released error=%r", str(error))
 
     async def _join(self, joined: Sequence[Instrument]) -> None:
         now_ms = self._clock.now_ms()

@@ -74,6 +74,8 @@ class InstrumentSource:
         """The last list that was fetched and believed."""
         self.vanished: frozenset[str] = frozenset()
         """Pairs that the exchange has not listed for hours, and still does not."""
+        self.turns = rest.turns
+        """The queue before the exchange's REST API, with what it has answered."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
@@ -196,9 +198,6 @@ class InstrumentSource:
         # It is 1.2 MB: written when it says something new, and once in a while.
         if before != listed or now_s - self._saved_s >= SAVE_EVERY_S:
             await self._save(EXCHANGE_INFO, body)
-            wanted = self._settings.pairs
-            if isinstance(wanted, TopPairs) and self._chosen is not None:
-                await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
             self._saved_s = now_s
         self._known, self.vanished = listed, self.vanished - listed.keys()
         self.problem = ""
@@ -248,26 +247,37 @@ class InstrumentSource:
         if not isinstance(wanted, TopPairs):
             return await select(self._settings, self._rest, info)
         # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
-        if self._chosen is not None:
+        name = chosen_name(self._settings.quote, wanted.count)
+        try:
+            # Each time: `marketfeed pairs --drop` takes pairs out of it, and nobody else writes it any more.
+            known = await self._writer.load_document(name)
+        except JournalError:
+            if self._chosen is None:
+                raise
             return select_named(info, self._chosen)
-        known = await self._writer.load_document(self._chosen_name(wanted))
         # None at all was once saved when nothing traded.
         if known is not None and (chosen := msgspec.json.decode(known[0], type=list[str])):
             self._chosen = chosen
-            return select_named(info, self._chosen)
-        selection = await select(self._settings, self._rest, info)
-        self._chosen = [instrument.pair for instrument in selection.instruments]
-        await self._save(self._chosen_name(wanted), msgspec.json.encode(self._chosen))
-        return selection
-
-    def _chosen_name(self, wanted: TopPairs) -> str:
-        return f"{CHOSEN_PAIRS}:{self._settings.quote}:{wanted.count}"
+        elif self._chosen is None:
+            selection = await select(self._settings, self._rest, info)
+            self._chosen = [instrument.pair for instrument in selection.instruments]
+            await self._save(name, msgspec.json.encode(self._chosen))
+            return selection
+        else:
+            # In a journal that was begun anew.
+            await self._save(name, msgspec.json.encode(self._chosen))
+        return select_named(info, self._chosen)
 
     async def _save(self, name: str, body: bytes) -> None:
         try:
             await self._writer.save_document(name, body, self._clock.now_ms())
         except JournalError as error:
             log.warning("document not saved name=%s error=%r", name, str(error))
+
+
+def chosen_name(quote: str, count: int) -> str:
+    """The document that keeps the choice of the top `count` pairs: a JSON list of pairs."""
+    return f"{CHOSEN_PAIRS}:{quote}:{count}"
 
 
 def _using_copy(error: Exception) -> str:

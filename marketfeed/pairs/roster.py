@@ -133,6 +133,19 @@ class Roster:
             refused,
         )
 
+    def drop_unchosen(self, wanted: Selection) -> tuple[Instrument, ...]:
+        """Forget what is not in `wanted` at all, trading or not; returns what was collected of it."""
+        chosen = {one.pair for one in wanted.instruments} | wanted.refused.keys()
+        dropped = tuple(one for one in self._collected.values() if one.pair not in chosen)
+        for instrument in dropped:
+            del self._collected[instrument.pair]
+            del self.pairs[instrument.symbol]
+        for pair in (self._dormant.keys() | self._ended.keys() | self._doubts.keys()) - chosen:
+            self._dormant.pop(pair, None)
+            self._ended.pop(pair, None)
+            self._doubts.pop(pair, None)
+        return dropped
+
     def expire(self, now_ms: int) -> tuple[Ended, ...]:
         """Let go of those whose announced end is past, some time after it."""
         over = [

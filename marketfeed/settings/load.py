@@ -29,18 +29,7 @@ def load_settings(
 
     Raises SettingsError, whose text lists every mistake on a line of its own.
     """
-    environ = os.environ if environ is None else environ
-    if path is None and environ.get(sources.CONFIG_VARIABLE):
-        path = Path(environ[sources.CONFIG_VARIABLE])
-    directory = environ.get(sources.SECRETS_DIR_VARIABLE) or environ.get("CREDENTIALS_DIRECTORY")
-    if secrets_dir is None and directory:
-        secrets_dir = Path(directory)
-
-    # From the lowest precedence to the highest.
-    reading = read_config(Settings, path) if path else sources.Reading()
-    if secrets_dir:
-        sources.read_credentials(Settings, secrets_dir, reading)
-    sources.read_environment(Settings, environ, reading)
+    reading = _read(path, os.environ if environ is None else environ, secrets_dir)
     settings, mistakes = None, reading.mistakes
     if reading.complete:
         settings, wrong = validate(Settings, reading)
@@ -60,6 +49,35 @@ def load_settings(
             "exchange.archive_url is set, but exchange.archive is false: history comes from REST alone"
         )
     return settings
+
+
+def origin_of(
+    key: sources.KeyPath, path: Path | None, environ: Mapping[str, str] | None = None
+) -> str:
+    """Where a key was set, for people: a file and its line, or a variable; "" where it has its default.
+
+    Otherwise as `load_settings`; of mistakes nothing is said.
+    """
+    reading = _read(path, os.environ if environ is None else environ, None)
+    origin = reading.origins.get(key)
+    return "" if origin is None else origin.text
+
+
+def _read(
+    path: Path | None, environ: Mapping[str, str], secrets_dir: Path | None
+) -> sources.Reading:
+    if path is None and environ.get(sources.CONFIG_VARIABLE):
+        path = Path(environ[sources.CONFIG_VARIABLE])
+    directory = environ.get(sources.SECRETS_DIR_VARIABLE) or environ.get("CREDENTIALS_DIRECTORY")
+    if secrets_dir is None and directory:
+        secrets_dir = Path(directory)
+
+    # From the lowest precedence to the highest.
+    reading = read_config(Settings, path) if path else sources.Reading()
+    if secrets_dir:
+        sources.read_credentials(Settings, secrets_dir, reading)
+    sources.read_environment(Settings, environ, reading)
+    return reading
 
 
 def describe(settings: Settings) -> dict[str, Any]:

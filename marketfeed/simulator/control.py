@@ -1,6 +1,6 @@
 """`/simulator/…`: what demos and tests ask of the simulator beside the exchange's own interface.
 
-GET state · GET published?after=N[&limit=M] · POST pause · POST resume
+GET state · GET published?after=N[&limit=M] · POST pause · POST resume · POST speed (`{"speed": 15}`)
 POST listings (one of `listings` as JSON)
 GET faults · POST faults (one of `fault_kinds` as JSON) · DELETE faults, faults/N
 """
@@ -43,6 +43,10 @@ class State(msgspec.Struct, frozen=True):
     uptime_s: float
 
 
+class _Speed(msgspec.Struct, forbid_unknown_fields=True):
+    speed: float
+
+
 class Controls(msgspec.Struct, frozen=True):
     """What the control endpoints call: `published` takes a number and an optional limit."""
 
@@ -50,6 +54,7 @@ class Controls(msgspec.Struct, frozen=True):
     published: Callable[[int, int | None], bytes]
     pause: Callable[[], None]
     resume: Callable[[], None]
+    set_speed: Callable[[float], None]
     faults: Faults
     change: Callable[[ListingChange], int]
 
@@ -76,6 +81,13 @@ def control_routes(controls: Controls) -> list[web.RouteDef]:
 
     async def resume(_: web.Request) -> web.Response:
         controls.resume()
+        return _json(msgspec.json.encode(controls.state()))
+
+    async def set_speed(request: web.Request) -> web.Response:
+        try:
+            controls.set_speed(msgspec.json.decode(await request.read(), type=_Speed).speed)
+        except (msgspec.DecodeError, SettingsError) as error:
+            return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
         return _json(msgspec.json.encode(controls.state()))
 
     async def faults(_: web.Request) -> web.Response:
@@ -110,6 +122,7 @@ def control_routes(controls: Controls) -> list[web.RouteDef]:
         web.get("/simulator/published", published),
         web.post("/simulator/pause", pause),
         web.post("/simulator/resume", resume),
+        web.post("/simulator/speed", set_speed),
     ]
 
 

@@ -55,11 +55,15 @@ class Rest:
     """Answers REST requests from a venue.
 
     `now_ms` gives exchange time; `catch_up` brings the venue to it, so that an answer never shows less
-    than what is past on the clock that `time` returns.
+    than what is past on the clock that `time` returns; `speed` is exchange seconds per wall second.
     """
 
     def __init__(
-        self, venue: Venue, now_ms: Callable[[], int], catch_up: Callable[[], None], speed: float
+        self,
+        venue: Venue,
+        now_ms: Callable[[], int],
+        catch_up: Callable[[], None],
+        speed: Callable[[], float],
     ) -> None:
         self._venue = venue
         self._now_ms = now_ms
@@ -76,6 +80,8 @@ class Rest:
         self.requests: Counter[str] = Counter()
         self.asked: deque[tuple[float, str]] = deque(maxlen=_ASKED_KEPT)
         """The newest requests: when they came (monotonic wall seconds), and to which endpoint."""
+        self.told_ms = 0
+        """The newest exchange time that an answer has told of, but for the shift."""
         self.clock_shift_ms = 0
         """By how much `time` answers a later time than it is: a fault."""
         self.on_request: Callable[[str], Awaitable[web.Response | None]] | None = None
@@ -184,10 +190,11 @@ class Rest:
     # --- endpoints --------------------------------------------------------------------------------
 
     def _time(self, _: Mapping[str, str]) -> bytes:
-        return msgspec.json.encode({"serverTime": self._shown_ms(), "speed": self._speed})
+        return msgspec.json.encode({"serverTime": self._shown_ms(), "speed": self._speed()})
 
     def _shown_ms(self) -> int:
-        return self._now_ms() + self.clock_shift_ms
+        self.told_ms = self._now_ms()
+        return self.told_ms + self.clock_shift_ms
 
     async def _exchange_info(self, request: web.Request) -> web.Response:
         headers, refused = self._charge(1)

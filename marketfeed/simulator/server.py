@@ -94,6 +94,12 @@ class _Elapsed:
         if self._since_s is None:
             self._since_s = time.monotonic()
 
+    def go_on(self, from_ms: float, speed: float) -> None:
+        self._before_ms = from_ms
+        if self._since_s is not None:
+            self._since_s = time.monotonic()
+        self._speed = speed
+
 
 class Simulator:
     """A running simulated exchange: `async with Simulator(options) as simulator: …`.
@@ -105,8 +111,8 @@ class Simulator:
 
     def __init__(self, options: SimulatorOptions | None = None) -> None:
         self.options = options = options if options is not None else SimulatorOptions()
-        if not 0.0 < options.speed <= 100_000.0:
-            raise SettingsError(f"speed: more than 0 is expected, not {options.speed}")
+        self.speed = _checked_speed(options.speed)
+        """Exchange seconds per wall second, now."""
         self.venue: Venue = _make_venue(options)
         self.published_log = PublishedLog(options.published_kept)
         self.hub = Hub(
@@ -115,7 +121,7 @@ class Simulator:
             None if options.replay is None else self._start_replay_soon,
             max_buffer_bytes=options.max_buffer_bytes,
         )
-        self.rest = Rest(self.venue, self.now_ms, self.catch_up, options.speed)
+        self.rest = Rest(self.venue, self.now_ms, self.catch_up, lambda: self.speed)
         self.archive: Archive | None = None
         """The files of past candles, at `rest_url`; a recording has none."""
         if isinstance(self.venue, Market):
@@ -135,8 +141,7 @@ class Simulator:
         self._resources = contextlib.AsyncExitStack()
         self._make_site: Callable[[], web.TCPSite] | None = None
         self._site: web.TCPSite | None = None
-        tick_s = 0.25 / options.speed
-        self._tick_s = min(max(tick_s, _TICK_S[0]), _TICK_S[1])
+        self._tick_s = _tick_s(self.speed)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -172,6 +177,7 @@ class Simulator:
                     self._published_body,
                     self.pause,
                     self.resume,
+                    self.set_speed,
                     self.faults,
                     self.change,
                 )
@@ -282,6 +288,19 @@ class Simulator:
         """Let exchange time go on from where it stopped."""
         self._elapsed.go()
 
+    def set_speed(self, speed: float) -> None:
+        """Let exchange time go on at another speed, which `time` tells, from where the frames are.
+
+        What a busy machine is behind is not made up for; no clock goes back behind what an answer has told.
+        Raises SettingsError.
+        """
+        elapsed_ms = self._elapsed.ms()
+        known_ms = max(self._reached_ms, self.rest.told_ms)
+        behind_ms = max(0, self.venue.time_at(elapsed_ms) - known_ms)
+        self._elapsed.go_on(elapsed_ms - behind_ms, _checked_speed(speed))
+        self.speed = speed
+        self._tick_s = _tick_s(speed)
+
     def _start_replay_soon(self) -> None:
         if self._start_replay is None and not self.options.paused:
             self._start_replay = asyncio.get_running_loop().call_later(_REPLAY_GRACE_S, self.resume)
@@ -328,7 +347,7 @@ class Simulator:
         return State(
             exchange_time_ms=now_ms,
             start_ms=self._start_ms,
-            speed=self.options.speed,
+            speed=self.speed,
             paused=self.paused,
             pairs=sum(instrument.trades for instrument in self.venue.listed),
             timeframes=self.options.timeframes,
@@ -382,6 +401,16 @@ class Simulator:
             if not future.done() and condition():
                 future.set_result(None)
                 self._waiters.remove(waiter)
+
+
+def _checked_speed(speed: float) -> float:
+    if not 0.0 < speed <= 100_000.0:
+        raise SettingsError(f"speed: more than 0 is expected, not {speed}")
+    return speed
+
+
+def _tick_s(speed: float) -> float:
+    return min(max(0.25 / speed, _TICK_S[0]), _TICK_S[1])
 
 
 def _make_venue(options: SimulatorOptions) -> Venue:

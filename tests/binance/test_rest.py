@@ -1,6 +1,7 @@
 """REST answers arrive in pieces, late, wrong or not at all: each is read whole or is a typed error."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -102,6 +103,31 @@ def test_a_refusal_tells_its_status_and_retry_after(status: int) -> None:
         ask(refuse, BinanceRest.exchange_info)
     assert caught.value.status == status
     assert caught.value.retry_after_s == 307.0
+
+
+def test_klines_that_are_refused_for_their_symbol_are_counted_in_a_row() -> None:
+    invalid = {"code": -1121, "msg": "Invalid symbol."}
+    answers = iter(
+        [(400, invalid), (400, invalid), (400, {"code": -1120}), (200, []), (400, invalid)]
+    )
+    counts: list[int] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path != "/fapi/v1/klines":
+            return web.json_response(invalid, status=400)
+        status, body = next(answers)
+        return web.json_response(body, status=status)
+
+    async def question(rest: BinanceRest) -> None:
+        for _ in range(5):
+            with contextlib.suppress(ExchangeRefusedError):
+                await rest.klines(BITCOIN, "1m", START_MS, START_MS + MINUTE_MS, Priority.HEAL)
+            counts.append(rest.turns.invalid_symbols["BTCUSDT"])
+            with pytest.raises(ExchangeRefusedError):
+                await rest.settlements(START_MS, START_MS, Priority.SETTLED, "BTCUSDT")
+
+    ask(answer, question)
+    assert counts == [1, 2, 2, 0, 1]
 
 
 BANNED_UNTIL_MS = 1_796_003_971_316

@@ -16,6 +16,7 @@ from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
+from marketfeed.journal.documents import change_document
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
 from marketfeed.settings.model import ExchangeSettings
@@ -291,6 +292,42 @@ def test_no_pairs_that_were_chosen_once_are_chosen_anew(path: Path) -> None:
     async def check(line: Line) -> None:
         line.exchange.volumes = VOLUMES
         await line.writer.save_document("chosen_pairs:USDT:2", json.dumps([]).encode(), NOW_MS)
+        assert await line.ask() == TOP
+
+    run(path, named("TRADING"), check, {"top": 2})
+
+
+# --- pairs that are dropped by hand ------------------------------------------------------------------
+
+
+def test_what_is_taken_out_of_the_kept_choice_is_gone_with_the_next_look(path: Path) -> None:
+    async def check(line: Line) -> None:
+        line.exchange.volumes = VOLUMES
+        assert await line.ask() == TOP
+        # As `marketfeed pairs --drop` does beside it.
+        body = json.dumps(TOP[:1]).encode()
+        assert change_document(path, "chosen_pairs:USDT:2", lambda _: body, NOW_MS)
+        # What it writes again when exchangeInfo says something new does not bring it back.
+        line.exchange.contracts = named("TRADING", "X")
+        assert await line.ask(2) == TOP[:1]
+        line.source.on_journal_replaced()
+        assert await line.ask(2) == TOP[:1]
+        line.restart()
+        assert await line.ask() == TOP[:1]
+
+    run(path, named("TRADING"), check, {"top": 2})
+
+
+def test_a_journal_begun_anew_gets_the_choice_again(path: Path) -> None:
+    async def check(line: Line) -> None:
+        line.exchange.volumes = VOLUMES
+        assert await line.ask() == TOP
+        delete = "DELETE FROM document"
+        await line.writer.call(lambda journal: journal.db.execute(delete).rowcount)
+        line.source.on_journal_replaced()
+        assert await line.ask() == TOP
+        line.exchange.volumes = {"XUSDT": 9.0}
+        line.restart()
         assert await line.ask() == TOP
 
     run(path, named("TRADING"), check, {"top": 2})

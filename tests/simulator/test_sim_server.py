@@ -65,6 +65,34 @@ def test_published_over_http() -> None:
     with_sockets(check, speed=600.0)
 
 
+def test_another_speed_over_http() -> None:
+    async def check(simulator: Simulator, connect: Connect) -> None:
+        async with aiohttp.ClientSession(simulator.rest_url) as session:
+            async with session.get("/fapi/v1/time") as response:
+                before = await response.json()
+            assert before["speed"] == 600.0
+            async with session.post("/simulator/speed", json={"speed": 2}) as response:
+                state = await response.json()
+            assert state["speed"] == 2.0
+            async with session.get("/fapi/v1/time") as response:
+                after = await response.json()
+            assert after["speed"] == 2.0
+            # No answer goes back behind another.
+            assert after["serverTime"] >= state["exchange_time_ms"] >= before["serverTime"]
+            for body in ({"speed": 0}, {"speed": "x"}, {"sped": 1}):
+                async with session.post("/simulator/speed", json=body) as response:
+                    assert response.status == 400
+        assert simulator.speed == 2.0
+        simulator.pause()
+        simulator.set_speed(600.0)
+        assert simulator.paused
+        paused_ms = simulator.now_ms()
+        simulator.resume()
+        await simulator.wait_until(lambda: simulator.now_ms() > paused_ms + 60_000)
+
+    with_sockets(check, speed=600.0)
+
+
 def test_only_the_newest_published_candles_are_kept() -> None:
     async def check(simulator: Simulator, connect: Connect) -> None:
         await simulator.wait_published(12)
