@@ -22,7 +22,6 @@ from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.deadlines import (
     CANDLE_DUE_MS,
     MARK_PRICE,
-    MARK_PRICE_DUE_S,
     Liveness,
     Missing,
     Overdue,
@@ -43,8 +42,6 @@ HOLE_SHOWN_S: Final = 60.0
 """Exchange seconds that a hole may be open before `/health` tells of it."""
 DUE_AT_LEAST_S: Final = 0.25
 """Wall seconds that a closing frame may need at least: against a fast simulator 4 s are over in a moment."""
-CLOCK_TOLERANCE_S: Final = 30.0
-"""Exchange seconds by which stamps of fresh frames may differ from the clock; a wall second at least."""
 
 
 def candle_due_ms(speed: float) -> int:
@@ -76,10 +73,6 @@ class Supervisor:
         """What was silent past its deadline at the last look, the longest first."""
         self.looks = 0
         """How often it has looked around: a watchdog's proof that it turns."""
-        self.stamps_off_s = 0.0
-        """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
-        self.stamped = asyncio.Event()
-        """Set when the first frame has come whose stamp tells the exchange's time."""
         self.on_missing: Callable[[Missing], None] = lambda _: None
         """Called with every gap that is found, and at its end."""
         self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
@@ -97,8 +90,7 @@ class Supervisor:
         # Since when (ms), and why.
         self._lost_connections: dict[str, tuple[int, str]] = {}
         self._stopping = False
-        self._stamped_s = -math.inf
-        self._looked_s, self._looked_ms = clock.elapsed_s(), clock.now_ms()
+        self._looked_ms = clock.now_ms()
         # A hole is stored with the candle behind it: after a crash nobody would find it any more.
         intake.before_commit = self.take_in
         self._open: dict[tuple[Series, int], _OpenGap] = {}
@@ -144,12 +136,6 @@ class Supervisor:
                 )
         return +lacking
 
-    def contradicts(self, server_time_ms: int) -> bool:
-        """Whether fresh frames agree with the clock as it is, and a time that the server tells does not."""
-        off_s = abs(server_time_ms - self._clock.now_ms()) / 1000
-        fresh = self._clock.elapsed_s() - self._stamped_s <= MARK_PRICE_DUE_S
-        return fresh and not self.stamps_off_s and off_s > self._tolerance_s()
-
     def start(self, stored_open_ms: Mapping[tuple[str, str], int], keep_ms: int) -> None:
         """Start all deadlines now; `stored_open_ms` is the newest stored candle of each series.
 
@@ -165,7 +151,9 @@ class Supervisor:
         """Take in what the intake has seen: candles that have come are no longer missing."""
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
         seen = self._intake.take_seen()
-        self._check_clock(now_s, now_ms, seen.newest_event_ms)
+        if now_ms < self._looked_ms:
+            self._liveness.reanchor(now_ms)
+        self._looked_ms = now_ms
         self._liveness.mark_prices(seen.marks, now_s)
         for pair, timeframe, open_ms in seen.closed:
             self._liveness.closed(pair, timeframe, open_ms)
@@ -340,21 +328,6 @@ class Supervisor:
         )
         self._note_missing("did not come")
         self._log_changes(before)
-
-    def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
-        moved_s = (now_ms - self._looked_ms) / 1000 - (now_s - self._looked_s)
-        self._looked_s, self._looked_ms = now_s, now_ms
-        if moved_s < -1.0:
-            self._liveness.reanchor(now_ms)
-        if newest_event_ms > 0:
-            self._stamped_s = now_s
-            off_s = (newest_event_ms - now_ms) / 1000
-            self.stamps_off_s = off_s if abs(off_s) > self._tolerance_s() else 0.0
-            self._clock.hear(newest_event_ms, self._tolerance_s())
-            self.stamped.set()
-
-    def _tolerance_s(self) -> float:
-        return max(CLOCK_TOLERANCE_S, self._clock.speed)
 
     def _note_missing(self, reason: str) -> None:
         now_s = self._clock.elapsed_s()

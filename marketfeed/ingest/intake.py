@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
+from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.freshness import Freshness, Seen
@@ -30,8 +30,6 @@ LAST_TRIES: Final = 3
 """How often a commit is tried again when the collector stops, before its records are given up."""
 MAX_PENDING_RECORDS: Final = 500_000
 """Records held while the disk refuses: up to 300 MB. Mark prices give way first, closed candles last."""
-MAX_AHEAD_MS: Final = schema.DAY_MS
-"""How far ahead of the exchange's clock a frame's stamp may be: far more than any host's clock is wrong."""
 REJECTED_FRAMES_PER_COMMIT: Final = 200
 """Rejected frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
 
@@ -48,7 +46,7 @@ class Intake:
         writer: JournalWriter,
         decoder: FrameDecoder,
         counters: CollectorCounters,
-        now_ms: Callable[[], int],
+        clock: ExchangeClock,
         funding_rate_every_ms: int,
         on_replaced: Callable[[], None],
         retry_after_s: float = 1.0,
@@ -64,7 +62,7 @@ class Intake:
         self._writer = writer
         self._decoder = decoder
         self._counters = counters
-        self._now_ms = now_ms
+        self._clock = clock
         self._funding_every_ms = funding_rate_every_ms
         self._on_replaced = on_replaced
         self._retry_after_s = retry_after_s
@@ -72,7 +70,6 @@ class Intake:
         self._pending = Batch(funding_rate_every_ms)
         self._seen = Seen()
         self._not_live: set[tuple[str, str, int]] = set()
-        self._not_after_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
 
@@ -103,8 +100,6 @@ class Intake:
                     continue
                 pending.add(item)
                 seen.marks.add(item.pair)
-                if item.event_time_ms > seen.newest_event_ms:  # noqa: PLR1730 - hot: max() costs more
-                    seen.newest_event_ms = item.event_time_ms
                 counters.records["mark_price"] += 1
             elif isinstance(item, FundingRate):
                 if self._is_ahead(item.event_time_ms, frame):
@@ -189,7 +184,7 @@ class Intake:
         counters.rows_changed += changed
         self.trouble.end()
         self.freshness.note(batch)
-        now_ms = self._now_ms()
+        now_ms = self._clock.now_ms()
         not_live = self._not_live
         for candle in batch.candles:
             key = (candle.pair, candle.timeframe, candle.open_time_ms)
@@ -201,10 +196,7 @@ class Intake:
 
     def _is_ahead(self, event_time_ms: int, frame: bytes) -> bool:
         """Refuse what is stamped far ahead: the newest row is what readers get and retention counts from."""
-        if event_time_ms <= self._not_after_ms:
-            return False
-        self._not_after_ms = self._now_ms() + MAX_AHEAD_MS
-        if event_time_ms <= self._not_after_ms:
+        if self._clock.on_stamp(event_time_ms):
             return False
         self._on_reject(Reject("bad_time", f"E={event_time_ms} is to come"), frame)
         return True
@@ -221,7 +213,7 @@ class Intake:
         self._counters.rejects[reject.reason] += 1
         if not reject.ignored and len(self._pending.rejected_frames) < REJECTED_FRAMES_PER_COMMIT:
             reason = f"{reject.reason}: {reject.detail}"
-            self._pending.add(RejectedFrame(self._now_ms(), reason, frame))
+            self._pending.add(RejectedFrame(self._clock.now_ms(), reason, frame))
 
     def _on_answer(self, answer: Control) -> None:
         self._counters.answers += 1

@@ -127,7 +127,7 @@ class Line:
             self.writer = writer
             decoder = FrameDecoder({SYMBOL: PAIR})
             self.intake = Intake(
-                writer, decoder, self.counters, self.clock.now_ms, MINUTE_MS, lambda: None
+                writer, decoder, self.counters, self.clock, MINUTE_MS, lambda: None
             )
             self.supervisor = Supervisor(
                 self.intake, self.clock, self.counters, [self.instrument], channels, 3_000

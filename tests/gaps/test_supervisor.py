@@ -43,10 +43,11 @@ def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
         async with JournalWriter(path) as writer:
             counters = CollectorCounters()
             decoder = FrameDecoder({"BTCUSDT": PAIR})
-            intake = Intake(writer, decoder, counters, clock.now_ms, MINUTE_MS, lambda: None)
+            intake = Intake(writer, decoder, counters, clock, MINUTE_MS, lambda: None)
             supervisor = Supervisor(intake, clock, counters, [BITCOIN], ["1m"], 3_000)
             supervisor.start({(PAIR, "1m"): START_MS - MINUTE_MS}, DAY_MS)
             committing = asyncio.create_task(intake.run())
+            clock.set_server_time(START_MS + 3 * MINUTE_MS, 0.0)
             # Nobody looks around: there are commits only, as before a crash.
             for number in (0, 2):
                 intake.on_frame(closing_frame(START_MS + number * MINUTE_MS))
@@ -74,9 +75,7 @@ def test_what_a_returning_pair_lacks_is_missing_as_far_back_as_is_kept(tmp_path:
         found: list[Missing] = []
         async with JournalWriter(path) as writer:
             counters = CollectorCounters()
-            intake = Intake(
-                writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
-            )
+            intake = Intake(writer, FrameDecoder({}), counters, clock, MINUTE_MS, lambda: None)
             supervisor = Supervisor(intake, clock, counters, [], ["1m"], 3_000)
             supervisor.on_missing = found.append
             supervisor.start({}, DAY_MS)
@@ -105,7 +104,7 @@ def test_a_series_is_unfilled_while_it_lacks_what_closed_before_its_subscription
         clock.set_server_time(now_ms, 0.0)
         async with JournalWriter(tmp_path / "journal.db") as writer:
             intake = Intake(
-                writer, FrameDecoder({}), CollectorCounters(), clock.now_ms, MINUTE_MS, lambda: None
+                writer, FrameDecoder({}), CollectorCounters(), clock, MINUTE_MS, lambda: None
             )
             supervisor = Supervisor(intake, clock, CollectorCounters(), [BITCOIN], ["1m"], 3_000)
             supervisor.on_missing = found.append
@@ -140,7 +139,7 @@ def test_nothing_is_awaited_from_before_a_listing(tmp_path: Path) -> None:
     async def run() -> Supervisor:
         async with JournalWriter(tmp_path / "journal.db") as writer:
             intake = Intake(
-                writer, FrameDecoder({}), CollectorCounters(), clock.now_ms, MINUTE_MS, lambda: None
+                writer, FrameDecoder({}), CollectorCounters(), clock, MINUTE_MS, lambda: None
             )
             supervisor = Supervisor(intake, clock, CollectorCounters(), [new], ["1m"], 3_000)
             supervisor.start({}, DAY_MS)

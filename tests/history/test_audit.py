@@ -21,7 +21,6 @@ from marketfeed.binance.archive import day_file
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.upkeep import save_budget
@@ -297,7 +296,7 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
             clock = ExchangeClock()
             async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
-                await sync_clock(rest, clock)
+                await rest.server_time()
                 one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
                 reported: list[Candle] = []
                 auditor = Auditor(
