@@ -1,4 +1,4 @@
-"""Frames are stamped otherwise than the exchange's time is: what is stored, and what the collector goes by."""
+"""Frames are stamped otherwise than the exchange's time is: what is stored, and what has closed by it."""
 
 import sqlite3
 from contextlib import closing
