@@ -70,9 +70,7 @@ class ExchangeTime:
             self._step = _Step(least, since_s, now_s)
             if now_s - since_s < HOLD_S or lead > least + allowed:
                 return rest is not None and lead <= rest
-            self._step = None
-        elif step is not None and lead >= known - allowed:
-            self._step = None
+        self._step = None
         while stamps and stamps[-1][1] <= lead:
             stamps.pop()
         # One a second: of frames that are ever later there would be thousands.

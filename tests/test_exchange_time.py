@@ -213,6 +213,15 @@ def test_a_frame_of_the_old_time_ends_a_step() -> None:
         assert scene.is_at(scene.true_ms, scene.true_ms)
 
 
+def test_a_stream_that_is_always_ahead_moves_nothing_while_the_others_begin_to_lag() -> None:
+    scene = running(told=False)
+    for _ in range(3 * round(HOLD_S)):
+        scene.now_s += 1.0
+        assert scene.hear(-20_000)
+        assert not scene.hear(DAY_MS)
+        assert max(scene.certain_ms, scene.due_ms) <= scene.true_ms + ROUNDING_MS
+
+
 @given(st.lists(st.integers(-4, 3 * 24), min_size=1, max_size=8), st.integers(1, 90))
 def test_every_step_is_followed(hours: Sequence[int], every_s: int) -> None:
     """Steps to and fro, with `time` or without: after two minutes all readings are the exchange's."""

@@ -30,6 +30,8 @@ LAST_TRIES: Final = 3
 """How often a commit is tried again when the collector stops, before its records are given up."""
 MAX_PENDING_RECORDS: Final = 500_000
 """Records held while the disk refuses: up to 300 MB. Mark prices give way first, closed candles last."""
+STAMPS_APART_MS: Final = 100
+"""A stamp less than this beyond the last one that the clock has taken in says nothing new of the time."""
 REJECTED_FRAMES_PER_COMMIT: Final = 200
 """Rejected frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
 
@@ -70,6 +72,7 @@ class Intake:
         self._pending = Batch(funding_rate_every_ms)
         self._seen = Seen()
         self._not_live: set[tuple[str, str, int]] = set()
+        self._known_until_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
 
@@ -115,6 +118,8 @@ class Intake:
     def take_seen(self) -> Seen:
         """What has come since this was asked last."""
         seen, self._seen = self._seen, Seen()
+        # Should the exchange set its clock back, its stamps are new from now on.
+        self._known_until_ms = 0
         return seen
 
     def add(self, record: Record) -> None:
@@ -196,7 +201,10 @@ class Intake:
 
     def _is_ahead(self, event_time_ms: int, frame: bytes) -> bool:
         """Refuse what is stamped far ahead: the newest row is what readers get and retention counts from."""
+        if event_time_ms <= self._known_until_ms:
+            return False
         if self._clock.on_stamp(event_time_ms):
+            self._known_until_ms = event_time_ms + STAMPS_APART_MS
             return False
         self._on_reject(Reject("bad_time", f"E={event_time_ms} is to come"), frame)
         return True
