@@ -360,7 +360,7 @@ class Healer:
         """Compare the last candles of a series with REST, if any has closed since that was done last."""
         length_ms = TIMEFRAMES_MS[series.channel]
         due_s = self._rechecks.get(series)
-        end_ms = floor_to(self._clock.now_ms() - candle_due_ms(self._clock.speed), length_ms)
+        end_ms = floor_to(self._clock.certain_ms() - candle_due_ms(self._clock.speed), length_ms)
         where = TimeRange(end_ms - RECHECKED * length_ms, end_ms)
         instrument = self._instruments(series.pair)
         try:

@@ -163,7 +163,7 @@ class Auditor:
         if not every:
             return None
         series = self._random.choice(every)
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.certain_ms()
         within = range_of(series, now_ms - self._keep_ms, now_ms - CLOSED_FOR)
         size_ms = CANDLES * series.length_ms
         end_ms = within.end_ms
