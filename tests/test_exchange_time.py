@@ -171,6 +171,17 @@ def test_a_host_whose_clock_is_behind_waits_for_the_exchanges_time() -> None:
     assert scene.is_at(scene.true_ms, scene.true_ms)
 
 
+def test_a_time_that_is_ahead_keeps_no_first_frame_out() -> None:
+    scene = Scene(assumed_ms=START_MS - HOUR_MS)
+    scene.tell(3 * HOUR_MS)
+    assert scene.hear()
+    assert scene.is_at(scene.true_ms, scene.true_ms + 3 * HOUR_MS)
+    # It has been told before; the next like answer is the second one.
+    assert scene.time.frames_ahead_s(scene.now_s) == 0.0
+    scene.tell(3 * HOUR_MS)
+    assert scene.time.frames_ahead_s(scene.now_s) == pytest.approx(-3 * 3_600, abs=1)
+
+
 # --- a step of the whole exchange -------------------------------------------------------------------
 
 
@@ -202,6 +213,19 @@ def test_a_step_that_time_does_not_confirm_is_certain_when_it_has_stood(told: bo
     scene.tell(-HOUR_MS)
     scene.tell(-HOUR_MS)
     assert scene.time.frames_ahead_s(scene.now_s) == pytest.approx(3_600, abs=1)
+
+
+def test_of_frames_ahead_the_least_is_the_step() -> None:
+    scene = running(told=False)
+    assert not scene.hear(10_000 * DAY_MS)
+    scene.step_ms = HOUR_MS
+    scene.run(HOLD_S / 2)
+    assert scene.due_ms == pytest.approx(scene.true_ms, abs=ROUNDING_MS)
+    scene.now_s += HOLD_S
+    assert not scene.hear(10_000 * DAY_MS)
+    assert scene.certain_ms < scene.true_ms - HOUR_MS + STEP_MS
+    assert scene.hear()
+    assert scene.is_at(scene.true_ms, scene.true_ms)
 
 
 def test_a_frame_of_the_old_time_ends_a_step() -> None:
@@ -317,6 +341,7 @@ def test_time_that_was_wrong_once_in_a_while_is_never_taken() -> None:
 def test_time_that_is_behind_changes_nothing_and_is_a_reason() -> None:
     scene = running()
     scene.tell(-HOUR_MS)
+    assert scene.time.frames_ahead_s(scene.now_s) == 0.0
     scene.tell(-HOUR_MS)
     assert scene.is_at(scene.true_ms, scene.true_ms)
     assert scene.time.frames_ahead_s(scene.now_s) == pytest.approx(3_600, abs=1)
@@ -358,6 +383,16 @@ def test_the_hold_is_wall_seconds_at_any_speed(speed: float) -> None:
     assert scene.certain_ms == pytest.approx(scene.true_ms + 24 * HOUR_MS, abs=ROUNDING_MS)
     scene.run(3.0)
     assert scene.certain_ms == pytest.approx(scene.true_ms, abs=ROUNDING_MS)
+
+
+def test_against_a_fast_simulator_a_wall_second_is_no_step() -> None:
+    scene = Scene(speed=60.0)
+    scene.tell()
+    scene.run(1.0, -55_000)
+    scene.time.on_answer(scene.true_ms - 300_000, 0.0, 60.0, scene.now_s)
+    assert scene.hear()
+    assert scene.certain_ms == pytest.approx(scene.true_ms, abs=ROUNDING_MS)
+    assert not scene.hear(61_000)
 
 
 def test_a_speed_that_time_tells_begins_anew() -> None:
