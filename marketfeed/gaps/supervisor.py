@@ -42,6 +42,8 @@ HOLE_SHOWN_S: Final = 60.0
 """Exchange seconds that a hole may be open before `/health` tells of it."""
 DUE_AT_LEAST_S: Final = 0.25
 """Wall seconds that a closing frame may need at least: against a fast simulator 4 s are over in a moment."""
+CLOCK_BACK_MS: Final = 1_000
+"""Exchange ms by which the clock must have gone back between two looks to have been ahead before."""
 
 
 def candle_due_ms(speed: float) -> int:
@@ -151,7 +153,7 @@ class Supervisor:
         """Take in what the intake has seen: candles that have come are no longer missing."""
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
         seen = self._intake.take_seen()
-        if now_ms < self._looked_ms:
+        if now_ms < self._looked_ms - CLOCK_BACK_MS:
             self._liveness.reanchor(now_ms)
         self._looked_ms = now_ms
         self._liveness.mark_prices(seen.marks, now_s)
