@@ -1,6 +1,6 @@
 """Exchange time.
 
-Two readings, both of them driven by this host's *monotonic* clock, so that a jump of the wall clock
+Two clocks, both of them driven by this host's *monotonic* ones, so that a jump of the wall clock
 moves neither: `now_ms()` is the exchange's own time, `elapsed_s()` counts exchange seconds since an
 arbitrary start and never goes back. Against the simulator an exchange second may be shorter than a
 wall second; `speed` says how many pass in one.
@@ -8,102 +8,85 @@ wall second; `speed` says how many pass in one.
 
 import asyncio
 import contextlib
-import math
 import time
 from typing import Final
 
+from marketfeed.exchange_time import ExchangeTime
+
 WALL_AT_LEAST_S: Final = 0.05
 """The shortest pause in wall seconds: against a fast simulator an exchange second is over in a moment."""
-STAMPS_HOLD_S: Final = 60.0
-"""Wall seconds for which the last stamp of a frame can contradict this clock: a reconnect takes less."""
 
 
 class ExchangeClock:
-    """The exchange's time, learnt from its server and carried on by the monotonic clock.
+    """The exchange's time by its frames and its `time`; `exchange_time` has the rules.
 
-    Before the first `set_server_time` it assumes the host's wall clock is right, and is certain of nothing.
+    Before either it assumes that the host's wall clock is right, and is certain of nothing.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
-        self._speed = speed
+        self.stamped = asyncio.Event()
+        """Set once a frame has come whose stamp counts."""
+        self._time = ExchangeTime(time.time() * 1000.0, _now_s(), speed)
         self._anchor_s = time.monotonic()
-        self._anchor_ms = time.time() * 1000.0
         self._elapsed_s = 0.0
-        self._error_ms: float | None = None
-        # A stamp (ms), when it was heard (elapsed s), and how far from it this clock may be (ms).
-        self._heard: tuple[int, float, float] | None = None
 
     @property
     def speed(self) -> float:
         """Exchange seconds per wall second: 1 against the real exchange."""
-        return self._speed
+        return self._time.speed
 
     def wall_s(self, exchange_s: float, at_least_s: float = WALL_AT_LEAST_S) -> float:
         """How long so many exchange seconds take in wall seconds; `at_least_s` in any case."""
-        return max(exchange_s / self._speed, at_least_s)
+        return max(exchange_s / self.speed, at_least_s)
 
     def now_ms(self) -> int:
-        """Exchange time, ms since the epoch."""
-        return int(self._anchor_ms + (time.monotonic() - self._anchor_s) * 1000.0 * self._speed)
-
-    @property
-    def error_ms(self) -> float | None:
-        """How far `now_ms` may be off, by what its last setting took; None before the first."""
-        return self._error_ms
+        """Exchange time, ms since the epoch: what is due by it should have come, and ages count from it."""
+        return self._time.due_ms(_now_s())
 
     def certain_ms(self) -> int:
-        """Exchange time that is past for certain: what `now_ms` may be ahead is taken off.
+        """Exchange time that is past for certain: what closes by it has closed. 0 while none is."""
+        return self._time.certain_ms(_now_s())
 
-        0 before the first setting. While frames say that it is far ahead, the time that they tell.
-        """
-        if self._error_ms is None:
-            return 0
-        now_ms = self.now_ms()
-        return now_ms - math.ceil(self._ahead_ms(now_ms)) - math.ceil(self._error_ms)
+    def frames_lag(self) -> bool:
+        """Whether `certain_ms` is far behind `now_ms`."""
+        return self._time.frames_lag(_now_s())
 
-    def is_contradicted(self) -> bool:
-        """Whether frames say that `now_ms` is far ahead."""
-        return self._ahead_ms(self.now_ms()) > 0
+    def frames_ahead_s(self) -> float:
+        """How far frames are ahead of `time` (exchange s) if two answers were far from them, else 0."""
+        return self._time.frames_ahead_s(_now_s())
 
-    def hear(self, stamp_ms: int, tolerance_s: float) -> None:
-        """Note the exchange time that fresh frames are stamped with: `now_ms` is there, more or less.
-
-        `tolerance_s` are exchange seconds.
-        """
-        self._heard = stamp_ms, self.elapsed_s(), tolerance_s * 1000.0
+    def is_doubted(self) -> bool:
+        """Whether `time` should be asked soon."""
+        return self._time.is_doubted(_now_s())
 
     def elapsed_s(self) -> float:
-        """Monotonic exchange seconds since this clock was made. Not moved by `set_server_time`."""
-        return self._elapsed_s + (time.monotonic() - self._anchor_s) * self._speed
+        """Monotonic exchange seconds since this clock was made. Not moved by the exchange's time."""
+        return self._elapsed_s + (time.monotonic() - self._anchor_s) * self.speed
 
     def offset_ms(self) -> float:
         """How far the exchange's clock is ahead of this host's wall clock, in ms."""
         return self.now_ms() - time.time() * 1000.0
 
+    def await_frames(self) -> None:
+        """Be certain of nothing before the first frame."""
+        self._time.awaits_frames = True
+
+    def on_stamp(self, stamp_ms: int) -> bool:
+        """Take in the stamp of a frame that has just come; whether the frame may be stored."""
+        if not self._time.on_stamp(stamp_ms, _now_s()):
+            return False
+        self.stamped.set()
+        return True
+
     def set_server_time(self, server_time_ms: int, round_trip_s: float, speed: float = 1.0) -> None:
-        """Take over the exchange's time from an answer of its `time` endpoint received just now.
+        """Take in an answer of `time` that has just come, `round_trip_s` wall seconds after it was asked."""
+        self._elapsed_s, self._anchor_s = self.elapsed_s(), time.monotonic()
+        self._time.on_answer(server_time_ms, round_trip_s, speed, _now_s())
 
-        Half of `round_trip_s` (wall seconds) is assumed to have passed since the server read its clock:
-        none may have, or all.
-        """
-        monotonic_s = time.monotonic()
-        self._elapsed_s += (monotonic_s - self._anchor_s) * self._speed
-        self._anchor_s = monotonic_s
-        self._error_ms = round_trip_s / 2.0 * 1000.0 * speed
-        self._anchor_ms = server_time_ms + self._error_ms
-        self._speed = speed
 
-    def _ahead_ms(self, now_ms: int) -> float:
-        """How far `now_ms` is ahead of what frames tell; 0 within their tolerance, or without any."""
-        if self._heard is None:
-            return 0.0
-        stamp_ms, heard_s, tolerance_ms = self._heard
-        passed_s = self.elapsed_s() - heard_s
-        # Carried on by the monotonic clock, which stands still while a host is suspended: not for ever.
-        if passed_s > STAMPS_HOLD_S * self._speed:
-            return 0.0
-        ahead_ms = now_ms - (stamp_ms + passed_s * 1000.0)
-        return ahead_ms if ahead_ms > tolerance_ms else 0.0
+def _now_s() -> float:
+    """Wall seconds since the host's start, those included in which it was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def wait_at_most(timeout_s: float | None, event: asyncio.Event) -> bool:

@@ -54,9 +54,7 @@ lasts two, the firewall (403) looks at five."""
 BAN_MARGIN_S: Final = 1.0
 """So much later than the end that a ban names: clocks drift apart while nothing is asked."""
 CLOSED_AFTER_MS: Final = 1_000
-"""How long past its close a REST row must be to count as closed: two clocks are compared.
-
-What this host's may be ahead for all that is known comes on top (`ExchangeClock.certain_ms`)."""
+"""How far `ExchangeClock.certain_ms` must be past a REST row's close for it to count as closed."""
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
 _FREE: Final = Cost(1)
 _BANNED_UNTIL: Final = re.compile(rb"banned until (\d{13})\b")
@@ -167,9 +165,10 @@ class BinanceRest:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
 
     async def server_time(self) -> ServerTime:
-        """Ask the exchange's clock (weight 1)."""
+        """Ask the exchange's clock (weight 1), and set this host's by it."""
         body, round_trip_s, _ = await self._ask("time", {}, _FREE, Priority.LIVE)
         answer = documented("time", body, _Time)
+        self.turns.clock.set_server_time(answer.server_time, round_trip_s, answer.speed)
         return ServerTime(answer.server_time, round_trip_s, answer.speed)
 
     async def exchange_info(self) -> bytes:
@@ -247,7 +246,7 @@ class BinanceRest:
 
     def _require_time(self, certain_ms: int, end_ms: int) -> None:
         beyond = end_ms > certain_ms - CLOSED_AFTER_MS
-        if not certain_ms or (beyond and self.turns.clock.is_contradicted()):
+        if not certain_ms or (beyond and self.turns.clock.frames_lag()):
             raise ExchangeError(
                 "klines: not asked while the exchange's time is not known for certain: what has closed?"
             )

@@ -8,7 +8,6 @@ so that nothing that was received is lost.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
-from functools import partial
 from typing import Final
 
 import aiohttp
@@ -18,7 +17,7 @@ from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.rollover import Ages
-from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import CollectorExposition
 from marketfeed.collector.page import CollectorPage
 from marketfeed.collector.parts import CollectorParts
@@ -57,6 +56,7 @@ class Collector:
         self._rest_timeout_s = rest_timeout_s
         self._ages = ages
         self._clock = clock or ExchangeClock()
+        self._clock.await_frames()
         self._counters = CollectorCounters()
         self._writer = JournalWriter(settings.journal.path)
         self._writer.gap_states = self._counters.gaps
@@ -161,15 +161,14 @@ class Collector:
                 async with asyncio.TaskGroup() as group:
                     supervisor.start()
                     feeding = group.create_task(feed.run(), name="feed")
-                    stamped = partial(_once_stamped, supervisor.stamped, parts.silent_after_s)
                     background = [
                         group.create_task(supervisor.run(feed), name="supervisor"),
-                        group.create_task(stamped(parts.promises.run), name="promises"),
-                        group.create_task(stamped(parts.healer.run), name="heal"),
+                        group.create_task(self._once_stamped(parts.promises.run), name="promises"),
+                        group.create_task(self._once_stamped(parts.healer.run), name="heal"),
                         group.create_task(parts.settled_rates.run(), name="settled rates"),
-                        group.create_task(stamped(parts.history.run), name="history"),
+                        group.create_task(self._once_stamped(parts.history.run), name="history"),
                         group.create_task(parts.pair_lifecycle.run(), name="pairs"),
-                        group.create_task(upkeep.keep_clock(parts.rest, supervisor), name="clock"),
+                        group.create_task(upkeep.keep_clock(parts.rest), name="clock"),
                         group.create_task(upkeep.keep_journal(shipper), name="retention"),
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
                     ]
@@ -187,13 +186,7 @@ class Collector:
                 if shipper is not None:
                     shipper.end()
 
-
-async def _once_stamped(
-    stamped: asyncio.Event, timeout_s: float, run: Callable[[], Coroutine[None, None, None]]
-) -> None:
-    """Run what takes candles from REST: they are closed by a time that frames can contradict first.
-
-    Without any frame for `timeout_s` wall seconds, what the exchange tells of its time is believed.
-    """
-    await wait_at_most(timeout_s, stamped)
-    await run()
+    async def _once_stamped(self, run: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Run what takes candles from REST: nothing is known to have closed before the first frame."""
+        await self._clock.stamped.wait()
+        await run()

@@ -70,7 +70,7 @@ class CollectorParts:
             writer,
             FrameDecoder(self.roster.pairs),
             counters,
-            clock.now_ms,
+            clock,
             exchange.funding_rate_every.ms,
             self._on_journal_replaced,
         )

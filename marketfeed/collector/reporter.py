@@ -180,9 +180,8 @@ class Reporter:
                 reasons.append(f"{connection.name} is {connection.state}: {connection.last_error}")
             elif now_s - heard_s > parts.silent_after_s:
                 reasons.append(f"{connection.name} is silent for {now_s - heard_s:.0f} s")
-        stamps_off_s = parts.supervisor.stamps_off_s
-        if stamps_off_s:
-            reasons.append(f"frames are stamped {stamps_off_s:+.0f} s from the exchange's clock")
+        if ahead_s := self._clock.frames_ahead_s():
+            reasons.append(f"frames are stamped {ahead_s:+.0f} s from the exchange's clock")
         if self._upkeep.clock_trouble:
             reasons.append(f"the exchange's clock cannot be read: {self._upkeep.clock_trouble.why}")
         rest = self._turns.report()

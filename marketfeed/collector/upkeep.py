@@ -9,11 +9,9 @@ from typing import Final
 from marketfeed import schema
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, backoff_s
-from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal import retention
@@ -27,9 +25,9 @@ from marketfeed.settings.model import JournalSettings
 
 log = logging.getLogger(__name__)
 
-CLOCK_SYNC_EVERY_S: Final = 300.0
+CLOCK_SYNC_EVERY_S: Final = 600.0
 CLOCK_DOUBT_EVERY_S: Final = 3.0
-"""Wall seconds until the exchange's time is asked again when it is not known, or frames contradict it."""
+"""Wall seconds until the exchange's time is asked again: at most, and when it is not known or doubted."""
 RETENTION_EVERY_S: Final = 600.0
 REST_BUDGET: Final = "rest_budget"
 """The document in which a journal keeps what was asked of the exchange: a ban holds for whoever asks next."""
@@ -57,21 +55,19 @@ class Upkeep:
         self._writer = writer
         self._turns = turns
 
-    async def keep_clock(self, rest: BinanceRest, supervisor: Supervisor) -> None:
-        """Compare the clock with the exchange's: every few minutes, every few seconds while in doubt."""
+    async def keep_clock(self, rest: BinanceRest) -> None:
+        """Ask the exchange for its time: every few minutes, every few seconds while in doubt."""
         asked_s = time.monotonic()
         while True:
             await asyncio.sleep(
                 backoff_s(max(self.clock_trouble.failures, 1), CLOCK_DOUBT_EVERY_S, RETRY_CAP_S)
             )
-            error_ms = self._clock.error_ms
-            vague = error_ms is None or error_ms > PRECISE_S / 2 * 1000 * self._clock.speed
-            doubted = vague or supervisor.stamps_off_s or self.clock_trouble
+            doubted = self._clock.is_doubted() or self.clock_trouble
             if not doubted and time.monotonic() - asked_s < CLOCK_SYNC_EVERY_S:
                 continue
             asked_s = time.monotonic()
             try:
-                await sync_clock(rest, self._clock, supervisor.contradicts)
+                await rest.server_time()
                 self.clock_trouble.end()
             except ExchangeError as error:
                 self.clock_trouble.met(error)

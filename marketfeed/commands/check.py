@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,6 @@ from marketfeed.binance.symbols import (
     parse_exchange_info,
     stream_name,
 )
-from marketfeed.clock import ExchangeClock
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
@@ -111,13 +111,11 @@ def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:
 
 
 async def _check_clock(rest: BinanceRest) -> Finding:
-    clock = ExchangeClock()
     try:
         answer = await rest.server_time()
     except ExchangeError as error:
         return Finding("clock", "bad", str(error))
-    clock.set_server_time(answer.time_ms, answer.round_trip_s, answer.speed)
-    offset_ms = clock.offset_ms()
+    offset_ms = answer.time_ms + answer.round_trip_s / 2 * 1000 - time.time() * 1000
     text = f"the exchange's clock is {offset_ms:+.0f} ms from this host's"
     if answer.speed != 1.0:
         return Finding("clock", "warning", f"a simulator: its time runs {answer.speed:g} x")

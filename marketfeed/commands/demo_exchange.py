@@ -10,7 +10,6 @@ import msgspec
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import Instrument, parse_exchange_info
 from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
@@ -43,7 +42,7 @@ class DemoExchange:
 
     async def sync(self) -> None:
         """Take over its time and speed. Raises ExchangeError."""
-        await sync_clock(self._rest, self.clock)
+        await self._rest.server_time()
 
     async def state(self) -> State:
         """How it stands."""

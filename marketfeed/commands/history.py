@@ -19,7 +19,6 @@ from marketfeed import schema
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import RestReport, Turns
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
@@ -332,5 +331,5 @@ async def _rest(
         rest = BinanceRest(session, settings.exchange.rest_url, turns=turns)
         if known is not None:
             turns.budget.restore(turns.now(), known)
-        await sync_clock(rest, clock)
+        await rest.server_time()
         yield rest, clock, session

@@ -111,7 +111,7 @@ class Promises:
         every = promises(
             instruments,
             self._timeframes,
-            self._clock.now_ms(),
+            self._clock.certain_ms(),
             self._keep_ms,
             candle_due_ms(self._clock.speed),
             self._from_ms,

@@ -7,7 +7,6 @@ status report, in metrics, and as gaps in the journal; `healer.py` closes them.
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -16,7 +15,7 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
-from marketfeed.gaps.deadlines import MARK_PRICE, MARK_PRICE_DUE_S, Liveness, Overdue, Series
+from marketfeed.gaps.deadlines import MARK_PRICE, Liveness, Overdue, Series
 from marketfeed.gaps.holes import CANDLE_DUE_MS, Holes
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import Gap
@@ -29,8 +28,8 @@ RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
 DUE_AT_LEAST_S: Final = 0.25
 """Wall seconds that a closing frame may need at least: against a fast simulator 4 s are over in a moment."""
-CLOCK_TOLERANCE_S: Final = 30.0
-"""Exchange seconds by which stamps of fresh frames may differ from the clock; a wall second at least."""
+CLOCK_BACK_MS: Final = 1_000
+"""Exchange ms by which the clock must have gone back between two looks to have been ahead before."""
 
 
 def candle_due_ms(speed: float) -> int:
@@ -55,10 +54,6 @@ class Supervisor:
         """What was silent past its deadline at the last look, the longest first."""
         self.looks = 0
         """How often it has looked around: a watchdog's proof that it turns."""
-        self.stamps_off_s = 0.0
-        """How far fresh frames are stamped ahead of the clock (exchange s); 0 within the tolerance."""
-        self.stamped = asyncio.Event()
-        """Set when the first frame has come whose stamp tells the exchange's time."""
         self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
         """Called with the series of a connection that was lost and is open again."""
         self.on_clock_back: Callable[[], None] = lambda: None
@@ -76,14 +71,7 @@ class Supervisor:
         # Since when (ms), and why.
         self._lost_connections: dict[str, tuple[int, str]] = {}
         self._stopping = False
-        self._stamped_s = -math.inf
-        self._looked_s, self._looked_ms = clock.elapsed_s(), clock.now_ms()
-
-    def contradicts(self, server_time_ms: int) -> bool:
-        """Whether fresh frames agree with the clock as it is, and a time that the server tells does not."""
-        off_s = abs(server_time_ms - self._clock.now_ms()) / 1000
-        fresh = self._clock.elapsed_s() - self._stamped_s <= MARK_PRICE_DUE_S
-        return fresh and not self.stamps_off_s and off_s > self._tolerance_s()
+        self._looked_ms = clock.now_ms()
 
     def start(self) -> None:
         """Start all deadlines now."""
@@ -93,7 +81,10 @@ class Supervisor:
         """Take in what the intake has seen come."""
         now_s, now_ms = self._clock.elapsed_s(), self._clock.now_ms()
         seen = self._intake.take_seen()
-        self._check_clock(now_s, now_ms, seen.newest_event_ms)
+        if now_ms < self._looked_ms - CLOCK_BACK_MS:
+            self._liveness.reanchor(now_ms)
+            self.on_clock_back()
+        self._looked_ms = now_ms
         self._liveness.mark_prices(seen.marks, now_s)
         for pair, timeframe, open_ms in seen.closed:
             self._liveness.closed(pair, timeframe, open_ms)
@@ -202,22 +193,6 @@ class Supervisor:
             if Series(*key) in self._streams or key[0] in self._holes.ended_ms:
                 self._intake.expect(key, due)
         self._log_changes(before)
-
-    def _check_clock(self, now_s: float, now_ms: int, newest_event_ms: int) -> None:
-        moved_s = (now_ms - self._looked_ms) / 1000 - (now_s - self._looked_s)
-        self._looked_s, self._looked_ms = now_s, now_ms
-        if moved_s < -1.0:
-            self._liveness.reanchor(now_ms)
-            self.on_clock_back()
-        if newest_event_ms > 0:
-            self._stamped_s = now_s
-            off_s = (newest_event_ms - now_ms) / 1000
-            self.stamps_off_s = off_s if abs(off_s) > self._tolerance_s() else 0.0
-            self._clock.hear(newest_event_ms, self._tolerance_s())
-            self.stamped.set()
-
-    def _tolerance_s(self) -> float:
-        return max(CLOCK_TOLERANCE_S, self._clock.speed)
 
     def _log_changes(self, before: set[Series]) -> None:
         silent = {item.series for item in self.overdue}

@@ -160,7 +160,7 @@ class Auditor:
         if not every:
             return None
         series = self._random.choice(every)
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.certain_ms()
         covered = self._writer.coverage.get(series.key)
         if covered is None:
             return None

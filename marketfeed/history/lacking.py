@@ -45,7 +45,7 @@ class HistoryHoles:
 
     def of(self, series: CandleSeries, part: TimeRange | None = None) -> tuple[TimeRange, ...]:
         """What is to be filled of a series now (the feed and healing fill holes, too), or of a part."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.certain_ms()
         holes = self._holes.for_history(series.key, now_ms, newest_too=self.newest_too)
         if self._within is not None:
             holes = tuple(overlap(holes, range_of(series, *self._within)))
@@ -71,7 +71,7 @@ class HistoryHoles:
         Healing brings the newest of a first filling. What else is missing among the newest is its own to
         report.
         """
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.certain_ms()
         left = Counter[str]()
         healings = 0
         for one in self.series():
@@ -93,7 +93,7 @@ class HistoryHoles:
         return 0 if covered is None else sum(map(covered.absent_ms, parts))
 
     def _open(self, series: CandleSeries) -> list[Hole]:
-        lacking = self._holes.lacking(series.key, self._clock.now_ms())
+        lacking = self._holes.lacking(series.key, self._clock.certain_ms())
         return [hole for hole in lacking if not hole.is_absent]
 
 

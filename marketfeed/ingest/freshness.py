@@ -32,13 +32,11 @@ class Seen(msgspec.Struct):
     """What has come, stored or not: a full disk is no silence.
 
     `marks` are pairs with mark prices, `closed` candles as (pair, timeframe, open time in ms), `forming`
-    the open time that each series last had an open frame of, by pair and timeframe. `newest_event_ms` is
-    the exchange's latest stamp on a mark price, 0 without any. `fetched` are closed candles that came
-    otherwise than by frames.
+    the open time that each series last had an open frame of, by pair and timeframe. `fetched` are closed
+    candles that came otherwise than by frames.
     """
 
     marks: set[str] = set()
     closed: list[tuple[str, str, int]] = []
     forming: dict[tuple[str, str], int] = {}
-    newest_event_ms: int = 0
     fetched: list[Candle] = []

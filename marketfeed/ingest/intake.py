@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from marketfeed import schema
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
+from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.grid import TimeRange
@@ -32,8 +32,8 @@ LAST_TRIES: Final = 3
 """How often a commit is tried again when the collector stops, before its records are given up."""
 MAX_PENDING_RECORDS: Final = 500_000
 """Records held while the disk refuses: up to 300 MB. Mark prices give way first, closed candles last."""
-MAX_AHEAD_MS: Final = schema.DAY_MS
-"""How far ahead of the exchange's clock a frame's stamp may be: far more than any host's clock is wrong."""
+STAMPS_APART_MS: Final = 100
+"""A stamp less than this beyond the last one that the clock has taken in says nothing new of the time."""
 REJECTED_FRAMES_PER_COMMIT: Final = 200
 """Rejected frames kept of each commit's worth; a flood of garbage is counted, not stored whole."""
 
@@ -50,7 +50,7 @@ class Intake:
         writer: JournalWriter,
         decoder: FrameDecoder,
         counters: CollectorCounters,
-        now_ms: Callable[[], int],
+        clock: ExchangeClock,
         funding_rate_every_ms: int,
         on_replaced: Callable[[], None],
         retry_after_s: float = 1.0,
@@ -66,7 +66,7 @@ class Intake:
         self._writer = writer
         self._decoder = decoder
         self._counters = counters
-        self._now_ms = now_ms
+        self._clock = clock
         self._funding_every_ms = funding_rate_every_ms
         self._on_replaced = on_replaced
         self._retry_after_s = retry_after_s
@@ -74,7 +74,7 @@ class Intake:
         self._pending = Batch(funding_rate_every_ms)
         self._seen = Seen()
         self._not_live: set[tuple[str, str, int]] = set()
-        self._not_after_ms = 0
+        self._known_until_ms = 0
         self._urgent = asyncio.Event()
         self._ended = False
 
@@ -106,8 +106,6 @@ class Intake:
                     continue
                 pending.add(item)
                 seen.marks.add(item.pair)
-                if item.event_time_ms > seen.newest_event_ms:  # noqa: PLR1730 - hot: max() costs more
-                    seen.newest_event_ms = item.event_time_ms
                 counters.records["mark_price"] += 1
             elif isinstance(item, FundingRate):
                 if self._is_ahead(item.event_time_ms, frame):
@@ -123,6 +121,8 @@ class Intake:
     def take_seen(self) -> Seen:
         """What has come since this was asked last."""
         seen, self._seen = self._seen, Seen()
+        # Should the exchange set its clock back, its stamps are new from now on.
+        self._known_until_ms = 0
         return seen
 
     def add(self, record: Record) -> None:
@@ -143,7 +143,7 @@ class Intake:
 
     def answered_without(self, key: Key, where: TimeRange) -> None:
         """Have it stored that the exchange has just answered without candles of a series."""
-        self._pending.absent.append((key, where, self._now_ms()))
+        self._pending.absent.append((key, where, self._clock.certain_ms()))
 
     def on_damage(self, error: JournalError) -> None:
         """Have the journal replaced before the next commit: its file was found damaged on the disk."""
@@ -200,7 +200,7 @@ class Intake:
         counters.rows_changed += changed
         self.trouble.end()
         self.freshness.note(batch)
-        now_ms = self._now_ms()
+        now_ms = self._clock.now_ms()
         not_live = self._not_live
         for candle in batch.candles:
             self._forget_received(candle)
@@ -213,10 +213,10 @@ class Intake:
 
     def _is_ahead(self, event_time_ms: int, frame: bytes) -> bool:
         """Refuse what is stamped far ahead: the newest row is what readers get and retention counts from."""
-        if event_time_ms <= self._not_after_ms:
+        if event_time_ms <= self._known_until_ms:
             return False
-        self._not_after_ms = self._now_ms() + MAX_AHEAD_MS
-        if event_time_ms <= self._not_after_ms:
+        if self._clock.on_stamp(event_time_ms):
+            self._known_until_ms = event_time_ms + STAMPS_APART_MS
             return False
         self._on_reject(Reject("bad_time", f"E={event_time_ms} is to come"), frame)
         return True
@@ -249,7 +249,7 @@ class Intake:
         self._counters.rejects[reject.reason] += 1
         if not reject.ignored and len(self._pending.rejected_frames) < REJECTED_FRAMES_PER_COMMIT:
             reason = f"{reject.reason}: {reject.detail}"
-            self._pending.add(RejectedFrame(self._now_ms(), reason, frame))
+            self._pending.add(RejectedFrame(self._clock.now_ms(), reason, frame))
 
     def _on_answer(self, answer: Control) -> None:
         self._counters.answers += 1

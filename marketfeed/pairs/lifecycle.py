@@ -108,14 +108,14 @@ class PairLifecycle:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
                 self.absent.check()
-                ended = self._roster.expire(self._clock.now_ms())
+                ended = self._roster.expire(self._clock.certain_ms())
                 if ended:
                     await self._leave(ended)
 
     def heard(self, pairs: Collection[str]) -> int:
         """How many of `pairs` are collected and still bring data."""
         within_ms = max(HEARD_WITHIN_MS, HEARD_WALL_MS * self._clock.speed)
-        since_ms = self._clock.now_ms() - within_ms
+        since_ms = self._clock.certain_ms() - within_ms
         marks = self._intake.freshness.mark_event_ms
         return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
 

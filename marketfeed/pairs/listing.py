@@ -12,7 +12,6 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import UNNAMED
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import (
     ExchangeInfo,
     Instrument,
@@ -167,8 +166,7 @@ class InstrumentSource:
 
     async def _exchange_info(self) -> bytes:
         try:
-            # While it runs, who hears the frames sets the clock: they may contradict the exchange.
-            await sync_clock(self._rest, self._clock)
+            await self._rest.server_time()
             return await self._fetch()
         except ExchangeError as error:
             known = await self._writer.load_document(EXCHANGE_INFO)

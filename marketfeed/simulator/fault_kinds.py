@@ -72,6 +72,12 @@ class Spoil(_OfStream, frozen=True, tag_field="fault", tag="spoil"):
             raise ValueError(f"share: more than 0 and at most 1 is expected, not {self.share}")
 
 
+class ShiftStamps(_OfStream, frozen=True, tag_field="fault", tag="shift_stamps"):
+    """Frames are stamped (`E`) `offset_ms` too late or (negative) too early; `count` is of frames."""
+
+    offset_ms: int = 0
+
+
 class _OfConnections(_Timed, frozen=True, kw_only=False):
     """A fault of whole connections; `count` is of connections."""
 
@@ -145,11 +151,11 @@ class ShiftClock(_Timed, frozen=True, tag_field="fault", tag="shift_clock"):
     offset_ms: int = 0
 
 
-FrameFault: TypeAlias = Mute | Spoil
+FrameFault: TypeAlias = Mute | Spoil | ShiftStamps
 ConnectionFault: TypeAlias = MuteConnection | HalfOpen | Drop | Close
 RestFault: TypeAlias = RefuseRest | HangRest
 Fault: TypeAlias = (
-    Mute | Spoil | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
+    Mute | Spoil | ShiftStamps | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
     | RefuseRest | HangRest | ShrinkExchangeInfo | ShiftClock
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ What was published stays the truth: each closing candle records from how many li
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -29,6 +30,7 @@ from marketfeed.simulator.fault_kinds import (
     Refuse,
     RefuseRest,
     ShiftClock,
+    ShiftStamps,
     ShrinkExchangeInfo,
     Spoil,
     StopListening,
@@ -37,6 +39,7 @@ from marketfeed.simulator.instrument import Instrument
 from marketfeed.simulator.rest import Rest
 from marketfeed.simulator.sockets import Connection, Hub
 
+_STAMP: Final = re.compile(rb'"E":(\d+)')
 _CLOSING: Final = b'"x":true'
 _NO_JSON: Final = b"\x00\x01\x1b\x7f\xfe\xff"
 _GARBLED_BYTES: Final = 24
@@ -155,6 +158,23 @@ class _Spoiling(_Active):
             connection.flush()
 
 
+class _Restamping(_Active):
+    def __init__(self, number: int, fault: ShiftStamps, now_ms: int) -> None:
+        super().__init__(number, fault, now_ms)
+        self._shift = fault
+
+    def pass_on(
+        self, connection: Connection, stream: str | None, payloads: Sequence[bytes]
+    ) -> Sequence[bytes]:
+        if not payloads or not self._shift.concerns(stream) or not self.may_strike():
+            return payloads
+        self.struck += 1
+        return [_STAMP.sub(self._later, payload) for payload in payloads]
+
+    def _later(self, stamp: re.Match[bytes]) -> bytes:
+        return b'"E":%d' % (int(stamp[1]) + self._shift.offset_ms)
+
+
 def _garbled(payload: bytes, draw: random.Random) -> bytes:
     # Nothing is left of it if another fault has cut it off.
     start = int(draw.random() * len(payload))
@@ -232,7 +252,7 @@ class Faults:
     def _spent(self, active: _Active) -> bool:
         """Whether a fault has nothing left to do, and keeps nothing up either."""
         match active.fault:
-            case Mute() | Spoil() | Refuse() | RefuseRest():
+            case Mute() | Spoil() | ShiftStamps() | Refuse() | RefuseRest():
                 return not active.may_strike()
             case Drop() | Close() as fault:
                 return fault.connections not in ("new", "all") or not active.may_strike()
@@ -246,7 +266,9 @@ class Faults:
         actives = list(self._active.values())
         faults = [one.fault for one in actives]
         self._framewise = [
-            one for one in actives if isinstance(one.fault, Mute | Spoil | MuteConnection)
+            one
+            for one in actives
+            if isinstance(one.fault, Mute | Spoil | ShiftStamps | MuteConnection)
         ]
         hub, rest = self._hub, self._rest
         hub.gate = self._gate if self._framewise else None
@@ -326,6 +348,8 @@ def _make(number: int, fault: Fault, now_ms: int, opened: int) -> _Active:
             return _Muting(number, fault, now_ms, opened)
         case Spoil():
             return _Spoiling(number, fault, now_ms)
+        case ShiftStamps():
+            return _Restamping(number, fault, now_ms)
     return _Active(number, fault, now_ms)
 
 

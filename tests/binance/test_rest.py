@@ -14,9 +14,8 @@ from aiohttp import web
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.rest import BinanceRest, Settlement
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import PRECISE_S, sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.clock import STAMPS_HOLD_S, ExchangeClock
+from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
 from marketfeed.grid import TimeRange
 from marketfeed.records import Candle
@@ -261,7 +260,6 @@ def test_a_clock_that_may_be_ahead_closes_no_candle(round_trip_s: float, closed:
         # The server's clock was read when the first candle still had 5 s to go, or 5 s after its close.
         read_ms = open_ms + MINUTE_MS + (5_000 if closed else -5_000)
         clock.set_server_time(read_ms, round_trip_s)
-        assert clock.now_ms() >= open_ms + MINUTE_MS + 5_000
         end_ms = open_ms + 2 * MINUTE_MS
         return (await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)).candles
 
@@ -269,12 +267,13 @@ def test_a_clock_that_may_be_ahead_closes_no_candle(round_trip_s: float, closed:
 
 
 def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
-    """The clock may be ahead: a row that forms would be closed, and one left out be absent."""
+    """`time` may be ahead: a row that forms would be closed, and one left out be absent."""
     open_ms = json.loads(recorded("klines_1m_limit2"))[0][0]
     asked: list[dict[str, str]] = []
 
-    async def question(rest: BinanceRest) -> Sequence[Candle]:
+    async def question(rest: BinanceRest) -> None:
         clock = ExchangeClock()
+        clock.await_frames()
         rest.turns = Turns(Budget(1_200), clock)
 
         async def klines() -> Sequence[Candle]:
@@ -285,83 +284,40 @@ def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
         with pytest.raises(ExchangeError, match="not known for certain"):
             await klines()
         clock.set_server_time(open_ms + 10 * MINUTE_MS, 0.0)
+        with pytest.raises(ExchangeError, match="not known for certain"):
+            await klines()
         # Frames say that this is hours ahead.
-        clock.hear(open_ms - 3 * 60 * MINUTE_MS, 30.0)
+        assert clock.on_stamp(open_ms - 3 * 60 * MINUTE_MS)
         with pytest.raises(ExchangeError, match="not known for certain"):
             await klines()
         assert asked == []
         # Frames that are late, as a whole: what they prove is past, can be fetched.
-        clock.hear(open_ms + 5 * MINUTE_MS, 30.0)
-        assert clock.is_contradicted()
+        for at_s in range(-3 * 3_600, 301, 4):
+            assert clock.on_stamp(open_ms + at_s * 1_000)
+        assert clock.frames_lag()
         assert len(await klines()) == 2
-        asked.clear()
-        clock.hear(open_ms + 10 * MINUTE_MS - 5_000, 30.0)
-        return await klines()
+        assert clock.on_stamp(open_ms + 10 * MINUTE_MS - 4_000)
+        assert not clock.frames_lag()
+        assert len(await klines()) == 2
 
-    assert len(ask(answering(recorded("klines_1m_limit2"), asked), question)) == 2
-
-
-class _Later(ExchangeClock):
-    """A clock on which exchange seconds pass at a word."""
-
-    passed_s = 0.0
-
-    def elapsed_s(self) -> float:
-        return super().elapsed_s() + self.passed_s
-
-    def now_ms(self) -> int:
-        return super().now_ms() + round(self.passed_s * 1000)
+    ask(answering(recorded("klines_1m_limit2"), asked), question)
+    assert len(asked) == 2
 
 
-def test_what_frames_say_of_a_clock() -> None:
-    clock = ExchangeClock()
-    assert clock.certain_ms() == 0
-    clock.set_server_time(START_MS, 2.0)
-    assert 0 <= clock.certain_ms() - START_MS < MINUTE_MS
-    # Behind the frames it closes too little at worst.
-    clock.hear(START_MS + 60 * MINUTE_MS, 30.0)
-    assert clock.certain_ms() >= START_MS
-    assert not clock.is_contradicted()
-    clock.hear(START_MS - 60 * MINUTE_MS, 30.0)
-    assert clock.is_contradicted()
-    assert 0 < clock.certain_ms() < START_MS - 59 * MINUTE_MS
-    # Set right it goes by itself at once, set wrong again by the frames.
-    clock.set_server_time(START_MS - 60 * MINUTE_MS + 1_000, 0.0)
-    assert not clock.is_contradicted()
-    clock.set_server_time(START_MS, 0.0)
-    assert clock.is_contradicted()
-    # Without frames for long, there is no other word than the exchange's.
-    for speed in (1.0, 240.0):
-        later = _Later()
-        later.set_server_time(START_MS, 0.0, speed)
-        later.hear(START_MS - 60 * MINUTE_MS, 30.0)
-        later.passed_s = (STAMPS_HOLD_S - 5.0) * speed
-        assert later.is_contradicted()
-        later.passed_s = (STAMPS_HOLD_S + 5.0) * speed
-        assert not later.is_contradicted()
-        assert later.certain_ms() >= START_MS
-
-
-def test_an_answer_that_took_long_makes_no_clock_worse() -> None:
-    clock = ExchangeClock()
-    slow = False
-
+def test_an_answer_of_time_is_told_to_the_clock() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(PRECISE_S + 0.1 if slow else 0)
-        return web.json_response({"serverTime": START_MS})
+        return web.json_response({"serverTime": START_MS, "speed": 60.0})
 
-    async def question(rest: BinanceRest) -> None:
-        nonlocal slow
-        assert clock.error_ms is None
-        await sync_clock(rest, clock)
-        before_ms = clock.error_ms
-        assert before_ms is not None
-        slow = True
-        with pytest.raises(ExchangeError, match="not taken"):
-            await sync_clock(rest, clock)
-        assert clock.error_ms == before_ms
+    async def question(rest: BinanceRest) -> tuple[int, int, float]:
+        clock = ExchangeClock(1e-9)
+        rest.turns = Turns(Budget(1_200), clock)
+        await rest.server_time()
+        return clock.certain_ms(), clock.now_ms(), clock.speed
 
-    ask(answer, question)
+    certain_ms, now_ms, speed = ask(answer, question)
+    # Not half the round trip later: that would be a guess.
+    assert START_MS <= certain_ms <= now_ms < START_MS + MINUTE_MS
+    assert speed == 60.0
 
 
 def test_recorded_klines_are_candles() -> None:

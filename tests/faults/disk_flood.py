@@ -15,10 +15,12 @@ import uvloop
 from proc_disk import SmallDisk
 
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.schema import DAY_MS
 
 T0: Final = 1_790_000_040_000
 PAIRS: Final = 1_000
@@ -70,7 +72,10 @@ async def flood(directory: Path, marks: int) -> Report:
     report, counters, disk = Report(marks=marks), CollectorCounters(), SmallDisk("self", directory)
     path = directory / "journal.db"
     async with JournalWriter(path) as writer:
-        intake = Intake(writer, FrameDecoder(SYMBOLS), counters, lambda: T0, 60_000, lambda: None)
+        clock = ExchangeClock()
+        # Later than all frames: none is refused for its stamp.
+        clock.set_server_time(T0 + 365 * DAY_MS, 0.0)
+        intake = Intake(writer, FrameDecoder(SYMBOLS), counters, clock, 60_000, lambda: None)
         committing = asyncio.create_task(intake.run())
         disk.fill()
         report.rss_before = rss_bytes()

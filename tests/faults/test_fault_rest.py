@@ -14,15 +14,16 @@ from scoreboard import Row, Scoreboard
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
 from marketfeed.collector.upkeep import CLOCK_DOUBT_EVERY_S
-from marketfeed.errors import ExchangeError, ExchangeRefusedError
+from marketfeed.errors import ExchangeRefusedError
 from marketfeed.schema import HOUR_MS, MINUTE_MS
+from marketfeed.settings.model import Settings
 from marketfeed.simulator.fault_kinds import (
     Fault,
     HangRest,
+    Mute,
     RefuseRest,
     ShiftClock,
     ShrinkExchangeInfo,
@@ -251,57 +252,117 @@ def test_a_server_time_that_the_frames_contradict(
     run_line(path, check, before=[ShiftClock(offset_ms=hours * HOUR_MS)], speed=40.0)
 
 
-def test_a_server_time_that_jumps_while_frames_agree_with_the_clock_is_not_taken(
+def test_a_server_time_that_jumps_once_while_frames_agree_with_the_clock_is_not_taken(
     path: Path,
 ) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)
-        assert line.collector._reporter.parts is not None
-        supervisor, clock = line.collector._reporter.parts.supervisor, line.collector._clock
+        clock = line.collector._clock
         async with aiohttp.ClientSession() as session:
-            rest = BinanceRest(session, line.sim.rest_url)
-            await sync_clock(rest, clock, supervisor.contradicts)
+            rest = BinanceRest(session, line.sim.rest_url, turns=Turns(Budget(1_200), clock))
+            await rest.server_time()
             await line.sim.faults.start(ShiftClock(offset_ms=3 * HOUR_MS))
-            with pytest.raises(ExchangeError, match=r"\+10(800|79\d) s from what all frames"):
-                await sync_clock(rest, clock, supervisor.contradicts)
-        assert abs(clock.now_ms() - line.sim.now_ms()) < 1_000
+            await rest.server_time()
+            assert abs(clock.now_ms() - line.sim.now_ms()) < 1_000
+            assert clock.is_doubted()
+            await line.sim.faults.end()
+            await rest.server_time()
+            assert not clock.is_doubted()
 
     run_line(path, check, speed=SPEED)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [RefuseRest("time", 503, count=1), ShiftClock(offset_ms=3 * HOUR_MS)],
-    ids=["not-given", "three-hours-ahead"],
-)
-def test_a_start_fetches_no_candle_before_the_time_is_certain(path: Path, fault: Fault) -> None:
-    """Its clock is ahead, or the exchange's is: what REST answers of forming candles would close."""
+@pytest.mark.parametrize("minutes", [180, 2], ids=["three-hours", "two-minutes"])
+def test_a_server_time_that_is_ahead_twice_is_a_reason_and_closes_nothing(
+    path: Path, scoreboard: Scoreboard, minutes: int
+) -> None:
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.delivering)
+        fault_ms = await line.start(ShiftClock(offset_ms=minutes * MINUTE_MS))
+        clock = line.collector._clock
+        async with aiohttp.ClientSession() as session:
+            rest = BinanceRest(session, line.sim.rest_url, turns=Turns(Budget(1_200), clock))
+            # The collector would in ten minutes; once in doubt, it asks again by itself.
+            await rest.server_time()
+        found_ms = await line.until(lambda: line.reports("frames are stamped -"))
+        await assert_unhealthy(line, "frames are stamped -")
+        # What is due follows, what has closed does not.
+        assert line.report.exchange_time_ms > line.sim.now_ms() + (minutes - 1) * MINUTE_MS
+        assert clock.certain_ms() <= line.sim.now_ms()
+        await line.sim.faults.end()
+        whole_ms = await line.until(lambda: line.delivering)
+        assert abs(line.report.exchange_time_ms - line.sim.now_ms()) < MINUTE_MS
+        close_ms = whole_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
+        await line.healed(close_ms)
+        verdict = line.judge(fault_ms // MINUTE_MS * MINUTE_MS, close_ms)
+        assert (verdict.good, verdict.listed) == (True, 0), verdict
+        scoreboard.add(
+            Row(
+                fault=f"the server answers a time {minutes} min ahead, from some moment on",
+                lost=verdict.text(),
+                noticed_after_s=(found_ms - fault_ms) / 1000,
+                whole_after_s=(whole_ms - fault_ms) / 1000,
+            )
+        )
+
+    run_line(path, check, speed=SPEED)
+
+
+@contextlib.asynccontextmanager
+async def _after_a_pause(path: Path) -> AsyncIterator[tuple[Simulator, Settings]]:
+    """An exchange, and a journal that a collector left some minutes ago."""
+    options = SimulatorOptions(pairs=2, timeframes=("1m",), speed=60.0)
+    async with Simulator(options) as sim:
+        settings = settings_for(path, sim)
+        async with _collecting(Collector(settings)) as first:
+            await until(lambda: first.report().timeframes[0].candles >= 2)
+        stopped_ms = sim.now_ms()
+        await until(lambda: sim.now_ms() >= stopped_ms + 2 * MINUTE_MS)
+        yield sim, settings
+
+
+def test_a_start_fetches_no_candle_before_the_first_frame(path: Path) -> None:
+    """The exchange's `time` may be ahead: what REST answers of forming candles would close."""
 
     async def run() -> None:
-        options = SimulatorOptions(pairs=2, timeframes=("1m",), speed=60.0)
-        async with Simulator(options) as sim:
-            settings = settings_for(path, sim)
-            async with _collecting(Collector(settings)) as first:
-                await until(lambda: first.report().timeframes[0].candles >= 2)
-            stopped_ms, klines = sim.now_ms(), sim.rest.requests["klines"]
-            await until(lambda: sim.now_ms() >= stopped_ms + 2 * MINUTE_MS)
-            await sim.faults.start(fault)
-            # Ahead by less than frames are held against.
-            clock = ExchangeClock(speed=60.0)
-            clock._anchor_ms = sim.now_ms() + 9_000.0
-            async with _collecting(Collector(settings, clock)) as second:
-
-                def waits() -> bool:
-                    healing = second.report().healing
-                    return healing is not None and "not known for certain" in healing.trouble
-
-                await until(waits)
+        async with _after_a_pause(path) as (sim, settings):
+            klines = sim.rest.requests["klines"]
+            await sim.faults.start(ShiftClock(offset_ms=3 * HOUR_MS))
+            mute = await sim.faults.start(Mute())
+            async with _collecting(Collector(settings)) as second:
+                # Candles are missing by the time that it tells.
+                await until(lambda: second.report().missing_candles > 100)
+                asked = sim.rest.requests["exchangeInfo"]
+                await until(lambda: sim.rest.requests["exchangeInfo"] > asked)
                 assert sim.rest.requests["klines"] == klines
-                await sim.faults.end()
-                # The time is asked again soon, not in five minutes.
+                assert second._clock.certain_ms() == 0
+                await sim.faults.end(mute)
                 await until(lambda: sim.rest.requests["klines"] > klines)
-                assert clock.certain_ms()
+                assert 0 < second._clock.certain_ms() <= sim.now_ms()
+                await sim.faults.end()
+                # The time is asked again soon, not in ten minutes.
                 await until(lambda: not second.report().missing_candles)
+                await until(lambda: second.report().healthy)
+
+    uvloop.run(run())
+
+
+def test_a_start_while_no_time_is_told_goes_by_its_frames(path: Path) -> None:
+    """Its clock is ahead by less than frames are held against: they say what has closed."""
+
+    async def run() -> None:
+        async with _after_a_pause(path) as (sim, settings):
+            klines = sim.rest.requests["klines"]
+            await sim.faults.start(RefuseRest("time", 503))
+            clock = ExchangeClock(speed=60.0)
+            clock.set_server_time(sim.now_ms() + 9_000, 0.0, 60.0)
+            async with _collecting(Collector(settings, clock)) as second:
+                await until(lambda: sim.rest.requests["klines"] > klines)
+                assert clock.certain_ms() <= sim.now_ms() < clock.now_ms()
+                await until(lambda: not second.report().missing_candles)
+                assert not second.report().healthy
+                await sim.faults.end()
+                # The time is asked again soon, not in ten minutes.
                 await until(lambda: second.report().healthy)
 
     uvloop.run(run())
@@ -343,8 +404,11 @@ class _Clock:
     def certain_ms(self) -> int:
         return self.now_ms()
 
-    def is_contradicted(self) -> bool:
+    def frames_lag(self) -> bool:
         return False
+
+    def set_server_time(self, *_: object) -> None:
+        pass
 
     def elapsed_s(self) -> float:
         return self.passed_s

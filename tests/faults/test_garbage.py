@@ -24,6 +24,7 @@ from mutator import Mutator
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
+from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import REJECTED_FRAMES_PER_COMMIT, Intake
 from marketfeed.journal.journal import REJECTED_FRAMES_KEPT
@@ -207,8 +208,9 @@ def take_in(path: Path, frames: Iterable[bytes]) -> tuple[CollectorCounters, int
     async def run() -> None:
         nonlocal most
         async with JournalWriter(path) as writer:
-            now_ms = simulated_until_ms()
-            intake = Intake(writer, DECODER, counters, lambda: now_ms, 60_000, lambda: None)
+            clock = ExchangeClock()
+            clock.set_server_time(simulated_until_ms(), 0.0)
+            intake = Intake(writer, DECODER, counters, clock, 60_000, lambda: None)
             committing = asyncio.create_task(intake.run())
             for number, frame in enumerate(frames):
                 intake.on_frame(frame)

@@ -156,7 +156,7 @@ class Line:
             await writer.call(lambda journal: setattr(journal, "gap_states", self.counters.gaps))
             decoder = FrameDecoder({SYMBOL: PAIR})
             self.intake = Intake(
-                writer, decoder, self.counters, self.clock.now_ms, MINUTE_MS, lambda: None
+                writer, decoder, self.counters, self.clock, MINUTE_MS, lambda: None
             )
             self.holes = Holes(
                 lambda: writer.coverage,

@@ -53,7 +53,7 @@ class Watched:
             self.writer = writer
             await writer.call(lambda journal: journal.promise(promises))
             self.intake = Intake(
-                writer, FrameDecoder({"BTCUSDT": PAIR}), self.counters, self.clock.now_ms, MINUTE_MS,
+                writer, FrameDecoder({"BTCUSDT": PAIR}), self.counters, self.clock, MINUTE_MS,
                 lambda: None,
             )  # fmt: skip
             self.holes = Holes(lambda: writer.coverage, lambda: self.intake.received)

@@ -22,7 +22,6 @@ from marketfeed.binance.archive import day_file
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.collector.upkeep import save_budget
@@ -302,7 +301,7 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 # While the collector runs: no hole tells of it.
                 more, close = spoil(path)
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
-                await sync_clock(rest, clock)
+                await rest.server_time()
                 one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
                 auditor = Auditor(
                     writer,
@@ -369,7 +368,7 @@ def test_the_continuous_audit_counts_what_no_hole_tells_of(tmp_path: Path) -> No
                 spoil(path, other)
                 assert writer.coverage[other, "3m"].holes == ()
                 rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
-                await sync_clock(rest, clock)
+                await rest.server_time()
                 series = [
                     CandleSeries(
                         Instrument(symbol, pair, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS), "3m"

@@ -23,7 +23,6 @@ from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.server_time import sync_clock
 from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.clock import ExchangeClock
 from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
@@ -494,7 +493,7 @@ def scripted(
         try:
             async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
                 rest = BinanceRest(session, url, turns=Turns(Budget(100_000), clock))
-                await sync_clock(rest, clock)
+                await rest.server_time()
                 one = [(ONE, ("3m",))]
                 exchange.series = one
                 backfill = (Hurried if hurried else Backfill)(

@@ -193,9 +193,7 @@ def run(
         counters = CollectorCounters()
         async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
             turns = Turns(Budget(1_000, funding_requests=10_000), clock)
-            intake = Intake(
-                writer, FrameDecoder({}), counters, clock.now_ms, MINUTE_MS, lambda: None
-            )
+            intake = Intake(writer, FrameDecoder({}), counters, clock, MINUTE_MS, lambda: None)
             settled_rates = SettledRates(
                 BinanceRest(session, f"http://{host}:{port}", turns=turns),
                 intake,

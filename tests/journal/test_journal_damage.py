@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.intake import Intake
@@ -273,8 +274,10 @@ def test_refused_lines_that_cannot_be_read_are_an_error_of_ours(path: Path) -> N
 @contextlib.asynccontextmanager
 async def collecting(writer: JournalWriter) -> AsyncIterator[Intake]:
     """An intake that commits through `writer`, and replaces its file, as in a collector."""
+    clock = ExchangeClock()
+    clock.set_server_time(T0, 0.0)
     intake = Intake(
-        writer, FrameDecoder({}), CollectorCounters(), lambda: T0, MINUTE_MS, lambda: None, 0.01
+        writer, FrameDecoder({}), CollectorCounters(), clock, MINUTE_MS, lambda: None, 0.01
     )
     writer.on_damage = intake.on_damage
     committing = asyncio.create_task(intake.run())

@@ -14,9 +14,9 @@ import uvloop
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry, differing_fields
-from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS, floor_to
+from marketfeed.schema import HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.settings.model import Settings
-from marketfeed.simulator.fault_kinds import ShrinkExchangeInfo
+from marketfeed.simulator.fault_kinds import ShiftClock, ShrinkExchangeInfo
 from marketfeed.simulator.listings import Delist, Enlist, Rename, SetStatus
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
@@ -342,6 +342,28 @@ def test_a_rename_is_logged_and_not_stitched(path: Path, caplog: pytest.LogCaptu
                 (NEW,),
             ).fetchone()[0]
         assert first is None or first >= floor_to(at_ms, TIMEFRAMES_MS["3m"])
+
+    run_following(path, check)
+
+
+def test_a_server_time_that_is_hours_ahead_ends_no_pair_before_its_time(path: Path) -> None:
+    async def check(following: Following) -> None:
+        pair = following.sim.market.instruments[0].pair
+        end_ms = following.sim.change(Delist(pair, in_s=2_400.0))
+        await until(lambda: following.catalog()[pair].ended_ms == end_ms)
+        await following.sim.faults.start(ShiftClock(offset_ms=3 * HOUR_MS))
+        parts = following.collector._reporter.parts
+        assert parts is not None
+        for _ in range(2):
+            await parts.rest.server_time()
+        assert following.collector.report().exchange_time_ms > end_ms
+        looks = parts.supervisor.looks
+        await until(lambda: parts.supervisor.looks >= looks + 10)
+        assert (following.pairs, following.sim.now_ms() < end_ms) == (6, True)
+        await following.sim.faults.end()
+        await parts.rest.server_time()
+        await until(lambda: following.pairs == 5)
+        assert following.sim.now_ms() >= end_ms
 
     run_following(path, check)
 

@@ -22,6 +22,7 @@ from marketfeed.simulator.fault_kinds import (
     Refuse,
     RefuseRest,
     ShiftClock,
+    ShiftStamps,
     ShrinkExchangeInfo,
     Spoil,
     StopListening,
@@ -129,6 +130,30 @@ def test_frames_come_in_another_order_and_none_is_lost() -> None:
         assert times != sorted(times)
 
     with_sockets(check, speed=300.0, paused=True)
+
+
+def test_frames_are_stamped_otherwise_and_hold_the_same() -> None:
+    async def check(simulator: Simulator, connect: Connect) -> None:
+        first, second = await connect(), await connect()
+        await first.subscribe(STREAM, OTHER)
+        simulator.resume()
+        await simulator.faults.start(ShiftStamps(STREAM, offset_ms=3_600_000, count=1))
+        await simulator.wait_until(lambda: not simulator.faults.active)
+        await second.subscribe(STREAM)
+        await simulator.wait_published(8)
+        simulator.pause()
+        ahead = 0
+        while not ahead:
+            frame = json.loads(await first.text())
+            ahead = frame["data"]["E"] - simulator.now_ms()
+            ahead = max(0, ahead)
+        assert 3_000_000 < ahead < 3_600_000
+        assert frame["stream"] == STREAM
+        assert frame["data"]["k"]["t"] < simulator.now_ms()
+        frame = json.loads(await second.text())
+        assert frame["data"]["E"] < simulator.now_ms()
+
+    with_sockets(check, speed=100.0, paused=True)
 
 
 @pytest.mark.parametrize("how", ["garble", "truncate"])
