@@ -195,6 +195,12 @@ class Line:
                     with contextlib.suppress(asyncio.CancelledError):
                         await task
 
+    def set_time(self, now_ms: int) -> None:
+        """Let it be `now_ms` at the exchange, by its frames too."""
+        for _ in range(2):
+            self.clock.set_server_time(now_ms, 0.0, self.clock.speed)
+        self.clock.on_stamp(now_ms)
+
     def come(self, *numbers: int) -> None:
         """Let the stream bring closed candles."""
         for number in numbers:
@@ -286,7 +292,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_holes_of_a_series_are_fetched_at_once_and_stored(path: Path) -> None:
     async def check(line: Line) -> None:
-        line.clock.set_server_time(T0 + 8 * MINUTE_MS + 2_000, 0.0)
+        line.set_time(T0 + 8 * MINUTE_MS + 2_000)
         line.come(0, 3, 4, 7)
         assert line.missing == 4
         await line.committed()
@@ -319,7 +325,7 @@ def test_the_holes_of_a_series_are_fetched_at_once_and_stored(path: Path) -> Non
 
 def test_a_candle_that_does_not_come_is_fetched_4_s_after_its_close(path: Path) -> None:
     async def check(line: Line) -> None:
-        line.clock.set_server_time(T0 + MINUTE_MS + 4_000, 0.0)
+        line.set_time(T0 + MINUTE_MS + 4_000)
         assert line.missing == 0
         await until(lambda: line.exchange.asked)
         assert line.clock.now_ms() > T0 + MINUTE_MS + 4_000
@@ -334,13 +340,13 @@ def test_a_candle_that_does_not_come_is_fetched_4_s_after_its_close(path: Path) 
 def test_what_has_come_is_not_asked_for_while_the_disk_refuses(path: Path) -> None:
     async def check(line: Line) -> None:
         await line.writer.call(refuse)
+        line.set_time(T0 + 2 * MINUTE_MS + 5_000)
         line.come(0, 1)
-        line.clock.set_server_time(T0 + 2 * MINUTE_MS + 5_000, 0.0)
         await until(lambda: line.counters.commit_failures >= 2)
         # A full disk is no silence.
         line.supervisor._look()
         assert line.supervisor.overdue == []
-        line.clock.set_server_time(T0 + 4 * MINUTE_MS + 5_000, 0.0)
+        line.set_time(T0 + 4 * MINUTE_MS + 5_000)
         await until(lambda: len(line.exchange.asked) == 1)
         await until(lambda: line.missing == 0)
         assert line.stored() == {}
@@ -406,7 +412,7 @@ def test_a_long_absence_is_filled_newest_first_and_beyond_the_newest_by_history(
         await until(lambda: line.exchange.at_once == 1)
         assert line.healer.report().open_gaps == {"healing": 1}
         # A hole of now goes before the rest of it.
-        line.clock.set_server_time(T0 + 2 * MINUTE_MS + 5_000, 0.0)
+        line.set_time(T0 + 2 * MINUTE_MS + 5_000)
         line.come(1)
         assert line.exchange.hold is not None
         line.exchange.hold.set()
@@ -696,8 +702,8 @@ def test_a_hole_that_leaves_the_newest_candles_keeps_its_pause(path: Path) -> No
         await until(lambda: len(line.exchange.asked) == 1)
         for number in range(1, 4):
             await line.committed()
+            line.set_time(T0 + number * MINUTE_MS + 5_000)
             line.come(number - 1)
-            line.clock.set_server_time(T0 + number * MINUTE_MS + 5_000, 0.0)
             (hole,) = line.holes.for_healing((PAIR, "1m"), line.clock.now_ms())
             assert hole.start_ms == T0 + (number - TILE_CANDLES) * MINUTE_MS
             assert line.healer._tiles() == []

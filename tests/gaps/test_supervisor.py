@@ -70,7 +70,8 @@ class Watched:
                 await committing
 
     def set_time(self, now_ms: int) -> None:
-        self.clock.set_server_time(now_ms, 0.0)
+        for _ in range(2):
+            self.clock.set_server_time(now_ms, 0.0)
 
     async def look(self) -> None:
         self.supervisor._look()
@@ -104,6 +105,7 @@ def promise(pair: str = PAIR) -> Promise:
 
 def test_a_hole_is_committed_with_the_candle_behind_it(tmp_path: Path) -> None:
     async def check(watched: Watched) -> None:
+        watched.set_time(START_MS + 3 * MINUTE_MS)
         # Nobody looks around: there are commits only, as before a crash.
         for number in (0, 2):
             watched.intake.on_frame(closing_frame(START_MS + number * MINUTE_MS))
@@ -138,8 +140,8 @@ def test_what_is_due_and_did_not_come_is_stored_once(tmp_path: Path) -> None:
 def test_what_has_come_and_waits_for_the_disk_is_not_stored_as_missing(tmp_path: Path) -> None:
     async def check(watched: Watched) -> None:
         await watched.writer.call(lambda journal: journal.db.execute("PRAGMA query_only = ON"))
-        watched.intake.on_frame(closing_frame(START_MS))
         watched.set_time(START_MS + MINUTE_MS + 5_000)
+        watched.intake.on_frame(closing_frame(START_MS))
         watched.supervisor._look()
         await until(lambda: watched.counters.commit_failures)
         watched.supervisor._look()
