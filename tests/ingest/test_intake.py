@@ -257,7 +257,7 @@ class Taking:
             made = Promise(*self.key, self.start_ms, 0)
             await writer.call(lambda journal: journal.promise([made]))
             self.intake = Intake(
-                writer, FrameDecoder(PAIRS), self.counters, lambda: NOW_MS, 60_000, lambda: None,
+                writer, FrameDecoder(PAIRS), self.counters, clock_at(NOW_MS), 60_000, lambda: None,
                 retry_after_s=0.01,
             )  # fmt: skip
             committing = asyncio.create_task(self.intake.run())
@@ -349,7 +349,11 @@ def test_what_is_due_and_what_the_exchange_has_not_are_kept_while_the_disk_refus
             await taking.committed()
             assert taking.holes() == [(1, 3), (3, 4)]
             asked, rest = taking.writer.coverage[taking.key].holes
-            assert (asked.empty_1_ms, rest.empty_1_ms) == (NOW_MS, None)
+            # By the time that is certain: that of the frame.
+            stamp_ms = json.loads(CLOSING[0])["data"]["E"]
+            assert asked.empty_1_ms is not None
+            assert stamp_ms <= asked.empty_1_ms <= stamp_ms + 60_000
+            assert rest.empty_1_ms is None
 
     asyncio.run(main())
     with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db:
