@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "marketfeed").rglob("*.py"), *(ROOT / "reader").rglob("*.py")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in MODULES]
 
-AT_THE_ROOT = {"schema", "errors", "records", "exchange_time", "clock", "grid", "counters"}
+AT_THE_ROOT = {"schema", "errors", "records", "clock", "grid", "counters"}
 """Modules that every package of `marketfeed` may import; the simulator `schema` and `errors` alone."""
 MAY_IMPORT = {
     "settings": set[str](),

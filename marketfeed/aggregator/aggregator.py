@@ -31,7 +31,7 @@ from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.aggregator.without_bot import Orphans
-from marketfeed.clock import ExchangeClock
+from marketfeed.clock import HostClock
 from marketfeed.counters import cpu_s, rss_bytes
 from marketfeed.errors import JournalError, SettingsError
 from marketfeed.influxdb.shipper import Shipper
@@ -130,7 +130,7 @@ class Aggregator:
         self._rules = rules_of(settings.aggregator)
         # Never set by a server: the host's time at the start, carried on by the monotonic clock, so that
         # a jump of the wall clock neither closes nor extends a window.
-        self._clock = ExchangeClock()
+        self._clock = HostClock()
         self._counters = AggregatorCounters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path)
         self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)

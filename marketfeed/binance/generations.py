@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from marketfeed.binance.backoff import ConnectionStatus
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rollover import Ages, Proof, is_quiet
-from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.clock import wait_at_most
 from marketfeed.counters import CollectorCounters
 
 log = logging.getLogger(__name__)

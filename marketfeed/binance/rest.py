@@ -19,6 +19,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.budget import BANNED, Budget, Cost, Priority, klines_weight, max_stop_s
 from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.odd_rows import (
     Klines,
     OddRowError,
@@ -31,7 +32,6 @@ from marketfeed.binance.odd_rows import (
 )
 from marketfeed.binance.rest_queue import UNNAMED, Turns
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, date_s, retry_after_s, words_of
 from marketfeed.grid import TILE_CANDLES, TimeRange
 from marketfeed.records import Candle

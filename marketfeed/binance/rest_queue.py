@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from marketfeed.binance.budget import Budget, Cost, Instant, Priority, Taken
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.errors import ExchangeRefusedError
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import aiohttp
 
 from marketfeed import __version__
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import TIMEOUT_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.rollover import Ages
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.metrics import CollectorExposition
 from marketfeed.collector.page import CollectorPage
 from marketfeed.collector.parts import CollectorParts

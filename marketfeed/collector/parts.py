@@ -9,13 +9,13 @@ import msgspec
 
 from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.feed import Feed, OnFrame
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rollover import Ages
 from marketfeed.binance.symbols import parse_exchange_info, stream_names
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.holes import Holes

@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Final
 
 from marketfeed import __version__, schema
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.pair_states import PairTile, make_tiles
 from marketfeed.collector.parts import CollectorParts
 from marketfeed.collector.status_report import (

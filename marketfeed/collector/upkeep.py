@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from marketfeed import schema
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.influxdb.shipper import Shipper

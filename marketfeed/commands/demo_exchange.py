@@ -8,10 +8,10 @@ import aiohttp
 import msgspec
 
 from marketfeed.binance.budget import Budget, Priority
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import Instrument, parse_exchange_info
-from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
 from marketfeed.grid import TimeRange, candles_in, tiles
 from marketfeed.records import Candle

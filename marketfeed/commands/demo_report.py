@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from marketfeed import schema
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.commands.compare_influxdb import compare as compare_bucket
 from marketfeed.commands.demo_pace import Pace

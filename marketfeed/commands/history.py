@@ -17,10 +17,10 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import RestReport, Turns
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.collector.upkeep import REST_BUDGET, save_budget
 from marketfeed.commands.status_client import NoCollectorError, fetch_status, status_url

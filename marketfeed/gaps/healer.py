@@ -16,10 +16,11 @@ from typing import Final
 import msgspec
 
 from marketfeed.binance.budget import Priority
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.clock import wait_at_most
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import (
     ExchangeError,

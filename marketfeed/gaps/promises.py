@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, backoff_s
 from marketfeed.gaps.holes import CANDLE_DUE_MS

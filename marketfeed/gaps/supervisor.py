@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from marketfeed.binance.backoff import ConnectionStatus
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import Instrument, stream_name
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.deadlines import MARK_PRICE, Liveness, Overdue, Series
 from marketfeed.gaps.holes import CANDLE_DUE_MS, Holes

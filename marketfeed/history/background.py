@@ -10,9 +10,9 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.archive import TERMS, Archive
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.gaps.holes import Holes
 from marketfeed.grid import TimeRange
 from marketfeed.history.archive_fill import Source

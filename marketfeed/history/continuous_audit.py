@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from marketfeed.binance.budget import Priority
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.odd_rows import Klines
 from marketfeed.binance.rest import BinanceRest
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError
 from marketfeed.grid import TimeRange, subtract

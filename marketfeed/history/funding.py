@@ -15,9 +15,9 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import Priority
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import TimeRange, joined, subtract

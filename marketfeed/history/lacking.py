@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.gaps.holes import Holes
 from marketfeed.grid import TimeRange, candles_in, overlap
 from marketfeed.history.plan import CandleSeries, Lacking, range_of

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.grid import TimeRange

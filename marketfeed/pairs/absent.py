@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import ExchangeInfo, Selection
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError
 from marketfeed.journal.writer import JournalWriter

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import (
     ExchangeInfo,
     Instrument,
     Selection,
     quote_of,
 )
-from marketfeed.clock import ExchangeClock
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import ExchangeSettings

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from marketfeed import schema
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
     Instrument,
@@ -17,7 +18,6 @@ from marketfeed.binance.symbols import (
     remembered,
     stream_names,
 )
-from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.ingest.intake import Intake

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from marketfeed import schema
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import UNNAMED
 from marketfeed.binance.symbols import (
@@ -19,7 +20,6 @@ from marketfeed.binance.symbols import (
     parse_exchange_info,
     select_named,
 )
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter

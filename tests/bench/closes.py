@@ -16,7 +16,7 @@ from typing import Final, Self
 import msgspec
 import numpy as np
 
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.schema import TIMEFRAMES_MS
 from marketfeed.simulator.fault_kinds import Mute

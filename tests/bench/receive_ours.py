@@ -15,7 +15,7 @@ import uvloop
 from aiohttp import web
 from numpy.typing import NDArray
 
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.collector.collector import Collector
 from marketfeed.counters import CollectorCounters, cpu_s
 from marketfeed.settings.load import load_settings

@@ -20,10 +20,10 @@ from marketfeed.binance.budget import (
     Instant,
     Priority,
 )
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import parse_exchange_info
-from marketfeed.clock import ExchangeClock
 from marketfeed.simulator.fault_kinds import RefuseRest
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 

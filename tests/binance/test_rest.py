@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 
 from marketfeed.binance.budget import Budget, Priority
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest, Settlement
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
 from marketfeed.grid import TimeRange
 from marketfeed.records import Candle

@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 import uvloop
 
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import parse_exchange_info
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
 from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.history.backfill import AGAIN_S, HistoryReport

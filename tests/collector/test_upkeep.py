@@ -8,8 +8,8 @@ import pytest
 import uvloop
 
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.upkeep import Upkeep
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.batch import Batch

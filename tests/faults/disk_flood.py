@@ -15,7 +15,7 @@ import uvloop
 from proc_disk import SmallDisk
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal

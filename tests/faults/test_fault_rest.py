@@ -12,9 +12,9 @@ from fault_line import START_MS, Line, run_line, settings_for
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
 from marketfeed.collector.upkeep import CLOCK_DOUBT_EVERY_S
 from marketfeed.errors import ExchangeRefusedError

@@ -24,7 +24,7 @@ from mutator import Mutator
 from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import REJECTED_FRAMES_PER_COMMIT, Intake
 from marketfeed.journal.journal import REJECTED_FRAMES_KEPT

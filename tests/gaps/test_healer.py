@@ -17,10 +17,10 @@ from aiohttp import web
 from marketfeed.binance.backoff import ConnectionStatus
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import PAUSES_S, REQUESTS, Healer
 from marketfeed.gaps.holes import Holes

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 import pytest
 
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.errors import JournalError
 from marketfeed.gaps import promises as module
 from marketfeed.gaps.holes import Holes

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.supervisor import Supervisor

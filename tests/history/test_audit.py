@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from marketfeed import schema
 from marketfeed.binance.archive import day_file
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.upkeep import save_budget
 from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import ExchangeRefusedError

@@ -21,10 +21,10 @@ from aiohttp import web
 from marketfeed import schema
 from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS, Instrument
-from marketfeed.clock import ExchangeClock
 from marketfeed.commands.history import AuditRequest, run_audit, run_backfill
 from marketfeed.errors import JournalError
 from marketfeed.gaps.holes import Holes

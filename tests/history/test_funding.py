@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from marketfeed import schema
 from marketfeed.binance.budget import Budget, Priority
 from marketfeed.binance.decode import FrameDecoder
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
-from marketfeed.clock import ExchangeClock
 from marketfeed.collector.collector import Collector
 from marketfeed.counters import CollectorCounters
 from marketfeed.grid import TimeRange

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalWriteError
 from marketfeed.grid import TimeRange

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from marketfeed.binance.decode import FrameDecoder
-from marketfeed.clock import ExchangeClock
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.intake import Intake

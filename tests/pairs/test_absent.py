@@ -13,6 +13,7 @@ import uvloop
 from test_lifecycle import Following, _running
 
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import (
     NEVER_MS,
@@ -21,7 +22,6 @@ from marketfeed.binance.symbols import (
     Selection,
     select_named,
 )
-from marketfeed.clock import ExchangeClock
 from marketfeed.journal.documents import change_document
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.absent import ABSENT_PAIRS, AbsentPairs

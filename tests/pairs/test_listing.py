@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 
 from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS
-from marketfeed.clock import ExchangeClock
 from marketfeed.errors import ExchangeError
 from marketfeed.journal.documents import change_document
 from marketfeed.journal.writer import JournalWriter

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.exchange_time import HOLD_S, LAG_MS, STANDS_AFTER_S, STEP_MS, ExchangeTime
+from marketfeed.binance.exchange_time import HOLD_S, LAG_MS, STANDS_AFTER_S, STEP_MS, ExchangeTime
 from marketfeed.schema import DAY_MS, HOUR_MS
 
 START_MS = 1_790_000_000_000

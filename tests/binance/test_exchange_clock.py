@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from marketfeed.clock import ExchangeClock, wait_at_most
+from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.clock import wait_at_most
 
 
 def test_a_wait_ends_with_its_event_or_its_time() -> None:
