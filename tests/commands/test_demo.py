@@ -1,13 +1,16 @@
 """The demo is honest: what was healed is right, a busy machine slows it down, a real difference is told."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -85,6 +88,17 @@ def demo(
         process.kill()
 
 
+def collector_of(pid: int) -> int:
+    """The process of the collector that a demo has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (found,) = [
+        int(child)
+        for child in children
+        if b"\0run\0" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    return found
+
+
 def start_fault(rest_url: str, **fault: Any) -> None:
     async def start() -> None:
         async with (
@@ -149,34 +163,49 @@ def test_a_candle_that_differs_is_named_and_exits_1(tmp_path: Path, as_json: boo
 
 def test_a_candle_that_is_gone_is_missing_and_exits_1(tmp_path: Path) -> None:
     def delete(running: Running) -> None:
+        """Again and again: the collector's own audit stores what it finds to be gone."""
         running.wait_stored(60)
-        with journal(tmp_path) as db, db:
-            db.execute(
-                """DELETE FROM candle WHERE timeframe_ms = 60000 AND open_time IN (
-                       SELECT DISTINCT open_time FROM candle WHERE timeframe_ms = 60000
-                       ORDER BY open_time DESC LIMIT 1 OFFSET 1
-                   )"""
-            )
+        with journal(tmp_path) as db:
+            (open_ms,) = db.execute(
+                """SELECT DISTINCT open_time FROM candle WHERE timeframe_ms = 60000
+                   ORDER BY open_time DESC LIMIT 1 OFFSET 1"""
+            ).fetchone()
+        while not running.ended:
+            with contextlib.suppress(sqlite3.OperationalError), journal(tmp_path) as db, db:
+                db.execute(
+                    "DELETE FROM candle WHERE timeframe_ms = 60000 AND open_time = ?", (open_ms,)
+                )
+            time.sleep(0.02)
 
     code, out, err = demo(tmp_path, delete, "--seconds=8", "--json")
     assert code == 1, out + err
     report = json.loads(out)
-    assert (report["missing"], report["wrong"]) == (6, 0)
+    assert 1 <= report["missing"] <= 6
+    assert report["wrong"] == 0
     assert all(text.endswith(": not stored") for text in report["differences"])
 
 
 def test_what_cannot_keep_up_is_slowed_down_and_says_so(tmp_path: Path) -> None:
-    """No machine makes 200 markets at speed 1000 on one core: as if it were busy with something else."""
-    options = ("--pairs=200", "--speed=1000", "--seconds=3", "--timeframes=1m")
-    code, out, err = demo(tmp_path, lambda _: None, *options, "--json")
+    """The first collector gets a twentieth of its time, as if the machine were busy with something else."""
+
+    def starve(running: Running) -> None:
+        running.wait_stored(6)
+        pid = collector_of(running.process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            while not running.ended:
+                for number, for_s in ((signal.SIGSTOP, 0.19), (signal.SIGCONT, 0.01)):
+                    os.kill(pid, number)
+                    time.sleep(for_s)
+
+    code, out, err = demo(tmp_path, starve, "--seconds=15", "--speed=600", "--json")
     assert code == 0, out + err
     report = json.loads(out)
-    assert report["slowed_from"] == 1000
-    assert 1 <= report["speed"] <= 250
+    assert report["slowed_from"] == 600
+    assert 1 <= report["speed"] <= 150
     assert report["missing"] == report["wrong"] == 0
     assert report["candles_expected"] > 0
     assert re.match(
-        r"This machine is busy: at speed 1000 the (simulator|collector) fell [\d.]+ s behind; "
+        r"This machine is busy: at speed 600 the (simulator|collector) fell [\d.]+ s behind; "
         r"slowed down to speed \d+\.$",
         report["notes"][0],
     )
