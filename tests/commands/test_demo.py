@@ -186,14 +186,14 @@ def test_a_candle_that_is_gone_is_missing_and_exits_1(tmp_path: Path) -> None:
 
 
 def test_what_cannot_keep_up_is_slowed_down_and_says_so(tmp_path: Path) -> None:
-    """The first collector gets a twentieth of its time, as if the machine were busy with something else."""
+    """The first collector gets a hundredth of its time, as if the machine were busy with something else."""
 
     def starve(running: Running) -> None:
         running.wait_stored(6)
         pid = collector_of(running.process.pid)
         with contextlib.suppress(ProcessLookupError):
             while not running.ended:
-                for number, for_s in ((signal.SIGSTOP, 0.19), (signal.SIGCONT, 0.01)):
+                for number, for_s in ((signal.SIGSTOP, 0.99), (signal.SIGCONT, 0.01)):
                     os.kill(pid, number)
                     time.sleep(for_s)
 
