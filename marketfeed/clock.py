@@ -6,10 +6,13 @@ import time
 
 
 class HostClock:
-    """The time of this host as of its start, carried on by a clock that no jump of the wall clock moves."""
+    """The time of this host as of its start, carried on by a clock that no jump of the wall clock moves.
 
-    def __init__(self) -> None:
-        self._started_ms = time.time() * 1000.0
+    `started_ms` is what the wall clock said then, now unless given.
+    """
+
+    def __init__(self, started_ms: float | None = None) -> None:
+        self._started_ms = time.time() * 1000.0 if started_ms is None else started_ms
         self._started_s = boottime_s()
 
     def now_ms(self) -> int:

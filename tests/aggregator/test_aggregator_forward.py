@@ -20,6 +20,7 @@ from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Rules, Vote, Votes
+from marketfeed.clock import HostClock
 from marketfeed.settings.model import Settings
 from tests.waiting import until
 
@@ -587,7 +588,7 @@ def test_a_clock_that_was_set_is_reported(tmp_path: Path, set_s: int, words: str
         async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
             assert (await aggregator.status("health"))[0] == 200
             now_ms = time.time_ns() // 1_000_000
-            aggregator.aggregator._clock.set_server_time(now_ms + 1000 * set_s, 0.0)
+            aggregator.aggregator._clock = HostClock(now_ms + 1000 * set_s)
             status, health = await aggregator.status("health")
             assert status == 503
             (reason,) = health["reasons"]
