@@ -93,7 +93,8 @@ class HistoryHoles:
         return 0 if covered is None else sum(map(covered.absent_ms, parts))
 
     def _open(self, series: CandleSeries) -> list[Hole]:
-        lacking = self._holes.lacking(series.key, self._clock.certain_ms())
+        # As readers have it: what waits for its commit is not there yet.
+        lacking = self._holes.lacking(series.key, self._clock.certain_ms(), stored=True)
         return [hole for hole in lacking if not hole.is_absent]
 
 

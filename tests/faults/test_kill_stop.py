@@ -186,8 +186,9 @@ def test_a_lock_that_was_removed_does_not_let_two_write_one_file(
         with Collecting(run_command(config), tmp_path / "two.log") as two:
             wait_until(two.is_delivering)
             # The first one sees that its file is not there any more, and that the new one is taken.
-            wait_until(lambda: one.health().status == 503)
-            assert "the journal cannot be written" in str(one.health().json["reasons"])
+            # On a busy machine its series may be silent before.
+            wait_until(lambda: "the journal cannot be written" in str(one.health().json["reasons"]))
+            assert one.health().status == 503
             assert two.health().status == 200
             assert two.stop(STOP_WITHIN_S) == 0
         with closing(sqlite3.connect(path)) as db:
