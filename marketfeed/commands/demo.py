@@ -95,7 +95,7 @@ async def _run(options: DemoOptions, progress: Progress) -> DemoResult:
 
 
 def _notes(pace: Pace) -> list[str]:
-    """What has to be said of the attempt that was compared."""
+    """Notes on the attempt that was compared."""
     if pace.most_behind_s < BEHIND_S:
         return []
     words = f"This machine is busy: {pace.words()}. The times are its, not marketfeed's; "

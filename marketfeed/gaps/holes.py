@@ -165,18 +165,15 @@ class Holes:
             if pair in pairs
         )
 
-    def count(self, now_ms: int, *, first: bool = False, newest_only: bool = False) -> Counter[Key]:
+    def count(self, now_ms: int, *, first: bool = False) -> Counter[Key]:
         """How many candles each series lacks: of a `first` filling, or else.
 
-        What the exchange does not have does not count; with `newest_only` neither what is history's.
+        What the exchange does not have does not count.
         """
         found = Counter[Key]()
-        for key in self._coverage():
-            since_ms = self.newest(key, now_ms).start_ms if newest_only else 0
-            length_ms = schema.TIMEFRAMES_MS[key[1]]
-            for hole in self.lacking(key, now_ms, since_ms):
-                if hole.is_first == first and not hole.is_absent:
-                    found[key] += (hole.end_ms - max(hole.start_ms, since_ms)) // length_ms
+        for key, hole in self._open(now_ms):
+            if hole.is_first == first:
+                found[key] += candles_in(hole.time_range, schema.TIMEFRAMES_MS[key[1]])
         return found
 
     def open_longer_than(self, for_s: float, now_ms: int) -> Counter[Key]:

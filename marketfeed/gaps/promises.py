@@ -67,7 +67,7 @@ class Promises:
         self._woken.set()
 
     def wake_anew(self) -> None:
-        """Promise everything once more: the clock was ahead, and what it said of times to come is wrong."""
+        """Promise everything once more: the clock was ahead, and holes of the time to come are wrong."""
         self._anew = True
         self._woken.set()
 

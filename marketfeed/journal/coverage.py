@@ -82,12 +82,6 @@ class Covered(msgspec.Struct, frozen=True, gc=False):
         """Whether its holes are all there are."""
         return self.looked_ms <= self.from_ms
 
-    @property
-    def complete_from_ms(self) -> int:
-        """From where on nothing is missing up to the end but what the exchange does not have."""
-        lacking = [hole.end_ms for hole in self.holes if not hole.is_absent]
-        return max(self.from_ms, self.looked_ms, *lacking[-1:])
-
     def absent_ms(self, time_range: TimeRange) -> int:
         """How much of a range is in holes that the exchange does not have either."""
         parts = (hole.time_range for hole in self.holes if hole.is_absent)
@@ -311,18 +305,18 @@ def changed_gaps(
     rest begins, and that is a new gap.
     """
     pair, timeframe = key
-    had = (*before, *(() if old is None else old.holes))
-    has = () if new is None else new.holes
-    if had == has:
+    known = (*before, *(() if old is None else old.holes))
+    holes = () if new is None else new.holes
+    if known == holes:
         return []
-    by_name = {(hole.start_ms, hole.is_first): hole for hole in has}
-    unchanged = set(had)
+    names = {(hole.start_ms, hole.is_first) for hole in holes}
+    unchanged = set(known)
     rows: list[tuple[Gap, Hole | None]] = []
-    for hole in had:
-        if (hole.start_ms, hole.is_first) in by_name:
+    for hole in known:
+        if (hole.start_ms, hole.is_first) in names:
             continue
         rest = next(
-            (one.start_ms for one in has if hole.start_ms < one.start_ms < hole.end_ms), None
+            (one.start_ms for one in holes if hole.start_ms < one.start_ms < hole.end_ms), None
         )
         end_ms = hole.end_ms if rest is None else rest
         kept = new is not None and hole.start_ms >= new.from_ms
@@ -331,7 +325,7 @@ def changed_gaps(
         if kept and new is not None and hole.start_ms >= new.end_ms:
             reason = NOT_DUE
         rows.append((Gap(hole.kind(timeframe), pair, hole.start_ms, end_ms, state, reason), None))
-    for hole in has:
+    for hole in holes:
         if hole in unchanged:
             continue
         if hole.is_absent:

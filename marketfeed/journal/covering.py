@@ -203,7 +203,7 @@ class Covering:
         open_rows: list[Hole] = []
         if known is None:
             open_rows = [Hole(*gap) for gap in self._open_rows().get(key, ())]
-            # Missing at the end, too: told to be healed, it would be shipped so.
+            # Missing at the end, too: marked as healed, it would be shipped so.
             last_ms = max((hole.end_ms for hole in open_rows), default=0) - length_ms
             newest_ms = max(last_ms, newest_ms or 0) or None
             promise = self._reaching(promise, newest_ms, open_rows)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from marketfeed.journal import tables
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
 from marketfeed.storage.database import recognise, transaction, translate_sqlite_errors
@@ -30,9 +31,5 @@ def change_document(
         recognise(KIND, path, db, writing=True)
         known = JournalReads(db).load_document(name)
         body = change(None if known is None else known[0])
-        db.execute(
-            """INSERT INTO document (name, saved, body) VALUES (?, ?, ?)
-               ON CONFLICT DO UPDATE SET saved = excluded.saved, body = excluded.body""",
-            (name, saved_ms, zlib.compress(body)),
-        )
+        db.execute(tables.DOCUMENT, (name, saved_ms, zlib.compress(body)))
     return found.holder

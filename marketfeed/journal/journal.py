@@ -163,11 +163,7 @@ class Journal(NumberedFile, JournalReads):
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
         """Keep a document (a last-known copy of exchangeInfo, the chosen pairs …) under `name`."""
         with self._transaction():
-            self.db.execute(
-                """INSERT INTO document (name, saved, body) VALUES (?, ?, ?)
-                   ON CONFLICT DO UPDATE SET saved = excluded.saved, body = excluded.body""",
-                (name, saved_ms, zlib.compress(body)),
-            )
+            self.db.execute(tables.DOCUMENT, (name, saved_ms, zlib.compress(body)))
 
     def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
         """Delete what a range names. Returns the number of rows.

@@ -78,21 +78,11 @@ class JournalReads:
 
     def newest_candle(self, pair: str, timeframe: str) -> int | None:
         """The open time (ms) of a series' newest closed candle; None without any."""
-        found: int | None = self.db.execute(
-            """SELECT max(open_time) FROM candle
-               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
-            (pair, schema.TIMEFRAMES_MS[timeframe]),
-        ).fetchone()[0]
-        return found
+        return self._edge("max", pair, timeframe)
 
     def oldest_candle(self, pair: str, timeframe: str) -> int | None:
         """The open time (ms) of a series' oldest closed candle; None without any."""
-        found: int | None = self.db.execute(
-            """SELECT min(open_time) FROM candle
-               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
-            (pair, schema.TIMEFRAMES_MS[timeframe]),
-        ).fetchone()[0]
-        return found
+        return self._edge("min", pair, timeframe)
 
     def open_gaps(self) -> list[tuple[str, str, TimeRange]]:
         """The gaps of candles that are neither healed nor given up: pair, timeframe and where.
@@ -198,6 +188,15 @@ class JournalReads:
             "rejected_frames": frames,
             "refused_lines": refused,
         }
+
+    def _edge(self, function: str, pair: str, timeframe: str) -> int | None:
+        # One seek: both edges in one statement would read the whole series.
+        found: int | None = self.db.execute(
+            f"""SELECT {function}(open_time) FROM candle
+               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
+            (pair, schema.TIMEFRAMES_MS[timeframe]),
+        ).fetchone()[0]
+        return found
 
 
 _OF_SERIES: Final = """FROM candle

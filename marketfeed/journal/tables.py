@@ -298,6 +298,9 @@ GAP_2: Final = Upsert(
     f"WHERE true ON CONFLICT DO UPDATE SET {_GAP_SET} WHERE {_GAP_DIFFERS}",
 )
 """Of a journal up to version 2."""
+DOCUMENT: Final = """
+INSERT INTO document (name, saved, body) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET saved = excluded.saved, body = excluded.body"""
 COVERAGE: Final = """
 INSERT INTO coverage (pair_id, timeframe_ms, "from", looked, promised, released)
 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET

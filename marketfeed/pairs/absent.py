@@ -1,4 +1,4 @@
-"""Pairs that are to be collected and that the exchange does not know any more: found out, and said once.
+"""Pairs that are to be collected and that the exchange does not know any more: found, and logged once.
 
 Two things tell: the row of exchangeInfo is missing for a day, or REST calls the symbol invalid (-1121) twice
 in a row. Neither is trouble of this service, and it goes on by itself if the pair comes back; what is left to

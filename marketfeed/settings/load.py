@@ -56,7 +56,7 @@ def origin_of(
 ) -> str:
     """Where a key was set, for people: a file and its line, or a variable; "" where it has its default.
 
-    Otherwise as `load_settings`; of mistakes nothing is said.
+    Otherwise as `load_settings`; mistakes are ignored.
     """
     reading = _read(path, os.environ if environ is None else environ, None)
     origin = reading.origins.get(key)

@@ -203,7 +203,6 @@ def test_a_series_is_ready_when_the_newest_are_there_whatever_is_missing_behind(
     later_ms = at(110) + 4_001
     assert numbers(watched.holes.lacking(ONE, later_ms, at(102))) == [101, 102, 103, 104]
     assert watched.holes.lacking(ONE, later_ms, at(105)) == []
-    assert watched.holes.count(later_ms, newest_only=True) == {ONE: 54}
     watched.here.clear()
     # All that is promised is enough, however many are asked for.
     watched.store(*range(50))
