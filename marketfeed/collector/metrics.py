@@ -111,7 +111,11 @@ def _reported(
             r.journal.dead_letters,
         ),
         ("missing_candles", "Candles due that have not come", r.missing_candles),
-        ("oldest_hole_seconds", "For how long the oldest missing candle is due", r.oldest_hole_s),
+        (
+            "oldest_hole_seconds",
+            "For how long the oldest candle is missing that healing is to bring",
+            r.oldest_hole_s,
+        ),
         ("awaited_settlements", "Funding rates settled and not fetched yet", awaited),
         ("clock_offset_seconds", "Exchange clock ahead of this host", r.clock_offset_ms / 1000),
         ("resident_memory_bytes", "Resident memory", r.rss_bytes),

@@ -116,7 +116,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     """What asks for something to be done, and is no reason not to be well."""
     oldest_hole_s: float = 0.0
-    """For how long (exchange s) the oldest missing candle is due; those of a first filling apart."""
+    """For how long (exchange s) the oldest missing candle is due that healing is to bring."""
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

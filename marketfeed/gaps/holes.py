@@ -196,12 +196,16 @@ class Holes:
         return found
 
     def oldest_s(self, now_ms: int) -> float:
-        """For how long the oldest missing candle is due, those of a first filling apart; 0 of none."""
-        due_ms = [
-            hole.start_ms + schema.TIMEFRAMES_MS[key[1]] + self._due_after_ms()
-            for key, hole in self._open(now_ms)
-            if not hole.is_first
-        ]
+        """For how long the oldest missing candle is due that healing is to bring; 0 of none.
+
+        Those of a first filling are none of these.
+        """
+        due_ms: list[int] = []
+        for key, hole in self._open(now_ms):
+            newest = self.newest(key, now_ms)
+            if not hole.is_first and hole.end_ms > newest.start_ms:
+                close_ms = max(hole.start_ms, newest.start_ms) + schema.TIMEFRAMES_MS[key[1]]
+                due_ms.append(close_ms + self._due_after_ms())
         return max(0.0, (now_ms - min(due_ms)) / 1000) if due_ms else 0.0
 
     def open_gaps(self, now_ms: int) -> Counter[Key]:

@@ -46,6 +46,7 @@ class AbsentPairs:
         self._clock = clock
         self._wanted: frozenset[str] = frozenset()
         self._since_ms: dict[str, int] = {}
+        self._is_saved = True
         self._warned: dict[str, Trouble] = {}
 
     async def load(self, selection: Selection) -> None:
@@ -69,15 +70,17 @@ class AbsentPairs:
             # The row is back: what REST said of the symbol before counts no more.
             self._turns.invalid_symbols.pop(self._symbol_of(pair), None)
         since_ms = {pair: self._since_ms.get(pair, now_ms) for pair in missing}
-        changed = since_ms != self._since_ms
+        self._is_saved &= since_ms == self._since_ms
         self._since_ms = since_ms
         self.check()
-        if changed:
-            # The intake tells of a journal that cannot be written; here a day would begin anew.
+        if not self._is_saved:
+            # The intake logs a journal that cannot be written. The next look tries again: after a restart
+            # the day would begin anew.
             with contextlib.suppress(JournalError):
                 await self._writer.save_document(
                     ABSENT_PAIRS, msgspec.json.encode(since_ms), now_ms
                 )
+                self._is_saved = True
 
     def check(self) -> None:
         """Log what has begun or ended since the last time."""

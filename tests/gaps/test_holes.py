@@ -365,7 +365,9 @@ def check(holes: Holes, truth: Truth, now_ms: int, asked: int) -> None:
             if at(n) >= newest.start_ms and now_ms - (at(n + 1) + CANDLE_DUE_MS) > for_s * 1_000
         ]
         assert holes.open_longer_than(for_s, now_ms).total() == len(old)
-    oldest_ms = now_ms - (at(waited_for[0] + 1) + CANDLE_DUE_MS) if waited_for else 0
+    # What is history's to bring wakes nobody at night.
+    ours = [n for n in waited_for if at(n) >= newest.start_ms]
+    oldest_ms = now_ms - (at(ours[0] + 1) + CANDLE_DUE_MS) if ours else 0
     assert holes.oldest_s(now_ms) == max(0, oldest_ms) / 1_000
     # The supervisor is told of a series exactly if the journal does not know of something yet.
     known = holes.series()[ONE]
