@@ -63,7 +63,7 @@ FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN mark_price AS m ON m.pair_id = pair.id
     AND m.time = (SELECT max(time) FROM mark_price WHERE pair_id = pair.id)
-"""
+"""  # noqa: S608 - constants
 # A walk over one pair's rows, which lie in the order of time, and two seeks a minute.
 MARK_MINUTES: Final = """
 WITH minute AS (
