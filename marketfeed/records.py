@@ -48,12 +48,12 @@ def differing_fields(one: object, other: object) -> tuple[str, ...]:
 
 
 class MarkPrice(msgspec.Struct, frozen=True, gc=False):
-    """Mark and index price of a pair at `event_time_ms`."""
+    """Mark and index price of a pair at `event_time_ms`; `index_price` is None where it has none."""
 
     pair: str
     event_time_ms: int
     mark_price: float
-    index_price: float
+    index_price: float | None
 
 
 class FundingRate(msgspec.Struct, frozen=True, gc=False):

@@ -82,12 +82,12 @@ class CandleRows:
 
 
 class MarkRow(NamedTuple):
-    """The newest mark price of a pair."""
+    """The newest mark price of a pair, with the index price of the same moment if it had one."""
 
     pair: str
     time_ms: int
     mark_price: float
-    index_price: float
+    index_price: float | None
 
 
 class FundingRow(NamedTuple):

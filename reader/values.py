@@ -75,6 +75,7 @@ class FundingRate(_Reading):
 class MarkPrice(_Reading):
     """The mark price of a pair in its quote currency, with `index_price` of the same moment.
 
+    `index_price` is None where the exchange gives none (a contract without an index yet).
     `time` is the event time floored to the second, `age_s` counts from there.
     """
 
@@ -82,10 +83,15 @@ class MarkPrice(_Reading):
 
     _parts = ("pair", "index_price", "time", "age_s")
 
-    index_price: float
+    index_price: float | None
 
     def __new__(
-        cls, mark_price: float, pair: str, index_price: float, time: pd.Timestamp, age_s: float
+        cls,
+        mark_price: float,
+        pair: str,
+        index_price: float | None,
+        time: pd.Timestamp,
+        age_s: float,
     ) -> Self:
         """Make one out of its parts."""
         return cls._made(mark_price, pair, index_price, time, age_s)

@@ -20,6 +20,8 @@ MAX_TIME_MS: Final = 4_102_444_800_000
 """The year 2100: a later time in a frame is a fault, not a time."""
 _MAX_TRADES: Final = 2**53
 _USD_M: Final = 1
+_MAY_LACK: Final = frozenset({"i", "T"})
+_EMPTY: Final = msgspec.Raw(b'""')
 _INF: Final = math.inf
 
 IGNORED_REASONS: Final = frozenset({"unknown_symbol", "coin_m"})
@@ -80,10 +82,11 @@ class _MarkEvent(msgspec.Struct, gc=False, tag_field="e", tag="markPriceUpdate")
     E: int
     s: str
     p: float
-    i: float
+    # What a contract does not have is null or left out, or `""`: that is taken out by `_lacking`.
+    i: float | None = None
     # Empty for contracts without funding, hence no float.
-    r: str
-    T: int
+    r: str | None = None
+    T: int | None = None
     # 1 USD-M, 2 COIN-M: rows of both are in the arrays since 2026-06-30.
     st: int = _USD_M
 
@@ -169,12 +172,14 @@ class FrameDecoder:
         pair = self._pairs.get(event.s)
         if pair is None:
             return (Reject("unknown_symbol", event.s[:32]),)
-        if not (0 < event.E < MAX_TIME_MS and 0 <= event.T < MAX_TIME_MS):
+        # 0 is none of either.
+        index, next_ms = event.i or None, event.T or 0
+        if not (0 < event.E < MAX_TIME_MS and 0 <= next_ms < MAX_TIME_MS):
             return (Reject("bad_time", f"E={event.E} T={event.T}"),)
-        if not (0.0 < event.p < _INF and 0.0 <= event.i < _INF):
+        if not (0.0 < event.p < _INF and (index is None or 0.0 < index < _INF)):
             return (Reject("bad_number", f"p={event.p} i={event.i}"),)
-        mark = MarkPrice(pair, event.E, event.p, event.i)
-        if event.T == 0 or event.r == "":
+        mark = MarkPrice(pair, event.E, event.p, index)
+        if next_ms == 0 or not event.r:
             # No funding is scheduled for this contract.
             return (mark,)
         try:
@@ -183,14 +188,19 @@ class FrameDecoder:
             return (mark, Reject("bad_number", f"r={event.r[:32]!r}"))
         if not -1.0 < rate < 1.0:
             return (mark, Reject("bad_number", f"r={event.r[:32]!r}"))
-        return (mark, FundingRate(pair, event.E, rate, event.T))
+        return (mark, FundingRate(pair, event.E, rate, next_ms))
 
     def _event(self, raw: bytes | str | msgspec.Raw) -> tuple[Decoded, ...]:
         try:
             event = _decode_event(raw)
         except _BROKEN as error:
-            return (_why_no_event(raw, error),)
+            return self._lacking(raw, error)
         return (self._candle(event),) if isinstance(event, _KlineEvent) else self._mark(event)
+
+    def _lacking(self, raw: bytes | str | msgspec.Raw, error: Exception) -> tuple[Decoded, ...]:
+        """Read a mark price that is no event because of an empty index or settlement: it has none."""
+        whole = _without_empty(raw)
+        return (_why_no_event(raw, error),) if whole is None else self._event(whole)
 
     def _rows(self, rows: list[msgspec.Raw]) -> tuple[Decoded, ...]:
         # Row by row, so that a bad one costs itself only.
@@ -208,7 +218,7 @@ class FrameDecoder:
         if "e" in keys:
             return self._event(frame)
         if "data" in keys:
-            return (_why_no_event(keys["data"], error),)
+            return self._lacking(keys["data"], error)
         if "error" in keys or "result" in keys:
             try:
                 answer = _decode_answer(frame)
@@ -256,6 +266,16 @@ def _why_no_candle(event: _KlineEvent) -> Reject:
     if k.x and event.E < k.T:
         return Reject("closed_early", f"E={event.E} T={k.T}")
     return Reject("bad_prices", f"o={k.o} h={k.h} l={k.l} c={k.c}")
+
+
+def _without_empty(raw: bytes | str | msgspec.Raw) -> bytes | None:
+    """An event without those of its keys that may be lacking and are `""`; None if it has none such."""
+    try:
+        keys = _decode_keys(raw)
+    except _BROKEN:
+        return None
+    kept = {key: value for key, value in keys.items() if key not in _MAY_LACK or value != _EMPTY}
+    return msgspec.json.encode(kept) if len(kept) < len(keys) else None
 
 
 class _Kind(msgspec.Struct, gc=False):

@@ -4,7 +4,9 @@
 built from exchangeInfo's own fields, never cut out of the symbol: `1000PEPE` and Chinese names are bases.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -19,7 +21,13 @@ PURE = True
 NEVER_MS: Final = 4_133_404_800_000
 """`deliveryDate` of a perpetual whose end has not been announced (2100-12-25)."""
 
-COLLECTED_CONTRACTS: Final = frozenset({"PERPETUAL"})
+CONTRACT_TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {"perpetual": "PERPETUAL", "tradifi": "TRADIFI_PERPETUAL"}
+)
+"""Binance's `contractType` of each type that can be collected, as `exchange.contracts` names it."""
+PERPETUAL: Final = ("perpetual",)
+_COLLECTABLE: Final = frozenset(CONTRACT_TYPES.values())
+_NAMES: Final = {kind: name for name, kind in CONTRACT_TYPES.items()}
 TRADING: Final = "TRADING"
 CLOSED: Final = "CLOSE"
 
@@ -36,9 +44,14 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
     delivery_ms: int
 
     @property
+    def contract(self) -> str:
+        """Its type as `exchange.contracts` names it; empty if it can not be collected."""
+        return _NAMES.get(self.contract_type, "")
+
+    @property
     def collectable(self) -> bool:
-        """Whether it is a perpetual that trades now."""
-        return self.contract_type in COLLECTED_CONTRACTS and self.status == TRADING
+        """Whether it is a perpetual, of a coin or another, that trades now."""
+        return self.contract_type in _COLLECTABLE and self.status == TRADING
 
     @property
     def is_lasting(self) -> bool:
@@ -91,11 +104,13 @@ class ExchangeInfo(msgspec.Struct, frozen=True):
     """What exchangeInfo lists: instruments by pair, and how many rows could not be understood.
 
     `odd` holds the reasons by symbol ("" where that cannot be read either): these contracts are not gone.
+    `trading` counts what trades by quote and contract type: quarterlies, too, which are no instruments.
     """
 
     instruments: Mapping[str, Instrument]
     not_understood: int
     odd: Mapping[str, str] = {}
+    trading: Mapping[tuple[str, str], int] = {}
 
     def contract(self, pair: str, symbol: str) -> Instrument | None:
         """The contract of a pair if it is the one of that symbol, which may have become another's."""
@@ -106,6 +121,15 @@ class ExchangeInfo(msgspec.Struct, frozen=True):
         """Whether a row that could not be understood may be the one of this contract."""
         return symbol in self.odd or "" in self.odd
 
+    def left_out(self, quote: str, contracts: Collection[str]) -> dict[str, int]:
+        """How many contracts of a quote asset trade and are of another type, by Binance's word for it."""
+        wanted = {CONTRACT_TYPES[name] for name in contracts}
+        return {
+            kind: count
+            for (of, kind), count in sorted(self.trading.items())
+            if of == quote and kind not in wanted
+        }
+
 
 def parse_exchange_info(body: bytes) -> ExchangeInfo:
     """Read an answer of `/fapi/v1/exchangeInfo`; a row that makes no sense is skipped and counted.
@@ -115,6 +139,7 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
     instruments: dict[str, Instrument] = {}
     not_understood = 0
     odd: dict[str, str] = {}
+    trading = Counter[tuple[str, str]]()
     for row in documented("exchangeInfo", body, _ExchangeInfo).symbols:
         try:
             item = msgspec.json.decode(row, type=_Symbol)
@@ -132,58 +157,90 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
             listed_ms=item.onboard_date,
             delivery_ms=item.delivery_date,
         )
+        if not schema.is_pair(pair):
+            odd[item.symbol] = f"names {pair!r}, which is no pair such as {schema.PAIR_EXAMPLE}"
+            not_understood += 1
+            continue
+        trading[item.quote_asset, item.contract_type] += item.status == TRADING
         known = instruments.get(pair)
         # A quarterly contract has the same base and quote as the perpetual; that one is the pair.
-        if schema.is_pair(pair) and (known is None or _rank(instrument) > _rank(known)):
+        if known is None or _rank(instrument) > _rank(known):
             instruments[pair] = instrument
     if not instruments:
         raise ExchangeError("exchangeInfo: lists no instrument that could be understood")
-    return ExchangeInfo(instruments, not_understood, odd)
+    return ExchangeInfo(instruments, not_understood, odd, +trading)
 
 
-def _rank(instrument: Instrument) -> tuple[bool, bool, int]:
+def _rank(instrument: Instrument) -> tuple[bool, bool, bool, int]:
     return (
-        instrument.contract_type in COLLECTED_CONTRACTS,
+        instrument.contract_type in _COLLECTABLE,
+        instrument.contract_type == CONTRACT_TYPES["perpetual"],
         instrument.status == TRADING,
         instrument.delivery_ms,
     )
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """The instruments to collect, and the pairs that were asked for but do not trade (with why)."""
+    """The instruments to collect, and the pairs that were asked for and are not (with why).
+
+    `of_other_types` are pairs that trade, and that the settings exclude by their type alone.
+    """
 
     instruments: tuple[Instrument, ...]
     refused: Mapping[str, str]
+    of_other_types: frozenset[str] = frozenset()
 
 
-def select_named(info: ExchangeInfo, pairs: Iterable[str]) -> Selection:
-    """Select pairs by name, in their order; those that the exchange does not trade are named."""
+def select_named(
+    info: ExchangeInfo, pairs: Iterable[str], contracts: Collection[str] = tuple(CONTRACT_TYPES)
+) -> Selection:
+    """Select pairs by name, in their order; those that cannot be collected are named with the reason."""
     chosen: list[Instrument] = []
     refused: dict[str, str] = {}
+    other: set[str] = set()
     for pair in pairs:
         instrument = info.instruments.get(pair)
         if instrument is None:
-            refused[pair] = "the exchange lists no such contract"
+            why = info.odd.get(usual_symbol(pair))
+            unreadable = f"its row of exchangeInfo cannot be understood: {why}"
+            refused[pair] = unreadable if why else "the exchange lists no such contract"
+        elif instrument.contract and instrument.contract not in contracts:
+            refused[pair] = (
+                f"its contract type is {instrument.contract_type}: exchange.contracts needs "
+                f"{instrument.contract} to collect it"
+            )
+            other.add(pair)
         elif not instrument.collectable:
             kind = instrument.contract_type or "no contract type"
             refused[pair] = f"{kind}, status {instrument.status or 'unknown'}"
         else:
             chosen.append(instrument)
-    return Selection(tuple(chosen), refused)
+    return Selection(tuple(chosen), refused, frozenset(other))
 
 
-def select_all(info: ExchangeInfo, quote: str) -> Selection:
-    """Select every perpetual of a quote asset that trades."""
-    chosen = [i for i in info.instruments.values() if i.collectable and i.quote == quote]
-    return Selection(tuple(sorted(chosen, key=lambda i: i.pair)), {})
+def usual_symbol(pair: str) -> str:
+    """The symbol that a pair's perpetual usually has."""
+    return pair.partition(":")[0].replace("/", "")
+
+
+def select_all(info: ExchangeInfo, quote: str, contracts: Collection[str] = PERPETUAL) -> Selection:
+    """Select every contract of these types and of a quote asset that trades."""
+    trading = [i for i in info.instruments.values() if i.collectable and i.quote == quote]
+    chosen = [i for i in trading if i.contract in contracts]
+    other = frozenset(i.pair for i in trading if i.contract not in contracts)
+    return Selection(tuple(sorted(chosen, key=lambda i: i.pair)), {}, other)
 
 
 def select_top(
-    info: ExchangeInfo, quote: str, count: int, quote_volumes: Mapping[str, float]
+    info: ExchangeInfo,
+    quote: str,
+    count: int,
+    quote_volumes: Mapping[str, float],
+    contracts: Collection[str] = PERPETUAL,
 ) -> Selection:
-    """Select the `count` perpetuals with the highest 24 h quote volume (symbol -> volume)."""
+    """Select the `count` contracts with the highest 24 h quote volume (symbol -> volume)."""
     chosen = sorted(
-        select_all(info, quote).instruments,
+        select_all(info, quote, contracts).instruments,
         key=lambda i: (-quote_volumes.get(i.symbol, 0.0), i.pair),
     )
     return Selection(tuple(chosen[:count]), {})

@@ -29,6 +29,7 @@ from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
+from marketfeed.pairs.selection import NONE_COLLECTED
 from marketfeed.storage.damage import aside_reason
 from marketfeed.storage.versions import about_version
 
@@ -170,7 +171,7 @@ class Reporter:
                 f"{shipping.trouble}"
             )
         if not parts.streams:
-            reasons.append("none of the configured pairs is traded")
+            reasons.append(NONE_COLLECTED)
         now_s = time.monotonic()
         for connection in parts.feed.current_connections():
             if not connection.streams:

@@ -15,6 +15,7 @@ from marketfeed.binance.archive import TERMS
 from marketfeed.binance.budget import KEPT_FREE, klines_weight
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.rest import BinanceRest
+from marketfeed.binance.rest_queue import UNNAMED
 from marketfeed.binance.symbols import (
     ExchangeInfo,
     Selection,
@@ -26,9 +27,9 @@ from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.history.background import kept_ms, uses_archive
 from marketfeed.journal.journal import KIND
-from marketfeed.pairs.selection import Listing, select
+from marketfeed.pairs.selection import NONE_COLLECTED, Listing, left_out, select
 from marketfeed.records import MarkPrice
-from marketfeed.settings.model import Settings
+from marketfeed.settings.model import ExchangeSettings, Settings
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
 from marketfeed.storage.versions import about_version
@@ -36,6 +37,8 @@ from marketfeed.storage.versions import about_version
 CLOCK_TOLERANCE_MS: Final = 1_000.0
 """Beyond this, readers on this host would misjudge the age of data."""
 FIRST_DATA_S: Final = 10.0
+NAMED: Final = 10
+"""So many rows that could not be understood are named."""
 
 
 LiveCheck = Callable[[Listing], Awaitable[list[Finding]]]
@@ -66,7 +69,7 @@ async def check(
             selection = await select(settings.exchange, rest, info)
         except ExchangeError as error:
             return [*findings, Finding("exchange", "bad", str(error))]
-        findings += _check_pairs(info, selection)
+        findings += check_pairs(settings.exchange, info, selection)
         findings += check_history(settings, len(selection.instruments))
         if selection.instruments and live is not None:
             findings += await live(Listing(selection, body))
@@ -124,18 +127,26 @@ async def _check_clock(rest: BinanceRest) -> Finding:
     return Finding("clock", "good", text)
 
 
-def _check_pairs(info: ExchangeInfo, selection: Selection) -> list[Finding]:
+def check_pairs(
+    exchange: ExchangeSettings, info: ExchangeInfo, selection: Selection
+) -> list[Finding]:
+    """Report what of the exchange's list will be collected, what will not, and why."""
     findings = [
         Finding("pairs", "warning", f"{pair} is left out: {reason}")
         for pair, reason in selection.refused.items()
     ]
     count = len(selection.instruments)
     if count == 0:
-        findings.append(Finding("pairs", "bad", "none of the configured pairs is traded"))
+        findings.append(Finding("pairs", "bad", NONE_COLLECTED))
     else:
         findings.append(Finding("pairs", "good", f"{count} pairs will be collected"))
+    if others := left_out(exchange, info):
+        findings.append(Finding("pairs", "good", others))
     if info.not_understood:
-        text = f"{info.not_understood} rows of exchangeInfo could not be understood"
+        named = "; ".join(
+            f"{name or UNNAMED}: {why}" for name, why in list(info.odd.items())[:NAMED]
+        )
+        text = f"{info.not_understood} rows of exchangeInfo could not be understood: {named}"
         findings.append(Finding("exchange", "warning", text))
     return findings
 

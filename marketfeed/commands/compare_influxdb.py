@@ -108,7 +108,7 @@ def _optional(value: float | None) -> float | None:
 
 _WRITERS: Final[Mapping[str, Callable[[Row], str]]] = {
     schema.MARK_PRICE: lambda row: lines.mark_price_text(
-        _tag(row), row["time"], float(row["mark_price"]), float(row["index_price"])
+        _tag(row), row["time"], float(row["mark_price"]), _optional(row.get("index_price"))
     ),
     schema.FUNDING_RATE: lambda row: lines.funding_rate_text(
         _tag(row),

@@ -14,7 +14,7 @@ from marketfeed.pairs.absent import ABSENT_PAIRS
 from marketfeed.pairs.listing import chosen_name
 from marketfeed.records import CatalogEntry
 from marketfeed.settings.load import origin_of
-from marketfeed.settings.model import Settings, TopPairs
+from marketfeed.settings.model import ExchangeSettings, Settings, TopPairs
 
 
 class PairChoice(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ def show_pairs(settings: Settings) -> PairChoices:
     entries = {entry.pair: entry for entry in view.catalog()}
     missing = msgspec.json.decode(view.document(ABSENT_PAIRS) or b"{}", type=dict[str, int])
     if isinstance(wanted, TopPairs):
-        body = view.document(chosen_name(settings.exchange.quote, wanted.count))
+        body = view.document(_kept_choice(settings.exchange, wanted))
         chosen = frozenset(msgspec.json.decode(body or b"[]", type=list[str]))
     elif wanted == "all":
         chosen = frozenset(pair for pair, entry in entries.items() if not entry.dropped)
@@ -67,6 +67,10 @@ def show_pairs(settings: Settings) -> PairChoices:
             for pair in sorted(chosen | entries.keys())
         ],
     )
+
+
+def _kept_choice(exchange: ExchangeSettings, wanted: TopPairs) -> str:
+    return chosen_name(exchange.quote, wanted.count, exchange.contracts)
 
 
 def _choice(
@@ -117,7 +121,7 @@ def drop_pair(settings: Settings, config: Path | None, pair: str) -> Dropped:
             raise SettingsError(f"--drop: {pair} is the only pair that is left")
         return msgspec.json.encode(left)
 
-    name = chosen_name(settings.exchange.quote, wanted.count)
+    name = _kept_choice(settings.exchange, wanted)
     collector = change_document(settings.journal.path, name, without, int(time.time() * 1000))
     return Dropped(pair, len(left), collector)
 

@@ -27,7 +27,7 @@ _TIME: Final = {
 }
 _COLUMNS: Final = {
     "candle": _CANDLE_COLUMNS,
-    "mark_price": "pair_id, time, mark_price, index_price",
+    "mark_price": f"pair_id, time, mark_price, {schema.INDEX_PRICE}",
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
     "funding_settled": "pair_id, time, rate, mark_price",
     "gap": 'pair_id, kind, start, "end", healed, state',

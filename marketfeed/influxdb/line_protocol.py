@@ -52,6 +52,12 @@ def _spelled(name: str, column: Sequence[float]) -> list[str]:
     return text[1:-1].split(",")
 
 
+def _fields(name: str, column: Sequence[float | None]) -> list[str]:
+    """Spell floats as fields that follow others, each with its comma; nothing where there is none."""
+    there = iter(_spelled(name, [value for value in column if value is not None]))
+    return ["" if value is None else f",{name}={next(there)}" for value in column]
+
+
 def _number(name: str, value: float) -> str:
     (text,) = _spelled(name, (value,))
     return text
@@ -105,18 +111,20 @@ def mark_price_texts(
     pair_tags: Iterable[str],
     times_ms: Iterable[int],
     mark_prices: Sequence[float],
-    index_prices: Sequence[float],
+    index_prices: Sequence[float | None],
 ) -> list[str]:
-    """The lines of mark prices at whole seconds."""
+    """The lines of mark prices at whole seconds; `index_price` is left out where there is none."""
     marks = _spelled("mark_price", mark_prices)
-    indexes = _spelled("index_price", index_prices)
+    indexes = _fields("index_price", index_prices)
     return [
-        f"{schema.MARK_PRICE},pair={tag} mark_price={mark},index_price={index} {time_ms}"
+        f"{schema.MARK_PRICE},pair={tag} mark_price={mark}{index} {time_ms}"
         for tag, time_ms, mark, index in zip(pair_tags, times_ms, marks, indexes, strict=True)
     ]
 
 
-def mark_price_text(pair_tag: str, time_ms: int, mark_price: float, index_price: float) -> str:
+def mark_price_text(
+    pair_tag: str, time_ms: int, mark_price: float, index_price: float | None
+) -> str:
     """The line of one mark price at a whole second."""
     (text,) = mark_price_texts((pair_tag,), (time_ms,), (mark_price,), (index_price,))
     return text

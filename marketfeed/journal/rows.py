@@ -49,9 +49,12 @@ def forming_rows(candles: Collection[Candle], ids: dict[str, int], seq: int) -> 
 
 
 def mark_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
-    """Rows of `mark_price`: whole seconds, and how long after them the event was."""
+    """Rows of `mark_price`: whole seconds, and how long after them the event was.
+
+    No index price is 0: see `schema.INDEX_PRICE`.
+    """
     return [
-        (ids[pair], time_ms, m.event_time_ms - time_ms, m.mark_price, m.index_price, number)
+        (ids[pair], time_ms, m.event_time_ms - time_ms, m.mark_price, m.index_price or 0.0, number)
         for number, ((pair, time_ms), m) in enumerate(batch.mark_prices.items(), seq)
     ]
 

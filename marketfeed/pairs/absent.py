@@ -15,7 +15,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.symbols import ExchangeInfo, Selection
+from marketfeed.binance.symbols import ExchangeInfo, Selection, usual_symbol
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError
 from marketfeed.journal.writer import JournalWriter
@@ -114,7 +114,7 @@ class AbsentPairs:
     def _symbol_of(self, pair: str) -> str:
         """The symbol; of a pair that was never listed while this ran, as Binance makes them."""
         known = self._roster.known(pair)
-        return pair.partition(":")[0].replace("/", "") if known is None else known.symbol
+        return usual_symbol(pair) if known is None else known.symbol
 
 
 def _wanted(selection: Selection) -> frozenset[str]:

@@ -76,9 +76,14 @@ def not_wanted(
     """What the settings do not ask for, traded or not, by pair; `selection` is what they select now."""
     if settings.pairs == "all":
         # What is not selected and could be does not trade just now: that is for the roster to judge.
-        return {entry.pair: entry for entry in stored if quote_of(entry.pair) != settings.quote}
+        return {
+            entry.pair: entry
+            for entry in stored
+            if quote_of(entry.pair) != settings.quote or entry.pair in selection.of_other_types
+        }
     # What is named, or was once chosen, and does not trade is refused.
     wanted = {one.pair for one in selection.instruments} | selection.refused.keys()
+    wanted -= selection.of_other_types
     return {entry.pair: entry for entry in stored if entry.pair not in wanted}
 
 

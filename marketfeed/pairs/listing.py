@@ -14,6 +14,7 @@ from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import UNNAMED
 from marketfeed.binance.symbols import (
+    PERPETUAL,
     ExchangeInfo,
     Instrument,
     Selection,
@@ -23,7 +24,7 @@ from marketfeed.binance.symbols import (
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.pairs.selection import Listing, select
+from marketfeed.pairs.selection import NONE_COLLECTED, Listing, left_out, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
 
 log = logging.getLogger(__name__)
@@ -111,9 +112,11 @@ class InstrumentSource:
         info = parse_exchange_info(body)
         selection = await self._selection(info)
         for pair, reason in selection.refused.items():
-            log.warning("configured pair is not traded, left out pair=%s reason=%r", pair, reason)
+            log.warning("configured pair is left out pair=%s reason=%r", pair, reason)
+        if others := left_out(self._settings, info):
+            log.info("%s", others)
         if not selection.instruments:
-            log.error("none of the configured pairs is traded: nothing to collect")
+            log.error("%s: nothing to collect", NONE_COLLECTED)
         self.newest = Listing(selection, body)
         return self.newest
 
@@ -245,7 +248,7 @@ class InstrumentSource:
         if not isinstance(wanted, TopPairs):
             return await select(self._settings, self._rest, info)
         # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
-        name = chosen_name(self._settings.quote, wanted.count)
+        name = chosen_name(self._settings.quote, wanted.count, self._settings.contracts)
         try:
             # Each time: `marketfeed pairs --drop` takes pairs out of it, and nobody else writes it any more.
             known = await self._writer.load_document(name)
@@ -273,9 +276,11 @@ class InstrumentSource:
             log.warning("document not saved name=%s error=%r", name, str(error))
 
 
-def chosen_name(quote: str, count: int) -> str:
-    """The document that keeps the choice of the top `count` pairs: a JSON list of pairs."""
-    return f"{CHOSEN_PAIRS}:{quote}:{count}"
+def chosen_name(quote: str, count: int, contracts: Sequence[str] = PERPETUAL) -> str:
+    """The document that keeps the choice of the top `count` pairs of these types: a JSON list of pairs."""
+    name = f"{CHOSEN_PAIRS}:{quote}:{count}"
+    # Earlier versions know coins alone: their choice is that of `perpetual`.
+    return name if tuple(contracts) == PERPETUAL else f"{name}:{'+'.join(contracts)}"
 
 
 def _using_copy(error: Exception) -> str:

@@ -11,7 +11,6 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.symbols import (
-    COLLECTED_CONTRACTS,
     TRADING,
     ExchangeInfo,
     Instrument,
@@ -250,6 +249,6 @@ def _problem(known: Instrument, info: ExchangeInfo) -> str:
         return "the exchange lists it no more"
     if row.symbol != known.symbol:
         return f"{known.pair} is {row.symbol} now"
-    if row.contract_type not in COLLECTED_CONTRACTS:
+    if not row.contract:
         return f"contract type {row.contract_type or 'none'}"
     return "" if row.status == TRADING else f"status {row.status or 'none'}"

@@ -1,13 +1,14 @@
 """Selects the pairs that the settings ask for from what the exchange lists."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
 
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import (
-    COLLECTED_CONTRACTS,
+    CONTRACT_TYPES,
+    PERPETUAL,
     ExchangeInfo,
     Selection,
     select_all,
@@ -21,6 +22,9 @@ MAY_LACK: Final = 0.1
 """Share of the lasting perpetuals that may not trade, or have no ticker, when the top are chosen; or one."""
 WITH_VOLUME: Final = 0.5
 """Share of those that trade that must have a 24 h volume then."""
+
+
+NONE_COLLECTED: Final = "none of the configured pairs is traded and of a type in exchange.contracts"
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -38,15 +42,32 @@ async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeIn
     wanted = settings.pairs
     if isinstance(wanted, TopPairs):
         volumes = await rest.quote_volumes()
-        require_choosable(info, settings.quote, wanted.count, volumes)
-        return select_top(info, settings.quote, wanted.count, volumes)
+        require_choosable(info, settings.quote, wanted.count, volumes, settings.contracts)
+        return select_top(info, settings.quote, wanted.count, volumes, settings.contracts)
     if wanted == "all":
-        return select_all(info, settings.quote)
-    return select_named(info, wanted)
+        return select_all(info, settings.quote, settings.contracts)
+    return select_named(info, wanted, settings.contracts)
+
+
+def left_out(settings: ExchangeSettings, info: ExchangeInfo) -> str:
+    """What trades and is left out by its type, counted, for people; empty where the pairs are named."""
+    if not isinstance(settings.pairs, TopPairs) and settings.pairs != "all":
+        return ""
+    counts = info.left_out(settings.quote, settings.contracts)
+    if not counts:
+        return ""
+    to_add = [name for name, kind in CONTRACT_TYPES.items() if kind in counts]
+    kinds = ", ".join(f"{kind or 'no type'} {count}" for kind, count in counts.items())
+    hint = f"; exchange.contracts may name {', '.join(to_add)} as well" if to_add else ""
+    return f"{sum(counts.values())} trading contracts are left out by type: {kinds}{hint}"
 
 
 def require_choosable(
-    info: ExchangeInfo, quote: str, count: int, volumes: Mapping[str, float]
+    info: ExchangeInfo,
+    quote: str,
+    count: int,
+    volumes: Mapping[str, float],
+    contracts: Collection[str] = PERPETUAL,
 ) -> None:
     """Raise ExchangeError unless exchangeInfo and 24 h volumes (by symbol) are whole enough to choose by.
 
@@ -56,7 +77,7 @@ def require_choosable(
     lasting = [
         one
         for one in info.instruments.values()
-        if one.quote == quote and one.contract_type in COLLECTED_CONTRACTS and one.is_lasting
+        if one.quote == quote and one.contract in contracts and one.is_lasting
     ]
     trading = [one for one in lasting if one.collectable]
     reported = [volumes[one.symbol] for one in trading if one.symbol in volumes]

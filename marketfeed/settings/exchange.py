@@ -75,6 +75,18 @@ def decode_pairs(text: str) -> object:
     return text if text == "all" else decode_list(text)
 
 
+CONTRACTS: Final = ("perpetual", "tradifi")
+"""Types of contracts that can be collected: coins' perpetuals, and those of gold, stocks and the like."""
+
+
+def _contracts(value: object) -> object:
+    if not isinstance(value, list | tuple) or not value:
+        raise expected("a list such as [perpetual] or [perpetual, tradifi]")
+    one = "one of " + ", ".join(CONTRACTS)
+    named = each(value, lambda name: None if name in CONTRACTS else one, "each type once")
+    return tuple(name for name in CONTRACTS if name in named)
+
+
 def _timeframes(value: object) -> object:
     if not isinstance(value, list | tuple) or not value:
         raise expected("a list such as [3m, 5m, 15m, 1h]")
@@ -93,6 +105,7 @@ def _in_order(timeframes: tuple[str, ...]) -> tuple[str, ...]:
 class ExchangeSettings(Section):
     """What is collected, and from where.
 
+    `contracts` are the types of contracts that may be collected, in the order of `CONTRACTS`.
     `archive`: whether history may come from the public archive at `archive_url`, whose terms forbid
     its use for live trading.
     `mark_price_every` is the stream's cadence, `funding_rate_every` the grid on which running funding
@@ -115,6 +128,11 @@ class ExchangeSettings(Section):
         PlainSerializer(lambda it: {"top": it.count} if isinstance(it, TopPairs) else it),
         FromText(decode_pairs),
     ] = TopPairs(164)
+    contracts: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_contracts),
+        FromText(decode_list),
+    ] = ("perpetual",)
     timeframes: Annotated[
         tuple[str, ...],
         AfterValidator(_in_order),

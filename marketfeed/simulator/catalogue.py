@@ -18,7 +18,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.errors import SettingsError
-from marketfeed.simulator.instrument import Instrument
+from marketfeed.simulator.instrument import TRADIFI, Instrument
 
 PURE = True
 
@@ -133,6 +133,27 @@ def instruments(pairs: int | Sequence[str]) -> tuple[Instrument, ...]:
     )
 
 
+def tradifi(pairs: Sequence[str]) -> tuple[Instrument, ...]:
+    """Return TradFi contracts of these pairs, alike all. Raises SettingsError as `choose_pairs`."""
+    return tuple(
+        _as_tradifi(make_instrument(pair, 5.0)) for pair in (choose_pairs(pairs) if pairs else ())
+    )
+
+
+def _as_tradifi(like: Instrument) -> Instrument:
+    return msgspec.structs.replace(
+        like,
+        contract_type=TRADIFI,
+        price_precision=2,
+        tick_units=1,
+        quantity_precision=3,
+        typical_price=4_100.0,
+        funding_hours=4,
+        underlying_type="COMMODITY",
+        underlying_sub_types=("TradFi",),
+    )
+
+
 def bystanders(now_ms: int) -> tuple[Instrument, ...]:
     """Return the contracts that are listed at `now_ms` but are none to collect.
 
@@ -147,17 +168,7 @@ def bystanders(now_ms: int) -> tuple[Instrument, ...]:
     delisted = make_instrument("OMG/USDT:USDT", 0.0)
     coming = make_instrument("龙虾/USDT:USDT", 0.0)
     return (
-        msgspec.structs.replace(
-            gold,
-            contract_type="TRADIFI_PERPETUAL",
-            price_precision=2,
-            tick_units=1,
-            quantity_precision=3,
-            typical_price=4_100.0,
-            funding_hours=4,
-            underlying_type="COMMODITY",
-            underlying_sub_types=("TradFi",),
-        ),
+        _as_tradifi(gold),
         *(
             msgspec.structs.replace(
                 quarterly,

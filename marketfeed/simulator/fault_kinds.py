@@ -78,6 +78,16 @@ class ShiftStamps(_OfStream, frozen=True, tag_field="fault", tag="shift_stamps")
     offset_ms: int = 0
 
 
+class Lack(_OfStream, frozen=True, tag_field="fault", tag="lack"):
+    """Mark prices come without a value: `key` is empty (`""`), null or absent; `count` is of frames.
+
+    Index price `i`, next settlement `T` and rate `r` are what a contract may lack.
+    """
+
+    key: Literal["i", "T", "r"] = "i"
+    how: Literal["empty", "null", "absent"] = "empty"
+
+
 class _OfConnections(_Timed, frozen=True, kw_only=False):
     """A fault of whole connections; `count` is of connections."""
 
@@ -151,11 +161,11 @@ class ShiftClock(_Timed, frozen=True, tag_field="fault", tag="shift_clock"):
     offset_ms: int = 0
 
 
-FrameFault: TypeAlias = Mute | Spoil | ShiftStamps
+FrameFault: TypeAlias = Mute | Spoil | ShiftStamps | Lack
 ConnectionFault: TypeAlias = MuteConnection | HalfOpen | Drop | Close
 RestFault: TypeAlias = RefuseRest | HangRest
 Fault: TypeAlias = (
-    Mute | Spoil | ShiftStamps | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
+    Mute | Spoil | ShiftStamps | Lack | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
     | RefuseRest | HangRest | ShrinkExchangeInfo | ShiftClock
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ from marketfeed.simulator.fault_kinds import (
     FaultReport,
     HalfOpen,
     HangRest,
+    Lack,
     Mute,
     MuteConnection,
     Refuse,
@@ -40,6 +41,7 @@ from marketfeed.simulator.rest import Rest
 from marketfeed.simulator.sockets import Connection, Hub
 
 _STAMP: Final = re.compile(rb'"E":(\d+)')
+_MARK: Final = b'"e":"markPriceUpdate"'
 _CLOSING: Final = b'"x":true'
 _NO_JSON: Final = b"\x00\x01\x1b\x7f\xfe\xff"
 _GARBLED_BYTES: Final = 24
@@ -175,6 +177,26 @@ class _Restamping(_Active):
         return b'"E":%d' % (int(stamp[1]) + self._shift.offset_ms)
 
 
+class _Lacking(_Active):
+    def __init__(self, number: int, fault: Lack, now_ms: int) -> None:
+        super().__init__(number, fault, now_ms)
+        self._lack = fault
+        self._value = re.compile(rb'"%s":("[^"]*"|[0-9]+),' % fault.key.encode())
+        instead = {"empty": b'"%s":"",', "null": b'"%s":null,', "absent": b""}[fault.how]
+        self._instead = instead % fault.key.encode() if instead else b""
+
+    def pass_on(
+        self, connection: Connection, stream: str | None, payloads: Sequence[bytes]
+    ) -> Sequence[bytes]:
+        if not payloads or not self._lack.concerns(stream) or not self.may_strike():
+            return payloads
+        self.struck += 1
+        return [
+            self._value.sub(self._instead, payload) if _MARK in payload else payload
+            for payload in payloads
+        ]
+
+
 def _garbled(payload: bytes, draw: random.Random) -> bytes:
     # Nothing is left of it if another fault has cut it off.
     start = int(draw.random() * len(payload))
@@ -252,7 +274,7 @@ class Faults:
     def _spent(self, active: _Active) -> bool:
         """Whether a fault has nothing left to do, and keeps nothing up either."""
         match active.fault:
-            case Mute() | Spoil() | ShiftStamps() | Refuse() | RefuseRest():
+            case Mute() | Spoil() | ShiftStamps() | Lack() | Refuse() | RefuseRest():
                 return not active.may_strike()
             case Drop() | Close() as fault:
                 return fault.connections not in ("new", "all") or not active.may_strike()
@@ -268,7 +290,7 @@ class Faults:
         self._framewise = [
             one
             for one in actives
-            if isinstance(one.fault, Mute | Spoil | ShiftStamps | MuteConnection)
+            if isinstance(one.fault, Mute | Spoil | ShiftStamps | Lack | MuteConnection)
         ]
         hub, rest = self._hub, self._rest
         hub.gate = self._gate if self._framewise else None
@@ -348,6 +370,8 @@ def _make(number: int, fault: Fault, now_ms: int, opened: int) -> _Active:
             return _Muting(number, fault, now_ms, opened)
         case Spoil():
             return _Spoiling(number, fault, now_ms)
+        case Lack():
+            return _Lacking(number, fault, now_ms)
         case ShiftStamps():
             return _Restamping(number, fault, now_ms)
     return _Active(number, fault, now_ms)

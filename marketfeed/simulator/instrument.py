@@ -9,6 +9,8 @@ PURE = True
 NEVER_DELIVERED_MS: Final = 4_133_404_800_000
 """`deliveryDate` of a perpetual for which no end is announced (2100-12-25)."""
 
+TRADIFI: Final = "TRADIFI_PERPETUAL"
+
 
 class Instrument(msgspec.Struct, frozen=True):
     """A contract as exchangeInfo lists it, and how its simulated market behaves.
@@ -62,6 +64,11 @@ class Instrument(msgspec.Struct, frozen=True):
     def quote_scale(self) -> int:
         """Units of a quote volume in one quote unit."""
         return int(10**self.quote_precision)
+
+    @property
+    def is_tradifi(self) -> bool:
+        """Whether it is a perpetual of gold, a stock or the like."""
+        return self.contract_type == TRADIFI
 
     @property
     def trades(self) -> bool:

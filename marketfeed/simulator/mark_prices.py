@@ -73,6 +73,7 @@ class MarkPrices:
         if slow_turn and self._slow_array.wanted:
             arrays.append(self._slow_array)
         rows: list[bytes] = []
+        tradfi: list[bytes] = []
         for instrument, funding, slow, fast in self._contracts:
             wanted_slow = slow_turn and slow.wanted
             if not (arrays or wanted_slow or fast.wanted):
@@ -80,7 +81,7 @@ class MarkPrices:
             if not self._is_live(instrument.symbol, time_ms):
                 continue
             data = funding.frame(self._last_price(instrument), time_ms)
-            rows.append(data)
+            (tradfi if instrument.is_tradifi else rows).append(data)
             if wanted_slow:
                 events.append(Event(time_ms, slow, data))
             if fast.wanted:
@@ -89,11 +90,10 @@ class MarkPrices:
             return events
         # As on the exchange: two frames, one of them for TradFi; COIN-M rows stand among the coins.
         rows.append(self._coin_m.frame(self._last_price(self._first), time_ms, frames.COIN_M))
-        tradfi: list[bytes] = []
         for other, funding in self._bystanders:
             if other.status == "TRADING":
                 row = funding.frame(self._last_price(other), time_ms)
-                (tradfi if other.contract_type.startswith("TRADIFI") else rows).append(row)
+                (tradfi if other.is_tradifi else rows).append(row)
         for stream in arrays:
             events += [
                 Event(time_ms, stream, b"[" + b",".join(part) + b"]")

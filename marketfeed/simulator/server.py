@@ -50,7 +50,8 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     from, None now. `replay` names a recording to play instead of a simulated market: `pairs`,
     `timeframes`, `seed`, `start_ms` and `empty_closes` then mean nothing, and time begins a second after
     the first subscription. `paused` starts with time standing still, until `resume`. `every_trade` gives
-    the day that BTC repeats all of its trades (up to 150 a second) instead of some of them.
+    the day that BTC repeats all of its trades (up to 150 a second) instead of some of them. `tradifi` are
+    pairs of TradFi contracts that trade beside `pairs`; without any there is one that is listed only.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +63,7 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     start_ms: int | None = None
     empty_closes: bool = True
     tls: bool = False
+    tradifi: tuple[str, ...] = ()
     replay: Path | None = None
     paused: bool = False
     every_trade: bool = False
@@ -417,12 +419,16 @@ def _make_venue(options: SimulatorOptions) -> Venue:
     if options.replay is not None:
         return Replay(read_recording(options.replay))
     start_ms = options.start_ms if options.start_ms is not None else int(time.time() * 1_000)
+    instruments = (*catalogue.instruments(options.pairs), *catalogue.tradifi(options.tradifi))
+    symbols = {instrument.symbol for instrument in instruments}
+    if len(symbols) < len(instruments):
+        raise SettingsError("tradifi: a pair that is there already")
     return Market(
-        catalogue.instruments(options.pairs),
+        instruments,
         options.timeframes,
         start_ms=start_ms,
         seed=options.seed,
-        bystanders=catalogue.bystanders(start_ms),
+        bystanders=[one for one in catalogue.bystanders(start_ms) if one.symbol not in symbols],
         day=dataset.made_day(),
         empty_closes=options.empty_closes,
         every_trade=options.every_trade,

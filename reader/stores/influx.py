@@ -54,9 +54,9 @@ class _Latest(NamedTuple):
 _MARK_PRICE: Final = _Latest(
     schema.MARK_PRICE,
     ("mark_price", "index_price"),
-    2,
+    1,
     2 * schema.MINUTE_MS,
-    RowType(tuple[int, float, float]),
+    RowType(tuple[int, float, float | None]),
     RowType(tuple[int, float | None, float | None, str | None]),
 )
 _FUNDING_RATE: Final = _Latest(

@@ -7,6 +7,8 @@ rows come by pair as asked, then by time, without sorting. Times are ms.
 
 from typing import Final
 
+from marketfeed import schema
+
 # The lower bound of a limited answer is the open time of its oldest candle, found by a walk over keys.
 CANDLES: Final = """
 SELECT asked.key, c.open_time, c.open, c.high, c.low, c.close, c.volume
@@ -55,13 +57,13 @@ SELECT pair FROM pair WHERE EXISTS (
     SELECT 1 FROM candle
     WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms AND open_time = :open_time
 )"""
-MARK_PRICES: Final = """
-SELECT pair.pair, m.time, m.mark_price, m.index_price
+MARK_PRICES: Final = f"""
+SELECT pair.pair, m.time, m.mark_price, {schema.INDEX_PRICE}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN mark_price AS m ON m.pair_id = pair.id
     AND m.time = (SELECT max(time) FROM mark_price WHERE pair_id = pair.id)
-"""
+"""  # noqa: S608 - constants
 # A walk over one pair's rows, which lie in the order of time, and two seeks a minute.
 MARK_MINUTES: Final = """
 WITH minute AS (

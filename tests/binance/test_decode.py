@@ -84,6 +84,45 @@ def test_no_funding_scheduled_gives_no_rate() -> None:
         assert isinstance(item, MarkPrice)
 
 
+@pytest.mark.parametrize("wrapped", ["combined", "plain", "array"])
+@pytest.mark.parametrize(
+    ("changes", "index", "has_rate"),
+    [
+        ({"i": ""}, None, True),
+        ({"i": None}, None, True),
+        ({"i": ...}, None, True),
+        ({"i": "0.00000000"}, None, True),
+        ({"T": None}, 83123.65891304, False),
+        ({"T": ""}, 83123.65891304, False),
+        ({"T": ...}, 83123.65891304, False),
+        ({"T": 0}, 83123.65891304, False),
+        ({"r": None}, 83123.65891304, False),
+        ({"r": ...}, 83123.65891304, False),
+        ({"i": "", "T": ""}, None, False),
+        ({"i": None, "r": "", "T": 0}, None, False),
+    ],
+)
+def test_what_a_mark_frame_lacks_costs_nothing_else(
+    changes: dict[str, Any], index: float | None, has_rate: bool, wrapped: str
+) -> None:
+    """A contract without an index yet, or without a settlement; `...` is no such key."""
+    frame = json.loads(MARK)
+    data = {k: v for k, v in (frame["data"] | changes).items() if v is not ...}
+    whole = {"combined": frame | {"data": data}, "plain": data, "array": [data]}[wrapped]
+    mark_price, *rates = DECODER.decode(json.dumps(whole).encode())
+    assert mark_price == MarkPrice("BTC/USDT:USDT", data["E"], 83084.3, index)
+    expected = FundingRate("BTC/USDT:USDT", data["E"], 0.00000078, 1791388800000)
+    assert rates == [expected] * has_rate
+
+
+@pytest.mark.parametrize("changes", [{"p": ""}, {"p": None}, {"i": "x"}, {"i": []}, {"T": "x"}])
+def test_a_mark_frame_without_a_price_or_with_nonsense_is_kept_aside(
+    changes: dict[str, Any],
+) -> None:
+    for lacking in ({}, {"i": ""}):
+        assert reason(mark(**(lacking | changes))) == "bad_shape"
+
+
 def test_a_bad_rate_costs_only_the_rate() -> None:
     for rate in ("x", "nan", "inf", "1.5", "1e400"):
         price, reject = DECODER.decode(mark(r=rate))

@@ -9,6 +9,8 @@ import yaml
 
 from marketfeed import schema
 from marketfeed.binance.symbols import (
+    CONTRACT_TYPES,
+    PERPETUAL,
     Selection,
     parse_exchange_info,
     select_all,
@@ -16,7 +18,10 @@ from marketfeed.binance.symbols import (
     select_top,
     stream_names,
 )
+from marketfeed.commands.check import check_pairs
 from marketfeed.errors import ExchangeError
+from marketfeed.pairs.selection import left_out
+from marketfeed.settings.exchange import CONTRACTS, ExchangeSettings
 
 DATA = Path(__file__).parents[1] / "data"
 MAINNET = (DATA / "mainnet_2026-10-07_exchangeInfo_5symbols_abridged.json").read_bytes()
@@ -87,6 +92,107 @@ def test_unknown_words_and_broken_rows_survive() -> None:
         "C/USDT:USDT": "no contract type, status TRADING",
         "D/USDT:USDT": "the exchange lists no such contract",
     }
+
+
+GOLD = "XAU/USDT:USDT"
+
+
+def of_all_types() -> bytes:
+    tradfi = {"contractType": "TRADIFI_PERPETUAL"}
+    return info(
+        symbol(),
+        symbol(symbol="XAUUSDT", baseAsset="XAU", **tradfi),
+        symbol(symbol="SNDKUSDT", baseAsset="SNDK", **tradfi),
+        symbol(symbol="OLDUSDT", baseAsset="OLD", status="SETTLING", **tradfi),
+        symbol(symbol="XAUUSDC", baseAsset="XAU", quoteAsset="USDC", marginAsset="USDC", **tradfi),
+        symbol(symbol="BTCUSDT_270326", contractType="NEXT_QUARTER"),
+        symbol(symbol="CUSDT", baseAsset="C", contractType="", status="PENDING_TRADING"),
+    )
+
+
+def test_types_are_collected_as_they_are_named() -> None:
+    parsed = parse_exchange_info(of_all_types())
+    both = tuple(CONTRACT_TYPES)
+    assert both == CONTRACTS
+    volumes = {"XAUUSDT": 9.0, "BTCUSDT": 5.0, "SNDKUSDT": 1.0}
+    coins = select_all(parsed, "USDT")
+    assert pairs(coins) == ["BTC/USDT:USDT"]
+    assert coins.of_other_types == {GOLD, "SNDK/USDT:USDT"}
+    assert pairs(select_all(parsed, "USDT", both)) == ["BTC/USDT:USDT", "SNDK/USDT:USDT", GOLD]
+    assert pairs(select_all(parsed, "USDT", ("tradifi",))) == ["SNDK/USDT:USDT", GOLD]
+    assert pairs(select_top(parsed, "USDT", 2, volumes, both)) == [GOLD, "BTC/USDT:USDT"]
+    assert pairs(select_top(parsed, "USDT", 2, volumes)) == ["BTC/USDT:USDT"]
+    assert pairs(select_named(parsed, [GOLD, "BTC/USDT:USDT"], both)) == [GOLD, "BTC/USDT:USDT"]
+    named = select_named(parsed, [GOLD, "OLD/USDT:USDT", "BTC/USDT:USDT"], PERPETUAL)
+    assert pairs(named) == ["BTC/USDT:USDT"]
+    assert named.of_other_types == {GOLD, "OLD/USDT:USDT"}
+    assert named.refused[GOLD] == (
+        "its contract type is TRADIFI_PERPETUAL: exchange.contracts needs tradifi to collect it"
+    )
+    ended = select_named(parsed, ["OLD/USDT:USDT"], both)
+    assert ended.refused == {"OLD/USDT:USDT": "TRADIFI_PERPETUAL, status SETTLING"}
+
+
+def test_what_trades_and_is_left_out_is_counted_by_its_type() -> None:
+    parsed = parse_exchange_info(of_all_types())
+    assert parsed.left_out("USDT", PERPETUAL) == {"NEXT_QUARTER": 1, "TRADIFI_PERPETUAL": 2}
+    assert parsed.left_out("USDT", tuple(CONTRACT_TYPES)) == {"NEXT_QUARTER": 1}
+    assert parsed.left_out("USDC", ("tradifi",)) == {}
+    top = left_out(ExchangeSettings(), parsed)
+    assert top == (
+        "3 trading contracts are left out by type: NEXT_QUARTER 1, TRADIFI_PERPETUAL 2; "
+        "exchange.contracts may name tradifi as well"
+    )
+    every = ExchangeSettings.model_validate({"pairs": "all", "contracts": ["tradifi", "perpetual"]})
+    assert left_out(every, parsed) == "1 trading contracts are left out by type: NEXT_QUARTER 1"
+    # What is named is refused with its reason.
+    assert left_out(ExchangeSettings.model_validate({"pairs": [GOLD]}), parsed) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"onboardDate": None}, "Expected `int`, got `null` - at `$.onboardDate`"),
+        ({"deliveryDate": None}, "Expected `int`, got `null` - at `$.deliveryDate`"),
+        ({"baseAsset": None}, "Expected `str`, got `null` - at `$.baseAsset`"),
+        ({"baseAsset": ""}, "names '/USDT:USDT', which is no pair"),
+        ({"baseAsset": "B C"}, "names 'B C/USDT:USDT', which is no pair"),
+        ({"baseAsset": "B_C"}, "names 'B_C/USDT:USDT', which is no pair"),
+        ({"quoteAsset": "usdt"}, "names 'X/usdt:USDT', which is no pair"),
+    ],
+)
+def test_a_row_that_makes_no_pair_is_named(changes: dict[str, Any], why: str) -> None:
+    odd = symbol(symbol="XUSDT", baseAsset="X") | changes
+    parsed = parse_exchange_info(info(symbol(), odd))
+    assert list(parsed.instruments) == ["BTC/USDT:USDT"]
+    assert parsed.not_understood == 1
+    assert parsed.odd["XUSDT"].startswith(why)
+    # It is not gone, and who names it is told.
+    assert parsed.may_list("XUSDT")
+    refused = select_named(parsed, ["X/USDT:USDT"]).refused
+    assert refused["X/USDT:USDT"].startswith("its row of exchangeInfo cannot be understood: " + why)
+    findings = check_pairs(ExchangeSettings(), parsed, select_all(parsed, "USDT"))
+    assert [(f.subject, f.verdict) for f in findings] == [
+        ("pairs", "good"),
+        ("exchange", "warning"),
+    ]
+    assert f"XUSDT: {why}" in findings[-1].text
+
+
+def test_check_tells_what_is_left_out_by_type() -> None:
+    parsed = parse_exchange_info(of_all_types())
+    settings = ExchangeSettings.model_validate({"pairs": [GOLD]})
+    alone = check_pairs(settings, parsed, select_named(parsed, [GOLD], settings.contracts))
+    assert [(f.verdict, f.text) for f in alone] == [
+        (
+            "warning",
+            f"{GOLD} is left out: {select_named(parsed, [GOLD], PERPETUAL).refused[GOLD]}",
+        ),
+        ("bad", "none of the configured pairs is traded and of a type in exchange.contracts"),
+    ]
+    every = check_pairs(ExchangeSettings(), parsed, select_all(parsed, "USDT"))
+    assert [f.verdict for f in every] == ["good", "good"]
+    assert every[1].text.startswith("3 trading contracts are left out by type: ")
 
 
 def test_the_perpetual_is_the_pair_not_the_quarterly() -> None:

@@ -173,7 +173,11 @@ def test_top_pairs_are_chosen_once_and_kept(path: Path) -> None:
         info = journal.load_document("exchange_info")
         assert info is not None
         instruments = parse_exchange_info(info[0]).instruments.values()
-        return sorted(i.pair for i in instruments if i.collectable and i.quote == "USDT")
+        return sorted(
+            i.pair
+            for i in instruments
+            if i.collectable and (i.contract, i.quote) == ("perpetual", "USDT")
+        )
 
     uvloop.run(run())
 

@@ -85,8 +85,7 @@ def require_sound(item: Decoded) -> None:
             0 < item.event_time_ms < YEAR_2100_MS
             and math.isfinite(item.mark_price)
             and item.mark_price > 0
-            and math.isfinite(item.index_price)
-            and item.index_price >= 0
+            and (item.index_price is None or 0 < item.index_price < math.inf)
         )
     elif isinstance(item, FundingRate):
         sound = (
@@ -115,7 +114,8 @@ def _publishes(
         if pairs.get(event["s"]) != item.pair or float(event["E"]) != item.event_time_ms:
             return False
         if isinstance(item, MarkPrice):
-            return (float(event["p"]), float(event["i"])) == (item.mark_price, item.index_price)
+            index = 0.0 if item.index_price is None else item.index_price
+            return (float(event["p"]), _or_none(event.get("i"))) == (item.mark_price, index)
         if isinstance(item, FundingRate):
             return (float(event["r"]), float(event["T"])) == (item.rate, item.next_funding_time_ms)
         k = event["k"]
@@ -182,27 +182,36 @@ def _documented(event: _Keys, pair: str) -> Iterable[Candle | MarkPrice | Fundin
             yield candle
     elif event.get("e") == "markPriceUpdate":
         if (
-            not _are(int, event, "E", "T")
+            not _are(int, event, "E")
             or event.get("st", 1) != 1
-            or type(event.get("r")) is not str
+            or type(event.get("st", 1)) is not int
         ):
             return
-        if type(event.get("st", 1)) is not int or not 0 <= event["T"] < YEAR_2100_MS:
+        index, next_ms, running = event.get("i"), event.get("T"), event.get("r")
+        if next_ms not in (None, "") and not (type(next_ms) is int and 0 <= next_ms < YEAR_2100_MS):
             return
-        if not _is_plain(event.get("p")) or not _is_plain(event.get("i")):
+        if not _is_plain(event.get("p")) or not (index in (None, "") or _is_plain(index)):
             return
-        mark = MarkPrice(pair, event["E"], float(event["p"]), float(event["i"]))
+        if running is not None and type(running) is not str:
+            return
+        mark = MarkPrice(pair, event["E"], float(event["p"]), _or_none(index) or None)
         if not _is_sound(mark):
             return
         yield mark
-        if event["T"] > 0 and _is_plain(event["r"]):
-            rate = FundingRate(pair, event["E"], float(event["r"]), event["T"])
+        if next_ms and _is_plain(running):
+            rate = FundingRate(pair, event["E"], float(running), next_ms)
             if _is_sound(rate):
                 yield rate
 
 
 def _are(kind: type, keys: Mapping[str, Any], *names: str) -> bool:
     return all(type(keys.get(name)) is kind and abs(keys[name]) < 2**62 for name in names)
+
+
+def _or_none(value: Any) -> float:
+    """A number that may be lacking: 0.0 then. Raises ValueError or TypeError for what is neither."""
+    is_lacking = value is None or value == "" or str(value).lower() == "null"
+    return 0.0 if is_lacking else float(value)
 
 
 def _is_plain(value: object) -> bool:

@@ -75,6 +75,10 @@ def test_lines_as_the_schema_says(tmp_path: Path) -> None:
         f"mark_price,pair=BTC/USDT:USDT mark_price=5.0,index_price=5.5 {T0 + 1_000}",
     )
     check(
+        MarkPrice(PAIR, T0 + 1_999, 5.0, None),
+        f"mark_price,pair=BTC/USDT:USDT mark_price=5.0 {T0 + 1_000}",
+    )
+    check(
         FundingRate(PAIR, T0 + 61_500, 1e-05, T0 + 99),
         "funding_rate,pair=BTC/USDT:USDT rate=0.00001,predicted_rate=0.00001,"
         f"next_funding_time={T0 + 99}i {T0 + 60_000}",

@@ -86,7 +86,10 @@ class Line:
         """Whether data still comes of what is listed no more."""
         self.source = self.restart()
 
-    def restart(self) -> InstrumentSource:
+    def restart(self, pairs: object = None, **exchange: object) -> InstrumentSource:
+        if pairs is not None:
+            settings = {"pairs": pairs, **exchange}
+            self._settings = ExchangeSettings.model_validate(settings)
         self.source = InstrumentSource(
             self._settings, self._rest, self.clock, self.writer, self._heard
         )
@@ -295,6 +298,52 @@ def test_no_pairs_that_were_chosen_once_are_chosen_anew(path: Path) -> None:
         assert await line.ask() == TOP
 
     run(path, named("TRADING"), check, {"top": 2})
+
+
+def test_other_types_are_another_choice(path: Path) -> None:
+    gold = contract("XAU") | {"contractType": "TRADIFI_PERPETUAL"}
+    volumes = VOLUMES | {"XAUUSDT": 99.0}
+    both = ["XAU/USDT:USDT", "C/USDT:USDT"]
+
+    async def check(line: Line) -> None:
+        line.exchange.volumes = volumes
+        assert await line.ask() == TOP
+        line.restart({"top": 2}, contracts=["tradifi", "perpetual"])
+        assert await line.ask() == both
+        # Each is kept.
+        line.exchange.volumes = VOLUMES | {"DUSDT": 999.0}
+        assert await line.ask() == both
+        line.restart({"top": 2})
+        assert await line.ask() == TOP
+        kept = await line.writer.load_document("chosen_pairs:USDT:2:perpetual+tradifi")
+        assert kept is not None
+        assert json.loads(kept[0]) == both
+        # What becomes of a contract that was chosen is not this choice's affair.
+        line.exchange.contracts[2]["contractType"] = "TRADIFI_PERPETUAL"
+        line.restart({"top": 2})
+        assert await line.ask() == TOP
+
+    run(path, [*named("TRADING"), gold], check, {"top": 2})
+
+
+def test_what_is_left_out_by_type_is_counted_in_the_log(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gold = contract("XAU") | {"contractType": "TRADIFI_PERPETUAL"}
+
+    async def check(line: Line) -> None:
+        assert len(await line.ask()) == 4
+        line.restart(["A/USDT:USDT", "XAU/USDT:USDT"])
+        assert await line.ask() == ["A/USDT:USDT"]
+
+    caplog.set_level("INFO")
+    run(path, [*named("TRADING"), gold], check)
+    assert "1 trading contracts are left out by type: TRADIFI_PERPETUAL 1; exchange" in caplog.text
+    assert (
+        "configured pair is left out pair=XAU/USDT:USDT reason='its contract type is "
+        "TRADIFI_PERPETUAL: exchange.contracts needs tradifi to collect it'"
+    ) in caplog.text
+    assert "is not traded" not in caplog.text
 
 
 # --- pairs that are dropped by hand ------------------------------------------------------------------

@@ -49,6 +49,30 @@ def test_the_newest_mark_price(connect, clock) -> None:
     assert str(price.time.tz) == "UTC"
 
 
+def test_a_mark_price_without_an_index_price(connect, clock) -> None:
+    others = [f"A{n}/USDT:USDT" for n in range(20)]
+    reader = connect(
+        *(entry(pair) for pair in (PAIR, OTHER, *others)),
+        *(MarkRecord(pair, START_MS, 1.0, None) for pair in others),
+        MarkRecord(PAIR, START_MS, 100.5, 100.25),
+        MarkRecord(PAIR, START_MS + 3_000, 101.5, None),
+        MarkRecord(OTHER, START_MS + 3_000, 7.0, 8.0),
+    )
+    clock.ms = START_MS + 5_000
+    price = reader.get_mark_price(PAIR)
+    assert (price, price.index_price, price.age_s) == (101.5, None, 2.0)
+    assert reader.get_mark_price(OTHER).index_price == 8.0
+    assert "index_price=None" in repr(price)
+    assert pickle.loads(pickle.dumps(price)).index_price is None  # noqa: S301
+    # So many are asked for in another way.
+    found = reader._store.mark_prices([PAIR, OTHER, *others])
+    indexes = {pair: row.index_price for pair, row in found.items()}
+    assert indexes == {PAIR: None, OTHER: 8.0, **dict.fromkeys(others)}
+    # Its candles are made of mark prices alone.
+    candles = reader.get_mark_candles(PAIR, "1m", since=START_MS)
+    assert candles[["open", "close"]].to_numpy().tolist() == [[100.5, 101.5]]
+
+
 def test_an_old_mark_price_raises(connect, clock) -> None:
     reader = connect(entry(), MarkRecord(PAIR, START_MS, 1.0, 2.0))
     clock.ms = START_MS + 30_000

@@ -85,6 +85,7 @@ def test_the_defaults() -> None:
             "archive_url": "https://data.binance.vision",
             "quote": "USDT",
             "pairs": {"top": 164},
+            "contracts": ["perpetual"],
             "timeframes": ["3m", "5m", "15m", "1h"],
             "mark_price_every": "3s",
             "funding_rate_every": "1m",

@@ -35,6 +35,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "exchange.archive_url": "http://127.0.0.1:3/a",
         "exchange.quote": "USDC",
         "exchange.pairs": "BTC/USDC:USDC",
+        "exchange.contracts": "tradifi,perpetual",
         "exchange.timeframes": "1m,3m",
         "exchange.mark_price_every": "1s",
         "exchange.funding_rate_every": "30s",
@@ -124,6 +125,8 @@ def test_lists_in_the_environment() -> None:
     assert pairs("top:50") == pairs('{"top": 50}') == TopPairs(50)
     loaded = load_settings(None, {"MARKETFEED_EXCHANGE__TIMEFRAMES": "3m,1m"})
     assert loaded.exchange.timeframes == ("1m", "3m")
+    loaded = load_settings(None, {"MARKETFEED_EXCHANGE__CONTRACTS": "tradifi, perpetual"})
+    assert loaded.exchange.contracts == ("perpetual", "tradifi")
 
 
 def test_wrong_values_name_their_variable() -> None:

@@ -55,6 +55,7 @@ server = reader(Annotated[str, address("http", "https")])
 websocket = reader(Annotated[str, address("wss", may_have_path=False)])
 pairs = key(ExchangeSettings, "pairs", quote="USDT")
 timeframes = key(ExchangeSettings, "timeframes")
+contracts = key(ExchangeSettings, "contracts")
 mark_price_every = key(ExchangeSettings, "mark_price_every")
 funding_rate_every = key(ExchangeSettings, "funding_rate_every")
 filling_is = key(CollectorStatusSettings, "filling_is")
@@ -317,6 +318,31 @@ def test_timeframes_come_in_ascending_order(names: list[str]) -> None:
 def test_timeframes_refused(value: object) -> None:
     with pytest.raises(RefusedError):
         timeframes(value)
+
+
+def test_types_of_contracts_come_in_one_order() -> None:
+    assert contracts(["tradifi", "perpetual"]) == ("perpetual", "tradifi")
+    assert contracts(("tradifi",)) == ("tradifi",)
+    assert ExchangeSettings().contracts == ("perpetual",)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "perpetual",
+        {"perpetual": None},
+        ["perpetual", "perpetual"],
+        ["Perpetual"],
+        [["x"]],
+    ],
+)
+def test_types_of_contracts_refused(value: object) -> None:
+    with pytest.raises(
+        RefusedError, match=r"contracts.*expected (a list such as|one of|each type)"
+    ):
+        contracts(value)
 
 
 def test_funding_grid_divides_a_minute_and_every_choice_is_named() -> None:
