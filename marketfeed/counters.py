@@ -4,6 +4,7 @@ The hot path counts in integers, a scrape turns them into metrics.
 """
 
 import logging
+import math
 import resource
 import time
 from bisect import bisect_left
@@ -78,6 +79,25 @@ def cpu_s() -> float:
     """CPU seconds, user and system, that this process has used."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+class Lately(msgspec.Struct, eq=False):
+    """Something that is over as soon as it happens, and is to be known for a while: when it did last.
+
+    `why` are the words of the last time.
+    """
+
+    why: str = ""
+    at_s: float = -math.inf
+
+    @property
+    def ago_s(self) -> float:
+        """How many wall seconds ago it was; infinite before the first time."""
+        return time.monotonic() - self.at_s
+
+    def met(self, why: object) -> None:
+        """Note that it has happened."""
+        self.why, self.at_s = str(why), time.monotonic()
 
 
 class Trouble(msgspec.Struct, eq=False):

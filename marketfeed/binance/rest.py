@@ -330,6 +330,7 @@ class BinanceRest:
                     self.turns.note_symbol(params["symbol"], response.status, body)
                 if response.status != HTTPStatus.OK:
                     raise self._refused(path, response, body)
+                self.turns.answered_well()
                 return body, round_trip_s, asked_ms
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error

@@ -46,6 +46,8 @@ class RestReport(msgspec.Struct, frozen=True):
     refused: dict[str, int]
     odd_rows: dict[str, int] = {}
     """Rows of its answers that were left out, by endpoint."""
+    stopped_in_all_s: float = 0.0
+    """How long it will have been stopped when that is over, without a good answer in between."""
 
 
 class Turns:
@@ -68,6 +70,8 @@ class Turns:
         self._queues: tuple[_Queue, _Queue] = [], []
         self._timer: asyncio.TimerHandle | None = None
         self._named: set[tuple[str, str]] = set()
+        # When it was stopped first since the last good answer (exchange s).
+        self._stopped_from_s: float | None = None
 
     def now(self) -> Instant:
         """Read the clock."""
@@ -96,10 +100,17 @@ class Turns:
 
     def stop(self, for_s: float, status: int, why: str) -> None:
         """Send nothing more for `for_s` exchange seconds: the exchange has demanded it."""
-        self.budget.stop(self.now(), for_s, status, why)
+        at = self.now()
+        if self._stopped_from_s is None:
+            self._stopped_from_s = at.elapsed_s
+        self.budget.stop(at, for_s, status, why)
         self.changes += 1
         log.error("REST stopped for_s=%.0f status=%d why=%r", for_s, status, why)
         self._let_go()
+
+    def answered_well(self) -> None:
+        """Note that the exchange has answered what it was asked: it is stopped no more."""
+        self._stopped_from_s = None
 
     def note_odd(self, endpoint: str, rows: Collection[tuple[str, str]]) -> None:
         """Count rows of an answer that were left out: of what each is (symbol, series), and why.
@@ -131,13 +142,16 @@ class Turns:
         """What was asked, and what may be."""
         at = self.now()
         budget = self.budget
+        stopped_s = budget.stopped_s(at)
+        from_s = at.elapsed_s if self._stopped_from_s is None else self._stopped_from_s
         return RestReport(
             weight_used=budget.used(at),
             weight_limit=budget.limit,
             funding_used=budget.funding_used(at),
             funding_limit=budget.funding_limit,
             waiting=sum(not item[3].done() for queue in self._queues for item in queue),
-            stopped_s=budget.stopped_s(at),
+            stopped_s=stopped_s,
+            stopped_in_all_s=at.elapsed_s - from_s + stopped_s if stopped_s else 0.0,
             stopped_why=budget.stopped_why,
             requests=dict(self.requests),
             refused={str(status): number for status, number in self.refused.items()},

@@ -21,7 +21,8 @@ from marketfeed.binance.rollover import Ages
 from marketfeed.collector.metrics import CollectorExposition
 from marketfeed.collector.page import CollectorPage
 from marketfeed.collector.parts import CollectorParts
-from marketfeed.collector.reporter import SHIPPING_TROUBLE_S, Reporter
+from marketfeed.collector.reasons import SHIPPING_TROUBLE_S
+from marketfeed.collector.reporter import Reporter
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import CollectorCounters
@@ -171,6 +172,7 @@ class Collector:
                         group.create_task(upkeep.keep_clock(parts.rest), name="clock"),
                         group.create_task(upkeep.keep_journal(shipper), name="retention"),
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
+                        group.create_task(upkeep.keep_stock(), name="stock"),
                     ]
                     await stop.wait()
                     self._reporter.stage = "stopping"

@@ -112,6 +112,12 @@ def _reported(
         ),
         ("missing_candles", "Candles due that have not come", r.missing_candles),
         (
+            "missing_of_ended",
+            "Candles that pairs lack which are halted or have ended",
+            r.missing_of_ended,
+        ),
+        ("absent_candles", "Candles that the exchange does not have", r.absent_candles),
+        (
             "oldest_hole_seconds",
             "For how long the oldest candle is missing that healing is to bring",
             r.oldest_hole_s,
@@ -129,7 +135,12 @@ def _reported(
             "Connections by state",
             Counter(c.state for c in r.connections),
         ),
-        ("overdue_series", ("channel",), "Series silent past their deadline", r.overdue),
+        (
+            "overdue_series",
+            ("channel",),
+            "Series silent past their deadline, without those of a pair that may be halted",
+            Counter(r.overdue) - Counter(r.overdue_of_halted),
+        ),
         (
             "open_gaps",
             ("state",),

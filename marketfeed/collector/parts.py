@@ -88,6 +88,7 @@ class CollectorParts:
             timeframes,
             kept_ms(settings),
             self._on_promised,
+            lambda: self.roster.ended,
         )
         self.supervisor = Supervisor(
             self.intake, clock, counters, instruments, timeframes, mark_price_every_ms, self.holes
@@ -105,6 +106,7 @@ class CollectorParts:
             clock,
             lambda: self.roster.instruments,
             self.holes,
+            lambda: self.roster.ended,
         )
         self.settled_rates = SettledRates(
             rest,
@@ -157,6 +159,21 @@ class CollectorParts:
     def streams(self) -> int:
         """How many streams are subscribed."""
         return len(self.feed.streams)
+
+    def perhaps_halted(self) -> str:
+        """The pair that alone brings nothing, until exchangeInfo has answered that it trades; else empty.
+
+        Of several the exchange is the trouble, or the network.
+        """
+        quiet = self.supervisor.quiet_since_s
+        if len(quiet) != 1:
+            return ""
+        ((pair, since_s),) = quiet.items()
+        return "" if self.pair_lifecycle.has_traded_since(pair, since_s) else pair
+
+    def accountable(self) -> set[str]:
+        """The pairs of which what is missing is a reason: those that trade, as far as is known."""
+        return {one.pair for one in self.roster.instruments} - {self.perhaps_halted()}
 
     def mark_event_ms(self) -> dict[str, int]:
         """The newest stored mark price of each pair that is collected: event time by pair."""

@@ -3,16 +3,16 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from marketfeed import __version__, schema
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.collector.pair_states import PairTile, make_tiles
 from marketfeed.collector.parts import CollectorParts
+from marketfeed.collector.reasons import HOLE_SHOWN_S, SHIPPING_TROUBLE_S, Judge, Reason, late
 from marketfeed.collector.status_report import (
     ConnectionReport,
     HealthState,
@@ -24,21 +24,13 @@ from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import CollectorCounters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.grid import TILE_CANDLES
-from marketfeed.history.backfill import PROGRESS_S
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
-from marketfeed.pairs.selection import NONE_COLLECTED
-from marketfeed.storage.damage import aside_reason
 from marketfeed.storage.versions import about_version
 
 NAMED_SERIES: Final = 20
-NAMED_IN_HEALTH: Final = 3
-HOLE_SHOWN_S: Final = 60.0
-"""Exchange seconds that a candle may be missing before `/health` tells of it."""
-SHIPPING_TROUBLE_S: Final = 30.0
-"""A server that restarts is no trouble yet; one that is away for longer is."""
 
 
 class Reporter:
@@ -64,8 +56,7 @@ class Reporter:
         self._counters = counters
         self._writer = writer
         self._turns = turns
-        self._upkeep = upkeep
-        self._shipping_trouble_s = shipping_trouble_s
+        self._judge = Judge(clock, writer, turns, upkeep, shipping_trouble_s)
         self._filling_is_healthy = filling_is == HTTPStatus.OK
         self._started_s = time.monotonic()
         self._rate_frames = 0
@@ -78,13 +69,14 @@ class Reporter:
         overdue = self._overdue()
         reasons = self._reasons()
         now_ms = self._clock.now_ms()
-        holes = None if parts is None else parts.holes
+        missing = _Missing() if parts is None else _missing(parts, now_ms)
+        perhaps_halted = "" if parts is None else parts.perhaps_halted()
         state = self._state(reasons)
         return StatusReport(
             version=__version__,
             state=state,
             healthy=state == "well" or (state == "filling" and self._filling_is_healthy),
-            reasons=reasons,
+            reasons=[str(reason) for reason in reasons],
             ready_pairs=self._ready_pairs(now_ms),
             uptime_s=time.monotonic() - self._started_s,
             exchange_time_ms=now_ms,
@@ -101,8 +93,8 @@ class Reporter:
             records=dict(counters.records),
             rejects=dict(counters.rejects),
             overdue=dict(Counter(item.series.channel for item in overdue)),
-            overdue_series=[_late(item) for item in overdue[:NAMED_SERIES]],
-            missing_candles=0 if holes is None else holes.count(now_ms).total(),
+            overdue_series=[late(item) for item in overdue[:NAMED_SERIES]],
+            missing_candles=missing.candles,
             healing=None if parts is None else parts.healer.report(),
             settled=None if parts is None else parts.settled_rates.report(),
             mark_price_age_s=self._oldest_mark_age_s(),
@@ -116,7 +108,13 @@ class Reporter:
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
             warnings=[] if parts is None else parts.pair_lifecycle.absent.warnings(),
-            oldest_hole_s=0.0 if holes is None else holes.oldest_s(now_ms),
+            oldest_hole_s=missing.oldest_s,
+            missing_of_ended=missing.of_ended,
+            absent_candles=missing.absent,
+            perhaps_halted=perhaps_halted,
+            overdue_of_halted=dict(
+                Counter(i.series.channel for i in overdue if i.series.pair == perhaps_halted)
+            ),
         )
 
     def pairs(self) -> tuple[str, ...]:
@@ -143,7 +141,7 @@ class Reporter:
         reasons = self._reasons()
         state: str = self._state(reasons)
         if reasons:
-            state += f": {'; '.join(reasons[:2])}"
+            state += f": {'; '.join(reason.text for reason in reasons[:2])}"
         more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
         return f"{self._pairs()} pairs, {state}{more}"
 
@@ -153,67 +151,10 @@ class Reporter:
         marks = {} if self.parts is None else self.parts.mark_event_ms()
         return {pair: (now_ms - at_ms) / 1000 for pair, at_ms in marks.items()}
 
-    def _reasons(self) -> list[str]:
-        reasons = [] if self.stage == "running" else [f"the collector is {self.stage}"]
-        if self.source is not None and self.source.problem:
-            reasons.append(self.source.problem)
-        if self._writer.beside:
-            reasons.append(aside_reason("journal", self._writer.beside))
-        parts = self.parts
-        if parts is None:
-            return reasons
-        if failing := parts.intake.trouble:
-            reasons.append(f"the journal cannot be written for {failing.for_s:.0f} s")
-        shipping = self._shipping()
-        if shipping is not None and shipping.trouble_for_s > self._shipping_trouble_s:
-            reasons.append(
-                f"shipping to InfluxDB is {shipping.state} for {shipping.trouble_for_s:.0f} s: "
-                f"{shipping.trouble}"
-            )
-        if not parts.streams:
-            reasons.append(NONE_COLLECTED)
-        now_s = time.monotonic()
-        for connection in parts.feed.current_connections():
-            if not connection.streams:
-                continue  # its streams have ended: it waits for others
-            heard_s = max(connection.last_frame_s or 0.0, connection.since_s)
-            if connection.state != "open":
-                reasons.append(f"{connection.name} is {connection.state}: {connection.last_error}")
-            elif now_s - heard_s > parts.silent_after_s:
-                reasons.append(f"{connection.name} is silent for {now_s - heard_s:.0f} s")
-        if ahead_s := self._clock.frames_ahead_s():
-            reasons.append(f"frames are stamped {ahead_s:+.0f} s from the exchange's clock")
-        if self._upkeep.clock_trouble:
-            reasons.append(f"the exchange's clock cannot be read: {self._upkeep.clock_trouble.why}")
-        rest = self._turns.report()
-        if rest.stopped_s:
-            reasons.append(f"REST is stopped for {rest.stopped_s:.0f} s more: {rest.stopped_why}")
-        overdue = self._overdue()
-        if overdue:
-            reasons.append(f"{len(overdue)} series are silent: {_named(map(_late, overdue))}")
-        old = parts.holes.open_longer_than(HOLE_SHOWN_S, self._clock.now_ms())
-        if old:
-            series = map(" ".join, old)
-            trouble = f"; REST: {parts.healer.trouble.why}" if parts.healer.trouble else ""
-            reasons.append(
-                f"{old.total()} closed candles are missing for more than {HOLE_SHOWN_S:.0f} s: "
-                f"{_named(series)}{trouble}"
-            )
-        if parts.history.backfill.is_stuck:
-            history = parts.history.backfill.report()
-            trouble = history.trouble or parts.healer.trouble.why
-            reasons.append(
-                f"filling makes no progress for {PROGRESS_S / 60:.0f} min: {history.candles_left:,} candles "
-                f"are left of {history.pairs - history.pairs_done} pairs{f'; {trouble}' if trouble else ''}"
-            )
-        state = parts.history.report()
-        if unmended := state.audit.unmended:
-            reasons.append(
-                f"{len(unmended)} stored candles differ from the exchange's: {_named(unmended)}"
-            )
-        return reasons
+    def _reasons(self) -> list[Reason]:
+        return self._judge.reasons(self.stage, self.source, self.parts)
 
-    def _state(self, reasons: Sequence[str]) -> HealthState:
+    def _state(self, reasons: Sequence[Reason]) -> HealthState:
         if reasons:
             return "not well"
         return "filling" if self._is_filling() else "well"
@@ -328,10 +269,20 @@ class Reporter:
         ]
 
 
-def _late(item: Overdue) -> str:
-    return f"{item.series.pair} {item.series.channel} overdue by {item.late_s:.0f} s"
+class _Missing(NamedTuple):
+    """Candles that are due and not there, as `StatusReport` has them."""
+
+    candles: int = 0
+    of_ended: int = 0
+    absent: int = 0
+    oldest_s: float = 0.0
 
 
-def _named(texts: Iterable[str]) -> str:
-    first = list(islice(texts, NAMED_IN_HEALTH + 1))
-    return ", ".join([*first[:NAMED_IN_HEALTH], *("…" for _ in first[NAMED_IN_HEALTH:])])
+def _missing(parts: CollectorParts, now_ms: int) -> _Missing:
+    counts, first = parts.holes.count(now_ms), parts.holes.count(now_ms, first=True)
+    return _Missing(
+        counts.total(),
+        sum(count for (pair, _), count in (counts + first).items() if pair not in parts.roster),
+        parts.holes.absent().total(),
+        parts.holes.oldest_s(now_ms, parts.accountable()),
+    )

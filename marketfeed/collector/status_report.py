@@ -70,7 +70,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     healthy: bool
     """Whether `/health` answers 200."""
     reasons: list[str]
-    """Why the state is `not well`."""
+    """Why the state is `not well`; each names its end."""
     ready_pairs: int
     """Pairs that have the newest 499 candles of all timeframes, as far as the exchange has them."""
     uptime_s: float
@@ -116,7 +116,18 @@ class StatusReport(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     """What asks for something to be done, and is no reason not to be well."""
     oldest_hole_s: float = 0.0
-    """For how long (exchange s) the oldest missing candle is due that healing is to bring."""
+    """For how long (exchange s) the oldest missing candle is due that healing is to bring.
+
+    Of pairs that trade, as far as is known.
+    """
+    missing_of_ended: int = 0
+    """What pairs lack that exchangeInfo calls halted or ended, of first fillings, too: no reason."""
+    absent_candles: int = 0
+    """Promised candles that the exchange has answered without twice: no reason."""
+    perhaps_halted: str = ""
+    """The pair that alone brings nothing: no reason until exchangeInfo has answered that it trades."""
+    overdue_of_halted: dict[str, int] = {}
+    """How many of `overdue` are its series, by channel."""
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

@@ -1,6 +1,7 @@
 """What a collector does beside collecting: it keeps the exchange's time, the REST budget and the journal."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ REST_BUDGET: Final = "rest_budget"
 KEEP_BUDGET_EVERY_S: Final = 1.0
 LOOK_AT_JOURNAL_EVERY_S: Final = 3.0
 """Wall seconds between two looks at the journal as a reader sees it; two bad ones in a row are damage."""
+STOCK_EVERY_S: Final = 60.0
+"""Wall seconds until what the journal holds is counted again: rejected frames, refused lines, gaps."""
 
 
 class Upkeep:
@@ -115,6 +118,13 @@ class Upkeep:
             except JournalError as error:
                 log.warning("retention failed, trying again later error=%r", str(error))
             await asyncio.sleep(RETENTION_EVERY_S)
+
+    async def keep_stock(self) -> None:
+        """Count now and then what the journal holds."""
+        while True:
+            await asyncio.sleep(STOCK_EVERY_S)
+            with contextlib.suppress(JournalError):
+                await self._writer.take_stock()
 
     async def look_beside(self) -> None:
         """Know of damaged journals that were set aside, by this run or an earlier, until they are removed."""

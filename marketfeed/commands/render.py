@@ -235,7 +235,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("frames", f"{report.frames:,} ({report.frames_per_s:,.0f}/s)"),
         ("rejected", _counts(report.rejects)),
         ("silent series", _counts(report.overdue)),
-        ("missing candles", f"{report.missing_candles:,}"),
+        ("missing candles", _missing(report)),
         ("gaps", _healing(report.healing)),
         ("settled funding", _settled(report.settled)),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
@@ -371,6 +371,17 @@ def _healing(report: HealReport | None) -> str:
     rechecks = f", {report.rechecks:,} series to be compared" if report.rechecks else ""
     trouble = f"; REST: {report.trouble}" if report.trouble else ""
     return f"{_counts(report.open_gaps | report.ended)}{rechecks}{trouble}"
+
+
+def _missing(report: StatusReport) -> str:
+    parts = [f"{report.missing_candles:,}"]
+    if report.missing_of_ended:
+        parts.append(f"of pairs halted or ended {report.missing_of_ended:,}")
+    if report.absent_candles:
+        parts.append(f"not to be had {report.absent_candles:,}")
+    if report.perhaps_halted:
+        parts.append(f"{report.perhaps_halted} may be halted")
+    return ", ".join(parts)
 
 
 def _settled(report: SettledRatesReport | None) -> str:

@@ -59,9 +59,9 @@ RECHECKS: Final = 4
 class HealReport(msgspec.Struct, frozen=True):
     """What is being healed. `trouble` is why REST cannot be asked now, empty if it can.
 
-    `open_gaps` are gaps by state: of `healing` series REST was asked, `found` wait for that. `ended` were
-    healed or given up since the start; `backlog` candles are missing, `rechecks` series are to be compared
-    after a reconnect. A first filling is none of these.
+    `open_gaps` are gaps by state: of `healing` series REST was asked, `found` wait for that. `ended` are
+    those of the journal that were healed or given up; `backlog` candles are missing, `rechecks` series are to
+    be compared after a reconnect. A first filling is none of these.
     """
 
     open_gaps: dict[str, int]
@@ -119,13 +119,12 @@ class Healer:
     def report(self) -> HealReport:
         """What is being healed now."""
         now_ms = self._clock.now_ms()
-        states = self._writer.gap_states
         open_gaps = Counter[str]()
         for key, gaps in self._holes.open_gaps(now_ms).items():
             open_gaps["healing" if key in self._asked else "found"] += gaps
         return HealReport(
             open_gaps=dict(open_gaps),
-            ended={state: states[state] for state in ("healed", "unresolvable")},
+            ended=self._writer.ended_gaps(),
             backlog=self._holes.count(now_ms).total(),
             rechecks=len(self._rechecks),
             trouble=self.trouble.why,

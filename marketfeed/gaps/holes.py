@@ -176,14 +176,27 @@ class Holes:
                 found[key] += candles_in(hole.time_range, schema.TIMEFRAMES_MS[key[1]])
         return found
 
-    def open_longer_than(self, for_s: float, now_ms: int) -> Counter[Key]:
+    def absent(self) -> Counter[Key]:
+        """How many candles of each series the exchange does not have: it has answered without them twice."""
+        found = Counter[Key]()
+        for key, covered in self._coverage().items():
+            for hole in covered.holes:
+                if hole.is_absent:
+                    found[key] += candles_in(hole.time_range, schema.TIMEFRAMES_MS[key[1]])
+        return found
+
+    def open_longer_than(
+        self, for_s: float, now_ms: int, pairs: Container[str] | None = None
+    ) -> Counter[Key]:
         """How many candles of which series, due for longer than `for_s`, are healing's and not stored.
 
-        Those of a first filling are none of these.
+        Those of a first filling are none of these. With `pairs` those of others are left out.
         """
         found = Counter[Key]()
         due_ms = now_ms - self._due_after_ms() - int(for_s * 1000)
         for key in self._coverage():
+            if pairs is not None and key[0] not in pairs:
+                continue
             length_ms = schema.TIMEFRAMES_MS[key[1]]
             since_ms = self.newest(key, now_ms).start_ms
             old_ms = schema.ceil_to(due_ms - length_ms, length_ms)
@@ -195,13 +208,15 @@ class Holes:
                         found[key] += count
         return found
 
-    def oldest_s(self, now_ms: int) -> float:
+    def oldest_s(self, now_ms: int, pairs: Container[str] | None = None) -> float:
         """For how long the oldest missing candle is due that healing is to bring; 0 of none.
 
-        Those of a first filling are none of these.
+        Those of a first filling are none of these. With `pairs` those of others are left out.
         """
         due_ms: list[int] = []
         for key, hole in self._open(now_ms):
+            if pairs is not None and key[0] not in pairs:
+                continue
             newest = self.newest(key, now_ms)
             if not hole.is_first and hole.end_ms > newest.start_ms:
                 close_ms = max(hole.start_ms, newest.start_ms) + schema.TIMEFRAMES_MS[key[1]]

@@ -36,7 +36,8 @@ class Promises:
     """Keeps the promises of one collector; `run` goes on until it is cancelled.
 
     `instruments` gives what is collected, `keep_ms` how far back the settings ask for it. `on_promised` is
-    called when something was promised, or found missing among stored rows.
+    called when something was promised, or found missing among stored rows. `ended` gives what is not
+    collected any more, each with its end.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Promises:
         timeframes: Sequence[str],
         keep_ms: int,
         on_promised: Callable[[], None] = lambda: None,
+        ended: Callable[[], Sequence[Instrument]] = lambda: (),
     ) -> None:
         self._writer = writer
         self._clock = clock
@@ -54,6 +56,7 @@ class Promises:
         self._timeframes = tuple(timeframes)
         self._keep_ms = keep_ms
         self._on_promised = on_promised
+        self._ended = ended
         self._woken = asyncio.Event()
         self._anew = False
         # From where on each series was promised last.
@@ -63,7 +66,7 @@ class Promises:
         )
 
     def wake(self) -> None:
-        """Promise at once what is not promised yet: pairs have joined, or the journal was replaced."""
+        """Promise at once what is not promised yet: pairs have changed, or the journal was replaced."""
         self._woken.set()
 
     def wake_anew(self) -> None:
@@ -98,6 +101,9 @@ class Promises:
                     generation, anew = found, False
                 elif unpromised := {pair for pair, _ in self.unpromised()}:
                     await self._promise([one for one in instruments if one.pair in unpromised])
+                if over := self._promised_too_far():
+                    # Nobody would ask for what was due before the end was known.
+                    await self._promise(over)
                 await look_through(self._writer)
                 self._note_promised()
                 self._on_promised()
@@ -107,6 +113,21 @@ class Promises:
                 self._trouble.met(error)
                 pause_s = backoff_s(self._trouble.failures, RETRY_FIRST_S, RETRY_CAP_S)
             await wait_at_most(pause_s, self._woken)
+
+    def _promised_too_far(self) -> list[Instrument]:
+        """What has ended before candles that are known to be due."""
+        known = self._writer.coverage
+        return [
+            one
+            for one in self._ended()
+            if any(
+                (covered := known.get((one.pair, timeframe))) is not None
+                and one.ended_ms is not None
+                and covered.holes
+                and covered.holes[-1].end_ms > one.ended_ms
+                for timeframe in self._timeframes
+            )
+        ]
 
     async def _promise(self, instruments: Sequence[Instrument], *, only: bool = False) -> None:
         every = promises(

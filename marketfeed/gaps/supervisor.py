@@ -15,7 +15,7 @@ from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import Instrument, stream_name
 from marketfeed.counters import CollectorCounters
-from marketfeed.gaps.deadlines import MARK_PRICE, Liveness, Overdue, Series
+from marketfeed.gaps.deadlines import MARK_PRICE, MARK_PRICE_DUE_S, Liveness, Overdue, Series
 from marketfeed.gaps.holes import CANDLE_DUE_MS, Holes
 from marketfeed.ingest.intake import Intake
 from marketfeed.records import Gap
@@ -28,6 +28,8 @@ RESUBSCRIBE_EVERY_S: Final = 60.0
 """Exchange seconds before a series that stayed silent is asked for again."""
 DUE_AT_LEAST_S: Final = 0.25
 """Wall seconds that a closing frame may need at least: against a fast simulator 4 s are over in a moment."""
+LIVES_AFTER_S: Final = 3.0
+"""Exchange seconds after its last mark price in which a pair's candles prove nothing: it may have halted."""
 CLOCK_BACK_MS: Final = 1_000
 """Exchange ms by which the clock must have gone back between two looks to have been ahead before."""
 
@@ -52,6 +54,8 @@ class Supervisor:
     ) -> None:
         self.overdue: list[Overdue] = []
         """What was silent past its deadline at the last look, the longest first."""
+        self.quiet_since_s: dict[str, float] = {}
+        """The pairs of which nothing comes, no candles either: when mark prices were due (exchange s)."""
         self.looks = 0
         """How often it has looked around: a watchdog's proof that it turns."""
         self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
@@ -68,6 +72,8 @@ class Supervisor:
         self._instruments = tuple(instruments)
         self._streams = self._streams_of(instruments)
         self._asked_again_s: dict[Series, float] = {}
+        # When candles of a pair came last.
+        self._candles_s: dict[str, float] = {}
         # Since when (ms), and why.
         self._lost_connections: dict[str, tuple[int, str]] = {}
         self._stopping = False
@@ -87,8 +93,10 @@ class Supervisor:
         self._looked_ms = now_ms
         self._liveness.mark_prices(seen.marks, now_s)
         for pair, timeframe, open_ms in seen.closed:
+            self._candles_s[pair] = now_s
             self._liveness.closed(pair, timeframe, open_ms)
         for (pair, timeframe), open_ms in seen.forming.items():
+            self._candles_s[pair] = now_s
             self._liveness.formed(pair, timeframe, open_ms)
         for candle in seen.fetched:
             self._liveness.fetched(
@@ -115,10 +123,14 @@ class Supervisor:
         gone = [series for series in self._streams if series.pair in ended_ms]
         self._liveness.unwatch(gone)
         self._holes.ended_ms.update(ended_ms)
+        self._intake.forget_due(ended_ms)
         for series in gone:
             del self._streams[series]
             self._asked_again_s.pop(series, None)
         self.overdue = [item for item in self.overdue if item.series.pair not in ended_ms]
+        for pair in ended_ms:
+            self._candles_s.pop(pair, None)
+            self.quiet_since_s.pop(pair, None)
 
     async def run(self, feed: Generations) -> None:
         """Look around every exchange second."""
@@ -186,13 +198,29 @@ class Supervisor:
         self.take_in()
         before = {item.series for item in self.overdue}
         clock = self._clock
-        now_ms = clock.now_ms()
-        self.overdue = self._liveness.overdue(clock.elapsed_s(), now_ms, candle_due_ms(clock.speed))
+        now_s, now_ms = clock.elapsed_s(), clock.now_ms()
+        self.overdue = self._liveness.overdue(now_s, now_ms, candle_due_ms(clock.speed))
+        self.quiet_since_s = self._quiet(now_s)
         for key, due in self._holes.overdue(now_ms):
             # What an earlier run promised, and this one does not collect, is to be released.
             if Series(*key) in self._streams or key[0] in self._holes.ended_ms:
                 self._intake.expect(key, due)
         self._log_changes(before)
+
+    def _quiet(self, now_s: float) -> dict[str, float]:
+        due_s = {
+            item.series.pair: now_s - item.late_s
+            for item in self.overdue
+            if item.series.channel == MARK_PRICE
+        }
+        # Both are known as of the looks that took them in.
+        look_s = self._clock.wall_s(LOOK_EVERY_S) * self._clock.speed
+        proves_s = LIVES_AFTER_S + 2 * look_s - MARK_PRICE_DUE_S
+        return {
+            pair: at_s
+            for pair, at_s in due_s.items()
+            if self._candles_s.get(pair, 0.0) <= at_s + proves_s
+        }
 
     def _log_changes(self, before: set[Series]) -> None:
         silent = {item.series for item in self.overdue}

@@ -105,6 +105,7 @@ class Backfill:
     """Fills what `holes` says of `series()` in the journal that `writer` writes.
 
     `days` is what the settings ask for, `max_bytes` the journal's disk budget. `archive` None: REST alone.
+    What has `ended` is filled, too, and no part of the report.
     `within` (exchange time): this is filled and nothing else, the newest candles too, as nobody else heals
     them; what closes later is not waited for.
     """
@@ -122,12 +123,13 @@ class Backfill:
         source: Source = "auto",
         doubted_for_s: float = DOUBTED_FOR_S,
         *,
+        ended: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]] = lambda: (),
         within: TimeRange | None = None,
     ) -> None:
         self._writer = writer
         self._rest = rest
         self._clock = clock
-        self._holes = HistoryHoles(holes, clock, series, within)
+        self._holes = HistoryHoles(holes, clock, series, within, ended)
         self._days = days
         self._max_bytes = max_bytes
         self._archive = (
@@ -345,6 +347,10 @@ class Backfill:
             except ExchangeRefusedError as error:
                 if error.status != 400:
                     raise
+                if self._holes.have_ended(series):
+                    # That is an answer: it does not know the pair any more.
+                    await self._take_answer(series, time_range, Klines([]))
+                    continue
                 if name not in self._named_refused:
                     log.error("history is refused series=%r error=%r", name, str(error))
                 self._named_refused.add(name)
@@ -367,8 +373,9 @@ class Backfill:
         absent = without(missing(opens, time_range, series.length_ms), answer.unclear)
         before_ms = self._holes.absent_ms(series, absent)
         await self._store(series, answer.candles, self._holes.of(series, time_range), absent)
-        newly_ms = self._holes.absent_ms(series, absent) - before_ms
-        self._found_absent += newly_ms // series.length_ms
+        if not self._holes.have_ended(series):
+            newly_ms = self._holes.absent_ms(series, absent) - before_ms
+            self._found_absent += newly_ms // series.length_ms
 
     async def _store(
         self,

@@ -71,11 +71,12 @@ def make_backfill(
     days: int | None = None,
     source: Source = "auto",
     *,
+    ended: Callable[[], Sequence[Instrument]] = lambda: (),
     within: TimeRange | None = None,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings.
 
-    `source` auto: as `exchange.archive` says. `within` as in Backfill.
+    `source` auto: as `exchange.archive` says. `ended` and `within` as in Backfill.
     """
     return Backfill(
         writer,
@@ -87,12 +88,16 @@ def make_backfill(
         kept_ms(settings, days) // schema.DAY_MS,
         settings.journal.max_bytes,
         source,
+        ended=lambda: [(one, settings.exchange.timeframes) for one in ended()],
         within=within,
     )
 
 
 class History:
-    """Fills and audits the history of `instruments()` in the journal of `writer`."""
+    """Fills and audits the history of `instruments()` in the journal of `writer`.
+
+    Of what has `ended` while this runs it fills what is missing, and audits nothing.
+    """
 
     def __init__(
         self,
@@ -103,10 +108,13 @@ class History:
         clock: ExchangeClock,
         instruments: Callable[[], Sequence[Instrument]],
         holes: Holes,
+        ended: Callable[[], Sequence[Instrument]] = lambda: (),
     ) -> None:
         self._is_wanted = settings.history.days > 0
         # Without history, too: what an outage has left may reach further back than healing does.
-        self.backfill = make_backfill(settings, writer, rest, session, clock, instruments, holes)
+        self.backfill = make_backfill(
+            settings, writer, rest, session, clock, instruments, holes, ended=ended
+        )
         timeframes = settings.exchange.timeframes
         self._auditor = Auditor(
             writer,

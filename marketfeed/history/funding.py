@@ -138,6 +138,11 @@ class SettledRates:
         )
         self.set_instruments(instruments)
 
+    @property
+    def trouble(self) -> Trouble:
+        """What fails now, if anything: rates that were just settled, else those of before."""
+        return self._trouble or self._past_trouble
+
     def report(self) -> SettledRatesReport:
         """What was fetched, and what is awaited."""
         return SettledRatesReport(
@@ -145,7 +150,7 @@ class SettledRates:
             awaited=sum(not item.given_up for item in self._awaited.values()),
             history_pairs=self._incomplete,
             given_up=self._given_up,
-            trouble=self._trouble.why or self._past_trouble.why,
+            trouble=self.trouble.why,
         )
 
     def set_instruments(self, instruments: Iterable[Instrument]) -> None:

@@ -14,6 +14,9 @@ from marketfeed.journal.coverage import Hole
 class HistoryHoles:
     """The holes of `series()` that history fills: all but those among the newest, which are healed.
 
+    Those of what has `ended` while this runs are filled, too: nobody else would. They are left out of what
+    is told of filling, as the exchange may not have them any more.
+
     With `within` (exchange time) all that opens in it, the newest too, and nothing else.
     """
 
@@ -23,19 +26,23 @@ class HistoryHoles:
         clock: ExchangeClock,
         series: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]],
         within: TimeRange | None = None,
+        ended: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]] = lambda: (),
     ) -> None:
         self.newest_too = within is not None
         """Whether nobody else heals the newest candles."""
         self._holes = holes
         self._clock = clock
         self._series = series
+        self._ended = ended
         self._within = within
 
     def series(self) -> list[CandleSeries]:
         """What is to be filled."""
-        return [
-            CandleSeries(one, timeframe) for one, names in self._series() for timeframe in names
-        ]
+        return _series_of(self._series())
+
+    def have_ended(self, series: CandleSeries) -> bool:
+        """Whether a series is of a pair that has ended while this runs."""
+        return any(one.pair == series.instrument.pair for one, _ in self._ended())
 
     def are_known(self) -> bool:
         """Whether all series are promised, and all their rows have been looked through."""
@@ -52,15 +59,15 @@ class HistoryHoles:
         return holes if part is None else tuple(overlap(holes, part))
 
     def lacking(self) -> list[Lacking]:
-        """What is to be filled of each series, if there is something."""
-        found = [Lacking(one, self.of(one)) for one in self.series()]
+        """What is to be filled of each series, if there is something; also of what has ended."""
+        found = [Lacking(one, self.of(one)) for one in self._every()]
         return [one for one in found if one.time_ranges]
 
     def any_doubted(self) -> bool:
         """Whether the exchange has answered once without something that is to be filled."""
         return any(
             hole.empty_1_ms is not None and any(overlap(wanted, hole.time_range))
-            for one in self.series()
+            for one in self._every()
             if (wanted := self.of(one))
             for hole in self._open(one)
         )
@@ -92,10 +99,17 @@ class HistoryHoles:
         covered = self._holes.series().get(series.key)
         return 0 if covered is None else sum(map(covered.absent_ms, parts))
 
+    def _every(self) -> list[CandleSeries]:
+        return [*self.series(), *_series_of(self._ended())]
+
     def _open(self, series: CandleSeries) -> list[Hole]:
         # As readers have it: what waits for its commit is not there yet.
         lacking = self._holes.lacking(series.key, self._clock.certain_ms(), stored=True)
         return [hole for hole in lacking if not hole.is_absent]
+
+
+def _series_of(chosen: Sequence[tuple[Instrument, Sequence[str]]]) -> list[CandleSeries]:
+    return [CandleSeries(one, timeframe) for one, names in chosen for timeframe in names]
 
 
 def _candles_of(holes: Iterable[Hole], part: TimeRange, length_ms: int) -> int:

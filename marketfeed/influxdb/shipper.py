@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from marketfeed.clock import wait_at_most
-from marketfeed.counters import Trouble
+from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.delivery import Delivery, NotNowError
@@ -159,6 +159,8 @@ class Shipper:
         self._counted_s = -COUNT_EVERY_S
         self.lines = 0
         self.refused = 0
+        self.refusals = Lately()
+        """When lines were refused last, with the answer."""
 
     def report(self) -> ShipReport:
         """How shipping goes now."""
@@ -389,6 +391,7 @@ class Shipper:
         # Counted, not put aside: the next state comes, they would push out all other lines, and sent
         # again one day they would undo a later state.
         self.refused += count
+        self.refusals.met(answer)
         if answer != self._state_refusal:
             log.error(
                 "forming candles or the catalog refused lines=%d answer=%r line=%r",
@@ -405,6 +408,7 @@ class Shipper:
             refused[0][1],
             refused[0][0],
         )
+        self.refusals.met(refused[0][1])
         now_ms = time.time_ns() // 1_000_000
         gone = await self._writer.call(
             lambda journal: journal.put_aside(self._influx.target, refused, now_ms)

@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.binance.exchange_clock import ExchangeClock
-from marketfeed.counters import CollectorCounters, Trouble
+from marketfeed.counters import CollectorCounters, Lately, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.grid import TimeRange
 from marketfeed.ingest.freshness import Freshness, Seen
@@ -60,6 +60,8 @@ class Intake:
         """The open times (ms) of closed candles that have come and are not committed yet, by series."""
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last had it; 0 if none is scheduled."""
+        self.refused_stamps = Lately()
+        """When a frame was refused last because its stamp is to come."""
         self.trouble = Trouble(
             log, "journal cannot be written", "journal writes again", logging.ERROR
         )
@@ -141,6 +143,10 @@ class Intake:
         """Have it stored that candles of a series are due, and have not come."""
         self._pending.expect(key, due)
 
+    def forget_due(self, pairs: Container[str]) -> None:
+        """Have nothing stored as due of these pairs but what is found once more: their ends are known now."""
+        self._pending.forget_due(pairs)
+
     def answered_without(self, key: Key, where: TimeRange) -> None:
         """Have it stored that the exchange has just answered without candles of a series."""
         self._pending.absent.append((key, where, self._clock.certain_ms()))
@@ -218,7 +224,9 @@ class Intake:
         if self._clock.on_stamp(event_time_ms):
             self._known_until_ms = event_time_ms + STAMPS_APART_MS
             return False
-        self._on_reject(Reject("bad_time", f"E={event_time_ms} is to come"), frame)
+        reject = Reject("bad_time", f"E={event_time_ms} is to come")
+        self.refused_stamps.met(reject.detail)
+        self._on_reject(reject, frame)
         return True
 
     def _keep(self, batch: Batch, error: JournalError) -> None:

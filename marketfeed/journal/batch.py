@@ -4,7 +4,7 @@ Between two commits only the newest state of a forming candle matters, and of th
 funding rates only the first of each grid step, so a batch stays small however fast frames come.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -119,6 +119,11 @@ class Batch:
             self.catalog.append(record)
         else:
             self.settled.append(record)
+
+    def forget_due(self, pairs: Container[str]) -> None:
+        """Take back what was taken in as due of these pairs, and is not stored as such."""
+        for key in [key for key in self.due if key[0] in pairs]:
+            del self.due[key]
 
     def expect(self, key: Key, due: Due) -> None:
         """Take in that candles of a series are due, and had not come when that was noticed."""

@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import zlib
+from collections import Counter
 from typing import Final
 
 from marketfeed import schema
@@ -174,6 +175,11 @@ class JournalReads:
         """The frames kept that could not be used, oldest first."""
         text = f"SELECT received, reason, frame FROM {schema.TABLE_DEAD_LETTER} ORDER BY id"
         return [RejectedFrame(*row) for row in self.db.execute(text)]
+
+    def gaps_by_state(self) -> Counter[str]:
+        """How many gaps of candles there are of each state, those of a first filling apart."""
+        text = "SELECT state, count(*) FROM gap WHERE substr(kind, 1, ?) = ? GROUP BY state"
+        return Counter(dict(self.db.execute(text, (len(CANDLE_GAP), CANDLE_GAP))))
 
     def counts(self) -> dict[str, int]:
         """Bytes in use and rejected frames; cheap enough for every scrape of the metrics."""

@@ -40,6 +40,8 @@ class JournalWriter(FileThread[Journal]):
         self.refused_lines = 0
         self.gap_states = Counter[str]()
         """Gaps of candles that were found, healed and given up since the start, by state."""
+        # What the journal held when it was looked at, and `gap_states` then.
+        self._gaps_held = Counter[str](), Counter[str]()
         self._documents: dict[str, tuple[bytes, int]] = {}
         self._check_s = check_s
         # The file that was gone on with after damage had been met in it, by its identity.
@@ -52,6 +54,18 @@ class JournalWriter(FileThread[Journal]):
         """What is promised of each series, and missing, as of the last commit; empty without a file."""
         journal = self._file
         return {} if journal is None else journal.coverage
+
+    def ended_gaps(self) -> dict[str, int]:
+        """How many gaps of candles the journal holds that are healed, and given up.
+
+        As of the last look, and what has come since: one given up that is healed after all counts as both
+        until the next look.
+        """
+        held, then = self._gaps_held
+        return {
+            state: held[state] + self.gap_states[state] - then[state]
+            for state in ("healed", "unresolvable")
+        }
 
     async def call(self, function: Callable[[Journal], T]) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
@@ -101,7 +115,7 @@ class JournalWriter(FileThread[Journal]):
                     raise
 
     async def take_stock(self) -> None:
-        """Bring `bytes_used` and `rejected_frames` up to date."""
+        """Bring what is counted of the file up to date: bytes, rejected frames, refused lines, gaps."""
         await self.call(self._note)
 
     def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
@@ -183,3 +197,4 @@ class JournalWriter(FileThread[Journal]):
         self.bytes_used = counts["bytes"]
         self.rejected_frames = counts["rejected_frames"]
         self.refused_lines = counts["refused_lines"]
+        self._gaps_held = journal.gaps_by_state(), self.gap_states.copy()

@@ -70,6 +70,8 @@ class PairLifecycle:
         self._writer = writer
         self._on_change = on_change
         self.absent = AbsentPairs(writer, source.turns, roster, clock)
+        # When the last answer of exchangeInfo was taken in (monotonic exchange s).
+        self._listed_s = 0.0
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
 
@@ -119,6 +121,10 @@ class PairLifecycle:
         marks = self._intake.freshness.mark_event_ms
         return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
 
+    def has_traded_since(self, pair: str, since_s: float) -> bool:
+        """Whether exchangeInfo has answered since then (monotonic exchange s) that a pair trades."""
+        return self._listed_s > since_s and self._roster.still_trades(pair)
+
     # --- inside -----------------------------------------------------------------------------------
 
     def _drop(self, entries: Sequence[CatalogEntry]) -> None:
@@ -140,6 +146,7 @@ class PairLifecycle:
             info, listing.selection, self._clock.now_ms(), self._source.vanished
         )
         self._report(changes)
+        self._listed_s = self._clock.elapsed_s()
         for instrument in changes.dated:
             self._supervisor.expect_until(instrument.pair, instrument.ended_ms)
             self._catalog.note(instrument, instrument.ended_ms)

@@ -70,6 +70,8 @@ class InstrumentSource:
     ) -> None:
         self.problem = ""
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
+        self.uses_copy = False
+        """Whether, while there is a problem, the last known list is used."""
         self.newest: Listing | None = None
         """The last list that was fetched and believed."""
         self.vanished: frozenset[str] = frozenset()
@@ -127,7 +129,7 @@ class InstrumentSource:
                 listing = await self.load_once()
             except ExchangeError as error:
                 trouble.met(error)
-                self.problem = f"the exchange does not tell what it trades: {error}"
+                self.problem = str(error)
                 await asyncio.sleep(self._wait_s(trouble.failures, error))
             else:
                 trouble.end()
@@ -150,7 +152,7 @@ class InstrumentSource:
             except (ExchangeError, JournalError) as error:
                 trouble.met(error)
                 if had_problem or trouble.failures >= FAILURES_ALLOWED:
-                    self.problem = _using_copy(error)
+                    self.problem, self.uses_copy = str(error), True
                 wait_s = self._wait_s(trouble.failures, error)
             else:
                 trouble.end()
@@ -176,7 +178,7 @@ class InstrumentSource:
             if known is None:
                 raise
             body, saved_ms = known
-            self.problem = _using_copy(error)
+            self.problem, self.uses_copy = str(error), True
             self._trouble.met(error)
             log.warning(
                 "the last known copy of exchangeInfo is used age_h=%.1f",
@@ -201,7 +203,7 @@ class InstrumentSource:
             await self._save(EXCHANGE_INFO, body)
             self._saved_s = now_s
         self._known, self.vanished = listed, self.vanished - listed.keys()
-        self.problem = ""
+        self.problem, self.uses_copy = "", False
         return body
 
     def _require_whole(
@@ -281,7 +283,3 @@ def chosen_name(quote: str, count: int, contracts: Sequence[str] = PERPETUAL) ->
     name = f"{CHOSEN_PAIRS}:{quote}:{count}"
     # Earlier versions know coins alone: their choice is that of `perpetual`.
     return name if tuple(contracts) == PERPETUAL else f"{name}:{'+'.join(contracts)}"
-
-
-def _using_copy(error: Exception) -> str:
-    return f"exchangeInfo cannot be fetched, its last known copy is used: {error}"

@@ -89,6 +89,18 @@ class Roster:
         ended = self._ended.get(pair)
         return self._collected.get(pair) or (None if ended is None else ended.instrument)
 
+    @property
+    def ended(self) -> tuple[Instrument, ...]:
+        """What was collected since the start and is not any more, each with its end: halted ones, too."""
+        return tuple(
+            msgspec.structs.replace(one.instrument, delivery_ms=one.ended_ms)
+            for one in self._ended.values()
+        )
+
+    def still_trades(self, pair: str) -> bool:
+        """Whether a pair is collected, and the last answer of exchangeInfo said that it trades."""
+        return pair in self._collected and pair not in self._doubts
+
     def remember(self, instruments: Iterable[Instrument]) -> None:
         """Take in what was collected before and is not now: it may have ended while nobody looked."""
         for instrument in instruments:

@@ -191,9 +191,16 @@ def set_aside_beside(path: Path) -> tuple[str, ...]:
 def aside_reason(name: str, found: Sequence[str]) -> str:
     """The reason in `/health` for damaged predecessors of a `name`, and what is to be done about them."""
     many = len(found) > 1
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return (
         f"{len(found) if many else 'a'} damaged {name}{'s were' if many else ' was'} set aside: "
+        f"{aside_advice(found)}"
+    )
+
+
+def aside_advice(found: Sequence[str]) -> str:
+    """Which files were set aside, and what is to be done about them."""
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return (
         f"{', '.join(found[:_NAMED])}{more}: what only it held is missing here (`sqlite3 FILE .recover` "
         "gets out what is readable); look at the disk, and remove it (-wal and -shm, too) when done"
     )

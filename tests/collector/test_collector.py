@@ -17,6 +17,7 @@ import uvloop
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.collector.collector import Collector
+from marketfeed.collector.reasons import Kind
 from marketfeed.errors import JournalLockedError, JournalWriteError
 from marketfeed.history.backfill import AGAIN_S, HistoryReport
 from marketfeed.journal.batch import Batch
@@ -221,7 +222,7 @@ def test_the_exchange_may_be_down_at_the_start(path: Path) -> None:
                 await until(lambda: delivering(collector))
         # Down at the very first start: it waits, and can be stopped while it does.
         async with running(settings_for(path.with_name("new.db"), ws_url, rest_url)) as collector:
-            await until(lambda: collector.report().reasons == ["the collector is starting"])
+            await until(lambda: collector.report().reasons == [str(Kind.STARTING.reason())])
 
     uvloop.run(run())
 

@@ -31,6 +31,7 @@ from proc_commands import (
 from proc_disk import namespace_command
 from scoreboard import Row, Scoreboard
 
+from marketfeed.collector.reasons import Kind
 from tests.waiting import wait_until
 
 SPEED = 60.0
@@ -179,7 +180,7 @@ def test_no_name_server_at_the_start(
     ):
         health = collector.health()
         assert health.status == 503
-        assert health.json["reasons"][0] == "the collector is starting"
+        assert health.json["reasons"][0] == str(Kind.STARTING.reason())
         if not hangs:
             collector.line("exchange not ready error='http://exchange.invalid/")
             # It is notified, too, of what is waited for.

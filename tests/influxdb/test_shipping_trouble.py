@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from marketfeed.collector.collector import Collector
-from marketfeed.collector.reporter import SHIPPING_TROUBLE_S
+from marketfeed.collector.reasons import SHIPPING_TROUBLE_S
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions

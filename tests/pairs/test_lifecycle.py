@@ -14,9 +14,9 @@ import uvloop
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry, differing_fields
-from marketfeed.schema import HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
+from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.settings.model import Settings
-from marketfeed.simulator.fault_kinds import ShiftClock, ShrinkExchangeInfo
+from marketfeed.simulator.fault_kinds import RefuseRest, ShiftClock, ShrinkExchangeInfo
 from marketfeed.simulator.listings import Delist, Enlist, Rename, SetStatus
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
@@ -457,5 +457,59 @@ def test_an_end_while_the_collector_does_not_run_is_found_at_its_start(path: Pat
                 await until(lambda: following.catalog()[pair].ended_ms == end_ms)
                 await until(lambda: following.delivering)
                 assert following.pairs == 5
+
+    uvloop.run(run())
+
+
+def test_what_a_halted_pair_lacks_of_its_history_is_filled_all_the_same(path: Path) -> None:
+    """Older than its newest 499 it is history's, and history fills what is collected."""
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=2, timeframes=("1m",), speed=60.0)
+        async with Simulator(options) as sim:
+            halted, other = (one.pair for one in sim.market.instruments)
+            refusing = await sim.faults.start(RefuseRest("klines", 503))
+            async with _running(
+                path, sim, {"pairs": [halted, other]}, {"days": 1, "weight_per_minute": 2_400}
+            ) as following:
+                await until(lambda: following.collector.report().mark_price_age_s is not None)
+                sim.change(SetStatus(halted, "BREAK"))
+                await until(lambda: following.pairs == 1)
+                lacking = following.collector.report().missing_of_ended
+                assert lacking >= 1_440
+                await sim.faults.end(refusing)
+                await until(lambda: not following.collector.report().missing_of_ended)
+                await until(lambda: following.filled == 1)
+                assert following.collector.report().reasons == []
+                # Nor is anything left that was due before its end was known.
+                assert following.collector._writer.coverage[halted, "1m"].holes == ()
+                history = following.collector.report().history
+                assert history is not None
+                assert history.history is not None
+                # What is told of filling is of what is collected.
+                assert history.history.pairs == 1
+
+    uvloop.run(run())
+
+
+def test_what_the_exchange_does_not_know_of_an_ended_pair_is_absent(path: Path) -> None:
+    """REST answers 400 for its candles: nobody fills them, and nobody has to."""
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=2, timeframes=("1m",), speed=240.0)
+        async with Simulator(options) as sim:
+            other, ended = (one.pair for one in sim.market.instruments)
+            await sim.faults.start(RefuseRest("klines", 400))
+            async with _running(
+                path, sim, {"pairs": [ended, other]}, {"days": 1, "weight_per_minute": 2_400}
+            ) as following:
+                await until(lambda: following.collector.report().mark_price_age_s is not None)
+                sim.change(SetStatus(ended, None))
+                await until(lambda: following.pairs == 1)
+                await until(lambda: not following.collector.report().missing_of_ended)
+                holes = following.collector._writer.coverage[ended, "1m"].holes
+                assert sum(hole.end_ms - hole.start_ms for hole in holes) >= DAY_MS
+                assert all(hole.is_absent for hole in holes)
+                assert following.collector.report().absent_candles >= 1_440
 
     uvloop.run(run())

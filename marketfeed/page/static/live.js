@@ -68,7 +68,7 @@ function listen(path, names, take, live) {
   open();
 }
 
-// The line at the top, the page's title, and the list of what is not well.
+// The line at the top, the page's title, and the lists of what is not well and of what else asks for a hand.
 export function headline(status, title, trouble = "not well") {
   const problems = status.reasons.length;
   // Nothing is wrong, and not all that is promised is there yet.
@@ -76,11 +76,18 @@ export function headline(status, title, trouble = "not well") {
   const well = filling ? `◔ Filling: ${status.ready_pairs} of ${status.pairs} pairs are ready` : "● All is well";
   showHeadline(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : well, problems === 0);
   document.title = problems ? `✕ ${trouble} – ${title}` : `${filling ? "◔" : "●"} ${title}`;
-  const list = document.getElementById("reasons");
-  list.hidden = problems === 0;
-  while (list.children.length > problems) list.lastChild.remove();
-  while (list.children.length < problems) list.append(document.createElement("li"));
-  status.reasons.forEach((reason, index) => put(list.children[index], reason));
+  showTexts("reasons", status.reasons);
+  // An aggregator has none.
+  showTexts("warnings", status.warnings ?? []);
+}
+
+function showTexts(id, texts) {
+  const list = document.getElementById(id);
+  if (list === null) return;
+  list.hidden = texts.length === 0;
+  while (list.children.length > texts.length) list.lastChild.remove();
+  while (list.children.length < texts.length) list.append(document.createElement("li"));
+  texts.forEach((text, index) => put(list.children[index], text));
 }
 
 function showHeadline(text, good) {

@@ -60,7 +60,7 @@ export function shipping(report, none) {
     ["Unshipped rows", count(report.unshipped), warnIf(report.unshipped > 100000)],
     ["Acknowledged", report.acknowledged_ago_s === null ? "nothing yet" : `${seconds(report.acknowledged_ago_s)} ago`],
     ["Lines shipped", count(report.lines)],
-    ["Lines refused", count(report.refused), badIf(report.refused)],
+    ["Lines refused since the start", count(report.refused), badIf(report.refused)],
   ];
 }
 
@@ -73,7 +73,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Candles after their close", lag === null ? "–" : seconds(lag / 1000)],
     ["Oldest of the newest mark prices", seconds(status.mark_price_age_s)],
     ["Silent series", count(sum(status.overdue)), badIf(sum(status.overdue))],
-    ["Frames rejected", count(sum(status.rejects)), warnIf(sum(status.rejects))],
+    ["Frames rejected since the start", count(sum(status.rejects)), warnIf(sum(status.rejects))],
   ]);
   panels.show(
     "Connections",
@@ -91,6 +91,9 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
   panels.show("Gaps and healing", [
     ["Pairs with their newest candles", `${count(status.ready_pairs)} of ${count(status.pairs)}`, warnIf(status.ready_pairs < status.pairs)],
     ["Candles missing", count(status.missing_candles), warnIf(status.missing_candles)],
+    ["Missing of pairs halted or ended", count(status.missing_of_ended)],
+    ["Candles that the exchange does not have", count(status.absent_candles)],
+    ...(status.perhaps_halted ? [["May be halted, exchangeInfo is awaited", status.perhaps_halted, "warn"]] : []),
     ...(healing === null
       ? [["Healing", "not begun"]]
       : [
@@ -144,6 +147,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Commits failed", count(journal.commit_failures), warnIf(journal.commit_failures)],
     ["Records given up", count(sum(journal.records_given_up)), badIf(sum(journal.records_given_up))],
     ["Rejected frames kept", count(journal.rejected_frames), warnIf(journal.rejected_frames)],
+    ["Refused lines kept", count(journal.refused_lines), warnIf(journal.refused_lines)],
     ...(journal.set_aside ? [["Set aside as damaged", journal.set_aside, "warn"]] : []),
     ...shipping(status.shipping, "none: the journal is the store"),
   ]);
