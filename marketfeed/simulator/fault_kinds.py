@@ -88,6 +88,20 @@ class Lack(_OfStream, frozen=True, tag_field="fault", tag="lack"):
     how: Literal["empty", "null", "absent"] = "empty"
 
 
+class Lag(_OfStream, frozen=True, tag_field="fault", tag="lag"):
+    """Frames come `by_s` exchange seconds late, as they were; what is late when this ends comes at once.
+
+    `count` is of frames. REST answers as ever.
+    """
+
+    by_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.by_s > 0.0:
+            raise ValueError(f"by_s: more than 0 is expected, not {self.by_s}")
+
+
 class _OfConnections(_Timed, frozen=True, kw_only=False):
     """A fault of whole connections; `count` is of connections."""
 
@@ -161,11 +175,11 @@ class ShiftClock(_Timed, frozen=True, tag_field="fault", tag="shift_clock"):
     offset_ms: int = 0
 
 
-FrameFault: TypeAlias = Mute | Spoil | ShiftStamps | Lack
+FrameFault: TypeAlias = Mute | Spoil | ShiftStamps | Lack | Lag
 ConnectionFault: TypeAlias = MuteConnection | HalfOpen | Drop | Close
 RestFault: TypeAlias = RefuseRest | HangRest
 Fault: TypeAlias = (
-    Mute | Spoil | ShiftStamps | Lack | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
+    Mute | Spoil | ShiftStamps | Lack | Lag | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
     | RefuseRest | HangRest | ShrinkExchangeInfo | ShiftClock
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ What was published stays the truth: each closing candle records from how many li
 import asyncio
 import random
 import re
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -26,6 +27,7 @@ from marketfeed.simulator.fault_kinds import (
     HalfOpen,
     HangRest,
     Lack,
+    Lag,
     Mute,
     MuteConnection,
     Refuse,
@@ -39,6 +41,7 @@ from marketfeed.simulator.fault_kinds import (
 from marketfeed.simulator.instrument import Instrument
 from marketfeed.simulator.rest import Rest
 from marketfeed.simulator.sockets import Connection, Hub
+from marketfeed.simulator.venue import Event
 
 _STAMP: Final = re.compile(rb'"E":(\d+)')
 _MARK: Final = b'"e":"markPriceUpdate"'
@@ -197,6 +200,39 @@ class _Lacking(_Active):
         ]
 
 
+class _Lagging(_Active):
+    def __init__(self, number: int, fault: Lag, now_ms: int, hub: Hub) -> None:
+        super().__init__(number, fault, now_ms)
+        self._lag = fault
+        self._hub = hub
+        self._late: deque[Event] = deque()
+
+    @property
+    def is_holding(self) -> bool:
+        return bool(self._late)
+
+    def hold(self, event: Event) -> bool:
+        if not self._lag.concerns(event.stream.name) or not self.may_strike():
+            return False
+        self.struck += 1
+        # The candle that it closes is published by now.
+        self._late.append(msgspec.structs.replace(event, closed=None))
+        return True
+
+    def let_go(self, reached_ms: int) -> None:
+        """Send what is as late as it was to be."""
+        since_ms = reached_ms - round(self._lag.by_s * 1_000)
+        due = []
+        while self._late and self._late[0].time_ms <= since_ms:
+            due.append(self._late.popleft())
+        if due:
+            self._hub.send(due)
+
+    def finish(self) -> None:
+        super().finish()
+        self._hub.send(self._late)
+
+
 def _garbled(payload: bytes, draw: random.Random) -> bytes:
     # Nothing is left of it if another fault has cut it off.
     start = int(draw.random() * len(payload))
@@ -243,7 +279,7 @@ class Faults:
     async def start(self, fault: Fault) -> int:
         """Start a fault and return its number."""
         self._last_number += 1
-        active = _make(self._last_number, fault, self._now_ms(), self._hub.connections_opened)
+        active = _make(self._last_number, fault, self._now_ms(), self._hub)
         self._active[active.number] = active
         match fault:
             case MuteConnection() | HalfOpen() | Drop() | Close():
@@ -263,6 +299,9 @@ class Faults:
 
         The clock may be ahead of the market on a busy machine: frames that are still to come are struck, too.
         """
+        for active in self._active.values():
+            if isinstance(active, _Lagging):
+                active.let_go(reached_ms)
         over = [one for one in self._active.values() if one.over_at(reached_ms) or self._spent(one)]
         for active in over:
             self._finish(active)
@@ -273,8 +312,10 @@ class Faults:
 
     def _spent(self, active: _Active) -> bool:
         """Whether a fault has nothing left to do, and keeps nothing up either."""
+        if isinstance(active, _Lagging) and active.is_holding:
+            return False
         match active.fault:
-            case Mute() | Spoil() | ShiftStamps() | Lack() | Refuse() | RefuseRest():
+            case Mute() | Spoil() | ShiftStamps() | Lack() | Lag() | Refuse() | RefuseRest():
                 return not active.may_strike()
             case Drop() | Close() as fault:
                 return fault.connections not in ("new", "all") or not active.may_strike()
@@ -294,6 +335,10 @@ class Faults:
         ]
         hub, rest = self._hub, self._rest
         hub.gate = self._gate if self._framewise else None
+        lagging = [one for one in actives if isinstance(one, _Lagging)]
+        hub.on_publish = (
+            (lambda event: any(one.hold(event) for one in lagging)) if lagging else None
+        )
         hub.on_handshake = self._refusal if _any(faults, Refuse) else None
         opening = any(
             isinstance(f, ConnectionFault) and f.connections in ("new", "all") for f in faults
@@ -364,10 +409,12 @@ class Faults:
         return None
 
 
-def _make(number: int, fault: Fault, now_ms: int, opened: int) -> _Active:
+def _make(number: int, fault: Fault, now_ms: int, hub: Hub) -> _Active:
     match fault:
         case Mute():
-            return _Muting(number, fault, now_ms, opened)
+            return _Muting(number, fault, now_ms, hub.connections_opened)
+        case Lag():
+            return _Lagging(number, fault, now_ms, hub)
         case Spoil():
             return _Spoiling(number, fault, now_ms)
         case Lack():

@@ -211,6 +211,8 @@ class Hub:
         """Called before a WebSocket request is accepted; an answer that it gives refuses it."""
         self.on_open: Callable[[Connection], Awaitable[None]] | None = None
         """Called with a new connection, before anything is read or sent."""
+        self.on_publish: Callable[[Event], bool] | None = None
+        """Called with each frame that is published; one for which it returns true is not sent now."""
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -253,6 +255,20 @@ class Hub:
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send each frame to those who subscribed, and note down the closing ones."""
+        hold = self.on_publish
+        if hold is not None:
+            events = [event for event in events if not self._is_held(event, hold)]
+        self.send(events)
+
+    def _is_held(self, event: Event, hold: Callable[[Event], bool]) -> bool:
+        held = hold(event)
+        if held and event.closed is not None:
+            listeners = self.listeners(event.stream.name)
+            self._published.add(event.closed, time.monotonic_ns(), 0, listeners)
+        return held
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Send each frame to those who subscribed."""
         closed: list[tuple[ClosedCandle, int, int]] = []
         for event in events:
             got = 0

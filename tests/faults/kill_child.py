@@ -49,12 +49,16 @@ class Committed(msgspec.Struct, frozen=True, tag=True):
     catalog: list[CatalogEntry]
 
 
-class Saved(msgspec.Struct, frozen=True, tag=True):
-    """A document has been saved."""
+class Saving(msgspec.Struct, frozen=True, tag=True):
+    """A document is about to be saved: it may be there from now on."""
 
     name: str
     body: bytes
     saved_ms: int
+
+
+class Saved(msgspec.Struct, frozen=True, tag=True):
+    """The document that was about to be saved is on the disk."""
 
 
 class Deleting(msgspec.Struct, frozen=True, tag=True):
@@ -69,7 +73,7 @@ class Stopped(msgspec.Struct, frozen=True, tag=True):
     """The collector has stopped by itself, as asked."""
 
 
-Message: TypeAlias = Opened | Begun | Committed | Saved | Deleting | Stopped
+Message: TypeAlias = Opened | Begun | Committed | Saving | Saved | Deleting | Stopped
 Report: TypeAlias = Callable[[Message], None]
 
 
@@ -130,9 +134,9 @@ class _ReportingJournal(Journal):
         return changed
 
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
-        self._report(Begun())
+        self._report(Saving(name, body, saved_ms))
         super().save_document(name, body, saved_ms)
-        self._report(Saved(name, body, saved_ms))
+        self._report(Saved())
 
     def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
         names = {pair_id: pair for pair, pair_id in self._pair_ids.items()}

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from kill_child import Committed, Deleting, Message, Opened, Saved
+from kill_child import Committed, Deleting, Message, Opened, Saved, Saving
 
 from marketfeed import schema
 from marketfeed.journal.journal import Journal
@@ -52,7 +52,8 @@ class Known:
         self._funding: dict[tuple[str, int], FundingRate] = {}
         self._gaps: dict[tuple[str, str | None, int], tuple[Gap, int]] = {}
         self._catalog: dict[str, CatalogEntry] = {}
-        self._documents: dict[str, Saved] = {}
+        self._documents: dict[str, Saving] = {}
+        self._saving: Saving | None = None
 
     # --- what is reported ---------------------------------------------------------------------------
 
@@ -60,14 +61,21 @@ class Known:
         """Take in one message. Raises LostError for a file set aside, or numbers that go back."""
         if isinstance(message, Committed):
             self._commit(message)
+        elif isinstance(message, Saving):
+            self._saving = message
         elif isinstance(message, Saved):
-            self._documents[message.name] = message
+            self._note_saved()
         elif isinstance(message, Deleting):
             self._forget(message)
         elif isinstance(message, Opened):
             if message.set_aside is not None:
                 raise LostError(f"set aside: {message.set_aside}")
             self._require_next("after opening", message.next_seq)
+
+    def _note_saved(self) -> None:
+        if self._saving is not None:
+            self._documents[self._saving.name] = self._saving
+        self._saving = None
 
     def _commit(self, reported: Committed) -> None:
         self.commits += 1
@@ -127,8 +135,7 @@ class Known:
             if journal.set_aside is not None:
                 raise LostError("the file cannot be read")
             self._require_next("after the kill", journal.next_seq)
-            for document in self._documents.values():
-                self._check_document(document, journal.load_document(document.name))
+            self._check_documents(journal)
         with closing(sqlite3.connect(copy)) as db:
             db.row_factory = _as_dict
             (verdict,) = db.execute("PRAGMA integrity_check").fetchone().values()
@@ -158,14 +165,16 @@ class Known:
         if checked.mistakes or not checked.trusted:
             raise LostError(f"coverage, trusted {checked.trusted}: {checked.mistakes[:5]}")
 
-    def _check_document(self, known: Saved, found: tuple[bytes, int] | None) -> None:
-        # A later one may have been saved, and the kill came before that was reported.
-        if found is None:
-            raise LostError(f"document {known.name} is gone")
-        if found[1] < known.saved_ms:
-            raise LostError(f"document {known.name} is of {found[1]}, not of {known.saved_ms}")
-        if found[1] == known.saved_ms and found[0] != known.body:
-            raise LostError(f"document {known.name} is another one")
+    def _check_documents(self, journal: Journal) -> None:
+        # By the order in which they were saved, not by their times: before a run has learnt the exchange's
+        # time it has that of this host, which may be an earlier one.
+        saving = self._saving
+        if saving is not None and _is_there(saving, journal):
+            self._note_saved()
+        self._saving = None
+        for known in self._documents.values():
+            if not _is_there(known, journal):
+                raise LostError(f"document {known.name} of {known.saved_ms} is gone, or another")
 
     def _take_table(self, db: sqlite3.Connection, name: str, key: tuple[str, ...]) -> Rows:
         found: Rows = {}
@@ -238,6 +247,10 @@ class Known:
                 _compare("gap", time_range, reported, row, ("end", "healed", "reason", "state"))
         for pair, entry in self._catalog.items():
             _compare("catalog", pair, (entry.symbol,), tables["catalog"].get((pair,)), ("symbol",))
+
+
+def _is_there(document: Saving, journal: Journal) -> bool:
+    return journal.load_document(document.name) == (document.body, document.saved_ms)
 
 
 def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> Row:

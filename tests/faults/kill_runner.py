@@ -24,7 +24,16 @@ from typing import Final, NoReturn
 
 import msgspec
 import uvloop
-from kill_child import LENGTH, Begun, Committed, Message, Opened, Stopped, collect_and_report
+from kill_child import (
+    LENGTH,
+    Begun,
+    Committed,
+    Message,
+    Opened,
+    Saving,
+    Stopped,
+    collect_and_report,
+)
 from kill_model import Known, LostError
 
 from marketfeed.journal.journal import Journal
@@ -137,7 +146,7 @@ class Victim:
     def _note(self, message: Message) -> None:
         if isinstance(message, Opened):
             self.stage = "opened"
-        elif isinstance(message, Begun):
+        elif isinstance(message, Begun | Saving):
             self.begun += 1
             self._enter("committing")
         elif isinstance(message, Stopped):

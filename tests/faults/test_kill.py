@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from kill_child import Committed, Message
+from kill_child import Committed, Message, Saved, Saving
 from kill_model import Known, LostError
 from scoreboard import Row, Scoreboard
 
@@ -140,4 +140,37 @@ def test_the_comparison_finds_a_number_used_again(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("INSERT INTO mark_price VALUES (1, 0, 0, 1.0, 1.0, 1)")
     with pytest.raises(LostError, match="another row's"):
+        known.look(path, scratch)
+
+
+def test_the_comparison_goes_by_the_order_of_documents_and_not_by_their_times(
+    tmp_path: Path,
+) -> None:
+    (directory := tmp_path / "journal").mkdir()
+    (scratch := tmp_path / "scratch").mkdir()
+    path, known = directory / "journal.db", Known()
+
+    def save(document: Saving) -> None:
+        with Journal.open(path) as journal:
+            journal.save_document(document.name, document.body, document.saved_ms)
+
+    saved, on_its_way = Saving("rest_budget", b"1", T0), Saving("rest_budget", b"2", T0 - 60_000)
+    known.note(saved)
+    save(saved)
+    known.note(Saved())
+    # Killed before it was committed, and after: by a clock that had gone back.
+    known.note(on_its_way)
+    known.look(path, scratch)
+    known.note(on_its_way)
+    save(on_its_way)
+    known.look(path, scratch)
+    # What was there last has to stay, and whoever was killed before it was committed has left it.
+    save(saved)
+    with pytest.raises(LostError, match=f"document rest_budget of {T0 - 60_000} is gone"):
+        known.look(path, scratch)
+    save(on_its_way)
+    known.look(path, scratch)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DELETE FROM document")
+    with pytest.raises(LostError, match="is gone"):
         known.look(path, scratch)

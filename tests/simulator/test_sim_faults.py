@@ -17,6 +17,7 @@ from marketfeed.simulator.fault_kinds import (
     Drop,
     HalfOpen,
     HangRest,
+    Lag,
     Mute,
     MuteConnection,
     Refuse,
@@ -152,6 +153,58 @@ def test_frames_are_stamped_otherwise_and_hold_the_same() -> None:
         assert frame["data"]["k"]["t"] < simulator.now_ms()
         frame = json.loads(await second.text())
         assert frame["data"]["E"] < simulator.now_ms()
+
+    with_sockets(check, speed=100.0, paused=True)
+
+
+def test_frames_come_late_as_they_were_and_the_truth_is_known_meanwhile() -> None:
+    async def check(simulator: Simulator, connect: Connect) -> None:
+        client = await connect()
+        await client.subscribe(STREAM, OTHER)
+        number = await simulator.faults.start(Lag(STREAM, by_s=120.0))
+        since_ms = simulator.now_ms()
+        simulator.resume()
+        late: list[int] = []
+        closed = 0
+        while not closed:
+            frame = json.loads(await client.text())
+            if frame["stream"] == STREAM:
+                stamp_ms = frame["data"]["E"]
+                late.append(stamp_ms)
+                assert simulator.now_ms() >= stamp_ms + 120_000
+                closed = frame["data"]["k"]["t"] if frame["data"]["k"]["x"] else 0
+        assert late == sorted(late)
+        assert late[0] < since_ms + 120_000
+        published = [
+            one for one in simulator.published() if (one.symbol, one.timeframe) == ("BTCUSDT", "1m")
+        ]
+        assert [one.withheld for one in published if one.open_time_ms == closed] == [1]
+        assert max(one.open_time_ms for one in published) > closed
+        simulator.pause()
+        await simulator.faults.end(number)
+        stamps = []
+        while not stamps or stamps[-1] < simulator.now_ms() - 10_000:
+            frame = json.loads(await client.text())
+            if frame["stream"] == STREAM:
+                stamps.append(frame["data"]["E"])
+        # Each of them once, and in their order.
+        assert stamps == sorted(stamps)
+        assert stamps[0] > late[-1]
+
+    with_sockets(check, speed=300.0, paused=True)
+
+
+def test_as_many_frames_come_late_as_were_asked_for() -> None:
+    async def check(simulator: Simulator, connect: Connect) -> None:
+        client = await connect()
+        await client.subscribe("btcusdt@markPrice")
+        await simulator.faults.start(Lag(by_s=30.0, count=2))
+        simulator.resume()
+        stamps = [json.loads(await client.text())["data"]["E"] for _ in range(30)]
+        await simulator.wait_until(lambda: not simulator.faults.active)
+        assert stamps != sorted(stamps)
+        assert stamps.index(min(stamps)) > 5
+        assert len(set(stamps)) == 30
 
     with_sockets(check, speed=100.0, paused=True)
 
@@ -479,6 +532,7 @@ def test_a_fault_lasts_as_long_as_it_was_asked_to() -> None:
         lambda: Mute(for_s=0.0),
         lambda: Mute(count=0),
         lambda: Spoil(how="garble", share=0.0),
+        lambda: Lag(by_s=0.0),
         StopListening,
     ],
 )
