@@ -91,12 +91,16 @@ class Process:
         """What it has written so far."""
         return self._log.read_text("utf-8", "replace")
 
+    def logged(self, pattern: str) -> re.Match[str] | None:
+        """The first such text in its log, if it is there by now."""
+        return re.search(pattern, self.log)
+
     def line(self, pattern: str) -> re.Match[str]:
         """Wait for text in its log. Raises AssertionError when it ends, or nothing comes."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
             ended = self.process.poll() is not None
-            if match := re.search(pattern, self.log):
+            if match := self.logged(pattern):
                 return match
             assert not ended, (
                 f"no {pattern!r}, it ended with {self.process.returncode}:\n{self.log}"
