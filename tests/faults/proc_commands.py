@@ -178,6 +178,13 @@ def exchange(
         *MARKETFEED, "simulate", f"--pairs={pairs}", f"--speed={speed}", "--port=0",
         f"--timeframes={timeframes}",
     ]  # fmt: skip
+    with exchange_of(command, directory, speed) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def exchange_of(command: Sequence[str], directory: Path, speed: float = 1.0) -> Iterator[Exchange]:
+    """Run a command that simulates an exchange, as `exchange` does."""
     with Process(command, directory / "simulate.log") as process:
         found = process.line(r"ws_url=(\S+) rest_url=(\S+)")
         yield Exchange(found[1], found[2], speed)

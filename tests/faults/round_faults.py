@@ -27,6 +27,9 @@ FIRST_S: Final = (5.0, 60.0)
 ENDED_BY: Final = 0.75
 """Share of the round by which its faults are over."""
 LAG_MS: Final = 10 * MINUTE_MS
+KILLED_S: Final = 60.0
+"""A collector that was killed is started again within this; the longest other fault lasts longer."""
+ROLLOVER: Final = "rollover"
 KINDS: Final = (
     "kill",
     "stop",
@@ -39,7 +42,7 @@ KINDS: Final = (
     "mute",
     "lag",
     "clock shift",
-    "rollover",
+    ROLLOVER,
 )
 _OFFSETS_MS: Final = tuple(sign * by for by in (10 * MINUTE_MS, 3 * HOUR_MS) for sign in (-1, 1))
 
@@ -60,6 +63,9 @@ class Planned(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """In words."""
         words = f"{self.kind} {self.detail}".rstrip()
+        if self.kind == ROLLOVER:
+            # They come by the age of the connections, again and again.
+            return words
         return f"{words} ({self.at_s:.0f} s + {self.for_s:.0f} s)"
 
 
@@ -92,8 +98,8 @@ def plan(
 
     def one(kind: str) -> Planned:
         at_s = draw.uniform(*FIRST_S) * scale
-        # SIGSTOP lasts two minutes; the longest other fault as long as may be.
-        for_s = 120.0 * scale if kind == "stop" else draw.uniform(30.0, 165.0) * scale
+        lasts_s = {"stop": 120.0, "kill": draw.uniform(1.0, KILLED_S)}
+        for_s = lasts_s.get(kind, draw.uniform(30.0, 165.0)) * scale
         for_s = min(for_s, ENDED_BY * round_s - at_s)
         make = _MAKERS.get(kind)
         if make is None:

@@ -148,7 +148,7 @@ class _Running:
         self._ahead_ms = state.exchange_time_ms - time.monotonic() * 1000 * options.speed
         self._pairs = choose_pairs(options.pairs)
         self._collectors: list[Collecting] = []
-        self._is_down = self._is_full = False
+        self._is_down = self._is_full = self._is_stopped = self._is_hung = False
         self._restart_s: float | None = None
         self._tracer: subprocess.Popen[bytes] | None = None
         self._since_ms = 0
@@ -226,12 +226,11 @@ class _Running:
             elif one.kind == "kill":
                 found += [(one.at_s, self._kill), (end_s, self._start)]
             elif one.kind == "stop":
-                found += [(one.at_s, self._signal(signal.SIGSTOP))]
-                found += [(end_s, self._signal(signal.SIGCONT))]
+                found += [(one.at_s, self._stop), (end_s, self._continue)]
             elif one.kind == "full disk":
                 found += [(one.at_s, self._fill), (end_s, self._make_room)]
             elif one.kind == "disk hangs":
-                found += [(one.at_s, self._trace), (end_s, self._end_tracer)]
+                found += [(one.at_s, self._hang), (end_s, self._end_hanging)]
             # Rollovers come by the age of the connections.
         return sorted(found, key=lambda one: one[0])
 
@@ -247,14 +246,24 @@ class _Running:
             ages = (str(age_s * self._options.speed) for age_s in ROLL_S)
             command = [sys.executable, "-m", MODULE, "collect", str(self._config), *ages]
         self._collectors.append(Collecting(command, log))
+        # What is at work strikes the new process, too.
+        if self._is_hung:
+            self._trace()
+        if self._is_stopped:
+            self._stop()
 
     def _kill(self) -> None:
         self._is_down = True
         self._collector.process.kill()
         self._collector.process.wait()
 
-    def _signal(self, sign: signal.Signals) -> Callable[[], None]:
-        return lambda: self._collector.process.send_signal(sign)
+    def _stop(self) -> None:
+        self._is_stopped = True
+        self._collector.process.send_signal(signal.SIGSTOP)
+
+    def _continue(self) -> None:
+        self._is_stopped = False
+        self._collector.process.send_signal(signal.SIGCONT)
 
     def _fill(self) -> None:
         self._is_full = True
@@ -264,12 +273,21 @@ class _Running:
         self._is_full = False
         (self._disk / BALLAST).unlink(missing_ok=True)
 
+    def _hang(self) -> None:
+        self._is_hung = True
+        self._trace()
+
+    def _end_hanging(self) -> None:
+        self._is_hung = False
+        self._end_tracer()
+
     def _trace(self) -> None:
         """Let no commit return: what is to be on the disk waits in fdatasync."""
         tool = proc_tools.strace()
         process = self._collector.process
         if self._is_down or process.poll() is not None:
             return
+        self._end_tracer()
         # SIGSTOP, if that is another fault of this round, holds up the attaching: nobody waits for it.
         self._tracer = subprocess.Popen(
             [
