@@ -168,7 +168,7 @@ class _Running:
         self._since_ms = schema.ceil_to(self._now_ms(), schema.MINUTE_MS)
         begun_s = time.monotonic()
         actions = self._actions()
-        samples = (options.directory / "samples.jsonl").open("w")
+        samples = (options.directory / "samples.jsonl").open("w", buffering=1)
         with samples:
             while (passed_s := time.monotonic() - begun_s) < options.round_s:
                 while actions and actions[0][0] <= passed_s:
