@@ -57,6 +57,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     published: int
     missing: int
     wrong: int
+    covered_series: int
+    """Whose coverage in the file is what the rows say, at the end."""
     read_ms: list[Quantiles]
     read_all_ms: Quantiles
     commit_ms: Quantiles
@@ -155,8 +157,9 @@ class _Run:
             self._post("/simulator/pause")
             published = [one for one in self._published(skip) if one.receivers]
             missing, wrong = self._compare(published, since_ms, until_ms)
-            if mistakes := check_coverage(self._journal).mistakes:
-                raise BenchError(f"coverage is not what the rows say: {mistakes[:3]}")
+            covered = check_coverage(self._journal)
+            if covered.mistakes or not covered.trusted:
+                raise BenchError(f"coverage is not what the rows say: {covered.mistakes[:3]}")
             seen_ns = read.stop()
         sent = [
             (one.sent_monotonic_ns, seen_ns[key])
@@ -183,6 +186,7 @@ class _Run:
             published=len(published),
             missing=missing,
             wrong=wrong,
+            covered_series=covered.series,
             read_ms=[_quantiles(part) for part in parts if part],
             read_all_ms=_quantiles([(seen - at) / 1e6 for at, seen in sent]),
             commit_ms=_from_histogram(lag_before, lag_after),

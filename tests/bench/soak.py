@@ -51,6 +51,7 @@ def soak(report_progress: ReportProgress, seconds: int, pairs: int) -> Section:
         f"flat: a least-squares slope of at most {GOAL_SLOPE_MB:g} MB/min (--soak-seconds 600: ten minutes)",
         f"RSS {min(found.rss_mb):.1f} to {max(found.rss_mb):.1f} MB, median {np.median(found.rss_mb):.1f}",
         f"read p50 / p99 by thirds of the time, ms: {lags}",
+        f"at the end, coverage in the file is what the rows say, of all {found.covered_series:,} series",
     ]
     goal = f"≤ {rss_goal:g} MB"
     row = _row(found, goal, flat and whole)

@@ -91,12 +91,16 @@ class Process:
         """What it has written so far."""
         return self._log.read_text("utf-8", "replace")
 
+    def logged(self, pattern: str) -> re.Match[str] | None:
+        """The first such text in its log, if it is there by now."""
+        return re.search(pattern, self.log)
+
     def line(self, pattern: str) -> re.Match[str]:
         """Wait for text in its log. Raises AssertionError when it ends, or nothing comes."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
             ended = self.process.poll() is not None
-            if match := re.search(pattern, self.log):
+            if match := self.logged(pattern):
                 return match
             assert not ended, (
                 f"no {pattern!r}, it ended with {self.process.returncode}:\n{self.log}"
@@ -174,6 +178,13 @@ def exchange(
         *MARKETFEED, "simulate", f"--pairs={pairs}", f"--speed={speed}", "--port=0",
         f"--timeframes={timeframes}",
     ]  # fmt: skip
+    with exchange_of(command, directory, speed) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def exchange_of(command: Sequence[str], directory: Path, speed: float = 1.0) -> Iterator[Exchange]:
+    """Run a command that simulates an exchange, as `exchange` does."""
     with Process(command, directory / "simulate.log") as process:
         found = process.line(r"ws_url=(\S+) rest_url=(\S+)")
         yield Exchange(found[1], found[2], speed)

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-_BALLAST: Final = "ballast"
+BALLAST: Final = "ballast"
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -52,7 +52,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave no room at all."""
-        with (self.path / _BALLAST).open("ab", buffering=0) as file:
+        with (self.path / BALLAST).open("ab", buffering=0) as file:
             try:
                 while True:
                     file.write(bytes(_CHUNK_BYTES))
@@ -62,4 +62,4 @@ class SmallDisk:
 
     def make_room(self) -> None:
         """Take away what `fill` has put there."""
-        (self.path / _BALLAST).unlink()
+        (self.path / BALLAST).unlink()

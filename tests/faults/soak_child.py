@@ -2,7 +2,8 @@
 
 `python -m tests.faults.soak_child collect CONFIG ROLL_FROM_S ROLL_BEFORE_S` is `marketfeed run` with
 connections that are old after so many exchange seconds instead of a day. `… simulate PAIRS SPEED TIMEFRAMES
-SEED` is `marketfeed simulate` whose quiet pairs send no closing frame for an interval without trades.
+SEED` is `marketfeed simulate` whose quiet pairs send no closing frame for an interval without trades. `…
+simulate_from START_MS PAIRS TIMEFRAMES` is one in real time that begins at that exchange time.
 """
 
 import asyncio
@@ -32,14 +33,26 @@ def _collect(config: str, roll_from_s: str, roll_before_s: str) -> None:
 
 
 def _simulate(pairs: str, speed: str, timeframes: str, seed: str) -> None:
-    options = SimulatorOptions(
-        pairs=int(pairs),
-        speed=float(speed),
-        timeframes=tuple(timeframes.split(",")),
-        seed=int(seed),
-        empty_closes=False,
+    _serve(
+        SimulatorOptions(
+            pairs=int(pairs),
+            speed=float(speed),
+            timeframes=tuple(timeframes.split(",")),
+            seed=int(seed),
+            empty_closes=False,
+        )
     )
 
+
+def _simulate_from(start_ms: str, pairs: str, timeframes: str) -> None:
+    _serve(
+        SimulatorOptions(
+            pairs=int(pairs), timeframes=tuple(timeframes.split(",")), start_ms=int(start_ms)
+        )
+    )
+
+
+def _serve(options: SimulatorOptions) -> None:
     async def serve(stop: asyncio.Event) -> None:
         async with Simulator(options) as simulator:
             log.info(
@@ -65,4 +78,5 @@ if __name__ == "__main__":
         level=logging.INFO,
         format="level=%(levelname)s logger=%(name)s %(message)s",
     )
-    {"collect": _collect, "simulate": _simulate}[sys.argv[1]](*sys.argv[2:])
+    commands = {"collect": _collect, "simulate": _simulate, "simulate_from": _simulate_from}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from tests.proofs.commands import ROOT
-from tests.proofs.sections import Proofs, Section, markdown
+from tests.proofs.section import Section, markdown
+from tests.proofs.sections import Proofs
 
 SECTIONS: Final = (
-    *("faults", "upgrades", "starts", "kills", "outages", "bench", "bench3", "growth", "soak"),
+    *("faults", "upgrades", "starts", "rounds", "kills", "outages"),
+    *("bench", "bench3", "growth", "soak"),
 )
 _LIBRARIES: Final = (
     *("cryptofeed", "influxdb-client", "aiohttp", "uvloop", "msgspec", "pandas", "numpy"),

@@ -9,35 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
-from tests.faults.cold_start import Start
 from tests.faults.scoreboard import VARIABLE, Row, read_rows
+from tests.proofs import campaigns
 from tests.proofs.commands import ROOT, Done, run
+from tests.proofs.section import Section, Table, markdown
 
 PEER_3: Final = "python3.13"
 PEER_VENV: Final = ROOT / ".venv-proofs"
-Table = list[list[str]]
-
-
-class Section(msgspec.Struct, kw_only=True):
-    """A section of the page: commands that were run, a table or several, and what failed, in words."""
-
-    title: str
-    commands: list[str] = []
-    seconds: float = 0.0
-    body: list[str] = []
-    failures: list[str] = []
-    goals: int = 0
-    unmet: int = 0
-
-    def took(self, done: Done) -> None:
-        """Note a command."""
-        self.commands.append(done.command)
-        self.seconds += done.seconds
-
-    def failed(self, what: str, done: Done) -> None:
-        """Note that a command has failed, with what it printed last."""
-        how = "was stopped at its time limit" if done.code is None else f"ended with {done.code}"
-        self.failures.append(f"{what} {how}:\n\n```\n{done.words}\n```")
 
 
 class Proofs:
@@ -124,40 +102,12 @@ class Proofs:
         return section
 
     def starts(self) -> Section:
-        """Cold starts at moments around a minute's boundary, in real time."""
-        moments, pairs = ("1", "6") if self._quick else ("12", "40")
-        section = Section(title=f"Cold starts, {moments} around a minute's boundary, {pairs} pairs")
-        done = run(
-            [
-                *("-m", "tests.faults.cold_start", "--moments", moments),
-                *("--pairs", pairs, "--json"),
-            ],
-            600.0,
-            python=sys.executable,
-            log=self._logs / "starts.log",
-        )
-        section.took(done)
-        found = msgspec.json.decode(done.output or "[]", type=list[Start])
-        if done.code != 0 or not found:
-            section.failed("The cold starts", done)
-        table = [["s after the boundary", "pairs whole", "whole after s", "well after s", "good"]]
-        for start in found:
-            times = [
-                "-" if value is None else f"{value:.1f}" for value in (start.whole_s, start.well_s)
-            ]
-            whole = f"{start.whole_pairs} of {start.pairs}"
-            verdict = "yes" if start.good else f"**NO** {start.well_while_lacking}"
-            table.append([f"{start.at_s:.1f}", whole, *times, verdict])
-        section.body = [
-            *markdown(table),
-            "",
-            (
-                "From the start of the process (wall seconds) until a feeder's 499 closed candles of every "
-                "pair were there, and until `/health` was 200; good: within 45 s, and not well while one "
-                "lacked."
-            ),
-        ]
-        return section
+        """Cold starts at moments around a boundary, in real time."""
+        return campaigns.starts(self._logs, quick=self._quick)
+
+    def rounds(self) -> Section:
+        """Rounds of two or three faults at once, in real time."""
+        return campaigns.rounds(self._logs, quick=self._quick)
 
     def kills(self) -> Section:
         """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""
@@ -366,18 +316,6 @@ class Proofs:
                 return None
         stamp.touch()
         return str(python)
-
-
-def markdown(rows: Table) -> list[str]:
-    """A table; numbers to the right."""
-    head, *body = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    right = [
-        all(row[at].strip("-") == "" or row[at][:1] in "0123456789-" for row in body)
-        for at in range(len(head))
-    ]
-    right[0] = False
-    marks = ["---:" if is_right else "---" for is_right in right]
-    return [f"| {' | '.join(row)} |" for row in (head, marks, *body)]
 
 
 def _fault_rows(rows: Sequence[Row], broken: Sequence[tuple[str, str]]) -> Table:

@@ -1,0 +1,112 @@
+"""The sections of the proofs that run for long in real time: cold starts, and rounds of faults."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tests.faults.cold_start import Start
+from tests.faults.fault_rounds import total
+from tests.faults.round_run import Round
+from tests.proofs.commands import run
+from tests.proofs.section import Section, markdown
+
+LANES: Final = "4"
+"""Parts side by side: half of what two idle cores bear. They wait nearly all of their time."""
+_HOURS_S: Final = 3 * 3_600.0
+
+
+def starts(logs: Path, *, quick: bool) -> Section:
+    """Cold starts at moments around a boundary, and a few with a month of history."""
+    count, pairs = ("2", "6") if quick else ("40", "164")
+    section = Section(title=f"Cold starts, {count} around a boundary, {pairs} pairs")
+    judged = _starts(section, logs / "starts.log", "--moments", count, "--pairs", pairs)
+    few = "1" if quick else "4"
+    month = ("--days", "1" if quick else "30", "--timed")
+    timed = _starts(section, logs / "starts-month.log", "--moments", few, "--pairs", pairs, *month)
+    head = ["boundary", "s after it", "series whole", "whole after s", "at most", "well after s"]
+    table = [[*head, "looks while well", "good"]]
+    for start in judged:
+        verdict = "yes" if start.good else f"**NO** {start.well_while_lacking}"
+        table.append([*_cells(start), str(start.well_looks), verdict])
+    waits = [f"{start.whole_s:.0f} s" for start in timed if start.whole_s is not None]
+    section.body = [
+        *markdown(table),
+        "",
+        (
+            "From the start of the process (wall seconds) until a feeder had the newest closed candles of "
+            "every pair and timeframe, 499 or as many as a day has, and until `/health` was `well`. Good: "
+            "whole in the time that fetching them weighs and 75 s, and no look at which it was `well` "
+            "and a feeder's question failed."
+        ),
+        "",
+        f"With 30 days of history, all 499 of every series, only timed: {', '.join(waits) or '-'}.",
+    ]
+    return section
+
+
+def _starts(section: Section, log: Path, *arguments: str) -> list[Start]:
+    done = run(
+        ["-m", "tests.faults.cold_start", *arguments, "--lanes", LANES, "--json"],
+        _HOURS_S,
+        python=sys.executable,
+        log=log,
+    )
+    section.took(done)
+    found = msgspec.json.decode(done.output or "[]", type=list[Start])
+    if done.code != 0 or not found:
+        section.failed("The cold starts", done)
+    return found
+
+
+def _cells(start: Start) -> list[str]:
+    times = [
+        "-" if value is None else f"{value:.1f}"
+        for value in (start.whole_s, start.within_s, start.well_s)
+    ]
+    return [
+        start.boundary,
+        f"{start.at_s:+.2f}",
+        f"{start.whole_series} of {start.series}",
+        *times,
+    ]
+
+
+def rounds(logs: Path, *, quick: bool) -> Section:
+    """Rounds of two or three faults at once, looked at each second."""
+    count, round_s, pairs = ("2", "60", "4") if quick else ("40", "300", "20")
+    section = Section(title=f"{count} rounds of two or three faults at once, {round_s} s each")
+    done = run(
+        [
+            *("-m", "tests.faults.fault_rounds", "--rounds", count, "--round-s", round_s),
+            *("--pairs", pairs, "--lanes", LANES, "--json"),
+        ],
+        _HOURS_S,
+        python=sys.executable,
+        log=logs / "rounds.log",
+    )
+    section.took(done)
+    found = msgspec.json.decode(done.output or "[]", type=list[Round])
+    if done.code != 0 or not found:
+        section.failed("The rounds", done)
+    names = ("well", "filling", "not well", "no answer")
+    table = [["faults", "well while missing s", *(f"{name} s" for name in names), "whole after s"]]
+    for one in found:
+        whole = "-" if one.whole_after_s is None else f"{one.whole_after_s:.0f}"
+        seconds = [str(one.seconds.get(name, 0)) for name in names]
+        table.append(["; ".join(one.faults), str(one.well_while_missing), *seconds, whole])
+    section.body = [
+        *markdown(table),
+        "",
+        f"{total(found)}.",
+        "",
+        (
+            "In real time. Of each fault: when it began, and how long it lasted. `well while missing`: "
+            "seconds at which `/health` said `well` while a candle of the feed or of healing was due and not "
+            "in the journal for more than 60 s. Whole: wall seconds from the end of the last fault until all "
+            "was stored and well. Then every candle is compared with the exchange's, and coverage with the "
+            "rows."
+        ),
+    ]
+    return section
