@@ -179,8 +179,8 @@ FrameFault: TypeAlias = Mute | Spoil | ShiftStamps | Lack | Lag
 ConnectionFault: TypeAlias = MuteConnection | HalfOpen | Drop | Close
 RestFault: TypeAlias = RefuseRest | HangRest
 Fault: TypeAlias = (
-    Mute | Spoil | ShiftStamps | Lack | Lag | MuteConnection | HalfOpen | Drop | Close | Refuse | StopListening
-    | RefuseRest | HangRest | ShrinkExchangeInfo | ShiftClock
+    Mute | Spoil | ShiftStamps | Lack | Lag | MuteConnection | HalfOpen | Drop | Close | Refuse
+    | StopListening | RefuseRest | HangRest | ShrinkExchangeInfo | ShiftClock
 )  # fmt: skip
 
 

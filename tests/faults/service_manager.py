@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 
 ABORT_S: Final = 2.0
 """Wall seconds between SIGABRT and SIGKILL (TimeoutAbortSec), unless a test asks for more."""
-TRACED_ABORT_S: Final = 60.0
+TRACED_ABORT_S: Final = 180.0
 """Wall seconds for it where a tracer looks on: each of the many writes of faulthandler stops twice for it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 # systemd reports the main process's id; a shell that becomes it knows that.
