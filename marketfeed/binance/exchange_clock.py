@@ -11,6 +11,7 @@ import time
 from typing import Final
 
 from marketfeed.binance.exchange_time import ExchangeTime
+from marketfeed.binance.klines import Past
 from marketfeed.clock import boottime_s
 
 WALL_AT_LEAST_S: Final = 0.05
@@ -47,9 +48,10 @@ class ExchangeClock:
         """Exchange time that is past for certain: what closes by it has closed. 0 while none is."""
         return self._time.certain_ms(boottime_s())
 
-    def frames_lag(self) -> bool:
-        """Whether `certain_ms` is far behind `now_ms`."""
-        return self._time.frames_lag(boottime_s())
+    def past(self) -> Past:
+        """What is past for certain, and what REST may be asked for."""
+        now_s = boottime_s()
+        return Past(self._time.certain_ms(now_s), self._time.confirmed_ms(now_s))
 
     def frames_ahead_s(self) -> float:
         """How far frames are ahead of `time` (exchange s) if two answers were far from them, else 0."""

@@ -1,9 +1,11 @@
 """What the exchange's time is, by the stamps of its frames and its REST's `time`: all the rules.
 
 Neither is ahead of the time at which it is received, so both are times that are past. They are carried on by
-the caller's clock, `now_s`: wall seconds that go on while the host is suspended. Two readings come of them:
+the caller's clock, `now_s`: wall seconds that go on while the host is suspended. Three readings come of them:
 
 - `certain_ms`, by frames alone, is the time by which candles have closed: the latest stamp of the last 60 s.
+- `confirmed_ms` is the later of that and what two answers of `time` in a row have passed: what closes by it
+  may be asked for, and of the answer `klines.Past` knows what has closed.
 - `due_ms` is the time by which data is due and has its age: the later of that and REST's `time`.
 
 A stamp more than 5 s ahead of the others is a step: one server's slip, or a new time of the whole exchange.
@@ -50,6 +52,8 @@ class ExchangeTime:
         self._stamps: deque[tuple[float, float]] = deque()
         self._step: _Step | None = None
         self._rest: float | None = None
+        # The last two answers.
+        self._answers: deque[float] = deque(maxlen=2)
         # How many answers in a row were far from the frames.
         self._apart = 0
 
@@ -84,8 +88,10 @@ class ExchangeTime:
             self._assumed += now_s * 1000.0 * (self.speed - speed)
             self._rest = self._step = None
             self._stamps.clear()
+            self._answers.clear()
             self.speed = speed
         lead = time_ms - now_s * 1000.0 * speed
+        self._answers.append(lead)
         newest, rest = self._newest(now_s), self._rest
         # The answer before may have become apart meanwhile: frames came, or they lag.
         before = max(self._apart, rest is not None and self._are_apart(newest, rest))
@@ -103,6 +109,13 @@ class ExchangeTime:
             lead = self._rest
         return 0 if lead is None else round(lead + now_s * 1000.0 * self.speed)
 
+    def confirmed_ms(self, now_s: float) -> int:
+        """Exchange time that is past by two answers of `time`, or for certain; 0 while nothing is certain."""
+        certain_ms = self.certain_ms(now_s)
+        if not certain_ms or len(self._answers) < 2:
+            return certain_ms
+        return max(certain_ms, round(min(self._answers) + now_s * 1000.0 * self.speed))
+
     def due_ms(self, now_s: float) -> int:
         """Exchange time by which data is due."""
         leads = [one for one in (self._latest(now_s), self._rest) if one is not None]
@@ -110,10 +123,6 @@ class ExchangeTime:
         if step is not None and step.last_s - step.since_s >= STANDS_AFTER_S:
             leads.append(step.lead_ms)
         return round(max(leads, default=self._assumed) + now_s * 1000.0 * self.speed)
-
-    def frames_lag(self, now_s: float) -> bool:
-        """Whether what is certain is far behind what is due."""
-        return self.due_ms(now_s) - self.certain_ms(now_s) > self._lag_ms()
 
     def is_doubted(self, now_s: float) -> bool:
         """Whether `time` should be asked now: it is not known, or frames have another one."""

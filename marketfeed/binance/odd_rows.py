@@ -13,6 +13,7 @@ import msgspec
 from marketfeed.errors import ExchangeError, OddAnswerError
 from marketfeed.grid import TimeRange, joined, missing
 from marketfeed.records import Candle
+from marketfeed.schema import floor_to
 
 PURE = True
 
@@ -113,7 +114,7 @@ def symbol_of(row: msgspec.Raw) -> str | None:
 
 
 class Klines(NamedTuple):
-    """Candles of one series, oldest first. Of what lies in `unclear` there were odd rows only.
+    """Candles of one series, oldest first. What lies in `unclear` may yet come, odd rows or none were there.
 
     So what is lacking there is not absent: it is to be asked for again.
     """
@@ -122,10 +123,11 @@ class Klines(NamedTuple):
     unclear: Sequence[TimeRange] = ()
 
 
-def klines_of(rows: Rows[int, Candle], within: TimeRange, length_ms: int) -> Klines:
+def klines_of(rows: Rows[int, Candle], within: TimeRange, length_ms: int, closed_ms: int) -> Klines:
     """The candles of an answer for a range, by open time; odd rows may have None for a key.
 
-    Raises OddAnswerError when nothing of it is good, or its rows are out of order.
+    What had not closed by `closed_ms` is unclear. Raises OddAnswerError when there are odd rows and no good
+    one, or rows are out of order.
     """
     rows.require_some("klines")
     opens = list(rows.good)
@@ -135,5 +137,8 @@ def klines_of(rows: Rows[int, Candle], within: TimeRange, length_ms: int) -> Kli
     if None in lacking:
         # It may be any of those that are not there.
         return Klines(list(rows.good.values()), missing(opens, within, length_ms))
-    places = [TimeRange(ms, ms + length_ms) for ms in lacking if ms is not None]
-    return Klines(list(rows.good.values()), joined(places, length_ms, 0))
+    unclear = [TimeRange(ms, ms + length_ms) for ms in lacking if ms is not None]
+    if closed_ms < within.end_ms:
+        open_ms = max(within.start_ms, floor_to(closed_ms, length_ms))
+        unclear.append(TimeRange(open_ms, within.end_ms))
+    return Klines(list(rows.good.values()), joined(unclear, length_ms, 0))

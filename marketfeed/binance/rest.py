@@ -18,8 +18,9 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import BANNED, Budget, Cost, Priority, klines_weight, max_stop_s
-from marketfeed.binance.decode import MAX_TIME_MS, candle_problem
+from marketfeed.binance.decode import MAX_TIME_MS
 from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.binance.klines import Past, read_klines
 from marketfeed.binance.odd_rows import (
     Klines,
     OddRowError,
@@ -34,7 +35,6 @@ from marketfeed.binance.rest_queue import UNNAMED, Turns
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, date_s, retry_after_s, words_of
 from marketfeed.grid import TILE_CANDLES, TimeRange
-from marketfeed.records import Candle
 
 T = TypeVar("T")
 
@@ -53,8 +53,6 @@ SILENCE_S: Final[Mapping[int, float]] = {
 lasts two, the firewall (403) looks at five."""
 BAN_MARGIN_S: Final = 1.0
 """So much later than the end that a ban names: clocks drift apart while nothing is asked."""
-CLOSED_AFTER_MS: Final = 1_000
-"""How far `ExchangeClock.certain_ms` must be past a REST row's close for it to count as closed."""
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
 _FREE: Final = Cost(1)
 _BANNED_UNTIL: Final = re.compile(rb"banned until (\d{13})\b")
@@ -109,22 +107,6 @@ class _Ticker(msgspec.Struct, rename="camel"):
     quote_volume: float
 
 
-class _Kline(msgspec.Struct, array_like=True, gc=False):
-    open_ms: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    last_ms: int
-    quote_volume: float
-    trades: int
-    taker_buy_volume: float
-
-
-_decode_kline = msgspec.json.Decoder(_Kline, strict=False).decode
-
-
 class _Settlement(msgspec.Struct, rename="camel", gc=False):
     symbol: str
     funding_time: int
@@ -140,10 +122,6 @@ class _FundingInfo(msgspec.Struct, rename="camel"):
 
 class _Settled(msgspec.Struct, rename="camel"):
     funding_time: int
-
-
-class _Opened(msgspec.Struct, array_like=True):
-    open_ms: int
 
 
 class BinanceRest:
@@ -195,61 +173,34 @@ class BinanceRest:
     ) -> Klines:
         """Fetch the closed candles with start_ms <= open time < end_ms, oldest first (weight 1 or 2).
 
-        At most `TILE_CANDLES` of them lie in that range. One whose close time is not past on the
-        exchange's clock is left out: REST has no other mark of being closed. Of a range that reaches
-        beyond the time that is known for certain none is fetched (ExchangeError): what is left out would
-        seem not to be there. Raises OddAnswerError when there are rows, and none of them is good.
+        At most `TILE_CANDLES` of them lie in that range; so many cost 5 if they have not all closed for
+        certain. What has not closed by `klines.Past` is left out,
+        and unclear; nothing is asked before anything is certain (ExchangeError). Raises OddAnswerError
+        when there are rows, and none of them is good.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
-        limit = math.ceil((end_ms - start_ms) / length_ms)
-        if not 1 <= limit <= TILE_CANDLES:
-            raise ValueError(f"{limit} candles asked at a time, expected 1 to {TILE_CANDLES}")
+        within = TimeRange(start_ms, end_ms)
+        candles = math.ceil((end_ms - start_ms) / length_ms)
+        if not 1 <= candles <= TILE_CANDLES:
+            raise ValueError(f"{candles} candles asked at a time, expected 1 to {TILE_CANDLES}")
+        past = self.turns.clock.past()
+        if not past.certain_ms:
+            raise ExchangeError("klines: not asked while nothing is known to have closed")
+        # One more, unless all of it has closed for certain: a row that has another behind it has closed.
+        limit = candles + (not past.is_certain(end_ms))
         params = {
             "symbol": instrument.symbol,
             "interval": timeframe,
             "startTime": str(start_ms),
-            "endTime": str(end_ms - 1),
+            "endTime": str(end_ms + (limit - candles) * length_ms - 1),
             "limit": str(limit),
         }
-        self._require_time(self.turns.clock.certain_ms(), end_ms)
-        # Read before it is asked: the row is older than the answer.
-        body, _, asked_ms = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
-        self._require_time(asked_ms, end_ms)
-        closed_ms = asked_ms - CLOSED_AFTER_MS
-        within = TimeRange(start_ms, end_ms)
-
-        def key_of(row: msgspec.Raw) -> int | None:
-            opened = tried(row, _Opened)
-            return (
-                opened.open_ms if opened and _is_place(opened.open_ms, within, length_ms) else None
-            )
-
-        def read(row: msgspec.Raw) -> tuple[int, Candle] | None:
-            try:
-                kline = _decode_kline(row)
-            except msgspec.DecodeError:
-                opened = tried(row, _Opened)
-                if opened and closed_ms - length_ms < opened.open_ms < end_ms:
-                    return None
-                raise
-            if closed_ms - length_ms < kline.open_ms < end_ms:
-                return None
-            if not _is_place(kline.open_ms, within, length_ms):
-                raise OddRowError(f"open time {kline.open_ms} is none of those asked for")
-            return kline.open_ms, _candle(instrument, timeframe, kline)
-
-        found = row_by_row(listed("klines", body), read, key_of)
+        body, _, past = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
+        rows, closed_ms = read_klines(body, instrument, timeframe, within, past)
         name = f"{instrument.symbol} {timeframe}"
-        odd = [(name, f"open time {key}: {why}") for key, why in found.odd]
+        odd = [(name, f"open time {key}: {why}") for key, why in rows.odd]
         self.turns.note_odd("klines", odd)
-        return klines_of(found, within, length_ms)
-
-    def _require_time(self, certain_ms: int, end_ms: int) -> None:
-        beyond = end_ms > certain_ms - CLOSED_AFTER_MS
-        if not certain_ms or (beyond and self.turns.clock.frames_lag()):
-            raise ExchangeError(
-                "klines: not asked while the exchange's time is not known for certain: what has closed?"
-            )
+        return klines_of(rows, within, length_ms, closed_ms)
 
     async def settlements(
         self,
@@ -304,8 +255,8 @@ class BinanceRest:
 
     async def _ask(
         self, endpoint: str, params: Mapping[str, str], cost: Cost, priority: Priority
-    ) -> tuple[bytes, float, int]:
-        """Returns the body, the wall seconds it took, and the exchange time it was certainly asked after."""
+    ) -> tuple[bytes, float, Past]:
+        """Returns the body, the wall seconds it took, and what was past before it was asked."""
         path = f"/fapi/v1/{endpoint}"
         try:
             taken = await self.turns.wait(cost, priority)
@@ -315,7 +266,7 @@ class BinanceRest:
             ) from None
         self.turns.requests[endpoint] += 1
         used: int | None = None
-        asked_ms, started_s = self.turns.clock.certain_ms(), time.monotonic()
+        past, started_s = self.turns.clock.past(), time.monotonic()
         url = self._base + path
         try:
             async with self._session.get(url, params=params, timeout=self._timeout) as response:
@@ -331,7 +282,7 @@ class BinanceRest:
                 if response.status != HTTPStatus.OK:
                     raise self._refused(path, response, body)
                 self.turns.answered_well()
-                return body, round_trip_s, asked_ms
+                return body, round_trip_s, past
         except TimeoutError as error:
             raise ExchangeError(f"{url}: no answer in {self._timeout.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -365,31 +316,6 @@ class BinanceRest:
         wait_s = min(wait_s, max_stop_s(status))
         self.turns.stop(wait_s, status, text)
         return ExchangeRefusedError(text, response.status, wait_s)
-
-
-def _is_place(open_ms: int, within: TimeRange, length_ms: int) -> bool:
-    return within.start_ms <= open_ms < within.end_ms and not open_ms % length_ms
-
-
-def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle:
-    candle = Candle(
-        instrument.pair,
-        timeframe,
-        row.open_ms,
-        row.open,
-        row.high,
-        row.low,
-        row.close,
-        row.volume,
-        row.quote_volume,
-        row.taker_buy_volume,
-        row.trades,
-        True,
-        row.last_ms + 1,
-    )
-    if problem := candle_problem(candle, row.last_ms):
-        raise OddRowError(problem)
-    return candle
 
 
 _SettlementKey: TypeAlias = tuple[str | None, int | None, str | None]

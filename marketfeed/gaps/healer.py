@@ -148,14 +148,14 @@ class Healer:
         room = (1 if self.trouble else REQUESTS) - len(self._asking)
         if room <= 0:
             return
-        now_s, certain_ms = self._clock.elapsed_s(), self._clock.certain_ms()
+        now_s, past_ms = self._clock.elapsed_s(), self._clock.past().confirmed_ms
         if not self._to_ask or now_s - self._looked_s >= LOOK_EVERY_S:
             # Not with every answer: after an outage each series has a hole, and each is answered.
             self._looked_s = now_s
             self._to_ask = [key for key, _ in reversed(self._tiles())]
         while room > 0 and self._to_ask:
             key = self._to_ask.pop()
-            tile = self._tile(key, now_s, certain_ms)
+            tile = self._tile(key, now_s, past_ms)
             if tile is None:
                 continue
             room -= 1
@@ -165,17 +165,17 @@ class Healer:
 
     def _tiles(self) -> list[tuple[Key, TimeRange]]:
         """What to ask for of all series, the newest first."""
-        now_s, certain_ms = self._clock.elapsed_s(), self._clock.certain_ms()
-        every = ((key, self._tile(key, now_s, certain_ms)) for key in self._holes.series())
+        now_s, past_ms = self._clock.elapsed_s(), self._clock.past().confirmed_ms
+        every = ((key, self._tile(key, now_s, past_ms)) for key in self._holes.series())
         found = [(key, tile) for key, tile in every if tile is not None]
         return sorted(found, key=lambda one: (-one[1].end_ms, one[0]))
 
-    def _tile(self, key: Key, now_s: float, certain_ms: int) -> TimeRange | None:
+    def _tile(self, key: Key, now_s: float, past_ms: int) -> TimeRange | None:
         """The newest that is missing of a series, as much as one request may hold, if it may be asked for."""
         if key in self._asking:
             return None
-        # What has not closed for certain REST would be without.
-        holes = self._holes.for_healing(key, certain_ms)
+        # Of what may not have closed REST would be without.
+        holes = self._holes.for_healing(key, past_ms)
         if not holes:
             self._asked.discard(key)
             self._pauses.pop(key, None)
@@ -233,11 +233,11 @@ class Healer:
 
     def _take_answer(self, key: Key, tile: TimeRange, answer: Klines) -> None:
         self.trouble.end()
-        now_ms, certain_ms = self._clock.now_ms(), self._clock.certain_ms()
+        now_ms, past_ms = self._clock.now_ms(), self._clock.past().confirmed_ms
         if (due := self._holes.overdue_of(key, now_ms)) is not None:
             # It was missing, though it comes now; what the answer lacks needs a hole to be counted by.
             self._intake.expect(key, due)
-        lacking = [hole.time_range for hole in self._holes.for_healing(key, certain_ms)]
+        lacking = [hole.time_range for hole in self._holes.for_healing(key, past_ms)]
         for candle in answer.candles:
             if any(part.start_ms <= candle.open_time_ms < part.end_ms for part in lacking):
                 self._counters.healed_lag.add(max(0, now_ms - candle.close_time_ms))
@@ -253,7 +253,7 @@ class Healer:
             self._intake.answered_without(key, part)
             self._pause(key, part.end_ms)
         for part in answer.unclear:
-            # An odd row is no answer: it is asked for on and on.
+            # An odd row is no answer, nor is a candle that may still form: it is asked for on and on.
             for cut in overlap(lacking, part):
                 self._pause(key, cut.end_ms, odd=True)
 

@@ -52,7 +52,7 @@ class HistoryHoles:
 
     def of(self, series: CandleSeries, part: TimeRange | None = None) -> tuple[TimeRange, ...]:
         """What is to be filled of a series now (the feed and healing fill holes, too), or of a part."""
-        now_ms = self._clock.certain_ms()
+        now_ms = self._clock.past().confirmed_ms
         holes = self._holes.for_history(series.key, now_ms, newest_too=self.newest_too)
         if self._within is not None:
             holes = tuple(overlap(holes, range_of(series, *self._within)))
@@ -78,7 +78,7 @@ class HistoryHoles:
         Healing brings the newest of a first filling. What else is missing among the newest is its own to
         report.
         """
-        now_ms = self._clock.certain_ms()
+        now_ms = self._clock.past().confirmed_ms
         left = Counter[str]()
         healings = 0
         for one in self.series():
@@ -104,7 +104,7 @@ class HistoryHoles:
 
     def _open(self, series: CandleSeries) -> list[Hole]:
         # As readers have it: what waits for its commit is not there yet.
-        lacking = self._holes.lacking(series.key, self._clock.certain_ms(), stored=True)
+        lacking = self._holes.lacking(series.key, self._clock.past().confirmed_ms, stored=True)
         return [hole for hole in lacking if not hole.is_absent]
 
 

@@ -36,6 +36,10 @@ class Scene:
         return self.time.certain_ms(self.now_s)
 
     @property
+    def confirmed_ms(self) -> int:
+        return self.time.confirmed_ms(self.now_s)
+
+    @property
     def due_ms(self) -> int:
         return self.time.due_ms(self.now_s)
 
@@ -111,7 +115,8 @@ def test_nothing_is_certain_or_due_before_its_time(
         assert certain_ms > 0 or not heard_ms
         assert certain_ms == 0 or heard_ms or (told and not awaits)
         if told or heard_ms:
-            assert certain_ms <= due_ms <= scene.true_ms + ROUNDING_MS
+            assert certain_ms <= scene.confirmed_ms <= due_ms + ROUNDING_MS
+            assert due_ms <= scene.true_ms + ROUNDING_MS
         # The latest of the last minute, carried on; one a second is looked at.
         fresh = [
             at_ms + (scene.now_s - at_s) * 1_000 * speed
@@ -286,9 +291,12 @@ def test_frames_that_lag_are_a_reason_until_they_do_not() -> None:
     lag_ms = 10 * 60_000
     assert all(scene.run(HOLD_S + 2.0, -lag_ms))
     assert scene.is_at(scene.true_ms - lag_ms, scene.true_ms)
-    assert scene.time.frames_lag(scene.now_s)
+    # It has been told once: nobody has confirmed that.
+    assert scene.confirmed_ms == scene.certain_ms
     assert scene.time.is_doubted(scene.now_s)
     scene.tell()
+    assert scene.confirmed_ms == pytest.approx(scene.true_ms, abs=ROUNDING_MS)
+    assert scene.certain_ms == pytest.approx(scene.true_ms - lag_ms, abs=ROUNDING_MS)
     scene.tell()
     assert scene.time.frames_ahead_s(scene.now_s) == pytest.approx(-600, abs=1)
     assert all(scene.run(1.0))
@@ -318,18 +326,35 @@ def test_time_far_ahead_is_taken_when_it_is_told_twice(off_ms: int) -> None:
     scene = running()
     scene.tell(off_ms)
     assert scene.is_at(scene.true_ms, scene.true_ms)
+    assert scene.confirmed_ms == pytest.approx(scene.true_ms, abs=ROUNDING_MS)
     assert scene.time.frames_ahead_s(scene.now_s) == 0.0
     assert scene.time.is_doubted(scene.now_s)
     scene.run(3.0)
     scene.tell(off_ms)
     assert scene.is_at(scene.true_ms, scene.true_ms + off_ms)
     assert scene.time.frames_ahead_s(scene.now_s) == pytest.approx(-off_ms / 1_000, abs=1)
-    assert scene.time.frames_lag(scene.now_s)
+    assert scene.confirmed_ms == pytest.approx(scene.true_ms + off_ms, abs=ROUNDING_MS)
     scene.run(3.0)
     scene.tell()
     assert scene.is_at(scene.true_ms, scene.true_ms)
     assert scene.time.frames_ahead_s(scene.now_s) == 0.0
     assert not scene.time.is_doubted(scene.now_s)
+
+
+def test_of_two_answers_the_lesser_is_confirmed() -> None:
+    scene = running(told=False)
+    scene.run(HOLD_S + 2.0, -10 * 60_000)
+    for off_ms, confirmed_off_ms in (
+        (3 * HOUR_MS, -10 * 60_000),
+        (0, 0),
+        (-2_000, -2_000),
+        (5 * HOUR_MS, -2_000),
+        (-HOUR_MS, -10 * 60_000),
+    ):
+        scene.tell(off_ms)
+        assert scene.confirmed_ms == pytest.approx(
+            scene.true_ms + confirmed_off_ms, abs=ROUNDING_MS
+        )
 
 
 def test_time_that_was_wrong_once_in_a_while_is_never_taken() -> None:
@@ -407,5 +432,6 @@ def test_a_speed_that_time_tells_begins_anew() -> None:
     scene.speed = 60.0
     scene.tell()
     assert (scene.certain_ms, scene.due_ms) == (0, scene.true_ms)
+    assert scene.confirmed_ms == 0
     scene.run(1.0)
     assert scene.is_at(scene.true_ms, scene.true_ms)

@@ -19,7 +19,7 @@ from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, OddAnswerError
 from marketfeed.grid import TimeRange
 from marketfeed.records import Candle
-from marketfeed.schema import MINUTE_MS
+from marketfeed.schema import HOUR_MS, MINUTE_MS
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 
 START_MS = 1_790_000_040_000
@@ -266,9 +266,28 @@ def test_a_clock_that_may_be_ahead_closes_no_candle(round_trip_s: float, closed:
     assert len(ask(answering(body, []), question)) == closed
 
 
-def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
+def test_before_anything_is_certain_no_candle_is_asked_for() -> None:
+    asked: list[dict[str, str]] = []
+
+    async def question(rest: BinanceRest) -> None:
+        clock = ExchangeClock()
+        clock.await_frames()
+        rest.turns = Turns(Budget(1_200), clock)
+        for _ in range(3):
+            with pytest.raises(ExchangeError, match="nothing is known to have closed"):
+                await rest.klines(BITCOIN, "1m", START_MS, START_MS + MINUTE_MS, Priority.HEAL)
+            clock.set_server_time(START_MS + 10 * MINUTE_MS, 0.0)
+
+    ask(answering(b"[]", asked), question)
+    assert asked == []
+
+
+def test_while_frames_lag_a_candle_has_closed_that_has_another_behind_it() -> None:
     """`time` may be ahead: a row that forms would be closed, and one left out be absent."""
-    open_ms = json.loads(recorded("klines_1m_limit2"))[0][0]
+    body = recorded("klines_1m_limit2")
+    open_ms = json.loads(body)[0][0]
+    first, second = open_ms, open_ms + MINUTE_MS
+    end_ms = open_ms + 2 * MINUTE_MS
     asked: list[dict[str, str]] = []
 
     async def question(rest: BinanceRest) -> None:
@@ -276,32 +295,32 @@ def test_no_candle_is_fetched_while_the_exchanges_time_is_not_certain() -> None:
         clock.await_frames()
         rest.turns = Turns(Budget(1_200), clock)
 
-        async def klines() -> Sequence[Candle]:
-            end_ms = open_ms + 2 * MINUTE_MS
-            answer = await rest.klines(BITCOIN, "1m", open_ms, end_ms, Priority.HEAL)
-            return answer.candles
+        async def klines(until_ms: int = end_ms) -> tuple[list[int], list[TimeRange]]:
+            answer = await rest.klines(BITCOIN, "1m", open_ms, until_ms, Priority.HEAL)
+            return [one.open_time_ms for one in answer.candles], list(answer.unclear)
 
-        with pytest.raises(ExchangeError, match="not known for certain"):
-            await klines()
+        assert clock.on_stamp(open_ms - 3 * HOUR_MS)
+        # Told once, it may be wrong.
         clock.set_server_time(open_ms + 10 * MINUTE_MS, 0.0)
-        with pytest.raises(ExchangeError, match="not known for certain"):
-            await klines()
-        # Frames say that this is hours ahead.
-        assert clock.on_stamp(open_ms - 3 * 60 * MINUTE_MS)
-        with pytest.raises(ExchangeError, match="not known for certain"):
-            await klines()
-        assert asked == []
-        # Frames that are late, as a whole: what they prove is past, can be fetched.
+        assert await klines() == ([], [TimeRange(first, end_ms)])
+        # Told twice, too: the last row may form, whatever `time` is.
+        clock.set_server_time(open_ms + 10 * MINUTE_MS, 0.0)
+        assert await klines() == ([first], [TimeRange(second, end_ms)])
+        # One more is asked for than is wanted.
+        assert await klines(second) == ([first], [])
+        # Frames that are late, as a whole: what they prove is past has closed.
         for at_s in range(-3 * 3_600, 301, 4):
             assert clock.on_stamp(open_ms + at_s * 1_000)
-        assert clock.frames_lag()
-        assert len(await klines()) == 2
-        assert clock.on_stamp(open_ms + 10 * MINUTE_MS - 4_000)
-        assert not clock.frames_lag()
-        assert len(await klines()) == 2
+        assert await klines() == ([first, second], [])
 
-    ask(answering(recorded("klines_1m_limit2"), asked), question)
-    assert len(asked) == 2
+    ask(answering(body, asked), question)
+    assert [one["limit"] for one in asked] == ["3", "3", "2", "2"]
+    assert [int(one["endTime"]) for one in asked] == [
+        end_ms + MINUTE_MS - 1,
+        end_ms + MINUTE_MS - 1,
+        end_ms - 1,
+        end_ms - 1,
+    ]
 
 
 def test_an_answer_of_time_is_told_to_the_clock() -> None:
@@ -365,7 +384,8 @@ def test_a_candle_that_still_forms_is_none() -> None:
             clock.set_server_time(START_MS + 1_001, 0.0, 1e-9)
             found = await rest.klines(BITCOIN, "1m", since_ms, until_ms, Priority.HEAL)
             assert len(found.candles) == 3
-            assert not found.unclear
+            # It is not absent either.
+            assert found.unclear == [TimeRange(START_MS, until_ms)]
 
     asyncio.run(run())
 
@@ -440,7 +460,7 @@ def test_an_odd_row_that_still_forms_is_nothing_to_speak_of() -> None:
         clock.set_server_time(THIRD + 5_000, 0.0)
         rest.turns = Turns(Budget(1_200), clock)
         found = await rest.klines(BITCOIN, "1m", OPEN_MS, THIRD + MINUTE_MS, Priority.HEAL)
-        assert not found.unclear
+        assert found.unclear == [TimeRange(THIRD, THIRD + MINUTE_MS)]
         assert rest.turns.report().odd_rows == {"klines": 0}
         return [one.open_time_ms for one in found.candles]
 

@@ -13,6 +13,7 @@ from scoreboard import Row, Scoreboard
 
 from marketfeed.binance.budget import Budget
 from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.binance.klines import Past
 from marketfeed.binance.rest import SILENCE_S, BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.collector.collector import Collector
@@ -404,8 +405,8 @@ class _Clock:
     def certain_ms(self) -> int:
         return self.now_ms()
 
-    def frames_lag(self) -> bool:
-        return False
+    def past(self) -> Past:
+        return Past(self.now_ms(), self.now_ms())
 
     def set_server_time(self, *_: object) -> None:
         pass
