@@ -1,10 +1,11 @@
 """What fails and is tried again: how often, and what is logged of it."""
 
 import logging
+import math
 
 import pytest
 
-from marketfeed.counters import Trouble
+from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import backoff_s
 
 log = logging.getLogger("tried")
@@ -56,3 +57,12 @@ def test_a_failure_without_words_is_called_by_its_type() -> None:
     trouble = Trouble(log, "waits", "goes on")
     trouble.met(TimeoutError())
     assert trouble.why == "TimeoutError"
+
+
+def test_of_what_happens_at_once_the_last_time_is_known() -> None:
+    event = Lately()
+    assert (event.ago_s, event.why) == (math.inf, "")
+    event.met("first")
+    event.met(ValueError("second"))
+    assert event.why == "second"
+    assert 0.0 <= event.ago_s < 60.0

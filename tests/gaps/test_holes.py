@@ -233,6 +233,30 @@ def test_a_hole_is_open_longer_than_60_s_from_its_deadline_on() -> None:
     assert watched.holes.count(at(5) + 4_001) == {}
 
 
+def test_what_other_pairs_lack_is_left_out_when_pairs_are_named() -> None:
+    watched = Watched()
+    other: Key = "X/USDT:USDT", "1m"
+    watched.known[other] = watched.known[ONE]
+    now_ms = at(3) + CANDLE_DUE_MS + 60_000
+    assert watched.holes.open_longer_than(60.0, now_ms) == {ONE: 2, other: 2}
+    assert watched.holes.open_longer_than(60.0, now_ms, {PAIR}) == {ONE: 2}
+    assert watched.holes.open_longer_than(60.0, now_ms, set()) == {}
+    assert watched.holes.oldest_s(now_ms, {PAIR}) == watched.holes.oldest_s(now_ms)
+    assert watched.holes.oldest_s(now_ms, set()) == 0.0
+
+
+def test_what_the_exchange_does_not_have_is_counted_by_itself() -> None:
+    watched = Watched()
+    now_ms = at(60) + CANDLE_DUE_MS + 1
+    watched.expect(now_ms)
+    assert watched.holes.absent() == {}
+    watched.answer_without(10, 13, now_ms)
+    assert watched.holes.absent() == {}
+    watched.answer_without(10, 13, now_ms + AGAIN_AFTER_MS)
+    assert watched.holes.absent() == {ONE: 3}
+    assert watched.holes.count(now_ms) == {ONE: 57}
+
+
 def test_ten_thousand_holes_are_all_remembered() -> None:
     watched = Watched()
     watched.store(*range(1, 20_001, 2))

@@ -9,10 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.symbols import Instrument
 from marketfeed.counters import CollectorCounters
+from marketfeed.gaps.deadlines import MARK_PRICE
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.supervisor import Supervisor
 from marketfeed.grid import TimeRange
@@ -36,6 +39,13 @@ def closing_frame(open_ms: int) -> bytes:
     }  # fmt: skip
     data = {"e": "kline", "E": open_ms + MINUTE_MS, "s": "BTCUSDT", "k": k}
     return json.dumps({"stream": "btcusdt@kline_1m", "data": data}).encode()
+
+
+def mark_frame(event_ms: int) -> bytes:
+    data = {
+        "e": "markPriceUpdate", "E": event_ms, "s": "BTCUSDT", "p": "1", "i": "1", "r": "0.0001", "T": 0,
+    }  # fmt: skip
+    return json.dumps({"stream": "btcusdt@markPrice", "data": data}).encode()
 
 
 class Watched:
@@ -68,6 +78,10 @@ class Watched:
             finally:
                 self.intake.end()
                 await committing
+
+    def pass_s(self, seconds: float) -> None:
+        """Let so many monotonic seconds pass at once."""
+        self.clock._elapsed_s += seconds
 
     def set_time(self, now_ms: int) -> None:
         for _ in range(2):
@@ -238,5 +252,48 @@ def test_looks_and_joining_series_do_not_meet(tmp_path: Path) -> None:
         assert list(overdue) == []
         assert list(seen) == [(PAIR, "1m")]
         assert len(watched.writer.coverage) == 21
+
+    run(tmp_path / "journal.db", check)
+
+
+def test_a_pair_is_quiet_when_neither_marks_nor_candles_come(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        supervisor = watched.supervisor
+        watched.intake.on_frame(mark_frame(START_MS + 5_000))
+        watched.intake.on_frame(closing_frame(START_MS))
+        await watched.look()
+        marked_s = watched.clock.elapsed_s()
+        watched.pass_s(9.0)
+        await watched.look()
+        assert supervisor.quiet_since_s == {}
+        watched.pass_s(2.0)
+        await watched.look()
+        # Since its mark price was due.
+        ((pair, since_s),) = supervisor.quiet_since_s.items()
+        assert pair == PAIR
+        assert marked_s + 9.0 < since_s <= marked_s + 10.1
+        watched.pass_s(30.0)
+        await watched.look()
+        assert supervisor.quiet_since_s == {PAIR: pytest.approx(since_s)}
+        # A candle: only the mark prices are silent.
+        watched.intake.on_frame(closing_frame(START_MS + MINUTE_MS))
+        await watched.look()
+        assert [item.series.channel for item in supervisor.overdue] == [MARK_PRICE]
+        assert supervisor.quiet_since_s == {}
+        # So it stays, as long as no mark price has come.
+        watched.pass_s(300.0)
+        await watched.look()
+        assert supervisor.quiet_since_s == {}
+
+    run(tmp_path / "journal.db", check)
+
+
+def test_a_pair_that_has_ended_is_quiet_no_more(tmp_path: Path) -> None:
+    async def check(watched: Watched) -> None:
+        watched.pass_s(11.0)
+        await watched.look()
+        assert list(watched.supervisor.quiet_since_s) == [PAIR]
+        watched.supervisor.leave({PAIR: watched.clock.now_ms()})
+        assert watched.supervisor.quiet_since_s == {}
 
     run(tmp_path / "journal.db", check)

@@ -1,4 +1,4 @@
-"""An InfluxDB that cannot be reached shows in `/health`, `/status` and `/metrics` of a real collector."""
+"""An InfluxDB that cannot be reached, or refuses lines, shows in `/health`, `/status` and `/metrics` of a real collector."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,10 @@ import aiohttp
 import msgspec
 import pytest
 import uvloop
+from endpoint import serving, stored
 
 from marketfeed.collector.collector import Collector
-from marketfeed.collector.reasons import SHIPPING_TROUBLE_S
+from marketfeed.collector.reasons import SHIPPING_TROUBLE_S, Kind
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
@@ -123,5 +124,44 @@ def test_a_dead_influxdb_is_named_once_it_is_no_restart(
                 assert float(trouble[1]) > 0
                 assert re.search(r"^marketfeed_healthy 0\.0$", metrics, re.MULTILINE)
                 assert "canary-token" not in metrics + caplog.text + str(health)
+
+    uvloop.run(run())
+
+
+def test_lines_that_are_refused_are_a_reason_for_ten_minutes(tmp_path: Path) -> None:
+    def refusing(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+        # The others of a request are tried without them.
+        if not any(line.startswith("funding_rate,") for line in lines):
+            return stored(lines)
+        return 422, b'{"code": "unprocessable entity", "message": "field type conflict"}', {}
+
+    async def run() -> None:
+        async with (
+            Simulator(SimulatorOptions(pairs=PAIRS, timeframes=("1m",), speed=60)) as sim,
+            serving() as server,
+        ):
+            server.answer = refusing
+            influxdb = {"url": server.url, "org": "fleet", "token": "canary-token"}
+            async with collecting(tmp_path / "journal.db", sim, influxdb, 30.0) as collector:
+
+                def reasons() -> list[str]:
+                    return [one for one in collector.report().reasons if "refused lines" in one]
+
+                await until(reasons)
+                (reason,) = reasons()
+                assert re.match(
+                    r"InfluxDB refused lines, the last of them \d+ s ago: .*field type conflict",
+                    reason,
+                )
+                assert reason.endswith(f"(until {Kind.LINES_REFUSED.ends})")
+                assert not collector.report().healthy
+                server.answer = stored
+                started_ms = sim.now_ms()
+                await until(lambda: not reasons())
+                assert sim.now_ms() - started_ms >= 500_000
+                await until(lambda: collector.report().healthy)
+                # It is over; they are kept, and counted in the journal.
+                await collector._writer.take_stock()
+                assert collector.report().journal.refused_lines > 0
 
     uvloop.run(run())

@@ -260,6 +260,53 @@ def test_while_it_fills_it_says_so_and_is_not_called_well(page: Chrome) -> None:
     until(lambda: text(page, "headline") == "● All is well", page)
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_warnings_are_shown_beside_what_is_well(page: Chrome, dark: bool) -> None:
+    """As live.js shows them: a real one takes a day without a pair."""
+    command = "marketfeed pairs --drop NO/USDT:USDT"
+    script = """const done = arguments[arguments.length - 1], warnings = arguments[0];
+        import("/page/live.js").then(({ headline }) => {
+          headline({ state: "well", ready_pairs: 6, pairs: 6, reasons: [], warnings }, "Marketfeed");
+          const list = document.getElementById("warnings");
+          const style = getComputedStyle(list);
+          done([
+            document.getElementById("headline").textContent,
+            [...list.children].map((one) => one.textContent),
+            list.hidden, list.getBoundingClientRect().height > 0,
+            style.backgroundColor !== getComputedStyle(document.body).backgroundColor,
+          ]);
+        });"""
+    scheme(page, dark)
+    try:
+        texts = [f"NO/USDT:USDT is gone: `{command}` drops it", "<b>another</b>"]
+        shown = page.execute_async_script(script, texts)
+        assert shown == ["● All is well", texts, False, True, True]
+        # Before the next second draws it anew.
+        page.execute_script("document.getElementById('warnings').id = 'kept'")
+        page.find_element("id", "kept")
+        assert axe_violations(page) == []
+        page.execute_script("document.getElementById('kept').id = 'warnings'")
+        until(lambda: not page.find_element("id", "warnings").is_displayed(), page)
+        assert page.execute_async_script(script, []) == ["● All is well", [], True, False, True]
+    finally:
+        scheme(page, False)
+
+
+def test_the_panels_tell_of_what_is_missing_and_no_reason(page: Chrome) -> None:
+    figures = page.execute_script(
+        """return Object.fromEntries([...document.querySelectorAll("dt")]
+             .map((one) => [one.textContent, one.nextElementSibling.textContent]))"""
+    )
+    for name in (
+        "Candles missing",
+        "Missing of pairs halted or ended",
+        "Candles that the exchange does not have",
+        "Refused lines kept",
+        "Rejected frames kept",
+    ):
+        assert figures[name] == "0", figures
+
+
 def test_a_pair_that_falls_silent_turns_red_and_recovers(page: Chrome, line: Line) -> None:
     def background(index: int) -> str:
         return str(tiles(page)[index].value_of_css_property("background-color"))
