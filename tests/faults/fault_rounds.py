@@ -1,6 +1,6 @@
 """Rounds of two or three faults at once, in real time: `/health` is never green beside a missing candle.
 
-`python -m tests.faults.fault_rounds --rounds 40 --round-s 300 --lanes 3` runs a simulated exchange and a
+`python -m tests.faults.fault_rounds --rounds 40 --round-s 300 --lanes 8` runs a simulated exchange and a
 real collector for each round, and looks at both each second. Exit 1 when the collector said `well` while a
 candle of the feed or healing was missing for more than 60 s, and when in the end a candle is missing or
 otherwise than the exchange's, or the coverage in the file is not what its rows say.
@@ -125,8 +125,9 @@ def row(one: Round) -> str:
 def total(found: Sequence[Round]) -> str:
     """The campaign in one line."""
     looks = sum(sum(one.seconds.values()) for one in found)
+    well = sum(one.well_while_missing for one in found)
     return (
-        f"{len(found)} rounds, {looks:,} looks, one a second: {sum(one.well_while_missing for one in found)} "
+        f"{len(found)} rounds, {looks:,} looks, one a second while it answers: {well} times "
         f"well while a candle was missing for more than 60 s "
         f"({sum(one.filling_while_missing for one in found)} filling; "
         f"{sum(one.unread for one in found)} could not read the journal); "
