@@ -58,7 +58,9 @@ WATCHED_S: Final = 120.0
 STAYS_S: Final = 5.0
 """For so long beyond the next boundary after all is whole and well it is looked at."""
 LOOK_EVERY_S: Final = 1.0
+LOOK_SELDOM_S: Final = 8.0
 ENDS_S: Final = 120.0
+"""Wall seconds for starting and stopping both processes."""
 
 
 class Moment(NamedTuple):
@@ -229,7 +231,7 @@ class _Watch:
                     ends_s = min(ends_s, well_s + left_s + LATE_S + STAYS_S)
                 if self._timed and whole_s is not None:
                     break
-                threading.Event().wait(LOOK_EVERY_S)
+                threading.Event().wait(LOOK_EVERY_S if after else self._until_look_s())
             assert collecting.stop() == 0, collecting.log
         return Start(
             moment.boundary,
@@ -244,6 +246,13 @@ class _Watch:
             well_while_lacking,
             not_well,
         )
+
+    def _until_look_s(self) -> float:
+        """When it is well: often around a boundary, as asking for everything costs seconds of CPU."""
+        in_minute_s = self._now_ms() % schema.MINUTE_MS / 1000
+        if in_minute_s < LATE_S + STAYS_S:
+            return LOOK_EVERY_S
+        return min(LOOK_SELDOM_S, 60.0 - in_minute_s)
 
     def _now_ms(self) -> int:
         """Exchange time, by the bot's clock."""

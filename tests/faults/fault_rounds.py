@@ -1,6 +1,6 @@
 """Rounds of two or three faults at once, in real time: `/health` is never green beside a missing candle.
 
-`python -m tests.faults.fault_rounds --rounds 40 --round-s 300 --lanes 3` runs a simulated exchange and a
+`python -m tests.faults.fault_rounds --rounds 40 --round-s 300 --lanes 8` runs a simulated exchange and a
 real collector for each round, and looks at both each second. Exit 1 when the collector said `well` while a
 candle of the feed or healing was missing for more than 60 s, and when in the end a candle is missing or
 otherwise than the exchange's, or the coverage in the file is not what its rows say.
@@ -21,7 +21,7 @@ import pytest
 from tests.faults import proc_tools
 from tests.faults.lanes import Ended, Part, Progress, end_with_parent, python, run_parts
 from tests.faults.proc_disk import on_small_disk
-from tests.faults.round_faults import KINDS, ROUND_S, draw_kinds, plan
+from tests.faults.round_faults import KINDS, ROUND_S, draw_kinds, lead_s, plan
 from tests.faults.round_run import (
     HEAL_S,
     TIMEFRAMES,
@@ -67,7 +67,8 @@ def campaign(asked: Campaign, progress: Progress) -> tuple[list[Round], list[str
         found.append(one)
         progress.ended(row(one))
 
-    run_parts(parts, asked.lanes, asked.round_s + HEAL_S + ENDS_S, on_ended)
+    limit_s = lead_s(asked.kinds, asked.round_s) + asked.round_s + HEAL_S + ENDS_S
+    run_parts(parts, asked.lanes, limit_s, on_ended)
     return sorted(found, key=lambda one: one.number), broken
 
 
@@ -116,17 +117,19 @@ def row(one: Round) -> str:
     names = ("well", "filling", "not well", "no answer")
     seconds = "/".join(str(one.seconds.get(name, 0)) for name in names)
     whole = "never" if one.whole_after_s is None else f"{one.whole_after_s:.0f} s"
+    rolled = f" ({one.rolled_over} rolled over)" if one.rolled_over else ""
     return (
         f"{one.number:5}  {one.well_while_missing:18}  {seconds:>29}  {whole:>11}  {one.candles:7}  "
-        f"{'; '.join(one.faults)}"
+        f"{'; '.join(one.faults)}{rolled}"
     )
 
 
 def total(found: Sequence[Round]) -> str:
     """The campaign in one line."""
     looks = sum(sum(one.seconds.values()) for one in found)
+    well = sum(one.well_while_missing for one in found)
     return (
-        f"{len(found)} rounds, {looks:,} looks, one a second: {sum(one.well_while_missing for one in found)} "
+        f"{len(found)} rounds, {looks:,} looks, one a second while it answers: {well} times "
         f"well while a candle was missing for more than 60 s "
         f"({sum(one.filling_while_missing for one in found)} filling; "
         f"{sum(one.unread for one in found)} could not read the journal); "
@@ -199,9 +202,11 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 def _run_one(given: argparse.Namespace) -> int:
     """One round of a campaign, in a process of its own."""
-    options = RoundOptions(given.one, given.keep, given.round_s, given.speed, given.pairs)
+    kinds = given.one_of.split(",")
+    lasts_s = given.round_s + lead_s(kinds, given.round_s)
+    options = RoundOptions(given.one, given.keep, lasts_s, given.speed, given.pairs)
     planned = plan(
-        given.one_of.split(","),
+        kinds,
         f"{given.seed}-{given.one}",
         given.round_s,
         given.speed,

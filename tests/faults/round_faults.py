@@ -11,11 +11,11 @@ from marketfeed.simulator.fault_kinds import (
     Fault,
     HalfOpen,
     HangRest,
+    Lag,
     Mute,
     MuteConnection,
     RefuseRest,
     ShiftClock,
-    ShiftStamps,
 )
 
 PURE = True
@@ -26,9 +26,11 @@ FIRST_S: Final = (5.0, 60.0)
 """Between these a fault begins: all of a round are at work at once."""
 ENDED_BY: Final = 0.75
 """Share of the round by which its faults are over."""
-LAG_MS: Final = 10 * MINUTE_MS
+LAG_S: Final = 600.0
+"""By how much frames lag. A round with a lag begins so much earlier: until then nothing comes at all."""
 KILLED_S: Final = 60.0
 """A collector that was killed is started again within this; the longest other fault lasts longer."""
+LAG: Final = "lag"
 ROLLOVER: Final = "rollover"
 KINDS: Final = (
     "kill",
@@ -40,7 +42,7 @@ KINDS: Final = (
     "disk hangs",
     "half-open",
     "mute",
-    "lag",
+    LAG,
     "clock shift",
     ROLLOVER,
 )
@@ -85,6 +87,11 @@ def draw_kinds(seed: int, rounds: int, kinds: Sequence[str]) -> list[list[str]]:
     return drawn
 
 
+def lead_s(kinds: Sequence[str], round_s: float) -> float:
+    """Wall seconds by which a round is longer than `round_s`: until what lags begins to come."""
+    return LAG_S * round_s / ROUND_S if LAG in kinds else 0.0
+
+
 def plan(
     kinds: Sequence[str],
     seed: str,
@@ -93,19 +100,27 @@ def plan(
     symbols: Sequence[str],
     timeframes: Sequence[str],
 ) -> list[Planned]:
-    """When each fault of a round begins and ends, and what it strikes; the earliest first."""
+    """When each fault of a round begins and ends, and what it strikes; the earliest first.
+
+    `round_s` is as asked for: `lead_s` comes before it.
+    """
     draw, scale = random.Random(seed), round_s / ROUND_S
+    before_s = lead_s(kinds, round_s)
 
     def one(kind: str) -> Planned:
-        at_s = draw.uniform(*FIRST_S) * scale
+        at_s = before_s + draw.uniform(*FIRST_S) * scale
         lasts_s = {"stop": 120.0, "kill": draw.uniform(1.0, KILLED_S)}
         for_s = lasts_s.get(kind, draw.uniform(30.0, 165.0)) * scale
-        for_s = min(for_s, ENDED_BY * round_s - at_s)
+        for_s = min(for_s, before_s + ENDED_BY * round_s - at_s)
+        if kind == LAG:
+            at_s, for_s = 0.0, at_s + for_s
+            fault = Lag(by_s=before_s * speed, for_s=for_s * speed)
+            return Planned(kind, at_s, for_s, f"of {fault.by_s / 60:.0f} min", fault)
         make = _MAKERS.get(kind)
         if make is None:
             return Planned(kind, at_s, for_s)
-        detail, fault = make(draw, for_s * speed, symbols, timeframes)
-        return Planned(kind, at_s, for_s, detail, fault)
+        detail, made = make(draw, for_s * speed, symbols, timeframes)
+        return Planned(kind, at_s, for_s, detail, made)
 
     return sorted((one(kind) for kind in kinds), key=lambda planned: planned.at_s)
 
@@ -150,12 +165,6 @@ def _mute(
     return stream, Mute(stream, for_s=for_s)
 
 
-def _lag(
-    _: random.Random, for_s: float, __: Sequence[str], ___: Sequence[str]
-) -> tuple[str, Fault]:
-    return "of 10 min", ShiftStamps(offset_ms=-LAG_MS, for_s=for_s)
-
-
 def _clock_shift(
     draw: random.Random, for_s: float, _: Sequence[str], __: Sequence[str]
 ) -> tuple[str, Fault]:
@@ -169,6 +178,5 @@ _MAKERS: Final[dict[str, _Maker]] = {
     "REST hangs": _rest_hangs,
     "half-open": _half_open,
     "mute": _mute,
-    "lag": _lag,
     "clock shift": _clock_shift,
 }

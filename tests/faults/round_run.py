@@ -255,6 +255,8 @@ class _Running:
     def _kill(self) -> None:
         self._is_down = True
         self._collector.process.kill()
+        # A tracer that waits holds up the end of what it traces.
+        self._end_tracer()
         self._collector.process.wait()
 
     def _stop(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 import round_run
 from fault_rounds import Campaign, campaign
 from lanes import Progress
-from round_faults import ENDED_BY, KINDS, ROUND_S, draw_kinds, plan
+from round_faults import ENDED_BY, KINDS, ROUND_S, draw_kinds, lead_s, plan
 from round_run import RoundOptions, run_round, symbols
 
 SEED = 1
@@ -53,4 +53,7 @@ def test_every_fault_comes_as_often_and_two_or_three_are_at_once() -> None:
     for number, kinds in enumerate(drawn):
         planned = plan(kinds, f"{SEED}-{number}", ROUND_S, 1.0, symbols(PAIRS), ["1m"])
         assert sorted(one.kind for one in planned) == sorted(kinds)
-        assert all(one.at_s + one.for_s <= ENDED_BY * ROUND_S for one in planned)
+        begun_s = lead_s(kinds, ROUND_S)
+        assert all(one.at_s + one.for_s <= begun_s + ENDED_BY * ROUND_S for one in planned)
+        # What lags comes when the others begin.
+        assert all(one.at_s + one.for_s > begun_s for one in planned)
