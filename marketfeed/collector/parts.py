@@ -7,6 +7,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from marketfeed.binance.archive import Archive
 from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.exchange_clock import ExchangeClock
@@ -21,7 +22,7 @@ from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.promises import Promises
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
-from marketfeed.history.background import History, kept_ms
+from marketfeed.history.background import History, kept_ms, uses_archive
 from marketfeed.history.funding import SettledRates
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
@@ -117,6 +118,7 @@ class CollectorParts:
             lambda: parse_exchange_info(self._exchange_info()),
             instruments,
             kept_ms(settings),
+            Archive(session, exchange.archive_url) if uses_archive(settings) else None,
         )
         self._options = FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=self.silent_after_s)
         self._limiter = ConnectLimiter()

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
+from marketfeed.binance.archive import Archive
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
@@ -21,6 +22,7 @@ from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import TimeRange, joined, subtract
+from marketfeed.history.archive_rates import ArchiveRates
 from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
@@ -96,7 +98,8 @@ class SettledRates:
     """Fetches settled rates of `instruments`; `run` goes on until it is cancelled.
 
     `history_ms` is how far back they are fetched (exchange time; 0: from the start on). `listed` returns
-    what the exchange lists now: one request can return the rates of all that trades.
+    what the exchange lists now: one request can return the rates of all that trades. What is older than
+    REST gives comes from `archive`, if there is one.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class SettledRates:
         listed: Callable[[], ExchangeInfo],
         instruments: Iterable[Instrument],
         history_ms: int,
+        archive: Archive | None = None,
     ) -> None:
         self._rest = rest
         self._intake = intake
@@ -117,6 +121,7 @@ class SettledRates:
         self._counters = counters
         self._listed = listed
         self._history_ms = history_ms
+        self._older = None if archive is None else ArchiveRates(archive, writer, clock, counters)
         self._since_ms = to_minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
         self._listed_ms: dict[str, int] = {}
@@ -256,17 +261,19 @@ class SettledRates:
             try:
                 await self._load()
                 await self._fill()
+                is_whole = await self._fill_older()
                 self._past_trouble.end()
             except (ExchangeError, JournalError) as error:
                 self._past_trouble.met(error)
                 pause_s = backoff_s(self._past_trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
                 continue
-            odd_rounds = odd_rounds + 1 if self._incomplete else 0
+            is_whole &= not self._incomplete
+            odd_rounds = 0 if is_whole else odd_rounds + 1
             again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
             while not self._look_back.is_set() and self._writer.generation == self._generation:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
-                if self._incomplete and self._clock.elapsed_s() >= again_s:
+                if not is_whole and self._clock.elapsed_s() >= again_s:
                     break
 
     async def _load(self) -> None:
@@ -328,6 +335,16 @@ class SettledRates:
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
+
+    async def _fill_older(self) -> bool:
+        """Fill what REST does not give; returns whether the archive was asked for all of it."""
+        if self._older is None or not self._history_ms:
+            return True
+        listed_ms = {
+            (symbol, pair): self._listed_ms.get(pair, 0) for symbol, pair in self._pairs.items()
+        }
+        since_ms = to_minute(self._clock.now_ms() - self._history_ms)
+        return await self._older.fill(listed_ms, since_ms)
 
     def _complete(
         self, pair: str, part: TimeRange, hours: int, fetched: Collection[tuple[str, int]]

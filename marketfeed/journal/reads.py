@@ -129,6 +129,14 @@ class JournalReads:
             )
         }
 
+    def oldest_settled(self) -> dict[str, int]:
+        """When the oldest stored rate of each pair was settled (ms)."""
+        rows = self.db.execute(
+            "SELECT pair, (SELECT min(time) FROM funding_settled WHERE pair_id = pair.id) AS oldest "
+            "FROM pair WHERE oldest IS NOT NULL"
+        )
+        return dict(rows.fetchall())
+
     def candles(self, pair: str, timeframe: str, since_ms: int, until_ms: int) -> list[Candle]:
         """The closed candles with since_ms <= open time < until_ms, oldest first, all numbers.
 
