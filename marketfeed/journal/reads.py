@@ -137,6 +137,15 @@ class JournalReads:
         )
         return dict(rows.fetchall())
 
+    def settled_times(self, pair: str, time_range: TimeRange) -> set[int]:
+        """When the stored rates of a pair within a range were settled (ms)."""
+        rows = self.db.execute(
+            "SELECT time FROM funding_settled WHERE time >= ? AND time < ? "
+            "AND pair_id = (SELECT id FROM pair WHERE pair = ?)",
+            (*time_range, pair),
+        )
+        return {time_ms for (time_ms,) in rows}
+
     def candles(self, pair: str, timeframe: str, since_ms: int, until_ms: int) -> list[Candle]:
         """The closed candles with since_ms <= open time < until_ms, oldest first, all numbers.
 

@@ -16,7 +16,7 @@ from both import Both
 from influxd import Influxd
 
 from marketfeed.grid import TimeRange
-from marketfeed.history.archive_rates import months_before
+from marketfeed.history.archive_rates import lacking
 from marketfeed.schema import DAY_MS, HOUR_MS
 from marketfeed.simulator.server import SimulatorOptions
 from reader import MarketReader
@@ -93,9 +93,9 @@ def test_older_rates_come_from_the_archive(influxd: Influxd, database: str, tmp_
             for pair in PAIRS:
                 times = rows[pair]
                 first_ms = START_MS - 60 * DAY_MS if pair == PAIRS[0] else ms("2026-09-01")
-                lacking = set(range(first_ms, GIVEN_FROM_MS, 8 * HOUR_MS))
+                absent = set(range(first_ms, GIVEN_FROM_MS, 8 * HOUR_MS))
                 # The days of October before what REST gives are in no file yet.
-                assert lacking - times == set(range(ms("2026-10-01"), GIVEN_FROM_MS, 8 * HOUR_MS))
+                assert absent - times == set(range(ms("2026-10-01"), GIVEN_FROM_MS, 8 * HOUR_MS))
             # A next start asks for what was refused alone.
             archive.corrupt.clear()
             before = archive.asked
@@ -134,9 +134,15 @@ def stored(journal: Path) -> dict[str, set[int]]:
 @pytest.mark.parametrize(
     ("start", "end", "asked", "found"),
     [
-        ("2026-08-25", "2026-10-05", (), ["2026-09", "2026-08"]),
-        ("2026-08-25", "2026-10-05", ("2026-09",), ["2026-08"]),
-        ("2026-09-01", "2026-10-01", (), ["2026-09"]),
+        (
+            "2026-08-25",
+            "2026-10-05",
+            (),
+            [("2026-09-01", "2026-10-01"), ("2026-08-25", "2026-09-01")],
+        ),
+        ("2026-08-25", "2026-10-05", ("2026-09-01",), [("2026-08-25", "2026-09-01")]),
+        ("2026-09-01", "2026-10-01", (), [("2026-09-01", "2026-10-01")]),
+        ("2026-08-03", "2026-08-20", (), [("2026-08-03", "2026-08-20")]),
         # What lies within the longest interval is no sign that anything lacks.
         ("2026-09-01", "2026-09-02", (), []),
         ("2026-09-01", "2026-08-01", (), []),
@@ -144,9 +150,7 @@ def stored(journal: Path) -> dict[str, set[int]]:
     ],
 )
 def test_months_that_hold_what_lacks(
-    start: str, end: str, asked: tuple[str, ...], found: list[str]
+    start: str, end: str, asked: tuple[str, ...], found: list[tuple[str, str]]
 ) -> None:
-
-    months = [ms(f"{name}-01") for name in asked]
-    wanted = months_before(TimeRange(ms(start), ms(end)), months, START_MS)
-    assert wanted == [ms(f"{name}-01") for name in found]
+    wanted = lacking(TimeRange(ms(start), ms(end)), [ms(name) for name in asked], START_MS)
+    assert wanted == [TimeRange(ms(first), ms(last)) for first, last in found]
