@@ -6,7 +6,7 @@ before a contract's oldest stored rate, and for nothing else. A month is asked f
 
 import contextlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.binance.archive import Archive, funding_file, month_of
 from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.binance.symbols import Instrument
 from marketfeed.counters import CollectorCounters
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError
 from marketfeed.grid import TimeRange
@@ -38,7 +39,7 @@ class _Months(msgspec.Struct):
 
 
 class ArchiveRates:
-    """Fills settled rates from `archive` through `writer`."""
+    """Fills settled rates of `instruments()` from `archive` through `writer`, as far as `history_ms` back."""
 
     def __init__(
         self,
@@ -46,16 +47,20 @@ class ArchiveRates:
         writer: JournalWriter,
         clock: ExchangeClock,
         counters: CollectorCounters,
+        instruments: Callable[[], Sequence[Instrument]],
+        history_ms: int,
     ) -> None:
         self._archive = archive
         self._writer = writer
         self._clock = clock
         self._counters = counters
+        self._instruments = instruments
+        self._history_ms = history_ms
 
-    async def fill(self, listed_ms: Mapping[tuple[str, str], int], since_ms: int) -> bool:
-        """Fetch what was settled from `since_ms` on; `listed_ms` is of what is collected, by symbol and pair.
+    async def fill(self) -> bool:
+        """Fetch what lacks; returns whether all was asked for: else the archive does not answer now.
 
-        Returns whether all was asked for; else the archive does not answer now. Raises JournalError.
+        Raises JournalError.
         """
         generation = self._writer.generation
         oldest_ms = await self._writer.call(Journal.oldest_settled)
@@ -65,16 +70,18 @@ class ArchiveRates:
             with contextlib.suppress(msgspec.DecodeError):
                 asked = msgspec.json.decode(known[0], type=dict[str, _Months])
         now_ms = self._clock.now_ms()
-        for (symbol, pair), from_ms in listed_ms.items():
+        since_ms = now_ms - self._history_ms
+        for instrument in self._instruments():
+            pair = instrument.pair
             months = asked.setdefault(pair, _Months())
             # They may have been put right there, or were spoilt on the way.
             refused = {month_of(part.start_ms).start_ms: part for part in months.refused}
-            where = TimeRange(max(since_ms, from_ms), oldest_ms.get(pair, now_ms))
+            where = TimeRange(max(since_ms, instrument.listed_ms), oldest_ms.get(pair, now_ms))
             fresh = lacking(where, {*months.done, *refused}, now_ms)
             for part in [*fresh, *refused.values()]:
                 month_ms = month_of(part.start_ms).start_ms
                 try:
-                    await self._take(symbol, pair, part)
+                    await self._take(instrument, part)
                 except ArchiveError as error:
                     log.warning("archive file of settled rates refused error=%r", str(error))
                     refused[month_ms] = part
@@ -88,10 +95,11 @@ class ArchiveRates:
                 await self._note(asked, generation)
         return True
 
-    async def _take(self, symbol: str, pair: str, part: TimeRange) -> None:
+    async def _take(self, instrument: Instrument, part: TimeRange) -> None:
         """Store what a month's file has of a part of it. Raises as `Archive.funding_rates`."""
+        pair, file = instrument.pair, funding_file(instrument.symbol, part.start_ms)
         try:
-            rates = await self._archive.funding_rates(pair, funding_file(symbol, part.start_ms))
+            rates = await self._archive.funding_rates(pair, file)
         except ArchiveAbsentError:
             return
         stored = await self._writer.call(lambda journal: journal.settled_times(pair, part))

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.archive import Archive
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
@@ -98,8 +97,8 @@ class SettledRates:
     """Fetches settled rates of `instruments`; `run` goes on until it is cancelled.
 
     `history_ms` is how far back they are fetched (exchange time; 0: from the start on). `listed` returns
-    what the exchange lists now: one request can return the rates of all that trades. What is older than
-    REST gives comes from `archive`, if there is one.
+    what the exchange lists now: one request can return the rates of all that trades. `older` fills what REST
+    does not give, where there is an archive.
     """
 
     def __init__(
@@ -112,16 +111,16 @@ class SettledRates:
         listed: Callable[[], ExchangeInfo],
         instruments: Iterable[Instrument],
         history_ms: int,
-        archive: Archive | None = None,
+        older: ArchiveRates | None = None,
     ) -> None:
         self._rest = rest
         self._intake = intake
         self._writer = writer
+        self._older = older
         self._clock = clock
         self._counters = counters
         self._listed = listed
         self._history_ms = history_ms
-        self._older = None if archive is None else ArchiveRates(archive, writer, clock, counters)
         self._since_ms = to_minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
         self._listed_ms: dict[str, int] = {}
@@ -261,7 +260,7 @@ class SettledRates:
             try:
                 await self._load()
                 await self._fill()
-                is_whole = await self._fill_older()
+                is_whole = self._older is None or await self._older.fill()
                 self._past_trouble.end()
             except (ExchangeError, JournalError) as error:
                 self._past_trouble.met(error)
@@ -335,16 +334,6 @@ class SettledRates:
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
-
-    async def _fill_older(self) -> bool:
-        """Fill what REST does not give; returns whether the archive was asked for all of it."""
-        if self._older is None or not self._history_ms:
-            return True
-        listed_ms = {
-            (symbol, pair): self._listed_ms.get(pair, 0) for symbol, pair in self._pairs.items()
-        }
-        since_ms = to_minute(self._clock.now_ms() - self._history_ms)
-        return await self._older.fill(listed_ms, since_ms)
 
     def _complete(
         self, pair: str, part: TimeRange, hours: int, fetched: Collection[tuple[str, int]]

@@ -15,6 +15,7 @@ from archive_server import ArchiveServer, archive_server
 
 from marketfeed.binance.archive import Archive, funding_file
 from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.binance.symbols import NEVER_MS, Instrument
 from marketfeed.counters import CollectorCounters
 from marketfeed.history.archive_rates import ASKED, ArchiveRates
 from marketfeed.journal.batch import Batch
@@ -30,7 +31,13 @@ SYMBOL, PAIR = "BTCUSDT", "BTC/USDT:USDT"
 OLDEST_MS: Final = SEPTEMBER + 10 * DAY_MS
 """The oldest rate that REST has given."""
 SINCE_MS: Final = AUGUST + 20 * DAY_MS
-LISTED: Final = {(SYMBOL, PAIR): 0}
+
+
+class StillClock(ExchangeClock):
+    """Exchange time that does not go on."""
+
+    def now_ms(self) -> int:
+        return NOW_MS
 
 
 def packed(start_ms: int, days: int, rate: str = "0.0002") -> bytes:
@@ -48,12 +55,14 @@ class Line:
     def __init__(self, server: ArchiveServer, writer: JournalWriter, archive: Archive) -> None:
         self.server = server
         self.writer = writer
-        clock = ExchangeClock()
-        clock.set_server_time(NOW_MS, 0.0, 1.0)
-        self.rates = ArchiveRates(archive, writer, clock, CollectorCounters())
+        self._archive = archive
 
     async def fill(self, since_ms: int = SINCE_MS, listed_ms: int = 0) -> bool:
-        return await self.rates.fill({(SYMBOL, PAIR): listed_ms}, since_ms)
+        one = Instrument(SYMBOL, PAIR, "USDT", "TRADING", "PERPETUAL", listed_ms, NEVER_MS)
+        clock = StillClock()
+        counters, history_ms = CollectorCounters(), NOW_MS - since_ms
+        rates = ArchiveRates(self._archive, self.writer, clock, counters, lambda: [one], history_ms)
+        return await rates.fill()
 
     async def times(self) -> list[tuple[int, float]]:
         sql = "SELECT time, rate FROM funding_settled ORDER BY time"
