@@ -216,13 +216,6 @@ def dropped_column(version: int) -> str:
     return "dropped" if version >= DROPPED_FROM else "timeframes LIKE ',%'"
 
 
-INDEX_PRICE: Final = "nullif(index_price, 0)"
-"""SQL for the index price of a row of `mark_price`: NULL where the exchange gave none.
-
-The column is NOT NULL since the first version, so that this stands in it as 0, which is no price. A table
-with another column would take a copy of 33 million rows, and readers of then do not know NULL.
-"""
-
 TABLE_PAIR: Final = "pair"
 TABLE_CANDLE: Final = "candle"
 TABLE_FORMING: Final = "forming"
@@ -232,3 +225,10 @@ TABLE_FUNDING_SETTLED: Final = "funding_settled"
 TABLE_CATALOG: Final = "catalog"
 TABLE_GAP: Final = "gap"
 TABLE_DEAD_LETTER: Final = "dead_letter"
+
+INDEX_PRICE: Final = "nullif(index_price, 0)"
+"""SQL for the index price of a row of `mark_price`: NULL where the exchange gave none.
+
+The column is NOT NULL since the first version, so that this stands in it as 0, which is no price. A table
+with another column would take a copy of 33 million rows, and readers of then do not know NULL.
+"""

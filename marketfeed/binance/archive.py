@@ -1,7 +1,8 @@
-"""The public archive (https://data.binance.vision): candles as zip files of a day or a month, no weight.
+"""The public archive (https://data.binance.vision): zip files of a day or a month, without weight.
 
 Layout: `data/futures/um/{daily,monthly}/klines/SYM/3m/SYM-3m-YYYY-MM[-DD].zip`, beside each a `.CHECKSUM`
 (`<sha256>  <name>`). A day's file is there by the next morning (UTC), a month's some days into the next one.
+Settled funding rates are monthly only: `data/futures/um/monthly/fundingRate/SYM/SYM-fundingRate-YYYY-MM.zip`.
 Nothing of a file is taken before its checksum agrees; what it unpacks to is bounded.
 """
 
@@ -11,21 +12,24 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
 from marketfeed import schema
-from marketfeed.binance.archive_rows import parse_rows
+from marketfeed.binance.archive_rows import parse_rates, parse_rows
 from marketfeed.binance.rest import whole_body
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError, words_of
 from marketfeed.grid import TimeRange
-from marketfeed.records import Candle
+from marketfeed.records import Candle, FundingSettled
+
+R = TypeVar("R")
 
 TERMS: Final = (
     "the public archive's files are under CC BY-NC-SA 4.0 and further terms (of 2026-08-26), which forbid "
@@ -37,12 +41,16 @@ MAX_ZIP_BYTES: Final = 16 * 1024 * 1024
 MAX_CSV_BYTES: Final = 32 * 1024 * 1024
 """What a file may unpack to: a month of 1m candles has 5 MB."""
 _MAX_CHECKSUM_BYTES: Final = 1_024
+_RATES: Final = "fundingRate"
 _METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 _CHECKSUM: Final = re.compile(rb"\s*([0-9a-fA-F]{64})\s+\*?(\S+)\s*")
 
 
 class ArchiveFile(NamedTuple):
-    """One file: what it should hold (`time_range`, a UTC day or month) and where it lies."""
+    """One file: what it should hold (`time_range`, a UTC day or month) and where it lies.
+
+    `timeframe` is that of its candles; funding rates have none.
+    """
 
     timeframe: str
     time_range: TimeRange
@@ -67,9 +75,20 @@ def month_file(symbol: str, timeframe: str, time_ms: int) -> ArchiveFile:
     return _file(symbol, timeframe, month_of(time_ms), "monthly", "%Y-%m")
 
 
+def funding_file(symbol: str, time_ms: int) -> ArchiveFile:
+    """The file of the funding rates that were settled in the UTC month in which `time_ms` lies."""
+    month = month_of(time_ms)
+    name = f"{symbol}-{_RATES}-{_date(month.start_ms):%Y-%m}.zip"
+    return ArchiveFile("", month, f"data/futures/um/monthly/{_RATES}/{symbol}/{name}")
+
+
+def _date(time_ms: int) -> datetime:
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
 def month_of(time_ms: int) -> TimeRange:
     """The UTC month in which `time_ms` lies."""
-    date = datetime.fromtimestamp(time_ms / 1000, UTC)
+    date = _date(time_ms)
     start = datetime(date.year, date.month, 1, tzinfo=UTC)
     end = datetime(date.year + date.month // 12, date.month % 12 + 1, 1, tzinfo=UTC)
     return TimeRange(int(start.timestamp()) * 1000, int(end.timestamp()) * 1000)
@@ -78,8 +97,7 @@ def month_of(time_ms: int) -> TimeRange:
 def _file(
     symbol: str, timeframe: str, time_range: TimeRange, folder: str, pattern: str
 ) -> ArchiveFile:
-    date = datetime.fromtimestamp(time_range.start_ms / 1000, UTC)
-    name = f"{symbol}-{timeframe}-{date:{pattern}}.zip"
+    name = f"{symbol}-{timeframe}-{_date(time_range.start_ms):{pattern}}.zip"
     path = f"data/futures/um/{folder}/klines/{symbol}/{timeframe}/{name}"
     return ArchiveFile(timeframe, time_range, path)
 
@@ -100,12 +118,22 @@ class Archive:
         Raises ArchiveAbsentError when there is none, ArchiveError when it is not to be trusted, and
         ExchangeError when the archive does not answer.
         """
+        pair, timeframe = instrument.pair, file.timeframe
+        return await self._rows(
+            file, lambda text: parse_rows(text, pair, timeframe, file.time_range)
+        )
+
+    async def funding_rates(self, pair: str, file: ArchiveFile) -> list[FundingSettled]:
+        """Fetch, verify and read a file of settled funding rates, oldest first. Raises as `candles`."""
+        return await self._rows(file, lambda text: parse_rates(text, pair, file.time_range))
+
+    async def _rows(self, file: ArchiveFile, read: Callable[[bytes], list[R]]) -> list[R]:
         published = await self._get(file.path + ".CHECKSUM", _MAX_CHECKSUM_BYTES)
         expected = _checksum(published, file)
         body = await self._get(file.path, MAX_ZIP_BYTES)
         # Beside the event loop: hashing, unpacking and reading take up to a second for a month.
         try:
-            return await asyncio.to_thread(_read, body, expected, instrument.pair, file)
+            return await asyncio.to_thread(lambda: read(_verified(body, expected)))
         except ArchiveError as error:
             raise ArchiveError(f"{file.name}: {error}") from error
 
@@ -134,11 +162,11 @@ def _checksum(published: bytes, file: ArchiveFile) -> str:
     return found[1].decode().lower()
 
 
-def _read(body: bytes, expected: str, pair: str, file: ArchiveFile) -> list[Candle]:
+def _verified(body: bytes, expected: str) -> bytes:
     found = hashlib.sha256(body).hexdigest()
     if found != expected:
         raise ArchiveError(f"sha256 {found}, expected {expected}")
-    return parse_rows(unpack(body), pair, file.timeframe, file.time_range)
+    return unpack(body)
 
 
 def unpack(body: bytes, max_bytes: int = MAX_CSV_BYTES) -> bytes:

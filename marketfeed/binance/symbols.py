@@ -183,7 +183,7 @@ def _rank(instrument: Instrument) -> tuple[bool, bool, bool, int]:
 class Selection(msgspec.Struct, frozen=True):
     """The instruments to collect, and the pairs that were asked for and are not (with why).
 
-    `of_other_types` are pairs that trade, and that the settings exclude by their type alone.
+    `of_other_types` are pairs that the settings exclude by their type, trading or not.
     """
 
     instruments: tuple[Instrument, ...]
@@ -225,9 +225,9 @@ def usual_symbol(pair: str) -> str:
 
 def select_all(info: ExchangeInfo, quote: str, contracts: Collection[str] = PERPETUAL) -> Selection:
     """Select every contract of these types and of a quote asset that trades."""
-    trading = [i for i in info.instruments.values() if i.collectable and i.quote == quote]
-    chosen = [i for i in trading if i.contract in contracts]
-    other = frozenset(i.pair for i in trading if i.contract not in contracts)
+    listed = [i for i in info.instruments.values() if i.contract and i.quote == quote]
+    chosen = [i for i in listed if i.contract in contracts and i.collectable]
+    other = frozenset(i.pair for i in listed if i.contract not in contracts)
     return Selection(tuple(sorted(chosen, key=lambda i: i.pair)), {}, other)
 
 

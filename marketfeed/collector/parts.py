@@ -7,6 +7,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from marketfeed.binance.archive import Archive
 from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
 from marketfeed.binance.exchange_clock import ExchangeClock
@@ -21,7 +22,8 @@ from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.holes import Holes
 from marketfeed.gaps.promises import Promises
 from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
-from marketfeed.history.background import History, kept_ms
+from marketfeed.history.archive_rates import ArchiveRates
+from marketfeed.history.background import History, kept_ms, uses_archive
 from marketfeed.history.funding import SettledRates
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
@@ -117,6 +119,7 @@ class CollectorParts:
             lambda: parse_exchange_info(self._exchange_info()),
             instruments,
             kept_ms(settings),
+            self._older_rates(settings, session, writer, clock, counters),
         )
         self._options = FeedOptions(ws_url=exchange.ws_url, idle_timeout_s=self.silent_after_s)
         self._limiter = ConnectLimiter()
@@ -154,6 +157,21 @@ class CollectorParts:
             influx = InfluxWriter(settings.influxdb, session)
             self.shipper = Shipper(writer, influx, now_ms=clock.now_ms)
             log.info("shipping to target=%r", influx.target)
+
+    def _older_rates(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        writer: JournalWriter,
+        clock: ExchangeClock,
+        counters: CollectorCounters,
+    ) -> ArchiveRates | None:
+        if not settings.history.days or not uses_archive(settings):
+            return None
+        archive = Archive(session, settings.exchange.archive_url)
+        return ArchiveRates(
+            archive, writer, clock, counters, lambda: self.roster.instruments, kept_ms(settings)
+        )
 
     @property
     def streams(self) -> int:

@@ -66,6 +66,13 @@ def simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 9443,
     seed: Annotated[int, typer.Option(help="Another seed, other markets.")] = 1,
     tls: Annotated[bool, typer.Option("--tls", help="wss and https, self-signed.")] = False,
+    tradifi: Annotated[
+        str,
+        typer.Option(
+            help="TradFi contracts that trade beside them, comma-separated, such as XAU/USDT:USDT.",
+            show_default=False,
+        ),
+    ] = "",
     replay: Annotated[
         Path | None,
         typer.Option(help="Replay a recorded file instead of making markets.", show_default=False),
@@ -87,6 +94,7 @@ def simulate(
         timeframes=read_timeframes(timeframes),
         seed=seed,
         tls=tls,
+        tradifi=tuple(filter(None, tradifi.split(","))),
         replay=replay,
     )
 

@@ -21,6 +21,7 @@ from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import TimeRange, joined, subtract
+from marketfeed.history.archive_rates import ArchiveRates
 from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
@@ -96,7 +97,8 @@ class SettledRates:
     """Fetches settled rates of `instruments`; `run` goes on until it is cancelled.
 
     `history_ms` is how far back they are fetched (exchange time; 0: from the start on). `listed` returns
-    what the exchange lists now: one request can return the rates of all that trades.
+    what the exchange lists now: one request can return the rates of all that trades. `older` fills what REST
+    does not give, where there is an archive.
     """
 
     def __init__(
@@ -109,10 +111,12 @@ class SettledRates:
         listed: Callable[[], ExchangeInfo],
         instruments: Iterable[Instrument],
         history_ms: int,
+        older: ArchiveRates | None = None,
     ) -> None:
         self._rest = rest
         self._intake = intake
         self._writer = writer
+        self._older = older
         self._clock = clock
         self._counters = counters
         self._listed = listed
@@ -256,17 +260,19 @@ class SettledRates:
             try:
                 await self._load()
                 await self._fill()
+                is_whole = self._older is None or await self._older.fill()
                 self._past_trouble.end()
             except (ExchangeError, JournalError) as error:
                 self._past_trouble.met(error)
                 pause_s = backoff_s(self._past_trouble.failures, FAILURE_PAUSE_S, FAILURE_CAP_S)
                 await asyncio.sleep(self._clock.wall_s(pause_s))
                 continue
-            odd_rounds = odd_rounds + 1 if self._incomplete else 0
+            is_whole &= not self._incomplete
+            odd_rounds = 0 if is_whole else odd_rounds + 1
             again_s = self._clock.elapsed_s() + backoff_s(odd_rounds, ODD_PAUSE_S, LATE_PAUSE_S)
             while not self._look_back.is_set() and self._writer.generation == self._generation:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
-                if self._incomplete and self._clock.elapsed_s() >= again_s:
+                if not is_whole and self._clock.elapsed_s() >= again_s:
                     break
 
     async def _load(self) -> None:

@@ -52,15 +52,15 @@ def _spelled(name: str, column: Sequence[float]) -> list[str]:
     return text[1:-1].split(",")
 
 
+def _number(name: str, value: float) -> str:
+    (text,) = _spelled(name, (value,))
+    return text
+
+
 def _fields(name: str, column: Sequence[float | None]) -> list[str]:
     """Spell floats as fields that follow others, each with its comma; nothing where there is none."""
     there = iter(_spelled(name, [value for value in column if value is not None]))
     return ["" if value is None else f",{name}={next(there)}" for value in column]
-
-
-def _number(name: str, value: float) -> str:
-    (text,) = _spelled(name, (value,))
-    return text
 
 
 # The functions ending in `_text` and `_texts` take plain values and tags that are escaped already: they

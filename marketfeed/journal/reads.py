@@ -156,6 +156,23 @@ class JournalReads:
             )
         ]
 
+    def oldest_settled(self) -> dict[str, int]:
+        """When the oldest stored rate of each pair was settled (ms)."""
+        rows = self.db.execute(
+            "SELECT pair, (SELECT min(time) FROM funding_settled WHERE pair_id = pair.id) AS oldest "
+            "FROM pair WHERE oldest IS NOT NULL"
+        )
+        return dict(rows.fetchall())
+
+    def settled_times(self, pair: str, time_range: TimeRange) -> set[int]:
+        """When the stored rates of a pair within a range were settled (ms)."""
+        rows = self.db.execute(
+            "SELECT time FROM funding_settled WHERE time >= ? AND time < ? "
+            "AND pair_id = (SELECT id FROM pair WHERE pair = ?)",
+            (*time_range, pair),
+        )
+        return {time_ms for (time_ms,) in rows}
+
     def row_counts(self) -> dict[str, int]:
         """How many rows each table of records holds. Reads every row: for reports, not for a timer."""
         return {

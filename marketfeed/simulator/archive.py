@@ -1,4 +1,4 @@
-"""The public archive of the simulated exchange: its own past candles as zip files, each with a checksum.
+"""The public archive of the simulated exchange: its past candles and rates as zip files with checksums.
 
 Laid out like data.binance.vision: a day's file is there six hours after its end, a month's two days after.
 """
@@ -24,7 +24,10 @@ COLUMNS: Final = (
     "taker_buy_quote_volume,ignore"
 )
 """The first line of recent files."""
+RATE_COLUMNS: Final = "calc_time,funding_interval_hours,last_funding_rate"
 _ROUTE: Final = "/data/futures/um/{folder:daily|monthly}/klines/{symbol}/{timeframe}/{name}"
+_RATES_ROUTE: Final = "/data/futures/um/monthly/fundingRate/{symbol}/{name}"
+_MOST_RATES: Final = 1_000
 _ABSENT: Final = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
     "<Message>The specified key does not exist.</Message></Error>"
@@ -51,17 +54,27 @@ class Archive:
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for an application."""
-        return [web.get(_ROUTE, self._answer)]
+        return [web.get(_ROUTE, self._answer), web.get(_RATES_ROUTE, self._answer_rates)]
 
     async def _answer(self, request: web.Request) -> web.Response:
         match = request.match_info
         name = match["name"].removesuffix(".CHECKSUM")
-        self.asked += 1
         self._catch_up()
         body = self._zip(match["folder"], match["symbol"], match["timeframe"], name)
+        return self._respond(match["name"], body)
+
+    async def _answer_rates(self, request: web.Request) -> web.Response:
+        match = request.match_info
+        name = match["name"].removesuffix(".CHECKSUM")
+        self._catch_up()
+        return self._respond(match["name"], self._rates_zip(match["symbol"], name))
+
+    def _respond(self, asked: str, body: bytes | None) -> web.Response:
+        name = asked.removesuffix(".CHECKSUM")
+        self.asked += 1
         if body is None:
             return web.Response(status=404, text=_ABSENT, content_type="application/xml")
-        if match["name"].endswith(".CHECKSUM"):
+        if asked.endswith(".CHECKSUM"):
             return web.Response(text=f"{hashlib.sha256(body).hexdigest()}  {name}\n")
         self.served += 1
         if name in self.corrupt:
@@ -72,8 +85,15 @@ class Archive:
         instrument = self._listed.get(symbol)
         if instrument is None or timeframe not in self._market.timeframes:
             return None
-        monthly = folder == "monthly"
-        date_text = name.removeprefix(f"{symbol}-{timeframe}-").removesuffix(".zip")
+        where = self._there(name.removeprefix(f"{symbol}-{timeframe}-"), folder == "monthly")
+        if where is None:
+            return None
+        text = self._rows(instrument, timeframe, *where)
+        return None if text is None else pack(name.replace(".zip", ".csv"), text)
+
+    def _there(self, date_name: str, monthly: bool) -> tuple[int, int] | None:
+        """Start and end (ms) of a file's day or month; None if it is not published, or no date."""
+        date_text = date_name.removesuffix(".zip")
         try:
             start = datetime.fromisoformat(f"{date_text}-01" if monthly else date_text)
         except ValueError:
@@ -86,10 +106,22 @@ class Archive:
                 year=start.year + start.month // 12, month=start.month % 12 + 1
             )
             end_ms = int(following.timestamp()) * 1_000
-        if self._now_ms() < end_ms + (MONTH_AFTER_MS if monthly else DAY_AFTER_MS):
+        published = self._now_ms() >= end_ms + (MONTH_AFTER_MS if monthly else DAY_AFTER_MS)
+        return (start_ms, end_ms) if published else None
+
+    def _rates_zip(self, symbol: str, name: str) -> bytes | None:
+        instrument = self._listed.get(symbol)
+        where = self._there(name.removeprefix(f"{symbol}-fundingRate-"), monthly=True)
+        if instrument is None or where is None:
             return None
-        text = self._rows(instrument, timeframe, start_ms, end_ms)
-        return None if text is None else pack(name.replace(".zip", ".csv"), text)
+        rates = self._market.settlements(
+            instrument, where[0], where[1] - 1, _MOST_RATES, newest=False
+        )
+        if not rates:
+            return None
+        hours = instrument.funding_hours
+        lines = [RATE_COLUMNS, *(f"{r.funding_time},{hours},{r.funding_rate}" for r in rates)]
+        return pack(name.replace(".zip", ".csv"), "\n".join(lines) + "\n")
 
     def _rows(
         self, instrument: Instrument, timeframe: str, start_ms: int, end_ms: int

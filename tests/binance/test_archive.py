@@ -12,11 +12,19 @@ import pytest
 from archive_server import ArchiveServer, archive_server
 
 from marketfeed import schema
-from marketfeed.binance.archive import Archive, day_file, month_file, month_of, unpack
-from marketfeed.binance.archive_rows import parse_rows
+from marketfeed.binance.archive import (
+    Archive,
+    day_file,
+    funding_file,
+    month_file,
+    month_of,
+    unpack,
+)
+from marketfeed.binance.archive_rows import parse_rates, parse_rows
 from marketfeed.binance.symbols import Instrument
 from marketfeed.errors import ArchiveAbsentError, ArchiveError, ExchangeError
 from marketfeed.grid import TimeRange
+from marketfeed.records import FundingSettled
 from marketfeed.simulator.dataset import made_zip
 
 T = TypeVar("T")
@@ -88,6 +96,112 @@ def test_a_file_without_the_line_of_names_is_read_the_same() -> None:
     with_names = parse_rows(text, PAIR, "1m", DAY)
     assert parse_rows(text.partition(b"\n")[2], PAIR, "1m", DAY) == with_names
     assert parse_rows(text.replace(b"\n", b"\r\n"), PAIR, "1m", DAY) == with_names
+
+
+BOM = b"\xef\xbb\xbf"
+RATE_NAMES = b"calc_time,funding_interval_hours,last_funding_rate\n"
+JANUARY = month_of(DAY_MS)
+
+
+def rate(hour: int, value: str = "0.0001", hours: str = "8", jitter_ms: int = 4) -> bytes:
+    return f"{DAY_MS + hour * schema.HOUR_MS + jitter_ms},{hours},{value}\n".encode()
+
+
+@pytest.mark.parametrize("names", [b"", NAMES])
+@pytest.mark.parametrize("before", [b"", BOM, b"\n", b" \r\n\n", BOM + b"\n \n", b"  ", b"\t"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n \n"])
+def test_marks_and_blanks_eat_no_line(names: bytes, before: bytes, end: bytes) -> None:
+    text = before + names + row() + row(DAY_MS + 60_000).rstrip() + end
+    opens = [c.open_time_ms for c in parse_rows(text, PAIR, "1m", DAY)]
+    assert opens == [DAY_MS, DAY_MS + 60_000]
+
+
+XML = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code>'
+    b"<Message>The specified key does not exist.</Message></Error>"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        XML,
+        XML.replace(b"\n", b""),
+        b"<html>busy</html>",
+        b'{"code": -1003}',
+        b"",
+        b"\n\n",
+        BOM,
+        NAMES,
+        b"Access denied\n" + row(),
+        b",".join(b'"%s"' % part for part in row().strip().split(b",")),
+        NAMES + b",".join(b'"%s"' % part for part in row().strip().split(b",")),
+        b",".join(b'"%s"' % part for part in (NAMES + row()).strip().split(b",")),
+        row().decode().encode("utf-16"),
+        NAMES + NAMES + row(),
+        row() + NAMES,
+        RATE_NAMES + rate(0),
+    ],
+)
+def test_what_is_no_file_of_rows_is_no_file_without_candles(text: bytes) -> None:
+    with pytest.raises(ArchiveError, match=r"no row|columns|invalid literal"):
+        parse_rows(text, PAIR, "1m", DAY)
+
+
+@pytest.mark.parametrize("before", [b"", RATE_NAMES, BOM + RATE_NAMES, BOM, b"\n \n"])
+def test_funding_rates_of_a_month(before: bytes) -> None:
+    text = before + rate(0) + rate(8, "-0.00032", "4") + rate(9, "2e-05", "1", jitter_ms=-3)
+    assert parse_rates(text, PAIR, JANUARY) == [
+        FundingSettled(PAIR, DAY_MS, 0.0001, None),
+        FundingSettled(PAIR, DAY_MS + 8 * schema.HOUR_MS, -0.00032, None),
+        FundingSettled(PAIR, DAY_MS + 9 * schema.HOUR_MS, 0.00002, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (XML, "no row of numbers"),
+        (b"", "holds no row"),
+        (RATE_NAMES, "holds no row"),
+        (rate(0).replace(b",", b'","'), "line 1: invalid literal"),
+        (rate(0, "nan"), "rate nan"),
+        (rate(0, "1.5"), "rate 1.5"),
+        (rate(0, ""), "could not convert"),
+        (rate(0, hours="0"), "interval of 0 h"),
+        (rate(0, hours="25"), "interval of 25 h"),
+        (rate(0)[:13] + b",8\n", "columns"),
+        (rate(8) + rate(0), "out of order"),
+        # A Special beside the Regular: which is which nobody tells.
+        (rate(0) + rate(0, "0.009", jitter_ms=9), "of a minute that was"),
+        (rate(-48), "not of the file"),
+        (rate(31 * 24), "not of the file"),
+    ],
+)
+def test_rates_that_make_no_sense_refuse_the_file(text: bytes, why: str) -> None:
+    with pytest.raises(ArchiveError, match=why):
+        parse_rates(text, PAIR, JANUARY)
+
+
+def test_a_month_of_rates_is_fetched_and_verified() -> None:
+    async def check(server: ArchiveServer, archive: Archive) -> None:
+        file = funding_file("BTCUSDT", DAY_MS + 5)
+        assert file.path == (
+            "data/futures/um/monthly/fundingRate/BTCUSDT/BTCUSDT-fundingRate-2025-01.zip"
+        )
+        assert file.time_range == JANUARY
+        with pytest.raises(ArchiveAbsentError):
+            await archive.funding_rates(PAIR, file)
+        body = packed(("BTCUSDT-fundingRate-2025-01.csv", RATE_NAMES + rate(0)))
+        server.put(file.path, body, "0" * 64)
+        with pytest.raises(ArchiveError, match=r"fundingRate-2025-01\.zip: sha256"):
+            await archive.funding_rates(PAIR, file)
+        server.put(file.path, body)
+        assert await archive.funding_rates(PAIR, file) == [
+            FundingSettled(PAIR, DAY_MS, 0.0001, None)
+        ]
+
+    ask(check)
 
 
 @pytest.mark.parametrize(

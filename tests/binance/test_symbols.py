@@ -117,7 +117,7 @@ def test_types_are_collected_as_they_are_named() -> None:
     volumes = {"XAUUSDT": 9.0, "BTCUSDT": 5.0, "SNDKUSDT": 1.0}
     coins = select_all(parsed, "USDT")
     assert pairs(coins) == ["BTC/USDT:USDT"]
-    assert coins.of_other_types == {GOLD, "SNDK/USDT:USDT"}
+    assert coins.of_other_types == {GOLD, "SNDK/USDT:USDT", "OLD/USDT:USDT"}
     assert pairs(select_all(parsed, "USDT", both)) == ["BTC/USDT:USDT", "SNDK/USDT:USDT", GOLD]
     assert pairs(select_all(parsed, "USDT", ("tradifi",))) == ["SNDK/USDT:USDT", GOLD]
     assert pairs(select_top(parsed, "USDT", 2, volumes, both)) == [GOLD, "BTC/USDT:USDT"]

@@ -10,14 +10,16 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from both import Both
 from influxd import Influxd
 
-from marketfeed.schema import HOUR_MS, MINUTE_MS
+from marketfeed.schema import APPLICATION_ID, HOUR_MS, MINUTE_MS
 from marketfeed.simulator.fault_kinds import Lack
 from marketfeed.simulator.server import SimulatorOptions
 from reader import MarketReader
 from reader.feeder import FUNDING_RATE, FUTURES, Download, Feeder
+from tests import older_versions
 from tests.faults.proc_commands import Collecting, get, run_command, run_marketfeed, write_config
 from tests.faults.scripted_rest import Asked, ScriptedRest, scripted_rest
 
@@ -77,8 +79,13 @@ def answers(reader: MarketReader, now_ms: int) -> dict[str, Any]:
     return found
 
 
-def test_types_and_what_contracts_lack(influxd: Influxd, database: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_types_and_what_contracts_lack(
+    influxd: Influxd, database: str, tmp_path: Path, version: int
+) -> None:
     journal = tmp_path / "journal.db"
+    if version == 2:
+        older_versions.empty(journal, "journal_version_2.sql", APPLICATION_ID, 2)
 
     async def check(exchange: ScriptedRest, config: Path) -> None:
         with Collecting(run_command(config), tmp_path / "run.log") as collecting:
@@ -140,6 +147,24 @@ def test_types_and_what_contracts_lack(influxd: Influxd, database: str, tmp_path
         assert 'marketfeed_rest_odd_rows_total{endpoint="exchangeInfo"}' in metrics
         assert "contracts are left out by type: CURRENT_QUARTER 1, NEXT_QUARTER 1" in log
 
+    async def check_coins_alone(config: Path) -> None:
+        with Collecting(run_command(config), tmp_path / "again.log") as collecting:
+            async with asyncio.timeout(WAIT_S):
+                while not await asyncio.to_thread(collecting.is_delivering):
+                    await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(collecting.stop) == 0
+            assert "pairs dropped: the settings name them no more count=2" in collecting.log
+            assert "NEXT_QUARTER 1, TRADIFI_PERPETUAL 2; exchange.contracts" in collecting.log
+        await asyncio.to_thread(Both(influxd, database, journal).add)
+        now_ms = newest_ms(journal) + 1_000
+        for url in (f"sqlite:///{journal}", influxd.url):
+            with MarketReader.connect(url, bucket=database, now_ms=lambda: now_ms) as reader:
+                live = {one.pair for one in reader.pairs() if one.timeframes}
+                assert live == {BITCOIN, ETHER, RIPPLE}
+                assert set(reader.get_all_pairs_funding_rates(max_age_s=None)) <= live
+        with contextlib.closing(sqlite3.connect(journal)) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (version,)
+
     async def run() -> None:
         options = SimulatorOptions(
             pairs=(BITCOIN, ETHER, RIPPLE),
@@ -166,6 +191,13 @@ def test_types_and_what_contracts_lack(influxd: Influxd, database: str, tmp_path
             )
             await check(exchange, config)
             # With coins alone gold is let go of, and check says what is left out.
+            coins = write_config(
+                tmp_path,
+                exchange.sim.ws_url,
+                exchange.url,
+                exchange={"pairs": "all", "timeframes": ["1m"]},
+            )
+            await check_coins_alone(coins)
             coins = write_config(
                 tmp_path,
                 exchange.sim.ws_url,

@@ -196,6 +196,35 @@ def test_what_the_settings_ask_for_is_wanted_whether_it_trades_or_not() -> None:
     assert list(not_wanted([usdc], every, select_all(listed, "USDT"))) == [usdc.pair]
 
 
+def test_another_type_ends_nothing_that_runs_and_is_dropped_by_a_start() -> None:
+    held = roster(BTC, TON)
+    gold = replace(TON, contract_type="TRADIFI_PERPETUAL")
+    listed = info(BTC, gold)
+    for minutes in range(3):
+        for wanted in (
+            select_all(listed, "USDT"),
+            select_named(listed, [BTC.pair, TON.pair], ["perpetual"]),
+        ):
+            changes = held.update(listed, wanted, T0 + minutes * MINUTE_MS)
+            assert (changes.ended, changes.doubted, changes.dated) == ((), {}, ())
+            assert TON.pair in held
+            # To readers it would be live for ever, with the next start that does not collect it.
+            for pairs in ("all", [BTC.pair, TON.pair]):
+                settings = ExchangeSettings.model_validate({"pairs": pairs})
+                rows = [row(BTC.pair), row(TON.pair)]
+                unwanted = not_wanted(rows, settings, wanted)
+                assert to_drop(unwanted.values(), listed, T0) == [row(TON.pair)]
+    # The kept choice has it still.
+    top = ExchangeSettings.model_validate({"pairs": {"top": 2}})
+    kept = select_named(listed, [BTC.pair, TON.pair])
+    assert not_wanted([row(BTC.pair), row(TON.pair)], top, kept) == {}
+    # A type that nobody collects is an end, as before.
+    other = info(BTC, replace(TON, contract_type="HYPERPETUAL"))
+    for minutes in (3, 4):
+        changes = held.update(other, select_all(other, "USDT"), T0 + minutes * MINUTE_MS)
+    assert [one.reason for one in changes.ended] == ["contract type HYPERPETUAL"]
+
+
 def test_what_is_dropped_once_or_was_ended_by_the_exchange_stays_as_it_is() -> None:
     pairs = [f"C{n}/USDT:USDT" for n in range(6)]
     live = row(pairs[0])
