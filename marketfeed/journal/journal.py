@@ -220,7 +220,7 @@ class Journal(NumberedFile, JournalReads):
         document.begin_again(target, last)
         self._save(refused_candles.DOCUMENT, refused_candles.encode(document), 0)
 
-    def _note_gone(self, lines: Sequence[tuple[str, str]]) -> None:
+    def _note_gone(self, lines: Sequence[tuple[int, str, str]]) -> None:
         document = self._refused_candles(self._notes.lines_gone() - len(lines))
         document.push_out(lines)
         self._save(refused_candles.DOCUMENT, refused_candles.encode(document), 0)

@@ -38,13 +38,14 @@ class RefusedCandles(msgspec.Struct):
         gone = self.of.get(target, Gone())
         return gone, self.counted or gone.known
 
-    def push_out(self, lines: Iterable[tuple[str, str]]) -> None:
-        """Take in lines (target, line) that are kept no more."""
-        for target, line in lines:
-            if (candle := candle_of(line)) is not None:
+    def push_out(self, lines: Iterable[tuple[int, str, str]]) -> None:
+        """Take in lines (number, target, line) that are kept no more."""
+        for number, target, line in lines:
+            known = self.of.setdefault(target, Gone())
+            candle = candle_of(line)
+            if candle is not None and number > known.after:
                 series, open_ms = candle
-                gone = self.of.setdefault(target, Gone()).gone
-                gone[series] = max(open_ms, gone.get(series, open_ms))
+                known.gone[series] = max(open_ms, known.gone.get(series, open_ms))
 
     def begin_again(self, target: str, after: int) -> None:
         """Take in that all is shipped to `target` again; `after` is the last line put aside before."""

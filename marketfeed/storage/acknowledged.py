@@ -112,10 +112,10 @@ class Notes:
 
     def put_aside(
         self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int
-    ) -> list[tuple[str, str]]:
+    ) -> list[tuple[int, str, str]]:
         """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
 
-        Returns older ones that are gone by that, each with the target that had refused it.
+        Returns older ones that are gone by that: number, target and line of each.
         """
         self._db.executemany(
             "INSERT INTO refused_line (refused, target, line, answer) VALUES (?, ?, ?, ?)",
@@ -124,7 +124,7 @@ class Notes:
         gone = self._db.execute(
             """DELETE FROM refused_line
                WHERE id <= (SELECT id FROM refused_line ORDER BY id DESC LIMIT 1 OFFSET ?)
-               RETURNING target, line""",
+               RETURNING id, target, line""",
             (REFUSED_LINES_KEPT,),
         ).fetchall()
         if gone:

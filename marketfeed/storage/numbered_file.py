@@ -137,8 +137,8 @@ class NumberedFile:
     def _note_begun_again(self, target: str) -> None:
         """Take in, within the transaction, that everything is shipped to `target` again."""
 
-    def _note_gone(self, lines: Sequence[tuple[str, str]]) -> None:
-        """Take in, within the transaction, refused lines (target, line) that newer ones have pushed out."""
+    def _note_gone(self, lines: Sequence[tuple[int, str, str]]) -> None:
+        """Take in, within the transaction, refused lines that newer ones have pushed out: as `put_aside`."""
 
     def _count_commit(self) -> None:
         """Count a transaction that has written something."""

@@ -123,11 +123,15 @@ class Shipped(History):
         return candle[1] < T0 + (self.now - 60) * MINUTE_MS
 
     def stored(self) -> Mapping[Key, Covered]:
-        """What is stored by now; and then something happens, before anything else is looked at."""
+        """What is stored by now. Something happens just before, and before anything else is looked at."""
+        self.happen()
         found = self.kept = dict(self.journal.coverage)
+        self.happen()
+        return found
+
+    def happen(self) -> None:
         if not self.is_calm and self.rng.random() < 0.3:
             self.rng.choice((self.write, self.repair, self.delete, self.look_through))()
-        return found
 
     def look(self) -> None:
         self.take_up()
