@@ -222,13 +222,15 @@ class Points:
 
     def _says_more(self, pair: str, parts: Mapping[str, TimeRange]) -> bool:
         """Whether there is more to say than that candles have come since."""
-        before = self._written.get(pair, {})
-        return any(
-            timeframe not in before
-            or part.start_ms != before[timeframe].start_ms
-            or part.end_ms < before[timeframe].end_ms
-            for timeframe, part in parts.items()
-        )
+        written = self._written.get(pair, {})
+        for timeframe, (start_ms, end_ms) in parts.items():
+            before = written.get(timeframe)
+            if before is None or start_ms != before.start_ms or end_ms < before.end_ms:
+                return True
+            if before.start_ms == before.end_ms < end_ms:
+                # There was nothing of it.
+                return True
+        return False
 
 
 def _ranges(key: Key, opens_ms: Sequence[int]) -> list[TimeRange]:

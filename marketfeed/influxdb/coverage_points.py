@@ -61,8 +61,8 @@ class CoveragePoints:
 
     def look(self, outbox: Outbox, acknowledged: Acknowledged) -> None:
         """Look which rows have not been acknowledged. Raises JournalError."""
-        # Before the rows: all that it says is stored is among them, or was deleted since.
-        self._before = self._stored()
+        # As it is before the rows are read: all that it says is stored is among them, or was deleted since.
+        self._before = dict(self._stored())
         refused = outbox.look_at_candles(self._unacknowledged, acknowledged, self._target)
         if refused.is_unknown and not self._refused.is_unknown:
             log.warning(

@@ -266,6 +266,7 @@ def test_growth_is_said_each_minute_and_less_at_once() -> None:
     assert say(59.9, (KEY, minutes(1, 9)), (OTHER, minutes(3, 6))) == set()
     assert say(60.0, (KEY, minutes(1, 9)), (OTHER, minutes(3, 6))) == {KEY[0], OTHER[0]}
     assert say(61.0, (KEY, minutes(1, 9)), ((KEY[0], "3m"), minutes(0, 0))) == {KEY[0]}
+    assert say(62.0, (KEY, minutes(1, 9)), ((KEY[0], "3m"), minutes(0, 3))) == {KEY[0]}
     assert say(119.9, (KEY, minutes(1, 12))) == set()
 
 

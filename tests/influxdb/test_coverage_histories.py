@@ -6,7 +6,7 @@ or loses what is sent. COVERAGE_HISTORIES says how many (200).
 
 import contextlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ import pytest
 from marketfeed import schema
 from marketfeed.grid import TimeRange
 from marketfeed.influxdb import bucket_coverage, journal_outbox
-from marketfeed.influxdb.bucket_coverage import interval
+from marketfeed.influxdb.bucket_coverage import Refused, Unacknowledged, interval
 from marketfeed.influxdb.coverage_points import CoveragePoints
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.outbox import key_of
@@ -26,10 +26,25 @@ from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.schema import MINUTE_MS
 from marketfeed.storage import acknowledged
 from marketfeed.storage.acknowledged import demand_again
+from marketfeed.storage.ranges import Acknowledged
 from tests.journal.test_coverage_file import HISTORIES, T0, History, length_of
 
 TARGET: Final = "http://influx - market_data"
 ANOTHER: Final = "http://another - market_data"
+
+
+class BusyOutbox(JournalOutbox):
+    """Something happens to the journal just before its rows are looked at, and just after."""
+
+    happen: Callable[[], None]
+
+    def look_at_candles(
+        self, unacknowledged: Unacknowledged, acknowledged: Acknowledged, target: str
+    ) -> Refused:
+        self.happen()
+        found = super().look_at_candles(unacknowledged, acknowledged, target)
+        self.happen()
+        return found
 
 
 class Shipped(History):
@@ -40,13 +55,13 @@ class Shipped(History):
         self.bucket: set[tuple[str, int]] = set()
         self.told: dict[Key, TimeRange] = {}
         self.looks = 0
-        self.kept: Mapping[Key, Covered] = {}
         self.is_calm = False
         self.begin()
 
     def begin(self) -> None:
         """Begin to ship, as a collector's start does."""
-        self.outbox = JournalOutbox(self.path, "here")
+        self.outbox = BusyOutbox(self.path, "here")
+        self.outbox.happen = self.happen
         self.shipped = self.journal.shipped(TARGET)
         self.points = CoveragePoints(TARGET, 0.0, self.stored, lambda: T0 + self.now * MINUTE_MS)
 
@@ -123,11 +138,9 @@ class Shipped(History):
         return candle[1] < T0 + (self.now - 60) * MINUTE_MS
 
     def stored(self) -> Mapping[Key, Covered]:
-        """What is stored by now. Something happens just before, and before anything else is looked at."""
+        """What is stored by now; the mapping shows what happens next, too."""
         self.happen()
-        found = self.kept = dict(self.journal.coverage)
-        self.happen()
-        return found
+        return self.journal.coverage
 
     def happen(self) -> None:
         if not self.is_calm and self.rng.random() < 0.3:
@@ -136,9 +149,8 @@ class Shipped(History):
     def look(self) -> None:
         self.take_up()
         self.points.look(self.outbox, self.shipped)
-        before = self.kept
-        lines = self.points.lines(0.0)
-        for line in lines:
+        before = self.points._before
+        for line in self.points.lines(0.0):
             self.hold(line, before)
         if self.rng.random() < 0.9:
             self.points.written(0.0)
