@@ -108,6 +108,7 @@ FUNDING_RATE: Final = "funding_rate"
 FUNDING_SETTLED: Final = "funding_settled"
 FEED_GAP: Final = "feed_gap"
 FEED_CATALOG: Final = "feed_catalog"
+FEED_COVERAGE: Final = "feed_coverage"
 DROPPED: Final = ""
 """The catalog's first timeframe of a pair that the settings name no more (`,3m,1h`): the collector has ended
 it, not the exchange. What is stored of it can be read, and grows as stale as that of a pair that lives. So it
@@ -182,6 +183,11 @@ decision. What became of a decision's forward is added to the decision's point.
 def ohlcv_measurement(timeframe: str) -> str:
     """Name of the measurement of closed candles, for example `ohlcv_3m`."""
     return OHLCV_PREFIX + timeframe
+
+
+def coverage_fields(series: str) -> tuple[str, str]:
+    """Names of the two fields of `feed_coverage` that tell of a series, for example of `3m`."""
+    return f"from_{series}", f"until_{series}"
 
 
 def forming_measurement(timeframe: str) -> str:

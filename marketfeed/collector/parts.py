@@ -155,7 +155,9 @@ class CollectorParts:
         self.shipper: Shipper | None = None
         if settings.influxdb.url is not None:
             influx = InfluxWriter(settings.influxdb, session)
-            self.shipper = Shipper(writer, influx, now_ms=clock.now_ms)
+            self.shipper = Shipper(
+                writer, influx, now_ms=clock.now_ms, coverage=lambda: writer.coverage
+            )
             log.info("shipping to target=%r", influx.target)
 
     def _older_rates(

@@ -67,6 +67,7 @@ class _Answer(msgspec.Struct):
 
 _TAGS: Final[Mapping[str, frozenset[str]]] = {
     schema.FEED_GAP: frozenset({"pair", "kind", "collector"}),
+    schema.FEED_COVERAGE: frozenset({"pair", "collector"}),
     schema.SIGNAL: frozenset({"pair", "side", "feeder"}),
     schema.ENSEMBLE: frozenset({"pair", "side", "primary"}),
 }
@@ -81,6 +82,9 @@ def expected_fields(
     for timeframe in timeframes:
         expected[schema.ohlcv_measurement(timeframe)] = schema.CANDLE_FIELDS
         expected[schema.forming_measurement(timeframe)] = schema.CANDLE_FIELDS
+    expected[schema.FEED_COVERAGE] = {
+        name: int for timeframe in timeframes for name in schema.coverage_fields(timeframe)
+    }
     if aggregator:
         expected |= schema.AGGREGATOR_FIELDS
     return expected

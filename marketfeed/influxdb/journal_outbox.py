@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from marketfeed import schema
+from marketfeed.influxdb import bucket_coverage
 from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.bucket_coverage import Look, Refused, Unacknowledged
 from marketfeed.influxdb.outbox import Outbox, Row, Source, each, key_of
-from marketfeed.journal import tables
-from marketfeed.journal.coverage import HISTORY_GAP
+from marketfeed.journal import refused_candles, tables
+from marketfeed.journal.coverage import HISTORY_GAP, Key
 from marketfeed.journal.journal import KIND
+from marketfeed.journal.reads import JournalReads
+from marketfeed.storage.acknowledged import notes_of
+from marketfeed.storage.ranges import Acknowledged
 
 _OHLCV: Final = {ms: schema.ohlcv_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
 _FORMING: Final = {ms: schema.forming_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
@@ -35,6 +40,10 @@ _COLUMNS: Final = {
 }
 
 
+LOOKED_AT_ONCE: Final = 200_000
+"""So many candles that have not been acknowledged are looked at in one go, without their values."""
+
+
 class JournalOutbox(Outbox):
     """Reads a journal for shipping; `collector` names this host in gaps."""
 
@@ -57,6 +66,9 @@ class JournalOutbox(Outbox):
         dropped = schema.dropped_column(version)
         self._columns = _COLUMNS | {"catalog": _COLUMNS["catalog"].format(dropped=dropped)}
         self._collector = collector
+        # What was read of refused lines, and by what it is seen that there are others.
+        self._refused: tuple[tuple[Any, ...], Refused] | None = None
+        self._names: dict[int, str] = {}
         self._tags: dict[int, str] = {tables.NO_PAIR: lines.escape_tag(lines.ALL_PAIRS)}
         self._of = {source.measurement: source for source in self._sources}
 
@@ -84,6 +96,66 @@ class JournalOutbox(Outbox):
             ).fetchall()
             texts = [self._catalog((*row[:-1], time_ms)) for row in rows]
         return texts, max((row[0] for row in rows), default=0)
+
+    def look_at_candles(
+        self, unacknowledged: Unacknowledged, acknowledged: Acknowledged, target: str
+    ) -> Refused:
+        """Look at the rows of candles that are not `acknowledged`, LOOKED_AT_ONCE of them; see `Outbox`."""
+        with self._one_state():
+            most = LOOKED_AT_ONCE
+            left = unacknowledged.left(acknowledged["ohlcv"], self._next_seq())
+            while left and most > 0:
+                look, count = self._look(*left[0])
+                most -= max(count, 1)
+                unacknowledged.add([look])
+                left[:1] = [(left[0][0], look.first - 1)] if look.first > left[0][0] else []
+            return self._refused_candles(target)
+
+    def _look(self, first: int, last: int) -> tuple[Look, int]:
+        """The candles of the highest numbers of a range, and how many they are."""
+        # The index on `seq` holds the key, too: no row is read.
+        found = self._db.execute(
+            """SELECT pair_id, timeframe_ms, open_time, seq FROM candle WHERE seq BETWEEN ? AND ?
+               ORDER BY seq DESC LIMIT ?""",
+            (first, last, bucket_coverage.CANDLES),
+        ).fetchall()
+        opens: dict[tuple[int, int], list[int]] = {}
+        for pair_id, length_ms, open_ms, _ in found:
+            opens.setdefault((pair_id, length_ms), []).append(open_ms)
+        pairs = self._pairs(pair_id for pair_id, _ in opens)
+        by_key: dict[Key, list[int]] = {
+            (pairs[pair_id], schema.TIMEFRAME_NAMES[length_ms]): times
+            for (pair_id, length_ms), times in opens.items()
+        }
+        low = found[-1][3] if len(found) == bucket_coverage.CANDLES else first
+        return Look(low, last, by_key), len(found)
+
+    def _pairs(self, wanted: Iterable[int]) -> dict[int, str]:
+        if not self._names.keys() >= set(wanted):
+            self._names = dict(self._db.execute("SELECT id, pair FROM pair"))
+        return self._names
+
+    def _refused_candles(self, target: str) -> Refused:
+        reads = JournalReads(self._db)
+        count, last = self._db.execute("SELECT count(*), max(id) FROM refused_line").fetchone()
+        gone = notes_of(self._kind, self._db).lines_gone()
+        state = (target, count, last, gone, reads.load_document(refused_candles.DOCUMENT))
+        if self._refused is not None and self._refused[0] == state:
+            return self._refused[1]
+        document = refused_candles.decode(
+            None if state[-1] is None else state[-1][0], lines_gone=gone
+        )
+        told, is_all = document.of_target(target)
+        opens: dict[str, list[int]] = {}
+        for (line,) in self._db.execute(
+            "SELECT line FROM refused_line WHERE target = ? AND id > ?", (target, told.after)
+        ):
+            candle = refused_candles.candle_of(line)
+            if candle is not None:
+                opens.setdefault(candle[0], []).append(candle[1])
+        refused = Refused(opens, told.gone, is_unknown=not is_all)
+        self._refused = state, refused
+        return refused
 
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
         """For each line that of the same point as the file holds it now; None where it holds none.

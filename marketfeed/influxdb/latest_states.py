@@ -4,11 +4,15 @@ Of a forming candle only the last state matters. A row of the catalog is shipped
 day, stamped anew: shipped once, at the time when it changed, a bucket that keeps 30 days would forget it.
 """
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+from marketfeed.influxdb.delivery import Refused
 from marketfeed.influxdb.outbox import Outbox
 from marketfeed.schema import DAY_MS
+
+log = logging.getLogger(__name__)
 
 
 class Fresh(NamedTuple):
@@ -33,6 +37,7 @@ class States:
         self._catalog_seq = 0
         self._catalog_ms = 0
         self._shipped_s = -every_s
+        self._refusal = ""
 
     def begin_anew(self) -> None:
         """Ship all of them, as from a journal that is shipped from its start."""
@@ -52,6 +57,19 @@ class States:
         """Note that what was taken has been shipped."""
         _, self._forming_seq, self._catalog_seq, self._catalog_ms = fresh
         self._shipped_s = now_s
+
+    def note_refused(self, refused: Refused) -> None:
+        """Log that states were refused, once for each answer of the server."""
+        if refused:
+            line, answer = refused[0]
+            if answer != self._refusal:
+                log.error(
+                    "forming candles, catalog or coverage refused lines=%d answer=%r line=%r",
+                    len(refused),
+                    answer,
+                    line,
+                )
+            self._refusal = answer
 
     def _catalog(self, outbox: Outbox) -> tuple[list[str], int, int]:
         if self._now_ms is not None:

@@ -193,6 +193,21 @@ def catalog_text(
     )
 
 
+def coverage_text(
+    pair_tag: str, collector: str, parts: Mapping[str, tuple[int, int]], time_ms: int
+) -> str:
+    """The line of what a bucket has of a pair's candles: by timeframe from where, and up to where."""
+    fields = ",".join(
+        f"{name}={edge_ms}i"
+        for timeframe, part in parts.items()
+        for name, edge_ms in zip(schema.coverage_fields(timeframe), part, strict=True)
+    )
+    return (
+        f"{schema.FEED_COVERAGE},collector={escape_tag(collector)},pair={pair_tag} "
+        f"{fields} {time_ms}"
+    )
+
+
 def signal_text(
     pair_tag: str,
     side: str,

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
 from marketfeed.errors import JournalError
+from marketfeed.influxdb.bucket_coverage import NONE_REFUSED, Refused, Unacknowledged
 from marketfeed.storage.acknowledged import notes_of
 from marketfeed.storage.database import Kind
 from marketfeed.storage.ranges import Acknowledged, Piece
@@ -117,6 +118,12 @@ class Outbox(abc.ABC):
     def catalog_as_of(self, time_ms: int) -> tuple[list[str], int]:
         """The whole catalog as points at `time_ms`; returns the highest seq of its rows, too."""
         return [], 0
+
+    def look_at_candles(
+        self, unacknowledged: Unacknowledged, acknowledged: Acknowledged, target: str
+    ) -> Refused:
+        """Look at the rows of candles that are not `acknowledged`; returns what `target` has refused."""
+        return NONE_REFUSED
 
     @abc.abstractmethod
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:

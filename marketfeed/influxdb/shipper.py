@@ -11,10 +11,10 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,11 +22,13 @@ from marketfeed.clock import wait_at_most
 from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
 from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
 from marketfeed.influxdb.outbox import Outbox, ShipBatch
+from marketfeed.influxdb.shipped_file import Shipped, Writer
 from marketfeed.influxdb.unanswered import MOST_LINES, UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.storage.ranges import Acknowledged
@@ -49,6 +51,7 @@ class Pace(msgspec.Struct, frozen=True):
     failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
     when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
     What was sent without an answer is looked at again `recheck_after_s` after the server has answered.
+    What the bucket has of each series is said at least `coverage_every_s`.
     """
 
     max_lines: int = 5_000
@@ -59,6 +62,7 @@ class Pace(msgspec.Struct, frozen=True):
     parked_s: float = 30.0
     last_s: float = 10.0
     recheck_after_s: float = 60.0
+    coverage_every_s: float = 60.0
 
 
 DEFAULT_PACE: Final = Pace()
@@ -82,39 +86,6 @@ class ShipReport(msgspec.Struct, frozen=True):
     in_doubt: int
 
 
-class Shipped(Protocol):
-    """What shipping notes in a durable file: a journal, or the aggregator's ledger."""
-
-    def shipped(self, target: str) -> Acknowledged:
-        """What `target` has acknowledged."""
-
-    def note_shipped(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """Save ranges (measurement, first, last) that `target` has acknowledged."""
-
-    def forget_if_demanded(self, target: str) -> bool:
-        """Forget what `target` has acknowledged if all is to be shipped again; return whether it is."""
-
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
-        """Keep lines that `target` refused; returns how many older ones are gone by that."""
-
-
-class Writer(Protocol):
-    """The writer of such a file; `generation` rises when another file takes its place."""
-
-    path: Path
-
-    @property
-    def generation(self) -> int:
-        """Which file it is, counted from 1."""
-
-    @property
-    def next_seq(self) -> int:
-        """The number that the next stored row gets."""
-
-    async def call(self, function: Callable[[Shipped], T]) -> T:
-        """Run `function` on the file, in the writer's thread."""
-
-
 class _Look(NamedTuple):
     """What is read beside a batch: whether all is to be shipped again, what is fresh, when (monotonic)."""
 
@@ -126,7 +97,8 @@ class _Look(NamedTuple):
 class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
 
-    `now_ms` is the exchange's time, at which a catalog is shipped again; a ledger has none.
+    `now_ms` is the exchange's time, at which a catalog is shipped again, and `coverage` tells what the file
+    holds of candles: a ledger has neither.
     """
 
     def __init__(
@@ -136,6 +108,7 @@ class Shipper:
         pace: Pace = DEFAULT_PACE,
         open_outbox: Callable[[Path, str], Outbox] = JournalOutbox,
         now_ms: Callable[[], int] | None = None,
+        coverage: Callable[[], Coverage] | None = None,
     ) -> None:
         self._writer = writer
         self._open_file = open_outbox
@@ -148,9 +121,9 @@ class Shipper:
         self._unanswered = UnansweredLines(pace.recheck_after_s)
         self._delivery = Delivery(influx, self._unanswered)
         self._states = States(pace.forming_every_s, now_ms)
+        self._coverage = CoveragePoints(influx.target, pace.coverage_every_s, coverage, now_ms)
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
-        self._state_refusal = ""
         self._is_demanded = False
         self._batch_size = pace.max_lines
         self._state = "shipping"
@@ -273,6 +246,7 @@ class Shipper:
             self._counted_s = -COUNT_EVERY_S
         self._is_demanded = False
         self._states.begin_anew()
+        self._coverage.begin_anew()
         self._generation = generation
 
     async def _last_turn(self) -> None:
@@ -381,25 +355,29 @@ class Shipper:
 
     async def _ship_states(self, look: _Look) -> None:
         self._is_demanded, fresh, now_s = look
-        refused = await self._delivery.states(fresh.texts, self._batch_size)
-        if refused:
-            self._state_refused(*refused[0], len(refused))
-        self.lines += len(fresh.texts) - len(refused)
-        self._states.note(fresh, now_s)
-
-    def _state_refused(self, line: str, answer: str, count: int) -> None:
+        # After the candles of which it speaks.
+        texts = [*fresh.texts, *await self._coverage_lines(now_s)]
+        refused = await self._delivery.states(texts, self._batch_size)
         # Counted, not put aside: the next state comes, they would push out all other lines, and sent
         # again one day they would undo a later state.
-        self.refused += count
-        self.refusals.met(answer)
-        if answer != self._state_refusal:
-            log.error(
-                "forming candles or the catalog refused lines=%d answer=%r line=%r",
-                count,
-                answer,
-                line,
-            )
-        self._state_refusal = answer
+        if refused:
+            self.refusals.met(refused[0][1])
+        self.refused += len(refused)
+        self._states.note_refused(refused)
+        self.lines += len(texts) - len(refused)
+        self._states.note(fresh, now_s)
+        self._coverage.written(now_s)
+
+    async def _coverage_lines(self, now_s: float) -> list[str]:
+        if not self._coverage.is_due:
+            return []
+        await self._in_thread(lambda: self._coverage.look(self._the_outbox(), self._shipped))
+        # A commit whose rows were seen is known of once the writer's thread is done with it.
+        await self._writer.call(lambda _: None)
+        if self._is_demanded or self._generation != self._writer.generation:
+            # Rows of one file say nothing of another.
+            return []
+        return await self._in_thread(lambda: self._coverage.lines(now_s))
 
     async def _put_aside(self, refused: list[tuple[str, str]]) -> None:
         log.error(

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import retention, rows, tables
+from marketfeed.journal import refused_candles, retention, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
 from marketfeed.journal.covering import Change, Covering, promise_rows
@@ -163,7 +163,7 @@ class Journal(NumberedFile, JournalReads):
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
         """Keep a document (a last-known copy of exchangeInfo, the chosen pairs …) under `name`."""
         with self._transaction():
-            self.db.execute(tables.DOCUMENT, (name, saved_ms, zlib.compress(body)))
+            self._save(name, body, saved_ms)
 
     def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
         """Delete what a range names. Returns the number of rows.
@@ -214,6 +214,22 @@ class Journal(NumberedFile, JournalReads):
         numbered = rows.gap_rows(every, self._pair_ids, seq, version=self.version)
         return self._run(upsert, numbered, seq)
 
+    def _note_begun_again(self, target: str) -> None:
+        (last,) = self.db.execute("SELECT coalesce(max(id), 0) FROM refused_line").fetchone()
+        document = self._refused_candles(self._notes.lines_gone())
+        document.begin_again(target, last)
+        self._save(refused_candles.DOCUMENT, refused_candles.encode(document), 0)
+
+    def _note_gone(self, lines: Sequence[tuple[int, str, str]]) -> None:
+        document = self._refused_candles(self._notes.lines_gone() - len(lines))
+        document.push_out(lines)
+        self._save(refused_candles.DOCUMENT, refused_candles.encode(document), 0)
+
+    def _refused_candles(self, lines_gone: int) -> refused_candles.RefusedCandles:
+        found = self.load_document(refused_candles.DOCUMENT)
+        body = None if found is None else found[0]
+        return refused_candles.decode(body, lines_gone=lines_gone)
+
     def _count_commit(self) -> None:
         deleted, self._deleted_candles = self._deleted_candles, 0
         if not self._covering.is_durable or not self._covering.is_saved:
@@ -253,6 +269,9 @@ class Journal(NumberedFile, JournalReads):
                 "INSERT INTO pair (pair) VALUES (?) RETURNING id", (pair,)
             ).fetchone()[0]
         return self._pair_ids[pair]
+
+    def _save(self, name: str, body: bytes, saved_ms: int) -> None:
+        self.db.execute(tables.DOCUMENT, (name, saved_ms, zlib.compress(body)))
 
     def _run(self, upsert: tables.Upsert, numbered: rows.Rows, seq: int) -> int:
         for text, parameters in upsert.statements(numbered):

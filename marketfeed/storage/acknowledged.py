@@ -110,10 +110,12 @@ class Notes:
         (count,) = self._db.execute("SELECT coalesce(sum(lines_gone), 0) FROM shipping").fetchone()
         return int(count)
 
-    def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
+    def put_aside(
+        self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int
+    ) -> list[tuple[int, str, str]]:
         """Keep lines that `target` refused, each with its answer; the newest REFUSED_LINES_KEPT stay.
 
-        Returns how many older ones are gone by that.
+        Returns older ones that are gone by that: number, target and line of each.
         """
         self._db.executemany(
             "INSERT INTO refused_line (refused, target, line, answer) VALUES (?, ?, ?, ?)",
@@ -121,11 +123,12 @@ class Notes:
         )
         gone = self._db.execute(
             """DELETE FROM refused_line
-               WHERE id <= (SELECT id FROM refused_line ORDER BY id DESC LIMIT 1 OFFSET ?)""",
+               WHERE id <= (SELECT id FROM refused_line ORDER BY id DESC LIMIT 1 OFFSET ?)
+               RETURNING id, target, line""",
             (REFUSED_LINES_KEPT,),
-        ).rowcount
+        ).fetchall()
         if gone:
-            self.count_gone(target, gone)
+            self.count_gone(target, len(gone))
         return gone
 
     def take_demand(self, target: str) -> bool:

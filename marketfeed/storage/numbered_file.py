@@ -7,7 +7,7 @@ number is never given twice, not even after retention has deleted the newest row
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -102,12 +102,19 @@ class NumberedFile:
     def forget_if_demanded(self, target: str) -> bool:
         """Forget what `target` has acknowledged if all is to be shipped again; return whether it is."""
         with self._transaction():
-            return self._notes.take_demand(target)
+            demanded = self._notes.is_demanded(target)
+            forgotten = self._notes.take_demand(target)
+            if demanded:
+                self._note_begun_again(target)
+        return forgotten
 
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
         """Keep lines that `target` refused, each with its answer; returns how many older ones are gone."""
         with self._transaction():
-            return self._notes.put_aside(target, refused, refused_ms)
+            gone = self._notes.put_aside(target, refused, refused_ms)
+            if gone:
+                self._note_gone(gone)
+        return len(gone)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -126,6 +133,12 @@ class NumberedFile:
             with contextlib.suppress(sqlite3.Error):
                 self._reload()
             raise
+
+    def _note_begun_again(self, target: str) -> None:
+        """Take in, within the transaction, that everything is shipped to `target` again."""
+
+    def _note_gone(self, lines: Sequence[tuple[int, str, str]]) -> None:
+        """Take in, within the transaction, refused lines that newer ones have pushed out: as `put_aside`."""
 
     def _count_commit(self) -> None:
         """Count a transaction that has written something."""

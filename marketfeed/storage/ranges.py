@@ -29,6 +29,11 @@ class Ranges:
         index = bisect.bisect_right(self._firsts, number) - 1
         return index >= 0 and number <= self._lasts[index]
 
+    def covers(self, first: int, last: int) -> bool:
+        """Whether all numbers from `first` to `last` are in the set."""
+        index = bisect.bisect_right(self._firsts, first) - 1
+        return index >= 0 and last <= self._lasts[index]
+
     def copy(self) -> "Ranges":
         """A set of its own with the same numbers."""
         other = Ranges()

@@ -96,7 +96,13 @@ def run(
                 {"url": server.url, "org": "fleet", "token": "canary-token"} | influx
             )
             async with JournalWriter(path) as writer:
-                shipper = Shipper(writer, InfluxWriter(options, session), pace, now_ms=now_ms)
+                shipper = Shipper(
+                    writer,
+                    InfluxWriter(options, session),
+                    pace,
+                    now_ms=now_ms,
+                    coverage=lambda: writer.coverage,
+                )
                 task = asyncio.create_task(shipper.run())
                 await scenario(server, writer, shipper)
                 shipper.end()

@@ -71,7 +71,13 @@ async def shipping(
     """A journal and its shipper, which is stopped at the end as a collector does."""
     influx = InfluxSettings.model_validate(dict(settings))
     async with aiohttp.ClientSession() as session, JournalWriter(path) as writer:
-        shipper = Shipper(writer, InfluxWriter(influx, session), pace, now_ms=now_ms)
+        shipper = Shipper(
+            writer,
+            InfluxWriter(influx, session),
+            pace,
+            now_ms=now_ms,
+            coverage=lambda: writer.coverage,
+        )
         task = asyncio.create_task(shipper.run())
         try:
             yield writer, shipper

@@ -224,7 +224,7 @@ def do(notes: Notes, step: Step) -> object:
             return notes.take_demand(target)
         case "gone":
             return notes.count_gone(target, span[1])
-    return notes.put_aside(target, [(f"line {n}", "no") for n in range(5)], 1)
+    return len(notes.put_aside(target, [(f"line {n}", "no") for n in range(5)], 1))
 
 
 def held_by(notes: Notes, model: Model) -> None:

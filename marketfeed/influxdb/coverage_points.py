@@ -1,0 +1,105 @@
+"""Says in a bucket what of each series it has without a hole: measurement `feed_coverage`.
+
+An interval is never taken back late: what a bucket has not acknowledged is in none, and one that shrinks is
+written at the next look. Within an hour a pair's point is written over.
+"""
+
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from marketfeed import schema
+from marketfeed.grid import TimeRange
+from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.bucket_coverage import (
+    NONE_REFUSED,
+    Points,
+    Refused,
+    Unacknowledged,
+    intervals,
+)
+from marketfeed.influxdb.outbox import Outbox
+from marketfeed.journal.coverage import Covered, Key
+from marketfeed.storage.ranges import Acknowledged
+
+log = logging.getLogger(__name__)
+
+Coverage = Mapping[Key, Covered]
+
+
+class CoveragePoints:
+    """What is to be said of the bucket `target`.
+
+    `stored` gives the coverage of the file that is shipped, as of its last commit, `now_ms` the exchange's
+    time; without one of them there is nothing to say. All is said anew `every_s` (monotonic).
+    """
+
+    def __init__(
+        self,
+        target: str,
+        every_s: float,
+        stored: Callable[[], Coverage] | None,
+        now_ms: Callable[[], int] | None,
+    ) -> None:
+        self.is_due = stored is not None and now_ms is not None
+        """Whether there is anything to say, ever."""
+        self._target = target
+        self._stored = stored or dict
+        self._now_ms = now_ms or (lambda: 0)
+        self._collector: Final = socket.gethostname()
+        self._points = Points(every_s)
+        self._unacknowledged = Unacknowledged()
+        self._refused: Refused = NONE_REFUSED
+        self._before: Coverage = {}
+        self._line_keys: dict[Key, str] = {}
+        self._due: dict[str, dict[str, TimeRange]] = {}
+
+    def begin_anew(self) -> None:
+        """Shipping begins anew, from another file or because all is to be shipped again."""
+        self._unacknowledged = Unacknowledged()
+
+    def look(self, outbox: Outbox, acknowledged: Acknowledged) -> None:
+        """Look which rows have not been acknowledged. Raises JournalError."""
+        # As it is before the rows are read: all that it says is stored is among them, or was deleted since.
+        self._before = dict(self._stored())
+        refused = outbox.look_at_candles(self._unacknowledged, acknowledged, self._target)
+        if refused.is_unknown and not self._refused.is_unknown:
+            log.warning(
+                "lines were refused that are not known any more, the bucket's coverage stays empty until "
+                "`marketfeed setup --ship-again` target=%r",
+                self._target,
+            )
+        self._refused = refused
+
+    def lines(self, now_s: float) -> list[str]:
+        """The lines to write now.
+
+        After `look`, once the file's thread has done all that the rows told of: coverage follows its rows.
+        """
+        before = self._before
+        found = intervals(
+            before, self._stored(), self._unacknowledged, self._refused, self._keys(before)
+        )
+        self._due = self._points.due(found, now_s)
+        hour_ms = schema.floor_to(self._now_ms(), schema.HOUR_MS)
+        return [
+            lines.coverage_text(lines.escape_tag(pair), self._collector, parts, hour_ms)
+            for pair, parts in self._due.items()
+        ]
+
+    def written(self, now_s: float) -> None:
+        """Note that `lines` have been written."""
+        self._points.written(self._due, now_s)
+
+    def _keys(self, series: Coverage) -> Mapping[Key, str]:
+        """How lines of candles begin, of each series."""
+        if not self._line_keys.keys() >= series.keys():
+            self._line_keys = {
+                (
+                    pair,
+                    timeframe,
+                ): f"{schema.ohlcv_measurement(timeframe)},pair={lines.escape_tag(pair)}"
+                for pair, timeframe in series
+            }
+        return self._line_keys

@@ -1,0 +1,76 @@
+"""Which candles a bucket has refused, as far as the lines put aside do not tell: more than are kept.
+
+It stands in a document of the journal: of each target and series the newest candle among the lines that newer
+ones have pushed out. A series is named by the measurement and tags of its lines.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from marketfeed import schema
+
+PURE = True
+
+DOCUMENT: Final = "refused_candles"
+
+
+class Gone(msgspec.Struct):
+    """Of one target. What was refused up to the line `after` has been shipped again since.
+
+    `gone` holds the open time (ms) of each series' newest candle that is told no more; `known`: that is all.
+    """
+
+    after: int = 0
+    gone: dict[str, int] = {}
+    known: bool = False
+
+
+class RefusedCandles(msgspec.Struct):
+    """The document. `counted`: from the first line on that was pushed out."""
+
+    counted: bool
+    of: dict[str, Gone] = {}
+
+    def of_target(self, target: str) -> tuple[Gone, bool]:
+        """What is told of a target, and whether that is all."""
+        gone = self.of.get(target, Gone())
+        return gone, self.counted or gone.known
+
+    def push_out(self, lines: Iterable[tuple[int, str, str]]) -> None:
+        """Take in lines (number, target, line) that are kept no more."""
+        for number, target, line in lines:
+            known = self.of.setdefault(target, Gone())
+            candle = candle_of(line)
+            if candle is not None and number > known.after:
+                series, open_ms = candle
+                known.gone[series] = max(open_ms, known.gone.get(series, open_ms))
+
+    def begin_again(self, target: str, after: int) -> None:
+        """Take in that all is shipped to `target` again; `after` is the last line put aside before."""
+        self.of[target] = Gone(after, {}, True)
+
+
+def decode(body: bytes | None, *, lines_gone: int) -> RefusedCandles:
+    """Read the document; None: there is none, and `lines_gone` refused lines were pushed out before."""
+    return (
+        RefusedCandles(counted=lines_gone == 0)
+        if body is None
+        else msgspec.json.decode(body, type=RefusedCandles)
+    )
+
+
+def encode(document: RefusedCandles) -> bytes:
+    """Write it."""
+    return msgspec.json.encode(document)
+
+
+def candle_of(line: str) -> tuple[str, int] | None:
+    """Series and open time (ms) of a candle's line; None of other lines."""
+    if not line.startswith(schema.OHLCV_PREFIX):
+        return None
+    # No pair holds a blank.
+    series, _, rest = line.partition(" ")
+    time = rest.rpartition(" ")[2]
+    return (series, int(time)) if time.isdecimal() else None
