@@ -108,6 +108,7 @@ FUNDING_RATE: Final = "funding_rate"
 FUNDING_SETTLED: Final = "funding_settled"
 FEED_GAP: Final = "feed_gap"
 FEED_CATALOG: Final = "feed_catalog"
+FEED_COVERAGE: Final = "feed_coverage"
 DROPPED: Final = ""
 """The catalog's first timeframe of a pair that the settings name no more (`,3m,1h`): the collector has ended
 it, not the exchange. What is stored of it can be read, and grows as stale as that of a pair that lives. So it
@@ -184,6 +185,11 @@ def ohlcv_measurement(timeframe: str) -> str:
     return OHLCV_PREFIX + timeframe
 
 
+def coverage_fields(series: str) -> tuple[str, str]:
+    """Names of the two fields of `feed_coverage` that tell of a series, for example of `3m`."""
+    return f"from_{series}", f"until_{series}"
+
+
 def forming_measurement(timeframe: str) -> str:
     """Name of the measurement of forming candles, for example `forming_3m`."""
     return FORMING_PREFIX + timeframe
@@ -209,6 +215,12 @@ def version_asked(version: int, rows: Sequence[tuple[object, ...]]) -> int:
         case [(int(asked),)] if asked > 0:
             return asked
     return version
+
+
+CANDLE_GAP: Final = "candle_"
+"""A gap of candles is of this kind, followed by the timeframe."""
+HISTORY_GAP: Final = "history_"
+"""A hole of a first filling is a gap of this kind, followed by the timeframe; it is not shipped."""
 
 
 def dropped_column(version: int) -> str:

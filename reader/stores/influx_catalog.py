@@ -1,4 +1,4 @@
-"""What is collected, out of an InfluxDB: each pair's first point and its last one.
+"""What is collected, out of an InfluxDB: each pair's first point and its last one; and where it is whole.
 
 Collectors send each pair's row again every day, so that a bucket's retention does not take it. All of a
 year's points are half a second's work for the server, so all of them are looked at seldom, those of the last
@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from marketfeed import schema
+from reader.coverage import Interval
 from reader.rows import CatalogRow
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_coverage import NOTHING, WEEK_MS, Told
 from reader.stores.influx_http import InfluxHttp
 
 CATALOG_S: Final = 5.0
@@ -26,12 +28,16 @@ _BACK_MS: Final = 2 * schema.DAY_MS
 
 
 class _Seen(NamedTuple):
-    """The rows, by pair; when (monotonic) they and all of them were asked for; the newest point's time."""
+    """The rows, by pair; when (monotonic) they and all of them were asked for; the newest point's time.
+
+    `told` is what collectors told, as of when the rows were asked for.
+    """
 
     rows: Mapping[str, CatalogRow]
     asked_s: float
     whole_s: float
     newest_ms: int
+    told: Told
 
 
 class InfluxCatalog:
@@ -60,17 +66,32 @@ class InfluxCatalog:
         self._seen = seen
         return seen.rows
 
+    def coverage(self, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
+        """Where the series of `pairs` are whole, as of when `rows` were last asked for: no question."""
+        return self._seen.told.intervals(pairs, timeframe)
+
     def _whole(self) -> _Seen:
         asked_s = time.monotonic()
-        rows, newest_ms = self._ask("", {})
-        return _Seen(_joined(rows), asked_s, asked_s, newest_ms)
+        week_ago_ms = time.time_ns() // 1_000_000 - WEEK_MS
+        statements = [*_catalog_of(""), queries.coverage_last(week_ago_ms)]
+        first, last, of_week = self._http.ask(statements, {})
+        rows, newest_ms = _first_and_last(first, last)
+        told = NOTHING.with_newer(of_week)
+        if rows and not told.points:
+            # By the exchange's time the last one may be older, too.
+            told = told.with_newer(*self._http.ask([queries.coverage_last(0)], {}))
+        return _Seen(_joined(rows), asked_s, asked_s, newest_ms, told)
 
     def _newer(self, seen: _Seen) -> _Seen:
         """Add to what was seen what has been noted since."""
         asked_s = time.monotonic()
         # By the host's clock at most: behind a point from the future nothing else would be seen.
-        start_ms = min(seen.newest_ms, time.time_ns() // 1_000_000) - _BACK_MS
-        (last,) = self._http.ask([queries.catalog_last("", start_ms)], {})
+        host_ms = time.time_ns() // 1_000_000
+        start_ms = min(seen.newest_ms, host_ms) - _BACK_MS
+        told_ms = seen.told.since_ms(seen.newest_ms, host_ms)
+        last, told = self._http.ask(
+            [queries.catalog_last("", start_ms), queries.coverage_last(told_ms)], {}
+        )
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -78,14 +99,23 @@ class InfluxCatalog:
             # They may have been collected before.
             rows |= self._ask(*queries.among(new))[0]
         newest_ms = max(newest_ms, seen.newest_ms)
-        return _Seen(_joined(seen.rows, rows), asked_s, seen.whole_s, newest_ms)
+        rows = _joined(seen.rows, rows)
+        return _Seen(rows, asked_s, seen.whole_s, newest_ms, seen.told.with_newer(told))
 
     def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:
         """Ask for the pairs that fulfil the condition, wherever their points lie; answers as `_rows`."""
-        statements = [queries.catalog_first(condition), queries.catalog_last(condition, 0)]
-        first, last = self._http.ask(statements, bound)
-        firsts = first.by_pair(queries.CATALOG_FIRST)
-        return _rows(last, {pair: points[0][0] for pair, points in firsts.items()})
+        return _first_and_last(*self._http.ask(_catalog_of(condition), bound))
+
+
+def _catalog_of(condition: str) -> list[str]:
+    return [queries.catalog_first(condition), queries.catalog_last(condition, 0)]
+
+
+def _first_and_last(
+    first: StatementAnswer, last: StatementAnswer
+) -> tuple[dict[str, CatalogRow], int]:
+    firsts = first.by_pair(queries.CATALOG_FIRST)
+    return _rows(last, {pair: points[0][0] for pair, points in firsts.items()})
 
 
 def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str, CatalogRow], int]:

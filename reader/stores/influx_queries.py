@@ -25,6 +25,11 @@ MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
 CATALOG_FIRST: Final = RowType(tuple[int, str])
 CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | None])
 
+COVERAGE: Final = RowType(tuple[int | None, ...])
+
+_COVERAGE_FIELDS: Final = ", ".join(
+    field for timeframe in schema.TIMEFRAMES_MS for field in schema.coverage_fields(timeframe)
+)
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
 
 
@@ -112,6 +117,15 @@ def catalog_last(condition: str, start_ms: int) -> str:
     """What was noted last of each pair that is collected, at `start_ms` or later."""
     columns = ("timeframes", "listed", "ended", "dropped")
     return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
+
+
+def coverage_last(start_ms: int) -> str:
+    """The last point of each collector and pair, at `start_ms` or later: all its fields, at one time."""
+    return (
+        f"SELECT {_COVERAGE_FIELDS} FROM {schema.FEED_COVERAGE} "
+        f"WHERE {_between(start_ms, OPEN_END_MS)} "
+        "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
+    )
 
 
 def _between(start_ms: int, end_ms: int) -> str:
