@@ -257,8 +257,9 @@ class MarketReader:
             # Asked before the look, so that what is stored in between is found at the next turn.
             version = self._store.version()
             without = awaited.without(self._now_ms())
-            if not without or not self._changed_since(version, deadline_s):
+            if not without or time.monotonic() >= deadline_s:
                 return without
+            self._changed_since(version, min(deadline_s, awaited.again_s))
 
     def ready(self, pair: str, timeframe: str, n: int) -> bool:
         """Return whether the newest `n` closed candles of `pair` are stored: what is due, without a hole.

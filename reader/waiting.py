@@ -24,7 +24,8 @@ class Awaited:
         self._timeframe = timeframe
         self._open_ms = open_ms
         self._not_awaited: set[str] = set()
-        self._looked_s: float | None = None
+        self.again_s = 0.0
+        """When to ask again (monotonic), though nothing may have been stored since."""
 
     def without(self, now_ms: int) -> tuple[str, ...]:
         """The pairs whose candle is not stored, and is awaited, at `now_ms`.
@@ -50,7 +51,7 @@ class Awaited:
             lacking = [pair for pair in members if pair in due and pair not in there]
             if lacking:
                 absent[source] = lacking
-        if absent and (self._looked_s is None or time.monotonic() - self._looked_s >= LOOK_S):
+        if absent and time.monotonic() >= self.again_s:
             self._look(absent, close_ms)
         lacking = [pair for members in absent.values() for pair in members]
         return tuple(sorted(pair for pair in lacking if pair not in self._not_awaited))
@@ -79,7 +80,7 @@ class Awaited:
                 self._not_awaited |= {
                     pair for pair in halted if stands_still(told[pair], newest.get(pair), length_ms)
                 }
-        self._looked_s = time.monotonic()
+        self.again_s = time.monotonic() + LOOK_S
 
 
 def _may_have(row: CatalogRow, close_ms: int) -> bool:

@@ -139,7 +139,7 @@ class InfluxStore:
         return {pair for _, _, pair in answer.rows(queries.OPENS_OF) if pair is not None}
 
     def coverage(self, pairs: Sequence[str], timeframe: str) -> Mapping[str, Interval]:
-        """Pair -> where its series is whole, as it was told a minute ago at most; without those of none."""
+        """Pair -> where its series is whole, as was told two minutes ago at most; without others."""
         self._catalog.rows()
         return self._catalog.coverage(pairs, timeframe)
 

@@ -14,7 +14,7 @@ from reader.coverage import Interval
 from reader.rows import CatalogRow
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
-from reader.stores.influx_coverage import NOTHING, WEEK_MS, Told
+from reader.stores.influx_coverage import NOTHING, TOLD_S, WEEK_MS, Told, timeframes_of
 from reader.stores.influx_http import InfluxHttp
 
 CATALOG_S: Final = 5.0
@@ -30,7 +30,7 @@ _BACK_MS: Final = 2 * schema.DAY_MS
 class _Seen(NamedTuple):
     """The rows, by pair; when (monotonic) they and all of them were asked for; the newest point's time.
 
-    `told` is what collectors told, as of when the rows were asked for.
+    `told` is what collectors told, `told_s` when they were asked.
     """
 
     rows: Mapping[str, CatalogRow]
@@ -38,6 +38,7 @@ class _Seen(NamedTuple):
     whole_s: float
     newest_ms: int
     told: Told
+    told_s: float
 
 
 class InfluxCatalog:
@@ -67,20 +68,23 @@ class InfluxCatalog:
         return seen.rows
 
     def coverage(self, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
-        """Where the series of `pairs` are whole, as of when `rows` were last asked for: no question."""
+        """Pair -> where its series is whole, as was told when `rows` were asked for: no question."""
         return self._seen.told.intervals(pairs, timeframe)
 
     def _whole(self) -> _Seen:
         asked_s = time.monotonic()
-        week_ago_ms = time.time_ns() // 1_000_000 - WEEK_MS
-        statements = [*_catalog_of(""), queries.coverage_last(week_ago_ms)]
-        first, last, of_week = self._http.ask(statements, {})
-        rows, newest_ms = _first_and_last(first, last)
-        told = NOTHING.with_newer(of_week)
-        if rows and not told.points:
-            # By the exchange's time the last one may be older, too.
-            told = told.with_newer(*self._http.ask([queries.coverage_last(0)], {}))
-        return _Seen(_joined(rows), asked_s, asked_s, newest_ms, told)
+        rows, newest_ms = self._ask("", {})
+        told = self._told(timeframes_of(rows.values()))
+        return _Seen(_joined(rows), asked_s, asked_s, newest_ms, told, asked_s)
+
+    def _told(self, timeframes: Sequence[str]) -> Told:
+        """Ask what collectors have told, of the last week or, where nobody has, before."""
+        told = NOTHING
+        for start_ms in (time.time_ns() // 1_000_000 - WEEK_MS, 0):
+            if timeframes and not told.points:
+                (last,) = self._http.ask([queries.coverage_last(timeframes, start_ms)], {})
+                told = told.with_newer(timeframes, last)
+        return told
 
     def _newer(self, seen: _Seen) -> _Seen:
         """Add to what was seen what has been noted since."""
@@ -88,10 +92,15 @@ class InfluxCatalog:
         # By the host's clock at most: behind a point from the future nothing else would be seen.
         host_ms = time.time_ns() // 1_000_000
         start_ms = min(seen.newest_ms, host_ms) - _BACK_MS
-        told_ms = seen.told.since_ms(seen.newest_ms, host_ms)
-        last, told = self._http.ask(
-            [queries.catalog_last("", start_ms), queries.coverage_last(told_ms)], {}
-        )
+        statements = [queries.catalog_last("", start_ms)]
+        told, told_s, timeframes = seen.told, seen.told_s, timeframes_of(seen.rows.values())
+        if asked_s - told_s >= TOLD_S and timeframes:
+            told_ms = told.since_ms(seen.newest_ms, host_ms)
+            statements.append(queries.coverage_last(timeframes, told_ms))
+            told_s = asked_s
+        last, *answers = self._http.ask(statements, {})
+        for answer in answers:
+            told = told.with_newer(timeframes, answer)
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -100,22 +109,14 @@ class InfluxCatalog:
             rows |= self._ask(*queries.among(new))[0]
         newest_ms = max(newest_ms, seen.newest_ms)
         rows = _joined(seen.rows, rows)
-        return _Seen(rows, asked_s, seen.whole_s, newest_ms, seen.told.with_newer(told))
+        return _Seen(rows, asked_s, seen.whole_s, newest_ms, told, told_s)
 
     def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:
         """Ask for the pairs that fulfil the condition, wherever their points lie; answers as `_rows`."""
-        return _first_and_last(*self._http.ask(_catalog_of(condition), bound))
-
-
-def _catalog_of(condition: str) -> list[str]:
-    return [queries.catalog_first(condition), queries.catalog_last(condition, 0)]
-
-
-def _first_and_last(
-    first: StatementAnswer, last: StatementAnswer
-) -> tuple[dict[str, CatalogRow], int]:
-    firsts = first.by_pair(queries.CATALOG_FIRST)
-    return _rows(last, {pair: points[0][0] for pair, points in firsts.items()})
+        statements = [queries.catalog_first(condition), queries.catalog_last(condition, 0)]
+        first, last = self._http.ask(statements, bound)
+        firsts = first.by_pair(queries.CATALOG_FIRST)
+        return _rows(last, {pair: points[0][0] for pair, points in firsts.items()})
 
 
 def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str, CatalogRow], int]:

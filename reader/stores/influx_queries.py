@@ -27,9 +27,6 @@ CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | Non
 
 COVERAGE: Final = RowType(tuple[int | None, ...])
 
-_COVERAGE_FIELDS: Final = ", ".join(
-    field for timeframe in schema.TIMEFRAMES_MS for field in schema.coverage_fields(timeframe)
-)
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
 
 
@@ -119,10 +116,11 @@ def catalog_last(condition: str, start_ms: int) -> str:
     return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
 
 
-def coverage_last(start_ms: int) -> str:
-    """The last point of each collector and pair, at `start_ms` or later: all its fields, at one time."""
+def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
+    """What each collector has told last of each pair, at `start_ms` or later: two edges a timeframe."""
+    fields = [field for name in timeframes for field in schema.coverage_fields(_known(name))]
     return (
-        f"SELECT {_COVERAGE_FIELDS} FROM {schema.FEED_COVERAGE} "
+        f"SELECT {', '.join(fields)} FROM {schema.FEED_COVERAGE} "
         f"WHERE {_between(start_ms, OPEN_END_MS)} "
         "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
     )

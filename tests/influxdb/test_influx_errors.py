@@ -37,7 +37,7 @@ READER = "readers-own"
 WRITER = "writers-own"
 BOT = "bot:secret"
 
-NOTHING = msgspec.json.encode({"results": [{"statement_id": n} for n in range(4)]})
+NOTHING = msgspec.json.encode({"results": [{"statement_id": n} for n in range(3)]})
 EMPTY = http("200 OK", NOTHING, Content_Type="application/json")
 """The answer of a database without points to the two first questions, with their closing statement."""
 
