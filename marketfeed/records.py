@@ -89,8 +89,7 @@ class FundingSettled(msgspec.Struct, frozen=True, gc=False):
 GapState: TypeAlias = Literal["found", "healing", "healed", "unresolvable"]
 """`found` and `healing` are open: nobody, or somebody, asks for what is missing. The others are final,
 but for a candle that comes after all."""
-CANDLE_GAP: Final = "candle_"
-"""A gap of candles is of this kind, followed by the timeframe."""
+CANDLE_GAP: Final = schema.CANDLE_GAP
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):

@@ -217,6 +217,12 @@ def version_asked(version: int, rows: Sequence[tuple[object, ...]]) -> int:
     return version
 
 
+CANDLE_GAP: Final = "candle_"
+"""A gap of candles is of this kind, followed by the timeframe."""
+HISTORY_GAP: Final = "history_"
+"""A hole of a first filling is a gap of this kind, followed by the timeframe; it is not shipped."""
+
+
 def dropped_column(version: int) -> str:
     """SQL for whether the settings have dropped a pair of `catalog`, in a journal of `version`."""
     return "dropped" if version >= DROPPED_FROM else "timeframes LIKE ',%'"

@@ -15,6 +15,7 @@ from reader.default import (
     get_funding_rate,
     get_mark_price,
     get_ohlcv,
+    ready,
 )
 from reader.errors import (
     GapError,
@@ -43,4 +44,5 @@ __all__ = [
     "get_funding_rate",
     "get_mark_price",
     "get_ohlcv",
+    "ready",
 ]

@@ -82,17 +82,23 @@ def candle_request(
     until_ms = None if until is None else time_ms("until", until)
     if since_ms is not None and until_ms is not None and since_ms >= until_ms:
         raise ArgumentError(f"since: must lie before until; found since={since!r}, until={until!r}")
-    if limit is None:
-        limit = DEFAULT_LIMIT if since_ms is None else None
-    else:
-        limit = _whole("limit", limit, "a whole number of candles, 1 or more")
-        if not 1 <= limit <= MAX_LIMIT:
-            raise ArgumentError(f"limit: 1 to {MAX_LIMIT} is expected, found {limit}")
+    if limit is not None:
+        limit = candles("limit", limit)
+    elif since_ms is None:
+        limit = DEFAULT_LIMIT
     default_s = 2 * schema.TIMEFRAMES_MS[timeframe] / 1000 + 30
     age_s = max_age(max_age_s, default_s)
     return CandleRequest(
         timeframe, since_ms, until_ms, limit, bool(include_forming), bool(strict), age_s
     )
+
+
+def candles(name: str, value: int) -> int:
+    """Return a number of candles, 1 or more."""
+    count = _whole(name, value, "a whole number of candles, 1 or more")
+    if not 1 <= count <= MAX_LIMIT:
+        raise ArgumentError(f"{name}: 1 to {MAX_LIMIT} is expected, found {count}")
+    return count
 
 
 def time_ms(name: str, value: Time) -> int:

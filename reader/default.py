@@ -56,6 +56,11 @@ def get_ohlcv(
     )
 
 
+def ready(pair: str, timeframe: str, n: int) -> bool:
+    """Return whether the newest `n` candles are stored: `MarketReader.ready` of the default reader."""
+    return _default().ready(pair, timeframe, n)
+
+
 def get_funding_rate(pair: str, *, max_age_s: MaxAge = DEFAULT) -> FundingRate:
     """Return the running rate of `pair`: `MarketReader.get_funding_rate` of the default reader."""
     return _default().get_funding_rate(pair, max_age_s=max_age_s)

@@ -3,8 +3,9 @@
 Nothing of Freqtrade is in here. A `Download` is one request as Freqtrade makes it; the answer is its rows
 as ccxt gives them, or an error that is the reason for none: bad rows are never given.
 
-* Rows without a hole, up to the newest closed candle, and the forming one behind it, without which
-  Freqtrade would wait another 15 s. It has the state of some seconds ago; Freqtrade drops it.
+* Rows without a hole, but where the exchange has twice answered without: it would give none now. They reach
+  up to the newest closed candle, and the forming one is behind it, without which Freqtrade would wait
+  another 15 s. It has the state of some seconds ago; Freqtrade drops it.
 * A candle that has just closed is waited for: a quiet pair's is sent 2 s after the close, and the bot
   asks 1 s after it.
 * StaleDataError when it does not come, NotStoredError for what the store does not hold (any more).
@@ -279,6 +280,10 @@ def _judge(
     expected = np.arange(first_ms, end_ms, length_ms, dtype=np.int64)
     absent = np.setdiff1d(expected, times_ms, assume_unique=True)
     newest_ms = int(times_ms[-1]) if len(times_ms) else None
+    if len(absent) and frame.attrs["absent"]:
+        absent = np.setdiff1d(absent, [_ms(time) for time in frame.attrs["absent"]])
+        # Rows from further back in their place might have a hole that is the store's own.
+        closed = closed[closed[:, 0] >= first_ms]
     if len(absent):
         tail = newest_ms is None or int(absent[0]) > newest_ms
         if not tail or newest_ms is None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.arguments import CandleRequest
+from reader.coverage import LISTED, Interval, Short, never_come, why_short
 from reader.rows import CandleRows, CatalogRow, FundingRow
 
 PURE = True
@@ -36,7 +37,8 @@ class StoredCandles:
 
     `truncated`: the limit cut older candles off. `first_ms` is the open time of the oldest candle that
     can exist, `reach_ms` the end (exclusive) of the open times that stored rows speak of: a candle
-    before it that is not there is missing. Both None when nothing is stored.
+    before it that is not there is missing. Both None when nothing is stored. `told` is where the series
+    that it is made of is whole, None where nobody tells.
     """
 
     values: Floats
@@ -44,6 +46,7 @@ class StoredCandles:
     first_ms: int | None
     reach_ms: int | None
     forming: tuple[float, ...] | None
+    told: Interval | None = None
 
 
 class OpenTimes(list[pd.Timestamp]):
@@ -84,7 +87,7 @@ def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> StoredCa
     first_ms = None if rows.first_ms is None else schema.ceil_to(rows.first_ms, length_ms)
     newest_ms = rows.newest_ms
     reach_ms = None if newest_ms is None else schema.floor_to(newest_ms + source_ms, length_ms)
-    return StoredCandles(complete, truncated, first_ms, reach_ms, forming)
+    return StoredCandles(complete, truncated, first_ms, reach_ms, forming, rows.told)
 
 
 def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
@@ -204,7 +207,20 @@ def missing(found: StoredCandles, request: CandleRequest, entry: CatalogRow, now
         start_ms = max(found.first_ms, schema.ceil_to(request.since_ms or 0, length_ms))
     if entry.listed_ms is not None:
         start_ms = max(start_ms, schema.floor_to(entry.listed_ms, length_ms))
-    end_ms = found.reach_ms
+    end_ms = _due_until(found.reach_ms, found, request, entry, now_ms)
+    due = max(0, (end_ms - start_ms) // length_ms)
+    have = found.values[:, 0].astype(np.int64)
+    if len(have) >= due and np.count_nonzero((have >= start_ms) & (have < end_ms)) == due:
+        return np.empty(0, np.int64)
+    expected = np.arange(start_ms, end_ms, length_ms, dtype=np.int64)
+    return np.setdiff1d(expected, have, assume_unique=True)
+
+
+def _due_until(
+    reach_ms: int, found: StoredCandles, request: CandleRequest, entry: CatalogRow, now_ms: int
+) -> int:
+    length_ms = request.length_ms
+    end_ms = reach_ms
     if request.max_age_s is not None and not entry.has_ended(now_ms):
         end_ms = max(end_ms, schema.floor_to(now_ms - GRACE_MS, length_ms))
     if found.forming is not None:
@@ -213,12 +229,49 @@ def missing(found: StoredCandles, request: CandleRequest, entry: CatalogRow, now
         end_ms = min(end_ms, schema.floor_to(entry.ended_ms, length_ms))
     if request.until_ms is not None:
         end_ms = min(end_ms, schema.ceil_to(request.until_ms, length_ms))
-    due = max(0, (end_ms - start_ms) // length_ms)
-    have = found.values[:, 0].astype(np.int64)
-    if len(have) >= due and np.count_nonzero((have >= start_ms) & (have < end_ms)) == due:
-        return np.empty(0, np.int64)
-    expected = np.arange(start_ms, end_ms, length_ms, dtype=np.int64)
-    return np.setdiff1d(expected, have, assume_unique=True)
+    return end_ms
+
+
+def is_ready(
+    found: StoredCandles, request: CandleRequest, entry: CatalogRow, candles: int, now_ms: int
+) -> bool:
+    """Whether the newest `candles` that are due are in an answer of as many, or all since the listing.
+
+    What the exchange does not have either is not waited for.
+    """
+    if found.reach_ms is None or entry.dropped:
+        return False
+    due_ms = _due_until(found.reach_ms, found, request, entry, now_ms)
+    from_ms = due_ms - candles * request.length_ms
+    lacking = missing(found, request, entry, now_ms)
+    lacking = lacking[lacking >= from_ms]
+    if not never_come(found.told, lacking, request.length_ms).all():
+        return False
+    if found.first_ms is not None and found.first_ms <= from_ms:
+        return True
+    return short(found, request, entry) in (None, LISTED)
+
+
+def listed_candle_ms(request: CandleRequest, entry: CatalogRow) -> int | None:
+    """Open time of the first candle that the pair's listing lets be there; None if that is not known.
+
+    The first one of the exchange opens before the listing. Put together from parts it is none.
+    """
+    if entry.listed_ms is None:
+        return None
+    on = schema.floor_to if request.timeframe in entry.timeframes else schema.ceil_to
+    return on(entry.listed_ms, request.length_ms)
+
+
+def short(found: StoredCandles, request: CandleRequest, entry: CatalogRow) -> Short | None:
+    """Why the candles do not reach as far back as was asked; None where they do."""
+    if found.truncated:
+        return None
+    if request.since_ms is not None and found.first_ms is not None:
+        asked_ms = schema.ceil_to(request.since_ms, request.length_ms)
+        if found.first_ms <= asked_ms:
+            return None
+    return why_short(found.first_ms, listed_candle_ms(request, entry), found.told)
 
 
 # --- frames ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pandas as pd
 from marketfeed import schema
 from reader import frames
 from reader.arguments import CandleRequest
+from reader.coverage import never_come
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
 from reader.rows import CandleQuery, CatalogRow
 from reader.stores.store import Store
@@ -141,6 +142,7 @@ def judge(
         missing_ms = frames.missing(series, request, entry, now_ms)
         if len(missing_ms):
             gaps[pair] = frames.timestamps(missing_ms)
+        never = never_come(series.told, missing_ms, request.length_ms)
         answer[pair] = frames.candle_frame(
             series,
             {
@@ -149,6 +151,8 @@ def judge(
                 "source": source,
                 "age_s": ages[pair],
                 "missing": gaps.get(pair, []),
+                "absent": frames.timestamps(missing_ms[never]) if never.any() else [],
+                "short": frames.short(series, request, entry),
                 "forming": series.forming is not None,
             },
         )
@@ -175,15 +179,10 @@ def _is_stale(age_s: float, request: CandleRequest, now_ms: int) -> bool:
 
 def _is_young(entry: CatalogRow, request: CandleRequest, now_ms: int) -> bool:
     """Whether a pair was listed so lately that no candle of it can be there yet."""
-    if entry.listed_ms is None:
+    first_ms = frames.listed_candle_ms(request, entry)
+    if first_ms is None:
         return False
-    length_ms = request.length_ms
-    if request.timeframe in entry.timeframes:
-        first_ms = schema.floor_to(entry.listed_ms, length_ms)
-    else:
-        # The first one that is whole when it is put together from parts.
-        first_ms = schema.ceil_to(entry.listed_ms, length_ms)
-    return now_ms < first_ms + length_ms + frames.GRACE_MS
+    return now_ms < first_ms + request.length_ms + frames.GRACE_MS
 
 
 def _stale(ages: Mapping[str, float], request: CandleRequest) -> StaleDataError:

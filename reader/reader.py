@@ -22,6 +22,7 @@ from reader.rows import CatalogRow, FundingRow
 from reader.stores.address import URL_FORMS, URL_VARIABLE, open_store
 from reader.stores.store import Store
 from reader.values import FundingRate, MarkPrice, PairInfo
+from reader.waiting import Awaited
 
 
 def _wall_ms() -> int:
@@ -124,9 +125,12 @@ class MarketReader:
         a candle of which a part is absent is left out and counts as missing.
 
         `attrs`: pair, timeframe, source, age_s (since the newest candle's close; infinite when there is
-        none), missing (open times absent between the first stored candle and now, or in the range),
-        forming (whether the last row is the forming candle). A gap is logged once; `strict` raises
-        GapError instead.
+        none), missing (open times without a candle between the first stored one and now, or in the range),
+        absent (those of `missing` that the exchange twice answered without), forming (whether the last row
+        is the forming candle), and short: why the frame does not reach as far back as asked, None where
+        it does. That is "listed" (the pair was listed then), "history" (what the collectors tell of begins
+        later: nothing older is promised, or it is not filled yet) or "unknown" (they tell nothing). A gap
+        is logged once; `strict` raises GapError instead, also of absent candles.
 
         `max_age_s` is 2 × timeframe + 30 s by default. It is not applied to a delisted pair, nor to a
         range whose `until` is past. A pair without any candle yet raises StaleDataError, unless
@@ -239,21 +243,43 @@ class MarketReader:
         """Wait until the candle of `open_time` is stored for every live pair; return the pairs without.
 
         An empty answer means that all are there; otherwise `timeout_s` (wall seconds) have passed. Of
-        a resampled timeframe the last part is waited for. Pairs that had ended before the candle
-        closed, or were listed after, are not waited for, nor those not collected in that timeframe.
+        a resampled timeframe the last part is waited for. Not waited for are pairs that had ended before
+        the candle closed, or were listed after; those not collected in that timeframe; and those of which
+        the collectors tell that the exchange twice answered without the candle or, of a halted pair,
+        without what follows its newest one.
 
         Raises StaleDataError when there is no live pair at all, UnknownTimeframeError.
         """
         deadline_s = time.monotonic() + arguments.seconds("timeout_s", timeout_s)
         open_ms = arguments.time_ms("open_time", open_time)
+        awaited = Awaited(self._store, timeframe, open_ms)
         while True:
             # Asked before the look, so that what is stored in between is found at the next turn.
             version = self._store.version()
-            absent = self._without_candle(timeframe, open_ms)
-            if not absent:
-                return ()
-            if not self._changed_since(version, deadline_s):
-                return absent
+            without = awaited.without(self._now_ms())
+            if not without or time.monotonic() >= deadline_s:
+                return without
+            self._changed_since(version, min(deadline_s, awaited.again_s))
+
+    def ready(self, pair: str, timeframe: str, n: int) -> bool:
+        """Return whether the newest `n` closed candles of `pair` are stored: what is due, without a hole.
+
+        Of a pair that was listed since, whether all are. What the exchange twice answered without may be
+        absent, where the collectors tell (`absent` of `get_ohlcv`). A candle is due 15 s after its close.
+        False for a pair without any candle, one that the settings have dropped, and more candles than
+        `history.days` promises.
+
+        Raises UnknownPairError, UnknownTimeframeError.
+        """
+        count = arguments.candles("n", n)
+        entries = self._entries([arguments.pair_name(pair)])
+        ((source, members),) = ohlcv.sources(entries.values(), timeframe).items()
+        request = arguments.candle_request(
+            timeframe, count, None, None, include_forming=False, strict=False, max_age_s=math.inf
+        )
+        now_ms = self._now_ms()
+        found = ohlcv.read_series(self._store, members, source, request)
+        return frames.is_ready(found[pair], request, entries[pair], count, now_ms)
 
     def version(self) -> Hashable:
         """Return a value that differs once anything may have been stored; for `wait_change`."""
@@ -397,33 +423,6 @@ class MarketReader:
                 return False
             time.sleep(min(self._store.poll_s, left_s))
         return True
-
-    def _without_candle(self, timeframe: str, open_ms: int) -> tuple[str, ...]:
-        now_ms = self._now_ms()
-        catalog = self._store.catalog()
-        entries = [row for row in catalog if not row.has_ended(now_ms)]
-        groups = ohlcv.sources_of_any(entries, timeframe)
-        if not groups:
-            raise nothing_live(collected=bool(catalog))
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
-        if open_ms % length_ms:
-            raise ArgumentError(
-                f"open_time: a candle of {timeframe} opens on a multiple of {length_ms} ms, "
-                f"found {timestamp(open_ms).isoformat()}"
-            )
-        close_ms = open_ms + length_ms
-        due = {
-            row.pair
-            for row in entries
-            if (row.listed_ms is None or row.listed_ms < close_ms)
-            and (row.ended_ms is None or row.ended_ms >= close_ms)
-        }
-        absent: list[str] = []
-        for source, members in groups.items():
-            last_part_ms = close_ms - schema.TIMEFRAMES_MS[source]
-            there = self._store.with_candle(source, last_part_ms)
-            absent += [pair for pair in members if pair in due and pair not in there]
-        return tuple(sorted(absent))
 
     def _live_funding(self, max_age_s: MaxAge, now_ms: int) -> Mapping[str, FundingRow]:
         limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)

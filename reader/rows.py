@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
+from reader.coverage import Interval
 
 PURE = True
 
@@ -72,13 +73,15 @@ class CandleRows:
     `values` has shape (n, 6): open time in ms (exact in a float64 until the year 287396), open, high,
     low, close, volume. `first_ms` and `newest_ms` are the open times of the first and newest closed
     candle stored of this series, in the range or not; where `values` reach an end of the range or the
-    limit, they may speak for what lies beyond it. `forming` is like a row of `values`.
+    limit, they may speak for what lies beyond it. `forming` is like a row of `values`. `told` is where the
+    series is whole, as was told before the rows were read; None where nobody tells.
     """
 
     values: NDArray[np.float64]
     first_ms: int | None
     newest_ms: int | None
     forming: tuple[float, ...] | None
+    told: Interval | None = None
 
 
 class MarkRow(NamedTuple):

@@ -17,8 +17,7 @@ from marketfeed.records import CANDLE_GAP, Gap, GapState
 
 PURE = True
 
-HISTORY_GAP: Final = "history_"
-"""A hole of a first filling is a gap of this kind, followed by the timeframe; it is not shipped."""
+HISTORY_GAP: Final = schema.HISTORY_GAP
 LATE_FOR_MS: Final = 10 * schema.MINUTE_MS
 """So long after its close the exchange may have a candle that it did not have when it was asked before."""
 AGAIN_AFTER_MS: Final = schema.MINUTE_MS

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
+from reader.coverage import Interval
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
 from reader.stores import influx_candles
 from reader.stores import influx_queries as queries
@@ -110,7 +111,9 @@ class InfluxStore:
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query`, in the order of its pairs."""
         measurement = schema.ohlcv_measurement(query.timeframe)
-        answer = influx_candles.read(self._http, query, self._believed_ms(measurement))
+        # Told before the rows are read: what is told to be stored is among them.
+        told = self._catalog.coverage(query.pairs, query.timeframe)
+        answer = influx_candles.read(self._http, query, self._believed_ms(measurement), told)
         self._note(measurement, (rows.newest_ms for rows in answer if rows.newest_ms is not None))
         return answer
 
@@ -134,6 +137,11 @@ class InfluxStore:
         """The pairs whose closed candle of that open time is stored."""
         (answer,) = self._http.ask([queries.at(timeframe, open_time_ms)], {})
         return {pair for _, _, pair in answer.rows(queries.OPENS_OF) if pair is not None}
+
+    def coverage(self, pairs: Sequence[str], timeframe: str) -> Mapping[str, Interval]:
+        """Pair -> where its series is whole, as was told two minutes ago at most; without others."""
+        self._catalog.rows()
+        return self._catalog.coverage(pairs, timeframe)
 
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""

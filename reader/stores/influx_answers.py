@@ -5,7 +5,7 @@ the server needs half the time to write them. A server that does not speak it (I
 JSON, which is read as well. CSV is never asked for: an error in it looks like an empty answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -90,6 +90,10 @@ class StatementAnswer:
             series.tags.get("pair", ""): self._decode(kind, series.values)
             for series in self._series
         }
+
+    def by_tags(self, kind: RowType[T]) -> list[tuple[Mapping[str, str], list[T]]]:
+        """The tags and rows of each series, of a statement that groups by several tags."""
+        return [(series.tags, self._decode(kind, series.values)) for series in self._series]
 
     def numbers(self, kind: RowType[_Numbers], width: int) -> dict[str, _Floats]:
         """The rows of each pair as an array of shape (n, `width`), in the order in which they came."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
+from reader.coverage import Interval
 from reader.rows import CandleQuery, CandleRows
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
@@ -22,8 +23,10 @@ _FORMING_CANDLES: Final = 3
 _NO_ROWS: Final = np.empty((0, 6))
 
 
-def read(http: InfluxHttp, query: CandleQuery, newest_ms: int) -> list[CandleRows]:
-    """Answer `query`, in the order of its pairs.
+def read(
+    http: InfluxHttp, query: CandleQuery, newest_ms: int, told: Mapping[str, Interval]
+) -> list[CandleRows]:
+    """Answer `query`, in the order of its pairs; `told` is passed on.
 
     `newest_ms` is where the newest candles are believed to open; a wrong belief costs time only. Where
     the rows reach an end of the range, what lies beyond that end is not asked for.
@@ -54,7 +57,9 @@ def read(http: InfluxHttp, query: CandleQuery, newest_ms: int) -> list[CandleRow
     edges = _edges(http, query, found, length_ms)
     if query.forming:
         forming |= _older_forming(http, query, forming, edges, forming_start_ms)
-    return [_rows(found[pair], edges[pair], forming.get(pair)) for pair in query.pairs]
+    return [
+        _rows(found[pair], edges[pair], forming.get(pair), told.get(pair)) for pair in query.pairs
+    ]
 
 
 def _halves(pairs: Sequence[str]) -> list[Sequence[str]]:
@@ -192,9 +197,14 @@ def _older_forming(
     return _newest(answer)
 
 
-def _rows(values: _Floats, edges: _Edges, forming: queries.CandlePoint | None) -> CandleRows:
+def _rows(
+    values: _Floats,
+    edges: _Edges,
+    forming: queries.CandlePoint | None,
+    told: Interval | None,
+) -> CandleRows:
     first_ms, newest_ms = edges
     # The points of forming candles stay after these have closed.
     if forming is not None and newest_ms is not None and forming[0] <= newest_ms:
         forming = None
-    return CandleRows(values, first_ms, newest_ms, forming)
+    return CandleRows(values, first_ms, newest_ms, forming, told)

@@ -1,4 +1,4 @@
-"""What is collected, out of an InfluxDB: each pair's first point and its last one.
+"""What is collected, out of an InfluxDB: each pair's first point and its last one; and where it is whole.
 
 Collectors send each pair's row again every day, so that a bucket's retention does not take it. All of a
 year's points are half a second's work for the server, so all of them are looked at seldom, those of the last
@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from marketfeed import schema
+from reader.coverage import Interval
 from reader.rows import CatalogRow
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_coverage import NOTHING, TOLD_S, WEEK_MS, Told, timeframes_of
 from reader.stores.influx_http import InfluxHttp
 
 CATALOG_S: Final = 5.0
@@ -26,12 +28,17 @@ _BACK_MS: Final = 2 * schema.DAY_MS
 
 
 class _Seen(NamedTuple):
-    """The rows, by pair; when (monotonic) they and all of them were asked for; the newest point's time."""
+    """The rows, by pair; when (monotonic) they and all of them were asked for; the newest point's time.
+
+    `told` is what collectors told, `told_s` when they were asked.
+    """
 
     rows: Mapping[str, CatalogRow]
     asked_s: float
     whole_s: float
     newest_ms: int
+    told: Told
+    told_s: float
 
 
 class InfluxCatalog:
@@ -60,17 +67,40 @@ class InfluxCatalog:
         self._seen = seen
         return seen.rows
 
+    def coverage(self, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
+        """Pair -> where its series is whole, as was told when `rows` were asked for: no question."""
+        return self._seen.told.intervals(pairs, timeframe)
+
     def _whole(self) -> _Seen:
         asked_s = time.monotonic()
         rows, newest_ms = self._ask("", {})
-        return _Seen(_joined(rows), asked_s, asked_s, newest_ms)
+        told = self._told(timeframes_of(rows.values()))
+        return _Seen(_joined(rows), asked_s, asked_s, newest_ms, told, asked_s)
+
+    def _told(self, timeframes: Sequence[str]) -> Told:
+        """Ask what collectors have told, of the last week or, where nobody has, before."""
+        told = NOTHING
+        for start_ms in (time.time_ns() // 1_000_000 - WEEK_MS, 0):
+            if timeframes and not told.points:
+                (last,) = self._http.ask([queries.coverage_last(timeframes, start_ms)], {})
+                told = told.with_newer(timeframes, last)
+        return told
 
     def _newer(self, seen: _Seen) -> _Seen:
         """Add to what was seen what has been noted since."""
         asked_s = time.monotonic()
         # By the host's clock at most: behind a point from the future nothing else would be seen.
-        start_ms = min(seen.newest_ms, time.time_ns() // 1_000_000) - _BACK_MS
-        (last,) = self._http.ask([queries.catalog_last("", start_ms)], {})
+        host_ms = time.time_ns() // 1_000_000
+        start_ms = min(seen.newest_ms, host_ms) - _BACK_MS
+        statements = [queries.catalog_last("", start_ms)]
+        told, told_s, timeframes = seen.told, seen.told_s, timeframes_of(seen.rows.values())
+        if asked_s - told_s >= TOLD_S and timeframes:
+            told_ms = told.since_ms(seen.newest_ms, host_ms)
+            statements.append(queries.coverage_last(timeframes, told_ms))
+            told_s = asked_s
+        last, *answers = self._http.ask(statements, {})
+        for answer in answers:
+            told = told.with_newer(timeframes, answer)
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -78,7 +108,8 @@ class InfluxCatalog:
             # They may have been collected before.
             rows |= self._ask(*queries.among(new))[0]
         newest_ms = max(newest_ms, seen.newest_ms)
-        return _Seen(_joined(seen.rows, rows), asked_s, seen.whole_s, newest_ms)
+        rows = _joined(seen.rows, rows)
+        return _Seen(rows, asked_s, seen.whole_s, newest_ms, told, told_s)
 
     def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:
         """Ask for the pairs that fulfil the condition, wherever their points lie; answers as `_rows`."""

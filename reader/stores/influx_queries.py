@@ -25,6 +25,8 @@ MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
 CATALOG_FIRST: Final = RowType(tuple[int, str])
 CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | None])
 
+COVERAGE: Final = RowType(tuple[int | None, ...])
+
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
 
 
@@ -112,6 +114,16 @@ def catalog_last(condition: str, start_ms: int) -> str:
     """What was noted last of each pair that is collected, at `start_ms` or later."""
     columns = ("timeframes", "listed", "ended", "dropped")
     return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
+
+
+def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
+    """What each collector has told last of each pair, at `start_ms` or later: two edges a timeframe."""
+    fields = [field for name in timeframes for field in schema.coverage_fields(_known(name))]
+    return (
+        f"SELECT {', '.join(fields)} FROM {schema.FEED_COVERAGE} "
+        f"WHERE {_between(start_ms, OPEN_END_MS)} "
+        "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
+    )
 
 
 def _between(start_ms: int, end_ms: int) -> str:

@@ -34,9 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
+from reader.coverage import Interval
 from reader.errors import ReaderError, StoreUnavailableError
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
 from reader.stores import sqlite_queries as queries
+from reader.stores.sqlite_coverage import Extent, intervals, kinds
 
 RETRY_S: Final = 2.0
 """Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""
@@ -98,7 +100,7 @@ class SqliteStore:
         bound = {} if pairs is None else {"pairs": _json(pairs)}
 
         def question(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
+            version = _version(db)
             return db.execute(text.format(dropped=schema.dropped_column(version)), bound).fetchall()
 
         return [
@@ -108,9 +110,7 @@ class SqliteStore:
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` in one transaction, so that a closing candle is in it once."""
-        asked = {
-            "pairs": _json(query.pairs),
-            "timeframe_ms": schema.TIMEFRAMES_MS[query.timeframe],
+        asked = _series(query.pairs, query.timeframe) | {
             "start": query.start_ms,
             "end": query.end_ms,
             "limit": query.limit,
@@ -118,22 +118,24 @@ class SqliteStore:
 
         def question(
             db: sqlite3.Connection,
-        ) -> tuple[NDArray[np.float64], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        ) -> tuple[NDArray[np.float64], Extent, list[tuple[Any, ...]]]:
             rows = db.execute(queries.CANDLES, asked)
             values = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 7)
-            extent = db.execute(queries.EXTENT, asked).fetchall()
+            extent = _extent(db, asked)
             forming = db.execute(queries.FORMING, asked).fetchall() if query.forming else []
             return values, extent, forming
 
         values, extent, forming = self._ask(question)
         edges = np.searchsorted(values[:, 0], np.arange(len(query.pairs) + 1)).tolist()
-        extents = {slot: (first, newest) for slot, first, newest in extent}
+        extents = {slot: (first, newest) for slot, first, newest, *_ in extent.rows}
+        told = intervals(extent, query.pairs, query.timeframe)
         formings = {slot: tuple(map(float, row)) for slot, *row in forming}
         return [
             CandleRows(
                 values[edges[slot] : edges[slot + 1], 1:],
                 *extents.get(slot, (None, None)),
                 formings.get(slot),
+                told.get(query.pairs[slot]),
             )
             for slot in range(len(query.pairs))
         ]
@@ -150,6 +152,11 @@ class SqliteStore:
             open_time=open_time_ms,
         )
         return {pair for (pair,) in rows}
+
+    def coverage(self, pairs: Sequence[str], timeframe: str) -> Mapping[str, Interval]:
+        """Where the series of `pairs` are whole, without those that are not promised: some seeks a pair."""
+        asked = _series(pairs, timeframe)
+        return intervals(self._ask(lambda db: _extent(db, asked)), pairs, timeframe)
 
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""
@@ -271,7 +278,7 @@ class SqliteStore:
 
     def _require_version(self, db: sqlite3.Connection) -> None:
         """Look whether this reader may read the file as it stands. In a transaction."""
-        (version,) = db.execute("PRAGMA user_version").fetchone()
+        version = _version(db)
         own = schema.SCHEMA_VERSION
         if schema.OLDEST_READ <= version <= own:
             return
@@ -349,6 +356,26 @@ def _look(path: Path, wal_path: Path) -> _Opened:
         # Nobody writes; from now on any change of the file matters.
         return _Opened((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns), None)
     return _Opened((found.st_dev, found.st_ino), (wal.st_dev, wal.st_ino))
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _series(pairs: Sequence[str], timeframe: str) -> dict[str, Any]:
+    """The parameters by which queries name the series of pairs."""
+    return {
+        "pairs": _json(pairs),
+        "timeframe_ms": schema.TIMEFRAMES_MS[timeframe],
+        **kinds(timeframe),
+    }
+
+
+def _extent(db: sqlite3.Connection, asked: Mapping[str, Any]) -> Extent:
+    if _version(db) < schema.COVERAGE_FROM:
+        return Extent(db.execute(queries.EXTENT, asked).fetchall())
+    rows = db.execute(queries.COVERED_EXTENT, asked).fetchall()
+    return Extent(rows, db.execute(queries.OPEN_HOLES, asked).fetchall())
 
 
 def _meta(db: sqlite3.Connection) -> list[tuple[object, ...]]:

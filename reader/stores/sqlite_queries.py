@@ -29,6 +29,29 @@ SELECT asked.key,
     (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms)
 FROM json_each(:pairs) AS asked CROSS JOIN pair ON pair.pair = asked.value
 """
+# As EXTENT, and what is promised of each series (two rows of a pair with two lives): from where, looked
+# through down to where, whether nobody else has changed rows, and where the last hole behind the newest
+# candle ends that the exchange does not have either.
+COVERED_EXTENT: Final = """
+SELECT asked.key,
+    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms),
+    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms),
+    c."from", c.looked,
+    (SELECT commits = covered_commits AND deleted = covered_deleted FROM sequence),
+    (SELECT max("end") FROM gap
+     WHERE kind IN (:gap, :history) AND pair_id = pair.id AND start >= max(c."from", coalesce((
+            SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+         ), 0)) AND state = 'unresolvable' AND empty_2 IS NOT NULL)
+FROM json_each(:pairs) AS asked
+CROSS JOIN pair ON pair.pair = asked.value
+LEFT JOIN coverage AS c
+    ON c.pair_id = pair.id AND c.timeframe_ms = :timeframe_ms AND NOT c.released
+"""
+# Of all pairs: nearly always there are none.
+OPEN_HOLES: Final = """
+SELECT pair.pair, gap.start, gap."end" FROM gap CROSS JOIN pair ON pair.id = gap.pair_id
+WHERE gap.kind IN (:gap, :history) AND gap.state IN ('found', 'healing') AND gap."end" > gap.start
+"""
 FORMING: Final = """
 SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume
 FROM json_each(:pairs) AS asked

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reader.coverage import Interval
 from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
 
 
@@ -39,6 +40,9 @@ class Store(Protocol):
 
     def with_candle(self, timeframe: str, open_time_ms: int) -> set[str]:
         """The pairs whose closed candle of that open time is stored."""
+
+    def coverage(self, pairs: Sequence[str], timeframe: str) -> Mapping[str, Interval]:
+        """Pair -> where its series is whole, as its collectors tell; without those of which none does."""
 
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""

@@ -39,6 +39,8 @@ def test_the_frame_is_as_freqtrade_has_it(connect, clock, influxd) -> None:
         "source": reader._store.source,
         "age_s": 1.5,
         "missing": [],
+        "absent": [],
+        "short": "unknown",
         "forming": False,
     }
     assert frame.attrs["source"].startswith(f"{influxd.url}/query?db=")

@@ -153,6 +153,7 @@ of_candles = st.one_of(
 )
 others = st.one_of(
     st.tuples(st.just("newest"), st.tuples(timeframes), nothing),
+    st.tuples(st.just("ready"), st.tuples(names, timeframes, st.integers(1, 12)), nothing),
     st.tuples(
         st.just("wait_closed"),
         st.tuples(timeframes, moments.map(lambda ms: ms - ms % (15 * MINUTE)), st.just(0)),

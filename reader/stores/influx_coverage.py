@@ -1,0 +1,74 @@
+"""Where series are whole, out of an InfluxDB: the last point that each collector has written of each pair.
+
+Pure. A collector that runs writes its points again every minute, at the hour's start: the last hours have
+all of them. What one that has stopped told is looked for a week back, and further only if there is none.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from marketfeed import schema
+from reader.coverage import Interval, furthest
+from reader.rows import CatalogRow
+from reader.stores import influx_queries as queries
+from reader.stores.influx_answers import StatementAnswer
+
+TOLD_S: Final = 60.0
+"""Wall seconds for which is believed what was told: it is told every minute, and speaks of older candles."""
+WEEK_MS: Final = 7 * schema.DAY_MS
+_BACK_MS: Final = 2 * schema.HOUR_MS
+
+Point = Mapping[str, Interval]
+"""What one collector tells of a pair, by timeframe."""
+
+
+class Told(NamedTuple):
+    """What collectors have told: pair -> collector -> its last point; the newest one's time, 0 of none."""
+
+    points: Mapping[str, Mapping[str, Point]]
+    newest_ms: int
+
+    def intervals(self, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
+        """Pair -> where its series is whole, without those of which nobody tells."""
+        found = {
+            pair: furthest(
+                point[timeframe]
+                for point in self.points.get(pair, {}).values()
+                if timeframe in point
+            )
+            for pair in pairs
+        }
+        return {pair: interval for pair, interval in found.items() if interval is not None}
+
+    def since_ms(self, newest_ms: int, host_ms: int) -> int:
+        """Where to look from for what is newer; `newest_ms` is the newest time seen of anything else.
+
+        By the host's clock at most: behind a point from the future nothing else would be seen.
+        """
+        return min(max(self.newest_ms, newest_ms), host_ms) - _BACK_MS
+
+    def with_newer(self, timeframes: Sequence[str], answer: StatementAnswer) -> "Told":
+        """Add the answer to `queries.coverage_last` of these timeframes."""
+        points = {pair: dict(each) for pair, each in self.points.items()}
+        newest_ms = self.newest_ms
+        for tags, rows in answer.by_tags(queries.COVERAGE):
+            time_ms, *edges = rows[0]
+            collectors = points.setdefault(tags.get("pair", ""), {})
+            collectors[tags.get("collector", "")] = {
+                timeframe: Interval(from_ms, until_ms)
+                for timeframe, from_ms, until_ms in zip(
+                    timeframes, edges[::2], edges[1::2], strict=True
+                )
+                if from_ms is not None and until_ms is not None
+            }
+            newest_ms = max(newest_ms, time_ms or 0)
+        return Told(points, newest_ms)
+
+
+NOTHING: Final = Told({}, 0)
+
+
+def timeframes_of(rows: Iterable[CatalogRow]) -> tuple[str, ...]:
+    """The timeframes that are collected of any pair, ascending: the server reads no other fields."""
+    collected = {timeframe for row in rows for timeframe in row.timeframes}
+    return tuple(timeframe for timeframe in schema.TIMEFRAMES_MS if timeframe in collected)

@@ -1,0 +1,44 @@
+"""Where the series of a journal are whole, out of the rows of its queries."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from marketfeed import schema
+from reader.coverage import Interval, furthest, of_journal
+
+PURE = True
+
+
+class Extent(NamedTuple):
+    """What a journal tells of some series: rows of EXTENT or COVERED_EXTENT, and of OPEN_HOLES."""
+
+    rows: Sequence[tuple[Any, ...]]
+    holes: Sequence[tuple[str, int, int]] = ()
+
+
+def kinds(timeframe: str) -> dict[str, str]:
+    """The kinds of a timeframe's gaps, as parameters of the queries."""
+    return {"gap": schema.CANDLE_GAP + timeframe, "history": schema.HISTORY_GAP + timeframe}
+
+
+def intervals(extent: Extent, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
+    """Pair -> where its series is whole; none of a journal of before version 3."""
+    length_ms = schema.TIMEFRAMES_MS[timeframe]
+    holes: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for pair, start_ms, end_ms in extent.holes:
+        holes[pair].append((start_ms, end_ms))
+    lives: defaultdict[str, list[Interval]] = defaultdict(list)
+    for slot, _, newest_ms, *promised in extent.rows:
+        if not promised or promised[0] is None:
+            continue
+        from_ms, looked_ms, is_trusted, absent_ms = promised
+        if not is_trusted:
+            # Somebody else has changed rows: all are to be looked through.
+            continue
+        end_ms = max(from_ms if newest_ms is None else newest_ms + length_ms, absent_ms or 0)
+        mine = [hole for hole in holes[pairs[slot]] if hole[0] >= from_ms]
+        told = of_journal(from_ms, looked_ms, end_ms, newest_ms, mine)
+        if told is not None:
+            lives[pairs[slot]].append(told)
+    return {pair: told for pair, each in lives.items() if (told := furthest(each)) is not None}
