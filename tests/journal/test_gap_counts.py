@@ -66,11 +66,15 @@ def test_a_journal_that_was_replaced_has_none(tmp_path: Path) -> None:
             await writer.call(lambda journal: journal.write(batch(0, 2)))
             await writer.call(lambda journal: journal.write(batch(1)))
             assert writer.ended_gaps()["healed"] == 1
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            _remove(path)
             await writer.replace()
             assert writer.ended_gaps() == {"healed": 0, "unresolvable": 0}
             # What has come since the start of the process is another question.
             assert writer.gap_states["healed"] == 1
 
     asyncio.run(run())
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
