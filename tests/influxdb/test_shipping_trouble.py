@@ -1,4 +1,4 @@
-"""An InfluxDB that cannot be reached, or refuses lines, shows in `/health` and metrics of a real collector."""
+"""An InfluxDB that cannot be reached, or refuses lines, shows in `/health` and metrics of a collector."""
 
 import asyncio
 import contextlib
