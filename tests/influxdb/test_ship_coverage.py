@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from covered import PACE, START_MS, Load, absent, lacking, told
 from influxd import Influxd
 from shipped import shipping
+from shipped_coverage import PACE, START_MS, Load, absent, lacking, told
 
 from marketfeed.grid import TimeRange
 from marketfeed.influxdb.bucket_coverage import interval
@@ -31,7 +31,7 @@ from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import demand_again
 from tests.waiting import until
 
-CHILD = Path(__file__).with_name("covered.py")
+CHILD = Path(__file__).with_name("shipped_coverage.py")
 KILLS = int(os.environ.get("KILLS", "6"))
 
 
