@@ -20,7 +20,7 @@ from marketfeed.journal.coverage import Covered, Key, Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle
+from marketfeed.records import Candle, CatalogEntry
 from marketfeed.schema import MINUTE_MS
 
 PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安人生/USDT:USDT")
@@ -58,6 +58,11 @@ class Load:
         self.now_ms = max([START_MS, *(at_ms + MINUTE_MS for at_ms in newest.values())])
         made = [Promise(*key, self.now_ms, KEEP_MS) for key in SERIES]
         await self.writer.call(lambda journal: journal.promise(made))
+        batch = Batch()
+        for pair in PAIRS:
+            frames = tuple(timeframe for one, timeframe in SERIES if one == pair)
+            batch.add(CatalogEntry(pair, pair[:3], frames, START_MS, 5, None, START_MS))
+        await self.writer.call(lambda journal: journal.write(batch))
 
     async def minute(self) -> None:
         """A minute passes; now and then a candle does not come, or comes again with more trades."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from influxd import Influxd
 from shipped import shipping
-from shipped_coverage import PACE, START_MS, Load, absent, lacking, told
+from shipped_coverage import PACE, SERIES, START_MS, Load, absent, lacking, told
 
 from marketfeed.grid import TimeRange
 from marketfeed.influxdb.bucket_coverage import interval
@@ -29,6 +29,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.schema import HOUR_MS
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import demand_again
+from reader import MarketReader
 from tests.waiting import until
 
 CHILD = Path(__file__).with_name("shipped_coverage.py")
@@ -86,6 +87,21 @@ async def all_said(watch: Watch, shipper: Shipper) -> None:
         assert time.monotonic() < deadline_s
 
 
+def answers(url: str, now_ms: int) -> dict[Key, tuple[list[bool], object]]:
+    """What a reader of a store says is ready, and will never come, of each series."""
+    with MarketReader.connect(url, bucket="market_data", now_ms=lambda: now_ms + 20_000) as reader:
+        found = {
+            key: (
+                [reader.ready(*key, n) for n in (1, 20, 100, 10_000)],
+                reader.get_ohlcv(*key, since=0).attrs["absent"],
+            )
+            for key in SERIES
+        }
+    assert all(all(ready[:3]) and not ready[3] for ready, _ in found.values())
+    assert any(absent for _, absent in found.values())
+    return found
+
+
 def test_an_outage_is_in_no_interval(server: Influxd, tmp_path: Path) -> None:
     load = Load(1)
 
@@ -112,6 +128,9 @@ def test_an_outage_is_in_no_interval(server: Influxd, tmp_path: Path) -> None:
             said = await watch.look()
             assert all(part.end_ms > part.start_ms for part in said.values())
             assert watch.looks > 10
+            assert await asyncio.to_thread(answers, server.url, load.now_ms) == answers(
+                f"sqlite:///{tmp_path}/journal.db", load.now_ms
+            )
 
     asyncio.run(main())
 
