@@ -6,6 +6,7 @@ The answers are those of a journal that holds the same rows. What differs lies i
 * `since` of a pair is the time of its first point in `feed_catalog`, which is when its collection began
   or, in a bucket that was begun later, what was noted of it last before that. Where points are kept for a
   time only it moves on with them.
+* Where series are whole was told up to a minute ago, and is asked for once a minute.
 * Of two settlements of a pair at one instant there is one point.
 
 Every question names a range of time: an unbounded one is 10 times slower over a year of data. Its lower

@@ -159,6 +159,21 @@ def test_a_journal_of_version_2_tells_nothing(path: Path, reader) -> None:
     told_nothing(reader)
 
 
+def test_a_pair_of_two_lives_is_told_of_the_one_that_reaches_furthest(path: Path, reader) -> None:
+    """As the next version of a journal keeps them: each life has its promise."""
+    stored(path, {10, 30}, absent=slots(10, 11))
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE gap SET state = 'unresolvable', empty_2 = 1 WHERE empty_2 IS NULL")
+        db.execute(
+            """INSERT INTO coverage SELECT pair_id, timeframe_ms, 1, "from" + ?, looked + ?, promised, 0
+               FROM coverage""",
+            (20 * M3, 20 * M3),
+        )
+        db.execute("UPDATE coverage SET looked = ? WHERE life = 0", (NOW_MS,))
+    frame = reader.get_ohlcv(PAIR, "3m", since=START_MS)
+    assert frame.attrs["absent"] == [at(START_MS + 30 * M3)]
+
+
 # --- ready ----------------------------------------------------------------------------------------------
 
 
@@ -177,6 +192,14 @@ def test_ready_is_the_newest_that_are_due_without_a_hole(path: Path, reader, clo
     clock.ms += 1
     assert not reader.ready(PAIR, "3m", 5)
     assert not reader.ready(PAIR, "3m", 1)
+
+
+def test_ready_does_not_look_further_back_than_asked(path: Path, reader) -> None:
+    """For the candle that the exchange does not have, an older one is read, from behind an open hole."""
+    stored(path, {20, 30}, absent=slots(30, 31))
+    assert len(reader.get_ohlcv(PAIR, "3m", 19)) == 19
+    assert reader.ready(PAIR, "3m", 19)
+    assert not reader.ready(PAIR, "3m", 20)
 
 
 def test_ready_of_pairs_that_are_over(path: Path, reader) -> None:
@@ -255,14 +278,13 @@ def test_a_wait_ends_when_the_exchange_has_answered_without(path: Path, clock) -
         waiting.start()
         time.sleep(0.05)
         assert waiting.is_alive()
-        # What ends a wait is a commit: so often as it takes.
-        hours = 0
-        while waiting.is_alive():
-            hours += 1
+        # Nothing is stored afterwards: what it looked at a moment before the last commit is looked at again.
+        for hours in (1, 2):
             batch = Batch()
             batch.absent.append((KEY, slots(MANY - 1, MANY), NOW_MS + hours * H1))
             journal.write(batch)
-            waiting.join(0.1)
+        waiting.join(30)
+        assert not waiting.is_alive()
         assert found == [()]
 
 
