@@ -20,11 +20,6 @@ def candle(number: int) -> Candle:
     return Candle(PAIR, "1m", open_ms, 1, 1, 1, 1, 1, 1, 1, 7, True, open_ms + MINUTE_MS)
 
 
-def remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
 def batch(*numbers: int) -> Batch:
     return Batch(candles=[candle(number) for number in numbers])
 
