@@ -109,8 +109,10 @@ class Turns:
         self._let_go()
 
     def answered_well(self) -> None:
-        """Note that the exchange has answered what it was asked: it is stopped no more."""
-        self._stopped_from_s = None
+        """Note that the exchange has answered what it was asked: the next stop is another one."""
+        # What was on its way when it was stopped says nothing.
+        if not self.budget.stopped_s(self.now()):
+            self._stopped_from_s = None
 
     def note_odd(self, endpoint: str, rows: Collection[tuple[str, str]]) -> None:
         """Count rows of an answer that were left out: of what each is (symbol, series), and why.

@@ -350,7 +350,7 @@ def _audit(state: HistoryState | None) -> str:
         return "not begun"
     audit = state.audit
     return (
-        f"{audit.audited:,} candles compared, {audit.missing:,} missing, "
+        f"since the start {audit.audited:,} candles compared, {audit.missing:,} missing, "
         f"{audit.different:,} different, {audit.mended:,} mended"
     )
 
@@ -389,7 +389,7 @@ def _settled(report: SettledRatesReport | None) -> str:
         return "not started"
     history = f", history of {report.history_pairs:,} pairs to go" if report.history_pairs else ""
     trouble = f"; {report.trouble}" if report.trouble else ""
-    return f"{report.rates:,} fetched, {report.awaited:,} awaited{history}{trouble}"
+    return f"{report.rates:,} fetched since the start, {report.awaited:,} awaited{history}{trouble}"
 
 
 def _time(time_ms: int) -> str:

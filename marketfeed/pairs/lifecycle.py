@@ -72,6 +72,8 @@ class PairLifecycle:
         self.absent = AbsentPairs(writer, source.turns, roster, clock)
         # When the last answer of exchangeInfo was taken in (monotonic exchange s).
         self._listed_s = 0.0
+        # Of which pairs, that had become quiet, it was asked meanwhile.
+        self._asked_for: set[str] = set()
         # Since when (ms): joined, and no data yet.
         self._joining: dict[str, int] = {}
 
@@ -109,6 +111,7 @@ class PairLifecycle:
             while True:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
+                self._ask_for_quiet()
                 self.absent.check()
                 ended = self._roster.expire(self._clock.certain_ms())
                 if ended:
@@ -203,6 +206,16 @@ class PairLifecycle:
                 one.reason,
             )
         await self._feed.unsubscribe(self._streams(instruments))
+
+    def _ask_for_quiet(self) -> None:
+        """Ask once whether a pair trades of which nothing comes any more: it may have halted."""
+        quiet = self._supervisor.quiet_since_s
+        self._asked_for &= quiet.keys()
+        for pair, since_s in quiet.items():
+            # Of several the exchange is the trouble, or the network.
+            if len(quiet) == 1 and self._listed_s <= since_s and pair not in self._asked_for:
+                self._asked_for.add(pair)
+                self._source.ask_soon()
 
     def _note_joined(self) -> None:
         """Show a pair to readers once it has brought data: an ACK proves nothing, nor does a listing."""

@@ -21,6 +21,7 @@ from marketfeed.binance.symbols import (
     parse_exchange_info,
     select_named,
 )
+from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter
@@ -89,6 +90,7 @@ class InstrumentSource:
         self._known: Mapping[str, Instrument] | None = None
         self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
+        self._soon = asyncio.Event()
         self._chosen: Sequence[str] | None = None
 
     def on_journal_replaced(self) -> None:
@@ -135,6 +137,10 @@ class InstrumentSource:
                 trouble.end()
                 return listing
 
+    def ask_soon(self) -> None:
+        """Have `follow` ask now what is traded, and not in minutes."""
+        self._soon.set()
+
     async def follow(self, on_listing: Callable[[Listing], Awaitable[None]]) -> None:
         """Ask every few minutes what is traded, and hand each answer on; lasts until it is cancelled.
 
@@ -144,7 +150,8 @@ class InstrumentSource:
         trouble = self._trouble
         wait_s = RETRY_FIRST_S if self.problem else self._until_next_s()
         while True:
-            await asyncio.sleep(wait_s)
+            await wait_at_most(wait_s, self._soon)
+            self._soon.clear()
             had_problem = bool(self.problem)
             try:
                 body = await self._fetch()

@@ -49,6 +49,8 @@ def test_stops_without_a_good_answer_between_them_are_one() -> None:
         turns.stop(60.0, 429, "too many")
         clock.passed_s = 61.0
         turns.stop(60.0, 429, "too many")
+        # The answer to what was under way.
+        turns.answered_well()
         assert in_all(turns.report()) == (60.0, 121.0)
         clock.passed_s = 200.0
         turns.answered_well()

@@ -41,8 +41,11 @@ OLD_S: Final = 60.0
 LOOK_EVERY_S: Final = 1.0
 ANSWER_S: Final = 2.0
 """Who does not answer `/health` in so many wall seconds is not well."""
-HEAL_S: Final = 420.0
-"""Wall seconds to be whole again after the last fault: pauses of REST and of retries are over by then."""
+HEAL_S: Final = 720.0
+"""Wall seconds to be whole and well after the last fault: pauses of REST and of retries are over by then.
+
+So are the ten minutes for which `/health` tells of frames that were refused for their stamps.
+"""
 SETTLED_MS: Final = 10_000
 """What closed so long ago (exchange time) is stored when all is whole."""
 RESTART_S: Final = 2.0

@@ -8,6 +8,7 @@ import pytest
 from fault_line import Line, run_line
 from scoreboard import Row, Scoreboard
 
+from marketfeed.collector.reasons import Kind
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.simulator.fault_kinds import Mute, RefuseRest, ShiftClock, ShiftStamps
 
@@ -29,9 +30,20 @@ def refused(line: Line) -> int:
     return line.report.rejects.get("bad_time", 0)
 
 
+def is_whole(line: Line) -> bool:
+    """Whether nothing is wrong any more: that frames were refused is told for another ten minutes."""
+    report = line.report
+    told = Kind.FRAMES_REFUSED.words.partition("{")[0]
+    return (
+        all(reason.startswith(told) for reason in report.reasons)
+        and report.ready_pairs == report.pairs
+        and report.mark_price_age_s is not None
+    )
+
+
 async def whole_again(line: Line, since_ms: int) -> tuple[int, str]:
-    """Wait until all is well; returns when it was, and what was lost since `since_ms`."""
-    whole_ms = await line.until(lambda: line.delivering)
+    """Wait until all is whole, and well; returns when it was whole, and what was lost since `since_ms`."""
+    whole_ms = await line.until(lambda: is_whole(line))
     close_ms = whole_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
     await line.healed(close_ms)
     await line.until(lambda: line.delivering)

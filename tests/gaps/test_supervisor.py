@@ -276,6 +276,7 @@ def test_a_pair_is_quiet_when_neither_marks_nor_candles_come(tmp_path: Path) -> 
         await watched.look()
         assert supervisor.quiet_since_s == {PAIR: pytest.approx(since_s)}
         # A candle: only the mark prices are silent.
+        watched.set_time(START_MS + 2 * MINUTE_MS)
         watched.intake.on_frame(closing_frame(START_MS + MINUTE_MS))
         await watched.look()
         assert [item.series.channel for item in supervisor.overdue] == [MARK_PRICE]

@@ -134,7 +134,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ...(audit === null
       ? []
       : [
-          ["Candles audited", count(audit.audited)],
+          ["Candles audited since the start", count(audit.audited)],
           ["Missing or different", count(audit.missing + audit.different), warnIf(audit.missing + audit.different)],
           ["Mended", count(audit.mended)],
           ["Not mended", count(audit.unmended.length), badIf(audit.unmended.length)],
