@@ -205,14 +205,17 @@ class _Watch:
         whole_series, whole_s, well_s = 0, None, None
         well_looks = 0
         well_while_lacking = not_well = ""
-        ends_s = filled.all_s + WATCHED_S
+        most_s = ends_s = filled.all_s + WATCHED_S
+        asked_s = 0.0
         with Collecting(run_command(self._config), self._log) as collecting:
             while (passed_s := time.monotonic() - begun_s) < ends_s:
                 before = _health(collecting)
                 whole_series = self._whole_series()
-                lacking = f"{whole_series} of {self._series} series are whole"
-                if whole_series == self._series or not before:
-                    lacking = self._ask()
+                lacking = ""
+                if before and whole_series < self._series:
+                    lacking = f"{whole_series} of {self._series} series are whole"
+                elif not before or whole_s is None or passed_s - asked_s > LOOK_SELDOM_S:
+                    lacking, asked_s = self._ask(), passed_s
                 after = _health(collecting)
                 if before == after == "":
                     well_looks += 1
@@ -223,7 +226,7 @@ class _Watch:
                 elif whole_s is None:
                     whole_s = time.monotonic() - begun_s
                 if after:
-                    well_s, not_well = None, after
+                    well_s, not_well, ends_s = None, after, most_s
                 elif well_s is None:
                     well_s = time.monotonic() - begun_s
                     # Until something has closed while it was well.

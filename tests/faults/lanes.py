@@ -1,5 +1,6 @@
 """Runs the parts of a long campaign side by side: each in a process of its own, so many at a time."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -93,7 +94,9 @@ class Progress:
         passed_s = time.monotonic() - self._started_s
         left_s = passed_s / self._ended * (self._parts - self._ended)
         bar = ("#" * (20 * self._ended // self._parts)).ljust(20, ".")
-        head = f"[{bar}] {self._ended} of {self._parts}, {left_s / 60:.0f} min left"
+        # What runs in real time proves nothing where nobody gets the processor.
+        load = f"load {os.getloadavg()[0]:.0f} of {os.cpu_count()}"
+        head = f"[{bar}] {self._ended} of {self._parts}, {left_s / 60:.0f} min left, {load}"
         sys.stderr.write(f"{head}: {text}\n")
         sys.stderr.flush()
 
