@@ -44,6 +44,21 @@ def test_what_cannot_be_simulated_is_refused(pairs: int | tuple[str, ...]) -> No
         catalogue.instruments(pairs)
 
 
+def test_gold_trades_where_it_is_asked_for() -> None:
+    (gold,) = catalogue.tradifi(("XAU/USDT:USDT",))
+    assert (gold.symbol, gold.contract_type, gold.status) == (
+        "XAUUSDT",
+        "TRADIFI_PERPETUAL",
+        "TRADING",
+    )
+    assert gold == catalogue.bystanders(NOW_MS)[0]
+    assert gold.is_tradifi
+    assert not gold.trades
+    assert catalogue.tradifi(()) == ()
+    with pytest.raises(SettingsError):
+        catalogue.tradifi(("XAU",))
+
+
 def test_rates_range_from_many_a_second_to_one_in_minutes() -> None:
     rates = [instrument.trades_per_s for instrument in catalogue.instruments(164)]
     assert rates == sorted(rates, reverse=True)

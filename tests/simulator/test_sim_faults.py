@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from simulator_client import PAIRS, WAIT_S, Connect, with_sockets
 
@@ -15,8 +16,10 @@ from marketfeed.simulator.fault_kinds import (
     OVERSIZE_BYTES,
     Close,
     Drop,
+    Fault,
     HalfOpen,
     HangRest,
+    Lack,
     Lag,
     Mute,
     MuteConnection,
@@ -153,6 +156,30 @@ def test_frames_are_stamped_otherwise_and_hold_the_same() -> None:
         assert frame["data"]["k"]["t"] < simulator.now_ms()
         frame = json.loads(await second.text())
         assert frame["data"]["E"] < simulator.now_ms()
+
+    with_sockets(check, speed=100.0, paused=True)
+
+
+@pytest.mark.parametrize(("how", "value"), [("empty", ""), ("null", None), ("absent", ...)])
+def test_a_mark_price_lacks_one_value_and_keeps_the_others(how: str, value: object) -> None:
+    async def check(simulator: Simulator, connect: Connect) -> None:
+        for key, stream in (("i", "btcusdt@markPrice"), ("T", "ethusdt@markPrice")):
+            lack = {"fault": "lack", "stream": stream, "key": key, "how": how}
+            await simulator.faults.start(msgspec.convert(lack, Fault))
+        # The timeframe of a kline is called `i`, too.
+        await simulator.faults.start(Lack(STREAM))
+        client = await connect()
+        await client.subscribe("btcusdt@markPrice", "ethusdt@markPrice", STREAM)
+        simulator.resume()
+        found: dict[str, dict[str, Any]] = {}
+        while len(found) < 3:
+            frame = json.loads(await client.text())
+            found[frame["stream"]] = frame["data"]
+        assert found[STREAM]["k"]["i"] == "1m"
+        bitcoin, ether = found["btcusdt@markPrice"], found["ethusdt@markPrice"]
+        assert (bitcoin.get("i", ...), ether.get("T", ...)) == (value, value)
+        assert float(bitcoin["r"]) < 1 < bitcoin["T"]
+        assert min(float(ether["i"]), float(ether["p"]), float(bitcoin["p"])) > 0
 
     with_sockets(check, speed=100.0, paused=True)
 
