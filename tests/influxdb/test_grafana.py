@@ -161,6 +161,7 @@ def test_the_sample_has_every_measurement(demo: Demo) -> None:
     assert {name for (name,) in series["values"]} == {
         *(f"{kind}_{timeframe}" for kind in ("ohlcv", "forming") for timeframe in ("1m", "3m")),
         *schema.MEASUREMENT_FIELDS,
+        schema.FEED_COVERAGE,
     }
 
 

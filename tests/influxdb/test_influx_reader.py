@@ -436,16 +436,26 @@ def test_a_field_of_another_type_is_reported(both: Both, reader, clock) -> None:
 def test_half_a_point_is_reported_when_it_is_asked_for(both: Both, reader, clock) -> None:
     pairs = [f"P{number:02d}/USDT:USDT" for number in range(30)]
     both.add(
-        [entry(pair) for pair in pairs], [MarkPrice(pair, START_MS, 1.5, 2.5) for pair in pairs]
+        [entry(pair) for pair in pairs], [FundingRate(pair, START_MS, 0.5, FAR) for pair in pairs]
     )
-    assert len(store_of(reader).mark_prices(pairs)) == 30
-    half = f"mark_price,pair={pairs[7]} mark_price=9.5 {START_MS + 1_000}"
+    assert len(store_of(reader).funding_rates(pairs)) == 30
+    half = f"funding_rate,pair={pairs[7]} rate=0.25 {START_MS + schema.MINUTE_MS}"
     both.influxd.write(both.database, [half])
     others = [pair for pair in pairs if pair != pairs[7]]
-    assert len(store_of(reader).mark_prices(others)) == 29
+    assert len(store_of(reader).funding_rates(others)) == 29
     for asked in (pairs, [pairs[7]]):
-        with pytest.raises(StoreUnavailableError, match="Expected `float`"):
-            store_of(reader).mark_prices(asked)
+        with pytest.raises(StoreUnavailableError, match="Expected `int"):
+            store_of(reader).funding_rates(asked)
+
+
+def test_an_index_price_may_lack_and_alone_is_no_mark_price(both: Both, reader, clock) -> None:
+    both.add([entry()], [MarkPrice(PAIR, START_MS, 1.5, 2.5)])
+    both.influxd.write(
+        both.database, [f"mark_price,pair={PAIR} index_price=9.5 {START_MS + 2_000}"]
+    )
+    assert store_of(reader).mark_prices([PAIR])[PAIR][1:] == (START_MS, 1.5, 2.5)
+    both.influxd.write(both.database, [f"mark_price,pair={PAIR} mark_price=3.5 {START_MS + 3_000}"])
+    assert store_of(reader).mark_prices([PAIR])[PAIR][1:] == (START_MS + 3_000, 3.5, None)
 
 
 def test_points_of_no_pair_and_of_other_pairs_do_no_harm(both: Both, reader, clock) -> None:
