@@ -212,8 +212,7 @@ def set_back(known: Covered, forming_ms: int) -> Covered:
 
 def followed(known: Covered, length_ms: int) -> Covered:
     """Take in that the next candle is stored, as nearly always: `stored` at a tenth of the cost."""
-    end_ms = known.end_ms + length_ms
-    return Covered(known.from_ms, known.looked_ms, end_ms, known.promised_ms, known.holes)
+    return msgspec.structs.replace(known, end_ms=known.end_ms + length_ms)
 
 
 def stored(known: Covered, opens: Sequence[int], length_ms: int) -> Covered:

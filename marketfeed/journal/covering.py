@@ -28,7 +28,7 @@ class Change:
         """The other ones that change; None when a series is released."""
         self.gaps: list[tuple[Gap, Hole | None]] = []
         """The rows of gaps that change, each with its hole if that is open; the last of one counts."""
-        self.gap_states = Counter[str]()
+        self.gap_states: Counter[str] = Counter()
         """How many gaps come into each state, those of a first filling apart."""
         self._known = known
         self._saves_all = saves_all
@@ -126,7 +126,8 @@ class Covering:
 
     def publish(self, change: Change) -> None:
         """Take over what a transaction has done: it is committed."""
-        self.gap_states += change.gap_states
+        if change.gap_states:
+            self.gap_states += change.gap_states
         for gap, hole in change.gaps:
             if hole is not None and hole.is_absent:
                 log.warning(
@@ -143,8 +144,7 @@ class Covering:
             series = dict(series)
             gone = {key for key, covered in change.after.items() if covered is None}
             self._released = (self._released - change.after.keys()) | gone
-        for key, grown in change.grown.items():
-            series[key] = grown
+        series.update(change.grown)
         for key, covered in change.after.items():
             if covered is None:
                 series.pop(key, None)
@@ -156,26 +156,28 @@ class Covering:
 
     def take_batch(self, change: Change, batch: Batch) -> None:
         """Take in what a batch stores, what the exchange has answered without, and what is due."""
-        known, grown, lengths_ms = self._series, change.grown, schema.TIMEFRAMES_MS
+        known, grown, due = self._series, change.grown, batch.due
+        lengths_ms, followed = schema.TIMEFRAMES_MS, coverage.followed
         opens: defaultdict[Key, list[int]] = defaultdict(list)
         for candle in batch.candles:
             key = candle.pair, candle.timeframe
-            covered = grown.get(key) or known.get(key)
+            covered = known.get(key)
             if covered is None:
                 continue
-            if candle.open_time_ms == covered.end_ms and key not in batch.due:
-                # No gap changes by it. A minute's boundary has hundreds of these.
-                grown[key] = coverage.followed(covered, lengths_ms[key[1]])
+            if candle.open_time_ms == covered.end_ms and not (due and key in due):
+                # No gap changes by it. A minute's boundary has hundreds of these; one behind it in the same
+                # batch is taken in below.
+                grown[key] = followed(covered, lengths_ms[candle.timeframe])
             else:
                 opens[key].append(candle.open_time_ms)
-        for key, due in batch.due.items():
+        for key, missing in due.items():
             # What had not come was missing, though it may be stored here.
             times = opens.pop(key, [])
-            late = [at for at in times if due.had_not_come(at)]
+            late = [at for at in times if missing.had_not_come(at)]
             self._store(change, key, [at for at in times if at not in late])
             covered = change.get(key)
             if covered is not None:
-                change.become(key, coverage.expected(covered, due.until_ms))
+                change.become(key, coverage.expected(covered, missing.until_ms))
             self._store(change, key, late)
         for key, times in opens.items():
             self._store(change, key, times)

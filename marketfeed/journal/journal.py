@@ -201,7 +201,8 @@ class Journal(NumberedFile, JournalReads):
         """Write what a change does to coverage, and other gaps; returns the next number."""
         every = [*((gap, None) for gap in gaps), *change.gaps]
         if self._covering.is_durable:
-            self.db.executemany(tables.COVERAGE, promise_rows(change, self._pair_ids))
+            if promises := promise_rows(change, self._pair_ids):
+                self.db.executemany(tables.COVERAGE, promises)
             if not self._covering.is_saved:
                 self._deleted_candles = None
             self._covering.is_saved = True
