@@ -136,15 +136,17 @@ class JournalOutbox(Outbox):
         return self._names
 
     def _refused_candles(self, target: str) -> Refused:
-        reads = JournalReads(self._db)
         count, last = self._db.execute("SELECT count(*), max(id) FROM refused_line").fetchone()
         gone = notes_of(self._kind, self._db).lines_gone()
-        state = (target, count, last, gone, reads.load_document(refused_candles.DOCUMENT))
+        stands = self._db.execute(
+            "SELECT body FROM document WHERE name = ?", (refused_candles.DOCUMENT,)
+        ).fetchone()
+        state = (target, count, last, gone, stands)
         if self._refused is not None and self._refused[0] == state:
             return self._refused[1]
-        document = refused_candles.decode(
-            None if state[-1] is None else state[-1][0], lines_gone=gone
-        )
+        # Read only when it has changed: one that is spoilt is logged.
+        found = JournalReads(self._db).load_document(refused_candles.DOCUMENT)
+        document = refused_candles.decode(None if found is None else found[0], lines_gone=gone)
         told, is_all = document.of_target(target)
         opens: dict[str, list[int]] = {}
         for (line,) in self._db.execute(

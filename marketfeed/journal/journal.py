@@ -215,10 +215,10 @@ class Journal(NumberedFile, JournalReads):
         numbered = rows.gap_rows(every, self._pair_ids, seq, version=self.version)
         return self._run(upsert, numbered, seq)
 
-    def _note_begun_again(self, target: str) -> None:
+    def _note_begun_again(self, target: str, gone_before: int) -> None:
         (last,) = self.db.execute("SELECT coalesce(max(id), 0) FROM refused_line").fetchone()
-        document = self._refused_candles(self._notes.lines_gone())
-        document.begin_again(target, last)
+        document = self._refused_candles(gone_before)
+        document.begin_again(target, last, self._notes.lines_gone())
         self._save(refused_candles.DOCUMENT, refused_candles.encode(document), 0)
 
     def _note_gone(self, lines: Sequence[tuple[int, str, str]]) -> None:

@@ -4,7 +4,7 @@ It stands in a document of the journal: of each target and series the newest can
 ones have pushed out. A series is named by the measurement and tags of its lines.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -28,18 +28,27 @@ class Gone(msgspec.Struct):
 
 
 class RefusedCandles(msgspec.Struct):
-    """The document. `counted`: from the first line on that was pushed out."""
+    """The document. `lines` were pushed out by then; `counted`: it tells of all of them."""
 
     counted: bool
+    lines: int
     of: dict[str, Gone] = {}
+
+    def take_stock(self, lines_gone: int) -> None:
+        """Take in how many were pushed out: an older version, which tells of none, may have been there."""
+        if lines_gone != self.lines:
+            self.lines, self.counted = lines_gone, False
+            for gone in self.of.values():
+                gone.known = False
 
     def of_target(self, target: str) -> tuple[Gone, bool]:
         """What is told of a target, and whether that is all."""
         gone = self.of.get(target, Gone())
         return gone, self.counted or gone.known
 
-    def push_out(self, lines: Iterable[tuple[int, str, str]]) -> None:
+    def push_out(self, lines: Sequence[tuple[int, str, str]]) -> None:
         """Take in lines (number, target, line) that are kept no more."""
+        self.lines += len(lines)
         for number, target, line in lines:
             known = self.of.setdefault(target, Gone())
             candle = candle_of(line)
@@ -47,18 +56,28 @@ class RefusedCandles(msgspec.Struct):
                 series, open_ms = candle
                 known.gone[series] = max(open_ms, known.gone.get(series, open_ms))
 
-    def begin_again(self, target: str, after: int) -> None:
-        """Take in that all is shipped to `target` again; `after` is the last line put aside before."""
+    def begin_again(self, target: str, after: int, lines_gone: int) -> None:
+        """Take in that all is shipped to `target` again: `after` is the last line put aside before.
+
+        `lines_gone` are what is counted of others.
+        """
+        self.lines = lines_gone
         self.of[target] = Gone(after, {}, True)
 
 
 def decode(body: bytes | None, *, lines_gone: int) -> RefusedCandles:
-    """Read the document; None: there is none, and `lines_gone` refused lines were pushed out before."""
-    return (
-        RefusedCandles(counted=lines_gone == 0)
-        if body is None
-        else msgspec.json.decode(body, type=RefusedCandles)
-    )
+    """Read the document; `body` is None where there is none, `lines_gone` how many were pushed out.
+
+    One that cannot be read tells nothing: what it told of is unknown.
+    """
+    if body is None:
+        return RefusedCandles(lines_gone == 0, lines_gone)
+    try:
+        document = msgspec.json.decode(body, type=RefusedCandles)
+    except msgspec.DecodeError:
+        return RefusedCandles(counted=False, lines=lines_gone)
+    document.take_stock(lines_gone)
+    return document
 
 
 def encode(document: RefusedCandles) -> bytes:

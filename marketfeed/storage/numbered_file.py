@@ -102,10 +102,10 @@ class NumberedFile:
     def forget_if_demanded(self, target: str) -> bool:
         """Forget what `target` has acknowledged if all is to be shipped again; return whether it is."""
         with self._transaction():
-            demanded = self._notes.is_demanded(target)
+            demanded, gone = self._notes.is_demanded(target), self._notes.lines_gone()
             forgotten = self._notes.take_demand(target)
             if demanded:
-                self._note_begun_again(target)
+                self._note_begun_again(target, gone)
         return forgotten
 
     def put_aside(self, target: str, refused: Iterable[tuple[str, str]], refused_ms: int) -> int:
@@ -134,8 +134,11 @@ class NumberedFile:
                 self._reload()
             raise
 
-    def _note_begun_again(self, target: str) -> None:
-        """Take in, within the transaction, that everything is shipped to `target` again."""
+    def _note_begun_again(self, target: str, gone_before: int) -> None:
+        """Take in, within the transaction, that everything is shipped to `target` again.
+
+        `gone_before`: how many refused lines had been pushed out.
+        """
 
     def _note_gone(self, lines: Sequence[tuple[int, str, str]]) -> None:
         """Take in, within the transaction, refused lines that newer ones have pushed out: as `put_aside`."""

@@ -1,9 +1,11 @@
 """What is written into `feed_coverage`, and when."""
 
+import asyncio
 import socket
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from endpoint import Server, run, stored
 from filled import MINUTE, PAIRS, QUICK, T0
 
@@ -66,6 +68,23 @@ def told(server: Server, pair: str = PAIR, hour: int = 0) -> tuple[int, int] | N
     assert last.startswith("until_1m=")
     from_ms, until_ms = (int(text.partition("=")[2].removesuffix("i")) for text in (first, last))
     return (from_ms - at(0)) // MINUTE, (until_ms - at(0)) // MINUTE
+
+
+def watch(server: Server) -> list[tuple[int, int]]:
+    """Look with each request whether what is said is there; what is not is added to what is returned.
+
+    While there is no candle at all the demand to ship all again has yet to be taken up.
+    """
+    wrong: list[tuple[int, int]] = []
+
+    def look() -> None:
+        said = told(server)
+        opens = {int(time) for series, time in server.points if series.startswith("ohlcv")}
+        if opens and said is not None and not {at(number) for number in range(*said)} <= opens:
+            wrong.append(said)
+
+    server.after = look
+    return wrong
 
 
 async def kept(writer: JournalWriter, *pairs: str, minutes: int = 10) -> None:
@@ -143,7 +162,7 @@ def test_a_refused_line_ends_an_interval_until_it_is_taken(path: Path) -> None:
 
 
 def test_when_all_is_shipped_again_nothing_is_said_that_was_not_sent_since(path: Path) -> None:
-    few = Pace(max_lines=2, turn_s=0.01, forming_every_s=0.0, coverage_every_s=60.0, parked_s=0.02)
+    few = Pace(max_lines=2, turn_s=0.01, forming_every_s=0.0, coverage_every_s=0.0, parked_s=0.02)
 
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         await kept(writer, minutes=60)
@@ -154,14 +173,9 @@ def test_when_all_is_shipped_again_nothing_is_said_that_was_not_sent_since(path:
         options = {"url": server.url, "org": "fleet", "token": "canary-token"}
         demand_again(KIND, path, target_of(InfluxSettings.model_validate(options)))
 
-        def is_right() -> None:
-            said = told(server)
-            if said is not None:
-                opens = {int(time) for series, time in server.points if series.startswith("ohlcv")}
-                assert {at(number) for number in range(*said)} <= opens
-
-        server.after = is_right
+        wrong = watch(server)
         await until(lambda: len(server.requests) > sent + 30 and told(server) == (-59, 0))
+        assert wrong == []
 
     run(path, scenario, few, now_ms=lambda: NOW_MS)
 
@@ -190,3 +204,29 @@ def test_growth_alone_waits_for_its_minute_and_a_dropped_pair_is_told_no_more(pa
         assert not any(f"until_1m={at(5)}i" in line for line in said)
 
     run(path, scenario, QUICK, now_ms=lambda: NOW_MS)
+
+
+def test_rows_of_a_journal_that_was_replaced_say_nothing_of_the_next_one(path: Path) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request) -> None:
+        arrived.set()
+        await go_on.wait()
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        wrong = watch(server)
+        await kept(writer)
+        await until(lambda: told(server) == (-9, -9))
+        server.before = hold
+        await writer.call(lambda journal: journal.write(candles(-9, -5)))
+        await arrived.wait()
+        await asyncio.to_thread(path.rename, path.with_name("gone.db"))
+        await writer.replace()
+        # These rows get the numbers that are travelling.
+        await kept(writer)
+        await writer.call(lambda journal: journal.write(candles(-9, 0)))
+        go_on.set()
+        await until(lambda: told(server) == (-9, 0))
+        assert wrong == []
+
+    run(path, scenario, OFTEN, now_ms=lambda: NOW_MS)

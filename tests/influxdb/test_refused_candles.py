@@ -83,3 +83,15 @@ def test_lines_that_an_older_version_has_lost_are_unknown_until_all_is_shipped_a
         journal.forget_if_demanded("x")
         assert refused(path) == Refused()
         assert refused(path, "y").is_unknown
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b'{"counted": 7}', b"\xff", b'{"counted":true,"lines":0,"of":[]}']
+)
+def test_a_document_that_cannot_be_read_tells_nothing(path: Path, body: bytes) -> None:
+    with Journal.open(path) as journal:
+        journal.save_document(refused_candles.DOCUMENT, body, 1)
+        assert refused(path).is_unknown
+        demand_again(KIND, path, "x")
+        journal.forget_if_demanded("x")
+        assert refused(path) == Refused()
