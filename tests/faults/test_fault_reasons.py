@@ -47,6 +47,8 @@ def test_what_a_halted_pair_lacks_is_shown_and_no_reason(
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)
         await line.start(RefuseRest("klines", 503))
+        # A candle closes before exchangeInfo can be asked: that is 10 s after its last mark price.
+        await line.until(lambda: line.sim.now_ms() % MINUTE_MS >= MINUTE_MS - 8_000)
         fault_ms = line.sim.now_ms()
         line.sim.change(SetStatus(PAIR, "BREAK"))
         found_ms = await line.until(lambda: line.report.perhaps_halted == PAIR)
