@@ -181,15 +181,16 @@ class _Running:
                 action()
             self._exchange.end_faults()
             ended_s = time.monotonic()
-            whole_after_s = None
+            whole_after_s, health = None, {}
             while (waited_s := time.monotonic() - ended_s) < HEAL_S:
-                state = self._look(samples.write, time.monotonic() - begun_s)
-                if state == "well" and not self._missing(self._now_ms() - SETTLED_MS):
+                health = self._look(samples.write, time.monotonic() - begun_s)
+                if health["state"] == "well" and not self._missing(self._now_ms() - SETTLED_MS):
                     whole_after_s = waited_s
                     break
         until_ms = self._now_ms() - SETTLED_MS
         if whole_after_s is None:
-            self._worst = self._worst or self._words(self._missing(until_ms))
+            words = f"{self._words(self._missing(until_ms))}; {health.get('reasons', health)}"
+            self._worst = self._worst or words
         exit_code = self._collector.stop()
         candles, wrong = self._compare(until_ms)
         covered = check_coverage(self._journal)
@@ -326,7 +327,7 @@ class _Running:
 
     # --- looking ----------------------------------------------------------------------------------
 
-    def _look(self, write: Callable[[str], object], passed_s: float) -> str:
+    def _look(self, write: Callable[[str], object], passed_s: float) -> dict[str, Any]:
         """Ask and compare once, a second after the last time; returns what `/health` says."""
         looked_s = time.monotonic()
         self._supervise()
@@ -348,7 +349,7 @@ class _Running:
         sample = {"at_s": round(passed_s, 1), "old": len(missing), **health}
         write(json.dumps(sample) + "\n")
         time.sleep(max(0.0, looked_s + LOOK_EVERY_S - time.monotonic()))
-        return state
+        return health
 
     def _health(self) -> dict[str, Any]:
         found = self._collector.logged(r"status_url=(\S+)")
