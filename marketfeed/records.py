@@ -17,7 +17,8 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
     """One candle of one pair and timeframe.
 
     `closed` is the exchange's own word (`x:true`, or a REST or archive row whose close time is past
-    on the exchange's clock); nothing else ever makes a candle closed.
+    on the exchange's clock); nothing else ever makes a candle closed. `taker_buy_quote_volume` is None
+    where it is not known: of rows that older versions have stored.
     """
 
     pair: str
@@ -33,6 +34,7 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
     trades: int
     closed: bool
     event_time_ms: int
+    taker_buy_quote_volume: float | None = None
 
     @property
     def close_time_ms(self) -> int:
@@ -41,9 +43,15 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
 
 
 def differing_fields(one: object, other: object) -> tuple[str, ...]:
-    """Names of the numbers in which two candles of one series and time differ, whatever types hold them."""
+    """Names of the numbers in which two candles of one series and time differ, whatever types hold them.
+
+    A number that one of them does not have is no difference.
+    """
     return tuple(
-        name for name in schema.CANDLE_FIELDS if getattr(one, name) != getattr(other, name)
+        name
+        for name in schema.CANDLE_FIELDS
+        if (ours := getattr(one, name)) != (theirs := getattr(other, name))
+        and (name != schema.TAKER_BUY_QUOTE or (ours is not None and theirs is not None))
     )
 
 

@@ -125,10 +125,14 @@ CANDLE_FIELDS: Final[Mapping[str, type]] = MappingProxyType(
         "volume": float,
         "quote_volume": float,
         "taker_buy_volume": float,
+        "taker_buy_quote_volume": float,
         "trades": int,
     }
 )
-"""Fields of a candle in the order in which every table and line has them."""
+"""Fields of a candle in the order in which every line has them."""
+
+TAKER_BUY_QUOTE: Final = "taker_buy_quote_volume"
+"""The one field of a candle that may be absent: collectors of before it do not store it."""
 
 MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
     {
@@ -226,6 +230,18 @@ HISTORY_GAP: Final = "history_"
 def dropped_column(version: int) -> str:
     """SQL for whether the settings have dropped a pair of `catalog`, in a journal of `version`."""
     return "dropped" if version >= DROPPED_FROM else "timeframes LIKE ',%'"
+
+
+HAS_TAKER_BUY_QUOTE: Final = (
+    "SELECT count(*) FROM pragma_table_info('candle') WHERE name = 'taker_buy_quote_volume'"
+)
+"""Whether the tables of candles have that column: not up to version 2, nor before a writer that knows it has
+opened the file."""
+
+
+def taker_buy_quote_column(has_it: object) -> str:
+    """SQL for that column, by what the statement above answers."""
+    return TAKER_BUY_QUOTE if has_it else f"NULL AS {TAKER_BUY_QUOTE}"
 
 
 TABLE_PAIR: Final = "pair"

@@ -22,6 +22,9 @@ PURE = True
 DEFAULT_LIMIT: Final = 500
 """Candles returned when neither `limit` nor `since` is given."""
 
+MORE_COLUMNS: Final = ("quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
+"""What a frame of candles has only when it is asked for."""
+
 MAX_LIMIT: Final = 2**31 - 1
 MAX_TIME_MS: Final = 9_223_372_036_854
 """The end of what pandas can date in nanoseconds: 2262-04-11."""
@@ -50,7 +53,8 @@ class CandleRequest:
     """A request for candles, checked.
 
     `since_ms` is inclusive and `until_ms` exclusive on the open time, None where open. `limit` counts
-    closed candles of `timeframe`, None for all. `max_age_s` None: age does not matter.
+    closed candles of `timeframe`, None for all. `max_age_s` None: age does not matter. `columns` are
+    those of MORE_COLUMNS that are wanted.
     """
 
     timeframe: str
@@ -60,6 +64,7 @@ class CandleRequest:
     include_forming: bool
     strict: bool
     max_age_s: float | None
+    columns: tuple[str, ...] = ()
 
     @property
     def length_ms(self) -> int:
@@ -76,6 +81,7 @@ def candle_request(
     include_forming: bool,
     strict: bool,
     max_age_s: MaxAge,
+    columns: Iterable[str] = (),
 ) -> CandleRequest:
     """Check a request. Raises ArgumentError; `timeframe` must be one of the schema's."""
     since_ms = None if since is None else time_ms("since", since)
@@ -89,7 +95,14 @@ def candle_request(
     default_s = 2 * schema.TIMEFRAMES_MS[timeframe] / 1000 + 30
     age_s = max_age(max_age_s, default_s)
     return CandleRequest(
-        timeframe, since_ms, until_ms, limit, bool(include_forming), bool(strict), age_s
+        timeframe,
+        since_ms,
+        until_ms,
+        limit,
+        bool(include_forming),
+        bool(strict),
+        age_s,
+        _more_columns(columns),
     )
 
 
@@ -99,6 +112,18 @@ def candles(name: str, value: int) -> int:
     if not 1 <= count <= MAX_LIMIT:
         raise ArgumentError(f"{name}: 1 to {MAX_LIMIT} is expected, found {count}")
     return count
+
+
+def _more_columns(columns: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise ArgumentError(f"columns: a list of names is expected, found {columns!r}")
+    names = tuple(dict.fromkeys(columns))
+    for name in names:
+        if name not in MORE_COLUMNS:
+            raise ArgumentError(
+                f"columns: of {', '.join(MORE_COLUMNS)} any are expected, found {name!r}"
+            )
+    return names
 
 
 def time_ms(name: str, value: Time) -> int:

@@ -4,6 +4,7 @@ It is made from the environment with the first call, kept for the process and cl
 """
 
 import atexit
+from collections.abc import Iterable
 from typing import Final
 
 import pandas as pd
@@ -42,6 +43,7 @@ def get_ohlcv(
     include_forming: bool = False,
     strict: bool = False,
     max_age_s: MaxAge = DEFAULT,
+    columns: Iterable[str] = (),
 ) -> pd.DataFrame:
     """Return closed candles of `pair`: `MarketReader.get_ohlcv` of the default reader."""
     return _default().get_ohlcv(
@@ -53,6 +55,7 @@ def get_ohlcv(
         include_forming=include_forming,
         strict=strict,
         max_age_s=max_age_s,
+        columns=columns,
     )
 
 

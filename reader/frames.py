@@ -1,11 +1,12 @@
 """Rows to DataFrames: resampling, completeness and the shape that Freqtrade has.
 
-Pure: arrays in, arrays and frames out. Candles are float64 arrays of shape (n, 6) with the columns
-open time (ms), open, high, low, close, volume, oldest first; times are exact in them.
+Pure: arrays in, arrays and frames out. Candles are float64 arrays of shape (n, 6) or more with the columns
+open time (ms), open, high, low, close, volume, and what else is asked for, which are all sums over time;
+oldest first; times are exact in them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,14 +102,16 @@ def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
     # Rows are ascending: a candle's parts lie next to each other.
     changes = np.flatnonzero(buckets[1:] != buckets[:-1]) + 1
     counts = np.diff(np.r_[0, changes, len(buckets)])
-    whole = values[np.repeat(counts == parts, counts)].reshape(-1, parts, 6)
-    out = np.empty((len(whole), 6))
+    width = values.shape[1]
+    whole = values[np.repeat(counts == parts, counts)].reshape(-1, parts, width)
+    out = np.empty((len(whole), width))
     out[:, 0] = whole[:, 0, 0]
     out[:, 1] = whole[:, 0, 1]
     out[:, 2] = whole[:, :, 2].max(axis=1)
     out[:, 3] = whole[:, :, 3].min(axis=1)
     out[:, 4] = whole[:, -1, 4]
-    out[:, 5] = [math.fsum(volumes) for volumes in whole[:, :, 5].tolist()]
+    for column in range(5, width):
+        out[:, column] = [math.fsum(volumes) for volumes in whole[:, :, column].tolist()]
     return out
 
 
@@ -138,7 +141,7 @@ def _forming(
         max(row[2] for row in parts),
         min(row[3] for row in parts),
         parts[-1][4],
-        math.fsum(row[5] for row in parts),
+        *(math.fsum(volumes) for volumes in zip(*(row[5:] for row in parts), strict=True)),
     )
 
 
@@ -277,13 +280,18 @@ def short(found: StoredCandles, request: CandleRequest, entry: CatalogRow) -> Sh
 # --- frames ---------------------------------------------------------------------------------------
 
 
-def candle_frame(found: StoredCandles, attrs: Mapping[str, object]) -> pd.DataFrame:
-    """Return the candles as a frame, the forming one last."""
+def candle_frame(
+    found: StoredCandles, attrs: Mapping[str, object], columns: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return the candles as a frame, the forming one last; `columns` are those behind the volume."""
     forming = found.forming
     values = found.values if forming is None else np.vstack([found.values, forming])
     # One block of the frame's own memory, laid out as pandas keeps it: no further copy is made.
     block = np.array(values[:, 1:].T, order="C")
-    frame = pd.DataFrame(block.T, columns=_PRICES, copy=False)
+    names = _PRICES.append(pd.Index(columns)) if columns else _PRICES
+    frame = pd.DataFrame(block.T, columns=names, copy=False)
+    if "trades" in columns:
+        frame["trades"] = frame["trades"].astype(np.int64)
     frame.insert(0, "date", dates(values[:, 0]))
     frame.attrs.update(attrs)
     return frame

@@ -95,7 +95,14 @@ def read_series(
     left = list(pairs)
     while left:
         query = CandleQuery(
-            left, source, start_ms, end_ms, asked_rows, request.include_forming, length_ms
+            left,
+            source,
+            start_ms,
+            end_ms,
+            asked_rows,
+            request.include_forming,
+            length_ms,
+            request.columns,
         )
         short: list[str] = []
         for pair, rows in zip(left, store.candles(query), strict=True):
@@ -155,6 +162,7 @@ def judge(
                 "short": frames.short(series, request, entry),
                 "forming": series.forming is not None,
             },
+            request.columns,
         )
     if gaps and request.strict:
         raise _gap(gaps, request)

@@ -114,6 +114,7 @@ class MarketReader:
         include_forming: bool = False,
         strict: bool = False,
         max_age_s: MaxAge = DEFAULT,
+        columns: Iterable[str] = (),
     ) -> pd.DataFrame:
         """Return closed candles of `pair`: date (open time), open, high, low, close, volume, oldest first.
 
@@ -123,6 +124,9 @@ class MarketReader:
 
         A timeframe that is not collected is resampled from the largest collected one that divides it;
         a candle of which a part is absent is left out and counts as missing.
+
+        `columns` puts behind the volume, as asked: quote_volume, trades (whole), taker_buy_volume (base),
+        taker_buy_quote_volume (NaN where it is not known: an older collector has stored the candle).
 
         `attrs`: pair, timeframe, source, age_s (since the newest candle's close; infinite when there is
         none), missing (open times without a candle between the first stored one and now, or in the range),
@@ -149,6 +153,7 @@ class MarketReader:
             include_forming=include_forming,
             strict=strict,
             max_age_s=max_age_s,
+            columns=columns,
             young_ok=False,
         )[pair]
 
@@ -163,6 +168,7 @@ class MarketReader:
         include_forming: bool = False,
         strict: bool = False,
         max_age_s: MaxAge = DEFAULT,
+        columns: Iterable[str] = (),
     ) -> dict[str, pd.DataFrame]:
         """Return `get_ohlcv` of many pairs, pair -> frame in their order, in one query.
 
@@ -180,6 +186,7 @@ class MarketReader:
             include_forming=include_forming,
             strict=strict,
             max_age_s=max_age_s,
+            columns=columns,
             young_ok=not strict,
         )
 
@@ -194,6 +201,7 @@ class MarketReader:
         include_forming: bool,
         strict: bool,
         max_age_s: MaxAge,
+        columns: Iterable[str],
         young_ok: bool,
     ) -> dict[str, pd.DataFrame]:
         names = arguments.pair_names(pairs)
@@ -208,6 +216,7 @@ class MarketReader:
             include_forming=include_forming,
             strict=strict,
             max_age_s=max_age_s,
+            columns=columns,
         )
         found: dict[str, frames.StoredCandles] = {}
         for source, members in groups.items():

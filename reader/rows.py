@@ -1,5 +1,6 @@
 """What is asked of a store and what it answers: rows as they are stored. Times are exchange time in ms."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -54,7 +55,8 @@ class CandleQuery(NamedTuple):
     """The newest `limit` (None: all) closed candles of each pair with start <= open time < end.
 
     `timeframe` is one that is stored. `forming` asks for the forming candle as well. `whole_ms` is the
-    length of the candles that the answer is put together to, where that is another.
+    length of the candles that the answer is put together to, where that is another. `columns` are fields of
+    a candle that are asked for besides prices and volume.
     """
 
     pairs: Sequence[str]
@@ -64,17 +66,19 @@ class CandleQuery(NamedTuple):
     limit: int | None
     forming: bool
     whole_ms: int | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CandleRows:
     """The answer for one pair.
 
-    `values` has shape (n, 6): open time in ms (exact in a float64 until the year 287396), open, high,
-    low, close, volume. `first_ms` and `newest_ms` are the open times of the first and newest closed
-    candle stored of this series, in the range or not; where `values` reach an end of the range or the
-    limit, they may speak for what lies beyond it. `forming` is like a row of `values`. `told` is where the
-    series is whole, as was told before the rows were read; None where nobody tells.
+    `values` has shape (n, 6) or more: open time in ms (exact in a float64 until the year 287396), open,
+    high, low, close, volume, and the query's `columns`, NaN where one is not known. `first_ms` and
+    `newest_ms` are the open times of the first and newest closed candle stored of this series, in the
+    range or not; where `values` reach an end of the range or the limit, they may speak for what lies
+    beyond it. `forming` is like a row of `values`. `told` is where the series is whole, as was told before
+    the rows were read; None where nobody tells.
     """
 
     values: NDArray[np.float64]
@@ -82,6 +86,11 @@ class CandleRows:
     newest_ms: int | None
     forming: tuple[float, ...] | None
     told: Interval | None = None
+
+
+def as_float(value: float | None) -> float:
+    """A number as `CandleRows` has it."""
+    return math.nan if value is None else float(value)
 
 
 class MarkRow(NamedTuple):

@@ -1,4 +1,4 @@
-"""Journals of versions 1 and 2 and ledgers of version 1, as older releases leave them; what a file holds.
+"""Journals of versions 1 to 3 and ledgers of version 1, as older releases leave them; what a file holds.
 
 Their tables are made by the SQL of the release that made them (tests/data), without product code.
 """
@@ -30,6 +30,25 @@ def journal(path: Path, version: int) -> Path:
     """A stopped journal of version 1 or 2, with something of everything in it."""
     with _made(path, f"journal_version_{version}.sql", schema.APPLICATION_ID, version) as db:
         _fill_journal(db, version)
+    return path
+
+
+def journal_3(path: Path) -> Path:
+    """A stopped journal of version 3 from before `taker_buy_quote_volume`, with the same in it."""
+    older = journal(path.with_name(f"{path.name}.2"), 2)
+    with _made(path, "journal_version_3.sql", schema.APPLICATION_ID, 3) as db:
+        db.execute("COMMIT")
+        db.execute("ATTACH ? AS older", (str(older),))
+        db.execute("BEGIN")
+        named = db.execute("SELECT name FROM older.sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in named:
+            names = [f'"{row[1]}"' for row in db.execute(f"PRAGMA older.table_info({table})")]
+            if table not in {"sequence", "shipped"} and not table.startswith("sqlite_"):
+                columns = ", ".join(names)
+                db.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM older.{table}")  # noqa: S608
+        db.execute("UPDATE catalog SET dropped = 1 WHERE timeframes LIKE ',%'")
+        db.execute("UPDATE catalog SET timeframes = ltrim(timeframes, ',')")
+        db.execute("UPDATE sequence SET next = ?", (440 + GAPS,))
     return path
 
 
@@ -202,7 +221,8 @@ def content(path: Path) -> Content:
             name: db.execute(f"SELECT * FROM {name}").fetchall()  # noqa: S608
             for (name,) in db.execute(
                 """SELECT name FROM sqlite_master WHERE type = 'table'
-                   AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage')"""
+                   AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage',
+                                    'quote_asked')"""
             ).fetchall()
         }
         held["sequence"] = db.execute("SELECT id, next FROM sequence").fetchall()
@@ -211,6 +231,8 @@ def content(path: Path) -> Content:
     if "catalog" in held and number >= 3:
         held["catalog"] = [(*row[:2], "," * row[8] + row[2], *row[3:8]) for row in held["catalog"]]
         held["gap"] = [row[:8] for row in held["gap"]]
+        held["candle"] = [row[:12] for row in held["candle"]]
+        held["forming"] = [row[:13] for row in held["forming"]]
     if "gap" in held and number == 1:
         held["gap"] = sorted((*row[:6], _state(row), row[6]) for row in held["gap"])
     if "forward" in held and number >= 2:

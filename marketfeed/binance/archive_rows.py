@@ -103,7 +103,9 @@ def _candle(line: bytes, number: int, pair: str, timeframe: str) -> Candle:
     columns = line.split(b",")
     if len(columns) < _LEAST_COLUMNS or b"_" in line:
         raise ArchiveError(f"line {number}: not the documented columns: {line[:80]!r}")
-    open_text, o, high, low, close, volume, last_text, quote, trades, taker, *_ = columns
+    open_text, o, high, low, close, volume, last_text, quote, trades, taker, taker_quote, *_ = (
+        columns
+    )
     try:
         open_ms = int(open_text)
         candle = Candle(
@@ -120,6 +122,7 @@ def _candle(line: bytes, number: int, pair: str, timeframe: str) -> Candle:
             int(trades),
             True,
             open_ms + schema.TIMEFRAMES_MS[timeframe],
+            float(taker_quote),
         )
         last_ms = int(last_text)
     except ValueError as error:

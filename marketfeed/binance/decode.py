@@ -70,6 +70,7 @@ class _Kline(msgspec.Struct, gc=False):
     x: bool
     q: float
     V: float
+    Q: float | None = None
 
 
 class _KlineEvent(msgspec.Struct, gc=False, tag_field="e", tag="kline"):
@@ -158,11 +159,12 @@ class FrameDecoder:
             and 0.0 <= k.v < _INF
             and 0.0 <= k.q < _INF
             and 0.0 <= k.V < _INF
+            and (k.Q is None or 0.0 <= k.Q < _INF)
             and 0 <= k.n < _MAX_TRADES
             and (not k.x or event.E >= k.T)
         ):
             return Candle(
-                pair, k.i, k.t, k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.n, k.x, event.E
+                pair, k.i, k.t, k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.n, k.x, event.E, k.Q
             )  # fmt: skip
         return _why_no_candle(event)
 
@@ -243,7 +245,12 @@ def candle_problem(candle: Candle, last_ms: int) -> str:
         and candle.low <= candle.close <= candle.high
     ):
         return f"prices o={candle.open} h={candle.high} l={candle.low} c={candle.close}"
-    numbers = (candle.volume, candle.quote_volume, candle.taker_buy_volume)
+    numbers = (
+        candle.volume,
+        candle.quote_volume,
+        candle.taker_buy_volume,
+        candle.taker_buy_quote_volume or 0.0,
+    )
     if not all(0.0 <= number < _INF for number in numbers) or not 0 <= candle.trades < _MAX_TRADES:
         return f"volumes {numbers} trades {candle.trades}"
     return "" if last_ms + 1 == candle.close_time_ms else f"close time {last_ms}"
@@ -260,9 +267,9 @@ def _why_no_candle(event: _KlineEvent) -> Reject:
         return Reject("bad_time", f"t={k.t} E={event.E}")
     if k.t % length_ms or k.T != k.t + length_ms - 1:
         return Reject("bad_time", f"t={k.t} T={k.T} i={k.i}")
-    numbers = (k.o, k.h, k.l, k.c, k.v, k.q, k.V)
+    numbers = (k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.Q or 0.0)
     if not all(0.0 <= number < _INF for number in numbers) or not 0 <= k.n < _MAX_TRADES:
-        return Reject("bad_number", f"o h l c v q V={numbers} n={k.n}")
+        return Reject("bad_number", f"o h l c v q V Q={numbers} n={k.n}")
     if k.x and event.E < k.T:
         return Reject("closed_early", f"E={event.E} T={k.T}")
     return Reject("bad_prices", f"o={k.o} h={k.h} l={k.l} c={k.c}")

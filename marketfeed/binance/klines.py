@@ -66,6 +66,7 @@ class _Kline(msgspec.Struct, array_like=True, gc=False):
     quote_volume: float
     trades: int
     taker_buy_volume: float
+    taker_buy_quote_volume: float | None = None
 
 
 _decode_kline = msgspec.json.Decoder(_Kline, strict=False).decode
@@ -145,6 +146,7 @@ def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle:
         row.trades,
         True,
         row.last_ms + 1,
+        row.taker_buy_quote_volume,
     )
     if problem := candle_problem(candle, row.last_ms):
         raise OddRowError(problem)

@@ -85,7 +85,8 @@ def _tag(row: Row) -> str:
 
 
 def _candle(measurement: str, row: Row) -> str:
-    *numbers, trades = (row[name] for name in schema.CANDLE_FIELDS)
+    names = (name for name in schema.CANDLE_FIELDS if name != schema.TAKER_BUY_QUOTE)
+    *numbers, trades = (row[name] for name in names)
     o, high, low, c, volume, quote_volume, taker_buy_volume = map(float, numbers)
     return lines.candle_text(
         measurement,
@@ -99,6 +100,7 @@ def _candle(measurement: str, row: Row) -> str:
         taker_buy_volume,
         trades,
         row["time"],
+        _optional(row.get(schema.TAKER_BUY_QUOTE)),
     )
 
 

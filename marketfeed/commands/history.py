@@ -283,23 +283,26 @@ async def run_audit(
         report = await _watched(
             audit.run(), lambda: report_progress(audit.progress()), LOOK_EVERY_S / 2
         )
-    if request.repair and audit.mending:
+    if request.repair and (audit.mending or audit.filling):
         return await _repair(settings, audit, report)
     return report
 
 
 async def _repair(settings: Settings, audit: Audit, report: AuditReport) -> AuditReport:
     """Put the exchange's candles into the journal, on the operator's word: whatever they count."""
-    candles = audit.mending
+    candles = [*audit.mending, *audit.filling]
+    filled = 0
     try:
         async with JournalWriter(settings.journal.path) as writer:
             for start in range(0, len(candles), 2_000):
                 part = candles[start : start + 2_000]
                 await writer.call(partial(Journal.repair, candles=part))
+            if writer.has_quotes:
+                filled = len(audit.filling)
     except JournalLockedError as error:
         text = f"not repaired: {error}. It mends by its own audit what counts as many trades"
         return msgspec.structs.replace(report, errors=[*report.errors, text])
-    return msgspec.structs.replace(report, repaired=len(candles))
+    return msgspec.structs.replace(report, repaired=len(audit.mending), filled=filled)
 
 
 async def _watched(work: Coroutine[Any, Any, T], look: Callable[[], None], every_s: float) -> T:

@@ -249,6 +249,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("REST", _rest(report.rest)),
         ("history", _history(report.history)),
         ("audit", _audit(report.history)),
+        ("quote volumes", _quote_volumes(report.history)),
         ("refused lines", f"{report.journal.refused_lines:,}"),
         ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
     ):
@@ -352,6 +353,20 @@ def _audit(state: HistoryState | None) -> str:
     return (
         f"since the start {audit.audited:,} candles compared, {audit.missing:,} missing, "
         f"{audit.different:,} different, {audit.mended:,} mended"
+    )
+
+
+def _quote_volumes(state: HistoryState | None) -> str:
+    if state is None:
+        return "not begun"
+    quotes = state.quote_volumes
+    if quotes.state == "off":
+        return "not kept: the journal is of an older version (marketfeed upgrade)"
+    trouble = f", {quotes.trouble}" if quotes.trouble else ""
+    left = "" if quotes.left_s is None else f", about {quotes.left_s:,.0f} s to go"
+    return (
+        f"{quotes.state}, {quotes.candles_left:,} candles to look at, {quotes.asked:,} asked for again, "
+        f"{quotes.filled:,} filled{left}{trouble}"
     )
 
 

@@ -117,6 +117,8 @@ def audit_tables(report: AuditReport) -> list[RenderableType]:
     verdict = f"{percent:.3f} %: {report.missing:,} missing, {report.different:,} different"
     if report.repaired:
         verdict += f", {report.repaired:,} repaired"
+    if report.lacking:
+        verdict += f"; {report.lacking:,} lack taker_buy_quote_volume, {report.filled:,} filled"
     parts.append(Text(verdict, style="bold green" if report.good else "bold red"))
     return parts
 

@@ -34,6 +34,8 @@ CLOSED_FOR_MS: Final = 10 * schema.SECOND_MS
 """What closed less than this ago may still be on its way, or being healed."""
 NAMED: Final = 200
 """Differences that are reported with their values; all are counted."""
+FILLING_KEPT: Final = 100_000
+"""So many candles at most are filled at a time: of a whole journal they would be gigabytes in memory."""
 _ASK_LEAST_CANDLES: Final = 100
 _ASK_LEAST_WEIGHT: Final = 1
 _WEIGHT: Final = 2
@@ -71,7 +73,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     """What came of an audit. `percent` is the share of expected candles that are there and not different.
 
     `differences` and `errors` are texts; of each the first are kept. What could not be asked is an
-    error: the audit is not good then.
+    error: the audit is not good then. `lacking` candles are equal, but an older version has stored them
+    without `taker_buy_quote_volume`; `filled` of them have it now.
     """
 
     source: str
@@ -88,6 +91,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     differences: list[str]
     errors: list[str]
     series: list[SeriesAudit]
+    lacking: int = 0
+    filled: int = 0
 
     @property
     def good(self) -> bool:
@@ -155,6 +160,8 @@ class Audit:
     ) -> None:
         self.mending: list[Candle] = []
         """The exchange's candles in place of those that are missing or different."""
+        self.filling: list[Candle] = []
+        """Its candles for those that are equal, but lack `taker_buy_quote_volume`; `FILLING_KEPT` at most."""
         self._view = view
         self._series = series
         self._options = options
@@ -166,6 +173,7 @@ class Audit:
         self._until_ms = min(options.until_ms, now_ms() - CLOSED_FOR_MS)
         self._coverage: Mapping[Key, Covered] = {}
         self._sums: dict[CandleSeries, _Sums] = {}
+        self._lacking = 0
         self._differences: list[str] = []
         self._errors: list[str] = []
         self._pieces = 0
@@ -268,6 +276,8 @@ class Audit:
             _Sums(found.stored + missing, found.stored, missing, found.stored, different),
         )
         self.mending += found.mending
+        self._lacking += len(found.lacking)
+        self.filling += found.lacking[: FILLING_KEPT - len(self.filling)]
         room = NAMED - len(self._differences)
         self._differences += [str(one) for one in found.different[: max(0, room)]]
 
@@ -300,6 +310,7 @@ class Audit:
             series=[
                 SeriesAudit(one.instrument.pair, one.timeframe, *sums) for one, sums in counted
             ],
+            lacking=self._lacking,
         )
 
 

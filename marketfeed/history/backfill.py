@@ -198,6 +198,11 @@ class Backfill:
         # What healing alone has still to bring is no reason to end with less.
         return "filling" if self._is_filling or left == healings else "incomplete"
 
+    @property
+    def is_filling(self) -> bool:
+        """Whether a pass is under way."""
+        return self._is_filling
+
     def _files(self) -> Counter[str]:
         return Counter() if self._archive is None else self._archive.files
 

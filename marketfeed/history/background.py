@@ -1,8 +1,8 @@
-"""History in the service: fills it in the background, and audits what is stored once that is done."""
+"""History in the service: fills it in the background, and then asks again and audits what is stored."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
 
 import aiohttp
@@ -19,6 +19,7 @@ from marketfeed.history.archive_fill import Source
 from marketfeed.history.backfill import Backfill, HistoryReport
 from marketfeed.history.continuous_audit import AuditingReport, Auditor
 from marketfeed.history.plan import CandleSeries
+from marketfeed.history.quotes import QuotesReport, QuoteVolumes
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import ExchangeSettings, Settings
 
@@ -34,6 +35,8 @@ class HistoryState(msgspec.Struct, frozen=True):
 
     history: HistoryReport | None
     audit: AuditingReport
+    quote_volumes: QuotesReport
+    """Of candles that an older version has stored without `taker_buy_quote_volume`."""
 
 
 def kept_ms(settings: Settings, days: int | None = None) -> int:
@@ -116,32 +119,41 @@ class History:
             settings, writer, rest, session, clock, instruments, holes, ended=ended
         )
         timeframes = settings.exchange.timeframes
-        self._auditor = Auditor(
+
+        def series() -> list[CandleSeries]:
+            return [
+                CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
+            ]
+
+        share = settings.history.weight_per_minute // AUDIT_SHARE
+        self._auditor = Auditor(writer, rest, clock, series, share)
+        self._quote_volumes = QuoteVolumes(
             writer,
             rest,
             clock,
-            lambda: [
-                CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
-            ],
-            settings.history.weight_per_minute // AUDIT_SHARE,
+            series,
+            lambda: self.backfill.is_filling,
+            settings.journal.max_bytes,
         )
 
     def report(self) -> HistoryState:
         """How it stands."""
         history = self.backfill.report() if self._is_wanted else None
-        return HistoryState(history, self._auditor.report())
+        return HistoryState(history, self._auditor.report(), self._quote_volumes.report())
 
     def wake(self) -> None:
         """Look for holes at once: the pairs have changed, or the journal was replaced."""
         self.backfill.wake()
+        self._quote_volumes.wake()
 
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.backfill.run(), name="backfill")
-            group.create_task(self._audit(), name="audit")
+            # Their weight is for history while there is any to fill.
+            group.create_task(self._after_history(self._auditor.run), name="audit")
+            group.create_task(self._after_history(self._quote_volumes.run), name="quote volumes")
 
-    async def _audit(self) -> None:
-        # Its weight is for history while there is any to fill.
+    async def _after_history(self, run: Callable[[], Coroutine[None, None, None]]) -> None:
         await self.backfill.first_pass.wait()
-        await self._auditor.run()
+        await run()

@@ -40,6 +40,8 @@ class CandleComparison(msgspec.Struct, frozen=True):
     missing: list[Candle]
     """Candles that the exchange has and the journal does not."""
     different: list[Different]
+    lacking: list[Candle]
+    """The exchange's candles for those that are equal, but lack a number that it has: they are not wrong."""
 
     @property
     def good(self) -> bool:
@@ -48,7 +50,7 @@ class CandleComparison(msgspec.Struct, frozen=True):
 
     @property
     def mending(self) -> list[Candle]:
-        """The exchange's candles that would put it right."""
+        """The exchange's candles that would put it right, but for what is `lacking`."""
         return [*self.missing, *(d.truth for d in self.different if d.truth is not None)]
 
 
@@ -56,6 +58,8 @@ def compare(
     stored: Sequence[Candle], truth: Sequence[Candle], unclear: Sequence[TimeRange] = ()
 ) -> CandleComparison:
     """Compare the candles of one series and range; all numbers count, the trades too.
+
+    One that either of them does not have is no difference.
 
     What is stored of `unclear` ranges is left out: nothing is known of it.
     """
@@ -71,4 +75,12 @@ def compare(
         for open_ms, candle in ours.items()
         if (other := theirs.get(open_ms)) is None or differing_fields(candle, other)
     ]
-    return CandleComparison(len(ours), missing, different)
+    lacking = [
+        other
+        for open_ms, candle in ours.items()
+        if candle.taker_buy_quote_volume is None
+        and (other := theirs.get(open_ms)) is not None
+        and other.taker_buy_quote_volume is not None
+        and not differing_fields(candle, other)
+    ]
+    return CandleComparison(len(ours), missing, different, lacking)

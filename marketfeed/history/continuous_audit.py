@@ -152,6 +152,8 @@ class Auditor:
         if mending:
             batch = Batch(candles=mending)
             self._mended += await self._writer.call(lambda journal: journal.write(batch))
+        if found.lacking and self._writer.has_quotes:
+            await self._writer.call(lambda journal: journal.fill_quotes(found.lacking, {}))
         await self._look_again(series, time_range, truth)
 
     def _choose(self) -> tuple[CandleSeries, TimeRange] | None:

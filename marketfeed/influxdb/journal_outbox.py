@@ -20,7 +20,7 @@ _OHLCV: Final = {ms: schema.ohlcv_measurement(n) for ms, n in schema.TIMEFRAME_N
 _FORMING: Final = {ms: schema.forming_measurement(n) for ms, n in schema.TIMEFRAME_NAMES.items()}
 _CANDLE_COLUMNS: Final = (
     "pair_id, timeframe_ms, open_time, open, high, low, close, volume, quote_volume, "
-    "taker_buy_volume, trades"
+    "taker_buy_volume, {taker_buy_quote}, trades"
 )
 _TIME: Final = {
     "candle": "open_time",
@@ -63,8 +63,12 @@ class JournalOutbox(Outbox):
         )
         with self._one_state():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        dropped = schema.dropped_column(version)
-        self._columns = _COLUMNS | {"catalog": _COLUMNS["catalog"].format(dropped=dropped)}
+            (has_quotes,) = self._db.execute(schema.HAS_TAKER_BUY_QUOTE).fetchone()
+        differing = {
+            "dropped": schema.dropped_column(version),
+            "taker_buy_quote": schema.taker_buy_quote_column(has_quotes),
+        }
+        self._columns = {table: text.format(**differing) for table, text in _COLUMNS.items()}
         self._collector = collector
         # What was read of refused lines, and by what it is seen that there are others.
         self._refused: tuple[tuple[Any, ...], Refused] | None = None
@@ -76,7 +80,7 @@ class JournalOutbox(Outbox):
         """The forming candles that have changed since `after_seq`; returns the highest seq of them."""
         with self._one_state():
             rows = self._db.execute(
-                f"SELECT seq, {_CANDLE_COLUMNS} FROM forming WHERE seq > ?", (after_seq,)
+                f"SELECT seq, {self._columns['candle']} FROM forming WHERE seq > ?", (after_seq,)
             ).fetchall()
             texts = self._candle_texts(_FORMING, rows) if rows else []
         return texts, max((row[0] for row in rows), default=after_seq)
@@ -214,9 +218,10 @@ class JournalOutbox(Outbox):
         return self._candle_texts(_OHLCV, rows)
 
     def _candle_texts(self, measurements: dict[int, str], rows: list[Row]) -> list[str]:
-        _, pair_ids, lengths_ms, times_ms, *numbers, trades = zip(*rows, strict=True)
+        _, pair_ids, lengths_ms, times_ms, *numbers, quotes, trades = zip(*rows, strict=True)
         names = map(measurements.__getitem__, lengths_ms)
-        return lines.candle_texts(names, map(self._tag, pair_ids), numbers, trades, times_ms)
+        tags = map(self._tag, pair_ids)
+        return lines.candle_texts(names, tags, numbers, quotes, trades, times_ms)
 
     def _mark_prices(self, rows: list[Row]) -> list[str]:
         _, pair_ids, times_ms, marks, indexes = zip(*rows, strict=True)

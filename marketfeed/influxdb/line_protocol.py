@@ -17,7 +17,9 @@ PURE = True
 _TAG: Final = str.maketrans(
     {",": r"\,", "=": r"\=", " ": r"\ ", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 )
-_CANDLE_FLOATS: Final = tuple(name for name in schema.CANDLE_FIELDS if name != "trades")
+_CANDLE_FLOATS: Final = tuple(
+    name for name in schema.CANDLE_FIELDS if name not in {"trades", schema.TAKER_BUY_QUOTE}
+)
 _STRING: Final = str.maketrans({'"': r"\"", "\\": r"\\"})
 
 
@@ -52,6 +54,16 @@ def _spelled(name: str, column: Sequence[float]) -> list[str]:
     return text[1:-1].split(",")
 
 
+def _spelled_fields(name: str, column: Sequence[float | None]) -> list[str]:
+    """Spell a field of floats with its name and a comma behind it, as nothing where there is none."""
+    text = msgspec.json.encode(column).decode()
+    if "null" in text:
+        wrong = [value for value in column if value is not None and not math.isfinite(value)]
+        if wrong:
+            raise LineError(f"{name}: found {wrong[0]!r}, expected a finite number or none")
+    return [f"{name}={number}," if number != "null" else "" for number in text[1:-1].split(",")]
+
+
 def _number(name: str, value: float) -> str:
     (text,) = _spelled(name, (value,))
     return text
@@ -72,19 +84,21 @@ def candle_texts(
     measurements: Iterable[str],
     pair_tags: Iterable[str],
     numbers: Iterable[Sequence[float]],
+    taker_buy_quotes: Sequence[float | None],
     trades: Iterable[int],
     open_times_ms: Iterable[int],
 ) -> list[str]:
     """The lines of candles, closed or forming by their measurements.
 
-    `numbers` are the columns of `schema.CANDLE_FIELDS` before `trades`.
+    `numbers` are the columns of `schema.CANDLE_FIELDS` before `taker_buy_quote_volume`, which may be None.
     """
-    spelled = (_spelled(name, column) for name, column in zip(_CANDLE_FLOATS, numbers, strict=True))
+    spelled = [_spelled(name, column) for name, column in zip(_CANDLE_FLOATS, numbers, strict=True)]
+    spelled.append(_spelled_fields(schema.TAKER_BUY_QUOTE, taker_buy_quotes))
     rows = zip(measurements, pair_tags, *spelled, trades, open_times_ms, strict=True)
     return [
         f"{measurement},pair={tag} open={o},high={high},low={low},close={c},volume={volume},"
-        f"quote_volume={quote},taker_buy_volume={taker},trades={count}i {time_ms}"
-        for measurement, tag, o, high, low, c, volume, quote, taker, count, time_ms in rows
+        f"quote_volume={quote},taker_buy_volume={taker},{taker_quote}trades={count}i {time_ms}"
+        for measurement, tag, o, high, low, c, volume, quote, taker, taker_quote, count, time_ms in rows
     ]
 
 
@@ -100,10 +114,18 @@ def candle_text(
     taker_buy_volume: float,
     trades: int,
     open_time_ms: int,
+    taker_buy_quote_volume: float | None = None,
 ) -> str:
     """The line of one candle, closed or forming by its `measurement`."""
     floats = ((value,) for value in (o, high, low, c, volume, quote_volume, taker_buy_volume))
-    (text,) = candle_texts((measurement,), (pair_tag,), floats, (trades,), (open_time_ms,))
+    (text,) = candle_texts(
+        (measurement,),
+        (pair_tag,),
+        floats,
+        (taker_buy_quote_volume,),
+        (trades,),
+        (open_time_ms,),
+    )
     return text
 
 

@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import refused_candles, retention, rows, tables
+from marketfeed.journal import quotes, refused_candles, retention, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
 from marketfeed.journal.covering import Change, Covering, promise_rows
-from marketfeed.journal.migrations import back_to_2, to_3
+from marketfeed.journal.migrations import back_to_2, grow, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import DeleteRange
 from marketfeed.records import REGULAR, Candle, FundingSettled, Gap
@@ -40,6 +40,7 @@ KIND: Final = Kind(
     migrations=MappingProxyType({1: tables.FROM_1_TO_2, 2: to_3}),
     ways_back=MappingProxyType({3: back_to_2}),
     measurements=tables.MEASUREMENTS,
+    grow=grow,
 )
 
 
@@ -53,6 +54,8 @@ class Journal(NumberedFile, JournalReads):
         # Of this transaction; None when it saves all of coverage.
         self._deleted_candles: int | None = 0
         self._pair_ids: dict[str, int] = {}
+        self.has_quotes = quotes.has_column(database.db)
+        """Whether candles are stored with `taker_buy_quote_volume`."""
         self._funding_written: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, tuple[int, float]] = {}
         super().__init__(database)
@@ -65,6 +68,8 @@ class Journal(NumberedFile, JournalReads):
         pages that it finds in memory.
         """
         begins = READ_AT_START if self.version < 3 else READ_AT_START_3
+        if self.has_quotes:
+            begins = (*begins, "SELECT * FROM quote_asked")
         self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     @property
@@ -90,12 +95,12 @@ class Journal(NumberedFile, JournalReads):
             ids = self._ids_of(batch)
             before = self.db.total_changes
             seq = self._next_seq
-            seq = self._run(tables.CANDLE, rows.candle_rows(batch.candles, ids, seq), seq)
+            numbered = rows.candle_rows(batch.candles, ids, seq)
+            seq = self._run_candles(tables.CANDLE, tables.CANDLE_2, numbered, seq)
             if batch.candles:
                 before += self.db.execute(tables.FORMING_CLOSED).rowcount
-            seq = self._run(
-                tables.FORMING, rows.forming_rows(batch.forming.values(), ids, seq), seq
-            )
+            numbered = rows.forming_rows(batch.forming.values(), ids, seq)
+            seq = self._run_candles(tables.FORMING, tables.FORMING_2, numbered, seq)
             seq = self._run(tables.MARK_PRICE, rows.mark_rows(batch, ids, seq), seq)
             funding, written = self._funding_rows(batch, ids, seq)
             seq = self._run(tables.FUNDING_RATE, funding, seq)
@@ -126,7 +131,9 @@ class Journal(NumberedFile, JournalReads):
             ids = self._ids_of(batch)
             before = self.db.total_changes
             numbered = rows.candle_rows(batch.candles, ids, self._next_seq)
-            seq = self._run(tables.CANDLE_REPAIR, numbered, self._next_seq)
+            seq = self._run_candles(
+                tables.CANDLE_REPAIR, tables.CANDLE_REPAIR_2, numbered, self._next_seq
+            )
             changed = self.db.total_changes - before
             change = self._covering.change()
             self._covering.take_batch(change, batch)
@@ -135,6 +142,32 @@ class Journal(NumberedFile, JournalReads):
         self._next_seq = seq
         self._covering.publish(change)
         return changed
+
+    def fill_quotes(self, candles: Sequence[Candle], asked: Mapping[Key, int]) -> int:
+        """Give stored candles the `taker_buy_quote_volume` that they lack; returns how many have changed.
+
+        One that has another value gets this one. Nothing else of them changes: one that differs in other
+        numbers stays as it is. `asked` notes down to where (ms) series have been asked for again. Only where
+        `has_quotes`. Raises JournalWriteError.
+        """
+        seq = self._next_seq
+        with self._transaction():
+            pairs = {key[0] for key in asked} | {candle.pair for candle in candles}
+            ids = {pair: self._id_of(pair) for pair in pairs}
+            before = self.db.total_changes
+            seq = self._run(tables.CANDLE_QUOTE, rows.candle_rows(candles, ids, seq), seq)
+            changed = self.db.total_changes - before
+            self.db.executemany(
+                quotes.ASKED,
+                [(ids[p], schema.TIMEFRAMES_MS[name], ms) for (p, name), ms in asked.items()],
+            )
+            self._save_seq(seq)
+        self._next_seq = seq
+        return changed
+
+    def note_shipped(self, target: str, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Save ranges (measurement, first, last) that `target` has acknowledged, for those within them."""
+        super().note_shipped(target, quotes.acknowledged(ranges) if self.has_quotes else ranges)
 
     def promise(self, promises: Sequence[Promise], *, only: bool = False) -> None:
         """Keep these series from now on, and with `only` no others. Raises JournalWriteError."""
@@ -273,6 +306,19 @@ class Journal(NumberedFile, JournalReads):
 
     def _save(self, name: str, body: bytes, saved_ms: int) -> None:
         self.db.execute(tables.DOCUMENT, (name, saved_ms, zlib.compress(body)))
+
+    def _run_candles(
+        self, upsert: tables.Upsert, upsert_2: tables.Upsert, numbered: rows.Rows, seq: int
+    ) -> int:
+        if self.has_quotes:
+            return self._run(upsert, numbered, seq)
+        return self._run(upsert_2, rows.without_quotes(numbered), seq)
+
+    def _save_seq(self, seq: int) -> None:
+        if self.has_quotes and seq != self._next_seq:
+            self.db.execute("UPDATE sequence SET next = ?, quoted = ?", (seq, seq))
+        else:
+            super()._save_seq(seq)
 
     def _run(self, upsert: tables.Upsert, numbered: rows.Rows, seq: int) -> int:
         for text, parameters in upsert.statements(numbered):

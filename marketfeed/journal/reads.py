@@ -8,6 +8,9 @@ from typing import Final
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange, candles_in
+from marketfeed.journal import quotes
+from marketfeed.journal.coverage import Key
+from marketfeed.journal.quotes import Unquoted
 from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry, RejectedFrame
 
 log = logging.getLogger(__name__)
@@ -135,12 +138,25 @@ class JournalReads:
         `event_time_ms` is not kept of closed candles: it is the close time here.
         """
         length_ms = schema.TIMEFRAMES_MS[timeframe]
+        (has_quotes,) = self.db.execute(schema.HAS_TAKER_BUY_QUOTE).fetchone()
+        text = _CANDLES.format(quote=schema.taker_buy_quote_column(has_quotes))
         return [
-            Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms)
-            for at_ms, o, h, lo, c, v, q, b, n in self.db.execute(
-                _CANDLES, (pair, length_ms, since_ms, until_ms)
+            Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms, tq)
+            for at_ms, o, h, lo, c, v, q, b, n, tq in self.db.execute(
+                text, (pair, length_ms, since_ms, until_ms)
             )
         ]
+
+    def quotes_asked(self) -> dict[Key, int]:
+        """Down to where (ms) each series has been asked for the `taker_buy_quote_volume` it lacked.
+
+        A series that has not been asked for is absent.
+        """
+        return quotes.asked(self.db)
+
+    def newest_without_quote(self, key: Key, below_ms: int | None) -> Unquoted | None:
+        """The newest candles of a series, below what has been asked for, that lack it; None: none does."""
+        return quotes.newest_without(self.db, key, below_ms)
 
     def catalog(self) -> list[CatalogEntry]:
         """What this journal collects, ordered by pair."""
@@ -226,7 +242,7 @@ _OF_SERIES: Final = """FROM candle
     WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?
       AND open_time >= ? AND open_time < ?"""
 _CANDLES: Final = f"""SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
-    trades {_OF_SERIES} ORDER BY open_time"""
+    trades, {{quote}} {_OF_SERIES} ORDER BY open_time"""
 _EXTENT: Final = f"SELECT count(*), min(open_time) {_OF_SERIES}"
 _HOLES: Final = f"""SELECT open_time + ?, next FROM (
         SELECT open_time, lead(open_time, 1, ?) OVER (ORDER BY open_time) AS next {_OF_SERIES}

@@ -34,6 +34,7 @@ def candle_rows(candles: Collection[Candle], ids: dict[str, int], seq: int) -> R
             c.taker_buy_volume,
             c.trades,
             number,
+            c.taker_buy_quote_volume,
         )
         for number, c in enumerate(candles, seq)
     ]
@@ -43,9 +44,14 @@ def forming_rows(candles: Collection[Candle], ids: dict[str, int], seq: int) -> 
     """Rows of `forming`."""
     plain = candle_rows(candles, ids, seq)
     return [
-        (*row[:-1], candle.event_time_ms, row[-1])
+        (*row[:-2], candle.event_time_ms, *row[-2:])
         for row, candle in zip(plain, candles, strict=True)
     ]
+
+
+def without_quotes(rows: Rows) -> Rows:
+    """Rows of `candle` or `forming` for a file that has no `taker_buy_quote_volume`."""
+    return [row[:-1] for row in rows]
 
 
 def mark_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:

@@ -6,6 +6,7 @@ Each upsert says in its WHERE what counts as news: a repeat changes nothing and 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from marketfeed import schema
@@ -29,6 +30,19 @@ CREATE TABLE coverage(
     PRIMARY KEY (pair_id, timeframe_ms, life)
 ) WITHOUT ROWID"""
 """What is promised of each series of candles; its holes are rows of `gap` (`coverage.py`)."""
+ADD_QUOTES: Final = (
+    "ALTER TABLE candle ADD COLUMN taker_buy_quote_volume REAL",
+    "ALTER TABLE forming ADD COLUMN taker_buy_quote_volume REAL",
+    "ALTER TABLE sequence ADD COLUMN quoted INTEGER",
+    "ALTER TABLE sequence ADD COLUMN doubted_from INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sequence ADD COLUMN doubted_until INTEGER NOT NULL DEFAULT 0",
+)
+CREATE_QUOTE_ASKED: Final = """
+CREATE TABLE quote_asked(
+    pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, down_to INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, timeframe_ms)
+) WITHOUT ROWID"""
+"""Down to where a series has been asked for again, of what older versions did not store (`quotes.py`)."""
 META_3: Final = "INSERT INTO meta (version, readers_from, writers_from) VALUES (3, 3, 3)"
 
 CREATE: Final = f"""
@@ -44,14 +58,17 @@ CREATE TABLE sequence(
     commits INTEGER NOT NULL DEFAULT 0,
     deleted INTEGER NOT NULL DEFAULT 0,
     covered_commits INTEGER NOT NULL DEFAULT 0,
-    covered_deleted INTEGER NOT NULL DEFAULT 0
+    covered_deleted INTEGER NOT NULL DEFAULT 0,
+    quoted INTEGER,
+    doubted_from INTEGER NOT NULL DEFAULT 0,
+    doubted_until INTEGER NOT NULL DEFAULT 0
 );
-INSERT INTO sequence (id, next) VALUES (1, 1);
+INSERT INTO sequence (id, next, quoted) VALUES (1, 1, 1);
 CREATE TABLE candle(
     pair_id INTEGER NOT NULL, timeframe_ms INTEGER NOT NULL, open_time INTEGER NOT NULL,
     open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
     volume REAL NOT NULL, quote_volume REAL NOT NULL, taker_buy_volume REAL NOT NULL,
-    trades INTEGER NOT NULL, seq INTEGER NOT NULL,
+    trades INTEGER NOT NULL, seq INTEGER NOT NULL, taker_buy_quote_volume REAL,
     PRIMARY KEY (pair_id, timeframe_ms, open_time)
 ) WITHOUT ROWID;
 CREATE INDEX candle_seq ON candle(seq);
@@ -61,6 +78,7 @@ CREATE TABLE forming(
     open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
     volume REAL NOT NULL, quote_volume REAL NOT NULL, taker_buy_volume REAL NOT NULL,
     trades INTEGER NOT NULL, event_time INTEGER NOT NULL, seq INTEGER NOT NULL,
+    taker_buy_quote_volume REAL,
     PRIMARY KEY (pair_id, timeframe_ms)
 ) WITHOUT ROWID;
 CREATE TABLE mark_price(
@@ -95,6 +113,7 @@ CREATE TABLE gap(
 CREATE INDEX gap_seq ON gap(seq);
 CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing');
 {CREATE_COVERAGE};
+{CREATE_QUOTE_ASKED};
 CREATE TABLE dead_letter(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL
@@ -198,7 +217,7 @@ class Upsert:
         for size in self.SIZES:
             text = self._texts[size]
             while left >= size:
-                yield text, [value for row in rows[start : start + size] for value in row]
+                yield text, list(chain.from_iterable(rows[start : start + size]))
                 start += size
                 left -= size
 
@@ -218,34 +237,77 @@ _CANDLE_DIFFERS: Final = """(
         candle.open, candle.high, candle.low, candle.close, candle.volume,
         candle.quote_volume, candle.taker_buy_volume, candle.trades
     )"""
+# A value that was not known is news, a missing one never is: it leaves the value that is there.
+_QUOTE_SET: Final = """,
+    taker_buy_quote_volume = coalesce(
+        excluded.taker_buy_quote_volume, candle.taker_buy_quote_volume)"""
+_QUOTE_DIFFERS: Final = """(
+        excluded.taker_buy_quote_volume IS NOT NULL
+        AND excluded.taker_buy_quote_volume IS NOT candle.taker_buy_quote_volume)"""
+_CANDLE_DIFFERS_ANYHOW: Final = f"({_CANDLE_DIFFERS} OR {_QUOTE_DIFFERS})"
 CANDLE: Final = Upsert(
     "candle",
-    f"{_CANDLE_COLUMNS}, seq",
+    f"{_CANDLE_COLUMNS}, seq, taker_buy_quote_volume",
     # A closed candle gives way only to one that counts at least as many trades, and is not the same:
     # a late repeat of a worse one (an abridged REST row) must not undo it.
-    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
-    WHERE excluded.trades >= candle.trades AND {_CANDLE_DIFFERS}""",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}{_QUOTE_SET}
+    WHERE excluded.trades >= candle.trades AND {_CANDLE_DIFFERS_ANYHOW}""",
 )
 CANDLE_REPAIR: Final = Upsert(
     "candle",
-    f"{_CANDLE_COLUMNS}, seq",
+    f"{_CANDLE_COLUMNS}, seq, taker_buy_quote_volume",
     # On the operator's word: what the exchange has now, however many trades it counts.
-    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
-    WHERE {_CANDLE_DIFFERS}""",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}{_QUOTE_SET}
+    WHERE {_CANDLE_DIFFERS_ANYHOW}""",
 )
-FORMING: Final = Upsert(
-    "forming",
-    f"{_CANDLE_COLUMNS}, event_time, seq",
-    """WHERE NOT EXISTS (
+CANDLE_QUOTE: Final = Upsert(
+    "candle",
+    f"{_CANDLE_COLUMNS}, seq, taker_buy_quote_volume",
+    # It brings what a stored candle lacks, and nothing else: one that differs is the audit's business.
+    f"""WHERE EXISTS (
+        SELECT 1 FROM candle
+        WHERE candle.pair_id = column1 AND candle.timeframe_ms = column2
+          AND candle.open_time = column3
+    ) ON CONFLICT DO UPDATE SET
+        taker_buy_quote_volume = excluded.taker_buy_quote_volume, seq = excluded.seq
+    WHERE NOT {_CANDLE_DIFFERS} AND {_QUOTE_DIFFERS}""",
+)
+_FORMING_WHERE: Final = """WHERE NOT EXISTS (
         SELECT 1 FROM candle
         WHERE candle.pair_id = column1 AND candle.timeframe_ms = column2
           AND candle.open_time >= column3
-    ) ON CONFLICT DO UPDATE SET
+    )"""
+_FORMING_SET: Final = """
         open_time = excluded.open_time, open = excluded.open, high = excluded.high,
         low = excluded.low, close = excluded.close, volume = excluded.volume,
         quote_volume = excluded.quote_volume, taker_buy_volume = excluded.taker_buy_volume,
-        trades = excluded.trades, event_time = excluded.event_time, seq = excluded.seq
-    WHERE (excluded.open_time, excluded.event_time) > (forming.open_time, forming.event_time)""",
+        trades = excluded.trades, event_time = excluded.event_time, seq = excluded.seq"""
+_FORMING_IS_NEWER: Final = (
+    "(excluded.open_time, excluded.event_time) > (forming.open_time, forming.event_time)"
+)
+FORMING: Final = Upsert(
+    "forming",
+    f"{_CANDLE_COLUMNS}, event_time, seq, taker_buy_quote_volume",
+    f"""{_FORMING_WHERE} ON CONFLICT DO UPDATE SET {_FORMING_SET},
+        taker_buy_quote_volume = excluded.taker_buy_quote_volume
+    WHERE {_FORMING_IS_NEWER}""",
+)
+CANDLE_2: Final = Upsert(
+    "candle",
+    f"{_CANDLE_COLUMNS}, seq",
+    f"""WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET}
+    WHERE excluded.trades >= candle.trades AND {_CANDLE_DIFFERS}""",
+)
+"""This and the next two: without `taker_buy_quote_volume`, for files that have no such column."""
+CANDLE_REPAIR_2: Final = Upsert(
+    "candle",
+    f"{_CANDLE_COLUMNS}, seq",
+    f"WHERE true ON CONFLICT DO UPDATE SET {_CANDLE_SET} WHERE {_CANDLE_DIFFERS}",
+)
+FORMING_2: Final = Upsert(
+    "forming",
+    f"{_CANDLE_COLUMNS}, event_time, seq",
+    f"{_FORMING_WHERE} ON CONFLICT DO UPDATE SET {_FORMING_SET} WHERE {_FORMING_IS_NEWER}",
 )
 FORMING_CLOSED: Final = """
 DELETE FROM forming WHERE EXISTS (

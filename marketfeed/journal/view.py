@@ -17,6 +17,7 @@ from marketfeed.grid import TimeRange
 from marketfeed.journal.coverage import Covered, Key
 from marketfeed.journal.covering import read_coverage
 from marketfeed.journal.journal import KIND
+from marketfeed.journal.quotes import Unquoted
 from marketfeed.journal.reads import JournalReads
 from marketfeed.records import Candle, CatalogEntry, RejectedFrame
 from marketfeed.storage.database import recognise
@@ -99,6 +100,14 @@ class JournalView:
             return {} if version < schema.COVERAGE_FROM else read_coverage(journal)[0]
 
         return self._ask(question)
+
+    def quotes_asked(self) -> dict[Key, int]:
+        """Down to where (ms) each series has been asked for the `taker_buy_quote_volume` it lacked."""
+        return self._ask(JournalReads.quotes_asked)
+
+    def newest_without_quote(self, key: Key, below_ms: int | None) -> Unquoted | None:
+        """The newest candles of a series, below what has been asked for, that lack it; None: none does."""
+        return self._ask(lambda journal: journal.newest_without_quote(key, below_ms))
 
     def rejected_frames(self) -> list[RejectedFrame]:
         """The frames kept that could not be used, oldest first."""

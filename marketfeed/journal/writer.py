@@ -67,6 +67,12 @@ class JournalWriter(FileThread[Journal]):
             for state in ("healed", "unresolvable")
         }
 
+    @property
+    def has_quotes(self) -> bool:
+        """Whether candles are stored with `taker_buy_quote_volume`."""
+        journal = self._file
+        return journal is not None and journal.has_quotes
+
     async def call(self, function: Callable[[Journal], T]) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
 

@@ -47,6 +47,8 @@ class Kind(NamedTuple):
     A fresh file is of `version`. An older one is taken to `kept` when it is opened to be written, and
     further by `convert` alone: `migrations[n]` takes a file of version n to n + 1, `ways_back[n]` to n - 1.
     `setting` is what names its place in config.yaml; `measurements` are those whose rows it numbers.
+    `grow` adds what older marketfeeds of `version` did not have, each time that a writer opens a file of it
+    or a newer one.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Kind(NamedTuple):
     migrations: Mapping[int, Step]
     ways_back: Mapping[int, Step]
     measurements: tuple[str, ...]
+    grow: Callable[[sqlite3.Connection], None] | None = None
 
 
 def absence(kind: Kind, path: Path) -> str:
@@ -314,6 +317,8 @@ def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
             check(db, check_s)
             if version < kind.kept:
                 take_to(kind, path, db, kind.kept)
+        if kind.grow is not None and version >= kind.version:
+            kind.grow(db)
     except BaseException:
         db.close()
         raise

@@ -9,6 +9,8 @@ import msgspec
 from marketfeed.storage.database import Kind, convert
 from marketfeed.storage.reading import require
 
+_LACKS: Final = {("journal", 2): "taker_buy_quote_volume"}
+"""What is not stored in a file of an older version."""
 _COMMANDS: Final = {
     "journal": "marketfeed upgrade",
     "ledger": "marketfeed upgrade --ledger",
@@ -45,6 +47,8 @@ def about_version(kind: Kind, version: int) -> str:
     if version > kind.version:
         return f"{text} (newer than this one's, {kind.version})"
     if version < kind.version:
-        return f"{text}: `{command}` makes it {kind.version}, once all readers know that"
+        lacks = _LACKS.get((kind.name, version))
+        without = f"; until then no {lacks} is stored" if lacks else ""
+        return f"{text}: `{command}` makes it {kind.version}, once all readers know that{without}"
     older = max(versions(kind)[:-1])
     return f"{text}: who knows only {older} refuses it, `{command} --to {older}` takes it back"

@@ -25,7 +25,7 @@ NOT_EXECUTED: Final = "not executed"
 _TEXT: Final = 300
 
 T = TypeVar("T")
-_Numbers = TypeVar("_Numbers", bound=tuple[float, ...])
+_Numbers = TypeVar("_Numbers", bound=tuple[float | None, ...])
 _Floats = NDArray[np.float64]
 
 
@@ -95,15 +95,23 @@ class StatementAnswer:
         """The tags and rows of each series, of a statement that groups by several tags."""
         return [(series.tags, self._decode(kind, series.values)) for series in self._series]
 
-    def numbers(self, kind: RowType[_Numbers], width: int) -> dict[str, _Floats]:
-        """The rows of each pair as an array of shape (n, `width`), in the order in which they came."""
+    def numbers(
+        self, kind: RowType[_Numbers], width: int, *, some_absent: bool = False
+    ) -> dict[str, _Floats]:
+        """The rows of each pair as an array of shape (n, `width`), in the order in which they came.
+
+        With `some_absent` numbers may be None, and are NaN then.
+        """
         found: dict[str, _Floats] = {}
         for series in self._series:
             rows = _fixed_rows(series.values, width) if self._packed else None
             if rows is None:
                 points = self._decode(kind, series.values)
-                flat = chain.from_iterable(points)
-                rows = np.fromiter(flat, np.float64, width * len(points)).reshape(-1, width)
+                if some_absent:
+                    rows = np.array(points, np.float64).reshape(-1, width)
+                else:
+                    flat = chain.from_iterable(points)
+                    rows = np.fromiter(flat, np.float64, width * len(points)).reshape(-1, width)
             found[series.tags.get("pair", "")] = rows
         return found
 

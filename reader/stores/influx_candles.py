@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.coverage import Interval
-from reader.rows import CandleQuery, CandleRows
+from reader.rows import CandleQuery, CandleRows, as_float
 from reader.stores import influx_queries as queries
-from reader.stores.influx_answers import StatementAnswer
+from reader.stores.influx_answers import RowType, StatementAnswer
 from reader.stores.influx_http import InfluxHttp, Request
 
 _Floats = NDArray[np.float64]
@@ -20,7 +20,6 @@ _WIDER: Final = 4
 _MANY: Final = 16
 _FORMING_CANDLES: Final = 3
 """How far back forming candles are looked for at first."""
-_NO_ROWS: Final = np.empty((0, 6))
 
 
 def read(
@@ -34,7 +33,9 @@ def read(
     length_ms = schema.TIMEFRAMES_MS[query.timeframe]
     forming_start_ms = newest_ms - _FORMING_CANDLES * length_ms
     forming: dict[str, queries.CandlePoint] = {}
-    found = dict.fromkeys(query.pairs, _NO_ROWS)
+    width = 6 + len(query.columns)
+    points, none = queries.candle_points(len(query.columns)), np.empty((0, width))
+    found = dict.fromkeys(query.pairs, none)
     short: Sequence[str] = query.pairs
     for number, (start_ms, end_ms) in enumerate(_windows(query, newest_ms, length_ms)):
         # Forming candles are asked for in the first turn alone.
@@ -45,10 +46,10 @@ def read(
         ]
         for members, answers in zip(_halves(short), http.ask_at_once(requests), strict=True):
             if forming_from_ms is not None:
-                forming |= _newest(answers[0])
+                forming |= _newest(answers[0], points)
             for pair, answer in zip(members, answers[-len(members) :], strict=True):
                 # Newest first.
-                rows = answer.numbers(queries.CANDLE_POINTS, 6).get(pair, _NO_ROWS)[::-1]
+                rows = answer.numbers(points, width, some_absent=width > 6).get(pair, none)[::-1]
                 _check_rising(rows, pair, answer)
                 found[pair] = np.vstack([rows, found[pair]]) if len(found[pair]) else rows
         short = [pair for pair in short if _lacking(query, found[pair])]
@@ -82,13 +83,17 @@ def _request(
     """
     condition, bound = queries.among(pairs)
     statements = [
-        queries.candles(query.timeframe, alone, *window, _lacking(query, found[pair]))
+        queries.candles(
+            query.timeframe, alone, *window, _lacking(query, found[pair]), query.columns
+        )
         for alone, pair in zip(queries.each_of(pairs), pairs, strict=True)
     ]
     if forming_from_ms is not None:
         # Read before the closed ones: a candle that closes in between is in the answer once, and none
         # is there without its predecessor.
-        statements.insert(0, queries.forming(query.timeframe, condition, forming_from_ms))
+        statements.insert(
+            0, queries.forming(query.timeframe, condition, forming_from_ms, query.columns)
+        )
     return Request(statements, bound)
 
 
@@ -121,8 +126,10 @@ def _check_rising(rows: _Floats, pair: str, answer: StatementAnswer) -> None:
         )
 
 
-def _newest(answer: StatementAnswer) -> dict[str, queries.CandlePoint]:
-    return {pair: points[-1] for pair, points in answer.by_pair(queries.CANDLE_POINTS).items()}
+def _newest(
+    answer: StatementAnswer, points: RowType[queries.CandlePoint]
+) -> dict[str, queries.CandlePoint]:
+    return {pair: rows[-1] for pair, rows in answer.by_pair(points).items()}
 
 
 # --- what lies beyond the rows ----------------------------------------------------------------------
@@ -193,8 +200,8 @@ def _older_forming(
     if not late:
         return {}
     condition, bound = queries.among(late)
-    (answer,) = http.ask([queries.forming(query.timeframe, condition, 0)], bound)
-    return _newest(answer)
+    (answer,) = http.ask([queries.forming(query.timeframe, condition, 0, query.columns)], bound)
+    return _newest(answer, queries.candle_points(len(query.columns)))
 
 
 def _rows(
@@ -205,6 +212,7 @@ def _rows(
 ) -> CandleRows:
     first_ms, newest_ms = edges
     # The points of forming candles stay after these have closed.
-    if forming is not None and newest_ms is not None and forming[0] <= newest_ms:
+    if forming is not None and newest_ms is not None and as_float(forming[0]) <= newest_ms:
         forming = None
-    return CandleRows(values, first_ms, newest_ms, forming, told)
+    row = None if forming is None else tuple(map(as_float, forming))
+    return CandleRows(values, first_ms, newest_ms, row, told)

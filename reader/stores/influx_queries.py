@@ -8,7 +8,8 @@ the same point; two selectors in one statement would be mixed from two.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 from marketfeed import schema
 from reader.stores.influx_answers import RowType
@@ -16,8 +17,7 @@ from reader.stores.influx_answers import RowType
 OPEN_END_MS: Final = 9_223_372_036_854
 """The last millisecond that InfluxDB can date: later ends of a range are open."""
 
-CandlePoint = tuple[float, float, float, float, float, float]
-CANDLE_POINTS: Final = RowType(tuple[float, float, float, float, float, float])
+CandlePoint = tuple[float | None, ...]
 OPENS: Final = RowType(tuple[int, float])
 OPENS_OF: Final = RowType(tuple[int, float, str | None])
 SETTLED_RATES: Final = RowType(tuple[int, float])
@@ -28,6 +28,13 @@ CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | Non
 COVERAGE: Final = RowType(tuple[int | None, ...])
 
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
+
+
+@cache
+def candle_points(more: int) -> RowType[Any]:
+    """The type of candles' rows: all numbers are there but the last `more`, which may be None."""
+    columns = (*[float] * 6, *[float | None] * more)
+    return RowType(tuple[columns])  # type: ignore[valid-type]  # known at run time
 
 
 def among(pairs: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -41,20 +48,27 @@ def each_of(pairs: Sequence[str]) -> list[str]:
     return [f"pair = $p{number} AND " for number in range(len(pairs))]
 
 
-def candles(timeframe: str, condition: str, start_ms: int, end_ms: int, limit: int | None) -> str:
-    """The newest `limit` closed candles of each pair, newest first."""
+def candles(
+    timeframe: str,
+    condition: str,
+    start_ms: int,
+    end_ms: int,
+    limit: int | None,
+    more: Sequence[str] = (),
+) -> str:
+    """The newest `limit` closed candles of each pair, newest first, with `more` of their fields."""
     newest = "" if limit is None else f" LIMIT {limit:d}"
     return (
-        f"SELECT {', '.join(_OHLCV)} FROM {_closed(timeframe)} "
+        f"SELECT {', '.join((*_OHLCV, *more))} FROM {_closed(timeframe)} "
         f"WHERE {condition}{_between(start_ms, end_ms)} "
         f"GROUP BY pair ORDER BY time DESC{newest}"
     )
 
 
-def forming(timeframe: str, condition: str, start_ms: int) -> str:
-    """The newest forming candle of each pair."""
+def forming(timeframe: str, condition: str, start_ms: int, more: Sequence[str] = ()) -> str:
+    """The newest forming candle of each pair, with `more` of its fields."""
     measurement = schema.forming_measurement(_known(timeframe))
-    return last_of_each(measurement, _OHLCV, condition, start_ms)
+    return last_of_each(measurement, (*_OHLCV, *more), condition, start_ms)
 
 
 def edge(which: str, timeframe: str, condition: str, start_ms: int, end_ms: int) -> str:

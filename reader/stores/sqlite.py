@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader.coverage import Interval
 from reader.errors import ReaderError, StoreUnavailableError
-from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow, as_float
 from reader.stores import sqlite_queries as queries
 from reader.stores.sqlite_coverage import Extent, intervals, kinds
 
@@ -119,17 +119,23 @@ class SqliteStore:
         def question(
             db: sqlite3.Connection,
         ) -> tuple[NDArray[np.float64], Extent, list[tuple[Any, ...]]]:
-            rows = db.execute(queries.CANDLES, asked)
-            values = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 7)
+            more = ""
+            if query.columns:
+                (has_quotes,) = db.execute(schema.HAS_TAKER_BUY_QUOTE).fetchone()
+                more = queries.more_columns(query.columns, has_quotes)
+            rows = db.execute(queries.CANDLES.format(more=more), asked)
+            numbers = (map(as_float, row) for row in rows) if more else rows
+            values = np.fromiter(chain.from_iterable(numbers), np.float64)
             extent = _extent(db, asked)
-            forming = db.execute(queries.FORMING, asked).fetchall() if query.forming else []
-            return values, extent, forming
+            text = queries.FORMING.format(more=more)
+            forming = db.execute(text, asked).fetchall() if query.forming else []
+            return values.reshape(-1, 7 + len(query.columns)), extent, forming
 
         values, extent, forming = self._ask(question)
         edges = np.searchsorted(values[:, 0], np.arange(len(query.pairs) + 1)).tolist()
         extents = {slot: (first, newest) for slot, first, newest, *_ in extent.rows}
         told = intervals(extent, query.pairs, query.timeframe)
-        formings = {slot: tuple(map(float, row)) for slot, *row in forming}
+        formings = {slot: tuple(map(as_float, row)) for slot, *row in forming}
         return [
             CandleRows(
                 values[edges[slot] : edges[slot + 1], 1:],

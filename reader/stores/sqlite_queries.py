@@ -5,13 +5,14 @@ place in it. CROSS JOIN keeps the loops in the order in which they are written: 
 rows come by pair as asked, then by time, without sorting. Times are ms.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from marketfeed import schema
 
 # The lower bound of a limited answer is the open time of its oldest candle, found by a walk over keys.
 CANDLES: Final = """
-SELECT asked.key, c.open_time, c.open, c.high, c.low, c.close, c.volume
+SELECT asked.key, c.open_time, c.open, c.high, c.low, c.close, c.volume{more}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN candle AS c
@@ -53,7 +54,7 @@ SELECT pair.pair, gap.start, gap."end" FROM gap CROSS JOIN pair ON pair.id = gap
 WHERE gap.kind IN (:gap, :history) AND gap.state IN ('found', 'healing') AND gap."end" > gap.start
 """
 FORMING: Final = """
-SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume
+SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume{more}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms
@@ -117,3 +118,10 @@ SELECT time, rate FROM funding_settled
 WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND time >= :start AND time < :end
 ORDER BY time, kind
 """
+
+
+def more_columns(columns: Sequence[str], has_quotes: object) -> str:
+    """SQL for `more` of a candle; what a file may lack is NULL where it does not have it."""
+    return "".join(
+        f", {name if has_quotes or name != schema.TAKER_BUY_QUOTE else 'NULL'}" for name in columns
+    )

@@ -85,6 +85,9 @@ def test_a_day_is_read_exactly() -> None:
         assert (first.volume, first.quote_volume, first.taker_buy_volume, first.trades) == (
             129.224, 12209555.18760, 12.922, 2228,
         )  # fmt: skip
+        assert first.taker_buy_quote_volume == float(
+            unpack(made_zip()).split(b"\n")[1].split(b",")[10]
+        )
         assert last.close == 94397.60
         assert all(c.closed and c.pair == PAIR for c in candles)
 

@@ -58,6 +58,7 @@ def test_closing_frame_gives_its_numbers(frame: bytes) -> None:
         trades=k["n"],
         closed=True,
         event_time_ms=data.get("data", data)["E"],
+        taker_buy_quote_volume=float(k["Q"]),
     )
 
 
@@ -186,6 +187,8 @@ def test_unknown_extra_fields_are_fine() -> None:
         ({"v": "-1"}, "bad_number"),
         ({"q": "nan"}, "bad_number"),
         ({"V": "inf"}, "bad_number"),
+        ({"Q": "-0.5"}, "bad_number"),
+        ({"Q": "nan"}, "bad_number"),
         ({"h": "Infinity"}, "bad_number"),
         ({"n": -1}, "bad_number"),
         ({"n": 2**60}, "bad_number"),

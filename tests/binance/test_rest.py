@@ -356,7 +356,7 @@ def test_recorded_klines_are_candles() -> None:
     assert len(candles) == 2
     assert candles[0] == Candle(
         "BTC/USDT:USDT", "1m", open_ms, *map(float, row[1:6]), float(row[7]), float(row[9]), row[8],
-        True, open_ms + MINUTE_MS,
+        True, open_ms + MINUTE_MS, float(row[10]),
     )  # fmt: skip
     assert asked == [
         {

@@ -29,7 +29,10 @@ from tests.older_versions import content, journal, ledger, version
 
 TIMEOUT_S = 60.0
 OLD_READERS = "who knows only 2 refuses it, `marketfeed upgrade --to 2` takes it back"
-NEW_READERS = "schema version 2: `marketfeed upgrade` makes it 3, once all readers know that"
+NEW_READERS = (
+    "schema version 2: `marketfeed upgrade` makes it 3, once all readers know that; until then no "
+    "taker_buy_quote_volume is stored"
+)
 
 
 def environment(**more: str) -> dict[str, str]:

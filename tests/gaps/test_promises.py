@@ -470,7 +470,9 @@ def test_a_start_looks_through_what_another_has_written(path: Path) -> None:
     # Another one brings it back, and counts its commit.
     with closing(sqlite3.connect(path)) as db:
         db.execute(
-            """INSERT INTO candle SELECT pair_id, timeframe_ms, ?, open, high, low, close,
+            """INSERT INTO candle (pair_id, timeframe_ms, open_time, open, high, low, close, volume,
+                quote_volume, taker_buy_volume, trades, seq)
+               SELECT pair_id, timeframe_ms, ?, open, high, low, close,
                 volume, quote_volume, taker_buy_volume, trades, seq FROM candle LIMIT 1""",
             (at(-700),),
         )

@@ -50,7 +50,7 @@ DAY = TimeRange(DAY_MS, DAY_MS + schema.DAY_MS)
 def candle(open_ms: int, **other: Any) -> Candle:
     length_ms = 3 * schema.MINUTE_MS
     plain = Candle(
-        PAIR, "3m", open_ms, 2.0, 4.0, 1.0, 3.0, 5.0, 12.5, 2.5, 7, True, open_ms + length_ms
+        PAIR, "3m", open_ms, 2.0, 4.0, 1.0, 3.0, 5.0, 12.5, 2.5, 7, True, open_ms + length_ms, 6.25
     )
     return msgspec.structs.replace(plain, **other)
 
@@ -79,6 +79,29 @@ def test_what_had_an_odd_row_is_neither_wrong_nor_right() -> None:
     found = compare(stored, [candle(0), candle(3)], [TimeRange(1, 3)])
     assert (found.stored, found.different) == (1, [])
     assert found.missing == [candle(3)]
+
+
+@given(
+    st.sets(st.integers(0, 20)),
+    st.sets(st.integers(0, 20)),
+    st.sets(st.integers(0, 20)),
+)
+def test_what_is_not_known_is_no_difference_and_can_be_filled(
+    ours: set[int], theirs: set[int], wrong: set[int]
+) -> None:
+    """`ours` and `theirs` have the number, where the others have none; `wrong` differ in another one."""
+    lacks: dict[str, Any] = {"taker_buy_quote_volume": None}
+    stored = [candle(at, **({} if at in ours else lacks)) for at in range(21)]
+    truth = [
+        candle(at, **({} if at in theirs else lacks), **({"close": 2.5} if at in wrong else {}))
+        for at in range(21)
+    ]
+    found = compare(stored, truth)
+    assert {d.stored.open_time_ms for d in found.different} == wrong
+    assert found.good == (not wrong)
+    # One that differs is put right as a whole.
+    assert {c.open_time_ms for c in found.lacking} == theirs - ours - wrong
+    assert all(c.taker_buy_quote_volume == 6.25 for c in found.lacking)
 
 
 @pytest.mark.parametrize("name", list(schema.CANDLE_FIELDS))

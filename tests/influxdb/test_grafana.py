@@ -29,6 +29,7 @@ from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.continuous_audit import AuditingReport
 from marketfeed.history.funding import SettledRatesReport
+from marketfeed.history.quotes import QuotesReport
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.shipper import ShipReport
 
@@ -260,6 +261,7 @@ def exported() -> dict[str, set[str]]:
         history=HistoryState(
             HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),
             AuditingReport(1, 1, 1, 1, 1, []),
+            QuotesReport("complete", 1, 1, 1, None, ""),
         ),
         rest=RestReport(1, 1, 1, 1, 1, 1.0, "", {"klines": 1}, {"429": 1}),
         rss_bytes=1,

@@ -6,6 +6,7 @@ The fixture `connect` is this directory's: it ships what a test stores.
 import pandas as pd
 import test_reader_arguments
 import test_reader_candles
+import test_reader_columns
 import test_reader_values
 from stored import M3, PAIR, START_MS, candle, entry, row
 from test_reader_candles import COLUMNS, grid
@@ -13,7 +14,12 @@ from test_reader_candles import COLUMNS, grid
 globals().update(
     {
         name: found
-        for module in (test_reader_arguments, test_reader_candles, test_reader_values)
+        for module in (
+            test_reader_arguments,
+            test_reader_candles,
+            test_reader_columns,
+            test_reader_values,
+        )
         for name, found in vars(module).items()
         if name.startswith("test_")
     }

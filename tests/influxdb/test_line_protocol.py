@@ -29,7 +29,7 @@ T0 = 1_791_360_000_000
 
 
 def candle(*, closed: bool = True) -> Candle:
-    return Candle(PAIR, "3m", T0, 10.0, 12.0, 9.5, 11.1, 1.5, 16.25, 0.1, 7, closed, T0 + 1)
+    return Candle(PAIR, "3m", T0, 10.0, 12.0, 9.5, 11.1, 1.5, 16.25, 0.1, 7, closed, T0 + 1, 1.5)
 
 
 def shipped(path: Path, *records: Record) -> list[str]:
@@ -63,12 +63,12 @@ def test_lines_as_the_schema_says(tmp_path: Path) -> None:
     check(
         candle(),
         "ohlcv_3m,pair=BTC/USDT:USDT open=10.0,high=12.0,low=9.5,close=11.1,volume=1.5,"
-        f"quote_volume=16.25,taker_buy_volume=0.1,trades=7i {T0}",
+        f"quote_volume=16.25,taker_buy_volume=0.1,taker_buy_quote_volume=1.5,trades=7i {T0}",
     )
     check(
         candle(closed=False),
         "forming_3m,pair=BTC/USDT:USDT open=10.0,high=12.0,low=9.5,close=11.1,volume=1.5,"
-        f"quote_volume=16.25,taker_buy_volume=0.1,trades=7i {T0}",
+        f"quote_volume=16.25,taker_buy_volume=0.1,taker_buy_quote_volume=1.5,trades=7i {T0}",
     )
     check(
         MarkPrice(PAIR, T0 + 1_999, 5.0, 5.5),
@@ -114,6 +114,24 @@ def test_a_running_rate_repeats_the_settled_one(tmp_path: Path) -> None:
     )
     (running,) = (line for line in found if line.startswith("funding_rate,"))
     assert ",settled_rate=0.0002,next" in running
+
+
+def test_a_number_that_is_not_known_is_left_out() -> None:
+    floats = [[1.0] * 3] * 7
+    found = lines.candle_texts(
+        ["m"] * 3, ["p"] * 3, floats, (None, 0.0, 1e-05), [1, 2, 3], [4, 5, 6]
+    )
+    assert [text.partition("taker_buy_volume=1.0,")[2] for text in found] == [
+        "trades=1i 4",
+        "taker_buy_quote_volume=0.0,trades=2i 5",
+        "taker_buy_quote_volume=0.00001,trades=3i 6",
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_has_no_spelling_is_not_left_out(value: float) -> None:
+    with pytest.raises(lines.LineError, match="taker_buy_quote_volume"):
+        lines.candle_texts(["m"] * 2, ["p"] * 2, [[1.0] * 2] * 7, (None, value), [1, 2], [4, 5])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

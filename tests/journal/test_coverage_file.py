@@ -235,8 +235,10 @@ class History:
                 for key in self.some():
                     for n in rng.sample(range(1, 40), rng.randint(1, 9)):
                         db.execute(
-                            """INSERT OR IGNORE INTO candle SELECT id, ?, ?, 1, 1, 1, 1, 1, 1, 1, 1, 1
-                               FROM pair WHERE pair = ?""",
+                            """INSERT OR IGNORE INTO candle (
+                                   pair_id, timeframe_ms, open_time, open, high, low, close,
+                                   volume, quote_volume, taker_buy_volume, trades, seq
+                               ) SELECT id, ?, ?, 1, 1, 1, 1, 1, 1, 1, 1, 1 FROM pair WHERE pair = ?""",
                             (length_of(key), self.due(key) - n * length_of(key), key[0]),
                         )
                 with contextlib.suppress(sqlite3.OperationalError):

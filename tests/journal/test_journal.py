@@ -67,6 +67,7 @@ def candle(number: int = 0, *, closed: bool = True, **changes: Any) -> Candle:
         "volume": 1.5,
         "quote_volume": 16.25,
         "taker_buy_volume": 0.5,
+        "taker_buy_quote_volume": 8.5,
         "trades": 7,
         "closed": closed,
         "event_time_ms": open_ms + (MINUTE + 100 if closed else 1_000),
@@ -104,7 +105,7 @@ def test_every_kind_of_record_is_stored_and_a_repeat_changes_nothing(
     assert journal.write(batch) == 7
     after = journal.next_seq
     assert rows(path, "SELECT * FROM candle") == [
-        (1, MINUTE, T0, 10.0, 12.0, 9.0, 11.0, 1.5, 16.25, 0.5, 7, 1)
+        (1, MINUTE, T0, 10.0, 12.0, 9.0, 11.0, 1.5, 16.25, 0.5, 7, 1, 8.5)
     ]
     assert rows(path, "SELECT open_time, close, event_time FROM forming") == [
         (T0 + MINUTE, 12.0, T0 + MINUTE + 1_000)

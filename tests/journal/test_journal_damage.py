@@ -55,6 +55,7 @@ MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "meta": lambda journal: journal.db.execute("SELECT * FROM meta").fetchall(),
     "refused_line": Journal.counts,
     "coverage": lambda journal: journal.release([(PAIR, "1m")]),
+    "quote_asked": Journal.quotes_asked,
 }
 """By table: a call of the collector's that reads it (`meta` is read at a start and by readers)."""
 
@@ -88,6 +89,7 @@ def batch(number: int) -> Batch:
 def fill(journal: Journal) -> None:
     journal.write(batch(0))
     journal.promise([Promise(PAIR, "1m", T0 + MINUTE_MS, MINUTE_MS)])
+    journal.fill_quotes([], {(PAIR, "1m"): T0})
     journal.save_document("a", b"text", T0)
     journal.note_shipped("a", of_all([(1, 2)]))
     journal.put_aside("a", [("line", "answer")], T0)

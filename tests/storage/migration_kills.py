@@ -3,7 +3,8 @@
 Run as `python -m tests.storage.migration_kills`. A line is `<kind> <version> <point> <path>`; the answer is
 the exit code, or minus the signal. `point` is where the migration kills itself with SIGKILL: a
 number from 0 to 1 stands for that share of what SQLite executes in it (counted on a copy),
-`commit+<µs>` for so long after its COMMIT has begun, `none` for nowhere.
+`commit+<µs>` for so long after its COMMIT has begun, `none` for nowhere. Version OPENED stands for a writer
+that opens the journal, and adds to it what its version has gained.
 """
 
 import os
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Self
 
+OPENED: Final = 0
 EVERY: Final = 5
 """SQLite instructions between two looks at whether the point has come."""
 
@@ -102,10 +104,14 @@ def _migrate(kind: Any, version: int, path: Path, point: str, instructions: floa
         return db
 
     sqlite3.connect = connect  # type: ignore[assignment]
+    from marketfeed.journal.journal import Journal  # noqa: PLC0415
     from marketfeed.storage.database import convert  # noqa: PLC0415
 
     try:
-        convert(kind, path, version)
+        if version == OPENED:
+            Journal.open(path).close()
+        else:
+            convert(kind, path, version)
     finally:
         sqlite3.connect = real
     return looks

@@ -34,11 +34,12 @@ from tests.older_versions import (
     T0,
     content,
     journal,
+    journal_3,
     ledger,
     shape,
 )
 from tests.older_versions import version as version_of
-from tests.storage.migration_kills import Killer, points
+from tests.storage.migration_kills import OPENED, Killer, points
 
 POINTS = int(os.environ.get("KILLS", "10"))
 """Of each migration; `make proofs` takes more than 100."""
@@ -124,6 +125,41 @@ def test_a_journal_from_version_1(tmp_path: Path, killer: Killer) -> None:
         ended[at] += 1
     tell(ended)
     assert ended[1] >= POINTS * 4 // 5
+
+
+def test_a_journal_that_gains_what_its_version_has_by_now(tmp_path: Path, killer: Killer) -> None:
+    """Opened by a writer that knows `taker_buy_quote_volume`, under a reader, and taken back by hand."""
+    first = journal_3(tmp_path / "first.db")
+    held, before = content(first), shape(first)
+    copy = Path(shutil.copy(first, tmp_path / "copy.db"))
+    Journal.open(copy).close()
+    after = shape(copy)
+    assert after != before
+    ended: collections.Counter[int] = collections.Counter()
+    for number, point in enumerate(points(POINTS)):
+        path = tmp_path / str(number) / "journal.db"
+        path.parent.mkdir()
+        shutil.copy(first, path)
+        with MarketReader.connect(f"sqlite:///{path}", now_ms=lambda: NOW) as reader:
+            answered = answers(reader)
+            assert killer.migrate("journal", OPENED, point, path) == -signal.SIGKILL
+            assert answers(reader) == answered
+            assert version_of(path) == 3
+            has_grown = shape(path) == after
+            assert has_grown or shape(path) == before
+            assert content(path) == held
+            # Killed on the way to version 2, and taken there.
+            assert killer.migrate("journal", OPENED, "none", path) == 0
+            assert killer.migrate("journal", 2, point, path) == -signal.SIGKILL
+            assert answers(reader) == answered
+            convert(KIND, path, 2)
+            assert content(path) == held
+            convert(KIND, path, 3)
+            assert (shape(path), content(path)) == (after, held)
+            assert answers(reader) == answered
+        ended[has_grown] += 1
+    tell(ended)
+    assert ended[False] >= POINTS * 3 // 5
 
 
 def test_what_is_promised_is_whole_or_gone(tmp_path: Path, killer: Killer) -> None:
