@@ -235,6 +235,9 @@ class Backfill:
         while True:
             self._woken.clear()
             await self.fill()
+            if self._stored and not self._given_up and not self._met_odd and self._holes.lacking():
+                # What healing was to bring as the pass began, and is too old for it by now.
+                continue
             odd = self._met_odd and not self._stored and not self._given_up
             self._odd_passes = self._odd_passes + 1 if odd else 0
             wait_s = backoff_s(max(1, self._odd_passes), AGAIN_S, ODD_CAP_S)

@@ -32,6 +32,7 @@ from marketfeed.gaps.promises import look_through
 from marketfeed.grid import TILE_CANDLES, TimeRange, missing
 from marketfeed.history.archive_fill import Source
 from marketfeed.history.backfill import (
+    AGAIN_S,
     AT_ONCE,
     DOUBTED_FOR_S,
     PROGRESS_S,
@@ -581,6 +582,32 @@ def test_a_pass_is_not_complete_before_what_is_left_to_healing_has_come(path: Pa
         assert (report.complete, report.pairs_done) == (True, 1)
 
     scripted(path, exchange, check, healed=True)
+
+
+def test_what_becomes_too_old_for_healing_within_a_pass_is_asked_at_its_end(path: Path) -> None:
+    """Not at the next look, a minute later: until then a start would not be `well`."""
+    exchange = Scripted(0)
+
+    async def check(backfill: Backfill) -> None:
+        newest_ms = END_MS - 499 * LENGTH_MS
+
+        def pass_two_candles() -> None:
+            if len(exchange.asked) == 20:
+                put_on(backfill, 2 * LENGTH_MS / 1000)
+
+        exchange.on_request = pass_two_candles
+        running = asyncio.create_task(backfill.run())
+        await until(
+            lambda: (
+                max((part.end_ms for part in exchange.asked), default=0)
+                == newest_ms + 2 * LENGTH_MS
+            ),
+            timeout_s=AGAIN_S / 2,
+        )
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    scripted(path, exchange, check, hurried=False, healed=True)
 
 
 def test_a_pass_before_anything_is_promised_is_none(path: Path) -> None:
