@@ -200,8 +200,10 @@ class Shipped(History):
             else:
                 for key in self.some():
                     db.execute(
-                        """INSERT OR IGNORE INTO candle
-                           SELECT pair.id, ?, ?, 1, 1, 1, 1, 1, 1, 1, 1, next FROM pair, sequence
+                        """INSERT OR IGNORE INTO candle (
+                               pair_id, timeframe_ms, open_time, open, high, low, close,
+                               volume, quote_volume, taker_buy_volume, trades, seq
+                           ) SELECT pair.id, ?, ?, 1, 1, 1, 1, 1, 1, 1, 1, next FROM pair, sequence
                            WHERE pair = ?""",
                         (length_of(key), self.due(key) - length_of(key), key[0]),
                     )
