@@ -99,8 +99,9 @@ def _rest_candles(
             }
         )
         for row in json.loads(_get(f"{rest_url}/fapi/v1/klines?{query}")):
-            o, high, low, c, volume, _, quote, trades, taker = row[1:10]
-            found[row[0]] = (*map(float, (o, high, low, c, volume, quote, taker)), trades)
+            o, high, low, c, volume, _, quote, trades, *taker = row[1:11]
+            numbers = *map(float, (o, high, low, c, volume, quote, *taker)), trades
+            found[row[0]] = numbers
     return found
 
 
