@@ -69,6 +69,7 @@ def require_sound(item: Decoded) -> None:
         numbers = (
             item.open, item.high, item.low, item.close,
             item.volume, item.quote_volume, item.taker_buy_volume,
+            0.0 if item.taker_buy_quote_volume is None else item.taker_buy_quote_volume,
         )  # fmt: skip
         sound = (
             all(type(n) is float and math.isfinite(n) and n >= 0 for n in numbers)
@@ -127,6 +128,7 @@ def _publishes(
                 item.open, item.high, item.low, item.close,
                 item.volume, item.quote_volume, item.taker_buy_volume, item.trades,
             ]
+            and _quote(k.get("Q")) == item.taker_buy_quote_volume
             and str(k["x"]).lower() == str(item.closed).lower()
         )  # fmt: skip
     except (KeyError, TypeError, ValueError):
@@ -173,11 +175,14 @@ def _documented(event: _Keys, pair: str) -> Iterable[Candle | MarkPrice | Fundin
             return
         if (
             not all(_is_plain(k.get(name)) for name in "ohlcvqV")
+            or not (k.get("Q") is None or _is_plain(k["Q"]))
             or str(k.get("i")) not in TIMEFRAMES_MS
         ):
             return
         o, h, low, c, v, q, buy = (float(k[name]) for name in "ohlcvqV")
-        candle = Candle(pair, k["i"], k["t"], o, h, low, c, v, q, buy, k["n"], k["x"], event["E"])
+        candle = Candle(
+            pair, k["i"], k["t"], o, h, low, c, v, q, buy, k["n"], k["x"], event["E"], _quote(k.get("Q"))
+        )  # fmt: skip
         if k["T"] == k["t"] + TIMEFRAMES_MS[k["i"]] - 1 and k["n"] < 2**53 and _is_sound(candle):
             yield candle
     elif event.get("e") == "markPriceUpdate":
@@ -206,6 +211,11 @@ def _documented(event: _Keys, pair: str) -> Iterable[Candle | MarkPrice | Fundin
 
 def _are(kind: type, keys: Mapping[str, Any], *names: str) -> bool:
     return all(type(keys.get(name)) is kind and abs(keys[name]) < 2**62 for name in names)
+
+
+def _quote(value: Any) -> float | None:
+    """What a candle may lack: None then. Raises ValueError or TypeError for what is neither."""
+    return None if value is None or str(value).lower() == "null" else float(value)
 
 
 def _or_none(value: Any) -> float:
