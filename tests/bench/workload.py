@@ -118,6 +118,7 @@ class _FormingCandle:
             self._open / price, self._high / price, self._low / price, self._close / price,
             self._volume / lots, self._quote / quote, self._buy / lots, self._trades,
             closed=True, event_time_ms=open_ms + schema.TIMEFRAMES_MS[self._timeframe],
+            taker_buy_quote_volume=self._buy_quote / quote,
         )  # fmt: skip
         self._begin(self._close)
         return Sending(self.stream, due_ns, event_ms, frame, candle)
