@@ -34,7 +34,7 @@ _COLUMNS: Final = {
     "candle": _CANDLE_COLUMNS,
     "mark_price": f"pair_id, time, mark_price, {schema.INDEX_PRICE}",
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
-    "funding_settled": "pair_id, time, rate, mark_price",
+    "funding_settled": "pair_id, time",
     "gap": 'pair_id, kind, start, "end", healed, state',
     "catalog": "pair_id, ltrim(timeframes, ','), {dropped}, listed, ended, changed",
 }
@@ -198,8 +198,7 @@ class JournalOutbox(Outbox):
             (*keys, ids.get(pair_tag, -1), int(time_ms)),
         ).fetchall()
         same = [text for text in write(rows) if key_of(text) == key] if rows else []
-        # Of two settlements at one time both are lines of one point.
-        return line if line in same else same[-1] if same else None
+        return same[-1] if same else None
 
     def _tag(self, pair_id: int) -> str:
         tag = self._tags.get(pair_id)
@@ -232,8 +231,14 @@ class JournalOutbox(Outbox):
         return lines.funding_rate_text(self._tag(pair_id), time_ms, rate, settled_rate, next_ms)
 
     def _funding_settled(self, row: Row) -> str:
-        _, pair_id, time_ms, rate, mark_price = row
-        return lines.funding_settled_text(self._tag(pair_id), time_ms, rate, mark_price)
+        # Of all that was settled at this time: in InfluxDB it is one point.
+        _, pair_id, time_ms = row
+        settled = self._db.execute(
+            """SELECT kind, rate, mark_price FROM funding_settled
+               WHERE pair_id = ? AND time = ? ORDER BY kind""",
+            (pair_id, time_ms),
+        ).fetchall()
+        return lines.settlements_text(self._tag(pair_id), time_ms, settled)
 
     def _gaps(self, rows: list[Row]) -> list[str]:
         # What is missing of a first filling is this journal's own affair.

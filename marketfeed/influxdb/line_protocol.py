@@ -170,10 +170,48 @@ def funding_rate_text(
     )
 
 
-def funding_settled_text(pair_tag: str, time_ms: int, rate: float, mark_price: float | None) -> str:
-    """The line of one settled funding rate."""
+def funding_settled_text(
+    pair_tag: str,
+    time_ms: int,
+    rate: float,
+    mark_price: float | None,
+    *,
+    special_rate: float | None = None,
+    kinds: str = schema.REGULAR,
+) -> str:
+    """The line of what was settled at one time, of all `kinds` (separated by commas).
+
+    `rate` is the regular one; where there is none, the other. Readers of before 0.2 know it alone.
+    """
+    special = (
+        "" if special_rate is None else f",special_rate={_number('special_rate', special_rate)}"
+    )
     mark = "" if mark_price is None else f",mark_price={_number('mark_price', mark_price)}"
-    return f"{schema.FUNDING_SETTLED},pair={pair_tag} rate={_number('rate', rate)}{mark} {time_ms}"
+    return (
+        f"{schema.FUNDING_SETTLED},pair={pair_tag} rate={_number('rate', rate)}{special}{mark},"
+        f"{_string('kinds', kinds)} {time_ms}"
+    )
+
+
+def settlements_text(
+    pair_tag: str, time_ms: int, settled: Sequence[tuple[str, float, float | None]]
+) -> str:
+    """The line of all that was settled of a pair at one time: kind, rate and mark price of each.
+
+    There is room for a regular one and one that is not.
+    """
+    regular = [one for one in settled if one[0] == schema.REGULAR]
+    special = [one for one in settled if one[0] != schema.REGULAR]
+    chosen = [*regular[:1], *special[:1]]
+    _, rate, mark_price = chosen[0]
+    return funding_settled_text(
+        pair_tag,
+        time_ms,
+        rate,
+        mark_price,
+        special_rate=special[0][1] if special else None,
+        kinds=",".join(kind for kind, *_ in chosen),
+    )
 
 
 def gap_text(

@@ -20,7 +20,10 @@ OPEN_END_MS: Final = 9_223_372_036_854
 CandlePoint = tuple[float | None, ...]
 OPENS: Final = RowType(tuple[int, float])
 OPENS_OF: Final = RowType(tuple[int, float, str | None])
-SETTLED_RATES: Final = RowType(tuple[int, float])
+SETTLED_LAST: Final = RowType(tuple[int, float, str | None])
+SETTLED_LAST_OF: Final = RowType(tuple[int, float | None, str | None, str | None])
+SETTLED_RATES: Final = RowType(tuple[int, float, float | None, str | None])
+ANNOUNCED: Final = RowType(tuple[int, int])
 MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
 CATALOG_FIRST: Final = RowType(tuple[int, str])
 CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | None])
@@ -104,7 +107,42 @@ def newest_points(measurement: str, columns: Sequence[str], start_ms: int, limit
 def settled(condition: str, start_ms: int, end_ms: int) -> str:
     """Settled funding rates, oldest first."""
     between = _between(start_ms, end_ms)
-    return f"SELECT rate FROM {schema.FUNDING_SETTLED} WHERE {condition}{between}"
+    return (
+        f"SELECT rate, special_rate, kinds FROM {schema.FUNDING_SETTLED} WHERE {condition}{between}"
+    )
+
+
+def newest_settled(condition: str, limit: int) -> str:
+    """The newest `limit` settled funding rates of each pair, newest first."""
+    return (
+        f"SELECT rate, special_rate, kinds FROM {schema.FUNDING_SETTLED} "
+        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair ORDER BY time DESC LIMIT {limit:d}"
+    )
+
+
+def announced_at(condition: str, start_ms: int, at_ms: int) -> str:
+    """What settlement was announced last from `start_ms` on, at `at_ms` at the latest."""
+    return (
+        f"SELECT last(next_funding_time) FROM {schema.FUNDING_RATE} "
+        f"WHERE {condition}{_between(start_ms, at_ms + 1)}"
+    )
+
+
+def announced(condition: str, start_ms: int, end_ms: int) -> str:
+    """The settlements that were announced, with each running rate, oldest first."""
+    return (
+        f"SELECT next_funding_time FROM {schema.FUNDING_RATE} "
+        f"WHERE {condition}{_between(start_ms, end_ms)}"
+    )
+
+
+def announced_after(condition: str, settled_ms: int, end_ms: int) -> str:
+    """What was first announced of each pair to come after a settlement."""
+    return (
+        f"SELECT first(next_funding_time) FROM {schema.FUNDING_RATE} "
+        f"WHERE {condition}next_funding_time > {settled_ms:d} "
+        f"AND {_between(settled_ms, end_ms)} GROUP BY pair"
+    )
 
 
 def mark_minutes(condition: str, start_ms: int, end_ms: int) -> str:
