@@ -41,7 +41,7 @@ def settled_rows(
 ) -> list[SettledRow]:
     """What InfluxDB has as one point: the settlements of a time, the regular one first.
 
-    Collectors of before 0.3 wrote no `kinds`: what they wrote last is taken for the regular one.
+    Older collectors write no `kinds`: what they wrote last is taken for the regular one.
     """
     return [
         SettledRow(

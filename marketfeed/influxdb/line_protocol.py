@@ -181,7 +181,7 @@ def funding_settled_text(
 ) -> str:
     """The line of what was settled at one time, of all `kinds` (separated by commas).
 
-    `rate` is the regular one; where there is none, the other. Readers of before 0.2 know it alone.
+    `rate` is the regular one; where there is none, the other. Older readers know it alone.
     """
     special = (
         "" if special_rate is None else f",special_rate={_number('special_rate', special_rate)}"

@@ -21,7 +21,9 @@ from marketfeed.binance.symbols import ExchangeInfo, Instrument
 from marketfeed.counters import CollectorCounters
 from marketfeed.history.funding import SettledRates
 from marketfeed.ingest.intake import Intake
+from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.records import FundingRate
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 
 T0: Final = 1_790_006_400_000
@@ -96,18 +98,31 @@ def instrument(number: int) -> Instrument:
 
 
 class Line:
-    """`SettledRates` over a journal, without a feed; `announce` lets a running rate come."""
+    """`SettledRates` over a journal, without a feed; `announce` lets a running rate come, `say` stores it."""
 
     def __init__(
-        self, intake: Intake, settled_rates: SettledRates, clock: ExchangeClock, rates: Rates
+        self,
+        intake: Intake,
+        settled_rates: SettledRates,
+        clock: ExchangeClock,
+        rates: Rates,
+        writer: JournalWriter,
     ):
         self.intake = intake
+        self.writer = writer
         self.settled_rates = settled_rates
         self.clock = clock
         self.rates = rates
 
     def announce(self, next_ms: int, *instruments: Instrument) -> None:
         self.intake.next_funding_ms.update((i.pair, next_ms) for i in instruments)
+
+    async def say(self, next_ms: int, *instruments: Instrument, at_ms: int | None = None) -> None:
+        said_ms = self.clock.now_ms() if at_ms is None else at_ms
+        batch = Batch()
+        batch.extend(FundingRate(one.pair, said_ms, 0.0001, next_ms) for one in instruments)
+        await self.writer.call(lambda journal: journal.write(batch))
+        self.announce(next_ms, *instruments)
 
 
 def run(
@@ -149,7 +164,7 @@ def run(
             )
             task = asyncio.create_task(settled_rates.run())
             try:
-                await check(Line(intake, settled_rates, clock, rates))
+                await check(Line(intake, settled_rates, clock, rates, writer))
             finally:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

@@ -28,7 +28,7 @@ def reader(both: Both, clock) -> Iterator[MarketReader]:
 
 
 def older(number: float, rate: float, pair: str = PAIR) -> str:
-    """What a collector of before 0.3 writes."""
+    """What an older collector writes."""
     return f"{schema.FUNDING_SETTLED},pair={pair} rate={rate},mark_price=1.0 {hour(number)}"
 
 
