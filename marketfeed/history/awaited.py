@@ -7,7 +7,6 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange, subtract
-from marketfeed.history.funding_plan import STEP_MS
 
 PURE = True
 
@@ -27,7 +26,7 @@ class FetchedRates(NamedTuple):
     def clear(self, pair: str, where: TimeRange) -> list[TimeRange]:
         """What of a range is complete: no rate of the pair lies there that could not be read."""
         unclear = [
-            where if time_ms is None else TimeRange(time_ms, time_ms + STEP_MS)
+            where if time_ms is None else TimeRange(time_ms, time_ms + schema.MINUTE_MS)
             for whose, time_ms in self.odd
             if whose in (None, pair)
         ]
@@ -82,7 +81,7 @@ def completed(
     All of before `published_ms` is published, and what settled at a time that was awaited and came. What is
     awaited still, be it given up, is not stored.
     """
-    end_ms = max((published_ms, *(at + STEP_MS for at in came_ms)))
+    end_ms = max((published_ms, *(at + schema.MINUTE_MS for at in came_ms)))
     end_ms = min((end_ms, answered.end_ms, *awaited_ms))
     if not answered.start_ms <= from_ms < end_ms:
         return None
