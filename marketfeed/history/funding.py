@@ -285,7 +285,7 @@ class SettledRates:
         # Not by the writer's own way: what it remembers is carried into a fresh journal, and there that
         # would be wrong.
         known, announced_ms = await self._writer.call(
-            lambda journal: (journal.load_document(COVERED), journal.announced())
+            lambda journal: (journal.load_document(COVERED), journal.announced(self._since_ms))
         )
         self._covered = {}
         if known is not None:

@@ -132,14 +132,17 @@ class JournalReads:
             )
         }
 
-    def announced(self) -> dict[str, tuple[int, int]]:
-        """Of each pair when (ms) its next settlement was announced last, and for when."""
+    def announced(self, before_ms: int) -> dict[str, tuple[int, int]]:
+        """Of each pair when (ms) before a time its next settlement was announced last, and for when."""
         return {
             pair: (time_ms, next_ms)
             for pair, time_ms, next_ms in self.db.execute(
                 """SELECT pair.pair, f.time, f.next_funding_time FROM pair CROSS JOIN funding_rate AS f
                    ON f.pair_id = pair.id
-                   AND f.time = (SELECT max(time) FROM funding_rate WHERE pair_id = pair.id)"""
+                   AND f.time = (
+                       SELECT max(time) FROM funding_rate WHERE pair_id = pair.id AND time < ?
+                   )""",
+                (before_ms,),
             )
         }
 

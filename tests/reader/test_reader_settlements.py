@@ -189,6 +189,16 @@ def test_what_the_exchange_was_asked_for_is_known_though_nobody_listened() -> No
     assert settlements.interval_h(row, hour(1) - schema.SETTLED_LATE_MS, []) == 4.0
 
 
+def test_nothing_lacks_before_the_first_that_is_stored(connect, clock) -> None:
+    """Unless it is asked for."""
+    clock.ms = hour(1)
+    reader = connect(entry(), running((-20, -16, -16), (-16, -8, -8), (-8, 0, 0)), settled(-8, 0))
+    assert reader.get_funding_history(PAIR).attrs["missing"] == []
+    assert reader.get_funding_history(PAIR, hour(-19)).attrs["missing"] == [hour(-16)]
+    assert reader.get_funding_history(PAIR, hour(-19), hour(-16)).attrs["missing"] == []
+    assert reader.get_funding_history(PAIR, hour(-15)).attrs["missing"] == []
+
+
 # --- what a feeder gets -----------------------------------------------------------------------------
 
 
