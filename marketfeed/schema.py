@@ -199,6 +199,10 @@ def coverage_fields(series: str) -> tuple[str, str]:
     return f"from_{series}", f"until_{series}"
 
 
+SETTLED_TO: Final = "settled_to"
+"""The field of `feed_coverage` up to when (ms, exclusive) a pair's settlements are stored; 0: unknown."""
+
+
 def forming_measurement(timeframe: str) -> str:
     """Name of the measurement of forming candles, for example `forming_3m`."""
     return FORMING_PREFIX + timeframe

@@ -115,6 +115,23 @@ class JournalOutbox(Outbox):
                 left[:1] = [(left[0][0], look.first - 1)] if look.first > left[0][0] else []
             return self._refused_candles(target)
 
+    def settled_to(self, acknowledged: Acknowledged) -> dict[str, int]:
+        """Up to when (ms, exclusive) the settlements of each pair are stored and `acknowledged`."""
+        with self._one_state():
+            # What it says is stored is among the rows of the same state.
+            found = JournalReads(self._db).settled_to()
+            for first, last in acknowledged[schema.FUNDING_SETTLED].gaps(self._next_seq()):
+                # The index on `seq` holds the key, too: no row is read.
+                for pair, time_ms in self._db.execute(
+                    """SELECT pair.pair, min(s.time) FROM funding_settled AS s
+                       JOIN pair ON pair.id = s.pair_id WHERE s.seq BETWEEN ? AND ?
+                       GROUP BY s.pair_id""",
+                    (first, last),
+                ):
+                    if pair in found:
+                        found[pair] = min(found[pair], time_ms)
+        return found
+
     def _look(self, first: int, last: int) -> tuple[Look, int]:
         """The candles of the highest numbers of a range, and how many they are."""
         # The index on `seq` holds the key, too: no row is read.

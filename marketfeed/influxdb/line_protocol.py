@@ -256,15 +256,20 @@ def catalog_text(
 def coverage_text(
     pair_tag: str, collector: str, parts: Mapping[str, tuple[int, int]], time_ms: int
 ) -> str:
-    """The line of what a bucket has of a pair's candles: by timeframe from where, and up to where."""
-    fields = ",".join(
-        f"{name}={edge_ms}i"
-        for timeframe, part in parts.items()
-        for name, edge_ms in zip(schema.coverage_fields(timeframe), part, strict=True)
-    )
+    """The line of what a bucket has of a pair's candles: by timeframe from where, and up to where.
+
+    Of `schema.SETTLED_TO` the end alone.
+    """
+    fields: list[str] = []
+    for series, (from_ms, until_ms) in parts.items():
+        if series == schema.SETTLED_TO:
+            fields.append(f"{series}={until_ms}i")
+        else:
+            first, last = schema.coverage_fields(series)
+            fields += [f"{first}={from_ms}i", f"{last}={until_ms}i"]
     return (
         f"{schema.FEED_COVERAGE},collector={escape_tag(collector)},pair={pair_tag} "
-        f"{fields} {time_ms}"
+        f"{','.join(fields)} {time_ms}"
     )
 
 

@@ -220,8 +220,9 @@ class InfluxStore:
         )
 
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
-        """Up to when (ms, exclusive) all settlements of each of `pairs` are stored."""
-        return {}
+        """Up to when (ms, exclusive) all settlements of each of `pairs` are stored, as was told last."""
+        told = self._catalog.coverage(pairs, schema.SETTLED_TO)
+        return {pair: interval.until_ms for pair, interval in told.items()}
 
     def version(self) -> Hashable:
         """A value that differs after POLL_S: an InfluxDB does not signal that something was written."""

@@ -169,10 +169,13 @@ def catalog_last(condition: str, start_ms: int) -> str:
 
 
 def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
-    """What each collector has told last of each pair, at `start_ms` or later: two edges a timeframe."""
+    """What each collector has told last of each pair, at `start_ms` or later.
+
+    That are two edges a timeframe, and up to when settlements are stored.
+    """
     fields = [field for name in timeframes for field in schema.coverage_fields(_known(name))]
     return (
-        f"SELECT {', '.join(fields)} FROM {schema.FEED_COVERAGE} "
+        f"SELECT {', '.join([*fields, schema.SETTLED_TO])} FROM {schema.FEED_COVERAGE} "
         f"WHERE {_between(start_ms, OPEN_END_MS)} "
         "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
     )
