@@ -17,7 +17,8 @@ def history(
     # Before the rows: what is stored in between is not taken for missing.
     known_ms = store.settled_to([pair]).get(pair)
     first_ms = max(start_ms or 0, known_ms or 0, now_ms - settlements.KNOWN_FOR_MS)
-    announced = store.announced(pair, first_ms)
+    # What stood just before: at the time itself the next one is announced.
+    announced = store.announced(pair, first_ms - 1)
     rows = store.settled_rates(pair, start_ms or 0, end_ms)
     if start_ms is None and rows:
         first_ms = max(first_ms, rows[0].time_ms)

@@ -2,11 +2,11 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import numpy as np
-from both import Both
 from influxd import Influxd
 
 from marketfeed import schema
@@ -53,6 +53,9 @@ def test_rhythms_and_specials_through_the_whole_line(
     since_ms = T0 - DAY_MS
     refused: dict[str, list[str]] = {}
 
+    def opened(now_ms: Callable[[], int]) -> MarketReader:
+        return MarketReader.connect(influxd.url, bucket=database, now_ms=now_ms)
+
     async def main() -> tuple[dict[str, Rows], int]:
         async with Simulator(options) as sim:
             longer, shorter, later, special, *_ = (one.symbol for one in sim.market.instruments)
@@ -79,6 +82,7 @@ def test_rhythms_and_specials_through_the_whole_line(
                     "history": {"days": 2},
                     "journal": {"path": str(path)},
                     "status": {"port": 0},
+                    "influxdb": {"url": influxd.url, "api": "v1", "bucket": database},
                 }
             )
             collector = Collector(settings)
@@ -95,16 +99,31 @@ def test_rhythms_and_specials_through_the_whole_line(
                         and report.rates
                     )
                 )
-                reader = MarketReader.connect(f"sqlite:///{path}", now_ms=sim.now_ms)
-                feeder = Feeder(reader, sim.now_ms)
-                with reader:
+                with (
+                    MarketReader.connect(f"sqlite:///{path}", now_ms=sim.now_ms) as journal,
+                    await asyncio.to_thread(opened, sim.now_ms) as bucket,
+                ):
+                    feeders = [Feeder(reader, sim.now_ms) for reader in (journal, bucket)]
+                    # What was stored so far is shipped: at this speed ten minutes are two seconds.
+                    late_ms = T0 + schema.SETTLED_LATE_MS
+                    while (
+                        sim.now_ms() <= late_ms
+                        or not bucket.pairs()
+                        or not await asyncio.to_thread(ask, feeders[1], pairs)
+                    ):
+                        await asyncio.sleep(0.2)
+                    refused.clear()
                     while sim.now_ms() < end_ms:
-                        await asyncio.to_thread(ask, feeder, pairs)
+                        for feeder in feeders:
+                            await asyncio.to_thread(ask, feeder, pairs)
                         await asyncio.sleep(0.2)
                     # Each hour's came, and what was announced for the end is known.
-                    await until(lambda: ask(feeder, pairs))
+                    for feeder in feeders:
+                        while not await asyncio.to_thread(ask, feeder, pairs):
+                            await asyncio.sleep(0.2)
                 await until(lambda: not collector.report().settled.awaited)
                 now_ms = sim.now_ms()
+                await until(lambda: not collector.report().shipping.unshipped)
             finally:
                 stop.set()
                 await running
@@ -120,15 +139,16 @@ def test_rhythms_and_specials_through_the_whole_line(
 
     truth, now_ms = asyncio.run(main())
     longer, shorter, later, special, *_ = truth
-    both = Both(influxd, database, path)
-    both.add()
     with (
         MarketReader.connect(f"sqlite:///{path}", now_ms=lambda: now_ms) as journal,
-        MarketReader.connect(influxd.url, bucket=database, now_ms=lambda: now_ms) as bucket,
+        opened(lambda: now_ms) as bucket,
     ):
         for pair, rows in truth.items():
             assert stored(journal, pair, since_ms) == rows
             assert stored(bucket, pair, since_ms) == rows
+            # It is said once a minute of this machine's time, of before at the latest.
+            frames = [reader.get_funding_history(pair, since_ms) for reader in (journal, bucket)]
+            assert 0 < frames[1].attrs["settled_to"] <= frames[0].attrs["settled_to"]
         kinds = [kind for _, _, kind in truth[special]]
         assert kinds[-3:] == ["Regular", "Special", "Special"]
         summed = sum_settlements(bucket.get_funding_history(special, T0))["rate"].tolist()

@@ -88,6 +88,33 @@ def test_an_older_collector_beside_a_new_one(both: Both, reader, clock, new_firs
     ]
 
 
+def test_what_is_told_to_be_answered_is_not_due(both: Both, reader, clock) -> None:
+    """By the collector that reaches furthest; 0 is none."""
+    both.add(entry(), settled(-8, 0), running((-8, 0, 0), (0, 1, 1), (1, 6, 6), (6, 7, 8)))
+    clock.ms = hour(2)
+    assert missing(both, clock) == [hour(1)]
+    for to_ms, expected in ((0, [hour(1)]), (hour(1), [hour(1)]), (hour(1) + M1, [])):
+        for collector in ("a", "b"):
+            parts = {schema.SETTLED_TO: (to_ms, to_ms)} if collector == "a" else {"3m": (1, 2)}
+            tag = lines.escape_tag(PAIR)
+            both.influxd.write(
+                both.database, [lines.coverage_text(tag, collector, parts, START_MS)]
+            )
+        assert missing(both, clock) == expected
+    tag = lines.escape_tag(PAIR)
+    parts = {schema.SETTLED_TO: (hour(-1), hour(-1))}
+    both.influxd.write(both.database, [lines.coverage_text(tag, "c", parts, START_MS + H1)])
+    assert missing(both, clock) == []
+    clock.ms = hour(6.5)
+    assert missing(both, clock) == [hour(6)]
+
+
+def missing(both: Both, clock) -> list[int]:
+    with MarketReader.connect(both.influxd.url, bucket=both.database, now_ms=clock.now_ms) as made:
+        found: list[int] = made.get_funding_history(PAIR).attrs["missing"]
+    return found
+
+
 def test_kinds_decide_though_a_field_stays(both: Both, reader, clock) -> None:
     """No point is deleted, and no field of one."""
     both.add(entry(), settled(0), settled(0, kind=SPECIAL))

@@ -29,6 +29,10 @@ def test_what_rest_has_answered_is_not_due(answer, path) -> None:
     covered(path, {PAIR: [[hour(-20), hour(-9)], [hour(-8), hour(1) + M1]], OTHER: []})
     assert answer(2, live()) == [-8, 0]
     assert answer(2, since(-8)) == [-8, 0]
+    # Up to one that did not come, and no further.
+    covered(path, {PAIR: [[hour(-8), hour(1)]]})
+    assert isinstance(answer(2, live()), NotStoredError)
+    covered(path, {PAIR: [[hour(-8), hour(1) + M1]]})
     # What it was not asked for.
     assert isinstance(answer(6.5, live()), NotStoredError)
     # A document that nobody can read says nothing.
