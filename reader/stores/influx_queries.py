@@ -120,19 +120,20 @@ def newest_settled(condition: str, limit: int) -> str:
     )
 
 
-def announced_at(condition: str, start_ms: int, at_ms: int) -> str:
-    """What settlement was announced last from `start_ms` on, at `at_ms` at the latest."""
+def announced(which: str, condition: str, start_ms: int, end_ms: int) -> str:
+    """What settlement was announced `first` or `last`."""
     return (
-        f"SELECT last(next_funding_time) FROM {schema.FUNDING_RATE} "
-        f"WHERE {condition}{_between(start_ms, at_ms + 1)}"
+        f"SELECT {which}(next_funding_time) FROM {schema.FUNDING_RATE} "
+        f"WHERE {condition}{_between(start_ms, end_ms)}"
     )
 
 
-def announced(condition: str, start_ms: int, end_ms: int) -> str:
-    """The settlements that were announced, with each running rate, oldest first."""
+def announced_changes(condition: str, start_ms: int) -> str:
+    """By how many ms later than before a settlement was announced, at each change of that."""
     return (
-        f"SELECT next_funding_time FROM {schema.FUNDING_RATE} "
-        f"WHERE {condition}{_between(start_ms, end_ms)}"
+        "SELECT change FROM (SELECT difference(next_funding_time) AS change "
+        f"FROM {schema.FUNDING_RATE} WHERE {condition}{_between(start_ms, OPEN_END_MS)}) "
+        "WHERE change <> 0"
     )
 
 
