@@ -384,12 +384,10 @@ class MarketReader:
     ) -> pd.DataFrame:
         """Return the settled funding rates of `pair` with since <= time < until: columns date, rate, kind.
 
-        `date` is the settlement's time, rounded to the minute; oldest first. `kind` is `Regular` or
-        `Special`: there may be both at one time, and both are paid (`sum_settlements` adds them up).
-
-        `attrs`: pair, source, missing (times in ms at which something was settled that is not stored, of
-        the last two weeks, from the first row or `since` on), settled_to (up to when, in ms and exclusive,
-        all is stored as far as the collector knows; None where it has noted nothing).
+        `date` is rounded to the minute; oldest first. `kind` is `Regular` or `Special`: there may be both at
+        one time, and both are paid (`sum_settlements`). `attrs`: pair, source, missing (of the last two
+        weeks, from `since` or the first row on, when something was settled that is not stored, ms),
+        settled_to (up to when, ms, all is stored by the collector's word, None without).
         """
         start_ms = 0 if since is None else arguments.time_ms("since", since)
         end_ms = arguments.MAX_TIME_MS if until is None else arguments.time_ms("until", until)

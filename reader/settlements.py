@@ -5,11 +5,8 @@ exchange changes a contract's rhythm whenever it likes. What it took back before
 ms; those of settlements are on the minute.
 """
 
-import zlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
-
-import msgspec
 
 from marketfeed import schema
 from reader.rows import Announced, FundingRow, SettledRow
@@ -21,19 +18,6 @@ BELIEVED_MS: Final = schema.DAY_MS
 
 KNOWN_FOR_MS: Final = 14 * schema.DAY_MS
 """So far back announcements are looked for: as long as the collector keeps running rates."""
-
-_ANSWERED: Final = msgspec.json.Decoder(dict[str, list[tuple[int, int]]])
-
-
-def settled_to(document: bytes) -> dict[str, int]:
-    """Up to when (ms, exclusive) the settlements of each pair are stored, by the journal's document.
-
-    Nothing of one that cannot be read: the collector begins it anew.
-    """
-    try:
-        return schema.settled_to(_ANSWERED.decode(zlib.decompress(document)))
-    except (zlib.error, msgspec.DecodeError):
-        return {}
 
 
 def settled_rows(

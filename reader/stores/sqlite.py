@@ -45,10 +45,9 @@ from reader.rows import (
     SettledRow,
     as_float,
 )
-from reader.settlements import settled_to
 from reader.stores import sqlite_queries as queries
 from reader.stores.journal_file import Opened, look
-from reader.stores.sqlite_coverage import Extent, intervals, kinds
+from reader.stores.sqlite_coverage import Extent, intervals, kinds, settled_to
 
 RETRY_S: Final = 2.0
 """Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""
@@ -179,19 +178,13 @@ class SqliteStore:
 
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
-        rows = self._rows(
-            queries.FUNDING_RATES,
-            pairs=_json(pairs),
-            regular=schema.REGULAR,
-            within=schema.LONGEST_INTERVAL_MS,
-        )
+        rows = self._rows(queries.FUNDING_RATES, pairs=_json(pairs), **queries.SETTLEMENTS)
         return {row[0]: FundingRow(*row) for row in rows}
 
     def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
         """Settlements with start <= time < end, oldest first; of one time the regular one first."""
-        rows = self._rows(
-            queries.SETTLED, pair=pair, start=start_ms, end=end_ms, regular=schema.REGULAR
-        )
+        bound = queries.SETTLEMENTS | {"pair": pair, "start": start_ms, "end": end_ms}
+        rows = self._rows(queries.SETTLED, **bound)
         return [SettledRow(*row) for row in rows]
 
     def announced(self, pair: str, start_ms: int) -> list[Announced]:
@@ -202,8 +195,7 @@ class SqliteStore:
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
         """Up to when (ms, exclusive) all settlements of each of `pairs` are stored."""
         rows = self._rows(queries.DOCUMENT, name=schema.SETTLED_DOCUMENT)
-        known = settled_to(rows[0][0]) if rows else {}
-        return {pair: known[pair] for pair in pairs if pair in known}
+        return settled_to(rows, pairs)
 
     def version(self) -> Hashable:
         """A value that differs after every commit, and after the file was opened again."""

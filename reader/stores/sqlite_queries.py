@@ -103,6 +103,11 @@ CROSS JOIN mark_price AS f ON f.pair_id = minute.pair_id AND f.time = minute.fir
 CROSS JOIN mark_price AS l ON l.pair_id = minute.pair_id AND l.time = minute.last
 ORDER BY minute.first
 """
+SETTLEMENTS: Final[dict[str, str | int]] = {
+    "regular": schema.REGULAR,
+    "within": schema.LONGEST_INTERVAL_MS,
+}
+"""Parameters of the next two."""
 FUNDING_RATES: Final = """
 WITH newest AS (
     SELECT pair.id, pair.pair, f.time, f.rate, coalesce((

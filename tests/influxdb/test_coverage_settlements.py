@@ -148,7 +148,7 @@ def test_refused_settlements_are_told_of_as_candles_are() -> None:
     line = f"{SERIES} rate=0.1 1700"
     assert candle_of(line) == (SERIES, 1_700)
     assert candle_of("funding_settled_more,pair=X rate=0.1 1700") is None
-    document = RefusedCandles(counted=True)
+    document = RefusedCandles(counted=True, lines=0)
     document.push_out([(1, "t", line)])
     assert document.of["t"].gone == {SERIES: 1_700}
 
