@@ -338,7 +338,7 @@ class SettledRates:
         )
         for number, (symbols, part) in enumerate(steps, 1):
             one = symbols[0] if chosen.singly else None
-            fetched = await self._fetch(one, part, Priority.HISTORY)
+            fetched = await self._fetch(one, self._up_to_now(part), Priority.HISTORY)
             for symbol in symbols:
                 if symbol in self._pairs:
                     pair = self._pairs[symbol]
@@ -346,6 +346,12 @@ class SettledRates:
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
+
+    def _up_to_now(self, part: TimeRange) -> TimeRange:
+        """What is asked for a part: with the newest one also what may be published just now."""
+        now_ms = schema.to_minute(self._clock.now_ms())
+        is_newest = now_ms - part.end_ms <= REPORTED_WITHIN_MS
+        return part._replace(end_ms=now_ms + STEP_MS) if is_newest else part
 
     def _complete(
         self, pair: str, part: TimeRange, fetched: Collection[tuple[str, int]]

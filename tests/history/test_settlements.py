@@ -216,6 +216,14 @@ def test_one_that_nobody_announced_is_looked_for_after_the_start(path: Path) -> 
     go(path, check, 0.001, rows)
 
 
+def test_what_was_settled_a_minute_before_the_start_comes_with_history(path: Path) -> None:
+    async def check(line: Line) -> None:
+        await until(lambda: (0, "Regular") in stored(path))
+        assert line.clock.now_ms() < at(0.1)
+
+    go(path, check, 0.02, [row(-8), row(0)])
+
+
 def test_a_rhythm_that_changed_while_nothing_ran(path: Path) -> None:
     """What was announced last before that was never settled, and holds nobody up."""
     write(path, FundingRate(PAIR, at(0) + 60_000, 0.0001, at(1)))

@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from both import Both
+from both import COLLECTOR, Both
 from influxd import Influxd
 from stored import D1, H1, M1, OTHER, PAIR, START_MS, entry
 from test_reader_settlements import hour, running, settled
 
 from marketfeed import schema
+from marketfeed.commands.compare_influxdb import _line, _writer_of
 from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.journal_outbox import JournalOutbox
+from marketfeed.journal.journal import KIND
+from marketfeed.storage.ranges import Acknowledged
 from reader import MarketReader
 
 REGULAR, SPECIAL = schema.REGULAR, schema.SPECIAL
@@ -113,6 +117,21 @@ def missing(both: Both, clock) -> list[int]:
     with MarketReader.connect(both.influxd.url, bucket=both.database, now_ms=clock.now_ms) as made:
         found: list[int] = made.get_funding_history(PAIR).attrs["missing"]
     return found
+
+
+def test_the_comparison_of_both_stores_reads_a_point_as_it_was_written(both: Both) -> None:
+    both.add(entry(), settled(-8, 0), settled(0, 2, kind=SPECIAL))
+    outbox = JournalOutbox(both.path, COLLECTOR)
+    written = outbox.newest(Acknowledged.alike(KIND.measurements), 2**40).lines
+    outbox.close()
+    (series,) = both.influxd.query(f"SELECT * FROM {schema.FUNDING_SETTLED}", both.database)  # noqa: S608
+    write = _writer_of(schema.FUNDING_SETTLED)
+    assert write is not None
+    found = {
+        _line("", write, dict(zip(series["columns"], values, strict=True)))
+        for values in series["values"]
+    }
+    assert found == {line for line in written if line.startswith(schema.FUNDING_SETTLED)}
 
 
 def test_kinds_decide_though_a_field_stays(both: Both, reader, clock) -> None:
