@@ -13,7 +13,7 @@ import talib.abstract as ta
 from freqtrade.strategy import IStrategy
 from pandas import DataFrame, Timedelta, merge_asof
 
-from reader import MarketReader
+from reader import MarketReader, sum_settlements
 from reader.freqtrade import install
 
 install(missing="raise")  # train on what is stored, or not at all
@@ -56,7 +56,7 @@ class FreqaiWithMarketfeed(IStrategy):
         """The funding rate that was settled last, and how far the mark price is from the last one."""
         pair, first = metadata["pair"], dataframe["date"].iloc[0]
         reader = self.reader
-        funding = reader.get_funding_history(pair, first - Timedelta(hours=8))
+        funding = sum_settlements(reader.get_funding_history(pair, first - Timedelta(hours=8)))
         marks = reader.get_mark_candles(pair, self.timeframe, since=first)[["date", "close"]]
         for frame in (funding, marks):
             frame["date"] = frame["date"].astype(dataframe["date"].dtype)

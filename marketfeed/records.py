@@ -76,8 +76,7 @@ class FundingRate(msgspec.Struct, frozen=True, gc=False):
     next_funding_time_ms: int
 
 
-REGULAR: Final = "Regular"
-"""The usual kind of settlement (Binance's `rateType`)."""
+REGULAR: Final = schema.REGULAR
 
 
 class FundingSettled(msgspec.Struct, frozen=True, gc=False):

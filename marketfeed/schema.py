@@ -143,7 +143,12 @@ MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
             "settled_rate": float,
             "next_funding_time": int,
         },
-        FUNDING_SETTLED: {"rate": float, "mark_price": float},
+        FUNDING_SETTLED: {
+            "rate": float,
+            "special_rate": float,
+            "mark_price": float,
+            "kinds": str,
+        },
         FEED_GAP: {"end": int, "healed": bool, "state": str},
         FEED_CATALOG: {"timeframes": str, "listed": int, "ended": int, "dropped": bool},
     }
@@ -194,9 +199,46 @@ def coverage_fields(series: str) -> tuple[str, str]:
     return f"from_{series}", f"until_{series}"
 
 
+SETTLED_TO: Final = "settled_to"
+"""The field of `feed_coverage` up to when (ms, exclusive) a pair's settlements are stored; 0: unknown."""
+
+
 def forming_measurement(timeframe: str) -> str:
     """Name of the measurement of forming candles, for example `forming_3m`."""
     return FORMING_PREFIX + timeframe
+
+
+# --- settlements ----------------------------------------------------------------------------------
+
+REGULAR: Final = "Regular"
+"""The usual kind of settlement (Binance's `rateType`)."""
+SPECIAL: Final = "Special"
+"""The kind of one out of turn. It may share its minute with a regular one: both are paid."""
+
+SETTLED_LATE_MS: Final = 10 * MINUTE_MS
+"""So long after its time a settlement may be on its way before it counts as missing."""
+
+LONGEST_INTERVAL_MS: Final = 8 * HOUR_MS
+"""No two regular settlements of a contract that trades are further apart."""
+
+SETTLED_DOCUMENT: Final = "settled_funding"
+"""The journal's document of what REST has answered of settlements: pair -> ranges [start, end) in ms, JSON.
+
+A range holds every settlement that was announced for a time in it. See `settled_to`.
+"""
+
+
+def settled_to(answered: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, int]:
+    """Up to when (ms, exclusive) the settlements of each pair are stored, by the document above.
+
+    That is the end of the last range; a pair of which nothing was answered is absent.
+    """
+    return {pair: max(end for _, end in ranges) for pair, ranges in answered.items() if ranges}
+
+
+def to_minute(time_ms: int) -> int:
+    """The minute of a settlement: its time is off by some ms."""
+    return floor_to(time_ms + MINUTE_MS // 2, MINUTE_MS)
 
 
 # --- the journal ----------------------------------------------------------------------------------

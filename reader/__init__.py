@@ -26,6 +26,7 @@ from reader.errors import (
     UnknownPairError,
     UnknownTimeframeError,
 )
+from reader.frames import sum_settlements
 from reader.reader import MarketReader
 from reader.values import FundingRate, MarkPrice
 
@@ -45,4 +46,5 @@ __all__ = [
     "get_mark_price",
     "get_ohlcv",
     "ready",
+    "sum_settlements",
 ]

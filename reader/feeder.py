@@ -37,8 +37,7 @@ KINDS: Final = (FUTURES, FUNDING_RATE, MARK)
 LATE_S: Final = 6.0
 """So long after its close a candle is waited for (by REST the collector has it after some 5 s)."""
 
-_LONGEST_INTERVAL_MS: Final = 8 * schema.HOUR_MS
-_SETTLEMENT_LATE_MS: Final = 10 * schema.MINUTE_MS
+_LONGEST_INTERVAL_MS: Final = schema.LONGEST_INTERVAL_MS
 _LOOK_EVERY_S: Final = 0.05
 
 Row = list[float]
@@ -179,16 +178,21 @@ class Feeder:
         times_ms = _times(frame)
         if not len(times_ms):
             return _not_stored(asked, "no settled rate is stored")
-        # Intervals are 1, 4 or 8 h and may change: what lacks within 8 h cannot be derived from that.
+        # What was announced tells what lacks. Of before that, only a gap longer than all intervals does.
         gaps = np.flatnonzero(np.diff(times_ms) > _LONGEST_INTERVAL_MS)
+        missing_ms: list[int] = frame.attrs["missing"]
         if since_ms is not None and len(gaps):
             return _not_stored(asked, f"a settled rate lacks after {_at(times_ms[gaps[-1]])}")
-        first = gaps[-1] + 1 if len(gaps) else 0
+        if since_ms is not None:
+            missing_ms = [at for at in missing_ms if at >= since_ms]
         last_ms = int(times_ms[-1])
-        interval_ms = (
-            int(times_ms[-1] - times_ms[-2]) if len(times_ms) > 1 else _LONGEST_INTERVAL_MS
-        )
-        due_ms = last_ms + interval_ms + _SETTLEMENT_LATE_MS
+        if missing_ms and (since_ms is not None or missing_ms[-1] > last_ms):
+            return _not_stored(asked, f"the settled rate of {_at(missing_ms[-1])} lacks")
+        first = gaps[-1] + 1 if len(gaps) else 0
+        if missing_ms:
+            first = max(first, int(np.searchsorted(times_ms, missing_ms[-1])))
+        known_ms = max(last_ms, frame.attrs["settled_to"] or 0)
+        due_ms = known_ms + _LONGEST_INTERVAL_MS + schema.SETTLED_LATE_MS
         if now_ms > due_ms and not _has_ended(info, now_ms):
             return _not_stored(asked, f"the newest settled rate is of {_at(last_ms)}")
         rows = [

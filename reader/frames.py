@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader.arguments import CandleRequest
 from reader.coverage import LISTED, Interval, Short, never_come, why_short
-from reader.rows import CandleRows, CatalogRow, FundingRow
+from reader.rows import CandleRows, CatalogRow, FundingRow, SettledRow
 
 PURE = True
 
@@ -308,7 +308,9 @@ def timestamps(times_ms: Times) -> OpenTimes:
     return OpenTimes(dates(times_ms))
 
 
-def funding_frame(rows: Mapping[str, FundingRow], now_ms: int) -> pd.DataFrame:
+def funding_frame(
+    rows: Mapping[str, FundingRow], intervals_h: Mapping[str, float | None], now_ms: int
+) -> pd.DataFrame:
     """Return the newest running rates as a frame indexed by pair."""
     times_ms = np.array([row.time_ms for row in rows.values()], np.int64)
     settlements_ms = np.array([row.next_funding_time_ms for row in rows.values()], np.int64)
@@ -318,6 +320,7 @@ def funding_frame(rows: Mapping[str, FundingRow], now_ms: int) -> pd.DataFrame:
         "next_funding_time": dates(settlements_ms),
         "time": dates(times_ms),
         "age_s": np.maximum(now_ms - times_ms, 0) / 1000,
+        "interval_h": np.array([intervals_h[pair] for pair in rows], np.float64),
     }
     return pd.DataFrame(columns, index=pd.Index(list(rows), name="pair", dtype=object))
 
@@ -330,8 +333,24 @@ def mark_frame(values: Floats, attrs: Mapping[str, object]) -> pd.DataFrame:
     return frame
 
 
-def settled_frame(values: Floats, attrs: Mapping[str, object]) -> pd.DataFrame:
-    """Return settlements as a frame with the columns date and rate."""
-    frame = pd.DataFrame({"date": dates(values[:, 0]), "rate": values[:, 1].copy()})
+def settled_frame(rows: Sequence[SettledRow], attrs: Mapping[str, object]) -> pd.DataFrame:
+    """Return settlements as a frame with the columns date, rate and kind."""
+    columns = {
+        "date": dates(np.array([row.time_ms for row in rows], np.int64)),
+        "rate": np.array([row.rate for row in rows], np.float64),
+        # As pandas itself would take them; without rows it would not know.
+        "kind": pd.Series([row.kind for row in rows], dtype="str"),
+    }
+    frame = pd.DataFrame(columns)
     frame.attrs.update(attrs)
     return frame
+
+
+def sum_settlements(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what was paid at each time, out of a frame of `get_funding_history`: columns date and rate.
+
+    A special settlement may share its minute with a regular one: both are paid, here as one sum.
+    """
+    summed = frame[["date", "rate"]].groupby("date", as_index=False).sum()
+    summed.attrs.update(frame.attrs)
+    return summed

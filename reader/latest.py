@@ -59,7 +59,7 @@ def mark_price(row: MarkRow, now_ms: int) -> MarkPrice:
     return MarkPrice(row.mark_price, row.pair, row.index_price, timestamp(row.time_ms), age_s)
 
 
-def funding_rate(row: FundingRow, now_ms: int) -> FundingRate:
+def funding_rate(row: FundingRow, now_ms: int, interval_h: float | None) -> FundingRate:
     """Return the row as callers get it."""
     return FundingRate(
         row.rate,
@@ -68,6 +68,7 @@ def funding_rate(row: FundingRow, now_ms: int) -> FundingRate:
         timestamp(row.next_funding_time_ms),
         timestamp(row.time_ms),
         _age_s(row, now_ms),
+        interval_h,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Self
 import pandas as pd
 
 from marketfeed import schema
-from reader import arguments, frames, latest, ohlcv
+from reader import arguments, frames, funding, latest, ohlcv
 from reader.arguments import DEFAULT, MaxAge, Time, timestamp
 from reader.errors import ArgumentError, UnknownPairError, listing, nothing_live
 from reader.gaplog import GapLog
@@ -355,7 +355,7 @@ class MarketReader:
         self._entries([arguments.pair_name(pair)])
         rows = self._store.funding_rates([pair])
         latest.refuse_stale("funding rate", [pair], rows, limit_s, now_ms, absent_ok=False)
-        return latest.funding_rate(rows[pair], now_ms)
+        return latest.funding_rate(rows[pair], now_ms, funding.intervals_h(self._store, rows)[pair])
 
     def get_all_pairs_funding_rates(self, *, max_age_s: MaxAge = DEFAULT) -> dict[str, FundingRate]:
         """Return pair -> newest running funding rate of all pairs that have not ended, in one query.
@@ -366,22 +366,28 @@ class MarketReader:
         """
         now_ms = self._now_ms()
         rows = self._live_funding(max_age_s, now_ms)
-        return {pair: latest.funding_rate(row, now_ms) for pair, row in rows.items()}
+        hours = funding.intervals_h(self._store, rows)
+        return {pair: latest.funding_rate(row, now_ms, hours[pair]) for pair, row in rows.items()}
 
     def funding_frame(self, *, max_age_s: MaxAge = DEFAULT) -> pd.DataFrame:
         """Return `get_all_pairs_funding_rates` as a frame indexed by pair.
 
-        Columns rate, settled_rate (NaN where none is known), next_funding_time, time, age_s.
+        Columns rate, settled_rate (NaN where none is known), next_funding_time, time, age_s,
+        interval_h (NaN likewise).
         """
         now_ms = self._now_ms()
-        return frames.funding_frame(self._live_funding(max_age_s, now_ms), now_ms)
+        rows = self._live_funding(max_age_s, now_ms)
+        return frames.funding_frame(rows, funding.intervals_h(self._store, rows), now_ms)
 
     def get_funding_history(
         self, pair: str, since: Time | None = None, until: Time | None = None
     ) -> pd.DataFrame:
-        """Return the settled funding rates of `pair` with since <= time < until: columns date, rate.
+        """Return the settled funding rates of `pair` with since <= time < until: columns date, rate, kind.
 
-        `date` is the settlement's time, rounded to the minute; oldest first. `attrs`: pair, source.
+        `date` is rounded to the minute; oldest first. `kind` is `Regular` or `Special`: there may be both at
+        one time, and both are paid (`sum_settlements`). `attrs`: pair, source, missing (of the last two
+        weeks, from `since` or the first row on, when something was settled that is not stored, ms),
+        settled_to (up to when, ms, all is stored by the collector's word, None without).
         """
         start_ms = 0 if since is None else arguments.time_ms("since", since)
         end_ms = arguments.MAX_TIME_MS if until is None else arguments.time_ms("until", until)
@@ -389,9 +395,9 @@ class MarketReader:
             raise ArgumentError(
                 f"since: must lie before until; found since={since!r}, until={until!r}"
             )
-        self._entries([arguments.pair_name(pair)])
-        values = self._store.settled_rates(pair, start_ms, end_ms)
-        return frames.settled_frame(values, {"pair": pair, "source": self._store.source})
+        entry = self._entries([arguments.pair_name(pair)])[pair]
+        first_ms = None if since is None else start_ms
+        return funding.history(self._store, entry, first_ms, end_ms, self._now_ms())
 
     # --- what there is ----------------------------------------------------------------------------
 

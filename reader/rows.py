@@ -103,10 +103,32 @@ class MarkRow(NamedTuple):
 
 
 class FundingRow(NamedTuple):
-    """The newest running funding rate of a pair, with the last settled rate if one is known."""
+    """The newest running funding rate of a pair, with the last settled rate if one is known.
+
+    `regular_ms` is the newest regular settlement; `then_ms` the first running rate after it that announced
+    a later one, and `then_next_ms` when that was to be. They are None where none is stored.
+    """
 
     pair: str
     time_ms: int
     rate: float
     settled_rate: float | None
     next_funding_time_ms: int
+    regular_ms: int | None = None
+    then_ms: int | None = None
+    then_next_ms: int | None = None
+
+
+class SettledRow(NamedTuple):
+    """One settlement; `kind` is Binance's `rateType` (`Regular`, `Special`)."""
+
+    time_ms: int
+    rate: float
+    kind: str
+
+
+class Announced(NamedTuple):
+    """From `from_ms` on (the grid of running rates) the next settlement was to be at `next_ms`."""
+
+    from_ms: int
+    next_ms: int

@@ -49,15 +49,18 @@ class FundingRate(_Reading):
     """The running funding rate of a pair, a fraction per interval: an estimate until the settlement.
 
     `settled_rate` is the last settlement's rate (None until one is known), `next_funding_time` the
-    next settlement. `time` is the grid time of the value, `age_s` counts from there.
+    next settlement. `time` is the grid time of the value, `age_s` counts from there. `interval_h` are the
+    hours from the last regular settlement to the next one; the exchange changes them as it likes. None
+    where that is not known for sure, as in the moments after a settlement.
     """
 
-    __slots__ = ("next_funding_time", "settled_rate")
+    __slots__ = ("interval_h", "next_funding_time", "settled_rate")
 
-    _parts = ("pair", "settled_rate", "next_funding_time", "time", "age_s")
+    _parts = ("pair", "settled_rate", "next_funding_time", "time", "age_s", "interval_h")
 
     settled_rate: float | None
     next_funding_time: pd.Timestamp
+    interval_h: float | None
 
     def __new__(
         cls,
@@ -67,9 +70,10 @@ class FundingRate(_Reading):
         next_funding_time: pd.Timestamp,
         time: pd.Timestamp,
         age_s: float,
+        interval_h: float | None = None,
     ) -> Self:
         """Make one out of its parts."""
-        return cls._made(rate, pair, settled_rate, next_funding_time, time, age_s)
+        return cls._made(rate, pair, settled_rate, next_funding_time, time, age_s, interval_h)
 
 
 class MarkPrice(_Reading):

@@ -112,7 +112,7 @@ class _Settlement(msgspec.Struct, rename="camel", gc=False):
     funding_time: int
     funding_rate: float
     mark_price: str | float | None = ""
-    rate_type: str = "Regular"
+    rate_type: str = schema.REGULAR
 
 
 class _FundingInfo(msgspec.Struct, rename="camel"):
@@ -318,6 +318,8 @@ class BinanceRest:
         return ExchangeRefusedError(text, response.status, wait_s)
 
 
+_RATE_TYPE: Final = re.compile(r"\w{1,32}")
+
 _SettlementKey: TypeAlias = tuple[str | None, int | None, str | None]
 
 
@@ -332,9 +334,11 @@ def _settlement(raw: msgspec.Raw) -> tuple[_SettlementKey, Settlement]:
         not -1.0 < row.funding_rate < 1.0
         or not 0 < row.funding_time < MAX_TIME_MS
         or (mark_price is not None and not 0.0 <= mark_price < float("inf"))
+        # It becomes part of a list in InfluxDB, and of the journal's key.
+        or not _RATE_TYPE.fullmatch(row.rate_type)
     ):
         raise OddRowError(f"makes no sense: {row}")
-    time_ms = to_minute(row.funding_time)
+    time_ms = schema.to_minute(row.funding_time)
     settlement = Settlement(
         row.symbol, time_ms, row.funding_rate, mark_price or None, row.rate_type
     )
@@ -345,12 +349,7 @@ def _settlement_key(row: msgspec.Raw) -> _SettlementKey:
     settled = tried(row, _Settled)
     at_ms = settled.funding_time if settled and 0 < settled.funding_time < MAX_TIME_MS else None
     # Whatever its kind: of the two of one time, either may be meant.
-    return symbol_of(row), None if at_ms is None else to_minute(at_ms), None
-
-
-def to_minute(time_ms: int) -> int:
-    """The minute of a settlement: its time is off by some ms."""
-    return schema.floor_to(time_ms + schema.MINUTE_MS // 2, schema.MINUTE_MS)
+    return symbol_of(row), None if at_ms is None else schema.to_minute(at_ms), None
 
 
 def _symbol(key: _SettlementKey | None) -> str:

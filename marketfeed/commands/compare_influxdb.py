@@ -120,7 +120,12 @@ _WRITERS: Final[Mapping[str, Callable[[Row], str]]] = {
         row["next_funding_time"],
     ),
     schema.FUNDING_SETTLED: lambda row: lines.funding_settled_text(
-        _tag(row), row["time"], float(row["rate"]), _optional(row.get("mark_price"))
+        _tag(row),
+        row["time"],
+        float(row["rate"]),
+        _optional(row.get("mark_price")),
+        special_rate=_optional(row.get("special_rate")),
+        kinds=row["kinds"],
     ),
     schema.FEED_GAP: lambda row: lines.gap_text(
         _tag(row),

@@ -9,20 +9,28 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.exchange_clock import ExchangeClock
-from marketfeed.binance.rest import BinanceRest, Settlement, to_minute
+from marketfeed.binance.rest import BinanceRest, Settlement
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.counters import CollectorCounters, Trouble
 from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
 from marketfeed.grid import TimeRange, joined, subtract
 from marketfeed.history.archive_rates import ArchiveRates
-from marketfeed.history.funding_plan import STEP_MS, USUAL_HOURS, plan
+from marketfeed.history.awaited import (
+    LATE_PAUSE_S,
+    PAUSES_S,
+    Awaited,
+    FetchedRates,
+    completed,
+    is_certain,
+)
+from marketfeed.history.funding_plan import STEP_MS, plan
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
@@ -35,19 +43,16 @@ LOOK_EVERY_S: Final = 1.0
 """Exchange seconds between two looks for settlements; never closer than `WALL_AT_LEAST_S` wall seconds."""
 SETTLED_AFTER_S: Final = 3.0
 """Exchange seconds after which a settled rate is asked for."""
-PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
-"""Exchange seconds until rates that were not published yet are asked for again; ten minutes in all."""
-LATE_PAUSE_S: Final = 3_600.0
-LATE_ROUNDS: Final = 24
-"""What was not published within these ten minutes is given up, and still asked for every hour of a day."""
 REPORTED_WITHIN_MS: Final = schema.HOUR_MS
 """What was settled within this may not be published yet: history does not take it for absent."""
 FAILURE_PAUSE_S: Final = 1.0
 FAILURE_CAP_S: Final = 60.0
 """Exchange seconds until the next attempt when the exchange does not answer: first, and at most."""
+LOOK_AGAIN_S: Final = (schema.SETTLED_LATE_MS + schema.MINUTE_MS) / 1000
+"""Exchange seconds from when pairs join to the time at which all that was settled before is published."""
 ODD_PAUSE_S: Final = 60.0
 """Exchange seconds until what odd rows have left of history is asked for again, at first."""
-COVERED: Final = "settled_funding"
+COVERED: Final = schema.SETTLED_DOCUMENT
 SAVE_EVERY: Final = 20
 """Answers of history between two times that what is complete is saved."""
 
@@ -64,33 +69,6 @@ class SettledRatesReport(msgspec.Struct, frozen=True):
     history_pairs: int
     given_up: int
     trouble: str
-
-
-class _FetchedRates(NamedTuple):
-    """Whose rates of which times were fetched, by pair; and whose rows were odd, as far as is known."""
-
-    rates: set[tuple[str, int]]
-    odd: list[tuple[str | None, int | None]]
-
-    def unclear(self, pair: str, where: TimeRange) -> list[TimeRange]:
-        """What of a range may hold a rate of a pair that could not be read: it is not complete."""
-        return [
-            where if time_ms is None else TimeRange(time_ms, time_ms + STEP_MS)
-            for whose, time_ms in self.odd
-            if whose in (None, pair)
-        ]
-
-
-class _Awaited(msgspec.Struct, eq=False):
-    """A settlement that has passed, not published yet: when it is asked for next, after how many rounds."""
-
-    due_s: float
-    rounds: int = 0
-
-    @property
-    def given_up(self) -> bool:
-        """Whether it counts as given up: it is only asked for now and then."""
-        return self.rounds > len(PAUSES_S)
 
 
 class SettledRates:
@@ -121,17 +99,22 @@ class SettledRates:
         self._counters = counters
         self._listed = listed
         self._history_ms = history_ms
-        self._since_ms = to_minute(clock.now_ms())
+        self._since_ms = schema.to_minute(clock.now_ms())
         self._pairs: dict[str, str] = {}
-        self._listed_ms: dict[str, int] = {}
         # From when on a pair's rates are fetched as they are settled: those before are history.
         self._live_from_ms: dict[str, int] = {}
         self._next_ms: dict[str, int] = {}
+        # When something was last heard of a pair, while that one was its next.
+        self._heard_ms: dict[str, int] = {}
+        # The next settlement as it was announced last before this began.
+        self._announced_ms: dict[str, int] = {}
         self._last_ms: dict[str, int] = {}
-        self._awaited: dict[tuple[str, int], _Awaited] = {}
+        self._awaited: dict[tuple[str, int], Awaited] = {}
         # Up to when the rates that were settled while this runs are stored.
         self._live_to_ms: dict[str, int] = {}
         self._covered: dict[str, list[TimeRange]] = {}
+        # When what may have been published since the start is asked for, announced or not.
+        self._look_s: float | None = None
         self._generation = -1
         self._look_back = asyncio.Event()
         self._incomplete = 0
@@ -161,14 +144,17 @@ class SettledRates:
         """Fetch the rates of these from now on; of new ones the history, too."""
         chosen = list(instruments)
         pairs = {instrument.symbol: instrument.pair for instrument in chosen}
-        self._listed_ms = {instrument.pair: instrument.listed_ms for instrument in chosen}
-        before, now_ms = set(self._pairs.values()), to_minute(self._clock.now_ms())
+        before, from_ms = set(self._pairs.values()), self._published_ms()
         for pair in before.difference(pairs.values()):
             # Should it come back, it comes anew: what it left here is of the time before.
             fetched = self._intake.next_funding_ms
-            for known in (self._live_from_ms, self._live_to_ms, self._next_ms, fetched):
+            of_before = (self._next_ms, self._heard_ms, self._announced_ms)
+            for known in (self._live_from_ms, self._live_to_ms, *of_before, fetched):
                 known.pop(pair, None)
-        self._live_from_ms.update((pair, now_ms) for pair in pairs.values() if pair not in before)
+        new = [pair for pair in pairs.values() if pair not in before]
+        self._live_from_ms.update(dict.fromkeys(new, from_ms))
+        if new:
+            self._look_s = self._clock.elapsed_s() + LOOK_AGAIN_S
         self._pairs = pairs
         self._look_back.set()
 
@@ -197,55 +183,72 @@ class SettledRates:
             if pair not in followed:
                 continue
             before_ms = self._next_ms.get(pair, next_ms)
+            marked_ms = self._intake.freshness.mark_event_ms.get(pair)
+            heard_ms = self._heard_ms.get(pair, marked_ms)
             self._next_ms[pair] = next_ms
+            if marked_ms is not None:
+                self._heard_ms[pair] = marked_ms
             self._live_to_ms.setdefault(pair, self._live_from_ms[pair])
-            for time_ms in (before_ms, next_ms):
+            for time_ms, until_ms in ((before_ms, heard_ms), (next_ms, marked_ms)):
                 # The frames may be a little ahead of the clock.
                 passed = time_ms <= now_ms or (time_ms < next_ms and time_ms <= now_ms + 5_000)
                 if passed and time_ms > self._last_ms.get(pair, 0):
                     self._last_ms[pair] = time_ms
-                    self._awaited[pair, to_minute(time_ms)] = _Awaited(now_s + SETTLED_AFTER_S)
+                    awaited = Awaited(now_s + SETTLED_AFTER_S, is_certain(time_ms, until_ms))
+                    self._awaited[pair, schema.to_minute(time_ms)] = awaited
 
     async def _fetch_awaited(self) -> None:
         """Ask for what is awaited and due; what is not published yet is asked for again."""
         now_s = self._clock.elapsed_s()
         due = [key for key, item in self._awaited.items() if item.due_s <= now_s]
-        if not due:
-            return
-        start_ms = min(min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due)
-        # What settles in these moments may not be published yet.
-        where = TimeRange(start_ms, to_minute(self._clock.now_ms()) + STEP_MS)
-        fetched = await self._fetch(None, where, Priority.SETTLED)
-        for key in due:
-            self._take_answer(key, key in fetched.rates)
-        # What is given up and asked for now and then is not stored either.
-        waiting = {pair for pair, _ in self._awaited}
-        end_ms = where.end_ms - 2 * STEP_MS
-        for pair, to_ms in self._live_to_ms.items():
-            if pair not in waiting and where.start_ms <= to_ms < end_ms:
-                self._cover(pair, TimeRange(to_ms, end_ms), fetched)
-                self._live_to_ms[pair] = end_ms
-        await self._save()
+        starts_ms = [min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due]
+        look_s = self._look_s
+        if looks := look_s is not None and look_s <= now_s:
+            young_ms = self._clock.now_ms() - REPORTED_WITHIN_MS
+            starts_ms += [at for at in self._live_to_ms.values() if at >= young_ms]
+        if starts_ms:
+            # The last minute once more: a special settlement may be published after the regular one.
+            end_ms = schema.to_minute(self._clock.now_ms()) + STEP_MS
+            where = TimeRange(min(starts_ms) - STEP_MS, end_ms)
+            published_ms = self._published_ms()
+            fetched = await self._fetch(None, where, Priority.SETTLED)
+            known = [key for key in self._awaited if key in fetched.rates]
+            for key in dict.fromkeys([*due, *known]):
+                self._take_answer(key, key in fetched.rates)
+            for pair, to_ms in list(self._live_to_ms.items()):
+                came_ms, awaited_ms = (
+                    [time_ms for whose, time_ms in keys if whose == pair]
+                    for keys in (known, self._awaited)
+                )
+                if part := completed(to_ms, where, published_ms, came_ms, awaited_ms):
+                    self._cover(pair, part, fetched)
+                    self._live_to_ms[pair] = part.end_ms
+            await self._save()
+        if looks and self._look_s == look_s:
+            self._look_s = None
+
+    def _published_ms(self) -> int:
+        """Up to when, on the minute, what was settled has been published."""
+        return schema.floor_to(self._clock.now_ms() - schema.SETTLED_LATE_MS, STEP_MS)
 
     def _take_answer(self, key: tuple[str, int], fetched: bool) -> None:
-        item, now_s = self._awaited[key], self._clock.elapsed_s()
+        item = self._awaited[key]
         if fetched:
             del self._awaited[key]
             if item.given_up:
                 self._given_up -= 1
                 log.info("settled rate was published after all pair=%s time_ms=%d", *key)
             return
-        if item.rounds < len(PAUSES_S):
-            item.due_s = now_s + PAUSES_S[item.rounds]
-        else:
-            if not item.given_up:
+        was_given_up = item.given_up
+        item.ask_again(self._clock.elapsed_s())
+        if item.given_up and (item.is_over or key[0] not in self._pairs.values()):
+            del self._awaited[key]
+        if item.given_up and not was_given_up:
+            if not item.certain:
+                log.info("a settlement was taken back unheard pair=%s time_ms=%d", *key)
+            else:
                 self._given_up += 1
                 log.warning("no settled rate was published pair=%s time_ms=%d", *key)
-            item.due_s = now_s + LATE_PAUSE_S
-        item.rounds += 1
-        followed = key[0] in self._pairs.values()
-        if item.given_up and (not followed or item.rounds > len(PAUSES_S) + LATE_ROUNDS):
-            del self._awaited[key]
 
     # --- history ----------------------------------------------------------------------------------
 
@@ -281,23 +284,32 @@ class SettledRates:
         generation = self._writer.generation
         # Not by the writer's own way: what it remembers is carried into a fresh journal, and there that
         # would be wrong.
-        known = await self._writer.call(lambda journal: journal.load_document(COVERED))
+        known, announced_ms = await self._writer.call(
+            lambda journal: (journal.load_document(COVERED), journal.announced(self._since_ms))
+        )
         self._covered = {}
         if known is not None:
             with contextlib.suppress(msgspec.DecodeError):
                 self._covered = msgspec.json.decode(known[0], type=dict[str, list[TimeRange]])
         if self._generation >= 0:
             # A fresh file: what was fetched while this runs is gone, too.
-            self._since_ms = to_minute(self._clock.now_ms())
-            self._live_from_ms = dict.fromkeys(self._live_from_ms, self._since_ms)
+            self._since_ms = schema.to_minute(self._clock.now_ms())
+            self._live_from_ms = dict.fromkeys(self._live_from_ms, self._published_ms())
             self._live_to_ms.clear()
+        else:
+            for pair, (heard_ms, next_ms) in announced_ms.items():
+                self._announced_ms[pair] = next_ms
+                self._heard_ms.setdefault(pair, heard_ms)
+                if next_ms >= self._live_from_ms.get(pair, next_ms):
+                    # It may have passed while nothing ran, or just now.
+                    self._next_ms.setdefault(pair, next_ms)
         self._generation = generation
 
     def _wanted(self) -> dict[str, list[TimeRange]]:
         """What history is missing, by symbol. Without any it is what was settled before a pair joined."""
         first_ms = self._since_ms
         if self._history_ms:
-            first_ms = to_minute(self._clock.now_ms() - self._history_ms)
+            first_ms = schema.to_minute(self._clock.now_ms() - self._history_ms)
         wanted = {}
         for symbol, pair in self._pairs.items():
             where = TimeRange(first_ms, max(first_ms, self._live_from_ms[pair]))
@@ -326,26 +338,36 @@ class SettledRates:
         )
         for number, (symbols, part) in enumerate(steps, 1):
             one = symbols[0] if chosen.singly else None
-            fetched = await self._fetch(one, part, Priority.HISTORY)
+            fetched = await self._fetch(one, self._up_to_now(part), Priority.HISTORY)
             for symbol in symbols:
                 if symbol in self._pairs:
-                    pair, every_h = self._pairs[symbol], hours.get(symbol, USUAL_HOURS)
-                    self._cover(pair, self._complete(pair, part, every_h, fetched.rates), fetched)
+                    pair = self._pairs[symbol]
+                    self._cover(pair, self._complete(pair, part, fetched.rates), fetched)
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
 
+    def _up_to_now(self, part: TimeRange) -> TimeRange:
+        """What is asked for a part: with the newest one also what may be published just now."""
+        now_ms = schema.to_minute(self._clock.now_ms())
+        is_newest = now_ms - part.end_ms <= REPORTED_WITHIN_MS
+        return part._replace(end_ms=now_ms + STEP_MS) if is_newest else part
+
     def _complete(
-        self, pair: str, part: TimeRange, hours: int, fetched: Collection[tuple[str, int]]
+        self, pair: str, part: TimeRange, fetched: Collection[tuple[str, int]]
     ) -> TimeRange:
         """What of a part of history is complete; a last settlement that is not published yet is awaited."""
-        last_ms = schema.floor_to(part.end_ms - 1, hours * schema.HOUR_MS)
-        first_ms = max(part.start_ms, self._listed_ms.get(pair, 0))
-        young = self._clock.now_ms() - last_ms <= REPORTED_WITHIN_MS
-        if not young or last_ms < first_ms or (pair, last_ms) in fetched:
+        last_ms = schema.to_minute(self._announced_ms.get(pair, 0))
+        is_young = self._clock.now_ms() - last_ms <= REPORTED_WITHIN_MS
+        if (
+            not is_young
+            or not part.start_ms <= last_ms < part.end_ms
+            or (pair, last_ms) in fetched
+            or not is_certain(last_ms, self._heard_ms.get(pair))
+        ):
             return part
         due_s = self._clock.elapsed_s() + PAUSES_S[0]
-        self._awaited.setdefault((pair, last_ms), _Awaited(due_s))
+        self._awaited.setdefault((pair, last_ms), Awaited(due_s))
         # As if it had been settled while this runs.
         self._live_from_ms[pair] = self._live_to_ms[pair] = last_ms
         return TimeRange(part.start_ms, last_ms)
@@ -354,9 +376,9 @@ class SettledRates:
 
     async def _fetch(
         self, symbol: str | None, where: TimeRange, priority: Priority
-    ) -> _FetchedRates:
+    ) -> FetchedRates:
         """Fetch and store what was settled in a range."""
-        fetched = _FetchedRates(set(), [])
+        fetched = FetchedRates(set(), [])
         start_ms = where.start_ms
         while True:
             # A settlement's time is off by some ms, here rounded to the minute.
@@ -406,9 +428,9 @@ class SettledRates:
             self._counters.rows_changed += changed
         return {(item.pair, item.time_ms) for item in batch.settled}
 
-    def _cover(self, pair: str, part: TimeRange, fetched: _FetchedRates) -> None:
+    def _cover(self, pair: str, part: TimeRange, fetched: FetchedRates) -> None:
         """Note a part as complete, but for what odd rows stand for."""
-        clear = subtract(part, fetched.unclear(pair, part))
+        clear = fetched.clear(pair, part)
         self._covered[pair] = joined([*self._covered.get(pair, ()), *clear], STEP_MS, 0)
 
     async def _save(self) -> None:

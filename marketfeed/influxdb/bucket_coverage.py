@@ -38,6 +38,8 @@ class Look(NamedTuple):
 class Refused(msgspec.Struct, frozen=True):
     """The candles that a bucket has refused: open times, and of what is told no more the newest, by series.
 
+    Settlements of a pair are such a series, too.
+
     A series is named by the measurement and tags of its lines. With `is_unknown` some are known to be
     refused, and it is not known which.
     """
@@ -192,6 +194,29 @@ def intervals(
         part = interval(known, mine) if is_known else TimeRange(now.from_ms, now.from_ms)
         if part is not None:
             found[key] = part
+    return found
+
+
+def settled_parts(
+    settled_to_ms: Mapping[str, int],
+    refused: Refused,
+    line_keys: Mapping[str, str],
+    told: Iterable[str],
+) -> dict[Key, TimeRange]:
+    """Up to when a bucket has each pair's settlements, as an empty part that stands there.
+
+    `settled_to_ms` is that of what is stored and acknowledged. It ends at the first that was refused; which
+    one that is of those that are told no more, is not known. `line_keys` name the pairs in `refused`. Of one
+    that was `told`, and is not known any more, 0 is said: the point of the hour has the field.
+    """
+    found: dict[Key, TimeRange] = {}
+    for pair, name in line_keys.items():
+        to_ms = settled_to_ms.get(pair, 0)
+        if refused.is_unknown or name in refused.gone_ms:
+            to_ms = 0
+        to_ms = min([to_ms, *refused.opens_ms.get(name, ())])
+        if to_ms or pair in told:
+            found[pair, schema.SETTLED_TO] = TimeRange(to_ms, to_ms)
     return found
 
 

@@ -18,6 +18,7 @@ from marketfeed.influxdb.bucket_coverage import (
     Refused,
     Unacknowledged,
     intervals,
+    settled_parts,
 )
 from marketfeed.influxdb.outbox import Outbox
 from marketfeed.journal.coverage import Covered, Key
@@ -53,6 +54,9 @@ class CoveragePoints:
         self._refused: Refused = NONE_REFUSED
         self._before: Coverage = {}
         self._line_keys: dict[Key, str] = {}
+        self._settled_to_ms: Mapping[str, int] = {}
+        # Of which pairs something was said of settlements.
+        self._settled_told: set[str] = set()
         self._due: dict[str, dict[str, TimeRange]] = {}
 
     def begin_anew(self) -> None:
@@ -64,6 +68,7 @@ class CoveragePoints:
         # As it is before the rows are read: all that it says is stored is among them, or was deleted since.
         self._before = dict(self._stored())
         refused = outbox.look_at_candles(self._unacknowledged, acknowledged, self._target)
+        self._settled_to_ms = outbox.settled_to(acknowledged)
         if refused.is_unknown and not self._refused.is_unknown:
             log.warning(
                 "lines were refused that are not known any more, the bucket's coverage stays empty until "
@@ -81,6 +86,10 @@ class CoveragePoints:
         found = intervals(
             before, self._stored(), self._unacknowledged, self._refused, self._keys(before)
         )
+        names = {
+            pair: f"{schema.FUNDING_SETTLED},pair={lines.escape_tag(pair)}" for pair, _ in found
+        }
+        found |= settled_parts(self._settled_to_ms, self._refused, names, self._settled_told)
         self._due = self._points.due(found, now_s)
         hour_ms = schema.floor_to(self._now_ms(), schema.HOUR_MS)
         return [
@@ -91,6 +100,9 @@ class CoveragePoints:
     def written(self, now_s: float) -> None:
         """Note that `lines` have been written."""
         self._points.written(self._due, now_s)
+        self._settled_told.update(
+            pair for pair, parts in self._due.items() if schema.SETTLED_TO in parts
+        )
 
     def _keys(self, series: Coverage) -> Mapping[Key, str]:
         """How lines of candles begin, of each series."""

@@ -34,7 +34,7 @@ _COLUMNS: Final = {
     "candle": _CANDLE_COLUMNS,
     "mark_price": f"pair_id, time, mark_price, {schema.INDEX_PRICE}",
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
-    "funding_settled": "pair_id, time, rate, mark_price",
+    "funding_settled": "pair_id, time",
     "gap": 'pair_id, kind, start, "end", healed, state',
     "catalog": "pair_id, ltrim(timeframes, ','), {dropped}, listed, ended, changed",
 }
@@ -114,6 +114,23 @@ class JournalOutbox(Outbox):
                 unacknowledged.add([look])
                 left[:1] = [(left[0][0], look.first - 1)] if look.first > left[0][0] else []
             return self._refused_candles(target)
+
+    def settled_to(self, acknowledged: Acknowledged) -> dict[str, int]:
+        """Up to when (ms, exclusive) the settlements of each pair are stored and `acknowledged`."""
+        with self._one_state():
+            # What it says is stored is among the rows of the same state.
+            found = JournalReads(self._db).settled_to()
+            for first, last in acknowledged[schema.FUNDING_SETTLED].gaps(self._next_seq()):
+                # The index on `seq` holds the key, too: no row is read.
+                for pair, time_ms in self._db.execute(
+                    """SELECT pair.pair, min(s.time) FROM funding_settled AS s
+                       JOIN pair ON pair.id = s.pair_id WHERE s.seq BETWEEN ? AND ?
+                       GROUP BY s.pair_id""",
+                    (first, last),
+                ):
+                    if pair in found:
+                        found[pair] = min(found[pair], time_ms)
+        return found
 
     def _look(self, first: int, last: int) -> tuple[Look, int]:
         """The candles of the highest numbers of a range, and how many they are."""
@@ -198,8 +215,7 @@ class JournalOutbox(Outbox):
             (*keys, ids.get(pair_tag, -1), int(time_ms)),
         ).fetchall()
         same = [text for text in write(rows) if key_of(text) == key] if rows else []
-        # Of two settlements at one time both are lines of one point.
-        return line if line in same else same[-1] if same else None
+        return same[-1] if same else None
 
     def _tag(self, pair_id: int) -> str:
         tag = self._tags.get(pair_id)
@@ -232,8 +248,14 @@ class JournalOutbox(Outbox):
         return lines.funding_rate_text(self._tag(pair_id), time_ms, rate, settled_rate, next_ms)
 
     def _funding_settled(self, row: Row) -> str:
-        _, pair_id, time_ms, rate, mark_price = row
-        return lines.funding_settled_text(self._tag(pair_id), time_ms, rate, mark_price)
+        # Of all that was settled at this time: in InfluxDB it is one point.
+        _, pair_id, time_ms = row
+        settled = self._db.execute(
+            """SELECT kind, rate, mark_price FROM funding_settled
+               WHERE pair_id = ? AND time = ? ORDER BY kind""",
+            (pair_id, time_ms),
+        ).fetchall()
+        return lines.settlements_text(self._tag(pair_id), time_ms, settled)
 
     def _gaps(self, rows: list[Row]) -> list[str]:
         # What is missing of a first filling is this journal's own affair.

@@ -170,10 +170,48 @@ def funding_rate_text(
     )
 
 
-def funding_settled_text(pair_tag: str, time_ms: int, rate: float, mark_price: float | None) -> str:
-    """The line of one settled funding rate."""
+def funding_settled_text(
+    pair_tag: str,
+    time_ms: int,
+    rate: float,
+    mark_price: float | None,
+    *,
+    special_rate: float | None = None,
+    kinds: str = schema.REGULAR,
+) -> str:
+    """The line of what was settled at one time, of all `kinds` (separated by commas).
+
+    `rate` is the regular one; where there is none, the other. Older readers know it alone.
+    """
+    special = (
+        "" if special_rate is None else f",special_rate={_number('special_rate', special_rate)}"
+    )
     mark = "" if mark_price is None else f",mark_price={_number('mark_price', mark_price)}"
-    return f"{schema.FUNDING_SETTLED},pair={pair_tag} rate={_number('rate', rate)}{mark} {time_ms}"
+    return (
+        f"{schema.FUNDING_SETTLED},pair={pair_tag} rate={_number('rate', rate)}{special}{mark},"
+        f"{_string('kinds', kinds)} {time_ms}"
+    )
+
+
+def settlements_text(
+    pair_tag: str, time_ms: int, settled: Sequence[tuple[str, float, float | None]]
+) -> str:
+    """The line of all that was settled of a pair at one time: kind, rate and mark price of each.
+
+    There is room for a regular one and one that is not.
+    """
+    regular = [one for one in settled if one[0] == schema.REGULAR]
+    special = [one for one in settled if one[0] != schema.REGULAR]
+    chosen = [*regular[:1], *special[:1]]
+    _, rate, mark_price = chosen[0]
+    return funding_settled_text(
+        pair_tag,
+        time_ms,
+        rate,
+        mark_price,
+        special_rate=special[0][1] if special else None,
+        kinds=",".join(kind for kind, *_ in chosen),
+    )
 
 
 def gap_text(
@@ -218,15 +256,20 @@ def catalog_text(
 def coverage_text(
     pair_tag: str, collector: str, parts: Mapping[str, tuple[int, int]], time_ms: int
 ) -> str:
-    """The line of what a bucket has of a pair's candles: by timeframe from where, and up to where."""
-    fields = ",".join(
-        f"{name}={edge_ms}i"
-        for timeframe, part in parts.items()
-        for name, edge_ms in zip(schema.coverage_fields(timeframe), part, strict=True)
-    )
+    """The line of what a bucket has of a pair's candles: by timeframe from where, and up to where.
+
+    Of `schema.SETTLED_TO` the end alone.
+    """
+    fields: list[str] = []
+    for series, (from_ms, until_ms) in parts.items():
+        if series == schema.SETTLED_TO:
+            fields.append(f"{series}={until_ms}i")
+        else:
+            first, last = schema.coverage_fields(series)
+            fields += [f"{first}={from_ms}i", f"{last}={until_ms}i"]
     return (
         f"{schema.FEED_COVERAGE},collector={escape_tag(collector)},pair={pair_tag} "
-        f"{fields} {time_ms}"
+        f"{','.join(fields)} {time_ms}"
     )
 
 

@@ -125,6 +125,10 @@ class Outbox(abc.ABC):
         """Look at the rows of candles that are not `acknowledged`; returns what `target` has refused."""
         return NONE_REFUSED
 
+    def settled_to(self, acknowledged: Acknowledged) -> dict[str, int]:
+        """Up to when (ms, exclusive) the settlements of each pair are stored and `acknowledged`."""
+        return {}
+
     @abc.abstractmethod
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
         """For each line that of the same point as the file holds it now; None where it holds none."""

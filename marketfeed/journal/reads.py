@@ -6,6 +6,8 @@ import zlib
 from collections import Counter
 from typing import Final
 
+import msgspec
+
 from marketfeed import schema
 from marketfeed.grid import TimeRange, candles_in
 from marketfeed.journal import quotes
@@ -129,6 +131,32 @@ class JournalReads:
                        SELECT time, kind FROM funding_settled WHERE pair_id = pair.id
                        ORDER BY time DESC, kind LIMIT 1
                    )"""
+            )
+        }
+
+    def settled_to(self) -> dict[str, int]:
+        """Up to when (ms, exclusive) the settlements of each pair are stored, as far as REST has answered."""
+        known = self.load_document(schema.SETTLED_DOCUMENT)
+        if known is None:
+            return {}
+        try:
+            answered = msgspec.json.decode(known[0], type=dict[str, list[TimeRange]])
+        except msgspec.DecodeError:
+            # The collector asks for it anew.
+            return {}
+        return schema.settled_to(answered)
+
+    def announced(self, before_ms: int) -> dict[str, tuple[int, int]]:
+        """Of each pair when (ms) before a time its next settlement was announced last, and for when."""
+        return {
+            pair: (time_ms, next_ms)
+            for pair, time_ms, next_ms in self.db.execute(
+                """SELECT pair.pair, f.time, f.next_funding_time FROM pair CROSS JOIN funding_rate AS f
+                   ON f.pair_id = pair.id
+                   AND f.time = (
+                       SELECT max(time) FROM funding_rate WHERE pair_id = pair.id AND time < ?
+                   )""",
+                (before_ms,),
             )
         }
 

@@ -1,7 +1,8 @@
 """Which candles a bucket has refused, as far as the lines put aside do not tell: more than are kept.
 
 It stands in a document of the journal: of each target and series the newest candle among the lines that newer
-ones have pushed out. A series is named by the measurement and tags of its lines.
+ones have pushed out. Settlements of a pair are such a series. It is named by the measurement and tags of its
+lines.
 """
 
 from collections.abc import Sequence
@@ -86,8 +87,8 @@ def encode(document: RefusedCandles) -> bytes:
 
 
 def candle_of(line: str) -> tuple[str, int] | None:
-    """Series and open time (ms) of a candle's line; None of other lines."""
-    if not line.startswith(schema.OHLCV_PREFIX):
+    """Series and open time (ms) of a candle's line, or of a settlement's; None of other lines."""
+    if not line.startswith((schema.OHLCV_PREFIX, f"{schema.FUNDING_SETTLED},")):
         return None
     # No pair holds a blank.
     series, _, rest = line.partition(" ")

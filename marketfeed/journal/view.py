@@ -149,5 +149,6 @@ _CHART: Final = f"""SELECT {_OF_CHART} FROM candle AS c
     WHERE pair_id = ? AND timeframe_ms = ? ORDER BY open_time DESC LIMIT ?"""  # noqa: S608
 _CHART_FORMING: Final = f"""SELECT {_OF_CHART} FROM forming AS c
     WHERE pair_id = ? AND timeframe_ms = ?"""  # noqa: S608
-_CHART_SETTLED: Final = """SELECT time, rate FROM funding_settled
+# Both kinds of one time are paid.
+_CHART_SETTLED: Final = """SELECT time, sum(rate) FROM funding_settled
     WHERE pair_id = ? AND time >= ? GROUP BY time ORDER BY time DESC LIMIT ?"""

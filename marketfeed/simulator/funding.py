@@ -33,7 +33,8 @@ class Funding:
     """How one contract's mark price stands to its last price, and how its funding rate drifts.
 
     Nothing is remembered: both are sums of slow waves, different for every symbol, so that the rate
-    settled at any past time is known, and is the one that runs at that instant.
+    settled at any past time is known, and is the one that runs at that instant. Only changes of the rhythm
+    and special settlements are kept, as they are made.
     """
 
     def __init__(self, instrument: Instrument, seed: int) -> None:
@@ -43,6 +44,8 @@ class Funding:
         self._rate_swing = 0.00005 + 0.0004 * digest[5] / 256.0
         self._symbol = instrument.symbol
         self._interval_ms = instrument.funding_hours * schema.HOUR_MS
+        self._rhythms = [(-1, self._interval_ms)]
+        self._specials: dict[int, float] = {}
         self.cap = 0.003 if instrument.base in {"BTC", "ETH"} else 0.02
         self._jitter = digest[6]
 
@@ -53,11 +56,20 @@ class Funding:
         drift += math.sin(hours / 31.0 + self._slow_phase)
         return max(-self.cap, min(self.cap, round(_INTEREST + self._rate_swing * drift, 8)))
 
+    def change_rhythm(self, after_ms: int, hours: int) -> None:
+        """Settle every `hours` after `after_ms`, later than earlier changes; it is announced then."""
+        self._rhythms.append((after_ms, hours * schema.HOUR_MS))
+
+    def settle_specially(self, time_ms: int, rate: float) -> None:
+        """Settle out of turn at a full minute, unannounced, beside a regular settlement or not."""
+        self._specials[time_ms] = rate
+
     def next_funding_ms(self, time_ms: int) -> int:
-        """Return the next settlement after `time_ms`; 0 if the contract has no funding."""
-        if not self._interval_ms:
+        """Return the next settlement after `time_ms` as it is announced then; 0 without funding."""
+        interval_ms = next(every for after, every in reversed(self._rhythms) if after <= time_ms)
+        if not interval_ms:
             return 0
-        return schema.floor_to(time_ms, self._interval_ms) + self._interval_ms
+        return schema.floor_to(time_ms, interval_ms) + interval_ms
 
     def mark(self, last_price: float, time_ms: int) -> Mark:
         """Return the mark price and its companions while the last trade was at `last_price`."""
@@ -100,21 +112,26 @@ class Funding:
             time=time_ms,
         )
 
-    def times(self, start_ms: int, end_ms: int) -> range:
-        """Return the settlement times from `start_ms` to `end_ms`, both inclusive."""
-        if not self._interval_ms:
-            return range(0)
-        first_ms = schema.ceil_to(start_ms, self._interval_ms)
-        return range(first_ms, end_ms + 1, self._interval_ms)
+    def times(self, start_ms: int, end_ms: int) -> list[tuple[int, bool]]:
+        """Return the settlements from `start_ms` to `end_ms`, both inclusive: when, and whether specially."""
+        found = [(at, True) for at in self._specials if start_ms <= at <= end_ms]
+        ends = [after for after, _ in self._rhythms[1:]]
+        for (after, interval_ms), until in zip(self._rhythms, [*ends, end_ms], strict=True):
+            if interval_ms:
+                first_ms = schema.ceil_to(max(start_ms, after + 1), interval_ms)
+                times = range(first_ms, min(end_ms, until) + 1, interval_ms)
+                found += [(at, False) for at in times]
+        return sorted(found)
 
-    def settlement(self, time_ms: int, last_price: float) -> Settlement:
+    def settlement(self, time_ms: int, last_price: float, *, special: bool = False) -> Settlement:
         """Return what was settled at `time_ms`; as on the exchange, the time is off by some ms."""
         mark = self.mark(last_price, time_ms).mark_price
         return Settlement(
             symbol=self._symbol,
-            funding_time=time_ms + (time_ms // schema.HOUR_MS + self._jitter) % 5,
-            funding_rate=f"{self.rate(time_ms):.8f}",
+            funding_time=time_ms + (time_ms // schema.HOUR_MS + self._jitter) % 5 + special,
+            funding_rate=f"{self._specials[time_ms] if special else self.rate(time_ms):.8f}",
             mark_price=f"{mark:.8f}" if time_ms >= _FIRST_MARK_PRICE_MS else "",
+            rate_type="Special" if special else "Regular",
         )
 
     def info(self) -> FundingInfo:
@@ -123,5 +140,5 @@ class Funding:
             symbol=self._symbol,
             adjusted_funding_rate_cap=f"{self.cap:.8f}",
             adjusted_funding_rate_floor=f"{-self.cap:.8f}",
-            funding_interval_hours=self._interval_ms // schema.HOUR_MS,
+            funding_interval_hours=self._rhythms[-1][1] // schema.HOUR_MS,
         )

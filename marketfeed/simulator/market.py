@@ -377,10 +377,12 @@ class Market:
         times = times[-limit:] if newest else times[:limit]
         if not times:
             return []
-        prices = source.closes(np.array(times, dtype=np.int64) // MINUTE_MS - 1)
+        minutes = np.array([time_ms for time_ms, _ in times], dtype=np.int64) // MINUTE_MS
         return [
-            funding.settlement(time_ms, price / instrument.price_scale)
-            for time_ms, price in zip(times, prices.tolist(), strict=True)
+            funding.settlement(time_ms, price / instrument.price_scale, special=special)
+            for (time_ms, special), price in zip(
+                times, source.closes(minutes - 1).tolist(), strict=True
+            )
         ]
 
     def funding_infos(self) -> list[FundingInfo]:

@@ -7,7 +7,7 @@ The answers are those of a journal that holds the same rows. What differs lies i
   or, in a bucket that was begun later, what was noted of it last before that. Where points are kept for a
   time only it moves on with them.
 * Where series are whole was told up to a minute ago, and is asked for once a minute.
-* Of two settlements of a pair at one instant there is one point.
+* What was settled of a pair at one time is one point; of older collectors it is taken for a regular one.
 
 Every question names a range of time: an unbounded one is 10 times slower over a year of data. Its lower
 end comes from the newest time seen in that measurement so far (at first, the host's clock). That is a
@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.coverage import Interval
-from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+from reader.rows import (
+    Announced,
+    CandleQuery,
+    CandleRows,
+    CatalogRow,
+    FundingRow,
+    MarkRow,
+    SettledRow,
+)
+from reader.settlements import BELIEVED_MS, KNOWN_FOR_MS, changes, settled_rows
 from reader.stores import influx_candles
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import RowType, StatementAnswer
@@ -70,8 +79,15 @@ _FUNDING_RATE: Final = _Latest(
     RowType(tuple[int, float | None, int | None, float | None, str | None]),
 )
 _SETTLED_RATE: Final = _Latest(
-    schema.FUNDING_SETTLED, ("rate",), 1, schema.DAY_MS, queries.OPENS, queries.OPENS_OF
+    schema.FUNDING_SETTLED,
+    ("rate", "kinds"),
+    1,
+    schema.DAY_MS,
+    queries.SETTLED_LAST,
+    queries.SETTLED_LAST_OF,
 )
+_SPECIALS: Final = 16
+"""Behind so many that are not regular the newest regular settlement is looked for."""
 
 
 class InfluxStore:
@@ -85,6 +101,7 @@ class InfluxStore:
     def __init__(self, http: InfluxHttp) -> None:
         self._http = http
         self._newest_ms: dict[str, int] = {}
+        self._then: dict[str, tuple[int, Announced]] = {}
         try:
             self._catalog = InfluxCatalog(http)
         except BaseException:
@@ -158,18 +175,56 @@ class InfluxStore:
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`, with the newest settled one."""
         running, settled = self._latest(pairs, _FUNDING_RATE, _SETTLED_RATE)
+        regular = self._newest_regular(settled)
+        then = self._announced_then(
+            {
+                pair: regular[pair]
+                for pair, (_, _, next_ms, _) in running.items()
+                if pair in regular and next_ms - regular[pair] <= BELIEVED_MS
+            }
+        )
         return {
             pair: FundingRow(
-                pair, time_ms, rate, settled[pair][1] if pair in settled else noted, next_ms
+                pair,
+                time_ms,
+                rate,
+                settled[pair][1] if pair in settled else noted,
+                next_ms,
+                regular.get(pair),
+                *then.get(pair, (None, None)),
             )
             for pair, (time_ms, rate, next_ms, noted) in running.items()
         }
 
-    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
-        """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
+    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
+        """Settlements with start <= time < end, oldest first; of one time the regular one first."""
         condition, bound = queries.among([pair])
         (answer,) = self._http.ask([queries.settled(condition, start_ms, end_ms)], bound)
-        return np.array(answer.rows(queries.SETTLED_RATES), np.float64).reshape(-1, 2)
+        points = answer.rows(queries.SETTLED_RATES)
+        return [row for point in points for row in settled_rows(*point)]
+
+    def announced(self, pair: str, start_ms: int) -> list[Announced]:
+        """The settlements that running rates announced, from what stood at `start_ms` on."""
+        condition, bound = queries.among([pair])
+        next_ms = start_ms + 1
+        before, first, later = self._http.ask(
+            [
+                queries.announced("last", condition, start_ms - KNOWN_FOR_MS, next_ms),
+                queries.announced("first", condition, next_ms, queries.OPEN_END_MS),
+                # The changes alone: of two weeks there are 20,000 running rates.
+                queries.announced_changes(condition, next_ms),
+            ],
+            bound,
+        )
+        found = [Announced(*row) for a in (before, first) for row in a.rows(queries.ANNOUNCED)]
+        for time_ms, change_ms in later.rows(queries.ANNOUNCED):
+            found.append(Announced(time_ms, found[-1].next_ms + change_ms))
+        return changes(found)
+
+    def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
+        """Up to when (ms, exclusive) all settlements of each of `pairs` are stored, as was told last."""
+        told = self._catalog.coverage(pairs, schema.SETTLED_TO)
+        return {pair: interval.until_ms for pair, interval in told.items()}
 
     def version(self) -> Hashable:
         """A value that differs after POLL_S: an InfluxDB does not signal that something was written."""
@@ -206,6 +261,47 @@ class InfluxStore:
             self._note(question.measurement, (row[0] for row in rows.values()))
             found.append({pair: rows[pair] for pair in pairs if pair in rows})
         return found
+
+    def _newest_regular(
+        self, settled: Mapping[str, tuple[int, float, str | None]]
+    ) -> dict[str, int]:
+        """Pair -> time of its newest regular settlement, by the newest settlement of each pair."""
+        newest = {
+            pair: settled_rows(at, rate, None, kinds) for pair, (at, rate, kinds) in settled.items()
+        }
+        found = {
+            pair: rows[0].time_ms for pair, rows in newest.items() if rows[0].kind == schema.REGULAR
+        }
+        lone = [pair for pair in newest if pair not in found]
+        if lone:
+            condition, bound = queries.among(lone)
+            (answer,) = self._http.ask([queries.newest_settled(condition, _SPECIALS)], bound)
+            for pair, points in answer.by_pair(queries.SETTLED_RATES).items():
+                rows = [row for point in points for row in settled_rows(*point)]
+                times_ms = [row.time_ms for row in rows if row.kind == schema.REGULAR]
+                if times_ms:
+                    found[pair] = times_ms[0]
+        return found
+
+    def _announced_then(self, settled_ms: Mapping[str, int]) -> dict[str, Announced]:
+        """Pair -> what was first announced after its settlement of that time. It is asked for once."""
+        asked = [pair for pair, at in settled_ms.items() if self._then.get(pair, (0,))[0] != at]
+        times = sorted({settled_ms[pair] for pair in asked})
+        condition, bound = queries.among(asked) if 0 < len(asked) <= _NAMED else ("", {})
+        statements = [
+            queries.announced_after(condition, at, at + schema.LONGEST_INTERVAL_MS) for at in times
+        ]
+        for at, answer in zip(
+            times, self._http.ask(statements, bound) if times else (), strict=True
+        ):
+            for pair, points in answer.by_pair(queries.ANNOUNCED).items():
+                if settled_ms.get(pair) == at:
+                    self._then[pair] = at, Announced(*points[0])
+        return {
+            pair: self._then[pair][1]
+            for pair, at in settled_ms.items()
+            if pair in self._then and self._then[pair][0] == at
+        }
 
     def _believed_ms(self, measurement: str) -> int:
         return self._newest_ms.get(measurement) or time.time_ns() // 1_000_000

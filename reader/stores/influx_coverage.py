@@ -19,7 +19,7 @@ WEEK_MS: Final = 7 * schema.DAY_MS
 _BACK_MS: Final = 2 * schema.HOUR_MS
 
 Point = Mapping[str, Interval]
-"""What one collector tells of a pair, by timeframe."""
+"""What one collector tells of a pair, by timeframe, and of its settlements."""
 
 
 class Told(NamedTuple):
@@ -52,13 +52,14 @@ class Told(NamedTuple):
         points = {pair: dict(each) for pair, each in self.points.items()}
         newest_ms = self.newest_ms
         for tags, rows in answer.by_tags(queries.COVERAGE):
-            time_ms, *edges = rows[0]
+            time_ms, *edges, settled_to_ms = rows[0]
+            # Settlements are told of as a series without a beginning.
+            names = (*timeframes, schema.SETTLED_TO)
+            edges += [0, settled_to_ms]
             collectors = points.setdefault(tags.get("pair", ""), {})
             collectors[tags.get("collector", "")] = {
-                timeframe: Interval(from_ms, until_ms)
-                for timeframe, from_ms, until_ms in zip(
-                    timeframes, edges[::2], edges[1::2], strict=True
-                )
+                name: Interval(from_ms, until_ms)
+                for name, from_ms, until_ms in zip(names, edges[::2], edges[1::2], strict=True)
                 if from_ms is not None and until_ms is not None
             }
             newest_ms = max(newest_ms, time_ms or 0)

@@ -20,7 +20,10 @@ OPEN_END_MS: Final = 9_223_372_036_854
 CandlePoint = tuple[float | None, ...]
 OPENS: Final = RowType(tuple[int, float])
 OPENS_OF: Final = RowType(tuple[int, float, str | None])
-SETTLED_RATES: Final = RowType(tuple[int, float])
+SETTLED_LAST: Final = RowType(tuple[int, float, str | None])
+SETTLED_LAST_OF: Final = RowType(tuple[int, float | None, str | None, str | None])
+SETTLED_RATES: Final = RowType(tuple[int, float, float | None, str | None])
+ANNOUNCED: Final = RowType(tuple[int, int])
 MARK_MINUTES: Final = RowType(tuple[float, float, float, float, float])
 CATALOG_FIRST: Final = RowType(tuple[int, str])
 CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | None])
@@ -104,7 +107,43 @@ def newest_points(measurement: str, columns: Sequence[str], start_ms: int, limit
 def settled(condition: str, start_ms: int, end_ms: int) -> str:
     """Settled funding rates, oldest first."""
     between = _between(start_ms, end_ms)
-    return f"SELECT rate FROM {schema.FUNDING_SETTLED} WHERE {condition}{between}"
+    return (
+        f"SELECT rate, special_rate, kinds FROM {schema.FUNDING_SETTLED} WHERE {condition}{between}"
+    )
+
+
+def newest_settled(condition: str, limit: int) -> str:
+    """The newest `limit` settled funding rates of each pair, newest first."""
+    return (
+        f"SELECT rate, special_rate, kinds FROM {schema.FUNDING_SETTLED} "
+        f"WHERE {condition}{_between(0, OPEN_END_MS)} GROUP BY pair ORDER BY time DESC LIMIT {limit:d}"
+    )
+
+
+def announced(which: str, condition: str, start_ms: int, end_ms: int) -> str:
+    """What settlement was announced `first` or `last`."""
+    return (
+        f"SELECT {which}(next_funding_time) FROM {schema.FUNDING_RATE} "
+        f"WHERE {condition}{_between(start_ms, end_ms)}"
+    )
+
+
+def announced_changes(condition: str, start_ms: int) -> str:
+    """By how many ms later than before a settlement was announced, at each change of that."""
+    return (
+        "SELECT change FROM (SELECT difference(next_funding_time) AS change "
+        f"FROM {schema.FUNDING_RATE} WHERE {condition}{_between(start_ms, OPEN_END_MS)}) "
+        "WHERE change <> 0"
+    )
+
+
+def announced_after(condition: str, settled_ms: int, end_ms: int) -> str:
+    """What was first announced of each pair to come after a settlement."""
+    return (
+        f"SELECT first(next_funding_time) FROM {schema.FUNDING_RATE} "
+        f"WHERE {condition}next_funding_time > {settled_ms:d} "
+        f"AND {_between(settled_ms, end_ms)} GROUP BY pair"
+    )
 
 
 def mark_minutes(condition: str, start_ms: int, end_ms: int) -> str:
@@ -131,10 +170,13 @@ def catalog_last(condition: str, start_ms: int) -> str:
 
 
 def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
-    """What each collector has told last of each pair, at `start_ms` or later: two edges a timeframe."""
+    """What each collector has told last of each pair, at `start_ms` or later.
+
+    That are two edges a timeframe, and up to when settlements are stored.
+    """
     fields = [field for name in timeframes for field in schema.coverage_fields(_known(name))]
     return (
-        f"SELECT {', '.join(fields)} FROM {schema.FEED_COVERAGE} "
+        f"SELECT {', '.join([*fields, schema.SETTLED_TO])} FROM {schema.FEED_COVERAGE} "
         f"WHERE {_between(start_ms, OPEN_END_MS)} "
         "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
     )

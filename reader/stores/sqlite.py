@@ -20,13 +20,12 @@ import errno
 import json
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 from weakref import WeakSet
 
@@ -36,9 +35,19 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader.coverage import Interval
 from reader.errors import ReaderError, StoreUnavailableError
-from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow, as_float
+from reader.rows import (
+    Announced,
+    CandleQuery,
+    CandleRows,
+    CatalogRow,
+    FundingRow,
+    MarkRow,
+    SettledRow,
+    as_float,
+)
 from reader.stores import sqlite_queries as queries
-from reader.stores.sqlite_coverage import Extent, intervals, kinds
+from reader.stores.journal_file import Opened, look
+from reader.stores.sqlite_coverage import Extent, intervals, kinds, settled_to
 
 RETRY_S: Final = 2.0
 """Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""
@@ -53,13 +62,6 @@ _LOCK: Final = threading.RLock()
 _STORES: Final[WeakSet["SqliteStore"]] = WeakSet()
 
 
-class _Opened(NamedTuple):
-    """What distinguishes the files that were opened from others of the same name; `wal` None: immutable."""
-
-    file: tuple[int, ...]
-    wal: tuple[int, int] | None
-
-
 class SqliteStore:
     """The journal at `path`. Opens it at once, and again whenever that is needed.
 
@@ -72,7 +74,7 @@ class SqliteStore:
         self._path = Path(path).absolute()
         self._db: sqlite3.Connection | None = None
         self._wal_path = self._path
-        self._opened = _Opened((), None)
+        self._opened = Opened((), None)
         self._opened_pid = 0
         self._generation = 0
         self._answered = False
@@ -176,13 +178,24 @@ class SqliteStore:
 
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
-        rows = self._rows(queries.FUNDING_RATES, pairs=_json(pairs))
+        rows = self._rows(queries.FUNDING_RATES, pairs=_json(pairs), **queries.SETTLEMENTS)
         return {row[0]: FundingRow(*row) for row in rows}
 
-    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
-        """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
-        rows = self._rows(queries.SETTLED, pair=pair, start=start_ms, end=end_ms)
-        return np.array(rows, np.float64).reshape(-1, 2)
+    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
+        """Settlements with start <= time < end, oldest first; of one time the regular one first."""
+        bound = queries.SETTLEMENTS | {"pair": pair, "start": start_ms, "end": end_ms}
+        rows = self._rows(queries.SETTLED, **bound)
+        return [SettledRow(*row) for row in rows]
+
+    def announced(self, pair: str, start_ms: int) -> list[Announced]:
+        """The settlements that running rates announced, from what stood at `start_ms` on."""
+        rows = self._rows(queries.ANNOUNCED, pair=pair, start=start_ms)
+        return [Announced(*row) for row in rows]
+
+    def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
+        """Up to when (ms, exclusive) all settlements of each of `pairs` are stored."""
+        rows = self._rows(queries.DOCUMENT, name=schema.SETTLED_DOCUMENT)
+        return settled_to(rows, pairs)
 
     def version(self) -> Hashable:
         """A value that differs after every commit, and after the file was opened again."""
@@ -252,7 +265,7 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         # SQLite, too, names the -wal after the file that a link points to.
         self._wal_path = Path(f"{self._path.resolve()}-wal")
-        opened = _look(self._path, self._wal_path)
+        opened = look(self._path, self._wal_path)
         if not os.access(self._path, os.R_OK):
             # SQLite's own error would not distinguish this from a collector that is just starting.
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -312,7 +325,7 @@ class SqliteStore:
     def _has_changed(self) -> bool:
         """Whether other files lie at the path than those that are open, or an immutable one grew."""
         try:
-            return _look(self._path, self._wal_path) != self._opened
+            return look(self._path, self._wal_path) != self._opened
         except OSError:
             return True
 
@@ -349,19 +362,6 @@ _WHO_MAY: Final = (
     " This user needs to read the file, its -wal and -shm, and to enter their directory: add it to"
     " the collector's group. Where only the -shm lacks, a start of the collector makes it"
 )
-
-
-def _look(path: Path, wal_path: Path) -> _Opened:
-    # Only stat, never open: closing any descriptor of the file would drop SQLite's locks on it.
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise IsADirectoryError(str(path))
-    try:
-        wal = wal_path.stat()
-    except FileNotFoundError:
-        # Nobody writes; from now on any change of the file matters.
-        return _Opened((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns), None)
-    return _Opened((found.st_dev, found.st_ino), (wal.st_dev, wal.st_ino))
 
 
 def _version(db: sqlite3.Connection) -> int:

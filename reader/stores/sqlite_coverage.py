@@ -1,5 +1,7 @@
 """Where the series of a journal are whole, out of the rows of its queries."""
 
+import json
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +17,18 @@ class Extent(NamedTuple):
 
     rows: Sequence[tuple[Any, ...]]
     holes: Sequence[tuple[str, int, int]] = ()
+
+
+def settled_to(rows: Sequence[tuple[bytes]], pairs: Sequence[str]) -> dict[str, int]:
+    """Up to when (ms, exclusive) the settlements of each pair are stored, by the journal's document.
+
+    Nothing of one that cannot be read: the collector begins it anew.
+    """
+    try:
+        known = schema.settled_to(json.loads(zlib.decompress(rows[0][0])) if rows else {})
+    except (zlib.error, ValueError, TypeError, AttributeError):
+        return {}
+    return {pair: known[pair] for pair in pairs if pair in known}
 
 
 def kinds(timeframe: str) -> dict[str, str]:

@@ -103,21 +103,53 @@ CROSS JOIN mark_price AS f ON f.pair_id = minute.pair_id AND f.time = minute.fir
 CROSS JOIN mark_price AS l ON l.pair_id = minute.pair_id AND l.time = minute.last
 ORDER BY minute.first
 """
+SETTLEMENTS: Final[dict[str, str | int]] = {
+    "regular": schema.REGULAR,
+    "within": schema.LONGEST_INTERVAL_MS,
+}
+"""Parameters of the next two."""
 FUNDING_RATES: Final = """
-SELECT pair.pair, f.time, f.rate, coalesce((
-        SELECT rate FROM funding_settled WHERE pair_id = pair.id
-        ORDER BY time DESC, kind LIMIT 1
-    ), f.settled_rate), f.next_funding_time
-FROM json_each(:pairs) AS asked
-CROSS JOIN pair ON pair.pair = asked.value
-CROSS JOIN funding_rate AS f ON f.pair_id = pair.id
-    AND f.time = (SELECT max(time) FROM funding_rate WHERE pair_id = pair.id)
+WITH newest AS (
+    SELECT pair.id, pair.pair, f.time, f.rate, coalesce((
+            SELECT rate FROM funding_settled WHERE pair_id = pair.id
+            ORDER BY time DESC, kind LIMIT 1
+        ), f.settled_rate) AS settled, f.next_funding_time AS next, (
+            SELECT time FROM funding_settled WHERE pair_id = pair.id AND kind = :regular
+            ORDER BY time DESC LIMIT 1
+        ) AS regular
+    FROM json_each(:pairs) AS asked
+    CROSS JOIN pair ON pair.pair = asked.value
+    CROSS JOIN funding_rate AS f ON f.pair_id = pair.id
+        AND f.time = (SELECT max(time) FROM funding_rate WHERE pair_id = pair.id)
+)
+SELECT newest.pair, newest.time, newest.rate, newest.settled, newest.next, newest.regular,
+    a.time, a.next_funding_time
+FROM newest
+LEFT JOIN funding_rate AS a ON a.pair_id = newest.id AND a.time = (
+    SELECT time FROM funding_rate
+    WHERE pair_id = newest.id AND time >= newest.regular AND time < newest.regular + :within
+        AND next_funding_time > newest.regular
+    ORDER BY time LIMIT 1
+)
 """
 SETTLED: Final = """
-SELECT time, rate FROM funding_settled
+SELECT time, rate, kind FROM funding_settled
 WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND time >= :start AND time < :end
-ORDER BY time, kind
+ORDER BY time, kind <> :regular, kind
 """
+# The first row is the newest that is not after the start: a seek; the rest is a walk from there.
+ANNOUNCED: Final = """
+WITH known AS (
+    SELECT time, next_funding_time AS next, lag(next_funding_time) OVER (ORDER BY time) AS before
+    FROM funding_rate
+    WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND time >= coalesce((
+        SELECT max(time) FROM funding_rate
+        WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND time <= :start
+    ), 0)
+)
+SELECT time, next FROM known WHERE before IS NULL OR next <> before ORDER BY time
+"""
+DOCUMENT: Final = "SELECT body FROM document WHERE name = :name"
 
 
 def more_columns(columns: Sequence[str], has_quotes: object) -> str:

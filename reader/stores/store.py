@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reader.coverage import Interval
-from reader.rows import CandleQuery, CandleRows, CatalogRow, FundingRow, MarkRow
+from reader.rows import (
+    Announced,
+    CandleQuery,
+    CandleRows,
+    CatalogRow,
+    FundingRow,
+    MarkRow,
+    SettledRow,
+)
 
 
 class Store(Protocol):
@@ -56,8 +64,20 @@ class Store(Protocol):
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
 
-    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
-        """Settlements with start <= time < end, shape (n, 2): time in ms and rate."""
+    def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
+        """Settlements with start <= time < end, oldest first; of one time the regular one first."""
+
+    def announced(self, pair: str, start_ms: int) -> list[Announced]:
+        """The settlements that running rates announced, each change of them, oldest first.
+
+        The first is what stood at `start_ms`, if a running rate of then is stored.
+        """
+
+    def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
+        """Up to when (ms, exclusive) all settlements of each of `pairs` are stored.
+
+        Pairs of which the collector has noted nothing are absent.
+        """
 
     def version(self) -> Hashable:
         """A value that differs once the store may have changed."""

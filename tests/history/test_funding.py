@@ -1,58 +1,38 @@
 """Settled rates after each settlement, their history with the fewest requests, and where that goes on."""
 
 import asyncio
-import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed import schema
-from marketfeed.binance.budget import Budget, Priority
-from marketfeed.binance.decode import FrameDecoder
-from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.binance.budget import Priority
 from marketfeed.binance.rest import MAX_SETTLEMENTS, BinanceRest
-from marketfeed.binance.rest_queue import Turns
-from marketfeed.binance.symbols import ExchangeInfo, Instrument, parse_exchange_info
+from marketfeed.binance.symbols import parse_exchange_info
 from marketfeed.collector.collector import Collector
-from marketfeed.counters import CollectorCounters
 from marketfeed.grid import TimeRange
-from marketfeed.history.funding import SETTLED_AFTER_S, SettledRates
+from marketfeed.history.funding import SETTLED_AFTER_S
 from marketfeed.history.funding_plan import plan
-from marketfeed.ingest.intake import Intake
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import FundingRate, FundingSettled
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from reader import MarketReader
+from tests.history.rates_exchange import T0, Line, Rates, instrument, run, settled
 from tests.waiting import until
-
-T0: Final = 1_790_006_400_000
-"""A full 8 hours."""
-assert T0 % (8 * HOUR_MS) == 0
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.db"
-
-
-def settled(path: Path) -> list[tuple[str, int, float, float | None]]:
-    with closing(sqlite3.connect(path)) as db:
-        return db.execute(
-            """SELECT pair.pair, time, rate, mark_price FROM funding_settled
-               JOIN pair ON pair.id = pair_id ORDER BY 1, 2"""
-        ).fetchall()
 
 
 # --- which way needs the fewest requests -----------------------------------------------------------
@@ -101,120 +81,6 @@ def test_what_is_asked_together_holds_every_missing_time_once(
 
 
 # --- against a server that has many rates at one time ------------------------------------------------
-
-
-class Rates:
-    """Answers fundingRate as the exchange does, for as many symbols as it is given."""
-
-    def __init__(self, symbols: list[str]) -> None:
-        self.symbols = symbols
-        self.hours = 8
-        self.asked: list[str | None] = []
-        self.published_from_ms: dict[str, int] = {}
-        self.unpublished: set[tuple[str, int]] = set()
-        self.odd: Callable[[str, int], bool] = lambda *_: False
-        """Whether the row of a symbol and time has no rate."""
-        self.failing = False
-        self.url = ""
-
-    async def rates(self, request: web.Request) -> web.Response:
-        query = request.query
-        symbol = query.get("symbol")
-        self.asked.append(symbol)
-        if self.failing:
-            return web.json_response({"code": -1}, status=500)
-        start_ms, end_ms = int(query["startTime"]), int(query["endTime"])
-        step_ms = self.hours * HOUR_MS
-        first_ms = schema.ceil_to(start_ms, step_ms)
-        rows = [
-            {
-                "symbol": name,
-                "fundingTime": time_ms + number % 7,
-                "fundingRate": None if self.odd(name, time_ms) else f"0.000{number % 9 + 1}",
-                "markPrice": "" if number % 2 else "100.5",
-            }
-            for time_ms in range(first_ms, end_ms + 1, step_ms)
-            for number, name in enumerate(self.symbols)
-            if symbol in (None, name)
-            and time_ms >= self.published_from_ms.get(name, 0)
-            and (name, time_ms) not in self.unpublished
-        ]
-        rows.sort(key=lambda row: row["fundingTime"])
-        return web.json_response(rows[: int(query["limit"])])
-
-    async def info(self, _: web.Request) -> web.Response:
-        self.asked.append("info")
-        return web.json_response([])
-
-
-def instrument(number: int) -> Instrument:
-    name = f"S{number}"
-    return Instrument(f"{name}USDT", f"{name}/USDT:USDT", "USDT", "TRADING", "PERPETUAL", 0, 0)
-
-
-class Line:
-    """`SettledRates` over a journal, without a feed; `announce` lets a running rate come."""
-
-    def __init__(
-        self, intake: Intake, settled_rates: SettledRates, clock: ExchangeClock, rates: Rates
-    ):
-        self.intake = intake
-        self.settled_rates = settled_rates
-        self.clock = clock
-        self.rates = rates
-
-    def announce(self, next_ms: int, *instruments: Instrument) -> None:
-        self.intake.next_funding_ms.update((i.pair, next_ms) for i in instruments)
-
-
-def run(
-    path: Path,
-    check: Callable[[Line], Awaitable[None]],
-    *,
-    collected: int,
-    listed: int,
-    days: int,
-    trading: Callable[[], int] | None = None,
-    now_ms: int = T0 + 2 * HOUR_MS,
-    speed: float = 20.0,
-) -> Rates:
-    async def main() -> Rates:
-        instruments = [instrument(n) for n in range(listed)]
-        rates = Rates([i.symbol for i in instruments])
-        app = web.Application()
-        app.router.add_get("/fapi/v1/fundingRate", rates.rates)
-        app.router.add_get("/fapi/v1/fundingInfo", rates.info)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        clock = ExchangeClock()
-        clock.set_server_time(now_ms, 0.0, speed)
-        counters = CollectorCounters()
-        async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
-            turns = Turns(Budget(1_000, funding_requests=10_000), clock)
-            intake = Intake(writer, FrameDecoder({}), counters, clock, MINUTE_MS, lambda: None)
-            settled_rates = SettledRates(
-                BinanceRest(session, f"http://{host}:{port}", turns=turns),
-                intake,
-                writer,
-                clock,
-                counters,
-                lambda: ExchangeInfo({i.pair: i for i in instruments[: trading and trading()]}, 0),
-                instruments[:collected],
-                days * DAY_MS,
-            )
-            task = asyncio.create_task(settled_rates.run())
-            try:
-                await check(Line(intake, settled_rates, clock, rates))
-            finally:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        await runner.cleanup()
-        return rates
-
-    return asyncio.run(main())
 
 
 async def complete(line: Line) -> None:
@@ -432,6 +298,11 @@ def test_what_was_settled_just_before_the_start_and_is_not_published_yet_is_awai
     path: Path,
 ) -> None:
     ours = [instrument(n) for n in range(2)]
+    # Their frames said so until the stop: no interval does.
+    with Journal.open(path) as journal:
+        batch = Batch()
+        batch.extend(FundingRate(one.pair, T0 - MINUTE_MS, 0.1, T0) for one in ours)
+        journal.write(batch)
 
     async def check(line: Line) -> None:
         line.rates.unpublished.add((ours[0].symbol, T0))

@@ -7,21 +7,25 @@ import pandas as pd
 import test_reader_arguments
 import test_reader_candles
 import test_reader_columns
+import test_reader_settlements
 import test_reader_values
 from stored import M3, PAIR, START_MS, candle, entry, row
 from test_reader_candles import COLUMNS, grid
 
+MODULES = (
+    test_reader_arguments,
+    test_reader_candles,
+    test_reader_columns,
+    test_reader_settlements,
+    test_reader_values,
+)
+
 globals().update(
     {
         name: found
-        for module in (
-            test_reader_arguments,
-            test_reader_candles,
-            test_reader_columns,
-            test_reader_values,
-        )
+        for module in MODULES
         for name, found in vars(module).items()
-        if name.startswith("test_")
+        if name.startswith("test_") or name == "answer"
     }
 )
 

@@ -62,6 +62,7 @@ settlements = st.builds(
     st.integers(-4, 4).map(lambda n: START_MS + n * 8 * schema.HOUR_MS),
     st.floats(-1, 1),
     st.none() | st.floats(0, 1e6),
+    st.sampled_from([schema.REGULAR, schema.REGULAR, schema.SPECIAL]),
 )
 mark_prices = st.builds(MarkPrice, pairs, moments, st.floats(0, 1e12), st.floats(0, 1e12))
 

@@ -549,7 +549,7 @@ def test_names_change_no_question(influxd: Influxd, names: list[str]) -> None:
                 assert found.values[:, 1].tolist() == own
                 assert [m.mark_price for m in store.mark_prices([name]).values()] == own
                 assert [f.rate for f in store.funding_rates([name]).values()] == own
-                assert store.settled_rates(name, 0, FAR_MS)[:, 1].tolist() == own
+                assert [row.rate for row in store.settled_rates(name, 0, FAR_MS)] == own
                 assert len(store.catalog([name])) == len(own)
 
 

@@ -85,11 +85,16 @@ def test_lines_as_the_schema_says(tmp_path: Path) -> None:
     )
     check(
         FundingSettled(PAIR, T0, 0.0002, None),
-        f"funding_settled,pair=BTC/USDT:USDT rate=0.0002 {T0}",
+        f'funding_settled,pair=BTC/USDT:USDT rate=0.0002,kinds="Regular" {T0}',
     )
     check(
         FundingSettled(PAIR, T0, 0.0002, 5.0),
-        f"funding_settled,pair=BTC/USDT:USDT rate=0.0002,mark_price=5.0 {T0}",
+        f'funding_settled,pair=BTC/USDT:USDT rate=0.0002,mark_price=5.0,kinds="Regular" {T0}',
+    )
+    check(
+        FundingSettled(PAIR, T0, 0.009, 5.0, "Special"),
+        "funding_settled,pair=BTC/USDT:USDT rate=0.009,special_rate=0.009,mark_price=5.0,"
+        f'kinds="Special" {T0}',
     )
     check(
         Gap("candle_3m", None, T0, T0 + 9, "healed", "x"),
@@ -105,6 +110,18 @@ def test_lines_as_the_schema_says(tmp_path: Path) -> None:
         CatalogEntry(PAIR, "BTCUSDT", ("1m", "3m"), T0, 5, None, T0 + 7),
         f'feed_catalog,pair=BTC/USDT:USDT timeframes="1m,3m",listed=5i,dropped=false {T0 + 7}',
     )
+
+
+def test_what_was_settled_in_one_minute_is_one_point(tmp_path: Path) -> None:
+    """Of each of its rows, in whatever order they came."""
+    regular = FundingSettled(PAIR, T0, 0.0002, 5.0)
+    special = FundingSettled(PAIR, T0, 0.009, 6.0, "Special")
+    line = (
+        "funding_settled,pair=BTC/USDT:USDT rate=0.0002,special_rate=0.009,mark_price=5.0,"
+        f'kinds="Regular,Special" {T0}'
+    )
+    for number, records in enumerate([(regular, special), (special, regular)]):
+        assert shipped(tmp_path / f"{number}.db", *records) == [line, line]
 
 
 def test_a_running_rate_repeats_the_settled_one(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def read_back(influx: dict[str, Any], pairs: list[str]) -> None:
             assert mark.mark_price == index + 1.5
             (rate,) = store.funding_rates([name]).values()
             assert rate.rate == index / 7
-            assert store.settled_rates(name, 0, 2**62)[:, 1].tolist() == [index / 3]
+            assert [row.rate for row in store.settled_rates(name, 0, 2**62)] == [index / 3]
             (noted,) = store.catalog([name])
             assert noted.pair == name
             assert not store.mark_prices([name + "'"])

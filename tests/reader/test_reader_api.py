@@ -39,6 +39,7 @@ NAMES = {
     "get_funding_rate",
     "get_mark_price",
     "get_ohlcv",
+    "sum_settlements",
     "ready",
 }
 

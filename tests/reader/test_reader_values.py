@@ -157,7 +157,8 @@ def test_all_funding_rates_leave_ended_pairs_out(connect, clock) -> None:
     frame = reader.funding_frame()
     assert frame.index.name == "pair"
     assert frame.index.tolist() == [PAIR, OTHER]
-    assert list(frame.columns) == ["rate", "settled_rate", "next_funding_time", "time", "age_s"]
+    names = ["rate", "settled_rate", "next_funding_time", "time", "age_s", "interval_h"]
+    assert list(frame.columns) == names
     assert frame["rate"].tolist() == [0.1, -0.2]
     assert np.isnan(frame["settled_rate"].iloc[0])
     assert frame.loc[OTHER, "settled_rate"] == 0.5
@@ -220,7 +221,7 @@ def test_funding_history(connect) -> None:
     settled = [FundingSettled(PAIR, START_MS + n * 8 * H1, n / 1000, None) for n in range(6)]
     reader = connect(entry(), entry(OTHER), settled)
     frame = reader.get_funding_history(PAIR, START_MS + 8 * H1, START_MS + 24 * H1)
-    assert list(frame.columns) == ["date", "rate"]
+    assert list(frame.columns) == ["date", "rate", "kind"]
     assert frame["date"].tolist() == [at(START_MS + n * 8 * H1) for n in (1, 2)]
     assert frame["date"].dtype == pd.to_datetime([0], unit="ms", utc=True).dtype
     assert frame["rate"].tolist() == [0.001, 0.002]
@@ -276,7 +277,8 @@ def test_they_cannot_be_changed(value: FundingRate | MarkPrice) -> None:
 def test_their_repr_tells_all() -> None:
     assert repr(RATE) == (
         "FundingRate(0.0001, pair=BTC/USDT:USDT, settled_rate=None, "
-        "next_funding_time=2026-01-01 08:00:00+00:00, time=2026-01-01 00:00:00+00:00, age_s=1.5)"
+        "next_funding_time=2026-01-01 08:00:00+00:00, time=2026-01-01 00:00:00+00:00, age_s=1.5, "
+        "interval_h=None)"
     )
     assert repr(PRICE) == (
         "MarkPrice(100.5, pair=BTC/USDT:USDT, index_price=100.25, "

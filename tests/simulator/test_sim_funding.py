@@ -66,3 +66,35 @@ def test_settled_rates_are_what_ran_at_the_settlement() -> None:
     assert oldest[0].funding_time < instruments[0].onboard_ms + 9 * schema.HOUR_MS
     assert oldest[0].mark_price == ""
     assert newest[0].mark_price != ""
+
+
+def test_a_rhythm_changes_and_special_settlements_come_between() -> None:
+    """As on the exchange: the next one is announced by the rhythm of the moment, and may be taken back."""
+    hour_ms = schema.HOUR_MS
+    first = catalogue.instruments(60)
+    instrument = next(one for one in first if one.funding_hours == 1)
+    start_ms = START_MS - START_MS % (8 * hour_ms)
+    market = Market(first, ("1m",), start_ms=start_ms + 20 * hour_ms)
+    funding = market.funding[instrument.symbol]
+    funding.change_rhythm(start_ms + 2 * hour_ms + 5 * MINUTE_MS, 4)
+    funding.change_rhythm(start_ms + 8 * hour_ms, 8)
+    funding.settle_specially(start_ms + 4 * hour_ms, 0.009)
+    funding.settle_specially(start_ms + 5 * hour_ms + MINUTE_MS, -0.001)
+    assert [
+        (funding.next_funding_ms(start_ms + int(at * hour_ms)) - start_ms) / hour_ms
+        for at in (0, 1.5, 2, 2.5, 4, 8, 15.9)
+    ] == [1, 2, 3, 4, 8, 16, 16]
+    end_ms = start_ms + 17 * hour_ms
+    rows = market.settlements(instrument, start_ms, end_ms, 100, newest=False)
+    times = [(schema.to_minute(row.funding_time) - start_ms) / hour_ms for row in rows]
+    assert times == [0, 1, 2, 4, 4, 5 + 1 / 60, 8, 16]
+    assert [row.rate_type for row in rows] == [
+        *["Regular"] * 4,
+        *["Special"] * 2,
+        *["Regular"] * 2,
+    ]
+    assert [row.funding_rate for row in rows if row.rate_type == "Special"] == [
+        *["0.00900000", "-0.00100000"]
+    ]
+    assert [row.funding_time for row in rows] == sorted(row.funding_time for row in rows)
+    assert funding.info().funding_interval_hours == 8

@@ -1,0 +1,88 @@
+"""Settlements that have passed and are awaited, and what an answer of REST completes of a pair."""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from marketfeed import schema
+from marketfeed.grid import TimeRange, subtract
+
+PURE = True
+
+PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
+"""Exchange seconds until rates that were not published yet are asked for again; ten minutes in all."""
+LATE_PAUSE_S: Final = 3_600.0
+LATE_ROUNDS: Final = 24
+"""What was not published within these ten minutes is given up, and still asked for every hour of a day."""
+
+
+class FetchedRates(NamedTuple):
+    """Whose rates of which times were fetched, by pair; and whose rows were odd, as far as is known."""
+
+    rates: set[tuple[str, int]]
+    odd: list[tuple[str | None, int | None]]
+
+    def clear(self, pair: str, where: TimeRange) -> list[TimeRange]:
+        """What of a range is complete: no rate of the pair lies there that could not be read."""
+        unclear = [
+            where if time_ms is None else TimeRange(time_ms, time_ms + schema.MINUTE_MS)
+            for whose, time_ms in self.odd
+            if whose in (None, pair)
+        ]
+        return subtract(where, unclear)
+
+
+class Awaited(msgspec.Struct, eq=False):
+    """A settlement that has passed, not published yet: when it is asked for next, after how many rounds.
+
+    `certain`: it was announced until it came. The exchange may have taken another one back unheard.
+    """
+
+    due_s: float
+    certain: bool = True
+    rounds: int = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it counts as given up: it is only asked for now and then."""
+        return self.rounds > len(PAUSES_S)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is asked for no more: it has been for a day, or for ten minutes and was hearsay."""
+        rounds = len(PAUSES_S)
+        return self.rounds > (rounds + LATE_ROUNDS if self.certain else rounds)
+
+    def ask_again(self, now_s: float) -> None:
+        """Note that an answer lacked it."""
+        is_late = self.rounds >= len(PAUSES_S)
+        self.due_s = now_s + (LATE_PAUSE_S if is_late else PAUSES_S[self.rounds])
+        self.rounds += 1
+
+
+def is_certain(next_ms: int, heard_ms: int | None) -> bool:
+    """Whether a settlement was announced until it came, if the pair was heard last at `heard_ms`.
+
+    None: nobody has listened for that.
+    """
+    return heard_ms is None or heard_ms >= next_ms - schema.SETTLED_LATE_MS
+
+
+def completed(
+    from_ms: int,
+    answered: TimeRange,
+    published_ms: int,
+    came_ms: Iterable[int],
+    awaited_ms: Iterable[int],
+) -> TimeRange | None:
+    """What an answer completes of a pair that is complete up to `from_ms`; None: nothing.
+
+    All of before `published_ms` is published, and what settled at a time that was awaited and came. What is
+    awaited still, be it given up, is not stored.
+    """
+    end_ms = max((published_ms, *(at + schema.MINUTE_MS for at in came_ms)))
+    end_ms = min((end_ms, answered.end_ms, *awaited_ms))
+    if not answered.start_ms <= from_ms < end_ms:
+        return None
+    return TimeRange(from_ms, end_ms)

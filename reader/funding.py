@@ -1,0 +1,50 @@
+"""Settlements and funding intervals, asked of a store and judged: `MarketReader` answers with them."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from reader import frames, settlements
+from reader.rows import CatalogRow, FundingRow
+from reader.stores.store import Store
+
+
+def history(
+    store: Store, entry: CatalogRow, start_ms: int | None, end_ms: int, now_ms: int
+) -> pd.DataFrame:
+    """The settlements of a pair with start <= time < end (ms; None: all), and which of them lack."""
+    pair = entry.pair
+    # Before the rows: what is stored in between is not taken for missing.
+    known_ms = store.settled_to([pair]).get(pair)
+    first_ms = max(start_ms or 0, known_ms or 0, now_ms - settlements.KNOWN_FOR_MS)
+    # What stood just before: at the time itself the next one is announced.
+    announced = store.announced(pair, first_ms - 1)
+    rows = store.settled_rates(pair, start_ms or 0, end_ms)
+    if start_ms is None and rows:
+        first_ms = max(first_ms, rows[0].time_ms)
+    if entry.ended_ms is not None:
+        end_ms = min(end_ms, entry.ended_ms)
+    times_ms = {row.time_ms for row in rows}
+    lacking = settlements.lacking(announced, times_ms, known_ms, now_ms)
+    attrs = {
+        "pair": pair,
+        "source": store.source,
+        "missing": [at for at in lacking if first_ms <= at < end_ms],
+        "settled_to": known_ms,
+    }
+    return frames.settled_frame(rows, attrs)
+
+
+def intervals_h(store: Store, rows: Mapping[str, FundingRow]) -> dict[str, float | None]:
+    """Hours from the last settlement to the next one of each pair, None where that is not sure."""
+    found: dict[str, float | None] = {}
+    known_ms = store.settled_to(list(rows))
+    for pair, row in rows.items():
+        between: list[int] = []
+        if row.regular_ms is not None and row.then_next_ms != row.next_funding_time_ms:
+            # It was changed since, or has passed and is not stored yet.
+            announced = store.announced(pair, row.regular_ms)
+            times_ms = settlements.passed(announced, row.time_ms)
+            between = [at for at in times_ms if at > row.regular_ms]
+        found[pair] = settlements.interval_h(row, known_ms.get(pair), between)
+    return found
