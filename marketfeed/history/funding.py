@@ -104,7 +104,7 @@ class SettledRates:
         # From when on a pair's rates are fetched as they are settled: those before are history.
         self._live_from_ms: dict[str, int] = {}
         self._next_ms: dict[str, int] = {}
-        # When something was last heard of a pair, while that one was its next.
+        # When that was announced last.
         self._heard_ms: dict[str, int] = {}
         # The next settlement as it was announced last before this began.
         self._announced_ms: dict[str, int] = {}
@@ -147,9 +147,9 @@ class SettledRates:
         before, from_ms = set(self._pairs.values()), self._published_ms()
         for pair in before.difference(pairs.values()):
             # Should it come back, it comes anew: what it left here is of the time before.
-            fetched = self._intake.next_funding_ms
+            of_frames = (self._intake.next_funding_ms, self._intake.announced_ms)
             of_before = (self._next_ms, self._heard_ms, self._announced_ms)
-            for known in (self._live_from_ms, self._live_to_ms, *of_before, fetched):
+            for known in (self._live_from_ms, self._live_to_ms, *of_before, *of_frames):
                 known.pop(pair, None)
         new = [pair for pair in pairs.values() if pair not in before]
         self._live_from_ms.update(dict.fromkeys(new, from_ms))
@@ -183,13 +183,13 @@ class SettledRates:
             if pair not in followed:
                 continue
             before_ms = self._next_ms.get(pair, next_ms)
-            marked_ms = self._intake.freshness.mark_event_ms.get(pair)
-            heard_ms = self._heard_ms.get(pair, marked_ms)
+            said_ms = self._intake.announced_ms.get(pair)
+            heard_ms = self._heard_ms.get(pair, said_ms)
             self._next_ms[pair] = next_ms
-            if marked_ms is not None:
-                self._heard_ms[pair] = marked_ms
+            if said_ms is not None:
+                self._heard_ms[pair] = said_ms
             self._live_to_ms.setdefault(pair, self._live_from_ms[pair])
-            for time_ms, until_ms in ((before_ms, heard_ms), (next_ms, marked_ms)):
+            for time_ms, until_ms in ((before_ms, heard_ms), (next_ms, said_ms)):
                 # The frames may be a little ahead of the clock.
                 passed = time_ms <= now_ms or (time_ms < next_ms and time_ms <= now_ms + 5_000)
                 if passed and time_ms > self._last_ms.get(pair, 0):

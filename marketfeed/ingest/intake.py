@@ -60,6 +60,8 @@ class Intake:
         """The open times (ms) of closed candles that have come and are not committed yet, by series."""
         self.next_funding_ms: dict[str, int] = {}
         """The next settlement of each pair as its frames last had it; 0 if none is scheduled."""
+        self.announced_ms: dict[str, int] = {}
+        """When that was: frames that schedule none announce nothing."""
         self.refused_stamps = Lately()
         """When a frame was refused last because its stamp is to come."""
         self.trouble = Trouble(
@@ -114,6 +116,7 @@ class Intake:
                     continue
                 pending.add(item)
                 self.next_funding_ms[item.pair] = item.next_funding_time_ms
+                self.announced_ms[item.pair] = item.event_time_ms
                 counters.records["funding_rate"] += 1
             elif isinstance(item, Reject):
                 self._on_reject(item, frame)

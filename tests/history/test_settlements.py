@@ -239,14 +239,14 @@ def test_a_rhythm_that_changed_while_nothing_ran(path: Path) -> None:
 
 
 def test_one_that_was_taken_back_unheard_is_given_up_without_a_word(path: Path) -> None:
-    """While the frames were silent; ten minutes later nothing waits for it."""
+    """While frames were silent, or scheduled none; ten minutes later nothing waits for it."""
 
     async def check(line: Line) -> None:
-        marks = line.intake.freshness.mark_event_ms
-        marks[PAIR] = at(-0.5)
+        said = line.intake.announced_ms
+        said[PAIR] = at(-0.5)
         line.announce(at(0), OURS)
         await until(lambda: line.settled_rates.report().awaited == 1)
-        marks[PAIR] = at(0.05)
+        said[PAIR] = at(0.05)
         line.announce(at(4), OURS)
         await until(lambda: line.settled_rates.report().awaited == 0)
         assert line.settled_rates.report().given_up == 0
