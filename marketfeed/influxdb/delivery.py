@@ -51,10 +51,21 @@ class Delivery:
         """Deliver lines of which another state follows soon, `at_once` in a request."""
         refused: Refused = []
         for start in range(0, len(texts), at_once):
-            await self._deliver(texts[start : start + at_once], refused)
+            doubted: list[str] = []
+            await self._deliver(texts[start : start + at_once], refused, doubted)
+            if doubted:
+                # Words that blame no line may be of another fault, which is over since: put aside, good
+                # rows would be missing in the bucket.
+                await self._deliver(doubted, refused)
         return refused
 
-    async def _deliver(self, texts: list[str], refused: Refused) -> None:
+    async def _deliver(
+        self, texts: list[str], refused: Refused, doubted: list[str] | None = None
+    ) -> None:
+        """Have lines taken; what stands alone and is not goes into `refused`.
+
+        Into `doubted` instead, if that is given and the server's words do not speak of lines.
+        """
         verdict = await self._influx.write(texts)
         self.requests += 1
         if verdict.action == "acknowledged":
@@ -68,8 +79,8 @@ class Delivery:
             refused.extend((text, verdict.text) for text in texts)
         elif len(texts) > 1:
             middle = len(texts) // 2
-            await self._deliver(texts[:middle], refused)
-            await self._deliver(texts[middle:], refused)
+            await self._deliver(texts[:middle], refused, doubted)
+            await self._deliver(texts[middle:], refused, doubted)
         else:
             self._refused_in_a_row += not verdict.blames_lines
             if self._refused_in_a_row >= REFUSED_IN_A_ROW:
@@ -78,4 +89,7 @@ class Delivery:
                 raise NotNowError(
                     Verdict("misconfigured", f"every line is refused: {verdict.text}")
                 )
-            refused.append((texts[0], verdict.text))
+            if doubted is None or verdict.blames_lines:
+                refused.append((texts[0], verdict.text))
+            else:
+                doubted += texts

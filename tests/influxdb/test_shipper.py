@@ -180,6 +180,26 @@ def test_a_request_that_is_wrong_puts_no_line_aside(path: Path) -> None:
     run(path, scenario)
 
 
+@pytest.mark.parametrize("refused_requests", [8, 20, 33])
+def test_a_fault_that_ends_while_lines_are_told_apart_puts_no_line_aside(
+    path: Path, refused_requests: int
+) -> None:
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        left = refused_requests
+
+        def answer(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+            nonlocal left
+            left -= 1
+            return stored(lines) if left < 0 else (400, b'{"message":"please provide an org"}', {})
+
+        server.answer = answer
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS)
+        assert await asyncio.to_thread(read_refused, path) == []
+
+    run(path, scenario)
+
+
 def test_too_large_requests_are_halved(path: Path) -> None:
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         server.answer = lambda lines: stored(lines) if len(lines) <= 7 else (413, b"", {})
