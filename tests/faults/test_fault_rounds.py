@@ -16,7 +16,7 @@ PAIRS = 4
 
 @pytest.mark.long
 def test_a_round_of_faults_is_never_well_beside_a_missing_candle(tmp_path: Path) -> None:
-    asked = Campaign(1, 40.0, 5.0, PAIRS, SEED, 1, tmp_path, ["kill", "mute", "429"])
+    asked = Campaign(1, 40.0, 5.0, PAIRS, SEED, 1, tmp_path, ["kill", "mute", "half-open"])
     (found,), broken = campaign(asked, Progress(1))
     assert broken == []
     assert found.complaints() == []

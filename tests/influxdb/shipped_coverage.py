@@ -132,10 +132,11 @@ def told(influxd: Influxd, database: str) -> dict[Key, TimeRange]:
         (row,) = [dict(zip(series["columns"], row, strict=True)) for row in series["values"]]
         assert row["time"] % schema.HOUR_MS == 0
         for name, from_ms in row.items():
-            if name.startswith("from_") and from_ms is not None:
-                timeframe = name.removeprefix("from_")
-                part = TimeRange(from_ms, row[f"until_{timeframe}"])
-                found[series["tags"]["pair"], timeframe] = part
+            timeframe = name.removeprefix("from_")
+            until_ms = row.get(f"until_{timeframe}")
+            # influxd reads field by field, beside a write one may be there alone: as readers, no interval.
+            if name.startswith("from_") and from_ms is not None and until_ms is not None:
+                found[series["tags"]["pair"], timeframe] = TimeRange(from_ms, until_ms)
     return found
 
 
