@@ -135,6 +135,31 @@ class CatalogEntry(msgspec.Struct, frozen=True, gc=False):
     dropped: bool = False
 
 
+class Life(msgspec.Struct, frozen=True, gc=False):
+    """One contract that a symbol has been the name of: it can come back as another coin.
+
+    `listed_ms` is Binance's `onboardDate`, 0 where that is not known; `ended_ms` is None while it lives.
+    `evidence` says by what it is known that it began, and that it ended.
+    """
+
+    pair: str
+    symbol: str
+    listed_ms: int
+    ended_ms: int | None
+    evidence: str
+
+    def owned(self, length_ms: int) -> tuple[int, int | None]:
+        """Which candles of a timeframe are its own: open times [first, end) in ms, None for no end.
+
+        Its first candle opens before the listing; one that the end cuts is nobody's.
+        """
+        ended_ms = self.ended_ms
+        return (
+            schema.floor_to(self.listed_ms, length_ms),
+            None if ended_ms is None else schema.floor_to(ended_ms, length_ms),
+        )
+
+
 class RejectedFrame(msgspec.Struct, frozen=True, gc=False):
     """A frame that could not be used, kept aside with the reason (`received_ms` is receive time)."""
 
