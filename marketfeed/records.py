@@ -4,6 +4,7 @@ All times are exchange time in ms since the epoch; `event_time_ms` is the exchan
 message (`E`), never the time of receipt. Prices are quote per base, volumes base unless named.
 """
 
+from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -158,6 +159,12 @@ class Life(msgspec.Struct, frozen=True, gc=False):
             schema.floor_to(self.listed_ms, length_ms),
             None if ended_ms is None else schema.floor_to(ended_ms, length_ms),
         )
+
+
+def lives_text(lives: Iterable[Life]) -> str:
+    """The lives of a pair, oldest first, as InfluxDB has them (`schema.LIVES`)."""
+    rows = [(life.listed_ms, life.ended_ms, life.symbol) for life in lives]
+    return msgspec.json.encode(rows).decode()
 
 
 class RejectedFrame(msgspec.Struct, frozen=True, gc=False):
