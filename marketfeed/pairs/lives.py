@@ -12,13 +12,11 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
-from marketfeed.binance.symbols import Instrument
+from marketfeed.binance.symbols import ENDED_STATUSES, Instrument
 from marketfeed.records import Life
 
 PURE = True
 
-ENDED_STATUSES: Final = frozenset({"DELIVERING", "DELIVERED", "SETTLING", "CLOSE"})
-"""What has one of these trades no more; `PRE_DELIVERING` and `PRE_SETTLE` still do."""
 LISTED: Final = "onboardDate"
 DELIVERED: Final = "deliveryDate"
 NO_CANDLE_BEFORE: Final = "no candle the day before"
