@@ -187,8 +187,8 @@ class CollectorParts:
 
         Of several the exchange is the trouble, or the network.
         """
-        halted = self.roster.halted
-        quiet = {p: at_s for p, at_s in self.supervisor.quiet_since_s.items() if p not in halted}
+        told = self.set_apart()
+        quiet = {p: at_s for p, at_s in self.supervisor.quiet_since_s.items() if p not in told}
         if len(quiet) != 1:
             return ""
         ((pair, since_s),) = quiet.items()
@@ -197,7 +197,11 @@ class CollectorParts:
     def accountable(self) -> set[str]:
         """The pairs of which what is missing is a reason: those that trade, as far as is known."""
         collected = {one.pair for one in self.roster.instruments}
-        return collected - self.roster.halted.keys() - {self.perhaps_halted()}
+        return collected - self.set_apart() - {self.perhaps_halted()}
+
+    def set_apart(self) -> set[str]:
+        """The pairs that are told of by themselves: halted, or not known to the exchange any more."""
+        return {*self.roster.halted, *self.pair_lifecycle.absent.pairs}
 
     def mark_event_ms(self) -> dict[str, int]:
         """The newest stored mark price of each pair that is collected: event time by pair."""

@@ -226,9 +226,14 @@ class Reporter:
         return self._frames_per_s
 
     def _oldest_mark_age_s(self) -> float | None:
-        halted = self._halted()
-        ages_s = {p: age_s for p, age_s in self.mark_price_ages_s().items() if p not in halted}
-        if not ages_s or len(ages_s) < self._pairs() - len(halted):
+        parts = self.parts
+        ages_s = self.mark_price_ages_s()
+        if parts is not None:
+            awaited = {one.pair for one in parts.roster.instruments} - parts.set_apart()
+            if not awaited <= ages_s.keys():
+                return None
+            ages_s = {pair: ages_s[pair] for pair in awaited}
+        if not ages_s:
             return None
         return max(0.0, *ages_s.values())
 
