@@ -4,6 +4,7 @@ All times are exchange time in ms since the epoch; `event_time_ms` is the exchan
 message (`E`), never the time of receipt. Prices are quote per base, volumes base unless named.
 """
 
+from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -133,6 +134,37 @@ class CatalogEntry(msgspec.Struct, frozen=True, gc=False):
     ended_ms: int | None
     changed_ms: int
     dropped: bool = False
+
+
+class Life(msgspec.Struct, frozen=True, gc=False):
+    """One contract that a symbol has been the name of: it can come back as another coin.
+
+    `listed_ms` is Binance's `onboardDate`, 0 where that is not known; `ended_ms` is None while it lives.
+    `evidence` says by what it is known that it began, and that it ended.
+    """
+
+    pair: str
+    symbol: str
+    listed_ms: int
+    ended_ms: int | None
+    evidence: str
+
+    def owned(self, length_ms: int) -> tuple[int, int | None]:
+        """Which candles of a timeframe are its own: open times [first, end) in ms, None for no end.
+
+        Its first candle opens before the listing; one that the end cuts is nobody's.
+        """
+        ended_ms = self.ended_ms
+        return (
+            schema.floor_to(self.listed_ms, length_ms),
+            None if ended_ms is None else schema.floor_to(ended_ms, length_ms),
+        )
+
+
+def lives_text(lives: Iterable[Life]) -> str:
+    """The lives of a pair, oldest first, as InfluxDB has them (`schema.LIVES`)."""
+    rows = [(life.listed_ms, life.ended_ms, life.symbol) for life in lives]
+    return msgspec.json.encode(rows).decode()
 
 
 class RejectedFrame(msgspec.Struct, frozen=True, gc=False):

@@ -222,7 +222,7 @@ def content(path: Path) -> Content:
             for (name,) in db.execute(
                 """SELECT name FROM sqlite_master WHERE type = 'table'
                    AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage',
-                                    'quote_asked')"""
+                                    'quote_asked', 'life')"""
             ).fetchall()
         }
         held["sequence"] = db.execute("SELECT id, next FROM sequence").fetchall()

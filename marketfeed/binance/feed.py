@@ -19,7 +19,7 @@ import atexit
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 import aiohttp
@@ -30,6 +30,7 @@ from cryptofeed.symbols import Symbols
 
 from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions, spread
 from marketfeed.binance.market_socket import MarketSocket, OnState, WebSocket
+from marketfeed.binance.symbols import Instrument
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ OnFrame = Callable[[bytes, str], None]
 """Takes a frame as it came (market data or an answer to a command) and its connection's name."""
 
 _ERRORS_LOGGED_EVERY_S: Final = 60.0
-_PERPETUALS: Final = frozenset({"PERPETUAL", "TRADIFI_PERPETUAL"})
 _MARKET_DATA: Final = b'{"stream"'
 _ANSWERS: Final = (b'{"result"', b'{"error"', b'{"id"')
 # cryptofeed 2 sets a global uvloop policy and writes feedhandler.log unless configured otherwise.
@@ -52,14 +52,13 @@ class Feed:
     what it raises is counted in `frame_errors` and logged, and disturbs no connection. `on_state` is
     called at each change of a connection's state. Connections are named `name-1`, `name-2` …
 
-    `exchange_info` is the answer of `/fapi/v1/exchangeInfo`; cryptofeed's symbols are taken from it, and
-    no HTTP request is ever made.
+    cryptofeed's symbols are those of `instruments`, what is collected, and no HTTP request is ever made.
     """
 
     def __init__(
         self,
         options: FeedOptions,
-        exchange_info: Mapping[str, object],
+        instruments: Iterable[Instrument],
         streams: Sequence[str],
         on_frame: OnFrame,
         on_state: OnState,
@@ -67,7 +66,7 @@ class Feed:
         name: str = "feed",
     ) -> None:
         _set_logging()
-        _MarketFeed.take_symbols(exchange_info)
+        _MarketFeed.take_symbols(instruments)
         self.frame_errors = 0
         """How often `on_frame` has raised."""
         self._options = options
@@ -304,9 +303,9 @@ class _MarketFeed(BinanceFutures):  # type: ignore[misc] # cryptofeed has no typ
         self._keep_task = keep_task
 
     @classmethod
-    def take_symbols(cls, exchange_info: Mapping[str, object]) -> None:
+    def take_symbols(cls, instruments: Iterable[Instrument]) -> None:
         """Give cryptofeed its symbols, so that it need not fetch them."""
-        Symbols.set(cls.id, *cls._parse_symbol_data({"symbols": _plain_symbols(exchange_info)}))
+        Symbols.set(cls.id, *cls._parse_symbol_data({"symbols": _plain_symbols(instruments)}))
 
     def connect(self) -> list[tuple[object, ...]]:
         """What to run: connection, what to do when it is open, what to do with a frame."""
@@ -348,26 +347,22 @@ class _TaskKeeper:
         return task
 
 
-def _plain_symbols(exchange_info: Mapping[str, object]) -> list[dict[str, object]]:
-    """The trading perpetuals, reduced to what each version of cryptofeed understands.
+def _plain_symbols(instruments: Iterable[Instrument]) -> list[dict[str, object]]:
+    """Rows of exchangeInfo, reduced to what each version of cryptofeed understands.
 
-    2.x takes an unknown contract type for spot; both fail on a symbol without filters.
+    2.x takes an unknown contract type for spot; both fail on a symbol without filters. What is collected goes
+    on when exchangeInfo lists it halted, or not at all: so not a row of it decides.
     """
-    rows = exchange_info.get("symbols")
     return [
         {
-            "symbol": row["symbol"],
-            "baseAsset": row["baseAsset"],
-            "quoteAsset": row["quoteAsset"],
+            "symbol": one.symbol,
+            "baseAsset": one.pair.partition("/")[0],
+            "quoteAsset": one.quote,
             "status": "TRADING",
             "contractType": "PERPETUAL",
             "filters": [{"tickSize": "0"}],  # asked for, and used by nobody here
         }
-        for row in (rows if isinstance(rows, list) else ())
-        if isinstance(row, Mapping)
-        and row.get("status") == "TRADING"
-        and row.get("contractType") in _PERPETUALS
-        and all(isinstance(row.get(key), str) for key in ("symbol", "baseAsset", "quoteAsset"))
+        for one in instruments
     ]
 
 

@@ -30,6 +30,10 @@ _COLLECTABLE: Final = frozenset(CONTRACT_TYPES.values())
 _NAMES: Final = {kind: name for name, kind in CONTRACT_TYPES.items()}
 TRADING: Final = "TRADING"
 CLOSED: Final = "CLOSE"
+PENDING: Final = "PENDING_TRADING"
+TRADING_STATUSES: Final = frozenset({TRADING, "PRE_DELIVERING", "PRE_SETTLE"})
+ENDED_STATUSES: Final = frozenset({"DELIVERING", "DELIVERED", "SETTLING", CLOSED})
+"""What has one of these trades no more. Every other status is a halt, but for `PENDING_TRADING`."""
 
 
 class Instrument(msgspec.Struct, frozen=True, gc=False):
@@ -49,9 +53,19 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
         return _NAMES.get(self.contract_type, "")
 
     @property
-    def collectable(self) -> bool:
+    def trades(self) -> bool:
         """Whether it is a perpetual, of a coin or another, that trades now."""
-        return self.contract_type in _COLLECTABLE and self.status == TRADING
+        return self.contract_type in _COLLECTABLE and self.status in TRADING_STATUSES
+
+    @property
+    def collectable(self) -> bool:
+        """Whether it is a perpetual, of a coin or another, that trades now or has halted."""
+        return self.contract_type in _COLLECTABLE and self.has_begun
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether by its status it trades or has halted: it has begun, and has not ended."""
+        return self.status != PENDING and self.status not in ENDED_STATUSES
 
     @property
     def is_lasting(self) -> bool:
@@ -105,17 +119,29 @@ class ExchangeInfo(msgspec.Struct, frozen=True):
 
     `odd` holds the reasons by symbol ("" where that cannot be read either): these contracts are not gone.
     `trading` counts what trades by quote and contract type: quarterlies, too, which are no instruments.
+    `beside` are other contracts of a pair's name. `taken` is why a pair's name is not its row's yet, by pair:
+    another contract has it. What ended by `at_ms` is over (0 where nothing is known of the time).
     """
 
     instruments: Mapping[str, Instrument]
     not_understood: int
     odd: Mapping[str, str] = {}
     trading: Mapping[tuple[str, str], int] = {}
+    beside: tuple[Instrument, ...] = ()
+    taken: Mapping[str, str] = {}
+    at_ms: int = 0
 
     def contract(self, pair: str, symbol: str) -> Instrument | None:
-        """The contract of a pair if it is the one of that symbol, which may have become another's."""
+        """The contract of a pair of that symbol, though another one may have the pair's name by now."""
         found = self.instruments.get(pair)
-        return found if found is not None and found.symbol == symbol else None
+        if found is not None and found.symbol == symbol:
+            return found
+        others = (one for one in self.beside if one.pair == pair and one.symbol == symbol)
+        return next(others, None)
+
+    def is_over(self, instrument: Instrument) -> bool:
+        """Whether a contract has ended by its date."""
+        return instrument.ended_ms is not None and instrument.ended_ms <= self.at_ms
 
     def may_list(self, symbol: str) -> bool:
         """Whether a row that could not be understood may be the one of this contract."""
@@ -139,6 +165,7 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
     instruments: dict[str, Instrument] = {}
     not_understood = 0
     odd: dict[str, str] = {}
+    beside: list[Instrument] = []
     trading = Counter[tuple[str, str]]()
     for row in documented("exchangeInfo", body, _ExchangeInfo).symbols:
         try:
@@ -166,16 +193,20 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
         # A quarterly contract has the same base and quote as the perpetual; that one is the pair.
         if known is None or _rank(instrument) > _rank(known):
             instruments[pair] = instrument
+            if known is not None:
+                beside.append(known)
+        else:
+            beside.append(instrument)
     if not instruments:
         raise ExchangeError("exchangeInfo: lists no instrument that could be understood")
-    return ExchangeInfo(instruments, not_understood, odd, +trading)
+    return ExchangeInfo(instruments, not_understood, odd, +trading, tuple(beside))
 
 
 def _rank(instrument: Instrument) -> tuple[bool, bool, bool, int]:
     return (
         instrument.contract_type in _COLLECTABLE,
         instrument.contract_type == CONTRACT_TYPES["perpetual"],
-        instrument.status == TRADING,
+        instrument.status in TRADING_STATUSES,
         instrument.delivery_ms,
     )
 
@@ -192,25 +223,34 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def select_named(
-    info: ExchangeInfo, pairs: Iterable[str], contracts: Collection[str] = tuple(CONTRACT_TYPES)
+    info: ExchangeInfo,
+    pairs: Iterable[str],
+    contracts: Collection[str] = tuple(CONTRACT_TYPES),
+    known: Mapping[str, Instrument] = MappingProxyType({}),
 ) -> Selection:
-    """Select pairs by name, in their order; those that cannot be collected are named with the reason."""
+    """Select pairs by name, in their order; those that cannot be collected are named with the reason.
+
+    What is `known` of pairs from before is selected where their rows are missing: that is no end.
+    """
     chosen: list[Instrument] = []
     refused: dict[str, str] = {}
     other: set[str] = set()
     for pair in pairs:
         instrument = info.instruments.get(pair)
-        if instrument is None:
+        if (before := _still_there(info, known.get(pair))) is not None:
+            chosen.append(before)
+        elif instrument is None:
             why = info.odd.get(usual_symbol(pair))
             unreadable = f"its row of exchangeInfo cannot be understood: {why}"
-            refused[pair] = unreadable if why else "the exchange lists no such contract"
+            unknown = unreadable if why else "the exchange lists no such contract"
+            refused[pair] = info.taken.get(pair, unknown)
         elif instrument.contract and instrument.contract not in contracts:
             refused[pair] = (
                 f"its contract type is {instrument.contract_type}: exchange.contracts needs "
                 f"{instrument.contract} to collect it"
             )
             other.add(pair)
-        elif not instrument.collectable:
+        elif not instrument.collectable or info.is_over(instrument):
             kind = instrument.contract_type or "no contract type"
             refused[pair] = f"{kind}, status {instrument.status or 'unknown'}"
         else:
@@ -218,17 +258,46 @@ def select_named(
     return Selection(tuple(chosen), refused, frozenset(other))
 
 
+def _still_there(info: ExchangeInfo, known: Instrument | None) -> Instrument | None:
+    """A contract that was collected before, if the exchange does not say more of it than that it goes on.
+
+    Its row is missing, cannot be read, or has a type that nobody knows: none of these is an end.
+    """
+    if known is None:
+        return None
+    row = info.contract(known.pair, known.symbol)
+    if row is None:
+        return known
+    goes_on = not row.contract and row.has_begun and not info.is_over(row)
+    return row if goes_on else None
+
+
 def usual_symbol(pair: str) -> str:
     """The symbol that a pair's perpetual usually has."""
     return pair.partition(":")[0].replace("/", "")
 
 
-def select_all(info: ExchangeInfo, quote: str, contracts: Collection[str] = PERPETUAL) -> Selection:
-    """Select every contract of these types and of a quote asset that trades."""
+def select_all(
+    info: ExchangeInfo,
+    quote: str,
+    contracts: Collection[str] = PERPETUAL,
+    known: Mapping[str, Instrument] = MappingProxyType({}),
+) -> Selection:
+    """Select every contract of these types and of a quote asset that trades or has halted.
+
+    What is `known` of pairs from before is selected where their rows are missing: that is no end.
+    """
     listed = [i for i in info.instruments.values() if i.contract and i.quote == quote]
-    chosen = [i for i in listed if i.contract in contracts and i.collectable]
+    chosen = {
+        i.pair: i
+        for i in listed
+        if i.contract in contracts and i.collectable and not info.is_over(i)
+    }
+    for pair, one in known.items():
+        if one.quote == quote and (before := _still_there(info, one)) is not None:
+            chosen[pair] = before
     other = frozenset(i.pair for i in listed if i.contract not in contracts)
-    return Selection(tuple(sorted(chosen, key=lambda i: i.pair)), {}, other)
+    return Selection(tuple(sorted(chosen.values(), key=lambda i: i.pair)), {}, other)
 
 
 def select_top(
@@ -238,9 +307,9 @@ def select_top(
     quote_volumes: Mapping[str, float],
     contracts: Collection[str] = PERPETUAL,
 ) -> Selection:
-    """Select the `count` contracts with the highest 24 h quote volume (symbol -> volume)."""
+    """Select the `count` contracts that trade with the highest 24 h quote volume (symbol -> volume)."""
     chosen = sorted(
-        select_all(info, quote, contracts).instruments,
+        (one for one in select_all(info, quote, contracts).instruments if one.trades),
         key=lambda i: (-quote_volumes.get(i.symbol, 0.0), i.pair),
     )
     return Selection(tuple(chosen[:count]), {})

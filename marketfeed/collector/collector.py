@@ -7,7 +7,7 @@ so that nothing that was received is lost.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 import aiohttp
@@ -101,7 +101,7 @@ class Collector:
                 session, self._settings.exchange.rest_url, self._rest_timeout_s, self._turns
             )
             source = InstrumentSource(
-                self._settings.exchange, rest, self._clock, self._writer, self._heard
+                self._settings.exchange, rest, self._clock, self._writer, self._heard_ms
             )
             reporter.source = source
             beside = [
@@ -131,9 +131,9 @@ class Collector:
                 await asyncio.gather(*beside, return_exceptions=True)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
 
-    def _heard(self, pairs: Collection[str]) -> int:
+    def _heard_ms(self, pair: str) -> int:
         parts = self._reporter.parts
-        return 0 if parts is None else parts.pair_lifecycle.heard(pairs)
+        return 0 if parts is None else parts.pair_lifecycle.heard_ms(pair)
 
     async def _prove_alive(self) -> str:
         """Commit a heartbeat; name what has not turned since the last one. Raises JournalError."""

@@ -138,7 +138,7 @@ def _reported(
         (
             "overdue_series",
             ("channel",),
-            "Series silent past their deadline, without those of a pair that may be halted",
+            "Series silent past their deadline, without those of pairs that have halted, or may have",
             Counter(r.overdue) - Counter(r.overdue_of_halted),
         ),
         (

@@ -28,6 +28,8 @@ class State(IntEnum):
     """Closed candles are missing for longer than a minute."""
     SILENT = 4
     """A series is past its deadline."""
+    HALTED = 5
+    """It does not trade, by two answers of exchangeInfo."""
 
 
 class PairTile(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -49,6 +51,7 @@ def make_tiles(
     mark_event_ms: Mapping[str, int],
     overdue: Collection[Overdue],
     old_holes: Mapping[Key, int],
+    halted: Collection[str] = (),
 ) -> list[PairTile]:
     """Judge `pairs`, in their order. `speed`: exchange seconds in a wall second."""
     late_ds = 10 * max(MARK_PRICE_DUE_S, LATE_WALL_S * speed)
@@ -60,7 +63,9 @@ def make_tiles(
     for pair in pairs:
         at_ms = mark_event_ms.get(pair)
         age_ds = None if at_ms is None else max(0, (now_ms - at_ms) // 100)
-        if silent[pair]:
+        if pair in halted:
+            state = State.HALTED
+        elif silent[pair]:
             state = State.SILENT
         elif holes[pair]:
             state = State.HOLES

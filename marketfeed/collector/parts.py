@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
-import msgspec
 
 from marketfeed.binance.archive import Archive
 from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
@@ -16,7 +15,7 @@ from marketfeed.binance.generations import Generations
 from marketfeed.binance.market_socket import OnState
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rollover import Ages
-from marketfeed.binance.symbols import parse_exchange_info, stream_names
+from marketfeed.binance.symbols import stream_names
 from marketfeed.counters import CollectorCounters
 from marketfeed.gaps.healer import Healer
 from marketfeed.gaps.holes import Holes
@@ -65,7 +64,6 @@ class CollectorParts:
         self.silent_after_s = clock.wall_s(SILENT_AFTER_S, SILENT_AT_LEAST_S)
         self.rest = rest
         self._source = source
-        self._listing = listing
         self.roster = Roster(listing.selection)
         instruments = self.roster.instruments
         self.intake = Intake(
@@ -116,7 +114,7 @@ class CollectorParts:
             writer,
             clock,
             counters,
-            lambda: parse_exchange_info(self._exchange_info()),
+            lambda: (source.newest or listing).info,
             instruments,
             kept_ms(settings),
             self._older_rates(settings, session, writer, clock, counters),
@@ -156,7 +154,11 @@ class CollectorParts:
         if settings.influxdb.url is not None:
             influx = InfluxWriter(settings.influxdb, session)
             self.shipper = Shipper(
-                writer, influx, now_ms=clock.now_ms, coverage=lambda: writer.coverage
+                writer,
+                influx,
+                now_ms=clock.now_ms,
+                coverage=lambda: writer.coverage,
+                lives=lambda: source.book.lives,
             )
             log.info("shipping to target=%r", influx.target)
 
@@ -185,7 +187,8 @@ class CollectorParts:
 
         Of several the exchange is the trouble, or the network.
         """
-        quiet = self.supervisor.quiet_since_s
+        told = self.set_apart()
+        quiet = {p: at_s for p, at_s in self.supervisor.quiet_since_s.items() if p not in told}
         if len(quiet) != 1:
             return ""
         ((pair, since_s),) = quiet.items()
@@ -193,7 +196,12 @@ class CollectorParts:
 
     def accountable(self) -> set[str]:
         """The pairs of which what is missing is a reason: those that trade, as far as is known."""
-        return {one.pair for one in self.roster.instruments} - {self.perhaps_halted()}
+        collected = {one.pair for one in self.roster.instruments}
+        return collected - self.set_apart() - {self.perhaps_halted()}
+
+    def set_apart(self) -> set[str]:
+        """The pairs that are told of by themselves: halted, or not known to the exchange any more."""
+        return {*self.roster.halted, *self.pair_lifecycle.absent.pairs}
 
     def mark_event_ms(self) -> dict[str, int]:
         """The newest stored mark price of each pair that is collected: event time by pair."""
@@ -217,11 +225,15 @@ class CollectorParts:
         self.settled_rates.set_instruments(self.roster.instruments)
         self.promises.wake()
 
-    def _exchange_info(self) -> bytes:
-        return (self._source.newest or self._listing).exchange_info
-
     def _make_feed(
         self, name: str, streams: Sequence[str], on_frame: OnFrame, on_state: OnState
     ) -> Feed:
-        newest = msgspec.json.decode(self._exchange_info())
-        return Feed(self._options, newest, streams, on_frame, on_state, self._limiter, name)
+        return Feed(
+            self._options,
+            self.roster.instruments,
+            streams,
+            on_frame,
+            on_state,
+            self._limiter,
+            name,
+        )

@@ -71,6 +71,7 @@ class Reporter:
         now_ms = self._clock.now_ms()
         missing = _Missing() if parts is None else _missing(parts, now_ms)
         perhaps_halted = "" if parts is None else parts.perhaps_halted()
+        halted = self._halted()
         state = self._state(reasons)
         return StatusReport(
             version=__version__,
@@ -113,8 +114,11 @@ class Reporter:
             absent_candles=missing.absent,
             perhaps_halted=perhaps_halted,
             overdue_of_halted=dict(
-                Counter(i.series.channel for i in overdue if i.series.pair == perhaps_halted)
+                Counter(
+                    i.series.channel for i in overdue if i.series.pair in {*halted, perhaps_halted}
+                )
             ),
+            halted=halted,
         )
 
     def pairs(self) -> tuple[str, ...]:
@@ -134,6 +138,7 @@ class Reporter:
             parts.mark_event_ms(),
             self._overdue(),
             parts.holes.open_longer_than(HOLE_SHOWN_S, self._clock.now_ms()),
+            self._halted(),
         )
 
     def headline(self) -> str:
@@ -221,10 +226,19 @@ class Reporter:
         return self._frames_per_s
 
     def _oldest_mark_age_s(self) -> float | None:
+        parts = self.parts
         ages_s = self.mark_price_ages_s()
-        if not ages_s or len(ages_s) < self._pairs():
+        if parts is not None:
+            awaited = {one.pair for one in parts.roster.instruments} - parts.set_apart()
+            if not awaited <= ages_s.keys():
+                return None
+            ages_s = {pair: ages_s[pair] for pair in awaited}
+        if not ages_s:
             return None
         return max(0.0, *ages_s.values())
+
+    def _halted(self) -> dict[str, str]:
+        return {} if self.parts is None else dict(self.parts.roster.halted)
 
     def _timeframe_reports(self) -> list[TimeframeReport]:
         opens_ms: defaultdict[str, list[int]] = defaultdict(list)
@@ -282,7 +296,11 @@ def _missing(parts: CollectorParts, now_ms: int) -> _Missing:
     counts, first = parts.holes.count(now_ms), parts.holes.count(now_ms, first=True)
     return _Missing(
         counts.total(),
-        sum(count for (pair, _), count in (counts + first).items() if pair not in parts.roster),
+        sum(
+            count
+            for (pair, _), count in (counts + first).items()
+            if pair not in parts.roster or pair in parts.roster.halted
+        ),
         parts.holes.absent().total(),
         parts.holes.oldest_s(now_ms, parts.accountable()),
     )

@@ -127,7 +127,9 @@ class StatusReport(msgspec.Struct, frozen=True):
     perhaps_halted: str = ""
     """The pair that alone brings nothing: no reason until exchangeInfo has answered that it trades."""
     overdue_of_halted: dict[str, int] = {}
-    """How many of `overdue` are its series, by channel."""
+    """How many of `overdue` are series of it, and of those that have halted, by channel."""
+    halted: dict[str, str] = {}
+    """What is collected and does not trade, by two answers of exchangeInfo: pair -> status. No reason."""
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

@@ -64,15 +64,14 @@ async def check(
         rest = BinanceRest(session, settings.exchange.rest_url)
         findings.append(await _check_clock(rest))
         try:
-            body = await rest.exchange_info()
-            info = parse_exchange_info(body)
+            info = parse_exchange_info(await rest.exchange_info())
             selection = await select(settings.exchange, rest, info)
         except ExchangeError as error:
             return [*findings, Finding("exchange", "bad", str(error))]
         findings += check_pairs(settings.exchange, info, selection)
         findings += check_history(settings, len(selection.instruments))
         if selection.instruments and live is not None:
-            findings += await live(Listing(selection, body))
+            findings += await live(Listing(selection, info))
         elif selection.instruments:
             findings.append(await _check_stream(session, settings, selection))
     return findings

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
-
 from marketfeed import schema
 from marketfeed.binance.backoff import ConnectionStatus, ConnectLimiter, FeedOptions
 from marketfeed.binance.feed import Feed
@@ -53,7 +51,7 @@ async def prove_streams(
     problems: list[str] = []
     feed = Feed(
         FeedOptions(ws_url=settings.ws_url),
-        msgspec.json.decode(listing.exchange_info),
+        listing.selection.instruments,
         wanted,
         on_frame=seen.on_frame,
         on_state=lambda status: _note_problem(status, problems),

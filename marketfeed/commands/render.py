@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
@@ -232,6 +232,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("pairs, streams", f"{report.pairs:,}, {report.streams:,}"),
         ("pairs ready", f"{report.ready_pairs:,}: the newest 499 candles of all timeframes"),
         ("left out", ", ".join(report.refused_pairs) or "none"),
+        *((("halted", _halted(report.halted)),) if report.halted else ()),
         ("frames", f"{report.frames:,} ({report.frames_per_s:,.0f}/s)"),
         ("rejected", _counts(report.rejects)),
         ("silent series", _counts(report.overdue)),
@@ -397,6 +398,10 @@ def _missing(report: StatusReport) -> str:
     if report.perhaps_halted:
         parts.append(f"{report.perhaps_halted} may be halted")
     return ", ".join(parts)
+
+
+def _halted(halted: Mapping[str, str]) -> str:
+    return ", ".join(f"{pair} ({status or 'no status'})" for pair, status in halted.items())
 
 
 def _settled(report: SettledRatesReport | None) -> str:

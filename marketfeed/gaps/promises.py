@@ -101,8 +101,9 @@ class Promises:
                     generation, anew = found, False
                 elif unpromised := {pair for pair, _ in self.unpromised()}:
                     await self._promise([one for one in instruments if one.pair in unpromised])
-                if over := self._promised_too_far():
-                    # Nobody would ask for what was due before the end was known.
+                if over := [*self._promised_too_far(), *self._promised_too_early(instruments)]:
+                    # Nobody would ask for what was due before the end was known. What was before a listing is
+                    # another contract's, which had the name.
                     await self._promise(over)
                 await look_through(self._writer)
                 self._note_promised()
@@ -125,6 +126,20 @@ class Promises:
                 and one.ended_ms is not None
                 and covered.holes
                 and covered.holes[-1].end_ms > one.ended_ms
+                for timeframe in self._timeframes
+            )
+        ]
+
+    def _promised_too_early(self, instruments: Sequence[Instrument]) -> list[Instrument]:
+        """What is collected and was promised from before its first candle: a name has become another's."""
+        known, now_ms = self._writer.coverage, self._clock.certain_ms()
+        return [
+            one
+            for one in instruments
+            if any(
+                (covered := known.get((one.pair, timeframe))) is not None
+                and covered.from_ms
+                < schema.floor_to(min(one.listed_ms, now_ms), schema.TIMEFRAMES_MS[timeframe])
                 for timeframe in self._timeframes
             )
         ]

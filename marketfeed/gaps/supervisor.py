@@ -56,6 +56,8 @@ class Supervisor:
         """What was silent past its deadline at the last look, the longest first."""
         self.quiet_since_s: dict[str, float] = {}
         """The pairs of which nothing comes, no candles either: when mark prices were due (exchange s)."""
+        self.heard_ms: dict[str, int] = {}
+        """When (exchange ms) the last look was that found frames of a pair, stored or not."""
         self.looks = 0
         """How often it has looked around: a watchdog's proof that it turns."""
         self.on_reconnected: Callable[[Sequence[Series]], None] = lambda _: None
@@ -92,11 +94,15 @@ class Supervisor:
             self.on_clock_back()
         self._looked_ms = now_ms
         self._liveness.mark_prices(seen.marks, now_s)
+        certain_ms = self._clock.certain_ms()
+        self.heard_ms.update(dict.fromkeys(seen.marks, certain_ms))
         for pair, timeframe, open_ms in seen.closed:
             self._candles_s[pair] = now_s
+            self.heard_ms[pair] = certain_ms
             self._liveness.closed(pair, timeframe, open_ms)
         for (pair, timeframe), open_ms in seen.forming.items():
             self._candles_s[pair] = now_s
+            self.heard_ms[pair] = certain_ms
             self._liveness.formed(pair, timeframe, open_ms)
         for candle in seen.fetched:
             self._liveness.fetched(

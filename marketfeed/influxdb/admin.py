@@ -84,7 +84,7 @@ def expected_fields(
         expected[schema.forming_measurement(timeframe)] = schema.CANDLE_FIELDS
     expected[schema.FEED_COVERAGE] = {
         name: int for timeframe in timeframes for name in schema.coverage_fields(timeframe)
-    } | {schema.SETTLED_TO: int}
+    } | {schema.SETTLED_TO: int, schema.LIVES: str}
     if aggregator:
         expected |= schema.AGGREGATOR_FIELDS
     return expected

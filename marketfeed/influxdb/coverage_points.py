@@ -6,7 +6,7 @@ written at the next look. Within an hour a pair's point is written over.
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from marketfeed import schema
@@ -22,18 +22,21 @@ from marketfeed.influxdb.bucket_coverage import (
 )
 from marketfeed.influxdb.outbox import Outbox
 from marketfeed.journal.coverage import Covered, Key
+from marketfeed.records import Life, lives_text
 from marketfeed.storage.ranges import Acknowledged
 
 log = logging.getLogger(__name__)
 
 Coverage = Mapping[Key, Covered]
+LivesOf = Mapping[str, Sequence[Life]]
 
 
 class CoveragePoints:
     """What is to be said of the bucket `target`.
 
     `stored` gives the coverage of the file that is shipped, as of its last commit, `now_ms` the exchange's
-    time; without one of them there is nothing to say. All is said anew `every_s` (monotonic).
+    time; without one of them there is nothing to say. `lives` gives the contracts that pairs have been the
+    names of. All is said anew `every_s` (monotonic).
     """
 
     def __init__(
@@ -42,12 +45,17 @@ class CoveragePoints:
         every_s: float,
         stored: Callable[[], Coverage] | None,
         now_ms: Callable[[], int] | None,
+        lives: Callable[[], LivesOf] | None = None,
     ) -> None:
         self.is_due = stored is not None and now_ms is not None
         """Whether there is anything to say, ever."""
         self._target = target
         self._stored = stored or dict
         self._now_ms = now_ms or (lambda: 0)
+        self._lives = lives or dict
+        # What was last written of each pair's lives.
+        self._lives_written: dict[str, str] = {}
+        self._lives_due: dict[str, str] = {}
         self._collector: Final = socket.gethostname()
         self._points = Points(every_s)
         self._unacknowledged = Unacknowledged()
@@ -91,9 +99,22 @@ class CoveragePoints:
         }
         found |= settled_parts(self._settled_to_ms, self._refused, names, self._settled_told)
         self._due = self._points.due(found, now_s)
+        self._lives_due = {
+            pair: lives_text(every) for pair, every in self._lives().items() if every
+        }
+        for (pair, timeframe), part in found.items():
+            # Known anew, as nearly never: all that is said of the pair is.
+            if self._lives_due.get(pair, "") != self._lives_written.get(pair, ""):
+                self._due.setdefault(pair, {})[timeframe] = part
         hour_ms = schema.floor_to(self._now_ms(), schema.HOUR_MS)
         return [
-            lines.coverage_text(lines.escape_tag(pair), self._collector, parts, hour_ms)
+            lines.coverage_text(
+                lines.escape_tag(pair),
+                self._collector,
+                parts,
+                hour_ms,
+                self._lives_due.get(pair, ""),
+            )
             for pair, parts in self._due.items()
         ]
 
@@ -103,6 +124,7 @@ class CoveragePoints:
         self._settled_told.update(
             pair for pair, parts in self._due.items() if schema.SETTLED_TO in parts
         )
+        self._lives_written |= {pair: self._lives_due.get(pair, "") for pair in self._due}
 
     def _keys(self, series: Coverage) -> Mapping[Key, str]:
         """How lines of candles begin, of each series."""

@@ -254,11 +254,16 @@ def catalog_text(
 
 
 def coverage_text(
-    pair_tag: str, collector: str, parts: Mapping[str, tuple[int, int]], time_ms: int
+    pair_tag: str,
+    collector: str,
+    parts: Mapping[str, tuple[int, int]],
+    time_ms: int,
+    lives: str = "",
 ) -> str:
     """The line of what a bucket has of a pair's candles: by timeframe from where, and up to where.
 
-    Of `schema.SETTLED_TO` the end alone.
+    Of `schema.SETTLED_TO` the end alone. `lives` is text as `schema.LIVES` says, empty where nothing is
+    known of them.
     """
     fields: list[str] = []
     for series, (from_ms, until_ms) in parts.items():
@@ -267,6 +272,8 @@ def coverage_text(
         else:
             first, last = schema.coverage_fields(series)
             fields += [f"{first}={from_ms}i", f"{last}={until_ms}i"]
+    if lives:
+        fields.append(f'{schema.LIVES}="{lives.translate(_STRING)}"')
     return (
         f"{schema.FEED_COVERAGE},collector={escape_tag(collector)},pair={pair_tag} "
         f"{','.join(fields)} {time_ms}"

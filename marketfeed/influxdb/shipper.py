@@ -22,7 +22,7 @@ from marketfeed.clock import wait_at_most
 from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
 from marketfeed.influxdb.answers import Verdict
-from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints
+from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints, LivesOf
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
@@ -97,8 +97,8 @@ class _Look(NamedTuple):
 class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
 
-    `now_ms` is the exchange's time, at which a catalog is shipped again, and `coverage` tells what the file
-    holds of candles: a ledger has neither.
+    `now_ms` is the exchange's time, at which a catalog is shipped again, `coverage` tells what the file
+    holds of candles, and `lives` of which contracts: a ledger has none of these.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Shipper:
         open_outbox: Callable[[Path, str], Outbox] = JournalOutbox,
         now_ms: Callable[[], int] | None = None,
         coverage: Callable[[], Coverage] | None = None,
+        lives: Callable[[], LivesOf] | None = None,
     ) -> None:
         self._writer = writer
         self._open_file = open_outbox
@@ -121,7 +122,9 @@ class Shipper:
         self._unanswered = UnansweredLines(pace.recheck_after_s)
         self._delivery = Delivery(influx, self._unanswered)
         self._states = States(pace.forming_every_s, now_ms)
-        self._coverage = CoveragePoints(influx.target, pace.coverage_every_s, coverage, now_ms)
+        self._coverage = CoveragePoints(
+            influx.target, pace.coverage_every_s, coverage, now_ms, lives
+        )
         self._ending = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
         self._is_demanded = False

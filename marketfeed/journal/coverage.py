@@ -116,7 +116,7 @@ def promised(
 
     A promise made by the same setting stands as it is: it does not move with the time. One of less drops
     only what is missing at its beginning. One that was made while the clock was ahead is made anew, and
-    what was missing of the time to come is no more.
+    what was missing of the time to come is no more. A later listing ends what was promised of before it.
     """
     length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
     until_ms = promise.now_ms
@@ -131,6 +131,8 @@ def promised(
         end_ms = from_ms if newest_ms is None else max(from_ms, newest_ms + length_ms)
         fresh = Covered(from_ms, end_ms, end_ms, promise.keep_ms)
         return expected(fresh, forming_ms, is_first=end_ms == from_ms)
+    # What was before is of another contract of that name, and is promised to nobody.
+    known = stored_before(known, min(listed_ms, forming_ms))
     was_ahead = known.from_ms > forming_ms
     if was_ahead or (promise.keep_ms > known.promised_ms and from_ms < known.from_ms):
         older: tuple[Hole, ...] = ()

@@ -21,7 +21,7 @@ from marketfeed.journal.covering import Change, Covering, promise_rows
 from marketfeed.journal.migrations import back_to_2, grow, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import DeleteRange
-from marketfeed.records import REGULAR, Candle, FundingSettled, Gap
+from marketfeed.records import REGULAR, Candle, FundingSettled, Gap, Life
 from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
 from marketfeed.storage.numbered_file import NumberedFile
@@ -56,6 +56,8 @@ class Journal(NumberedFile, JournalReads):
         self._pair_ids: dict[str, int] = {}
         self.has_quotes = quotes.has_column(database.db)
         """Whether candles are stored with `taker_buy_quote_volume`."""
+        self.keeps_lives = JournalReads(database.db).has_lives()
+        """Whether the file has a table for lives."""
         self._funding_written: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, tuple[int, float]] = {}
         super().__init__(database)
@@ -70,6 +72,8 @@ class Journal(NumberedFile, JournalReads):
         begins = READ_AT_START if self.version < 3 else READ_AT_START_3
         if self.has_quotes:
             begins = (*begins, "SELECT * FROM quote_asked")
+        if self.keeps_lives:
+            begins = (*begins, "SELECT * FROM life")
         self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     @property
@@ -192,6 +196,25 @@ class Journal(NumberedFile, JournalReads):
         with self._changing_coverage() as change:
             for key in keys:
                 self._covering.look_through(change, key, candles)
+
+    def save_lives(self, lives: Mapping[str, Sequence[Life]]) -> None:
+        """Keep which contracts pairs have been the names of, in place of what was kept of these pairs.
+
+        Where the file has no table for it, nothing is kept. Raises JournalWriteError.
+        """
+        if not self.keeps_lives:
+            return
+        with self._transaction():
+            for pair, every in lives.items():
+                pair_id = self._id_of(pair)
+                self.db.execute("DELETE FROM life WHERE pair_id = ?", (pair_id,))
+                self.db.executemany(
+                    tables.LIFE,
+                    [
+                        (pair_id, one.symbol, one.listed_ms, one.ended_ms, one.evidence)
+                        for one in every
+                    ],
+                )
 
     def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
         """Keep a document (a last-known copy of exchangeInfo, the chosen pairs …) under `name`."""

@@ -24,6 +24,7 @@ def grow(db: sqlite3.Connection) -> None:
     try:
         with transaction(db):
             quotes.add(db)
+            db.execute(tables.CREATE_LIFE)
     except sqlite3.OperationalError as error:
         if is_damage(error) or is_failed_read(error):
             raise

@@ -13,7 +13,7 @@ from marketfeed.grid import TimeRange, candles_in
 from marketfeed.journal import quotes
 from marketfeed.journal.coverage import Key
 from marketfeed.journal.quotes import Unquoted
-from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry, RejectedFrame
+from marketfeed.records import CANDLE_GAP, Candle, CatalogEntry, Life, RejectedFrame
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,52 @@ class JournalReads:
                    FROM catalog JOIN pair ON pair.id = pair_id ORDER BY pair"""
             )
         ]
+
+    def has_lives(self) -> bool:
+        """Whether the file has a table for lives: from version 3 on, once a writer of today has opened it."""
+        (found,) = self.db.execute(schema.HAS_LIVES).fetchone()
+        return bool(found)
+
+    def lives(self) -> dict[str, tuple[Life, ...]]:
+        """Which contracts each pair has been the name of, oldest first; none where the file has no table."""
+        if not self.has_lives():
+            return {}
+        found: dict[str, tuple[Life, ...]] = {}
+        for pair, *life in self.db.execute(
+            """SELECT pair, symbol, listed, ended, evidence FROM life JOIN pair ON pair.id = pair_id
+               ORDER BY pair, listed"""
+        ):
+            found[pair] = (*found.get(pair, ()), Life(pair, *life))
+        return found
+
+    def newest_close_before(self, pair: str, before_ms: int) -> int | None:
+        """When the newest stored candle of a pair closed that closed by `before_ms`; None without any."""
+        closes_ms = [
+            newest_ms + length_ms
+            for length_ms in schema.TIMEFRAME_NAMES
+            for (newest_ms,) in self.db.execute(
+                """SELECT max(open_time) FROM candle WHERE pair_id = (SELECT id FROM pair WHERE pair = ?)
+                   AND timeframe_ms = ? AND open_time <= ?""",
+                (pair, length_ms, before_ms - length_ms),
+            )
+            if newest_ms is not None
+        ]
+        return max(closes_ms, default=None)
+
+    def oldest_candles(self) -> dict[tuple[str, str], int]:
+        """The oldest closed candle's open time (ms) of each series (pair, timeframe)."""
+        names = schema.TIMEFRAME_NAMES
+        return {
+            (pair, names[length_ms]): open_time
+            for pair, length_ms, open_time in self.db.execute(
+                """SELECT pair.pair, t.value, (
+                       SELECT min(open_time) FROM candle
+                       WHERE pair_id = pair.id AND timeframe_ms = t.value
+                   ) AS oldest
+                   FROM pair, json_each(?) AS t WHERE oldest IS NOT NULL""",
+                (str(list(names)),),
+            )
+        }
 
     def oldest_settled(self) -> dict[str, int]:
         """When the oldest stored rate of each pair was settled (ms)."""

@@ -43,6 +43,13 @@ CREATE TABLE quote_asked(
     PRIMARY KEY (pair_id, timeframe_ms)
 ) WITHOUT ROWID"""
 """Down to where a series has been asked for again, of what older versions did not store (`quotes.py`)."""
+CREATE_LIFE: Final = """
+CREATE TABLE IF NOT EXISTS life(
+    pair_id INTEGER NOT NULL, symbol TEXT NOT NULL, listed INTEGER NOT NULL, ended INTEGER,
+    evidence TEXT NOT NULL,
+    PRIMARY KEY (pair_id, listed)
+) WITHOUT ROWID"""
+"""The contracts that a pair has been the name of (`records.Life`); `listed` is 0 where it is not known."""
 META_3: Final = "INSERT INTO meta (version, readers_from, writers_from) VALUES (3, 3, 3)"
 
 CREATE: Final = f"""
@@ -114,6 +121,7 @@ CREATE INDEX gap_seq ON gap(seq);
 CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing');
 {CREATE_COVERAGE};
 {CREATE_QUOTE_ASKED};
+{CREATE_LIFE};
 CREATE TABLE dead_letter(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL
@@ -153,6 +161,7 @@ FROM_2_TO_3: Final = (
     "ALTER TABLE sequence ADD COLUMN covered_deleted INTEGER NOT NULL DEFAULT 0",
     CANDLE_DELETED,
     CREATE_COVERAGE,
+    CREATE_LIFE,
     "ALTER TABLE gap ADD COLUMN empty_1 INTEGER",
     "ALTER TABLE gap ADD COLUMN empty_2 INTEGER",
     # That the settings have dropped a pair stood in front of its timeframes, as a comma.
@@ -170,6 +179,8 @@ FROM_3_TO_2: Final = (
     "ALTER TABLE sequence DROP COLUMN covered_commits",
     "ALTER TABLE sequence DROP COLUMN covered_deleted",
     "DROP TABLE coverage",
+    # A file that could not be grown has none.
+    "DROP TABLE IF EXISTS life",
     "DELETE FROM gap WHERE substr(kind, 1, 8) = 'history_'",
     "ALTER TABLE gap DROP COLUMN empty_1",
     "ALTER TABLE gap DROP COLUMN empty_2",
@@ -363,6 +374,7 @@ GAP_2: Final = Upsert(
 DOCUMENT: Final = """
 INSERT INTO document (name, saved, body) VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET saved = excluded.saved, body = excluded.body"""
+LIFE: Final = "INSERT INTO life (pair_id, symbol, listed, ended, evidence) VALUES (?, ?, ?, ?, ?)"
 COVERAGE: Final = """
 INSERT INTO coverage (pair_id, timeframe_ms, "from", looked, promised, released)
 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET

@@ -98,6 +98,11 @@ class AbsentPairs:
         """One sentence for each such pair, with the command that drops it."""
         return [_warning(pair, why) for pair, why in sorted(self._found().items())]
 
+    @property
+    def pairs(self) -> frozenset[str]:
+        """The pairs that are warned of."""
+        return frozenset(self._found())
+
     def _found(self) -> dict[str, str]:
         now_ms = self._clock.now_ms()
         found: dict[str, str] = {}

@@ -98,6 +98,6 @@ def to_drop(
     def is_live(entry: CatalogEntry) -> bool:
         row = info.contract(entry.pair, entry.symbol)
         has_ended = entry.ended_ms is not None and entry.ended_ms <= now_ms
-        return not has_ended or (row is not None and row.collectable)
+        return not has_ended or (row is not None and row.trades)
 
     return [entry for entry in not_wanted if not entry.dropped and is_live(entry)]

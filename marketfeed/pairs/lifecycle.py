@@ -5,16 +5,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from marketfeed import schema
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
     Instrument,
     Selection,
-    parse_exchange_info,
     remembered,
     stream_names,
 )
@@ -35,9 +33,6 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
 """Exchange seconds between two looks; never closer than `WALL_AT_LEAST_S` wall seconds."""
-HEARD_WITHIN_MS: Final = schema.MINUTE_MS
-HEARD_WALL_MS: Final = 2_000
-"""A pair whose newest mark price is younger than this still brings data (the second in wall time)."""
 
 
 class PairLifecycle:
@@ -84,7 +79,7 @@ class PairLifecycle:
         """
         stored = await self._writer.call(Journal.catalog)
         now_ms = self._clock.now_ms()
-        info = parse_exchange_info(listing.exchange_info)
+        info = listing.info
         self._catalog.remember(stored)
         for instrument in self._roster.instruments:
             self._catalog.note(instrument, instrument.ended_ms)
@@ -101,28 +96,28 @@ class PairLifecycle:
             await self.absent.look(info, listing.selection)
         changes = self._roster.update(info, listing.selection, now_ms)
         self._report(changes)
-        for one in changes.ended:
-            self._catalog.note(one.instrument, one.ended_ms)
+        for instrument in changes.dated:
+            self._catalog.note(instrument, instrument.ended_ms)
 
     async def run(self) -> None:
         """Follow the exchange's list, and the announced ends that come in between."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._source.follow(self._on_listing), name="exchangeInfo")
+            group.create_task(self._source.book.run(), name="lives")
             while True:
                 await asyncio.sleep(self._clock.wall_s(LOOK_EVERY_S))
                 self._note_joined()
                 self._ask_for_quiet()
                 self.absent.check()
-                ended = self._roster.expire(self._clock.certain_ms())
+                ended = self._roster.expire(
+                    self._clock.certain_ms(), self.heard_ms, self._source.book.silent_for_ms
+                )
                 if ended:
                     await self._leave(ended)
 
-    def heard(self, pairs: Collection[str]) -> int:
-        """How many of `pairs` are collected and still bring data."""
-        within_ms = max(HEARD_WITHIN_MS, HEARD_WALL_MS * self._clock.speed)
-        since_ms = self._clock.certain_ms() - within_ms
-        marks = self._intake.freshness.mark_event_ms
-        return sum(pair in self._roster and marks.get(pair, 0) >= since_ms for pair in pairs)
+    def heard_ms(self, pair: str) -> int:
+        """When the last frame of a pair came (exchange ms); 0 for none since the start."""
+        return self._supervisor.heard_ms.get(pair, 0)
 
     def has_traded_since(self, pair: str, since_s: float) -> bool:
         """Whether exchangeInfo has answered since then (monotonic exchange s) that a pair trades."""
@@ -142,19 +137,17 @@ class PairLifecycle:
             )
 
     async def _on_listing(self, listing: Listing) -> None:
-        info = parse_exchange_info(listing.exchange_info)
+        info = listing.info
         await self._drop_unchosen(listing.selection)
         await self.absent.look(info, listing.selection)
-        changes = self._roster.update(
-            info, listing.selection, self._clock.now_ms(), self._source.vanished
-        )
+        changes = self._roster.update(info, listing.selection, self._clock.now_ms())
         self._report(changes)
         self._listed_s = self._clock.elapsed_s()
         for instrument in changes.dated:
             self._supervisor.expect_until(instrument.pair, instrument.ended_ms)
             self._catalog.note(instrument, instrument.ended_ms)
-        if changes.ended:
-            await self._leave(changes.ended)
+        if changes.dated:
+            self._on_change()
         if changes.joined:
             await self._join(changes.joined)
 
@@ -200,10 +193,10 @@ class PairLifecycle:
             self._joining.pop(one.instrument.pair, None)
             self._catalog.note(one.instrument, one.ended_ms)
             log.warning(
-                "pair ended pair=%s ended_ms=%d reason=%r",
+                "pair ended pair=%s ended_ms=%d status=%r",
                 one.instrument.pair,
                 one.ended_ms,
-                one.reason,
+                one.instrument.status,
             )
         await self._feed.unsubscribe(self._streams(instruments))
 
@@ -231,14 +224,17 @@ class PairLifecycle:
         return stream_names(instruments, settings.timeframes, settings.mark_price_every.ms)
 
     def _report(self, changes: Changes) -> None:
-        if changes.refused:
-            log.error("exchangeInfo not believed: %s", changes.refused)
-        for pair, problem in changes.doubted.items():
-            log.warning("pair may have ended, asking again pair=%s problem=%r", pair, problem)
+        for pair, status in changes.doubted.items():
+            log.warning("pair may have halted, asking again pair=%s status=%r", pair, status)
+        for pair, status in changes.halted.items():
+            log.warning("pair has halted pair=%s status=%r", pair, status)
+        for pair in changes.resumed:
+            log.warning("pair trades again pair=%s", pair)
         for instrument in changes.dated:
             log.warning(
-                "pair ends at another time than known pair=%s ends_ms=%s",
+                "pair begins or ends at another time than known pair=%s listed_ms=%d ends_ms=%s",
                 instrument.pair,
+                instrument.listed_ms,
                 instrument.ended_ms,
             )
         for pair, one in changes.returned.items():

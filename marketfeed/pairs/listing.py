@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, ExchangeRefusedError, JournalError, backoff_s
 from marketfeed.journal.writer import JournalWriter
+from marketfeed.pairs.life_book import LifeBook
 from marketfeed.pairs.selection import NONE_COLLECTED, Listing, left_out, select
 from marketfeed.settings.model import ExchangeSettings, TopPairs
 
@@ -39,26 +40,14 @@ LISTING_EVERY_S: Final = 180.0
 LISTING_AT_LEAST_S: Final = 0.25
 EXCHANGE_INFO: Final = "exchange_info"
 CHOSEN_PAIRS: Final = "chosen_pairs"
-MAY_VANISH: Final = 0.1
-"""Share of the lasting contracts that exchangeInfo may have lost, or one: what ends stays in it for years."""
-BELIEVED_AFTER_S: Final = 6 * 3_600.0
-BELIEVED_ANSWERS: Final = 60
-"""Exchange seconds, and like answers in that time, after which it is believed that more have vanished."""
 SAVE_EVERY_S: Final = 86_400.0
-
-
-class _Vanished(msgspec.Struct):
-    """Contracts that exchangeInfo has lost, too many to be believed: since when, in how many answers."""
-
-    pairs: frozenset[str]
-    since_s: float
-    answers: int = 1
 
 
 class InstrumentSource:
     """Finds out what to collect, at the start and ever after. The exchange being down is waited for.
 
-    `heard` counts those of some pairs that still bring data: exchangeInfo is wrong when it has lost them.
+    `heard_ms` tells when (exchange ms) the last frame of a pair came, 0 for none: what still brings data has
+    not ended. A row that is missing ends nothing.
     """
 
     def __init__(
@@ -67,7 +56,7 @@ class InstrumentSource:
         rest: BinanceRest,
         clock: ExchangeClock,
         writer: JournalWriter,
-        heard: Callable[[Collection[str]], int] = lambda _: 0,
+        heard_ms: Callable[[str], int] = lambda _: 0,
     ) -> None:
         self.problem = ""
         """Why there is no list yet, or none of the exchange's own of now; empty when all is well."""
@@ -75,20 +64,18 @@ class InstrumentSource:
         """Whether, while there is a problem, the last known list is used."""
         self.newest: Listing | None = None
         """The last list that was fetched and believed."""
-        self.vanished: frozenset[str] = frozenset()
-        """Pairs that the exchange has not listed for hours, and still does not."""
         self.turns = rest.turns
         """The queue before the exchange's REST API, with what it has answered."""
         self._settings = settings
         self._rest = rest
         self._clock = clock
         self._writer = writer
-        self._heard = heard
+        self.book = LifeBook(writer, rest, clock, heard_ms)
+        """Which contracts pairs are and have been the names of."""
         self._trouble = Trouble(
             log, "exchangeInfo cannot be fetched", "exchangeInfo is fetched again"
         )
         self._known: Mapping[str, Instrument] | None = None
-        self._doubt: _Vanished | None = None
         self._saved_s = -math.inf
         self._soon = asyncio.Event()
         self._chosen: Sequence[str] | None = None
@@ -96,6 +83,7 @@ class InstrumentSource:
     def on_journal_replaced(self) -> None:
         """Have what a journal keeps for the next start written again, with the next answer."""
         self._saved_s = -math.inf
+        self.book.on_journal_replaced()
 
     async def load(self, stop: asyncio.Event) -> Listing | None:
         """Return what to collect, or None as soon as `stop` is set before that is known."""
@@ -112,8 +100,7 @@ class InstrumentSource:
 
     async def load_once(self) -> Listing:
         """Return what to collect, for a command: nothing is waited for. Raises ExchangeError."""
-        body = await self._exchange_info()
-        info = parse_exchange_info(body)
+        info = await self._exchange_info()
         selection = await self._selection(info)
         for pair, reason in selection.refused.items():
             log.warning("configured pair is left out pair=%s reason=%r", pair, reason)
@@ -121,7 +108,7 @@ class InstrumentSource:
             log.info("%s", others)
         if not selection.instruments:
             log.error("%s: nothing to collect", NONE_COLLECTED)
-        self.newest = Listing(selection, body)
+        self.newest = Listing(selection, info)
         return self.newest
 
     async def _keep_loading(self) -> Listing:
@@ -154,8 +141,8 @@ class InstrumentSource:
             self._soon.clear()
             had_problem = bool(self.problem)
             try:
-                body = await self._fetch()
-                listing = Listing(await self._selection(parse_exchange_info(body)), body)
+                info = await self._fetch()
+                listing = Listing(await self._selection(info), info)
             except (ExchangeError, JournalError) as error:
                 trouble.met(error)
                 if had_problem or trouble.failures >= FAILURES_ALLOWED:
@@ -176,7 +163,7 @@ class InstrumentSource:
         asked_s = error.retry_after_s if isinstance(error, ExchangeRefusedError) else None
         return self._clock.wall_s(asked_s or 0.0, backoff_s(failures, RETRY_FIRST_S, RETRY_CAP_S))
 
-    async def _exchange_info(self) -> bytes:
+    async def _exchange_info(self) -> ExchangeInfo:
         try:
             await self._rest.server_time()
             return await self._fetch()
@@ -191,10 +178,10 @@ class InstrumentSource:
                 "the last known copy of exchangeInfo is used age_h=%.1f",
                 (self._clock.now_ms() - saved_ms) / schema.HOUR_MS,
             )
-            return body
+            return await self.book.correct(parse_exchange_info(body))
 
-    async def _fetch(self) -> bytes:
-        """Take exchangeInfo, and keep it. Raises ExchangeError."""
+    async def _fetch(self) -> ExchangeInfo:
+        """Take exchangeInfo, keep it, and return it corrected by the lives. Raises ExchangeError."""
         body = await self._rest.exchange_info()
         info = parse_exchange_info(body)
         listed = info.instruments
@@ -203,70 +190,36 @@ class InstrumentSource:
         if self._known is None:
             known = await self._writer.load_document(EXCHANGE_INFO)
             self._known = {} if known is None else parse_exchange_info(known[0]).instruments
-        before, now_s = self._known, self._clock.elapsed_s()
-        self._require_whole(before, info, now_s)
+        now_s = self._clock.elapsed_s()
         # It is 1.2 MB: written when it says something new, and once in a while.
-        if before != listed or now_s - self._saved_s >= SAVE_EVERY_S:
+        if self._known != listed or now_s - self._saved_s >= SAVE_EVERY_S:
             await self._save(EXCHANGE_INFO, body)
             self._saved_s = now_s
-        self._known, self.vanished = listed, self.vanished - listed.keys()
+        self._known = listed
         self.problem, self.uses_copy = "", False
-        return body
-
-    def _require_whole(
-        self, before: Mapping[str, Instrument], info: ExchangeInfo, now_s: float
-    ) -> None:
-        """Raise ExchangeError when an answer has lost too many contracts, unless all have for hours.
-
-        Believed is only the like of the first such answer, given again and again, and nothing that lists
-        them in between; and not while data comes of what it has lost.
-        """
-        lasting = {pair for pair, one in before.items() if one.is_lasting}
-        gone = frozenset(
-            pair
-            for pair in lasting - info.instruments.keys()
-            if not info.may_list(before[pair].symbol)
-        )
-        most = max(MAY_VANISH * len(lasting), 1)
-        if len(gone) <= most:
-            self._doubt = None
-            return
-        doubt = self._doubt
-        if doubt is None or len(gone ^ doubt.pairs) > most:
-            self._doubt = doubt = _Vanished(gone, now_s)
-        else:
-            doubt.answers += 1
-        problem = f"exchangeInfo: lists {len(gone)} of {len(lasting)} known contracts no more"
-        if heard := self._heard(gone):
-            self._doubt = None
-            raise ExchangeError(f"{problem}, though {heard} of them still bring data")
-        left_s = doubt.since_s + BELIEVED_AFTER_S - now_s
-        if left_s > 0 or doubt.answers < BELIEVED_ANSWERS:
-            hours = max(0.0, left_s) / 3_600
-            raise ExchangeError(f"{problem}; believed if it still says so in {hours:.1f} h")
-        self._doubt, self.vanished = None, self.vanished | gone
-        log.error(
-            "contracts have vanished for hours, now believed count=%d of=%d first=%s",
-            len(gone),
-            len(lasting),
-            min(gone),
-        )
+        return await self.book.take_in(info)
 
     async def _selection(self, info: ExchangeInfo) -> Selection:
+        selection = await self._select(info)
+        await self.book.watch([one.pair for one in selection.instruments])
+        return selection
+
+    async def _select(self, info: ExchangeInfo) -> Selection:
         wanted = self._settings.pairs
+        kept = self.book.known(dropped=wanted != "all")
         if not isinstance(wanted, TopPairs):
-            return await select(self._settings, self._rest, info)
+            return await select(self._settings, self._rest, info, kept)
         # The top pairs are chosen once and kept: a set that changed with each start would tear holes.
         name = chosen_name(self._settings.quote, wanted.count, self._settings.contracts)
         try:
             # Each time: `marketfeed pairs --drop` takes pairs out of it, and nobody else writes it any more.
-            known = await self._writer.load_document(name)
+            document = await self._writer.load_document(name)
         except JournalError:
             if self._chosen is None:
                 raise
-            return select_named(info, self._chosen)
+            return select_named(info, self._chosen, known=kept)
         # None at all was once saved when nothing traded.
-        if known is not None and (chosen := msgspec.json.decode(known[0], type=list[str])):
+        if document is not None and (chosen := msgspec.json.decode(document[0], type=list[str])):
             self._chosen = chosen
         elif self._chosen is None:
             selection = await select(self._settings, self._rest, info)
@@ -276,7 +229,7 @@ class InstrumentSource:
         else:
             # In a journal that was begun anew.
             await self._save(name, msgspec.json.encode(self._chosen))
-        return select_named(info, self._chosen)
+        return select_named(info, self._chosen, known=kept)
 
     async def _save(self, name: str, body: bytes) -> None:
         try:

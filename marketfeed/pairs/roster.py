@@ -4,14 +4,15 @@ Pure: the caller passes exchangeInfo's answers and the time (exchange time, ms).
 the `Roster`; what has to be done about a change is `lifecycle.PairLifecycle`'s part.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.symbols import (
-    TRADING,
+    TRADING_STATUSES,
     ExchangeInfo,
     Instrument,
     Selection,
@@ -21,38 +22,33 @@ PURE = True
 
 ENDED_AFTER_MS: Final = 30_000
 """How long after its end a contract's streams stay: its last closing frames come about 2 s after it."""
-MAY_STOP: Final = 0.1
-MAY_STOP_AT_LEAST: Final = 3
-"""Share of the collected contracts that may stop at once without notice: more is the exchange's trouble."""
 RENAMED_WITHIN_MS: Final = schema.DAY_MS
 """How close a listing is to an end that it may be the same coin under another name."""
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A contract that is collected no more. `announced` is an end by `deliveryDate`."""
+    """A contract that is collected no more."""
 
     instrument: Instrument
     ended_ms: int
-    announced: bool
-    reason: str
 
 
 class Changes(msgspec.Struct, frozen=True):
     """What an answer of exchangeInfo changes.
 
     `joined` are to be collected from now on; `returned` holds how those among them had ended.
-    `dated` have another announced end than before, or none any more. `ended` have stopped without
-    notice. `doubted` is pair -> what is wrong, until a second answer says the same. `renamed` are pairs
-    (old, new): a guess, for people. `refused` says why the answer's stops were not believed.
+    `dated` have another end than before, or none any more, or another beginning. `doubted` is pair -> status
+    of what does not trade by one answer, `halted` of what does not by a second one; `resumed` are pairs that
+    trade again. `renamed` are pairs (old, new): a guess, for people.
     """
 
     joined: tuple[Instrument, ...] = ()
     returned: Mapping[str, Ended] = {}
     dated: tuple[Instrument, ...] = ()
-    ended: tuple[Ended, ...] = ()
     doubted: Mapping[str, str] = {}
+    halted: Mapping[str, str] = {}
+    resumed: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
-    refused: str = ""
 
 
 class Roster:
@@ -66,8 +62,11 @@ class Roster:
         self._collected: dict[str, Instrument] = {}
         self._dormant: dict[str, Instrument] = {}
         self._ended: dict[str, Ended] = {}
-        # Since when (ms) a contract is in doubt.
-        self._doubts: dict[str, int] = {}
+        # Pair -> status, of what does not trade by the last answer, or by two of them.
+        self._doubted: dict[str, str] = {}
+        self._halted: dict[str, str] = {}
+        # Pairs of which the last answer has no row: they are neither.
+        self._missing: set[str] = set()
         self._renamed: set[tuple[str, str]] = set()
         for instrument in selection.instruments:
             self._collect(instrument)
@@ -91,15 +90,25 @@ class Roster:
 
     @property
     def ended(self) -> tuple[Instrument, ...]:
-        """What was collected since the start and is not any more, each with its end: halted ones, too."""
+        """What was collected since the start and is not any more, each with its end."""
         return tuple(
             msgspec.structs.replace(one.instrument, delivery_ms=one.ended_ms)
             for one in self._ended.values()
         )
 
+    @property
+    def halted(self) -> Mapping[str, str]:
+        """What is collected and does not trade, by two answers of exchangeInfo: pair -> status."""
+        return MappingProxyType(self._halted)
+
     def still_trades(self, pair: str) -> bool:
         """Whether a pair is collected, and the last answer of exchangeInfo said that it trades."""
-        return pair in self._collected and pair not in self._doubts
+        return (
+            pair in self._collected
+            and pair not in self._doubted
+            and pair not in self._halted
+            and pair not in self._missing
+        )
 
     def remember(self, instruments: Iterable[Instrument]) -> None:
         """Take in what was collected before and is not now: it may have ended while nobody looked."""
@@ -107,42 +116,17 @@ class Roster:
             if instrument.pair not in self._collected:
                 self._dormant[instrument.pair] = instrument
 
-    def update(
-        self,
-        info: ExchangeInfo,
-        wanted: Selection,
-        now_ms: int,
-        vanished: Collection[str] = frozenset(),
-    ) -> Changes:
+    def update(self, info: ExchangeInfo, wanted: Selection, now_ms: int) -> Changes:
         """Take in what the exchange lists; `wanted` is what of that is to be collected.
 
-        That the pairs of `vanished` are not listed any more is certain, however many they are.
+        Rows are believed as they are: the lives have put them right (`known_lives`). One that is missing
+        changes nothing.
         """
         self.refused = wanted.refused
-        dated = self._take_dates(info)
-        doubted = {
-            pair: problem
-            for pair, known in (*self._collected.items(), *self._dormant.items())
-            # An announced end is waited for, whatever else the contract's row holds.
-            if known.ended_ms is None and (problem := _problem(known, info))
-        }
-        refused = ""
-        stopped = sum(pair in self._collected and pair not in vanished for pair in doubted)
-        if stopped > max(MAY_STOP * len(self._collected), MAY_STOP_AT_LEAST):
-            refused = f"{stopped} of {len(self._collected)} collected contracts do not trade"
-            ended: tuple[Ended, ...] = ()
-        else:
-            ended = self._confirm(doubted, now_ms)
+        dated = self._take_rows(info)
         joined, returned = self._join(wanted, now_ms)
-        return Changes(
-            joined,
-            returned,
-            dated,
-            ended,
-            {pair: text for pair, text in doubted.items() if self._doubts.get(pair) == now_ms},
-            self._guess_renames(info),
-            refused,
-        )
+        doubted, halted, resumed = self._note_halts(info, now_ms)
+        return Changes(joined, returned, dated, doubted, halted, resumed, self._guess_renames(info))
 
     def drop_unchosen(self, wanted: Selection) -> tuple[Instrument, ...]:
         """Forget what is not in `wanted` at all, trading or not; returns what was collected of it."""
@@ -151,24 +135,30 @@ class Roster:
         for instrument in dropped:
             del self._collected[instrument.pair]
             del self.pairs[instrument.symbol]
-        for pair in (self._dormant.keys() | self._ended.keys() | self._doubts.keys()) - chosen:
+            self._forget_halt(instrument.pair)
+        for pair in (self._dormant.keys() | self._ended.keys()) - chosen:
             self._dormant.pop(pair, None)
             self._ended.pop(pair, None)
-            self._doubts.pop(pair, None)
         return dropped
 
-    def expire(self, now_ms: int) -> tuple[Ended, ...]:
-        """Let go of those whose announced end is past, some time after it."""
+    def expire(
+        self,
+        now_ms: int,
+        heard_ms: Callable[[str], int] = lambda _: 0,
+        silent_for_ms: int = 0,
+    ) -> tuple[Ended, ...]:
+        """Let go of those whose end is past, some time after it; not while a pair's frames come.
+
+        `heard_ms` tells when (exchange ms) the last frame of a pair came.
+        """
         over = [
-            known
+            (known, known.ended_ms)
             for known in (*self._collected.values(), *self._dormant.values())
-            if known.ended_ms is not None and known.ended_ms + ENDED_AFTER_MS <= now_ms
-        ]
-        return tuple(
-            self._end(known, known.ended_ms, "deliveryDate", announced=True)
-            for known in over
             if known.ended_ms is not None
-        )
+            and known.ended_ms + ENDED_AFTER_MS <= now_ms
+            and heard_ms(known.pair) + silent_for_ms <= now_ms
+        ]
+        return tuple(self._end(known, ended_ms) for known, ended_ms in over)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -176,36 +166,58 @@ class Roster:
         self._collected[instrument.pair] = instrument
         self.pairs[instrument.symbol] = instrument.pair
 
-    def _take_dates(self, info: ExchangeInfo) -> tuple[Instrument, ...]:
-        dated = tuple(
-            msgspec.structs.replace(known, delivery_ms=row.delivery_ms)
-            for known in self._collected.values()
-            if (row := info.contract(known.pair, known.symbol)) and row.ended_ms != known.ended_ms
-        )
-        self._collected.update((known.pair, known) for known in dated)
+    def _take_rows(self, info: ExchangeInfo) -> tuple[Instrument, ...]:
+        dated = []
+        for pair, known in self._collected.items():
+            row = info.contract(pair, known.symbol)
+            if row is None:
+                continue
+            self._collected[pair] = row
+            if (row.ended_ms, row.listed_ms) != (known.ended_ms, known.listed_ms):
+                dated.append(row)
         for pair, known in self._dormant.items():
             self._dormant[pair] = info.contract(pair, known.symbol) or known
-        return dated
+        return tuple(dated)
 
-    def _confirm(self, doubted: Mapping[str, str], now_ms: int) -> tuple[Ended, ...]:
-        for pair in self._doubts.keys() - doubted.keys():
-            del self._doubts[pair]
-        ended = []
-        for pair, problem in doubted.items():
-            since_ms = self._doubts.get(pair)
-            if since_ms is None:
-                self._doubts[pair] = now_ms
+    def _note_halts(
+        self, info: ExchangeInfo, now_ms: int
+    ) -> tuple[Mapping[str, str], Mapping[str, str], tuple[str, ...]]:
+        doubted: dict[str, str] = {}
+        halted: dict[str, str] = {}
+        resumed: list[str] = []
+        for pair, known in self._collected.items():
+            row = info.contract(pair, known.symbol)
+            self._missing.discard(pair)
+            if row is None:
+                # One that cannot be read may say that it trades.
+                if not info.may_list(known.symbol):
+                    self._missing.add(pair)
+            elif known.ended_ms is not None and known.ended_ms <= now_ms:
+                self._forget_halt(pair)
+            elif row.status in TRADING_STATUSES:
+                if pair in self._halted:
+                    resumed.append(pair)
+                self._forget_halt(pair)
+            elif pair in self._doubted or pair in self._halted:
+                if pair not in self._halted:
+                    halted[pair] = row.status
+                self._doubted.pop(pair, None)
+                self._halted[pair] = row.status
             else:
-                known = self._collected.get(pair) or self._dormant[pair]
-                ended.append(self._end(known, since_ms, problem, announced=False))
-        return tuple(ended)
+                self._doubted[pair] = doubted[pair] = row.status
+        return doubted, halted, tuple(resumed)
 
-    def _end(self, known: Instrument, ended_ms: int, reason: str, *, announced: bool) -> Ended:
+    def _forget_halt(self, pair: str) -> None:
+        self._doubted.pop(pair, None)
+        self._halted.pop(pair, None)
+        self._missing.discard(pair)
+
+    def _end(self, known: Instrument, ended_ms: int) -> Ended:
         self._collected.pop(known.pair, None)
         self._dormant.pop(known.pair, None)
-        self._doubts.pop(known.pair, None)
+        self._forget_halt(known.pair)
         self.pairs.pop(known.symbol, None)
-        self._ended[known.pair] = ended = Ended(known, ended_ms, announced, reason)
+        self._ended[known.pair] = ended = Ended(known, ended_ms)
         return ended
 
     def _join(
@@ -219,16 +231,9 @@ class Roster:
                 instrument.ended_ms is not None and instrument.ended_ms <= now_ms
             ):
                 continue
-            before = self._ended.get(pair)
-            old = self._dormant.get(pair) if before is None else before.instrument
-            if old is not None and old.symbol != instrument.symbol:
-                # One name for two contracts: their candles would become one series.
-                self.refused = {**self.refused, pair: f"was {old.symbol}, is {instrument.symbol}"}
-                continue
-            if before is not None:
+            if pair in self._ended:
                 returned[pair] = self._ended.pop(pair)
             self._dormant.pop(pair, None)
-            self._doubts.pop(pair, None)
             self._collect(instrument)
             joined.append(instrument)
         return tuple(joined), returned
@@ -242,7 +247,7 @@ class Roster:
             (pair, row.pair)
             for pair, (known, ended_ms) in ends.items()
             for row in info.instruments.values()
-            if row.collectable
+            if row.trades
             and row.pair != pair
             and row.quote == known.quote
             and abs(row.listed_ms - ended_ms) <= RENAMED_WITHIN_MS
@@ -250,17 +255,3 @@ class Roster:
         fresh = tuple(guess for guess in guesses if guess not in self._renamed)
         self._renamed.update(fresh)
         return fresh
-
-
-def _problem(known: Instrument, info: ExchangeInfo) -> str:
-    """What is wrong with a contract that was collected, by what the exchange lists; empty if nothing."""
-    row = info.instruments.get(known.pair)
-    if (row is None or row.symbol != known.symbol) and info.may_list(known.symbol):
-        return ""
-    if row is None:
-        return "the exchange lists it no more"
-    if row.symbol != known.symbol:
-        return f"{known.pair} is {row.symbol} now"
-    if not row.contract:
-        return f"contract type {row.contract_type or 'none'}"
-    return "" if row.status == TRADING else f"status {row.status or 'none'}"

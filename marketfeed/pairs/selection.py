@@ -1,6 +1,7 @@
 """Selects the pairs that the settings ask for from what the exchange lists."""
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -10,6 +11,7 @@ from marketfeed.binance.symbols import (
     CONTRACT_TYPES,
     PERPETUAL,
     ExchangeInfo,
+    Instrument,
     Selection,
     select_all,
     select_named,
@@ -28,14 +30,21 @@ NONE_COLLECTED: Final = "none of the configured pairs is traded and of a type in
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """What to collect, and the exchangeInfo it was taken from, as it came."""
+    """What to collect, and the exchangeInfo it was taken from, corrected by what is known of lives."""
 
     selection: Selection
-    exchange_info: bytes
+    info: ExchangeInfo
 
 
-async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeInfo) -> Selection:
+async def select(
+    settings: ExchangeSettings,
+    rest: BinanceRest,
+    info: ExchangeInfo,
+    known: Mapping[str, Instrument] = MappingProxyType({}),
+) -> Selection:
     """Select what the settings ask for; asks for 24 h volumes where that needs them.
+
+    `known` is what is known of pairs that were collected before, whatever exchangeInfo lists now.
 
     Raises ExchangeError, also when the exchange tells too little to choose the top pairs by.
     """
@@ -45,8 +54,8 @@ async def select(settings: ExchangeSettings, rest: BinanceRest, info: ExchangeIn
         require_choosable(info, settings.quote, wanted.count, volumes, settings.contracts)
         return select_top(info, settings.quote, wanted.count, volumes, settings.contracts)
     if wanted == "all":
-        return select_all(info, settings.quote, settings.contracts)
-    return select_named(info, wanted, settings.contracts)
+        return select_all(info, settings.quote, settings.contracts, known)
+    return select_named(info, wanted, settings.contracts, known)
 
 
 def left_out(settings: ExchangeSettings, info: ExchangeInfo) -> str:
@@ -79,7 +88,7 @@ def require_choosable(
         for one in info.instruments.values()
         if one.quote == quote and one.contract in contracts and one.is_lasting
     ]
-    trading = [one for one in lasting if one.collectable]
+    trading = [one for one in lasting if one.trades]
     reported = [volumes[one.symbol] for one in trading if one.symbol in volumes]
     active = sum(volume > 0.0 for volume in reported)
     halted, unreported = len(lasting) - len(trading), len(trading) - len(reported)

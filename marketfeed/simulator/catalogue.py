@@ -85,8 +85,8 @@ def _rate(share: float) -> float:
     return _RATES[-1][1]
 
 
-def make_instrument(pair: str, trades_per_s: float) -> Instrument:
-    """Return the contract `BASE/QUOTE:MARGIN`, its price and precisions chosen by its name alone.
+def make_instrument(pair: str, trades_per_s: float, price: float | None = None) -> Instrument:
+    """Return the contract `BASE/QUOTE:MARGIN`, its price (unless given) and precisions chosen by its name.
 
     Ticks are about a hundred-thousandth of the price; as on the exchange, some symbols print more
     decimals than their tick has.
@@ -94,7 +94,7 @@ def make_instrument(pair: str, trades_per_s: float) -> Instrument:
     base, _, rest = pair.partition("/")
     quote, _, margin = rest.partition(":")
     at_price, at_extra, at_notional, at_onboard, at_hours, *_ = _fractions(pair)
-    price = _PRICES.get(base) or 10 ** (-3.0 + 4.7 * at_price)
+    price = price or _PRICES.get(base) or 10 ** (-3.0 + 4.7 * at_price)
     digits = math.floor(math.log10(price))
     tick_decimals = min(max(2, 4 - digits), 8)
     precision = min(tick_decimals + (0, 0, 1, 2)[int(at_extra * 4)], 8)

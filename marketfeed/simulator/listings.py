@@ -23,10 +23,14 @@ class _Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Enlist(_Change, frozen=True, tag_field="change", tag="list"):
-    """A new contract is listed now (PENDING_TRADING), and trades `in_s` from now on."""
+    """A new contract is listed now (PENDING_TRADING), and trades `in_s` from now on.
+
+    One of a pair that has ended is another coin under its name. `price` is about what it costs (quote).
+    """
 
     in_s: float = 0.0
     trades_per_s: float = 1.0
+    price: float | None = None
 
 
 class Delist(_Change, frozen=True, tag_field="change", tag="delist"):
@@ -51,7 +55,13 @@ class SetStatus(_Change, frozen=True, tag_field="change", tag="status"):
     status: str | None = "TRADING"
 
 
-ListingChange: TypeAlias = Enlist | Delist | Rename | SetStatus
+class SetOnboard(_Change, frozen=True, tag_field="change", tag="onboard"):
+    """exchangeInfo gives a date of listing of so many days ago from now on, which is not true."""
+
+    days_ago: float
+
+
+ListingChange: TypeAlias = Enlist | Delist | Rename | SetStatus | SetOnboard
 
 
 class Listings:
@@ -62,6 +72,7 @@ class Listings:
         self._listed: tuple[Instrument, ...] | None = tuple(listed)
         self._listed_until_ms: float = NEVER_DELIVERED_MS
         self._status: dict[str, str | None] = {}
+        self._onboard_ms: dict[str, int] = {}
         # Those that were delisted or listed since the start.
         self._moved: set[str] = set()
 
@@ -93,8 +104,9 @@ class Listings:
         raise SettingsError(f"pair: no contract of {pair!r} is listed")
 
     def add(self, instrument: Instrument) -> None:
-        """List a contract. Raises SettingsError if its symbol is listed."""
-        if instrument.symbol in self._instruments:
+        """List a contract. Raises SettingsError if its symbol is listed, and has not ended by then."""
+        before = self._instruments.get(instrument.symbol)
+        if before is not None and before.delivery_ms > instrument.onboard_ms:
             raise SettingsError(f"pair: {instrument.symbol} is listed already")
         self._instruments[instrument.symbol] = instrument
         self._moved.add(instrument.symbol)
@@ -113,6 +125,11 @@ class Listings:
         self._status[symbol] = status
         self._listed = None
 
+    def set_onboard(self, symbol: str, onboard_ms: int) -> None:
+        """Give another date of listing from now on."""
+        self._onboard_ms[symbol] = onboard_ms
+        self._listed = None
+
     def is_live(self, symbol: str, time_ms: int) -> bool:
         """Whether frames of a contract come at `time_ms`."""
         if self._status.get(symbol, "TRADING") != "TRADING":
@@ -121,10 +138,6 @@ class Listings:
             return True
         instrument = self._instruments[symbol]
         return instrument.onboard_ms <= time_ms < instrument.delivery_ms
-
-    def end_ms(self, symbol: str) -> int:
-        """When a contract ends; the year 2100 if that is not announced."""
-        return self._instruments[symbol].delivery_ms
 
     def changes(self, symbol: str) -> bool:
         """Whether anything was changed of a contract since the start."""
@@ -140,9 +153,16 @@ class Listings:
         shown = self._status.get(symbol, status)
         if shown is None:
             return None
-        if (shown, kind) == (instrument.status, instrument.contract_type):
+        onboard_ms = self._onboard_ms.get(symbol, instrument.onboard_ms)
+        if (shown, kind, onboard_ms) == (
+            instrument.status,
+            instrument.contract_type,
+            instrument.onboard_ms,
+        ):
             return instrument
-        return msgspec.structs.replace(instrument, status=shown, contract_type=kind)
+        return msgspec.structs.replace(
+            instrument, status=shown, contract_type=kind, onboard_ms=onboard_ms
+        )
 
 
 _PLANNED_MINUTES: Final = 2

@@ -57,7 +57,8 @@ class MarkPrices:
         self._contracts: list[tuple[Instrument, Funding, Stream, Stream]] = []
 
     def add(self, instrument: Instrument, funding: Funding) -> None:
-        """Give a contract its streams."""
+        """Give a contract its streams, in place of one that had its symbol before."""
+        self._contracts = [one for one in self._contracts if one[0].symbol != instrument.symbol]
         slow, fast = (
             self._stream(mark_stream(instrument.symbol, fast=fast)) for fast in (False, True)
         )

@@ -32,6 +32,7 @@ from marketfeed.simulator.listings import (
     ListingChange,
     Listings,
     Rename,
+    SetOnboard,
     SetStatus,
     minute_from,
 )
@@ -160,9 +161,9 @@ class Market:
         Raises SettingsError for a pair that is not there, or is there already.
         """
         match change:
-            case Enlist(pair=pair, in_s=in_s, trades_per_s=trades_per_s):
+            case Enlist(pair=pair, in_s=in_s, trades_per_s=trades_per_s, price=price):
                 at_ms = minute_from(self.now_ms, in_s)
-                self._enlist(pair, trades_per_s, at_ms)
+                self._enlist(pair, trades_per_s, at_ms, price)
             case Delist(pair=pair, in_s=in_s):
                 at_ms = minute_from(self.now_ms, in_s)
                 self._delist(self._listings.symbol_of(pair), at_ms)
@@ -174,6 +175,10 @@ class Market:
             case SetStatus(pair=pair, status=status):
                 at_ms = self.now_ms
                 self._listings.set_status(self._listings.symbol_of(pair), status)
+            case SetOnboard(pair=pair, days_ago=days_ago):
+                at_ms = self.now_ms
+                onboard_ms = at_ms - round(days_ago * schema.DAY_MS)
+                self._listings.set_onboard(self._listings.symbol_of(pair), onboard_ms)
         return at_ms
 
     def _pair(self, symbol: str) -> PairMarket:
@@ -182,10 +187,13 @@ class Market:
             raise SettingsError(f"pair: {symbol} has no market")
         return pair
 
-    def _enlist(self, pair: str, trades_per_s: float, at_ms: int) -> None:
+    def _enlist(
+        self, pair: str, trades_per_s: float, at_ms: int, price: float | None = None
+    ) -> None:
         if not schema.is_pair(pair) or not pair.endswith("/USDT:USDT"):
             raise SettingsError(f"pair: {schema.PAIR_EXAMPLE} is expected, not {pair!r}")
-        instrument = msgspec.structs.replace(make_instrument(pair, trades_per_s), onboard_ms=at_ms)
+        instrument = make_instrument(pair, trades_per_s, price)
+        instrument = msgspec.structs.replace(instrument, onboard_ms=at_ms)
         self._listings.add(instrument)
         self.funding[instrument.symbol] = Funding(instrument, self._seed)
         self._coming.append(instrument)
@@ -283,9 +291,12 @@ class Market:
     ) -> tuple[int, int]:
         """First open time and number of the candles that a request asks for."""
         step_ms = schema.TIMEFRAMES_MS[timeframe]
-        newest_ms = min(self.now_ms, self._listings.end_ms(instrument.symbol) - 1)
+        source = self._sources[instrument.symbol]
+        newest_ms = self.now_ms
+        if source.to_minute is not None:
+            newest_ms = min(newest_ms, source.to_minute * MINUTE_MS - 1)
         last_ms = schema.floor_to(min(newest_ms, newest_ms if end_ms is None else end_ms), step_ms)
-        is_new = self._sources[instrument.symbol].from_minute is not None
+        is_new = source.from_minute is not None
         onboard_ms = instrument.onboard_ms
         listed_ms = schema.floor_to(
             onboard_ms if is_new else min(onboard_ms, self.start_ms), step_ms

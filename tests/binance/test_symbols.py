@@ -11,6 +11,7 @@ from marketfeed import schema
 from marketfeed.binance.symbols import (
     CONTRACT_TYPES,
     PERPETUAL,
+    Instrument,
     Selection,
     parse_exchange_info,
     select_all,
@@ -81,13 +82,14 @@ def test_unknown_words_and_broken_rows_survive() -> None:
         )
     )
     assert parsed.not_understood == 2
-    assert pairs(select_all(parsed, "USDT")) == ["BTC/USDT:USDT"]
+    # A status that nobody knows is a halt: collected, and not to be chosen for its volume.
+    assert pairs(select_all(parsed, "USDT")) == ["A/USDT:USDT", "BTC/USDT:USDT"]
+    assert pairs(select_top(parsed, "USDT", 5, {"AUSDT": 9.0})) == ["BTC/USDT:USDT"]
     selection = select_named(
         parsed, ["A/USDT:USDT", "BTC/USDT:USDT", "B/USDT:USDT", "C/USDT:USDT", "D/USDT:USDT"]
     )
-    assert pairs(selection) == ["BTC/USDT:USDT"]
+    assert pairs(selection) == ["A/USDT:USDT", "BTC/USDT:USDT"]
     assert selection.refused == {
-        "A/USDT:USDT": "PERPETUAL, status BREAKFAST",
         "B/USDT:USDT": "HYPERPETUAL, status TRADING",
         "C/USDT:USDT": "no contract type, status TRADING",
         "D/USDT:USDT": "the exchange lists no such contract",
@@ -236,3 +238,63 @@ def test_stream_names_are_lower_case_and_raw_utf8() -> None:
 def test_no_such_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(ExchangeError, match="exchangeInfo"):
         parse_exchange_info(body)
+
+
+@pytest.mark.parametrize(
+    ("status", "collectable", "trades"),
+    [
+        ("TRADING", True, True),
+        ("PRE_DELIVERING", True, True),
+        ("PRE_SETTLE", True, True),
+        ("TRADING_HALT", True, False),
+        ("BREAK", True, False),
+        ("", True, False),
+        ("PENDING_TRADING", False, False),
+        ("DELIVERING", False, False),
+        ("DELIVERED", False, False),
+        ("SETTLING", False, False),
+        ("CLOSE", False, False),
+    ],
+)
+def test_a_status_says_whether_it_trades_has_halted_or_is_over(
+    status: str, collectable: bool, trades: bool
+) -> None:
+    one = parse_exchange_info(info(symbol(status=status))).instruments["BTC/USDT:USDT"]
+    assert (one.collectable, one.trades) == (collectable, trades)
+    selection = select_named(parse_exchange_info(info(symbol(status=status))), ["BTC/USDT:USDT"])
+    assert bool(selection.instruments) == collectable
+    assert bool(selection.refused) != collectable
+
+
+def test_what_was_collected_before_is_selected_where_its_row_tells_nothing() -> None:
+    pair = "OLD/USDT:USDT"
+    known = {pair: Instrument("OLDUSDT", pair, "USDT", "", "", 1, 0)}
+    other = symbol()
+    odd = symbol(symbol="OLDUSDT", baseAsset="OLD", onboardDate=None)
+    new_type = symbol(symbol="OLDUSDT", baseAsset="OLD", contractType="HYPERPETUAL")
+    over = symbol(symbol="OLDUSDT", baseAsset="OLD", status="SETTLING")
+    for rows, there in (([other], True), ([other, odd], True), ([other, new_type], True)):
+        parsed = parse_exchange_info(info(*rows))
+        for selection in (
+            select_named(parsed, [pair], known=known),
+            select_all(parsed, "USDT", known=known),
+        ):
+            assert (pair in pairs(selection)) == there
+            assert selection.refused == {}
+    parsed = parse_exchange_info(info(other, over))
+    assert pairs(select_named(parsed, [pair], known=known)) == []
+    assert pairs(select_all(parsed, "USDT", known=known)) == ["BTC/USDT:USDT"]
+    # Of another quote asset it is none of these.
+    assert pair not in pairs(select_all(parse_exchange_info(info(other)), "USDC", known=known))
+
+
+def test_of_two_contracts_of_a_name_both_are_kept() -> None:
+    first = symbol(symbol="BTCOLDUSDT", status="SETTLING", deliveryDate=1_700_000_000_000)
+    for rows in ((first, symbol()), (symbol(), first)):
+        parsed = parse_exchange_info(info(*rows))
+        assert parsed.instruments["BTC/USDT:USDT"].symbol == "BTCUSDT"
+        assert [one.symbol for one in parsed.beside] == ["BTCOLDUSDT"]
+        older = parsed.contract("BTC/USDT:USDT", "BTCOLDUSDT")
+        assert older is not None
+        assert older.ended_ms == 1_700_000_000_000
+        assert parsed.contract("BTC/USDT:USDT", "NEVERUSDT") is None

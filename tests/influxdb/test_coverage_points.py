@@ -1,6 +1,7 @@
 """What is written into `feed_coverage`, and when."""
 
 import asyncio
+import json
 import socket
 from pathlib import Path
 
@@ -11,16 +12,17 @@ from filled import MINUTE, PAIRS, QUICK, T0
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange
-from marketfeed.influxdb.journal_outbox import KIND
+from marketfeed.influxdb.coverage_points import CoveragePoints
+from marketfeed.influxdb.journal_outbox import KIND, JournalOutbox
 from marketfeed.influxdb.line_protocol import coverage_text, escape_tag
 from marketfeed.influxdb.shipper import Pace, Shipper
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.batch import Batch, Due
-from marketfeed.journal.coverage import Promise
+from marketfeed.journal.coverage import Covered, Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.refused_lines import RefusedLines
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle
+from marketfeed.records import Candle, Life, lives_text
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import demand_again
 from marketfeed.storage.database import convert
@@ -98,6 +100,51 @@ def test_a_line_names_its_series_and_each_timeframe() -> None:
         r"feed_coverage,collector=a\ host,pair=BTC/USDT:USDT "
         "from_3m=180000i,until_3m=360000i,from_1h=0i,until_1h=3600000i 7200000"
     )
+
+
+def test_a_line_has_the_lives_of_its_pair_as_text() -> None:
+    lives = [
+        Life(PAIR, "LITUSDT", 0, 1_738_314_000_000, "onboardDate; deliveryDate"),
+        Life(PAIR, "LITUSDT", 1_766_448_000_000, None, "onboardDate"),
+    ]
+    text = lives_text(lives)
+    assert json.loads(text) == [
+        [0, 1_738_314_000_000, "LITUSDT"],
+        [1_766_448_000_000, None, "LITUSDT"],
+    ]
+    quoted = text.replace('"', r"\"")
+    assert coverage_text("LIT/USDT:USDT", "a", {"3m": (0, 180_000)}, 0, text) == (
+        "feed_coverage,collector=a,pair=LIT/USDT:USDT "
+        f'from_3m=0i,until_3m=180000i,lives="{quoted}" 0'
+    )
+
+
+def test_lives_are_said_at_once_when_they_change(path: Path) -> None:
+    """A point is written over: all that is known of the pair stands in it each time."""
+    known: dict[str, list[Life]] = {}
+
+    def covered(end: int) -> Covered:
+        return Covered(at(-10), at(-10), at(end), 10 * MINUTE)
+
+    series = {(PAIR, "1m"): covered(0), (PAIR, "3m"): covered(-2)}
+    points = CoveragePoints("here", 60.0, lambda: series, lambda: NOW_MS, lambda: known)
+    with Journal.open(path) as journal:
+        shipped = journal.shipped("here")
+        outbox = JournalOutbox(path, "a")
+    try:
+        said = []
+        for now_s in range(3):
+            points.look(outbox, shipped)
+            said.append(points.lines(float(now_s)))
+            points.written(float(now_s))
+            known[PAIR] = [Life(PAIR, "BTCUSDT", 1, None, "onboardDate")]
+    finally:
+        outbox.close()
+    assert [len(lines) for lines in said] == [1, 1, 0]
+    assert "lives" not in said[0][0]
+    (line,) = said[1]
+    assert line.count("from_1m=") == line.count("until_3m=") == 1
+    assert r'lives="[[1,null,\"BTCUSDT\"]]"' in line
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -29,6 +29,7 @@ from marketfeed.records import (
     FundingRate,
     FundingSettled,
     Gap,
+    Life,
     MarkPrice,
     RejectedFrame,
 )
@@ -54,6 +55,7 @@ MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "shipping": lambda journal: journal.forget_if_demanded("a"),
     "meta": lambda journal: journal.db.execute("SELECT * FROM meta").fetchall(),
     "refused_line": Journal.counts,
+    "life": Journal.lives,
     "coverage": lambda journal: journal.release([(PAIR, "1m")]),
     "quote_asked": Journal.quotes_asked,
 }
@@ -90,6 +92,7 @@ def fill(journal: Journal) -> None:
     journal.write(batch(0))
     journal.promise([Promise(PAIR, "1m", T0 + MINUTE_MS, MINUTE_MS)])
     journal.fill_quotes([], {(PAIR, "1m"): T0})
+    journal.save_lives({PAIR: [Life(PAIR, "BTCUSDT", T0, None, "onboardDate")]})
     journal.save_document("a", b"text", T0)
     journal.note_shipped("a", of_all([(1, 2)]))
     journal.put_aside("a", [("line", "answer")], T0)

@@ -168,7 +168,7 @@ def test_two_answers_in_a_row_that_call_a_symbol_invalid(
 def test_a_collector_warns_of_a_vanished_pair_and_stays_well(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over two starts, a day apart on the exchange; the pair leaves, and is dropped while it runs."""
+    """Over two starts, a day apart on the exchange; the pair stays until it is dropped while it runs."""
     start_ms = 1_790_006_400_000
 
     async def run_all() -> None:
@@ -178,12 +178,15 @@ def test_a_collector_warns_of_a_vanished_pair_and_stays_well(
             async with _running(path, sim, {"pairs": {"top": 6}}) as following:
                 await until(lambda: following.delivering)
                 sim.change(SetStatus(gone, None))
-                await until(lambda: following.pairs == 5)
+                asked = sim.rest.requests["exchangeInfo"]
+                await until(lambda: sim.rest.requests["exchangeInfo"] >= asked + 3)
+                assert following.pairs == 6
                 await until(lambda: following.delivering)
-                assert following.collector.report().warnings == []
         async with Simulator(SimulatorOptions(start_ms=start_ms + 2 * DAY_MS, **options)) as sim:  # type: ignore[arg-type]
             sim.change(SetStatus(gone, None))
             async with _running(path, sim, {"pairs": {"top": 6}}) as following:
+                await until(lambda: following.pairs == 6)
+                await until(lambda: bool(following.collector.report().warnings))
                 await until(lambda: following.delivering)
                 (text,) = following.collector.report().warnings
                 assert text.startswith(f"{gone} has been missing from exchangeInfo for 4")
@@ -191,11 +194,10 @@ def test_a_collector_warns_of_a_vanished_pair_and_stays_well(
                 assert following.collector.report().reasons == []
                 await until(lambda: "knows a pair no more" in caplog.text)
                 await dropped(following, gone)
-                await until(lambda: following.collector.report().refused_pairs == {})
-                assert following.pairs == 5
+                await until(lambda: following.pairs == 5)
+                assert following.collector.report().refused_pairs == {}
 
     async def dropped(following: Following, gone: str) -> None:
-        assert list(following.collector.report().refused_pairs) == [gone]
         name = "chosen_pairs:USDT:6"
         assert change_document(path, name, lambda known: without(known, gone), start_ms)
         await until(lambda: following.collector.report().warnings == [])
@@ -205,4 +207,5 @@ def test_a_collector_warns_of_a_vanished_pair_and_stays_well(
         return json.dumps([pair for pair in json.loads(known) if pair != gone]).encode()
 
     uvloop.run(run_all())
-    assert caplog.text.count("knows a pair no more") == 1
+    # By -1121 of its candles in the first run, by its row in the second.
+    assert 1 <= caplog.text.count("knows a pair no more") <= 2

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,11 @@ from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
 from marketfeed.binance.symbols import NEVER_MS
 from marketfeed.errors import ExchangeError
+from marketfeed.journal.batch import Batch
 from marketfeed.journal.documents import change_document
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.pairs.listing import BELIEVED_AFTER_S, BELIEVED_ANSWERS, InstrumentSource
+from marketfeed.pairs.listing import InstrumentSource
+from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import ExchangeSettings
 
 NOW_MS: Final = 1_790_006_400_000
@@ -58,15 +60,6 @@ class Exchange:
         return web.json_response(rows)
 
 
-class Passing(ExchangeClock):
-    """A clock on which hours pass at a word: a fast one would run on while a busy machine does not."""
-
-    passed_s = 0.0
-
-    def elapsed_s(self) -> float:
-        return super().elapsed_s() + self.passed_s
-
-
 class Line:
     """A source over a journal; `restart` makes another one, as a next start does."""
 
@@ -79,33 +72,22 @@ class Line:
     ) -> None:
         self.exchange = exchange
         self.writer = writer
-        self.clock = Passing()
+        self.clock = ExchangeClock()
         self._settings = settings
         self._rest = rest
-        self.brings_data = False
-        """Whether data still comes of what is listed no more."""
         self.source = self.restart()
 
     def restart(self, pairs: object = None, **exchange: object) -> InstrumentSource:
         if pairs is not None:
             settings = {"pairs": pairs, **exchange}
             self._settings = ExchangeSettings.model_validate(settings)
-        self.source = InstrumentSource(
-            self._settings, self._rest, self.clock, self.writer, self._heard
-        )
+        self.source = InstrumentSource(self._settings, self._rest, self.clock, self.writer)
         return self.source
-
-    def _heard(self, pairs: Collection[str]) -> int:
-        return len(pairs) if self.brings_data else 0
 
     async def ask(self, times: int = 1) -> list[str]:
         for _ in range(times):
             listing = await self.source.load_once()
         return [one.pair for one in listing.selection.instruments]
-
-    def pass_s(self, exchange_s: float) -> None:
-        """Let exchange seconds pass between two answers."""
-        self.clock.passed_s += exchange_s
 
 
 def run(
@@ -163,64 +145,46 @@ def test_that_ended_contracts_are_listed_no_more_is_believed(
     run(path, [*TRADING, *(contract(f"D{n}", *ended) for n in range(39))], check)
 
 
-def test_that_many_have_vanished_is_believed_when_it_was_so_for_hours(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("lost", [0, 15])
+def test_what_is_listed_no_more_goes_on_being_collected(path: Path, lost: int) -> None:
+    """Named or all, in this run and after a restart; what was never collected is not known."""
+
     async def check(line: Line) -> None:
-        await line.ask()
-        line.exchange.contracts = TRADING[:40]
-        # However often: not at once.
-        assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
-        assert "lists 13 of 53 known contracts no more; believed" in line.source.problem
-        assert "in 6.0 h" in line.source.problem
-        line.pass_s(BELIEVED_AFTER_S / 2)
-        # Another listing, another end: that is no other answer.
-        line.exchange.contracts = [*TRADING[1:40], contract("NEW")]
         assert len(await line.ask()) == 53
-        line.pass_s(BELIEVED_AFTER_S / 2)
-        assert len(await line.ask()) == 40
-        assert line.source.problem == ""
-        assert len(line.source.vanished) == 14
-        line.exchange.contracts.append(contract("T0"))
-        assert len(await line.ask()) == 41
-        assert len(line.source.vanished) == 13
-        line.exchange.contracts.pop()
+        catalog = [
+            CatalogEntry(f"T{n}/USDT:USDT", f"T{n}USDT", ("1m",), NOW_MS, 1, None, NOW_MS)
+            for n in range(53)
+        ]
+        batch = Batch()
+        batch.extend(catalog)
+        await line.writer.call(lambda journal: journal.write(batch))
+        line.exchange.contracts = [*TRADING[lost + 1 :], contract("NEW")]
         line.restart()
-        assert len(await line.ask()) == 40
-        # From there on it goes as before.
-        line.exchange.contracts = TRADING[:20]
-        assert len(await line.ask()) == 40
+        assert len(await line.ask(3)) == 54
+        assert line.source.problem == ""
+        line.restart(["T0/USDT:USDT", "T1/USDT:USDT", "NEVER/USDT:USDT"])
+        assert await line.ask() == ["T0/USDT:USDT", "T1/USDT:USDT"]
 
     run(path, TRADING, check)
-    assert caplog.text.count("contracts have vanished for hours, now believed count=14") == 1
 
 
-@pytest.mark.parametrize("between", ["few", "whole", "others", "heard"])
-def test_that_many_have_vanished_is_not_believed(path: Path, between: str) -> None:
-    """When it was so a few times only, taken back, so of others, or while these bring data."""
-
+def test_lives_are_kept_over_starts_and_listed_no_more_they_stand(path: Path) -> None:
     async def check(line: Line) -> None:
-        await line.ask()
-        line.exchange.contracts = TRADING[:40]
-        await line.ask(3 if between == "few" else BELIEVED_ANSWERS + 5)
-        line.pass_s(BELIEVED_AFTER_S + 60)
-        if between == "whole":
-            line.exchange.contracts = TRADING
-            assert len(await line.ask()) == 53
-            line.exchange.contracts = TRADING[:40]
-        elif between == "others":
-            line.exchange.contracts = TRADING[13:]
-        elif between == "heard":
-            line.brings_data = True
-        assert len(await line.ask()) == 53
-        assert "lists 13 of 53 known contracts no more" in line.source.problem
-        if between == "heard":
-            assert "though 13 of them still bring data" in line.source.problem
-            # Nor as soon as they are silent, of a lost connection, say.
-            line.brings_data = False
-            assert len(await line.ask(BELIEVED_ANSWERS + 5)) == 53
+        line.exchange.contracts = [contract("A"), contract("B", "SETTLING", NOW_MS - 1)]
+        assert await line.ask() == ["A/USDT:USDT"]
+        assert line.source.book.lives.keys() == {"A/USDT:USDT"}
+        kept = await line.writer.call(lambda journal: journal.lives())
+        assert kept.keys() == {"A/USDT:USDT"}
+        # Its end is noted, and saved, though it is selected no more.
+        line.exchange.contracts = [contract("A", "SETTLING", NOW_MS - 5), contract("C")]
+        assert await line.ask() == ["C/USDT:USDT"]
+        line.restart()
+        line.exchange.contracts = [contract("C")]
+        assert await line.ask() == ["C/USDT:USDT"]
+        kept = await line.writer.call(lambda journal: journal.lives())
+        assert [life.ended_ms for life in kept["A/USDT:USDT"]] == [NOW_MS - 5]
 
-    run(path, TRADING, check)
+    run(path, [], check)
 
 
 # --- the top pairs ----------------------------------------------------------------------------------

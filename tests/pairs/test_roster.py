@@ -12,7 +12,7 @@ from marketfeed.binance.symbols import (
     select_named,
 )
 from marketfeed.pairs.catalog import not_wanted, to_drop
-from marketfeed.pairs.roster import ENDED_AFTER_MS, Roster
+from marketfeed.pairs.roster import ENDED_AFTER_MS, Changes, Roster
 from marketfeed.records import CatalogEntry
 from marketfeed.schema import DAY_MS, MINUTE_MS
 from marketfeed.settings.model import ExchangeSettings
@@ -52,14 +52,14 @@ def test_an_announced_end_is_waited_for_and_then_comes_with_its_date() -> None:
     listed = info(BTC, ending)
     changes = held.update(listed, select_all(listed, "USDT"), T0)
     assert changes.dated == (ending,)
-    # Whatever its status becomes before: until its date it is collected.
+    # It trades until then.
     for minutes in (1, 2, 3):
         listed = info(BTC, replace(ending, status="PRE_SETTLE"))
         changes = held.update(listed, select_all(listed, "USDT"), T0 + minutes * MINUTE_MS)
-        assert (changes.ended, changes.doubted, changes.dated) == ((), {}, ())
+        assert (changes.halted, changes.doubted, changes.dated) == ({}, {}, ())
     assert held.expire(end_ms + ENDED_AFTER_MS - 1) == ()
     (ended,) = held.expire(end_ms + ENDED_AFTER_MS)
-    assert (ended.instrument.pair, ended.ended_ms, ended.announced) == (TON.pair, end_ms, True)
+    assert (ended.instrument.pair, ended.ended_ms) == (TON.pair, end_ms)
     assert TON.pair not in held
     assert "TONUSDT" not in held.pairs
     # Its row stays for years: it does not come back by that.
@@ -68,19 +68,35 @@ def test_an_announced_end_is_waited_for_and_then_comes_with_its_date() -> None:
         assert held.update(listed, select_all(listed, "USDT"), end_ms + DAY_MS).joined == ()
 
 
+def test_a_pair_that_still_sends_frames_is_not_let_go_of() -> None:
+    held = roster(BTC, replace(TON, delivery_ms=T0))
+    heard_ms = {TON.pair: T0 + 10 * MINUTE_MS}
+
+    def expire(now_ms: int) -> tuple[str, ...]:
+        over = held.expire(now_ms, lambda pair: heard_ms.get(pair, 0), MINUTE_MS)
+        return tuple(one.instrument.pair for one in over)
+
+    assert expire(T0 + 11 * MINUTE_MS - 1) == ()
+    heard_ms[TON.pair] += MINUTE_MS
+    assert expire(T0 + 11 * MINUTE_MS) == ()
+    assert expire(T0 + 12 * MINUTE_MS) == (TON.pair,)
+
+
 @pytest.mark.parametrize("name", ["TONUSDT", ""])
 def test_a_row_that_cannot_be_read_ends_nothing(name: str) -> None:
     held = roster(BTC, TON)
     listed = ExchangeInfo({BTC.pair: BTC}, 1, {name: "onboardDate"})
     for minutes in range(5):
         changes = held.update(listed, select_all(listed, "USDT"), T0 + minutes * MINUTE_MS)
-        assert (changes.ended, changes.doubted) == ((), {})
+        assert (changes.halted, changes.doubted) == ({}, {})
+        assert held.still_trades(TON.pair)
     # Nor does another contract of that name, which only its absence lets through.
     quarterly = replace(TON, symbol="TONUSDT_261225", contract_type="CURRENT_QUARTER")
     listed = ExchangeInfo({BTC.pair: BTC, TON.pair: quarterly}, 1, {name: "onboardDate"})
     for minutes in range(5, 10):
         changes = held.update(listed, select_all(listed, "USDT"), T0 + minutes * MINUTE_MS)
-        assert (changes.ended, changes.doubted) == ((), {})
+        assert (changes.halted, changes.doubted) == ({}, {})
+        assert held.still_trades(TON.pair)
     assert TON.pair in held
 
 
@@ -92,61 +108,76 @@ def test_an_end_that_is_taken_back_is_none() -> None:
     assert held.expire(T0 + DAY_MS) == ()
 
 
-def test_a_stop_without_notice_counts_when_it_was_listed_twice_and_from_when_it_was_seen() -> None:
-    for halted in (
-        info(BTC),
-        info(BTC, replace(TON, status="HALT")),
-        info(BTC, replace(TON, contract_type="NEW")),
-    ):
-        held = roster(BTC, TON)
-        wanted = select_all(halted, "USDT")
-        first = held.update(halted, wanted, T0)
-        assert (list(first.doubted), first.ended) == ([TON.pair], ())
-        assert TON.pair in held
-        second = held.update(halted, wanted, T0 + 3 * MINUTE_MS)
-        assert [(e.instrument.pair, e.ended_ms, e.announced) for e in second.ended] == [
-            (TON.pair, T0, False)
-        ]
-        whole = info(BTC, TON)
-        back = held.update(whole, select_all(whole, "USDT"), T0 + 6 * MINUTE_MS)
-        assert back.joined == (TON,)
-        assert back.returned[TON.pair].ended_ms == T0
+@pytest.mark.parametrize("status", ["TRADING_HALT", "BREAK", "HALT", "NEVER_SEEN", ""])
+def test_a_status_that_is_no_end_is_a_halt_by_a_second_answer(status: str) -> None:
+    held = roster(BTC, TON)
+    halted, whole = info(BTC, replace(TON, status=status)), info(BTC, TON)
+    first = held.update(halted, select_all(halted, "USDT"), T0)
+    assert (first.doubted, first.halted, held.halted) == ({TON.pair: status}, {}, {})
+    assert not held.still_trades(TON.pair)
+    second = held.update(halted, select_all(halted, "USDT"), T0 + 3 * MINUTE_MS)
+    assert (second.doubted, second.halted) == ({}, {TON.pair: status})
+    assert held.halted == {TON.pair: status}
+    # It is collected all the time, and goes on by itself.
+    for days in range(1, 40):
+        later = held.update(halted, select_all(halted, "USDT"), T0 + days * DAY_MS)
+        assert (later.halted, later.joined, held.expire(T0 + days * DAY_MS)) == ({}, (), ())
+    assert TON.pair in held
+    assert held.pairs["TONUSDT"] == TON.pair
+    back = held.update(whole, select_all(whole, "USDT"), T0 + 40 * DAY_MS)
+    assert (back.resumed, back.joined, held.halted) == ((TON.pair,), (), {})
+    assert held.still_trades(TON.pair)
 
 
 def test_one_odd_answer_changes_nothing() -> None:
     held = roster(BTC, TON)
-    odd, whole = info(BTC), info(BTC, TON)
+    odd, whole = info(BTC, replace(TON, status="BREAK")), info(BTC, TON)
     for turn in range(6):
         listed = odd if turn % 2 else whole
-        assert held.update(listed, select_all(listed, "USDT"), T0 + turn).ended == ()
+        held.update(listed, select_all(listed, "USDT"), T0 + turn)
+        assert held.halted == {}
+    assert len(held) == 2
 
 
-def test_when_everything_stops_it_is_the_exchange_and_not_the_pairs() -> None:
+def test_however_many_halt_at_once_all_go_on_being_collected() -> None:
     many = [contract(f"C{n}") for n in range(40)]
     held = roster(*many)
-    stopped = info(*(replace(one, status="BREAK") for one in many[:10]), *many[10:])
+    stopped = info(*(replace(one, status="BREAK") for one in many))
     for turn in range(4):
-        changes = held.update(stopped, select_all(stopped, "USDT"), T0 + turn)
-        assert changes.ended == ()
-        assert "10 of 40" in changes.refused
-    assert len(held) == 40
+        held.update(stopped, select_all(stopped, "USDT"), T0 + turn)
+    assert len(held) == len(held.halted) == 40
+    whole = info(*many)
+    assert len(held.update(whole, select_all(whole, "USDT"), T0 + 4).resumed) == 40
+    assert held.halted == {}
 
 
-def test_what_has_vanished_for_certain_ends_however_many_it_is() -> None:
+def test_a_row_that_is_missing_ends_nothing_however_many_are_and_for_however_long() -> None:
     many = [contract(f"C{n}") for n in range(40)]
     held = roster(*many)
-    left = info(*many[10:30], *(replace(one, status="BREAK") for one in many[30:33]))
-    vanished = frozenset(one.pair for one in many[:10])
-    lost = held.update(left, select_all(left, "USDT"), T0, vanished)
-    assert "10 of 40" in lost.refused, "seven others are no more listed, three do not trade"
-    left = info(*many[10:])
-    first = held.update(left, select_all(left, "USDT"), T0 + 1, vanished)
-    assert (first.refused, first.ended, first.doubted.keys()) == ("", (), vanished)
-    second = held.update(left, select_all(left, "USDT"), T0 + 2, vanished)
-    assert {(one.instrument.pair, one.ended_ms) for one in second.ended} == {
-        (pair, T0 + 1) for pair in vanished
-    }
-    assert len(held) == 30
+    left = info(*many[12:])
+    for days in range(30):
+        changes = held.update(left, select_all(left, "USDT"), T0 + days * DAY_MS)
+        assert changes == Changes()
+        assert held.expire(T0 + days * DAY_MS) == ()
+    assert len(held) == 40
+    # It is not said either that these trade.
+    assert not held.still_trades("C0/USDT:USDT")
+    assert held.still_trades("C12/USDT:USDT")
+    # Nor is a halt over, of which nothing is said any more.
+    broken = info(*(replace(one, status="BREAK") for one in many))
+    for turn in (1, 2):
+        held.update(broken, select_all(broken, "USDT"), T0 + 40 * DAY_MS + turn)
+    held.update(left, select_all(left, "USDT"), T0 + 41 * DAY_MS)
+    assert len(held.halted) == 12
+
+
+def test_a_beginning_that_is_put_right_is_told_and_nothing_joins() -> None:
+    held = roster(BTC, TON)
+    moved = replace(TON, listed_ms=T0 - DAY_MS)
+    listed = info(BTC, moved)
+    changes = held.update(listed, select_all(listed, "USDT"), T0)
+    assert (changes.dated, changes.joined) == ((moved,), ())
+    assert held.known(TON.pair) == moved
 
 
 def test_a_configured_pair_joins_once_it_trades() -> None:
@@ -167,9 +198,9 @@ def test_what_ended_while_nobody_looked_is_found_and_what_is_not_configured_is_l
     wanted = Selection((BTC,), {})
     held.update(listed, wanted, T0)
     assert [(e.instrument.pair, e.ended_ms) for e in held.expire(T0)] == [(gone.pair, T0 - DAY_MS)]
-    (ended,) = held.update(listed, wanted, T0 + MINUTE_MS).ended
-    assert (ended.instrument.pair, ended.ended_ms) == (TON.pair, T0)
-    assert held.update(listed, wanted, T0 + 2 * MINUTE_MS).ended == ()
+    # Of what has no row nobody knows.
+    held.update(listed, wanted, T0 + MINUTE_MS)
+    assert held.expire(T0 + DAY_MS) == ()
 
 
 def row(pair: str, ended_ms: int | None = None, *, dropped: bool = False) -> CatalogEntry:
@@ -206,7 +237,7 @@ def test_another_type_ends_nothing_that_runs_and_is_dropped_by_a_start() -> None
             select_named(listed, [BTC.pair, TON.pair], ["perpetual"]),
         ):
             changes = held.update(listed, wanted, T0 + minutes * MINUTE_MS)
-            assert (changes.ended, changes.doubted, changes.dated) == ((), {}, ())
+            assert (changes.halted, changes.doubted, changes.dated) == ({}, {}, ())
             assert TON.pair in held
             # To readers it would be live for ever, with the next start that does not collect it.
             for pairs in ("all", [BTC.pair, TON.pair]):
@@ -218,11 +249,12 @@ def test_another_type_ends_nothing_that_runs_and_is_dropped_by_a_start() -> None
     top = ExchangeSettings.model_validate({"pairs": {"top": 2}})
     kept = select_named(listed, [BTC.pair, TON.pair])
     assert not_wanted([row(BTC.pair), row(TON.pair)], top, kept) == {}
-    # A type that nobody collects is an end, as before.
-    other = info(BTC, replace(TON, contract_type="HYPERPETUAL"))
-    for minutes in (3, 4):
+    # Nor is a type an end that nobody knows, or none.
+    for minutes, kind in enumerate(("HYPERPETUAL", ""), 3):
+        other = info(BTC, replace(TON, contract_type=kind))
         changes = held.update(other, select_all(other, "USDT"), T0 + minutes * MINUTE_MS)
-    assert [one.reason for one in changes.ended] == ["contract type HYPERPETUAL"]
+        assert (changes.halted, changes.doubted, changes.dated) == ({}, {}, ())
+        assert held.still_trades(TON.pair)
 
 
 def test_what_is_dropped_once_or_was_ended_by_the_exchange_stays_as_it_is() -> None:
@@ -253,13 +285,3 @@ def test_a_rename_is_guessed_once_and_nothing_is_stitched() -> None:
     assert changes.renamed == ((TON.pair, gram.pair),)
     held.expire(end_ms + DAY_MS)
     assert held.update(listed, Selection((BTC,), {}), end_ms + DAY_MS).renamed == ()
-
-
-def test_the_same_name_for_another_contract_is_refused() -> None:
-    held = roster(BTC, TON)
-    other = replace(TON, symbol="TON2USDT")
-    listed = info(BTC, other)
-    for turn in range(3):
-        changes = held.update(listed, select_all(listed, "USDT"), T0 + turn)
-        assert changes.joined == ()
-    assert held.refused == {TON.pair: "was TONUSDT, is TON2USDT"}

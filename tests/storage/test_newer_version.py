@@ -24,6 +24,7 @@ from marketfeed.records import (
     FundingRate,
     FundingSettled,
     Gap,
+    Life,
     MarkPrice,
     Record,
     RejectedFrame,
@@ -98,6 +99,7 @@ def path(tmp_path: Path) -> Path:
         write(journal, PAIR, 0)
         journal.promise([Promise(PAIR, "1m", T0 + M1, M1)])
         journal.fill_quotes([], {(PAIR, "1m"): T0})
+        journal.save_lives({PAIR: [Life(PAIR, "BTCUSDT", T0, None, "onboardDate")]})
         journal.save_document("pairs", b"old", T0)
         journal.note_shipped(TARGET, of_all([(1, 4)]))
         journal.put_aside(TARGET, [("line", "odd")], T0)
@@ -115,6 +117,7 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
         assert write(journal, NEW, 1) == 7
         journal.promise([Promise(NEW, "1m", T0 + M1, M1), Promise(PAIR, "1m", T0 + M1, M1)])
         journal.fill_quotes([], {(NEW, "1m"): T0})
+        journal.save_lives({NEW: [Life(NEW, "ETHUSDT", T0, None, "onboardDate")]})
         journal.repair([Candle(PAIR, "1m", T0, 1, 2, 0.5, 1.75, 3, 3, 1, 2, True, T0 + M1)])
         journal.save_document("pairs", b"new", T0 + 1)
         journal.save_document("other", b"x", T0 + 1)

@@ -93,6 +93,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Candles missing", count(status.missing_candles), warnIf(status.missing_candles)],
     ["Missing of pairs halted or ended", count(status.missing_of_ended)],
     ["Candles that the exchange does not have", count(status.absent_candles)],
+    ...(Object.keys(status.halted).length ? [["Halted, by exchangeInfo", Object.keys(status.halted).join(", "), "warn"]] : []),
     ...(status.perhaps_halted ? [["May be halted, exchangeInfo is awaited", status.perhaps_halted, "warn"]] : []),
     ...(healing === null
       ? [["Healing", "not begun"]]

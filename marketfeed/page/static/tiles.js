@@ -9,6 +9,7 @@ export const STATES = [
   { name: "late", sign: "◐", means: "late: the newest stored mark price is old" },
   { name: "holes", sign: "▲", means: "candles are missing for more than a minute" },
   { name: "silent", sign: "✕", means: "silent: past its deadline" },
+  { name: "halted", sign: "‖", means: "halted, by exchangeInfo" },
 ];
 const SILENT = 4;
 const WAITING = 1;
@@ -16,6 +17,7 @@ const WAITING = 1;
 function words([state, age, silent, holes]) {
   const mark = age === null ? "no mark price" : seconds(age / 10);
   if (STATES[state].name === "silent") return `silent ${silent > 1 ? `×${silent} ` : ""}${mark}`;
+  if (STATES[state].name === "halted") return `halted ${mark}`;
   if (STATES[state].name === "holes") return `${holes} missing`;
   if (STATES[state].name === "late") return `late ${mark}`;
   return mark;
