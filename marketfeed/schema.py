@@ -203,6 +203,14 @@ SETTLED_TO: Final = "settled_to"
 """The field of `feed_coverage` up to when (ms, exclusive) a pair's settlements are stored; 0: unknown."""
 
 
+LIVES: Final = "lives"
+"""The field of `feed_coverage` that tells of a pair's lives, as JSON: `[[listed_ms, ended_ms, "SYMBOL"], …]`.
+
+The oldest comes first. A life's beginning is 0 where it is not known; one that lasts has `null` for
+its end.
+"""
+
+
 def forming_measurement(timeframe: str) -> str:
     """Name of the measurement of forming candles, for example `forming_3m`."""
     return FORMING_PREFIX + timeframe
@@ -285,6 +293,10 @@ def taker_buy_quote_column(has_it: object) -> str:
     """SQL for that column, by what the statement above answers."""
     return TAKER_BUY_QUOTE if has_it else f"NULL AS {TAKER_BUY_QUOTE}"
 
+
+HAS_LIVES: Final = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'life'"
+"""Whether a journal has the table `life`: not up to version 2, nor before a writer that knows it has opened
+the file."""
 
 TABLE_PAIR: Final = "pair"
 TABLE_CANDLE: Final = "candle"
