@@ -82,12 +82,15 @@ class InfluxCatalog:
 
         What each has told last of lives stays true: it is asked for however old it is.
         """
-        (lives,) = self._http.ask([queries.lives_last(0)], {})
-        told = NOTHING.with_lives(lives)
-        for start_ms in (time.time_ns() // 1_000_000 - WEEK_MS, 0):
-            if timeframes and not told.points:
-                (last,) = self._http.ask([queries.coverage_last(timeframes, start_ms)], {})
-                told = told.with_newer(timeframes, last)
+        if not timeframes:
+            return NOTHING
+        week_ms = time.time_ns() // 1_000_000 - WEEK_MS
+        statements = [queries.coverage_last(timeframes, week_ms), queries.lives_last(0)]
+        last, lives = self._http.ask(statements, {})
+        told = NOTHING.with_newer(timeframes, last).with_lives(lives)
+        if not told.points:
+            (last,) = self._http.ask([queries.coverage_last(timeframes, 0)], {})
+            told = told.with_newer(timeframes, last)
         return told
 
     def _newer(self, seen: _Seen) -> _Seen:

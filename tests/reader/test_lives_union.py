@@ -103,7 +103,7 @@ def test_the_case_that_was_reported() -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[[1]]", '[["a",null,"b"]]', "[[1,null,3]]", "[1]"])
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="lives: .* is expected, found"):
+    with pytest.raises(ValueError, match=r"lives: .* is expected, found"):
         parsed(text)
 
 
