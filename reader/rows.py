@@ -52,7 +52,10 @@ class CatalogRow(NamedTuple):
 
         Where no end of the current life is told, or the settings have dropped the pair, its own end counts.
         """
-        if not self.lives:
+        if not self.lives or (
+            len(self.lives) == 1 and part.end_ms == OPEN_MS and part.start_ms == self.listed_ms
+        ):
+            # Nearly all are so.
             return self
         listed_ms = part.start_ms or None
         ended_ms, dropped = (None if part.end_ms == OPEN_MS else part.end_ms), False

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,10 +87,11 @@ def candle_rows(
     ]
 
 
+@lru_cache(maxsize=2048)
 def told_lives(text: str | None) -> tuple[LifeRow, ...]:
     """The lives of a pair, out of what LIVES answers: JSON, as a bucket has it. None where nobody tells.
 
-    Raises ValueError.
+    Kept, as they are asked for with the catalog, and nearly never change. Raises ValueError.
     """
     if text is None or text == "[]":
         return ()

@@ -184,7 +184,7 @@ def test_a_pair_without_a_running_rate_costs_the_others_nothing(connect, clock, 
     frame = reader.funding_frame()
     assert frame.index.tolist() == [PAIR]
     assert frame.attrs["without"] == [OTHER, third]
-    with pytest.raises(StaleDataError, match="SOL.*none yet"):
+    with pytest.raises(StaleDataError, match=r"SOL.*none yet"):
         reader.get_funding_rate(third)
     # Too old for the caller alone is no lack of the exchange's.
     clock.ms = late_ms + 20_000
