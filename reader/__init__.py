@@ -15,6 +15,7 @@ from reader.default import (
     get_funding_rate,
     get_mark_price,
     get_ohlcv,
+    lives,
     ready,
 )
 from reader.errors import (
@@ -28,11 +29,12 @@ from reader.errors import (
 )
 from reader.frames import sum_settlements
 from reader.reader import MarketReader
-from reader.values import FundingRate, MarkPrice
+from reader.values import FundingRate, Life, MarkPrice
 
 __all__ = [
     "FundingRate",
     "GapError",
+    "Life",
     "MarkPrice",
     "MarketReader",
     "ReaderError",
@@ -45,6 +47,7 @@ __all__ = [
     "get_funding_rate",
     "get_mark_price",
     "get_ohlcv",
+    "lives",
     "ready",
     "sum_settlements",
 ]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from reader.arguments import DEFAULT, MaxAge, Time
 from reader.reader import MarketReader
-from reader.values import FundingRate, MarkPrice
+from reader.values import FundingRate, Life, MarkPrice
 
 # A dict and no lock: one that another thread held during a fork would stay locked in the child.
 _readers: Final[dict[str, MarketReader]] = {}
@@ -62,6 +62,11 @@ def get_ohlcv(
 def ready(pair: str, timeframe: str, n: int) -> bool:
     """Return whether the newest `n` candles are stored: `MarketReader.ready` of the default reader."""
     return _default().ready(pair, timeframe, n)
+
+
+def lives(pair: str) -> list[Life]:
+    """Return the contracts that `pair` has been the name of: `MarketReader.lives` of the default reader."""
+    return _default().lives(pair)
 
 
 def get_funding_rate(pair: str, *, max_age_s: MaxAge = DEFAULT) -> FundingRate:

@@ -5,7 +5,8 @@
     * UnknownPairError        no pair, or one that is not collected (`pair`)
     * UnknownTimeframeError   neither collected nor resampled (`timeframe`, `valid`)
     * StaleDataError          what is stored is older than allowed (`ages`), or nothing is collected
-    * GapError                candles are absent, and `strict=True` was asked (`missing`)
+    * GapError                candles are absent, or another contract's (`lives`), and `strict=True` was
+                              asked (`missing`)
     * StoreUnavailableError   the store cannot be read: not there, not ours, damaged, no permission
     * StoreAuthError          the store refused the credentials
 
@@ -72,18 +73,24 @@ class StaleDataError(ReaderError):
 
 
 class GapError(ReaderError):
-    """Closed candles are absent in the range asked for.
+    """Closed candles are absent in the range asked for, or are those of another contract.
 
     `gaps` gives the absent open times of each pair concerned; `pair` and `missing` are the first of
-    them, the only one unless many pairs were asked for.
+    them, the only one unless many pairs were asked for. `lives` gives, of each pair whose name is that of
+    several contracts in the range, these contracts: as `attrs["lives"]` of the frame would.
     """
 
     def __init__(
-        self, message: str, timeframe: str, gaps: Mapping[str, Sequence[pd.Timestamp]]
+        self,
+        message: str,
+        timeframe: str,
+        gaps: Mapping[str, Sequence[pd.Timestamp]],
+        lives: Mapping[str, Sequence[Sequence[int | str | None]]] | None = None,
     ) -> None:
-        super().__init__(message, timeframe, gaps)
+        super().__init__(message, timeframe, gaps, lives)
         self.timeframe = timeframe
         self.gaps = {pair: list(missing) for pair, missing in gaps.items()}
+        self.lives = {pair: [list(life) for life in each] for pair, each in (lives or {}).items()}
 
     @property
     def pair(self) -> str:

@@ -9,6 +9,8 @@ as ccxt gives them, or an error that is the reason for none: bad rows are never 
 * A candle that has just closed is waited for: a quiet pair's is sent 2 s after the close, and the bot
   asks 1 s after it.
 * StaleDataError when it does not come, NotStoredError for what the store does not hold (any more).
+* Rows of the pair's current contract alone: the bot puts answers together, and another contract of the same
+  name would be joined to it.
 * StaleDataError for all when nothing is collected: such a store is new, the wrong one, or has lost its
   catalog. What it holds is not known then, and a fleet whose bots all ask it must not turn to the exchange.
 """
@@ -26,7 +28,7 @@ from reader.arguments import timestamp
 from reader.errors import ReaderError, StaleDataError, nothing_live
 from reader.frames import Floats, Times
 from reader.reader import MarketReader
-from reader.values import PairInfo
+from reader.values import Life, PairInfo
 
 FUTURES: Final = "futures"
 FUNDING_RATE: Final = "funding_rate"
@@ -50,7 +52,8 @@ class NotStoredError(ReaderError):
 class Download(NamedTuple):
     """One request. `since_ms` None: the newest `limit` rows, else the first `limit` from there on.
 
-    `kind` is one of KINDS; `listed_ms` is when the exchange listed the pair, if that is known.
+    `kind` is one of KINDS; `listed_ms` is when the exchange listed the pair, if that is known. With `is_told`
+    that is what the store's collectors tell: nothing older is of this contract.
     """
 
     pair: str
@@ -59,6 +62,17 @@ class Download(NamedTuple):
     since_ms: int | None
     limit: int
     listed_ms: int | None = None
+    is_told: bool = False
+
+    def reaches_listing(self) -> bool:
+        """Whether any candle of it may be of this contract."""
+        length_ms = schema.TIMEFRAMES_MS[self.timeframe]
+        return (
+            not self.is_told
+            or self.since_ms is None
+            or schema.floor_to(self.listed_ms or 0, length_ms)
+            < schema.ceil_to(self.since_ms, length_ms) + self.limit * length_ms
+        )
 
 
 class Feeder:
@@ -83,6 +97,8 @@ class Feeder:
         collected = {info.pair: info for info in self._reader.pairs()}
         if not collected:
             raise nothing_live(collected=False)
+        lives = self._reader.current_lives()
+        downloads = [_of_current(asked, lives.get(asked.pair)) for asked in downloads]
         answers: dict[int, list[Row] | ReaderError] = {}
         groups: dict[tuple[str, int | None, int], list[int]] = defaultdict(list)
         for number, asked in enumerate(downloads):
@@ -91,6 +107,8 @@ class Feeder:
                 answers[number] = problem
             elif asked.since_ms == 0:
                 # "When did it begin?" What is stored cannot answer that; no rows are an answer to it.
+                answers[number] = []
+            elif asked.kind != FUNDING_RATE and not asked.reaches_listing():
                 answers[number] = []
             elif asked.kind == FUTURES:
                 groups[asked.timeframe, asked.since_ms, asked.limit].append(number)
@@ -259,6 +277,13 @@ def _cannot(asked: Download, collected: Mapping[str, PairInfo]) -> NotStoredErro
     return None
 
 
+def _of_current(asked: Download, life: Life | None) -> Download:
+    """The same, with the listing of the pair's current contract, if that is told."""
+    if life is None or life.listed is None:
+        return asked
+    return asked._replace(listed_ms=_ms(life.listed), is_told=True)
+
+
 def _judge(
     asked: Download, frame: pd.DataFrame, info: PairInfo, now_ms: int
 ) -> list[Row] | ReaderError:
@@ -273,8 +298,10 @@ def _judge(
     else:
         first_ms = schema.ceil_to(asked.since_ms, length_ms)
         end_ms = min(end_ms, first_ms + asked.limit * length_ms)
-    # The first candle opens before the listing. Put together from parts it is none: they are not all there.
-    listed_on = schema.floor_to if asked.timeframe in info.timeframes else schema.ceil_to
+    # The first candle opens before the listing. Put together from parts it is none, unless the listing is
+    # told: then they are all there.
+    whole = asked.is_told or asked.timeframe in info.timeframes
+    listed_on = schema.floor_to if whole else schema.ceil_to
     first_ms = max(first_ms, listed_on(asked.listed_ms or 0, length_ms))
     values = _values(frame)
     # A forming candle never counts as closed, however late it is.

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.arguments import CandleRequest
-from reader.coverage import LISTED, Interval, Short, never_come, why_short
+from reader.coverage import HISTORY, LISTED, Interval, Short, never_come, why_short
+from reader.life import ALL, Part
 from reader.rows import CandleRows, CatalogRow, FundingRow, SettledRow
 
 PURE = True
@@ -39,7 +40,8 @@ class StoredCandles:
     `truncated`: the limit cut older candles off. `first_ms` is the open time of the oldest candle that
     can exist, `reach_ms` the end (exclusive) of the open times that stored rows speak of: a candle
     before it that is not there is missing. Both None when nothing is stored. `told` is where the series
-    that it is made of is whole, None where nobody tells.
+    that it is made of is whole, None where nobody tells. All of it is of `part` of the pair's series;
+    `across_ms` is the oldest candle of another part that was asked for and is stored, None of none.
     """
 
     values: Floats
@@ -48,6 +50,8 @@ class StoredCandles:
     reach_ms: int | None
     forming: tuple[float, ...] | None
     told: Interval | None = None
+    part: Part = ALL
+    across_ms: int | None = None
 
 
 class OpenTimes(list[pd.Timestamp]):
@@ -68,35 +72,91 @@ class OpenTimes(list[pd.Timestamp]):
 # --- resampling -----------------------------------------------------------------------------------
 
 
-def series(rows: CandleRows, source_ms: int, request: CandleRequest) -> StoredCandles:
-    """Make the series that `request` asks for out of stored rows of `source_ms` length.
+def series(
+    rows: CandleRows,
+    source_ms: int,
+    request: CandleRequest,
+    part: Part = ALL,
+    *,
+    is_cut: bool = True,
+) -> StoredCandles:
+    """Make the series that `request` asks for out of stored rows of `source_ms` length, all of `part`.
 
-    The oldest candle that comes out is whole even if the read began within one: it lacks parts then.
+    The oldest candle that comes out is whole even if the read began within one: it lacks parts then. The
+    first one of a life begins with its first part. `is_cut`: there may be more rows before the first one.
     """
     length_ms = request.length_ms
     values = rows.values
+    told = _told_of(rows.told, part, source_ms)
+    begin_ms = _begin_ms(rows.first_ms, told, part, source_ms, length_ms, is_cut=is_cut)
     if length_ms > source_ms:
-        complete = resample(values, source_ms, length_ms)
-        forming = _forming(values, rows, source_ms, length_ms)
+        complete = resample(values, source_ms, length_ms, begin_ms)
+        forming = _forming(values, rows, source_ms, length_ms, begin_ms or 0)
     else:
         complete, forming = values, rows.forming
     truncated = request.limit is not None and len(complete) >= request.limit
     if truncated and request.limit is not None:
         complete = complete[len(complete) - request.limit :]
-    if forming is not None and not _wanted(forming, complete, request):
+    if forming is not None and (
+        forming[0] >= part.owned(length_ms)[1] or not _wanted(forming, complete, request)
+    ):
         forming = None
-    first_ms = None if rows.first_ms is None else schema.ceil_to(rows.first_ms, length_ms)
+    first_ms = rows.first_ms
+    if first_ms is not None:
+        on = schema.floor_to if first_ms == begin_ms else schema.ceil_to
+        first_ms = on(first_ms, length_ms)
     newest_ms = rows.newest_ms
     reach_ms = None if newest_ms is None else schema.floor_to(newest_ms + source_ms, length_ms)
-    return StoredCandles(complete, truncated, first_ms, reach_ms, forming, rows.told)
+    return StoredCandles(complete, truncated, first_ms, reach_ms, forming, told, part)
 
 
-def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
+def _told_of(told: Interval | None, part: Part, source_ms: int) -> Interval | None:
+    """What is told of a part of the series: of older lives nothing."""
+    if told is None or part is ALL:
+        return told
+    first_ms, end_ms = part.owned(source_ms)
+    mine = Interval(max(told.from_ms, first_ms), min(told.until_ms, end_ms))
+    return mine if part.is_current and mine.from_ms < mine.until_ms else None
+
+
+def _begin_ms(
+    first_ms: int | None,
+    told: Interval | None,
+    part: Part,
+    source_ms: int,
+    length_ms: int,
+    *,
+    is_cut: bool,
+) -> int | None:
+    """Open time of the first row of a life, None where no beginning is known.
+
+    That is the row of its listing or, where the exchange has none of that time, the first one that is
+    stored. Only within the first candle: what lacks beyond may have been taken by a bucket's expiry.
+    """
+    if part.life is None or not part.life.listed_ms:
+        return None
+    listed_ms = part.life.first_ms(source_ms)
+    is_sure = not is_cut and told is not None and told.from_ms <= listed_ms
+    if first_ms is None or first_ms <= listed_ms or not is_sure:
+        return listed_ms
+    is_in_first = schema.floor_to(first_ms, length_ms) == part.life.first_ms(length_ms)
+    return first_ms if is_in_first else listed_ms
+
+
+def resample(values: Floats, source_ms: int, length_ms: int, begin_ms: int | None = None) -> Floats:
     """Return the candles of `length_ms` all of whose parts are in `values`.
 
     Open of the first part, close of the last, the highest high, the lowest low; volumes are summed
-    without rounding in between. A candle with a part missing is left out.
+    without rounding in between. A candle with a part missing is left out. That in which the series begins,
+    with its part at `begin_ms`, has none before.
     """
+    if begin_ms is not None and begin_ms % length_ms:
+        end_ms = schema.ceil_to(begin_ms, length_ms)
+        split = int(np.searchsorted(values[:, 0], end_ms))
+        head = values[:split]
+        if len(head) == (end_ms - begin_ms) // source_ms and head[0, 0] == begin_ms:
+            first = _joined(head.reshape(1, -1, values.shape[1]), length_ms)
+            return np.vstack([first, resample(values[split:], source_ms, length_ms)])
     parts = length_ms // source_ms
     buckets = values[:, 0] // length_ms
     # Rows are ascending: a candle's parts lie next to each other.
@@ -104,8 +164,14 @@ def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
     counts = np.diff(np.r_[0, changes, len(buckets)])
     width = values.shape[1]
     whole = values[np.repeat(counts == parts, counts)].reshape(-1, parts, width)
+    return _joined(whole, length_ms)
+
+
+def _joined(whole: Floats, length_ms: int) -> Floats:
+    """Put candles together from their parts; `whole` has shape (candles, parts, columns)."""
+    width = whole.shape[2]
     out = np.empty((len(whole), width))
-    out[:, 0] = whole[:, 0, 0]
+    out[:, 0] = whole[:, 0, 0] // length_ms * length_ms
     out[:, 1] = whole[:, 0, 1]
     out[:, 2] = whole[:, :, 2].max(axis=1)
     out[:, 3] = whole[:, :, 3].min(axis=1)
@@ -116,11 +182,12 @@ def resample(values: Floats, source_ms: int, length_ms: int) -> Floats:
 
 
 def _forming(
-    values: Floats, rows: CandleRows, source_ms: int, length_ms: int
+    values: Floats, rows: CandleRows, source_ms: int, length_ms: int, begin_ms: int
 ) -> tuple[float, ...] | None:
     """Put the forming candle together from its closed parts and the forming part.
 
-    None where one before the newest is absent: what would come out is no candle.
+    None where one before the newest is absent: what would come out is no candle. The series begins at
+    `begin_ms`.
     """
     part = rows.forming
     if part is not None:
@@ -130,10 +197,11 @@ def _forming(
     else:
         return None
     start_ms = schema.floor_to(newest_ms, length_ms)
-    parts = [tuple(row) for row in values[values[:, 0] >= start_ms].tolist()]
+    first_ms = max(start_ms, begin_ms)
+    parts = [tuple(row) for row in values[values[:, 0] >= first_ms].tolist()]
     if part is not None:
         parts.append(part)
-    if len(parts) != (newest_ms - start_ms) // source_ms + 1:
+    if not parts or len(parts) != (newest_ms - first_ms) // source_ms + 1:
         return None
     return (
         float(start_ms),
@@ -154,11 +222,14 @@ def _wanted(forming: tuple[float, ...], complete: Floats, request: CandleRequest
     )
 
 
-def mark_candles(minutes: Floats, length_ms: int, now_ms: int) -> Floats:
+def mark_candles(
+    minutes: Floats, length_ms: int, now_ms: int, begin_ms: int | None = None
+) -> Floats:
     """Return candles of mark prices from rows as `Store.mark_minutes` gives them; volumes are 0.
 
     A candle is there if its first and, unless it is forming at `now_ms`, its last minute have a mark
-    price: its open and close are true then, its extremes are those of the points that are stored.
+    price: its open and close are true then, its extremes are those of the points that are stored. The
+    first minute of the one in which the series begins is that of `begin_ms`.
     """
     opens = minutes[:, 0] // length_ms * length_ms
     starts = np.flatnonzero(np.r_[True, opens[1:] != opens[:-1]][: len(opens)])
@@ -172,7 +243,8 @@ def mark_candles(minutes: Floats, length_ms: int, now_ms: int) -> Floats:
     out[:, 4] = minutes[ends, 4]
     closes = out[:, 0] + length_ms
     last_minute = minutes[ends, 0] == closes - schema.MINUTE_MS
-    whole: Floats = out[(minutes[starts, 0] == out[:, 0]) & (last_minute | (closes > now_ms))]
+    firsts = out[:, 0] if begin_ms is None else np.maximum(out[:, 0], begin_ms)
+    whole: Floats = out[(minutes[starts, 0] == firsts) & (last_minute | (closes > now_ms))]
     return whole
 
 
@@ -258,11 +330,13 @@ def is_ready(
 def listed_candle_ms(request: CandleRequest, entry: CatalogRow) -> int | None:
     """Open time of the first candle that the pair's listing lets be there; None if that is not known.
 
-    The first one of the exchange opens before the listing. Put together from parts it is none.
+    The first one of the exchange opens before the listing. Put together from parts it is none, unless it
+    is told which parts it has.
     """
     if entry.listed_ms is None:
         return None
-    on = schema.floor_to if request.timeframe in entry.timeframes else schema.ceil_to
+    whole = request.timeframe in entry.timeframes or entry.lives
+    on = schema.floor_to if whole else schema.ceil_to
     return on(entry.listed_ms, request.length_ms)
 
 
@@ -274,7 +348,9 @@ def short(found: StoredCandles, request: CandleRequest, entry: CatalogRow) -> Sh
         asked_ms = schema.ceil_to(request.since_ms, request.length_ms)
         if found.first_ms <= asked_ms:
             return None
-    return why_short(found.first_ms, listed_candle_ms(request, entry), found.told)
+    why = why_short(found.first_ms, listed_candle_ms(request, entry), found.told)
+    # Older lives are not promised.
+    return why if why == LISTED or found.part.is_current else HISTORY
 
 
 # --- frames ---------------------------------------------------------------------------------------
@@ -309,7 +385,10 @@ def timestamps(times_ms: Times) -> OpenTimes:
 
 
 def funding_frame(
-    rows: Mapping[str, FundingRow], intervals_h: Mapping[str, float | None], now_ms: int
+    rows: Mapping[str, FundingRow],
+    intervals_h: Mapping[str, float | None],
+    now_ms: int,
+    attrs: Mapping[str, object],
 ) -> pd.DataFrame:
     """Return the newest running rates as a frame indexed by pair."""
     times_ms = np.array([row.time_ms for row in rows.values()], np.int64)
@@ -322,7 +401,9 @@ def funding_frame(
         "age_s": np.maximum(now_ms - times_ms, 0) / 1000,
         "interval_h": np.array([intervals_h[pair] for pair in rows], np.float64),
     }
-    return pd.DataFrame(columns, index=pd.Index(list(rows), name="pair", dtype=object))
+    frame = pd.DataFrame(columns, index=pd.Index(list(rows), name="pair", dtype=object))
+    frame.attrs.update(attrs)
+    return frame
 
 
 def mark_frame(values: Floats, attrs: Mapping[str, object]) -> pd.DataFrame:

@@ -5,32 +5,40 @@ from collections.abc import Mapping
 import pandas as pd
 
 from reader import frames, settlements
+from reader.life import Part, asked_across
 from reader.rows import CatalogRow, FundingRow
 from reader.stores.store import Store
 
 
 def history(
-    store: Store, entry: CatalogRow, start_ms: int | None, end_ms: int, now_ms: int
+    store: Store, entry: CatalogRow, part: Part, start_ms: int | None, end_ms: int, now_ms: int
 ) -> pd.DataFrame:
-    """The settlements of a pair with start <= time < end (ms; None: all), and which of them lack."""
+    """The settlements of a part of a pair's series with start <= time < end (ms, None: all); which lack."""
     pair = entry.pair
+    begin_ms, next_ms = part.events()
+    end_ms = min(end_ms, next_ms)
+    asked_ms = max(start_ms or 0, begin_ms)
     # Before the rows: what is stored in between is not taken for missing.
     known_ms = store.settled_to([pair]).get(pair)
-    first_ms = max(start_ms or 0, known_ms or 0, now_ms - settlements.KNOWN_FOR_MS)
+    first_ms = max(asked_ms, known_ms or 0, now_ms - settlements.KNOWN_FOR_MS)
     # What stood just before: at the time itself the next one is announced.
     announced = store.announced(pair, first_ms - 1)
-    rows = store.settled_rates(pair, start_ms or 0, end_ms)
+    rows = store.settled_rates(pair, asked_ms, end_ms)
+    older = store.settled_rates(pair, start_ms or 0, begin_ms) if asked_ms > (start_ms or 0) else []
     if start_ms is None and rows:
         first_ms = max(first_ms, rows[0].time_ms)
-    if entry.ended_ms is not None:
-        end_ms = min(end_ms, entry.ended_ms)
+    ended_ms = entry.of(part).ended_ms
+    if ended_ms is not None:
+        end_ms = min(end_ms, ended_ms)
     times_ms = {row.time_ms for row in rows}
     lacking = settlements.lacking(announced, times_ms, known_ms, now_ms)
+    lives = asked_across(entry.lives, part, older[0].time_ms if older else None)
     attrs = {
         "pair": pair,
         "source": store.source,
         "missing": [at for at in lacking if first_ms <= at < end_ms],
         "settled_to": known_ms,
+        "lives": [list(life) for life in lives],
     }
     return frames.settled_frame(rows, attrs)
 

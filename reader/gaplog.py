@@ -19,6 +19,7 @@ class GapLog:
     def __init__(self) -> None:
         self._logged: dict[tuple[str, str], set[pd.Timestamp]] = {}
         self._young: set[tuple[str, str]] = set()
+        self._without: set[str] = set()
 
     def note_young(self, pair: str, timeframe: str) -> None:
         """Log that a pair is too young for a candle, once."""
@@ -27,6 +28,13 @@ class GapLog:
             log.warning(
                 "no candle yet, just listed: empty frame pair=%s timeframe=%s", pair, timeframe
             )
+
+    def note_without_rate(self, pairs: Sequence[str]) -> None:
+        """Log that the exchange gives no running rate of pairs, each once until it does."""
+        fresh = [pair for pair in pairs if pair not in self._without]
+        self._without = set(pairs)
+        if fresh:
+            log.warning("no running funding rate, left out pairs=%s", ", ".join(fresh))
 
     def note(self, pair: str, timeframe: str, missing: Sequence[pd.Timestamp]) -> None:
         """Log, in one line, the open times that were not logged before."""

@@ -27,30 +27,43 @@ def refuse_stale(
     *,
     absent_ok: bool,
 ) -> None:
-    """Raise StaleDataError, naming the pairs, when a row is older than `max_age_s` or absent.
-
-    `max_age_s` None lets every age pass, and with `absent_ok` absence as well.
-    """
-    stale: dict[str, float] = {}
-    for pair in pairs:
-        row = rows.get(pair)
-        if row is None:
-            if max_age_s is not None or not absent_ok:
-                stale[pair] = math.inf
-        elif max_age_s is not None and _age_s(row, now_ms) > max_age_s:
-            stale[pair] = _age_s(row, now_ms)
-    if not stale:
+    """Raise StaleDataError, naming the pairs, for those that are `stale`."""
+    ages_s = stale(pairs, rows, max_age_s, now_ms, absent_ok=absent_ok)
+    if not ages_s:
         return
     found = listing(
         f"{pair} has none yet" if age_s == math.inf else f"{pair} {age_s:.1f} s old"
-        for pair, age_s in stale.items()
+        for pair, age_s in ages_s.items()
     )
     allowed = "" if max_age_s is None else f" ({max_age_s:g} s are allowed)"
     raise StaleDataError(
         f"stale {what}{allowed}: {found}. Does the collector run (marketfeed status)? "
         "max_age_s=None takes the last one as it is",
-        stale,
+        ages_s,
     )
+
+
+def stale(
+    pairs: Sequence[str],
+    rows: Mapping[str, MarkRow] | Mapping[str, FundingRow],
+    max_age_s: float | None,
+    now_ms: int,
+    *,
+    absent_ok: bool,
+) -> dict[str, float]:
+    """The age (s) of each row that is older than `max_age_s`, infinite for an absent one.
+
+    `max_age_s` None lets every age pass, and with `absent_ok` absence as well.
+    """
+    ages_s: dict[str, float] = {}
+    for pair in pairs:
+        row = rows.get(pair)
+        if row is None:
+            if max_age_s is not None or not absent_ok:
+                ages_s[pair] = math.inf
+        elif max_age_s is not None and _age_s(row, now_ms) > max_age_s:
+            ages_s[pair] = _age_s(row, now_ms)
+    return ages_s
 
 
 def mark_price(row: MarkRow, now_ms: int) -> MarkPrice:

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import pandas as pd
 
 from marketfeed import schema
 from reader import frames
-from reader.arguments import CandleRequest
+from reader.arguments import CandleRequest, timestamp
 from reader.coverage import never_come
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
-from reader.rows import CandleQuery, CatalogRow
+from reader.life import LifeRow, Part, asked_across
+from reader.rows import CandleQuery, CandleRows, CatalogRow
 from reader.stores.store import Store
 
 _END_MS: Final = 2**62
@@ -79,59 +81,94 @@ def _unknown_timeframe(entry: CatalogRow, timeframe: object) -> UnknownTimeframe
 
 
 def read_series(
-    store: Store, pairs: Sequence[str], source: str, request: CandleRequest
+    store: Store, parts: Mapping[str, Part], source: str, request: CandleRequest
 ) -> dict[str, frames.StoredCandles]:
-    """Read the series that `request` asks for from the stored timeframe `source`."""
+    """Read the series that `request` asks for, of each pair a part, from the stored timeframe `source`."""
     source_ms = schema.TIMEFRAMES_MS[source]
     length_ms = request.length_ms
-    parts = length_ms // source_ms
+    per_candle = length_ms // source_ms
     start_ms = schema.ceil_to(request.since_ms or 0, length_ms)
     end_ms = _END_MS if request.until_ms is None else schema.ceil_to(request.until_ms, length_ms)
     asked_rows = request.limit
-    if asked_rows is not None and parts > 1:
+    if asked_rows is not None and per_candle > 1:
         # One more candle, for the parts of the one that is forming.
-        asked_rows = (asked_rows + 1) * parts
+        asked_rows = (asked_rows + 1) * per_candle
     found: dict[str, frames.StoredCandles] = {}
-    left = list(pairs)
+    across_ms: dict[str, int] = {}
+    # Of all pairs at first as if nothing older were stored: nearly always there is nothing.
+    left = {pair: (0, part.owned(source_ms)[1]) for pair, part in parts.items()}
     while left:
-        query = CandleQuery(
-            left,
-            source,
-            start_ms,
-            end_ms,
-            asked_rows,
-            request.include_forming,
-            length_ms,
-            request.columns,
-        )
-        short: list[str] = []
-        for pair, rows in zip(left, store.candles(query), strict=True):
-            series = frames.series(rows, source_ms, request)
-            if parts > 1 and not series.truncated and len(rows.values) == asked_rows:
-                short.append(pair)  # candles were left out for a missing part: read further back
-            else:
-                found[pair] = series
+        again: dict[str, tuple[int, int]] = {}
+        short: dict[str, tuple[int, int]] = {}
+        for own, members in _alike(left).items():
+            query = CandleQuery(
+                members,
+                source,
+                max(start_ms, own[0]),
+                min(end_ms, own[1]),
+                asked_rows,
+                request.include_forming,
+                length_ms,
+                request.columns,
+                own,
+            )
+            for pair, rows in zip(members, store.candles(query), strict=True):
+                first_ms = parts[pair].owned(source_ms)[0]
+                if own[0] < first_ms and rows.first_ms is not None and rows.first_ms < first_ms:
+                    if len(rows.values) and rows.values[0, 0] < first_ms:
+                        across_ms[pair] = int(rows.values[0, 0])
+                    again[pair] = (first_ms, own[1])
+                    continue
+                is_cut = len(rows.values) == asked_rows
+                mine = _of_own(rows, first_ms, own[1])
+                series = frames.series(mine, source_ms, request, parts[pair], is_cut=is_cut)
+                if per_candle > 1 and not series.truncated and is_cut:
+                    short[pair] = own  # candles were left out for a missing part: read further back
+                else:
+                    found[pair] = series
+        if again:
+            left = again | short
+            continue
         left = short
         if asked_rows is not None:
             asked_rows *= 2
-    return found
+    return {
+        pair: replace(found[pair], across_ms=None if found[pair].truncated else across_ms.get(pair))
+        for pair in parts
+    }
+
+
+def _alike(own: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+    """The pairs of each range, in their order: nearly always there is one range."""
+    members: dict[tuple[int, int], list[str]] = {}
+    for pair, part in own.items():
+        members.setdefault(part, []).append(pair)
+    return members
+
+
+def _of_own(rows: CandleRows, first_ms: int, end_ms: int) -> CandleRows:
+    """The rows without a forming candle of another life."""
+    if rows.forming is None or first_ms <= rows.forming[0] < end_ms:
+        return rows
+    return replace(rows, forming=None)
 
 
 def judge(
     found: Mapping[str, frames.StoredCandles],
-    entries: Mapping[str, CatalogRow],
+    collected: Mapping[str, CatalogRow],
     request: CandleRequest,
     source: str,
     now_ms: int,
     *,
     young_ok: bool,
 ) -> dict[str, pd.DataFrame]:
-    """Return the frames of `found`, in the order of `entries`, with their age and what is missing.
+    """Return the frames of `found`, in the order of `collected`, with their age and what is missing.
 
     With `young_ok` a pair that is too young for a candle gives an empty frame (age_s is infinite).
 
     Raises StaleDataError (naming every stale pair) and, where the request is strict, GapError.
     """
+    entries = {pair: row.of(found[pair].part) for pair, row in collected.items()}
     ages = {pair: _age_s(found[pair], request, now_ms) for pair in entries}
     stale = {
         pair: age_s
@@ -144,8 +181,12 @@ def judge(
         raise _stale(stale, request)
     answer: dict[str, pd.DataFrame] = {}
     gaps: dict[str, frames.OpenTimes] = {}
+    breaks: dict[str, list[LifeRow]] = {}
     for pair, entry in entries.items():
         series = found[pair]
+        lives = asked_across(collected[pair].lives, series.part, series.across_ms)
+        if series.across_ms is not None:
+            breaks[pair] = lives
         missing_ms = frames.missing(series, request, entry, now_ms)
         if len(missing_ms):
             gaps[pair] = frames.timestamps(missing_ms)
@@ -161,11 +202,12 @@ def judge(
                 "absent": frames.timestamps(missing_ms[never]) if never.any() else [],
                 "short": frames.short(series, request, entry),
                 "forming": series.forming is not None,
+                "lives": [list(life) for life in lives],
             },
             request.columns,
         )
-    if gaps and request.strict:
-        raise _gap(gaps, request)
+    if (gaps or breaks) and request.strict:
+        raise _gap(gaps, breaks, request)
     return answer
 
 
@@ -205,8 +247,24 @@ def _stale(ages: Mapping[str, float], request: CandleRequest) -> StaleDataError:
     )
 
 
-def _gap(gaps: Mapping[str, Sequence[pd.Timestamp]], request: CandleRequest) -> GapError:
-    pairs = listing(
-        f"{pair} {len(missing)}, first {missing[0].isoformat()}" for pair, missing in gaps.items()
-    )
-    return GapError(f"{request.timeframe} candles missing: {pairs}", request.timeframe, gaps)
+def _gap(
+    gaps: Mapping[str, Sequence[pd.Timestamp]],
+    breaks: Mapping[str, Sequence[LifeRow]],
+    request: CandleRequest,
+) -> GapError:
+    found = []
+    if gaps:
+        pairs = listing(
+            f"{pair} {len(missing)}, first {missing[0].isoformat()}"
+            for pair, missing in gaps.items()
+        )
+        found.append(f"{request.timeframe} candles missing: {pairs}")
+    if breaks:
+        pairs = listing(
+            f"{pair} until {timestamp(older.end_ms).isoformat()}"
+            for pair, (*_, older, _) in breaks.items()
+        )
+        found.append(f"asked for with candles of another contract of the same name: {pairs}")
+    every = {pair: gaps.get(pair, ()) for pair in dict.fromkeys([*gaps, *breaks])}
+    lives = {pair: [list(life) for life in known] for pair, known in breaks.items()}
+    return GapError("; ".join(found), request.timeframe, every, lives)

@@ -3,25 +3,23 @@
 Nothing here ever answers an error with an empty frame: what cannot be answered raises.
 """
 
-import difflib
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from types import TracebackType
 from typing import Self
 
 import pandas as pd
 
 from marketfeed import schema
-from reader import arguments, frames, funding, latest, ohlcv
-from reader.arguments import DEFAULT, MaxAge, Time, timestamp
-from reader.errors import ArgumentError, UnknownPairError, listing, nothing_live
+from reader import arguments, collected, frames, funding, latest, life, ohlcv, running
+from reader.arguments import DEFAULT, MaxAge, Time
+from reader.errors import ArgumentError
 from reader.gaplog import GapLog
-from reader.rows import CatalogRow, FundingRow
 from reader.stores.address import URL_FORMS, URL_VARIABLE, open_store
 from reader.stores.store import Store
-from reader.values import FundingRate, MarkPrice, PairInfo
+from reader.values import FundingRate, Life, MarkPrice, PairInfo
 from reader.waiting import Awaited
 
 
@@ -123,7 +121,11 @@ class MarketReader:
         forming candle, as it stood last, behind them; it does not count against `limit`.
 
         A timeframe that is not collected is resampled from the largest collected one that divides it;
-        a candle of which a part is absent is left out and counts as missing.
+        a candle of which a part is absent is left out and counts as missing. The first one of a contract has
+        no parts before its listing.
+
+        All candles are of one contract of the pair's name (`lives`): of the current one or, where `until`
+        lies before its listing, of an older one, of which no more is promised than is stored.
 
         `columns` puts behind the volume, as asked: quote_volume, trades (whole), taker_buy_volume (base),
         taker_buy_quote_volume (NaN where it is not known: an older collector has stored the candle).
@@ -134,7 +136,9 @@ class MarketReader:
         is the forming candle), and short: why the frame does not reach as far back as asked, None where
         it does. That is "listed" (the pair was listed then), "history" (what the collectors tell of begins
         later: nothing older is promised, or it is not filled yet) or "unknown" (they tell nothing). A gap
-        is logged once; `strict` raises GapError instead, also of absent candles.
+        is logged once; `strict` raises GapError instead, also of absent candles. `lives` are the contracts
+        [listed, ended or None, symbol] (ms) whose stored candles were asked for, oldest first: the frame is
+        of the last, and with `strict` there may be no other. A time of which nothing is told has symbol "".
 
         `max_age_s` is 2 × timeframe + 30 s by default. It is not applied to a delisted pair, nor to a
         range whose `until` is past. A pair without any candle yet raises StaleDataError, unless
@@ -206,7 +210,7 @@ class MarketReader:
     ) -> dict[str, pd.DataFrame]:
         names = arguments.pair_names(pairs)
         now_ms = self._now_ms()
-        entries = self._entries(names)
+        entries = collected.entries(self._store, names)
         groups = ohlcv.sources(entries.values(), timeframe)
         request = arguments.candle_request(
             timeframe,
@@ -220,10 +224,15 @@ class MarketReader:
         )
         found: dict[str, frames.StoredCandles] = {}
         for source, members in groups.items():
-            found.update(ohlcv.read_series(self._store, members, source, request))
+            parts = {
+                pair: life.before(entries[pair].lives, request.until_ms, request.length_ms)
+                for pair in members
+            }
+            found.update(ohlcv.read_series(self._store, parts, source, request))
         answer = ohlcv.judge(found, entries, request, self._store.source, now_ms, young_ok=young_ok)
         for pair, frame in answer.items():
-            empty = frame.attrs["age_s"] == math.inf and not entries[pair].is_over(now_ms)
+            row = entries[pair].of(found[pair].part)
+            empty = frame.attrs["age_s"] == math.inf and not row.is_over(now_ms)
             if empty and request.max_age_s is not None:
                 self._gap_log.note_young(pair, timeframe)
             if frame.attrs["missing"]:
@@ -234,9 +243,11 @@ class MarketReader:
         """Return pair -> open time (ms) of its newest closed candle; cheap enough to ask all the time.
 
         Pairs without a candle are left out, ended ones are not. In a resampled timeframe it is the
-        newest candle whose last part is stored.
+        newest candle whose last part is stored. Those of a pair's current life alone count.
         """
-        groups = ohlcv.sources_of_any(self._store.catalog(), timeframe)
+        catalog = self._store.catalog()
+        owned = {row.pair: life.current(row.lives) for row in catalog}
+        groups = ohlcv.sources_of_any(catalog, timeframe)
         length_ms = schema.TIMEFRAMES_MS[timeframe]
         answer: dict[str, int] = {}
         for source, members in groups.items():
@@ -244,8 +255,10 @@ class MarketReader:
             source_ms = schema.TIMEFRAMES_MS[source]
             for pair in members:
                 if pair in newest:
-                    end_ms = schema.floor_to(newest[pair] + source_ms, length_ms)
-                    answer[pair] = end_ms - length_ms
+                    first_ms, end_ms = owned[pair].owned(length_ms)
+                    end_ms = min(end_ms, schema.floor_to(newest[pair] + source_ms, length_ms))
+                    if end_ms > first_ms:
+                        answer[pair] = end_ms - length_ms
         return answer
 
     def wait_closed(self, timeframe: str, open_time: Time, timeout_s: float) -> tuple[str, ...]:
@@ -281,14 +294,15 @@ class MarketReader:
         Raises UnknownPairError, UnknownTimeframeError.
         """
         count = arguments.candles("n", n)
-        entries = self._entries([arguments.pair_name(pair)])
-        ((source, members),) = ohlcv.sources(entries.values(), timeframe).items()
+        entries = collected.entries(self._store, [arguments.pair_name(pair)])
+        ((source, _),) = ohlcv.sources(entries.values(), timeframe).items()
         request = arguments.candle_request(
             timeframe, count, None, None, include_forming=False, strict=False, max_age_s=math.inf
         )
         now_ms = self._now_ms()
-        found = ohlcv.read_series(self._store, members, source, request)
-        return frames.is_ready(found[pair], request, entries[pair], count, now_ms)
+        part = life.current(entries[pair].lives)
+        found = ohlcv.read_series(self._store, {pair: part}, source, request)
+        return frames.is_ready(found[pair], request, entries[pair].of(part), count, now_ms)
 
     def version(self) -> Hashable:
         """Return a value that differs once anything may have been stored; for `wait_change`."""
@@ -313,8 +327,8 @@ class MarketReader:
         """
         limit_s = arguments.max_age(max_age_s, latest.MARK_PRICE_MAX_AGE_S)
         now_ms = self._now_ms()
-        self._entries([arguments.pair_name(pair)])
-        rows = self._store.mark_prices([pair])
+        entries = collected.entries(self._store, [arguments.pair_name(pair)])
+        rows = running.mark_prices(self._store, entries)
         latest.refuse_stale("mark price", [pair], rows, limit_s, now_ms, absent_ok=False)
         return latest.mark_price(rows[pair], now_ms)
 
@@ -334,13 +348,9 @@ class MarketReader:
         length_ms = ohlcv.length_ms(timeframe)
         start_ms = schema.ceil_to(arguments.time_ms("since", since), length_ms)
         now_ms = self._now_ms()
-        end_ms = now_ms + length_ms
-        if until is not None:
-            end_ms = min(end_ms, arguments.time_ms("until", until))
-        self._entries([name])
-        end_ms = schema.ceil_to(end_ms, length_ms)
-        minutes = self._store.mark_minutes(name, start_ms, end_ms)
-        values = frames.mark_candles(minutes, length_ms, now_ms)
+        until_ms = None if until is None else arguments.time_ms("until", until)
+        entry = collected.entries(self._store, [name])[name]
+        values = running.mark_candles(self._store, entry, length_ms, start_ms, until_ms, now_ms)
         attrs = {"pair": name, "timeframe": timeframe, "source": self._store.source}
         return frames.mark_frame(values, attrs)
 
@@ -352,8 +362,8 @@ class MarketReader:
         """
         limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)
         now_ms = self._now_ms()
-        self._entries([arguments.pair_name(pair)])
-        rows = self._store.funding_rates([pair])
+        entries = collected.entries(self._store, [arguments.pair_name(pair)])
+        rows = running.funding_rates(self._store, entries)
         latest.refuse_stale("funding rate", [pair], rows, limit_s, now_ms, absent_ok=False)
         return latest.funding_rate(rows[pair], now_ms, funding.intervals_h(self._store, rows)[pair])
 
@@ -361,11 +371,12 @@ class MarketReader:
         """Return pair -> newest running funding rate of all pairs that have not ended, in one query.
 
         Raises StaleDataError, naming the pairs, when one is older than `max_age_s` (150 s by default)
-        or absent. With `max_age_s=None` all are returned, and pairs without any rate are left out. When
-        there is no live pair at all it is raised whatever `max_age_s` is.
+        or absent. A pair of which the exchange gives no rate (a fresh mark price has come without) is left
+        out and logged once. With `max_age_s=None` all are returned, and pairs without any rate are left
+        out. When there is no live pair at all it is raised whatever `max_age_s` is.
         """
         now_ms = self._now_ms()
-        rows = self._live_funding(max_age_s, now_ms)
+        rows = self._live_rates(max_age_s, now_ms).rows
         hours = funding.intervals_h(self._store, rows)
         return {pair: latest.funding_rate(row, now_ms, hours[pair]) for pair, row in rows.items()}
 
@@ -373,11 +384,13 @@ class MarketReader:
         """Return `get_all_pairs_funding_rates` as a frame indexed by pair.
 
         Columns rate, settled_rate (NaN where none is known), next_funding_time, time, age_s,
-        interval_h (NaN likewise).
+        interval_h (NaN likewise). `attrs`: without (pairs left out: the exchange gives no rate).
         """
         now_ms = self._now_ms()
-        rows = self._live_funding(max_age_s, now_ms)
-        return frames.funding_frame(rows, funding.intervals_h(self._store, rows), now_ms)
+        rows, without = self._live_rates(max_age_s, now_ms)
+        return frames.funding_frame(
+            rows, funding.intervals_h(self._store, rows), now_ms, {"without": list(without)}
+        )
 
     def get_funding_history(
         self, pair: str, since: Time | None = None, until: Time | None = None
@@ -387,7 +400,8 @@ class MarketReader:
         `date` is rounded to the minute; oldest first. `kind` is `Regular` or `Special`: there may be both at
         one time, and both are paid (`sum_settlements`). `attrs`: pair, source, missing (of the last two
         weeks, from `since` or the first row on, when something was settled that is not stored, ms),
-        settled_to (up to when, ms, all is stored by the collector's word, None without).
+        settled_to (up to when, ms, all is stored by the collector's word, None without),
+        lives (as of `get_ohlcv`).
         """
         start_ms = 0 if since is None else arguments.time_ms("since", since)
         end_ms = arguments.MAX_TIME_MS if until is None else arguments.time_ms("until", until)
@@ -395,41 +409,32 @@ class MarketReader:
             raise ArgumentError(
                 f"since: must lie before until; found since={since!r}, until={until!r}"
             )
-        entry = self._entries([arguments.pair_name(pair)])[pair]
+        entry = collected.entries(self._store, [arguments.pair_name(pair)])[pair]
+        part = life.before(entry.lives, None if until is None else end_ms, schema.MINUTE_MS)
         first_ms = None if since is None else start_ms
-        return funding.history(self._store, entry, first_ms, end_ms, self._now_ms())
+        return funding.history(self._store, entry, part, first_ms, end_ms, self._now_ms())
 
     # --- what there is ----------------------------------------------------------------------------
 
     def pairs(self) -> list[PairInfo]:
         """Return what is collected, ordered by pair, ended and dropped pairs included."""
-        return [
-            PairInfo(
-                entry.pair,
-                () if entry.dropped else entry.timeframes,
-                timestamp(entry.since_ms),
-                None if entry.ended_ms is None else timestamp(entry.ended_ms),
-            )
-            for entry in self._store.catalog()
-        ]
+        return [collected.info(entry) for entry in self._store.catalog()]
+
+    def lives(self, pair: str) -> list[Life]:
+        """Return the contracts that `pair` has been the name of, oldest first; the last is the current one.
+
+        Empty where no collector tells of them: an older one does not. Raises UnknownPairError.
+        """
+        entry = collected.entries(self._store, [arguments.pair_name(pair)])[pair]
+        return [collected.told(row) for row in entry.lives]
+
+    def current_lives(self) -> dict[str, Life]:
+        """Return the current contract of every pair of which collectors tell: the last of `lives`."""
+        return {
+            row.pair: collected.told(row.lives[-1]) for row in self._store.catalog() if row.lives
+        }
 
     # --- inside -----------------------------------------------------------------------------------
-
-    def _entries(self, names: Sequence[str]) -> dict[str, CatalogRow]:
-        """Return the catalog's rows in the order of `names`, which are well-formed pairs."""
-        rows = {row.pair: row for row in self._store.catalog(names)}
-        unknown = [name for name in names if name not in rows]
-        if unknown:
-            known = [row.pair for row in self._store.catalog()]
-            close = difflib.get_close_matches(unknown[0], known, 3)
-            hint = f"; close to it: {', '.join(close)}" if close else ""
-            raise UnknownPairError(
-                f"not collected: {listing(unknown)}{hint} ({len(known)} pairs are collected, "
-                "pairs() names them)",
-                unknown[0],
-                close,
-            )
-        return {name: rows[name] for name in names}
 
     def _changed_since(self, version: Hashable, deadline_s: float) -> bool:
         while self._store.version() == version:
@@ -439,12 +444,7 @@ class MarketReader:
             time.sleep(min(self._store.poll_s, left_s))
         return True
 
-    def _live_funding(self, max_age_s: MaxAge, now_ms: int) -> Mapping[str, FundingRow]:
-        limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)
-        catalog = self._store.catalog()
-        live = [row.pair for row in catalog if not row.has_ended(now_ms)]
-        if not live:
-            raise nothing_live(collected=bool(catalog))
-        rows = self._store.funding_rates(live)
-        latest.refuse_stale("funding rate", live, rows, limit_s, now_ms, absent_ok=True)
-        return rows
+    def _live_rates(self, max_age_s: MaxAge, now_ms: int) -> running.Rates:
+        rates = running.live_rates(self._store, max_age_s, now_ms)
+        self._gap_log.note_without_rate(rates.without)
+        return rates

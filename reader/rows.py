@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.coverage import Interval
+from reader.life import OPEN_MS, LifeRow, Part
 
 PURE = True
 
 
 class CatalogRow(NamedTuple):
-    """What is collected of one pair, or was until its end. `dropped`: the settings have ended it."""
+    """What is collected of one pair, or was until its end. `dropped`: the settings have ended it.
+
+    `lives` are the contracts that it has been the name of, oldest first; none where nobody tells.
+    """
 
     pair: str
     timeframes: tuple[str, ...]
@@ -23,6 +27,7 @@ class CatalogRow(NamedTuple):
     listed_ms: int | None
     ended_ms: int | None
     dropped: bool = False
+    lives: tuple[LifeRow, ...] = ()
 
     @classmethod
     def stored(
@@ -42,6 +47,25 @@ class CatalogRow(NamedTuple):
         is_dropped = bool(dropped) or (len(names) > 1 and names[0] == schema.DROPPED)
         return cls(pair, tuple(filter(None, names)), since_ms, listed_ms, ended_ms, is_dropped)
 
+    def of(self, part: Part) -> Self:
+        """The row as it would be written of one part of the series alone.
+
+        Where no end of the current life is told, or the settings have dropped the pair, its own end counts.
+        """
+        if not self.lives or (
+            len(self.lives) == 1 and part.end_ms == OPEN_MS and part.start_ms == self.listed_ms
+        ):
+            # Nearly all are so.
+            return self
+        listed_ms = part.start_ms or None
+        ended_ms, dropped = (None if part.end_ms == OPEN_MS else part.end_ms), False
+        if part.is_current:
+            listed_ms = listed_ms or self.listed_ms
+            if ended_ms is None or self.dropped:
+                ended_ms, dropped = self.ended_ms, self.dropped
+        mine = () if part.life is None else (part.life,)
+        return self._replace(listed_ms=listed_ms, ended_ms=ended_ms, dropped=dropped, lives=mine)
+
     def has_ended(self, now_ms: int) -> bool:
         """Whether nothing more is collected of the pair by `now_ms`."""
         return self.ended_ms is not None and self.ended_ms <= now_ms
@@ -56,7 +80,8 @@ class CandleQuery(NamedTuple):
 
     `timeframe` is one that is stored. `forming` asks for the forming candle as well. `whole_ms` is the
     length of the candles that the answer is put together to, where that is another. `columns` are fields of
-    a candle that are asked for besides prices and volume.
+    a candle that are asked for besides prices and volume. `own` is where one life's rows lie, [start, end):
+    the answer is as if no others were stored.
     """
 
     pairs: Sequence[str]
@@ -67,6 +92,7 @@ class CandleQuery(NamedTuple):
     forming: bool
     whole_ms: int | None = None
     columns: tuple[str, ...] = ()
+    own: tuple[int, int] = (0, OPEN_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +133,7 @@ class FundingRow(NamedTuple):
 
     `regular_ms` is the newest regular settlement; `then_ms` the first running rate after it that announced
     a later one, and `then_next_ms` when that was to be. They are None where none is stored.
+    `settled_ms` is when `settled_rate` was settled, None where it is not stored by itself.
     """
 
     pair: str
@@ -117,6 +144,7 @@ class FundingRow(NamedTuple):
     regular_ms: int | None = None
     then_ms: int | None = None
     then_next_ms: int | None = None
+    settled_ms: int | None = None
 
 
 class SettledRow(NamedTuple):

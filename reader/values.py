@@ -113,3 +113,15 @@ class PairInfo(NamedTuple):
     timeframes: tuple[str, ...]
     since: pd.Timestamp
     ended: pd.Timestamp | None
+
+
+class Life(NamedTuple):
+    """One contract that a pair has been the name of: a symbol can come back as another coin.
+
+    `symbol` is the exchange's name of it, `listed` when it was listed (None where that is not known), and
+    `ended` when it ended: None while it trades and no end is known. An announced one lies ahead.
+    """
+
+    symbol: str
+    listed: pd.Timestamp | None
+    ended: pd.Timestamp | None

@@ -9,6 +9,7 @@ from reader import ohlcv
 from reader.arguments import timestamp
 from reader.coverage import is_awaited, stands_still
 from reader.errors import ArgumentError, nothing_live
+from reader.life import current
 from reader.rows import CatalogRow
 from reader.stores.store import Store
 
@@ -32,7 +33,7 @@ class Awaited:
 
         Raises StaleDataError when there is no live pair at all, UnknownTimeframeError, ArgumentError.
         """
-        catalog = self._store.catalog()
+        catalog = [row.of(current(row.lives)) for row in self._store.catalog()]
         entries = [row for row in catalog if not row.has_ended(now_ms)]
         groups = ohlcv.sources_of_any(entries, self._timeframe)
         if not groups:

@@ -6,7 +6,8 @@ The answers are those of a journal that holds the same rows. What differs lies i
 * `since` of a pair is the time of its first point in `feed_catalog`, which is when its collection began
   or, in a bucket that was begun later, what was noted of it last before that. Where points are kept for a
   time only it moves on with them.
-* Where series are whole was told up to a minute ago, and is asked for once a minute.
+* Where series are whole, and which lives a pair had, was told up to a minute ago, and is asked for once a
+  minute.
 * What was settled of a pair at one time is one point; of older collectors it is taken for a regular one.
 
 Every question names a range of time: an unbounded one is 10 times slower over a year of data. Its lower
@@ -192,7 +193,7 @@ class InfluxStore:
                 next_ms,
                 regular.get(pair),
                 *then.get(pair, (None, None)),
-            )
+            )._replace(settled_ms=settled[pair][0] if pair in settled else None)
             for pair, (time_ms, rate, next_ms, noted) in running.items()
         }
 

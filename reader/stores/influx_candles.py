@@ -153,7 +153,11 @@ def _edges(
     unsure = [pair for pair, ends in open_ends.items() if any(ends)]
     if unsure:
         condition, bound = queries.among(unsure)
-        beyond = ((0, query.start_ms), (query.end_ms, queries.OPEN_END_MS))
+        own_ms, own_end_ms = query.own
+        beyond = (
+            (own_ms, min(query.start_ms, own_end_ms)),
+            (query.end_ms, min(own_end_ms, queries.OPEN_END_MS)),
+        )
         statements = [
             queries.edge(which, query.timeframe, condition, *beyond[end])
             for end in (0, 1)
@@ -169,7 +173,8 @@ def _edges(
 
 def _open_ends(query: CandleQuery, rows: _Floats, length_ms: int) -> tuple[bool, bool]:
     """Whether candles before the range, and after it, could change what the rows show of its ends."""
-    before, after = query.start_ms > 0, query.end_ms < queries.OPEN_END_MS
+    before = query.start_ms > query.own[0]
+    after = query.end_ms < min(query.own[1], queries.OPEN_END_MS)
     cut = _lacking(query, rows) == 0
     # Of parts that make no whole candle, the age goes by what lies outside.
     if len(rows) == 0 or (query.whole_ms not in (None, length_ms) and not cut):

@@ -63,7 +63,7 @@ class InfluxCatalog:
         unknown = [pair for pair in pairs if pair not in seen.rows]
         if unknown and seen.whole_s < began_s:
             found, _ = self._ask(*queries.among(unknown))
-            seen = seen._replace(rows=_joined(seen.rows, found))
+            seen = seen._replace(rows=_joined(seen.told, seen.rows, found))
         self._seen = seen
         return seen.rows
 
@@ -75,15 +75,22 @@ class InfluxCatalog:
         asked_s = time.monotonic()
         rows, newest_ms = self._ask("", {})
         told = self._told(timeframes_of(rows.values()))
-        return _Seen(_joined(rows), asked_s, asked_s, newest_ms, told, asked_s)
+        return _Seen(_joined(told, rows), asked_s, asked_s, newest_ms, told, asked_s)
 
     def _told(self, timeframes: Sequence[str]) -> Told:
-        """Ask what collectors have told, of the last week or, where nobody has, before."""
-        told = NOTHING
-        for start_ms in (time.time_ns() // 1_000_000 - WEEK_MS, 0):
-            if timeframes and not told.points:
-                (last,) = self._http.ask([queries.coverage_last(timeframes, start_ms)], {})
-                told = told.with_newer(timeframes, last)
+        """Ask what collectors have told, of the last week or, where nobody has, before.
+
+        What each has told last of lives stays true: it is asked for however old it is.
+        """
+        if not timeframes:
+            return NOTHING
+        week_ms = time.time_ns() // 1_000_000 - WEEK_MS
+        statements = [queries.coverage_last(timeframes, week_ms), queries.lives_last(0)]
+        last, lives = self._http.ask(statements, {})
+        told = NOTHING.with_newer(timeframes, last).with_lives(lives)
+        if not told.points:
+            (last,) = self._http.ask([queries.coverage_last(timeframes, 0)], {})
+            told = told.with_newer(timeframes, last)
         return told
 
     def _newer(self, seen: _Seen) -> _Seen:
@@ -96,11 +103,15 @@ class InfluxCatalog:
         told, told_s, timeframes = seen.told, seen.told_s, timeframes_of(seen.rows.values())
         if asked_s - told_s >= TOLD_S and timeframes:
             told_ms = told.since_ms(seen.newest_ms, host_ms)
-            statements.append(queries.coverage_last(timeframes, told_ms))
+            statements += [
+                queries.coverage_last(timeframes, told_ms),
+                queries.lives_last(told_ms),
+            ]
             told_s = asked_s
         last, *answers = self._http.ask(statements, {})
-        for answer in answers:
-            told = told.with_newer(timeframes, answer)
+        if answers:
+            coverage, lives = answers
+            told = told.with_newer(timeframes, coverage).with_lives(lives)
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -108,7 +119,10 @@ class InfluxCatalog:
             # They may have been collected before.
             rows |= self._ask(*queries.among(new))[0]
         newest_ms = max(newest_ms, seen.newest_ms)
-        rows = _joined(seen.rows, rows)
+        if any(_is_relisted(seen.rows.get(pair), row) for pair, row in rows.items()):
+            # Its lives have changed, too, perhaps: they are asked for with the next look.
+            told_s = -TOLD_S
+        rows = _joined(told, seen.rows, rows)
         return _Seen(rows, asked_s, seen.whole_s, newest_ms, told, told_s)
 
     def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:
@@ -133,7 +147,13 @@ def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str,
     return rows, newest_ms
 
 
-def _joined(*parts: Mapping[str, CatalogRow]) -> dict[str, CatalogRow]:
-    """Return the rows of all, a later part's before an earlier's, ordered by pair."""
+def _is_relisted(before: CatalogRow | None, row: CatalogRow) -> bool:
+    return before is not None and before.listed_ms != row.listed_ms
+
+
+def _joined(told: Told, *parts: Mapping[str, CatalogRow]) -> dict[str, CatalogRow]:
+    """Return the rows of all, a later part's before an earlier's, ordered by pair, with their lives."""
     rows = {pair: row for part in parts for pair, row in part.items()}
-    return dict(sorted(rows.items()))
+    return {
+        pair: row._replace(lives=told.lives.get(pair, ())) for pair, row in sorted(rows.items())
+    }

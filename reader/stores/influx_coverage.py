@@ -9,9 +9,11 @@ from typing import Final, NamedTuple
 
 from marketfeed import schema
 from reader.coverage import Interval, furthest
+from reader.life import LifeRow, Statement, joined
 from reader.rows import CatalogRow
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
+from reader.stores.lives_text import parsed
 
 TOLD_S: Final = 60.0
 """Wall seconds for which is believed what was told: it is told every minute, and speaks of older candles."""
@@ -23,10 +25,15 @@ Point = Mapping[str, Interval]
 
 
 class Told(NamedTuple):
-    """What collectors have told: pair -> collector -> its last point; the newest one's time, 0 of none."""
+    """What collectors have told: pair -> collector -> its last point; the newest one's time, 0 of none.
+
+    `statements` are what they told of lives, and `lives` what comes of that.
+    """
 
     points: Mapping[str, Mapping[str, Point]]
     newest_ms: int
+    statements: Mapping[str, Mapping[str, Statement]]
+    lives: Mapping[str, tuple[LifeRow, ...]]
 
     def intervals(self, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
         """Pair -> where its series is whole, without those of which nobody tells."""
@@ -63,10 +70,25 @@ class Told(NamedTuple):
                 if from_ms is not None and until_ms is not None
             }
             newest_ms = max(newest_ms, time_ms or 0)
-        return Told(points, newest_ms)
+        return self._replace(points=points, newest_ms=newest_ms)
+
+    def with_lives(self, answer: StatementAnswer) -> "Told":
+        """Add the answer to `queries.lives_last`."""
+        statements = {pair: dict(each) for pair, each in self.statements.items()}
+        for tags, rows in answer.by_tags(queries.LIVES):
+            told_ms, text = rows[0]
+            try:
+                told = Statement(told_ms, parsed(text))
+            except ValueError as error:
+                raise answer.foreign(
+                    f"{schema.FEED_COVERAGE} of {tags.get('pair')}: {error}"
+                ) from error
+            statements.setdefault(tags.get("pair", ""), {})[tags.get("collector", "")] = told
+        lives = {pair: joined(each.values()) for pair, each in statements.items()}
+        return self._replace(statements=statements, lives=lives)
 
 
-NOTHING: Final = Told({}, 0)
+NOTHING: Final = Told({}, 0, {}, {})
 
 
 def timeframes_of(rows: Iterable[CatalogRow]) -> tuple[str, ...]:

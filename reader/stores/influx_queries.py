@@ -29,6 +29,7 @@ CATALOG_FIRST: Final = RowType(tuple[int, str])
 CATALOG_LAST: Final = RowType(tuple[int, str, int | None, int | None, bool | None])
 
 COVERAGE: Final = RowType(tuple[int | None, ...])
+LIVES: Final = RowType(tuple[int, str])
 
 _OHLCV: Final = ("open", "high", "low", "close", "volume")
 
@@ -177,6 +178,15 @@ def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
     fields = [field for name in timeframes for field in schema.coverage_fields(_known(name))]
     return (
         f"SELECT {', '.join([*fields, schema.SETTLED_TO])} FROM {schema.FEED_COVERAGE} "
+        f"WHERE {_between(start_ms, OPEN_END_MS)} "
+        "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
+    )
+
+
+def lives_last(start_ms: int) -> str:
+    """What each collector has told last of each pair's lives, at `start_ms` or later."""
+    return (
+        f"SELECT {schema.LIVES} FROM {schema.FEED_COVERAGE} "
         f"WHERE {_between(start_ms, OPEN_END_MS)} "
         "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
     )

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader.coverage import Interval
 from reader.errors import ReaderError, StoreUnavailableError
+from reader.life import OPEN_MS
 from reader.rows import (
     Announced,
     CandleQuery,
@@ -47,7 +48,14 @@ from reader.rows import (
 )
 from reader.stores import sqlite_queries as queries
 from reader.stores.journal_file import Opened, look
-from reader.stores.sqlite_coverage import Extent, intervals, kinds, settled_to
+from reader.stores.sqlite_coverage import (
+    Extent,
+    candle_rows,
+    intervals,
+    kinds,
+    settled_to,
+    told_lives,
+)
 
 RETRY_S: Final = 2.0
 """Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""
@@ -102,17 +110,20 @@ class SqliteStore:
         bound = {} if pairs is None else {"pairs": _json(pairs)}
 
         def question(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            version = _version(db)
-            return db.execute(text.format(dropped=schema.dropped_column(version)), bound).fetchall()
+            (has_lives,) = db.execute(schema.HAS_LIVES).fetchone()
+            lives = queries.LIVES if has_lives else "NULL"
+            dropped = schema.dropped_column(_version(db))
+            return db.execute(text.format(dropped=dropped, lives=lives), bound).fetchall()
 
-        return [
-            CatalogRow.stored(pair, frames, since, listed, ended, dropped)
-            for pair, frames, since, listed, ended, dropped in self._ask(question)
-        ]
+        rows = self._ask(question)
+        try:
+            return [CatalogRow.stored(*row)._replace(lives=told_lives(text)) for *row, text in rows]
+        except ValueError as error:
+            raise self._unavailable(f"holds what no collector writes: {error}") from error
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` in one transaction, so that a closing candle is in it once."""
-        asked = _series(query.pairs, query.timeframe) | {
+        asked = _series(query.pairs, query.timeframe, query.own) | {
             "start": query.start_ms,
             "end": query.end_ms,
             "limit": query.limit,
@@ -134,19 +145,7 @@ class SqliteStore:
             return values.reshape(-1, 7 + len(query.columns)), extent, forming
 
         values, extent, forming = self._ask(question)
-        edges = np.searchsorted(values[:, 0], np.arange(len(query.pairs) + 1)).tolist()
-        extents = {slot: (first, newest) for slot, first, newest, *_ in extent.rows}
-        told = intervals(extent, query.pairs, query.timeframe)
-        formings = {slot: tuple(map(as_float, row)) for slot, *row in forming}
-        return [
-            CandleRows(
-                values[edges[slot] : edges[slot + 1], 1:],
-                *extents.get(slot, (None, None)),
-                formings.get(slot),
-                told.get(query.pairs[slot]),
-            )
-            for slot in range(len(query.pairs))
-        ]
+        return candle_rows(query, values, extent, forming)
 
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle: one seek a pair."""
@@ -368,10 +367,14 @@ def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _series(pairs: Sequence[str], timeframe: str) -> dict[str, Any]:
-    """The parameters by which queries name the series of pairs."""
+def _series(
+    pairs: Sequence[str], timeframe: str, own: tuple[int, int] = (0, OPEN_MS)
+) -> dict[str, Any]:
+    """The parameters by which queries name the series of pairs; of `own` rows alone."""
     return {
         "pairs": _json(pairs),
+        "own_start": own[0],
+        "own_end": own[1],
         "timeframe_ms": schema.TIMEFRAMES_MS[timeframe],
         **kinds(timeframe),
     }

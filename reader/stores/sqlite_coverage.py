@@ -4,10 +4,17 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.coverage import Interval, furthest, of_journal
+from reader.life import LifeRow, Statement, joined
+from reader.rows import CandleQuery, CandleRows, as_float
+from reader.stores.lives_text import parsed
 
 PURE = True
 
@@ -56,3 +63,36 @@ def intervals(extent: Extent, pairs: Sequence[str], timeframe: str) -> dict[str,
         if told is not None:
             lives[pairs[slot]].append(told)
     return {pair: told for pair, each in lives.items() if (told := furthest(each)) is not None}
+
+
+def candle_rows(
+    query: CandleQuery,
+    values: NDArray[np.float64],
+    extent: Extent,
+    forming: Sequence[tuple[Any, ...]],
+) -> list[CandleRows]:
+    """The answer to `query`: rows, each with its pair's place in front, and what is told of them."""
+    edges = np.searchsorted(values[:, 0], np.arange(len(query.pairs) + 1)).tolist()
+    extents = {slot: (first, newest) for slot, first, newest, *_ in extent.rows}
+    told = intervals(extent, query.pairs, query.timeframe)
+    formings = {slot: tuple(map(as_float, row)) for slot, *row in forming}
+    return [
+        CandleRows(
+            values[edges[slot] : edges[slot + 1], 1:],
+            *extents.get(slot, (None, None)),
+            formings.get(slot),
+            told.get(query.pairs[slot]),
+        )
+        for slot in range(len(query.pairs))
+    ]
+
+
+@lru_cache(maxsize=2048)
+def told_lives(text: str | None) -> tuple[LifeRow, ...]:
+    """The lives of a pair, out of what LIVES answers: JSON, as a bucket has it. None where nobody tells.
+
+    Kept, as they are asked for with the catalog, and nearly never change. Raises ValueError.
+    """
+    if text is None or text == "[]":
+        return ()
+    return joined([Statement(0, parsed(text))])

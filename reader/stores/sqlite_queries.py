@@ -26,8 +26,10 @@ CROSS JOIN candle AS c
 """
 EXTENT: Final = """
 SELECT asked.key,
-    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms),
-    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms)
+    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+     AND open_time >= :own_start AND open_time < :own_end),
+    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+     AND open_time >= :own_start AND open_time < :own_end)
 FROM json_each(:pairs) AS asked CROSS JOIN pair ON pair.pair = asked.value
 """
 # As EXTENT, and what is promised of each series (two rows of a pair with two lives): from where, looked
@@ -35,13 +37,16 @@ FROM json_each(:pairs) AS asked CROSS JOIN pair ON pair.pair = asked.value
 # candle ends that the exchange does not have either.
 COVERED_EXTENT: Final = """
 SELECT asked.key,
-    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms),
-    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms),
+    (SELECT min(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+     AND open_time >= :own_start AND open_time < :own_end),
+    (SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+     AND open_time >= :own_start AND open_time < :own_end),
     c."from", c.looked,
     (SELECT commits = covered_commits AND deleted = covered_deleted FROM sequence),
     (SELECT max("end") FROM gap
      WHERE kind IN (:gap, :history) AND pair_id = pair.id AND start >= max(c."from", coalesce((
             SELECT max(open_time) FROM candle WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms
+            AND open_time >= :own_start AND open_time < :own_end
          ), 0)) AND state = 'unresolvable' AND empty_2 IS NOT NULL)
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
@@ -53,6 +58,9 @@ OPEN_HOLES: Final = """
 SELECT pair.pair, gap.start, gap."end" FROM gap CROSS JOIN pair ON pair.id = gap.pair_id
 WHERE gap.kind IN (:gap, :history) AND gap.state IN ('found', 'healing') AND gap."end" > gap.start
 """
+LIVES: Final = """(
+    SELECT json_group_array(json_array(listed, ended, symbol)) FROM life WHERE pair_id = c.pair_id
+)"""
 FORMING: Final = """
 SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume{more}
 FROM json_each(:pairs) AS asked
@@ -60,12 +68,12 @@ CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms
 """
 CATALOG: Final = """
-SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}
+SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}, {lives}
 FROM catalog AS c CROSS JOIN pair ON pair.id = c.pair_id
 ORDER BY pair.pair
 """
 CATALOG_OF: Final = """
-SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}
+SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}, {lives}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN catalog AS c ON c.pair_id = pair.id
@@ -123,7 +131,8 @@ WITH newest AS (
         AND f.time = (SELECT max(time) FROM funding_rate WHERE pair_id = pair.id)
 )
 SELECT newest.pair, newest.time, newest.rate, newest.settled, newest.next, newest.regular,
-    a.time, a.next_funding_time
+    a.time, a.next_funding_time,
+    (SELECT max(time) FROM funding_settled WHERE pair_id = newest.id)
 FROM newest
 LEFT JOIN funding_rate AS a ON a.pair_id = newest.id AND a.time = (
     SELECT time FROM funding_rate

@@ -27,6 +27,7 @@ from reader.errors import (
 NAMES = {
     "FundingRate",
     "GapError",
+    "Life",
     "MarkPrice",
     "MarketReader",
     "ReaderError",
@@ -39,6 +40,7 @@ NAMES = {
     "get_funding_rate",
     "get_mark_price",
     "get_ohlcv",
+    "lives",
     "sum_settlements",
     "ready",
 }

@@ -55,6 +55,7 @@ def test_the_frame_is_as_freqtrade_has_it(connect, clock) -> None:
         "absent": [],
         "short": "unknown",
         "forming": False,
+        "lives": [],
     }
     assert frame.attrs["source"].endswith("/journal.db")
 

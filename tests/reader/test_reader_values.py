@@ -168,6 +168,42 @@ def test_all_funding_rates_leave_ended_pairs_out(connect, clock) -> None:
     assert str(frame["time"].dtype).endswith("UTC]")
 
 
+def test_a_pair_without_a_running_rate_costs_the_others_nothing(connect, clock, caplog) -> None:
+    """Its frames carry a mark price and no time of a settlement: from the start, or from some time on."""
+    third, silent = "SOL/USDT:USDT", "XRP/USDT:USDT"
+    late_ms = START_MS + 20 * 60_000
+    marks = [MarkRecord(pair, late_ms, 100.0, None) for pair in (PAIR, OTHER, third)]
+    rates = [funding(PAIR, late_ms, 0.1), funding(OTHER, START_MS, 0.2)]
+    reader = connect([entry(pair) for pair in (PAIR, OTHER, third)], marks, rates)
+    clock.ms = late_ms + 5_000
+    for _ in range(2):
+        assert reader.get_all_pairs_funding_rates() == {PAIR: 0.1}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no running funding rate, left out pairs={OTHER}, {third}"
+    ]
+    frame = reader.funding_frame()
+    assert frame.index.tolist() == [PAIR]
+    assert frame.attrs["without"] == [OTHER, third]
+    with pytest.raises(StaleDataError, match=r"SOL.*none yet"):
+        reader.get_funding_rate(third)
+    # Too old for the caller alone is no lack of the exchange's.
+    clock.ms = late_ms + 20_000
+    with pytest.raises(StaleDataError, match=r"BTC.* 20\.0 s old"):
+        reader.get_all_pairs_funding_rates(max_age_s=10)
+    # Nothing of it comes any more: that is no frame without a rate.
+    reader = connect(entry(silent), MarkRecord(silent, START_MS, 1.0, None))
+    with pytest.raises(StaleDataError) as caught:
+        reader.get_all_pairs_funding_rates()
+    assert caught.value.pairs == (silent,)
+
+
+def test_a_market_without_any_running_rate_is_stale(connect, clock) -> None:
+    reader = connect([entry(), entry(OTHER)], [MarkRecord(PAIR, START_MS, 1.0, None)])
+    clock.ms = START_MS
+    with pytest.raises(StaleDataError):
+        reader.get_all_pairs_funding_rates()
+
+
 def test_all_funding_rates_name_the_stale_ones(connect, clock) -> None:
     third = "SOL/USDT:USDT"
     reader = connect(
