@@ -1,1 +1,1 @@
-"""Which pairs are collected: listing, selection, roster, lifecycle, catalog."""
+"""Which pairs are collected: listing, selection, roster, lifecycle, catalog, lives."""

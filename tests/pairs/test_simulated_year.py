@@ -1,6 +1,6 @@
 """A year of listings, halts, ends, relistings and type changes: every series is right at every day's end.
 
-Long: `python -m tests.pairs.simulated_year`, which `make proofs` runs.
+Long: `python -m tests.pairs.simulated_year`, which `make proofs` runs as well.
 """
 
 import pytest

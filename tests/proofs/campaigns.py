@@ -112,3 +112,20 @@ def rounds(logs: Path, *, quick: bool) -> Section:
         ),
     ]
     return section
+
+
+def listings(logs: Path, *, quick: bool) -> Section:
+    """Years of listings, halts, ends and relistings through lives, roster and coverage alone."""
+    years = "1" if quick else "40"
+    section = Section(title=f"Listings of {years} simulated years")
+    done = run(
+        ["-m", "tests.pairs.simulated_year", years],
+        _HOURS_S,
+        python=sys.executable,
+        log=logs / "listings.log",
+    )
+    section.took(done)
+    section.body = [done.output.strip().splitlines()[-1] if done.output.strip() else "-"]
+    if done.code != 0:
+        section.failed("A simulated year of listings", done)
+    return section

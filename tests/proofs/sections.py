@@ -109,6 +109,10 @@ class Proofs:
         """Rounds of two or three faults at once, in real time."""
         return campaigns.rounds(self._logs, quick=self._quick)
 
+    def listings(self) -> Section:
+        """Years of listings, halts, ends and relistings, simulated."""
+        return campaigns.listings(self._logs, quick=self._quick)
+
     def kills(self) -> Section:
         """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""
         kills = "20" if self._quick else "120"
