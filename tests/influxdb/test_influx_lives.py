@@ -243,6 +243,23 @@ def test_the_union_of_collectors(both: Both, clock, opened) -> None:
     assert first(opened()) == OLD[1] - D1
 
 
+def test_a_contract_that_was_over_within_a_candle_has_none(both: Both, clock, opened) -> None:
+    stored(both, clock)
+    lives = [OLD, (NEW[0], NEW[0] + 60_000)]
+    tell(both.path, {PAIR: lives})
+    say(both, lives, clock.ms)
+    remote = opened()
+    with MarketReader.connect(url(both.path), now_ms=clock.now_ms) as local:
+        for asked in ({"limit": 9}, {"since": OLD[0]}, {"since": NEW[0] + H1}):
+            for timeframe in ("15m", "4h"):
+                question = Question(
+                    clock.ms, "get_ohlcv", (PAIR, timeframe), {**asked, "max_age_s": None}
+                )
+                journal = answer(question, local)
+                same(answer(question, remote), journal)
+                assert len(journal) == 0
+
+
 def test_a_reader_that_runs_hears_of_it(both: Both, clock, opened, monkeypatch) -> None:
     stored(both, clock)
     say(both, [OLD], OLD[1] + D1)
