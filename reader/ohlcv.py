@@ -12,7 +12,7 @@ from reader import frames
 from reader.arguments import CandleRequest, timestamp
 from reader.coverage import never_come
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
-from reader.life import LifeRow, Part, asked_across
+from reader.life import OPEN_MS, LifeRow, Part, asked_across
 from reader.rows import CandleQuery, CandleRows, CatalogRow
 from reader.stores.store import Store
 
@@ -95,8 +95,8 @@ def read_series(
         asked_rows = (asked_rows + 1) * per_candle
     found: dict[str, frames.StoredCandles] = {}
     across_ms: dict[str, int] = {}
-    # Of all pairs at first as if nothing older were stored: nearly always there is nothing.
-    left = {pair: (0, part.owned(source_ms)[1]) for pair, part in parts.items()}
+    # Of all pairs at first as if nothing else were stored: nearly always there is nothing.
+    left = dict.fromkeys(parts, (0, OPEN_MS))
     while left:
         again: dict[str, tuple[int, int]] = {}
         short: dict[str, tuple[int, int]] = {}
@@ -113,14 +113,17 @@ def read_series(
                 own,
             )
             for pair, rows in zip(members, store.candles(query), strict=True):
-                first_ms = parts[pair].owned(source_ms)[0]
+                first_ms, part_end_ms = parts[pair].owned(source_ms)
+                if own[1] > part_end_ms and (rows.newest_ms or 0) >= part_end_ms:
+                    again[pair] = (own[0], part_end_ms)
+                    continue
                 if own[0] < first_ms and rows.first_ms is not None and rows.first_ms < first_ms:
                     if len(rows.values) and rows.values[0, 0] < first_ms:
                         across_ms[pair] = int(rows.values[0, 0])
                     again[pair] = (first_ms, own[1])
                     continue
                 is_cut = len(rows.values) == asked_rows
-                mine = _of_own(rows, first_ms, own[1])
+                mine = _of_own(rows, first_ms, part_end_ms)
                 series = frames.series(mine, source_ms, request, parts[pair], is_cut=is_cut)
                 if per_candle > 1 and not series.truncated and is_cut:
                     short[pair] = own  # candles were left out for a missing part: read further back

@@ -173,7 +173,7 @@ def _edges(
 
 def _open_ends(query: CandleQuery, rows: _Floats, length_ms: int) -> tuple[bool, bool]:
     """Whether candles before the range, and after it, could change what the rows show of its ends."""
-    before = query.start_ms > query.own[0]
+    before = query.own[1] > query.own[0] < query.start_ms
     after = query.end_ms < min(query.own[1], queries.OPEN_END_MS)
     cut = _lacking(query, rows) == 0
     # Of parts that make no whole candle, the age goes by what lies outside.

@@ -19,6 +19,7 @@ from influxd import Influxd
 
 from marketfeed.commands.compare_influxdb import InfluxComparison, compare
 from marketfeed.influxdb.admin import InfluxAdmin
+from marketfeed.influxdb.coverage_points import LivesOf
 from marketfeed.influxdb.shipper import Pace, Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.writer import JournalWriter
@@ -67,6 +68,7 @@ async def shipping(
     settings: Mapping[str, Any],
     pace: Pace = QUICK,
     now_ms: Callable[[], int] | None = None,
+    lives: Callable[[], LivesOf] | None = None,
 ) -> AsyncIterator[tuple[JournalWriter, Shipper]]:
     """A journal and its shipper, which is stopped at the end as a collector does."""
     influx = InfluxSettings.model_validate(dict(settings))
@@ -77,6 +79,7 @@ async def shipping(
             pace,
             now_ms=now_ms,
             coverage=lambda: writer.coverage,
+            lives=lives,
         )
         task = asyncio.create_task(shipper.run())
         try:

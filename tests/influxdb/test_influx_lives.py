@@ -1,5 +1,6 @@
 """A name that was used again: a bucket answers as a journal does, whichever collectors tell of it."""
 
+import asyncio
 import itertools
 import json
 import tempfile
@@ -7,13 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from both import Both
+from covered import cover
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from influxd import Influxd
-from lived import lives_line, tell
-from stored import D1, H1, M15, OTHER, PAIR, START_MS, candle, entry, url
+from lived import lives_line, made, tell
+from shipped import shipping, v1_target
+from shipped_coverage import PACE
+from stored import D1, H1, M15, OTHER, PAIR, START_MS, candle, entry, store, url
 from test_influx_random import Question, answer, same
 
 from marketfeed import schema
@@ -241,6 +246,58 @@ def test_the_union_of_collectors(both: Both, clock, opened) -> None:
     say(both, [(OLD[0], None)], clock.ms + H1, "host_2")
     assert told(opened()) == [(OLD[0], None)]
     assert first(opened()) == OLD[1] - D1
+
+
+def test_the_collectors_own_line(influxd: Influxd, database: str, path: Path, clock) -> None:
+    """A journal that is shipped as a collector does: its readers and those of the bucket agree."""
+    clock.ms = NEW[0] + 3 * H1
+    series = [(PAIR, "15m")]
+    lives = made({PAIR: [OLD, NEW]})
+    rows = [*range(OLD[1] - D1, OLD[1], M15), *range(NEW[0], clock.ms, M15)]
+    store(path, entry(PAIR, ("15m",)), [candle(ms, timeframe="15m") for ms in rows])
+    cover(path, clock.ms, clock.ms - NEW[0], series)
+    tell(path, {PAIR: [OLD, NEW]})
+
+    def is_told() -> bool:
+        return bool(influxd.query("SELECT lives FROM feed_coverage", database))
+
+    async def ship() -> None:
+        target = v1_target(influxd, database).settings
+        async with shipping(path, target, PACE, clock.now_ms, lambda: lives):
+            async with asyncio.timeout(60):
+                while not await asyncio.to_thread(is_told):
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(ship())
+    with (
+        MarketReader.connect(url(path), now_ms=clock.now_ms) as local,
+        MarketReader.connect(influxd.url, bucket=database, now_ms=clock.now_ms) as remote,
+    ):
+        assert told(local) == told(remote) == [OLD, NEW]
+        for timeframe, asked in (("15m", {}), ("4h", {}), ("1h", {"until": OLD[1]})):
+            frame = local.get_ohlcv(PAIR, timeframe, **asked)
+            pd.testing.assert_frame_equal(remote.get_ohlcv(PAIR, timeframe, **asked), frame)
+            assert remote.get_ohlcv(PAIR, timeframe, **asked).attrs["short"] == frame.attrs["short"]
+            assert len(frame)
+        assert remote.ready(PAIR, "15m", 500)
+        assert local.ready(PAIR, "15m", 500)
+
+
+def test_a_contract_that_was_over_within_a_candle_has_none(both: Both, clock, opened) -> None:
+    stored(both, clock)
+    lives = [OLD, (NEW[0], NEW[0] + 60_000)]
+    tell(both.path, {PAIR: lives})
+    say(both, lives, clock.ms)
+    remote = opened()
+    with MarketReader.connect(url(both.path), now_ms=clock.now_ms) as local:
+        for asked in ({"limit": 9}, {"since": OLD[0]}, {"since": NEW[0] + H1}):
+            for timeframe in ("15m", "4h"):
+                question = Question(
+                    clock.ms, "get_ohlcv", (PAIR, timeframe), {**asked, "max_age_s": None}
+                )
+                journal = answer(question, local)
+                same(answer(question, remote), journal)
+                assert len(journal) == 0
 
 
 def test_a_reader_that_runs_hears_of_it(both: Both, clock, opened, monkeypatch) -> None:
