@@ -19,7 +19,8 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
 
     `closed` is the exchange's own word (`x:true`, or a REST or archive row whose close time is past
     on the exchange's clock); nothing else ever makes a candle closed. `taker_buy_quote_volume` is None
-    where it is not known: of rows that older versions have stored.
+    where it is not known: of rows that older versions have stored. A candle of the mark price has `mark_1h`
+    for a timeframe, and no volumes or trades: these are 0.
     """
 
     pair: str
@@ -40,7 +41,7 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
     @property
     def close_time_ms(self) -> int:
         """The instant at which the candle ends: the next one's open time."""
-        return self.open_time_ms + schema.TIMEFRAMES_MS[self.timeframe]
+        return self.open_time_ms + schema.SERIES_MS[self.timeframe]
 
 
 def differing_fields(one: object, other: object) -> tuple[str, ...]:

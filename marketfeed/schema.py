@@ -61,6 +61,15 @@ TIMEFRAME_NAMES: Final[Mapping[int, str]] = MappingProxyType(
 )
 """Timeframe length in ms -> name."""
 
+MARK_1H: Final = "mark_1h"
+"""The hourly candles of the mark price: a series, a measurement and a table, and no timeframe.
+
+They are the exchange's own (`markPriceKlines`): nothing is traded in them.
+"""
+
+SERIES_MS: Final[Mapping[str, int]] = MappingProxyType({**TIMEFRAMES_MS, MARK_1H: HOUR_MS})
+"""The series that a pair's coverage is told of -> the length of their candles in ms."""
+
 
 def floor_to(time_ms: int, step_ms: int) -> int:
     """Return the greatest multiple of `step_ms` that is not after `time_ms`."""
@@ -149,6 +158,7 @@ MEASUREMENT_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
             "mark_price": float,
             "kinds": str,
         },
+        MARK_1H: {"open": float, "high": float, "low": float, "close": float},
         FEED_GAP: {"end": int, "healed": bool, "state": str},
         FEED_CATALOG: {"timeframes": str, "listed": int, "ended": int, "dropped": bool},
     }
@@ -277,6 +287,11 @@ HISTORY_GAP: Final = "history_"
 """A hole of a first filling is a gap of this kind, followed by the timeframe; it is not shipped."""
 
 
+def gap_kind(series: str) -> str:
+    """The kind of a gap of a series: `candle_3m`, `mark_1h`. Those of a first filling: `HISTORY_GAP`."""
+    return series if series == MARK_1H else CANDLE_GAP + series
+
+
 def dropped_column(version: int) -> str:
     """SQL for whether the settings have dropped a pair of `catalog`, in a journal of `version`."""
     return "dropped" if version >= DROPPED_FROM else "timeframes LIKE ',%'"
@@ -297,6 +312,8 @@ def taker_buy_quote_column(has_it: object) -> str:
 HAS_LIVES: Final = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'life'"
 """Whether a journal has the table `life`: not up to version 2, nor before a writer that knows it has opened
 the file."""
+HAS_MARK_1H: Final = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'mark_1h'"
+"""Whether a journal has the table: not up to version 2, nor before a writer that knows it has opened it."""
 
 TABLE_PAIR: Final = "pair"
 TABLE_CANDLE: Final = "candle"
@@ -304,6 +321,7 @@ TABLE_FORMING: Final = "forming"
 TABLE_MARK_PRICE: Final = "mark_price"
 TABLE_FUNDING_RATE: Final = "funding_rate"
 TABLE_FUNDING_SETTLED: Final = "funding_settled"
+TABLE_MARK_1H: Final = MARK_1H
 TABLE_CATALOG: Final = "catalog"
 TABLE_GAP: Final = "gap"
 TABLE_DEAD_LETTER: Final = "dead_letter"

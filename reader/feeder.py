@@ -242,7 +242,8 @@ class Feeder:
         )
         rows = _rows(_values(frame))
         times_ms = _times(frame)
-        holes = np.flatnonzero(np.diff(times_ms) > length_ms)
+        there = np.union1d(times_ms, [_ms(time) for time in frame.attrs["absent"]]).astype(np.int64)
+        holes = np.flatnonzero(np.diff(there) > length_ms)
         # In the very first moments of an hour there is no mark price of it yet.
         due_ms = min(end_ms - length_ms, schema.floor_to(now_ms - schema.MINUTE_MS, length_ms))
         if not len(times_ms) or times_ms[-1] < due_ms:
@@ -252,10 +253,11 @@ class Feeder:
                 return error
             return _not_stored(asked, "the newest candle's first mark price is not stored")
         if asked.since_ms is None:
-            return rows[int(holes[-1]) + 1 if len(holes) else 0 :]
+            first_ms = int(there[holes[-1] + 1]) if len(holes) else 0
+            return [row for row in rows if row[0] >= first_ms]
         wanted_ms = max(first_ms, schema.ceil_to(asked.listed_ms or 0, length_ms))
         if times_ms[0] > wanted_ms or len(holes):
-            first = times_ms[holes[-1] + 1] if len(holes) else times_ms[0]
+            first = there[holes[-1] + 1] if len(holes) else times_ms[0]
             return _not_stored(asked, f"mark prices are stored from {_at(first)} on")
         return rows
 

@@ -223,13 +223,17 @@ def _wanted(forming: tuple[float, ...], complete: Floats, request: CandleRequest
 
 
 def mark_candles(
-    minutes: Floats, length_ms: int, now_ms: int, begin_ms: int | None = None
+    minutes: Floats,
+    length_ms: int,
+    now_ms: int,
+    begin_ms: int | None = None,
+    part_ms: int = schema.MINUTE_MS,
 ) -> Floats:
     """Return candles of mark prices from rows as `Store.mark_minutes` gives them; volumes are 0.
 
-    A candle is there if its first and, unless it is forming at `now_ms`, its last minute have a mark
-    price: its open and close are true then, its extremes are those of the points that are stored. The
-    first minute of the one in which the series begins is that of `begin_ms`.
+    A candle is there if its first and, unless it is forming at `now_ms`, its last minute (or part of
+    `part_ms`) have a mark price: its open and close are true then, its extremes are those of the points
+    that are stored. The first minute of the one in which the series begins is that of `begin_ms`.
     """
     opens = minutes[:, 0] // length_ms * length_ms
     starts = np.flatnonzero(np.r_[True, opens[1:] != opens[:-1]][: len(opens)])
@@ -242,7 +246,7 @@ def mark_candles(
         out[:, 3] = np.minimum.reduceat(minutes[:, 3], starts)
     out[:, 4] = minutes[ends, 4]
     closes = out[:, 0] + length_ms
-    last_minute = minutes[ends, 0] == closes - schema.MINUTE_MS
+    last_minute = minutes[ends, 0] == closes - part_ms
     firsts = out[:, 0] if begin_ms is None else np.maximum(out[:, 0], begin_ms)
     whole: Floats = out[(minutes[starts, 0] == firsts) & (last_minute | (closes > now_ms))]
     return whole

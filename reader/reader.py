@@ -13,7 +13,7 @@ from typing import Self
 import pandas as pd
 
 from marketfeed import schema
-from reader import arguments, collected, frames, funding, latest, life, ohlcv, running
+from reader import arguments, collected, frames, funding, latest, life, marks, ohlcv, running
 from reader.arguments import DEFAULT, MaxAge, Time
 from reader.errors import ArgumentError
 from reader.gaplog import GapLog
@@ -337,22 +337,22 @@ class MarketReader:
     ) -> pd.DataFrame:
         """Return candles of the mark price of `pair` with since <= open time < until, oldest first.
 
-        Columns as of `get_ohlcv`, volume 0; made of the mark prices that are stored (two days of them,
-        unless the collector's `journal.retention.mark_price` says otherwise). The last one may be
-        forming. A candle whose first or last minute has no mark price is left out: see that those you
-        need are there. `attrs`: pair, timeframe, source.
+        Columns as of `get_ohlcv`, volume 0. The exchange's own, as far back as history is kept, of hours
+        and what hours divide. Shorter ones, the hour that forms and the last one until it is fetched (some
+        minutes) are made of the stored mark prices (two days of them: `journal.retention.mark_price`),
+        without those whose first or last minute has none. `attrs`: pair, timeframe, source, made (of mark
+        prices: open times), absent (the exchange twice answered without).
 
         Raises UnknownPairError, UnknownTimeframeError.
         """
         name = arguments.pair_name(pair)
         length_ms = ohlcv.length_ms(timeframe)
         start_ms = schema.ceil_to(arguments.time_ms("since", since), length_ms)
-        now_ms = self._now_ms()
         until_ms = None if until is None else arguments.time_ms("until", until)
         entry = collected.entries(self._store, [name])[name]
-        values = running.mark_candles(self._store, entry, length_ms, start_ms, until_ms, now_ms)
+        found = marks.read(self._store, entry, length_ms, start_ms, until_ms, self._now_ms())
         attrs = {"pair": name, "timeframe": timeframe, "source": self._store.source}
-        return frames.mark_frame(values, attrs)
+        return marks.frame(found, attrs)
 
     def get_funding_rate(self, pair: str, *, max_age_s: MaxAge = DEFAULT) -> FundingRate:
         """Return the newest running funding rate of `pair`.

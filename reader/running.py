@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
-from marketfeed import schema
-from reader import arguments, frames, latest
+from reader import arguments, latest
 from reader.arguments import MaxAge
 from reader.errors import nothing_live
-from reader.frames import Floats
-from reader.life import before, current
+from reader.life import current
 from reader.rows import CatalogRow, FundingRow, MarkRow
 from reader.stores.store import Store
 
@@ -36,23 +34,6 @@ def funding_rates(store: Store, entries: Mapping[str, CatalogRow]) -> dict[str, 
                 settled_rate=None, regular_ms=None, then_ms=None, then_next_ms=None
             )
     return rows
-
-
-def mark_candles(
-    store: Store,
-    entry: CatalogRow,
-    length_ms: int,
-    start_ms: int,
-    until_ms: int | None,
-    now_ms: int,
-) -> Floats:
-    """Candles of the mark price of a pair that open at `start_ms` or later, and before `until_ms`."""
-    part = before(entry.lives, until_ms, length_ms)
-    end_ms = now_ms + length_ms if until_ms is None else min(now_ms + length_ms, until_ms)
-    end_ms = min(schema.ceil_to(end_ms, length_ms), part.owned(length_ms)[1])
-    begin_ms = part.events()[0]
-    minutes = store.mark_minutes(entry.pair, max(start_ms, begin_ms), end_ms)
-    return frames.mark_candles(minutes, length_ms, now_ms, begin_ms)
 
 
 def live_rates(store: Store, max_age_s: MaxAge, now_ms: int) -> Rates:

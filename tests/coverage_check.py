@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from marketfeed import schema
-from marketfeed.journal import coverage
+from marketfeed.journal import coverage, marks
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key
 from marketfeed.journal.covering import is_trusted, read_coverage
 from marketfeed.journal.reads import JournalReads
-from marketfeed.records import CANDLE_GAP
 from marketfeed.storage.files import connect_read_only, is_stopped
 
 OPEN: Final = frozenset({"found", "healing"})
@@ -38,7 +37,11 @@ def check_coverage(path: Path) -> Checked:
         db.execute("BEGIN")
         if db.execute("PRAGMA user_version").fetchone()[0] < schema.COVERAGE_FROM:
             return Checked(True, 0, 0, 0, 0, [])
-        return check_series(db, *read_coverage(JournalReads(db)))
+        series, released = read_coverage(JournalReads(db))
+        if marks.has_table(db):
+            more, gone = marks.read_coverage(JournalReads(db))
+            series, released = series | more, released | gone
+        return check_series(db, series, released)
 
 
 def check_series(
@@ -50,7 +53,7 @@ def check_series(
     for key, known in series.items():
         opens = opens_of(db, key)
         candles += len(opens)
-        wrong = coverage.mistakes(known, opens, schema.TIMEFRAMES_MS[key[1]])
+        wrong = coverage.mistakes(known, opens, schema.SERIES_MS[key[1]])
         found += [f"{key}: {text}" for text in wrong]
     told = open_rows(db)
     # Of series that nobody has promised yet, nor released, rows of an older version may tell.
@@ -71,6 +74,10 @@ def check_series(
 
 def opens_of(db: sqlite3.Connection, key: Key) -> list[int]:
     """When the stored candles of a series open, ascending."""
+    if key[1] == schema.MARK_1H:
+        text = """SELECT open_time FROM mark_1h JOIN pair ON pair.id = pair_id WHERE pair = ?
+                  ORDER BY open_time"""
+        return [open_ms for (open_ms,) in db.execute(text, (key[0],))]
     return [
         open_ms
         for (open_ms,) in db.execute(
@@ -90,11 +97,11 @@ def open_rows(db: sqlite3.Connection) -> dict[Key, set[tuple[int, int, bool]]]:
         f"""SELECT pair, kind, start, "end", state, {absent} FROM gap
             JOIN pair ON pair.id = pair_id WHERE "end" IS NOT NULL"""  # noqa: S608
     ):
-        for prefix in (CANDLE_GAP, HISTORY_GAP):
-            timeframe = kind.removeprefix(prefix)
-            if timeframe == kind or timeframe not in schema.TIMEFRAMES_MS:
+        for series in schema.SERIES_MS:
+            kinds = (schema.gap_kind(series), HISTORY_GAP + series)
+            if kind not in kinds:
                 continue
             if state in OPEN or (state == "unresolvable" and is_absent):
-                row = (start_ms, end_ms, prefix == HISTORY_GAP)
-                told.setdefault((pair, timeframe), set()).add(row)
+                row = (start_ms, end_ms, kind.startswith(HISTORY_GAP))
+                told.setdefault((pair, series), set()).add(row)
     return told

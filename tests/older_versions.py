@@ -222,7 +222,8 @@ def content(path: Path) -> Content:
             for (name,) in db.execute(
                 """SELECT name FROM sqlite_master WHERE type = 'table'
                    AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage',
-                                    'quote_asked', 'life')"""
+                                    'quote_asked', 'life', 'mark_1h', 'series_coverage',
+                                    'series_deleted')"""
             ).fetchall()
         }
         held["sequence"] = db.execute("SELECT id, next FROM sequence").fetchall()

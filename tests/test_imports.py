@@ -45,6 +45,7 @@ ONLY_IN = {
         "marketfeed/influxdb/outbox.py",
         "marketfeed/journal/documents.py",
         "marketfeed/journal/migrations.py",
+        "marketfeed/journal/marks.py",
         "marketfeed/journal/quotes.py",
         "marketfeed/journal/reads.py",
         "marketfeed/journal/refused_lines.py",

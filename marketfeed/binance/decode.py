@@ -237,7 +237,7 @@ def candle_problem(candle: Candle, last_ms: int) -> str:
 
     `last_ms` is its close time as Binance gives it: the last ms of the candle.
     """
-    length_ms = schema.TIMEFRAMES_MS[candle.timeframe]
+    length_ms = schema.SERIES_MS[candle.timeframe]
     if not 0 < candle.open_time_ms < MAX_TIME_MS or candle.open_time_ms % length_ms:
         return f"open time {candle.open_time_ms} is none of {candle.timeframe}"
     if not (

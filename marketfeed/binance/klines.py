@@ -18,7 +18,7 @@ from marketfeed.binance.odd_rows import (
 from marketfeed.binance.symbols import Instrument
 from marketfeed.grid import TimeRange
 from marketfeed.records import Candle
-from marketfeed.schema import TIMEFRAMES_MS
+from marketfeed.schema import MARK_1H, SERIES_MS
 
 PURE = True
 
@@ -81,10 +81,12 @@ def read_klines(
 ) -> tuple[Rows[int, Candle], int]:
     """Read the rows of `within` that have closed, and up to when rows have closed (exchange ms).
 
+    `timeframe` mark_1h: rows of markPriceKlines, whose volumes and trades mean nothing.
+
     The answer may have one row more; `past` is of before it was asked for, as a row is older than its
     answer. Raises ExchangeError when it is no list.
     """
-    length_ms = TIMEFRAMES_MS[timeframe]
+    length_ms = SERIES_MS[timeframe]
     rows = listed("klines", body)
     behind = TimeRange(within.start_ms, within.end_ms + length_ms)
     closed_ms = past.closed_until_ms(_newest_ms(rows, instrument, timeframe, behind))
@@ -118,7 +120,7 @@ def _newest_ms(
     """When the last good row opens, 0 without one. An odd one is no sign of anything."""
     for row in reversed(rows):
         kline = tried(row, _Kline)
-        if kline is None or not _is_place(kline.open_ms, asked, TIMEFRAMES_MS[timeframe]):
+        if kline is None or not _is_place(kline.open_ms, asked, SERIES_MS[timeframe]):
             continue
         try:
             return _candle(instrument, timeframe, kline).open_time_ms
@@ -132,6 +134,10 @@ def _is_place(open_ms: int, within: TimeRange, length_ms: int) -> bool:
 
 
 def _candle(instrument: Instrument, timeframe: str, row: _Kline) -> Candle:
+    if timeframe == MARK_1H:
+        # What stands there of trades is no number of trades: how often the price was looked at.
+        row.volume = row.quote_volume = row.taker_buy_volume = row.taker_buy_quote_volume = 0.0
+        row.trades = 0
     candle = Candle(
         instrument.pair,
         timeframe,

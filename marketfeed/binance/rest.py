@@ -173,33 +173,37 @@ class BinanceRest:
     ) -> Klines:
         """Fetch the closed candles with start_ms <= open time < end_ms, oldest first (weight 1 or 2).
 
+        `timeframe` mark_1h: the hourly candles of the mark price.
+
         At most `TILE_CANDLES` of them lie in that range; so many cost 5 if they have not all closed for
         certain. What has not closed by `klines.Past` is left out,
         and unclear; nothing is asked before anything is certain (ExchangeError). Raises OddAnswerError
         when there are rows, and none of them is good.
         """
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        length_ms = schema.SERIES_MS[timeframe]
         within = TimeRange(start_ms, end_ms)
+        is_mark = timeframe == schema.MARK_1H
+        endpoint = "markPriceKlines" if is_mark else "klines"
         candles = math.ceil((end_ms - start_ms) / length_ms)
         if not 1 <= candles <= TILE_CANDLES:
             raise ValueError(f"{candles} candles asked at a time, expected 1 to {TILE_CANDLES}")
         past = self.turns.clock.past()
         if not past.certain_ms:
-            raise ExchangeError("klines: not asked while nothing is known to have closed")
+            raise ExchangeError(f"{endpoint}: not asked while nothing is known to have closed")
         # One more, unless all of it has closed for certain: a row that has another behind it has closed.
         limit = candles + (not past.is_certain(end_ms))
         params = {
             "symbol": instrument.symbol,
-            "interval": timeframe,
+            "interval": "1h" if is_mark else timeframe,
             "startTime": str(start_ms),
             "endTime": str(end_ms + (limit - candles) * length_ms - 1),
             "limit": str(limit),
         }
-        body, _, past = await self._ask("klines", params, Cost(klines_weight(limit)), priority)
+        body, _, past = await self._ask(endpoint, params, Cost(klines_weight(limit)), priority)
         rows, closed_ms = read_klines(body, instrument, timeframe, within, past)
         name = f"{instrument.symbol} {timeframe}"
         odd = [(name, f"open time {key}: {why}") for key, why in rows.odd]
-        self.turns.note_odd("klines", odd)
+        self.turns.note_odd(endpoint, odd)
         return klines_of(rows, within, length_ms, closed_ms)
 
     async def settlements(

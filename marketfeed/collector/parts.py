@@ -6,6 +6,7 @@ from typing import Final
 
 import aiohttp
 
+from marketfeed import schema
 from marketfeed.binance.archive import Archive
 from marketfeed.binance.backoff import ConnectLimiter, FeedOptions
 from marketfeed.binance.decode import FrameDecoder
@@ -89,6 +90,7 @@ class CollectorParts:
             kept_ms(settings),
             self._on_promised,
             lambda: self.roster.ended,
+            lambda: (schema.MARK_1H,) if writer.has_marks else (),
         )
         self.supervisor = Supervisor(
             self.intake, clock, counters, instruments, timeframes, mark_price_every_ms, self.holes
@@ -157,7 +159,7 @@ class CollectorParts:
                 writer,
                 influx,
                 now_ms=clock.now_ms,
-                coverage=lambda: writer.coverage,
+                coverage=lambda: writer.all_coverage,
                 lives=lambda: source.book.lives,
             )
             log.info("shipping to target=%r", influx.target)

@@ -79,6 +79,10 @@ class Kind(Enum):
         f"filling makes no progress for {_PROGRESS_MIN} min: {{N}} candles are left of {{M}} pairs{{more}}",
         "a candle of them comes",
     )
+    MARKS = (
+        "{N} hourly mark candles are missing for more than 10 min: {more}",
+        "they are stored, or the exchange has answered without them twice",
+    )
     SETTLED = ("settled funding rates are not fetched for {N} s: {more}", "they are fetched")
     DIFFERENT = (
         "{N} stored candles differ from the exchange's: {more}",
@@ -183,14 +187,19 @@ class Judge:
             yield Kind.HOLES.reason(N=old.total(), more=f"{series}{trouble}")
 
     def _of_the_past(self, parts: CollectorParts) -> Iterator[Reason]:
-        if parts.history.backfill.is_stuck:
-            history = parts.history.backfill.report()
-            trouble = history.trouble or parts.healer.trouble.why
-            yield Kind.STUCK.reason(
-                N=f"{history.candles_left:,}",
-                M=history.pairs - history.pairs_done,
-                more=f"; {trouble}" if trouble else "",
-            )
+        for backfill in (parts.history.backfill, parts.history.marks.backfill):
+            if backfill.is_stuck:
+                history = backfill.report()
+                trouble = history.trouble or parts.healer.trouble.why
+                yield Kind.STUCK.reason(
+                    N=f"{history.candles_left:,}",
+                    M=history.pairs - history.pairs_done,
+                    more=f"; {trouble}" if trouble else "",
+                )
+        if late_marks := parts.history.marks.late(parts.accountable()):
+            why = parts.history.marks.trouble
+            more = named(" ".join(key) for key in late_marks) + (f"; {why}" if why else "")
+            yield Kind.MARKS.reason(N=late_marks.total(), more=more)
         settled = parts.settled_rates.trouble
         failing_s = settled.for_s * self._clock.speed
         if failing_s > SETTLED_TROUBLE_S:

@@ -174,7 +174,7 @@ class Reporter:
             return True
         unpromised = bool(parts.promises.unpromised())
         pairs = {one.pair for one in parts.roster.instruments}
-        return unpromised or parts.holes.is_filling(pairs)
+        return unpromised or parts.holes.is_filling(pairs) or parts.history.marks.is_filling(pairs)
 
     def _ready_pairs(self, now_ms: int) -> int:
         """How many pairs have the newest candles of all timeframes, as many as a feeder asks for at most."""

@@ -101,6 +101,7 @@ class Upkeep:
         settings = self._settings
         keep_ms = {
             schema.TABLE_CANDLE: settings.retention.candles.ms,
+            schema.TABLE_MARK_1H: settings.retention.candles.ms,
             schema.TABLE_MARK_PRICE: settings.retention.mark_price.ms,
             schema.TABLE_FUNDING_RATE: settings.retention.funding_rate.ms,
         }

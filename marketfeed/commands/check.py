@@ -164,8 +164,8 @@ def check_history(settings: Settings, pairs: int) -> list[Finding]:
 
     findings: list[Finding] = []
     all_weight = 0
-    for timeframe in settings.exchange.timeframes:
-        full, rest = divmod(wanted_ms // schema.TIMEFRAMES_MS[timeframe], TILE_CANDLES)
+    for timeframe in (*settings.exchange.timeframes, schema.MARK_1H):
+        full, rest = divmod(wanted_ms // schema.SERIES_MS[timeframe], TILE_CANDLES)
         requests = pairs * (full + bool(rest))
         weight = pairs * (full * klines_weight(TILE_CANDLES) + (klines_weight(rest) if rest else 0))
         all_weight += weight
@@ -175,7 +175,7 @@ def check_history(settings: Settings, pairs: int) -> list[Finding]:
         )
         findings.append(Finding("history", "good", text))
     text = (
-        f"all timeframes: weight {all_weight:,}, {time_for(all_weight)} at {per_minute:,.0f} of weight a "
+        f"all of them: weight {all_weight:,}, {time_for(all_weight)} at {per_minute:,.0f} of weight a "
         "minute, if the journal has none of it"
     )
     return [*findings, Finding("history", "good", text)]

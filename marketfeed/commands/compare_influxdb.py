@@ -112,6 +112,14 @@ _WRITERS: Final[Mapping[str, Callable[[Row], str]]] = {
     schema.MARK_PRICE: lambda row: lines.mark_price_text(
         _tag(row), row["time"], float(row["mark_price"]), _optional(row.get("index_price"))
     ),
+    schema.MARK_1H: lambda row: lines.mark_candle_text(
+        _tag(row),
+        float(row["open"]),
+        float(row["high"]),
+        float(row["low"]),
+        float(row["close"]),
+        row["time"],
+    ),
     schema.FUNDING_RATE: lambda row: lines.funding_rate_text(
         _tag(row),
         row["time"],

@@ -254,7 +254,10 @@ async def run_audit(
     view = JournalView(settings.journal.path)
     view.require()
     catalog = view.catalog()
-    series = audited_series(catalog, request.pairs, request.timeframes)
+    # Those that are promised, and by REST: the archive's are not read.
+    promised = view.coverage() if request.source == "rest" else ()
+    marks = [pair for pair, name in promised if name == schema.MARK_1H]
+    series = audited_series(catalog, request.pairs, request.timeframes, marks=marks)
     unknown = set(request.pairs or ()) - {entry.pair for entry in catalog}
     if unknown or not series:
         raise SettingsError(

@@ -251,6 +251,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("history", _history(report.history)),
         ("audit", _audit(report.history)),
         ("quote volumes", _quote_volumes(report.history)),
+        ("mark candles", _mark_candles(report.history)),
         ("refused lines", f"{report.journal.refused_lines:,}"),
         ("memory, CPU", f"{report.rss_bytes / 1e6:.0f} MB, {report.cpu_s:.0f} s"),
     ):
@@ -369,6 +370,16 @@ def _quote_volumes(state: HistoryState | None) -> str:
         f"{quotes.state}, {quotes.candles_left:,} candles to look at, {quotes.asked:,} asked for again, "
         f"{quotes.filled:,} filled{left}{trouble}"
     )
+
+
+def _mark_candles(state: HistoryState | None) -> str:
+    if state is None:
+        return "not begun"
+    marks = state.mark_candles
+    if marks is None:
+        return "not kept: the journal is of an older version (marketfeed upgrade)"
+    trouble = f", {marks.trouble}" if marks.trouble else ""
+    return f"{marks.state}, {marks.days} days, {marks.candles_left:,} candles left{trouble}"
 
 
 def _rest(report: RestReport) -> str:

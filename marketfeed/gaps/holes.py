@@ -21,6 +21,9 @@ PURE = True
 CANDLE_DUE_MS: Final = 4_000
 """A closed candle is due this long after its close: quiet pairs close by a timer of 2 s. One that has not
 come by then is missing."""
+MARK_1H_DUE_MS: Final = 20_000
+MARK_1H_LATE_MS: Final = 600_000
+"""A mark candle is asked for this long after its hour; it is late, and missing, when it is not there then."""
 _END: Final = attrgetter("end_ms")
 _NOTHING: Final[Collection[int]] = ()
 
@@ -50,7 +53,7 @@ class Holes:
 
     def due_ms(self, key: Key, now_ms: int) -> int:
         """Up to where a series' candles are due."""
-        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        length_ms = schema.SERIES_MS[key[1]]
         until_ms = now_ms - self._due_after_ms() - 1
         ended_ms = self.ended_ms.get(key[0])
         if ended_ms is not None:
@@ -71,7 +74,7 @@ class Holes:
         due_ms = self.due_ms(key, now_ms)
         if not covered.holes and covered.end_ms >= due_ms:
             return []
-        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        length_ms = schema.SERIES_MS[key[1]]
         first = bisect_right(covered.holes, since_ms, key=_END) if since_ms else 0
         after = bisect_right(covered.holes, due_ms, first, key=_END)
         found = list(covered.holes[first:after])
@@ -108,13 +111,13 @@ class Holes:
             return None
         behind = TimeRange(covered.end_ms, until_ms)
         opens = sorted(self._received().get(key, _NOTHING))
-        lacking = tuple(missing(opens, behind, schema.TIMEFRAMES_MS[key[1]]))
+        lacking = tuple(missing(opens, behind, schema.SERIES_MS[key[1]]))
         return Due(until_ms, lacking) if lacking else None
 
     def newest(self, key: Key, now_ms: int) -> TimeRange:
         """Where the newest candles of a series are that are due: as many as a feeder asks for at most."""
         due_ms = self.due_ms(key, now_ms)
-        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        length_ms = schema.SERIES_MS[key[1]]
         return TimeRange(due_ms - TILE_CANDLES * length_ms, due_ms)
 
     def for_healing(self, key: Key, now_ms: int) -> list[Hole]:
@@ -150,7 +153,7 @@ class Holes:
         covered = self._coverage().get(key)
         if covered is None:
             return False
-        from_ms = self.due_ms(key, now_ms) - candles * schema.TIMEFRAMES_MS[key[1]]
+        from_ms = self.due_ms(key, now_ms) - candles * schema.SERIES_MS[key[1]]
         if covered.looked_ms > max(covered.from_ms, from_ms):
             return False
         lacking = self.lacking(key, now_ms, from_ms, stored=True)
@@ -173,7 +176,7 @@ class Holes:
         found = Counter[Key]()
         for key, hole in self._open(now_ms):
             if hole.is_first == first:
-                found[key] += candles_in(hole.time_range, schema.TIMEFRAMES_MS[key[1]])
+                found[key] += candles_in(hole.time_range, schema.SERIES_MS[key[1]])
         return found
 
     def absent(self) -> Counter[Key]:
@@ -182,7 +185,7 @@ class Holes:
         for key, covered in self._coverage().items():
             for hole in covered.holes:
                 if hole.is_absent:
-                    found[key] += candles_in(hole.time_range, schema.TIMEFRAMES_MS[key[1]])
+                    found[key] += candles_in(hole.time_range, schema.SERIES_MS[key[1]])
         return found
 
     def open_longer_than(
@@ -197,7 +200,7 @@ class Holes:
         for key in self._coverage():
             if pairs is not None and key[0] not in pairs:
                 continue
-            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            length_ms = schema.SERIES_MS[key[1]]
             since_ms = self.newest(key, now_ms).start_ms
             old_ms = schema.ceil_to(due_ms - length_ms, length_ms)
             for hole in self.lacking(key, now_ms, since_ms, stored=True):
@@ -219,7 +222,7 @@ class Holes:
                 continue
             newest = self.newest(key, now_ms)
             if not hole.is_first and hole.end_ms > newest.start_ms:
-                close_ms = max(hole.start_ms, newest.start_ms) + schema.TIMEFRAMES_MS[key[1]]
+                close_ms = max(hole.start_ms, newest.start_ms) + schema.SERIES_MS[key[1]]
                 due_ms.append(close_ms + self._due_after_ms())
         return max(0.0, (now_ms - min(due_ms)) / 1000) if due_ms else 0.0
 

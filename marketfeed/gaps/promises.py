@@ -12,7 +12,7 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, backoff_s
-from marketfeed.gaps.holes import CANDLE_DUE_MS
+from marketfeed.gaps.holes import CANDLE_DUE_MS, MARK_1H_LATE_MS
 from marketfeed.gaps.supervisor import candle_due_ms
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.journal.coverage import Key, Promise
@@ -37,7 +37,8 @@ class Promises:
 
     `instruments` gives what is collected, `keep_ms` how far back the settings ask for it. `on_promised` is
     called when something was promised, or found missing among stored rows. `ended` gives what is not
-    collected any more, each with its end.
+    collected any more, each with its end. `others` gives what is kept of a pair beside its timeframes:
+    its mark candles, where the journal has a place for them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Promises:
         keep_ms: int,
         on_promised: Callable[[], None] = lambda: None,
         ended: Callable[[], Sequence[Instrument]] = lambda: (),
+        others: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
         self._writer = writer
         self._clock = clock
@@ -57,6 +59,7 @@ class Promises:
         self._keep_ms = keep_ms
         self._on_promised = on_promised
         self._ended = ended
+        self._others = others
         self._woken = asyncio.Event()
         self._anew = False
         # From where on each series was promised last.
@@ -76,11 +79,11 @@ class Promises:
 
     def unpromised(self) -> list[Key]:
         """What is collected, and of which nothing is promised yet."""
-        known = self._writer.coverage
+        known = self._writer.all_coverage
         return [
             (one.pair, timeframe)
             for one in self._instruments()
-            for timeframe in self._timeframes
+            for timeframe in self._series()
             if (one.pair, timeframe) not in known
         ]
 
@@ -117,7 +120,7 @@ class Promises:
 
     def _promised_too_far(self) -> list[Instrument]:
         """What has ended before candles that are known to be due."""
-        known = self._writer.coverage
+        known = self._writer.all_coverage
         return [
             one
             for one in self._ended()
@@ -126,28 +129,32 @@ class Promises:
                 and one.ended_ms is not None
                 and covered.holes
                 and covered.holes[-1].end_ms > one.ended_ms
-                for timeframe in self._timeframes
+                for timeframe in self._series()
             )
         ]
 
     def _promised_too_early(self, instruments: Sequence[Instrument]) -> list[Instrument]:
         """What is collected and was promised from before its first candle: a name has become another's."""
-        known, now_ms = self._writer.coverage, self._clock.certain_ms()
+        known, now_ms = self._writer.all_coverage, self._clock.certain_ms()
         return [
             one
             for one in instruments
             if any(
                 (covered := known.get((one.pair, timeframe))) is not None
                 and covered.from_ms
-                < schema.floor_to(min(one.listed_ms, now_ms), schema.TIMEFRAMES_MS[timeframe])
-                for timeframe in self._timeframes
+                < schema.floor_to(min(one.listed_ms, now_ms), schema.SERIES_MS[timeframe])
+                for timeframe in self._series()
             )
         ]
+
+    def _series(self) -> tuple[str, ...]:
+        """What is kept of each pair."""
+        return (*self._timeframes, *self._others())
 
     async def _promise(self, instruments: Sequence[Instrument], *, only: bool = False) -> None:
         every = promises(
             instruments,
-            self._timeframes,
+            self._series(),
             self._clock.certain_ms(),
             self._keep_ms,
             candle_due_ms(self._clock.speed),
@@ -157,7 +164,7 @@ class Promises:
 
     def _note_promised(self) -> None:
         # A journal that was just replaced knows of none: these are what is due of it.
-        self._from_ms.update((key, one.from_ms) for key, one in self._writer.coverage.items())
+        self._from_ms.update((key, one.from_ms) for key, one in self._writer.all_coverage.items())
 
 
 def promises(
@@ -176,7 +183,7 @@ def promises(
     found = []
     for one in instruments:
         for timeframe in timeframes:
-            length_ms = schema.TIMEFRAMES_MS[timeframe]
+            length_ms = schema.SERIES_MS[timeframe]
             reach_ms = 0
             if now_ms - one.listed_ms <= NEW_FOR_MS:
                 # Its first candle opens before it.
@@ -192,7 +199,7 @@ def promises(
                     keep_ms,
                     one.listed_ms,
                     reach_ms,
-                    due_after_ms,
+                    MARK_1H_LATE_MS if timeframe == schema.MARK_1H else due_after_ms,
                     one.ended_ms,
                 )
             )
@@ -206,7 +213,7 @@ async def look_through(writer: JournalWriter) -> None:
     """
 
     def unlooked() -> list[Key]:
-        return [key for key, known in writer.coverage.items() if not known.is_looked_through]
+        return [key for key, known in writer.all_coverage.items() if not known.is_looked_through]
 
     def looking(keys: Sequence[Key], candles: int) -> Callable[[Journal], None]:
         return lambda journal: journal.look_through(keys, candles)

@@ -107,7 +107,7 @@ class Backfill:
     `days` is what the settings ask for, `max_bytes` the journal's disk budget. `archive` None: REST alone.
     What has `ended` is filled, too, and no part of the report.
     `within` (exchange time): this is filled and nothing else, the newest candles too, as nobody else heals
-    them; what closes later is not waited for.
+    them; what closes later is not waited for. `newest_too`: the newest as they come, for the same reason.
     """
 
     def __init__(
@@ -125,11 +125,12 @@ class Backfill:
         *,
         ended: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]] = lambda: (),
         within: TimeRange | None = None,
+        newest_too: bool = False,
     ) -> None:
         self._writer = writer
         self._rest = rest
         self._clock = clock
-        self._holes = HistoryHoles(holes, clock, series, within, ended)
+        self._holes = HistoryHoles(holes, clock, series, within, ended, newest_too=newest_too)
         self._days = days
         self._max_bytes = max_bytes
         self._archive = (
@@ -413,7 +414,7 @@ class Backfill:
             if self._given_up:
                 raise JournalError(self._given_up)
             await self._writer.call(lambda journal: journal.write(batch))
-            self._stored += len(batch.candles)
+            self._stored += len(batch.candles) + len(batch.marks)
             self._progressed_s = self._clock.elapsed_s()
             self._stores += 1
             if self._stores % _STOCK_EVERY == 0:

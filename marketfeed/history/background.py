@@ -18,6 +18,7 @@ from marketfeed.grid import TimeRange
 from marketfeed.history.archive_fill import Source
 from marketfeed.history.backfill import Backfill, HistoryReport
 from marketfeed.history.continuous_audit import AuditingReport, Auditor
+from marketfeed.history.marks import MarkCandles
 from marketfeed.history.plan import CandleSeries
 from marketfeed.history.quotes import QuotesReport, QuoteVolumes
 from marketfeed.journal.writer import JournalWriter
@@ -37,6 +38,8 @@ class HistoryState(msgspec.Struct, frozen=True):
     audit: AuditingReport
     quote_volumes: QuotesReport
     """Of candles that an older version has stored without `taker_buy_quote_volume`."""
+    mark_candles: HistoryReport | None = None
+    """Of the hourly candles of mark prices; None where the journal has no place for them."""
 
 
 def kept_ms(settings: Settings, days: int | None = None) -> int:
@@ -125,8 +128,25 @@ class History:
                 CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
             ]
 
+        def audited() -> list[CandleSeries]:
+            marks = (schema.MARK_1H,) if writer.has_marks else ()
+            return [
+                *series(),
+                *(CandleSeries(one, name) for one in instruments() for name in marks),
+            ]
+
+        self.marks = MarkCandles(
+            writer,
+            rest,
+            clock,
+            instruments,
+            holes.ended_ms,
+            kept_ms(settings) // schema.DAY_MS,
+            settings.journal.max_bytes,
+            ended,
+        )
         share = settings.history.weight_per_minute // AUDIT_SHARE
-        self._auditor = Auditor(writer, rest, clock, series, share)
+        self._auditor = Auditor(writer, rest, clock, audited, share)
         self._quote_volumes = QuoteVolumes(
             writer,
             rest,
@@ -139,17 +159,21 @@ class History:
     def report(self) -> HistoryState:
         """How it stands."""
         history = self.backfill.report() if self._is_wanted else None
-        return HistoryState(history, self._auditor.report(), self._quote_volumes.report())
+        return HistoryState(
+            history, self._auditor.report(), self._quote_volumes.report(), self.marks.report()
+        )
 
     def wake(self) -> None:
         """Look for holes at once: the pairs have changed, or the journal was replaced."""
         self.backfill.wake()
+        self.marks.wake()
         self._quote_volumes.wake()
 
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.backfill.run(), name="backfill")
+            group.create_task(self.marks.run(), name="mark candles")
             # Their weight is for history while there is any to fill.
             group.create_task(self._after_history(self._auditor.run), name="audit")
             group.create_task(self._after_history(self._quote_volumes.run), name="quote volumes")

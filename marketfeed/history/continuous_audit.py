@@ -120,7 +120,7 @@ class Auditor:
             return
         series, time_range = chosen
         generation = self._writer.generation
-        before = self._writer.coverage.get(series.key)
+        before = self._writer.all_coverage.get(series.key)
         stored = await asyncio.to_thread(self._view.holes, *series.key, time_range)
         if stored == [time_range]:
             # Nothing of it is there (yet): that is for backfill to fill, and to report.
@@ -132,7 +132,7 @@ class Auditor:
         found = await compare_stored(self._view, series, time_range, truth)
         if generation != self._writer.generation:
             return
-        after = self._writer.coverage.get(series.key)
+        after = self._writer.all_coverage.get(series.key)
         missing = [
             candle
             for candle in found.missing
@@ -163,7 +163,7 @@ class Auditor:
             return None
         series = self._random.choice(every)
         now_ms = self._clock.certain_ms()
-        covered = self._writer.coverage.get(series.key)
+        covered = self._writer.all_coverage.get(series.key)
         if covered is None:
             return None
         within = range_of(series, covered.from_ms, now_ms - CLOSED_FOR)

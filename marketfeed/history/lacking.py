@@ -17,7 +17,8 @@ class HistoryHoles:
     Those of what has `ended` while this runs are filled, too: nobody else would. They are left out of what
     is told of filling, as the exchange may not have them any more.
 
-    With `within` (exchange time) all that opens in it, the newest too, and nothing else.
+    With `newest_too` those among the newest as well: nobody else brings them. With `within` (exchange time)
+    all that opens in it, the newest too, and nothing else.
     """
 
     def __init__(
@@ -27,8 +28,10 @@ class HistoryHoles:
         series: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]],
         within: TimeRange | None = None,
         ended: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]] = lambda: (),
+        *,
+        newest_too: bool = False,
     ) -> None:
-        self.newest_too = within is not None
+        self.newest_too = newest_too or within is not None
         """Whether nobody else heals the newest candles."""
         self._holes = holes
         self._clock = clock
@@ -84,7 +87,9 @@ class HistoryHoles:
         for one in self.series():
             holes = self._open(one)
             newest = self._holes.newest(one.key, now_ms)
-            if self._within is None:
+            if self._within is None and self.newest_too:
+                where, count = TimeRange(0, newest.end_ms), 0
+            elif self._within is None:
                 where = TimeRange(0, newest.start_ms)
                 first = [hole for hole in holes if hole.is_first]
                 count = _candles_of(first, newest, one.length_ms)

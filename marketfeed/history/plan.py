@@ -16,7 +16,7 @@ PURE = True
 
 
 class CandleSeries(NamedTuple):
-    """One pair and timeframe of the exchange."""
+    """One pair and timeframe of the exchange, or its mark candles (`mark_1h`)."""
 
     instrument: Instrument
     timeframe: str
@@ -34,7 +34,7 @@ class CandleSeries(NamedTuple):
     @property
     def length_ms(self) -> int:
         """The length of its candles."""
-        return schema.TIMEFRAMES_MS[self.timeframe]
+        return schema.SERIES_MS[self.timeframe]
 
 
 class Lacking(NamedTuple):

@@ -126,7 +126,7 @@ class Unacknowledged:
     def _join(self, at: int) -> None:
         one, two = self._blocks[at : at + 2]
         for key, ranges in two.ranges.items():
-            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            length_ms = schema.SERIES_MS[key[1]]
             one.ranges[key] = joined([*one.ranges.get(key, ()), *ranges], length_ms, 0)
         one.last = two.last
         one.candles += two.candles
@@ -185,7 +185,7 @@ def intervals(
         mine = lacking.get(key, [])
         name = line_keys[key]
         if name in refused.opens_ms or name in refused.gone_ms:
-            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            length_ms = schema.SERIES_MS[key[1]]
             mine = mine + [TimeRange(at, at + length_ms) for at in refused.opens_ms.get(name, ())]
             if name in refused.gone_ms:
                 mine.append(TimeRange(0, refused.gone_ms[name] + length_ms))
@@ -260,7 +260,7 @@ class Points:
 
 def _ranges(key: Key, opens_ms: Sequence[int]) -> list[TimeRange]:
     """Where candles are that open at these times, in any order."""
-    length_ms = schema.TIMEFRAMES_MS[key[1]]
+    length_ms = schema.SERIES_MS[key[1]]
     opens = sorted(opens_ms)
     whole = TimeRange(opens[0], opens[-1] + length_ms)
     starts = [whole.start_ms]

@@ -59,6 +59,7 @@ class CoveragePoints:
         self._collector: Final = socket.gethostname()
         self._points = Points(every_s)
         self._unacknowledged = Unacknowledged()
+        self._unacknowledged_marks = Unacknowledged()
         self._refused: Refused = NONE_REFUSED
         self._before: Coverage = {}
         self._line_keys: dict[Key, str] = {}
@@ -70,6 +71,7 @@ class CoveragePoints:
     def begin_anew(self) -> None:
         """Shipping begins anew, from another file or because all is to be shipped again."""
         self._unacknowledged = Unacknowledged()
+        self._unacknowledged_marks = Unacknowledged()
 
     def look(self, outbox: Outbox, acknowledged: Acknowledged) -> None:
         """Look which rows have not been acknowledged. Raises JournalError."""
@@ -77,6 +79,7 @@ class CoveragePoints:
         self._before = dict(self._stored())
         refused = outbox.look_at_candles(self._unacknowledged, acknowledged, self._target)
         self._settled_to_ms = outbox.settled_to(acknowledged)
+        outbox.look_at_marks(self._unacknowledged_marks, acknowledged)
         if refused.is_unknown and not self._refused.is_unknown:
             log.warning(
                 "lines were refused that are not known any more, the bucket's coverage stays empty until "
@@ -90,14 +93,17 @@ class CoveragePoints:
 
         After `look`, once the file's thread has done all that the rows told of: coverage follows its rows.
         """
-        before = self._before
-        found = intervals(
-            before, self._stored(), self._unacknowledged, self._refused, self._keys(before)
-        )
-        names = {
+        now, names = self._stored(), self._keys(self._before)
+        marks = {key: one for key, one in self._before.items() if key[1] == schema.MARK_1H}
+        candles = {key: one for key, one in self._before.items() if key not in marks}
+        found = {
+            **intervals(candles, now, self._unacknowledged, self._refused, names),
+            **intervals(marks, now, self._unacknowledged_marks, self._refused, names),
+        }
+        settled = {
             pair: f"{schema.FUNDING_SETTLED},pair={lines.escape_tag(pair)}" for pair, _ in found
         }
-        found |= settled_parts(self._settled_to_ms, self._refused, names, self._settled_told)
+        found |= settled_parts(self._settled_to_ms, self._refused, settled, self._settled_told)
         self._due = self._points.due(found, now_s)
         self._lives_due = {
             pair: lives_text(every) for pair, every in self._lives().items() if every
@@ -133,7 +139,11 @@ class CoveragePoints:
                 (
                     pair,
                     timeframe,
-                ): f"{schema.ohlcv_measurement(timeframe)},pair={lines.escape_tag(pair)}"
+                ): f"{_measurement(timeframe)},pair={lines.escape_tag(pair)}"
                 for pair, timeframe in series
             }
         return self._line_keys
+
+
+def _measurement(series: str) -> str:
+    return series if series == schema.MARK_1H else schema.ohlcv_measurement(series)

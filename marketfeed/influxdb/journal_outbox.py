@@ -24,6 +24,7 @@ _CANDLE_COLUMNS: Final = (
 )
 _TIME: Final = {
     "candle": "open_time",
+    "mark_1h": "open_time",
     "mark_price": "time",
     "funding_rate": "time",
     "funding_settled": "time",
@@ -33,6 +34,7 @@ _TIME: Final = {
 _COLUMNS: Final = {
     "candle": _CANDLE_COLUMNS,
     "mark_price": f"pair_id, time, mark_price, {schema.INDEX_PRICE}",
+    "mark_1h": "pair_id, open_time, open, high, low, close",
     "funding_rate": "pair_id, time, rate, settled_rate, next_funding_time",
     "funding_settled": "pair_id, time",
     "gap": 'pair_id, kind, start, "end", healed, state',
@@ -40,6 +42,10 @@ _COLUMNS: Final = {
 }
 
 
+_CANDLE_KEYS: Final = """SELECT pair_id, timeframe_ms, open_time, seq FROM candle
+    WHERE seq BETWEEN ? AND ? ORDER BY seq DESC LIMIT ?"""
+_MARK_KEYS: Final = """SELECT pair_id, 3600000, open_time, seq FROM mark_1h
+    WHERE seq BETWEEN ? AND ? ORDER BY seq DESC LIMIT ?"""
 LOOKED_AT_ONCE: Final = 200_000
 """So many candles that have not been acknowledged are looked at in one go, without their values."""
 
@@ -64,6 +70,10 @@ class JournalOutbox(Outbox):
         with self._one_state():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             (has_quotes,) = self._db.execute(schema.HAS_TAKER_BUY_QUOTE).fetchone()
+            (self._has_marks,) = self._db.execute(schema.HAS_MARK_1H).fetchone()
+        if self._has_marks:
+            marks = Source(schema.TABLE_MARK_1H, schema.MARK_1H, each(self._mark_candle))
+            self._sources = (*self._sources, marks)
         differing = {
             "dropped": schema.dropped_column(version),
             "taker_buy_quote": schema.taker_buy_quote_column(has_quotes),
@@ -108,11 +118,7 @@ class JournalOutbox(Outbox):
         with self._one_state():
             most = LOOKED_AT_ONCE
             left = unacknowledged.left(acknowledged["ohlcv"], self._next_seq())
-            while left and most > 0:
-                look, count = self._look(*left[0])
-                most -= max(count, 1)
-                unacknowledged.add([look])
-                left[:1] = [(left[0][0], look.first - 1)] if look.first > left[0][0] else []
+            self._look_at(unacknowledged, left, most, _CANDLE_KEYS, schema.TIMEFRAME_NAMES)
             return self._refused_candles(target)
 
     def settled_to(self, acknowledged: Acknowledged) -> dict[str, int]:
@@ -132,20 +138,39 @@ class JournalOutbox(Outbox):
                         found[pair] = min(found[pair], time_ms)
         return found
 
-    def _look(self, first: int, last: int) -> tuple[Look, int]:
+    def look_at_marks(self, unacknowledged: Unacknowledged, acknowledged: Acknowledged) -> None:
+        """As `look_at_candles`, at those of mark prices."""
+        if not self._has_marks:
+            return
+        with self._one_state():
+            left = unacknowledged.left(acknowledged[schema.MARK_1H], self._next_seq())
+            names = {schema.HOUR_MS: schema.MARK_1H}
+            self._look_at(unacknowledged, left, LOOKED_AT_ONCE, _MARK_KEYS, names)
+
+    def _look_at(
+        self,
+        unacknowledged: Unacknowledged,
+        left: list[tuple[int, int]],
+        most: int,
+        text: str,
+        names: Mapping[int, str],
+    ) -> None:
+        while left and most > 0:
+            look, count = self._look(*left[0], text, names)
+            most -= max(count, 1)
+            unacknowledged.add([look])
+            left[:1] = [(left[0][0], look.first - 1)] if look.first > left[0][0] else []
+
+    def _look(self, first: int, last: int, text: str, names: Mapping[int, str]) -> tuple[Look, int]:
         """The candles of the highest numbers of a range, and how many they are."""
         # The index on `seq` holds the key, too: no row is read.
-        found = self._db.execute(
-            """SELECT pair_id, timeframe_ms, open_time, seq FROM candle WHERE seq BETWEEN ? AND ?
-               ORDER BY seq DESC LIMIT ?""",
-            (first, last, bucket_coverage.CANDLES),
-        ).fetchall()
+        found = self._db.execute(text, (first, last, bucket_coverage.CANDLES)).fetchall()
         opens: dict[tuple[int, int], list[int]] = {}
         for pair_id, length_ms, open_ms, _ in found:
             opens.setdefault((pair_id, length_ms), []).append(open_ms)
         pairs = self._pairs(pair_id for pair_id, _ in opens)
         by_key: dict[Key, list[int]] = {
-            (pairs[pair_id], schema.TIMEFRAME_NAMES[length_ms]): times
+            (pairs[pair_id], names[length_ms]): times
             for (pair_id, length_ms), times in opens.items()
         }
         low = found[-1][3] if len(found) == bucket_coverage.CANDLES else first
@@ -242,6 +267,10 @@ class JournalOutbox(Outbox):
     def _mark_prices(self, rows: list[Row]) -> list[str]:
         _, pair_ids, times_ms, marks, indexes = zip(*rows, strict=True)
         return lines.mark_price_texts(map(self._tag, pair_ids), times_ms, marks, indexes)
+
+    def _mark_candle(self, row: Row) -> str:
+        _, pair_id, time_ms, o, high, low, c = row
+        return lines.mark_candle_text(self._tag(pair_id), o, high, low, c, time_ms)
 
     def _funding_rate(self, row: Row) -> str:
         _, pair_id, time_ms, rate, settled_rate, next_ms = row

@@ -129,6 +129,15 @@ def candle_text(
     return text
 
 
+def mark_candle_text(
+    pair_tag: str, o: float, high: float, low: float, c: float, open_time_ms: int
+) -> str:
+    """The line of an hourly candle of the mark price."""
+    prices = {"open": o, "high": high, "low": low, "close": c}
+    fields = ",".join(f"{name}={_number(name, value)}" for name, value in prices.items())
+    return f"{schema.MARK_1H},pair={pair_tag} {fields} {open_time_ms}"
+
+
 def mark_price_texts(
     pair_tags: Iterable[str],
     times_ms: Iterable[int],

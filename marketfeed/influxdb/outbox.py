@@ -129,6 +129,10 @@ class Outbox(abc.ABC):
         """Up to when (ms, exclusive) the settlements of each pair are stored and `acknowledged`."""
         return {}
 
+    def look_at_marks(self, unacknowledged: Unacknowledged, acknowledged: Acknowledged) -> None:
+        """Look at the rows of mark candles that are not `acknowledged`."""
+        return
+
     @abc.abstractmethod
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
         """For each line that of the same point as the file holds it now; None where it holds none."""

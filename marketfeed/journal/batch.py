@@ -43,7 +43,7 @@ class Batch:
     """What one commit will write.
 
     `funding_rate_every_ms` is the grid of the running funding rate; mark prices lie on whole seconds.
-    `candles` are closed ones to begin with.
+    `candles` are closed ones to begin with, also of the mark price (`mark_1h`).
     A grid step holds the *earliest* event that falls into it: a point stamped T must not hold what was
     only known after T (and the result does not depend on the order of arrival).
     """
@@ -58,6 +58,7 @@ class Batch:
         "funding_rates",
         "gaps",
         "mark_prices",
+        "marks",
         "rejected_frames",
         "settled",
     )
@@ -66,7 +67,12 @@ class Batch:
         self, funding_rate_every_ms: int = schema.MINUTE_MS, candles: Iterable[Candle] = ()
     ) -> None:
         self.funding_every_ms = funding_rate_every_ms
-        self.candles = list(candles)
+        every = list(candles)
+        self.candles = [candle for candle in every if candle.timeframe != schema.MARK_1H]
+        self.marks: list[Candle] = []
+        """Candles of the mark price, all closed."""
+        if len(self.candles) < len(every):
+            self.marks = [candle for candle in every if candle.timeframe == schema.MARK_1H]
         self.forming: dict[tuple[str, str], Candle] = {}
         self.mark_prices: dict[tuple[str, int], MarkPrice] = {}
         self.funding_rates: dict[tuple[str, int], FundingRate] = {}
@@ -82,6 +88,7 @@ class Batch:
     def __len__(self) -> int:
         return (
             len(self.candles)
+            + len(self.marks)
             + len(self.due)
             + len(self.absent)
             + len(self.forming)
@@ -143,6 +150,7 @@ class Batch:
         for candle in newer.forming.values():
             self._add_forming(candle)
         self.candles += newer.candles
+        self.marks += newer.marks
         self.extend(newer.mark_prices.values())
         self.extend(newer.funding_rates.values())
         self.settled += newer.settled

@@ -13,7 +13,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TILE_CANDLES, TimeRange, missing, overlap, subtract
-from marketfeed.records import CANDLE_GAP, Gap, GapState
+from marketfeed.records import Gap, GapState
 
 PURE = True
 
@@ -32,7 +32,7 @@ NO_CANDLE: Final = "the exchange answered twice without"
 NOT_KEPT: Final = "not promised any more"
 
 Key = tuple[str, str]
-"""A series of candles: its pair and timeframe."""
+"""A series of candles: its pair and timeframe, or `mark_1h` (`schema.SERIES_MS`)."""
 
 
 class Hole(NamedTuple):
@@ -60,7 +60,7 @@ class Hole(NamedTuple):
 
     def kind(self, timeframe: str) -> str:
         """The kind of its gap."""
-        return (HISTORY_GAP if self.is_first else CANDLE_GAP) + timeframe
+        return HISTORY_GAP + timeframe if self.is_first else schema.gap_kind(timeframe)
 
 
 class Covered(msgspec.Struct, frozen=True, gc=False):
@@ -118,7 +118,7 @@ def promised(
     only what is missing at its beginning. One that was made while the clock was ahead is made anew, and
     what was missing of the time to come is no more. A later listing ends what was promised of before it.
     """
-    length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+    length_ms = schema.SERIES_MS[promise.timeframe]
     until_ms = promise.now_ms
     if promise.ended_ms is not None:
         until_ms = min(until_ms, promise.ended_ms)
@@ -153,7 +153,7 @@ def added_again(promise: Promise, newest_ms: int | None) -> Covered:
 
     What lies before that is kept as it is, and promised to nobody.
     """
-    length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+    length_ms = schema.SERIES_MS[promise.timeframe]
     known = promised(None, promise, None, lambda _: ())
     return known if newest_ms is None else stored_before(known, newest_ms + length_ms)
 

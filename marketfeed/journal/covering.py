@@ -9,11 +9,11 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TILE_CANDLES, TimeRange
-from marketfeed.journal import coverage, rows
+from marketfeed.journal import coverage, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Hole, Key, Promise
 from marketfeed.journal.reads import JournalReads
-from marketfeed.records import CANDLE_GAP, Gap
+from marketfeed.records import CANDLE_GAP, Candle, Gap
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +111,13 @@ class Covering:
     def load(self) -> None:
         """Read it, as of the last commit. Raises sqlite3.Error."""
         if self._end_ms is None:
-            lengths_ms = schema.TIMEFRAMES_MS
-            newest = self._reads.newest_candles()
+            lengths_ms = schema.SERIES_MS
+            newest = self._newest()
             self._end_ms = max((at + lengths_ms[key[1]] for key, at in newest.items()), default=0)
         if not self.is_durable:
             return
-        self._series, self._released = read_coverage(self._reads)
-        self.is_saved = is_trusted(self._reads)
+        self._series, self._released = self._read()
+        self.is_saved = self._is_trusted()
 
     def change(self) -> Change:
         """Begin a transaction."""
@@ -157,9 +157,9 @@ class Covering:
     def take_batch(self, change: Change, batch: Batch) -> None:
         """Take in what a batch stores, what the exchange has answered without, and what is due."""
         known, grown, due = self._series, change.grown, batch.due
-        lengths_ms, followed = schema.TIMEFRAMES_MS, coverage.followed
+        lengths_ms, followed = schema.SERIES_MS, coverage.followed
         opens: defaultdict[Key, list[int]] = defaultdict(list)
-        for candle in batch.candles:
+        for candle in self._candles(batch):
             key = candle.pair, candle.timeframe
             covered = known.get(key)
             if covered is None:
@@ -191,12 +191,12 @@ class Covering:
         covered = change.get(key)
         if covered is not None and times:
             times.sort()
-            change.become(key, coverage.stored(covered, times, schema.TIMEFRAMES_MS[key[1]]))
+            change.become(key, coverage.stored(covered, times, schema.SERIES_MS[key[1]]))
 
     def promise(self, change: Change, promise: Promise) -> None:
         """Take in what is to be kept of a series."""
         key = promise.pair, promise.timeframe
-        length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+        length_ms = schema.SERIES_MS[promise.timeframe]
         known = change.get(key)
         newest_ms = self._reads.newest_candle(*key)
         if known is None and key in self._released:
@@ -231,7 +231,7 @@ class Covering:
         Of a journal that keeps no promises that is every start: what an outage has left would be nobody's
         without history. A series that was dropped before the others end reaches no further than asked.
         """
-        length_ms = schema.TIMEFRAMES_MS[promise.timeframe]
+        length_ms = schema.SERIES_MS[promise.timeframe]
         if newest_ms is None or newest_ms + 3 * length_ms < (self._end_ms or 0):
             return promise
         oldest_ms = self._reads.oldest_candle(promise.pair, promise.timeframe)
@@ -251,7 +251,7 @@ class Covering:
         """The gaps that are open, read once a transaction."""
         if self._open_gaps is None:
             self._open_gaps = {}
-            for pair, timeframe, gap in self._reads.open_gaps():
+            for pair, timeframe, gap in self._gaps():
                 self._open_gaps.setdefault((pair, timeframe), []).append(gap)
         return self._open_gaps
 
@@ -260,7 +260,7 @@ class Covering:
         known = change.get(key)
         if known is None or known.is_looked_through:
             return
-        length_ms = schema.TIMEFRAMES_MS[key[1]]
+        length_ms = schema.SERIES_MS[key[1]]
         down_to_ms = max(known.looked_ms - candles * length_ms, known.from_ms)
         lacking = self._reads.holes(*key, TimeRange(down_to_ms, known.looked_ms))
         change.become(key, coverage.looked(known, down_to_ms, lacking))
@@ -269,7 +269,7 @@ class Covering:
         """Take in that a pair's candles of before `before_ms` were deleted, if there were any."""
         for key in [key for key in self._series if key[0] == pair]:
             known = self._series[key]
-            kept_ms = schema.ceil_to(before_ms, schema.TIMEFRAMES_MS[key[1]])
+            kept_ms = schema.ceil_to(before_ms, schema.SERIES_MS[key[1]])
             if deleted or (known.holes and known.holes[0].start_ms < kept_ms):
                 change.become(key, coverage.stored_before(known, kept_ms))
 
@@ -286,6 +286,28 @@ class Covering:
             if key not in keys and change.get(key) is None and key not in change.after:
                 # Dropped before this journal knew of promises: nobody else ends its gaps.
                 change.become(key, None, [Hole(*gap) for gap in gaps])
+
+    # --- the tables it is in ------------------------------------------------------------------------
+
+    def write_promises(self, change: Change, ids: Mapping[str, int]) -> None:
+        """Save what a change does to promises. In its transaction."""
+        if promises := promise_rows(change, ids):
+            self._reads.db.executemany(tables.COVERAGE, promises)
+
+    def _newest(self) -> dict[Key, int]:
+        return self._reads.newest_candles()
+
+    def _read(self) -> tuple[dict[Key, Covered], set[Key]]:
+        return read_coverage(self._reads)
+
+    def _is_trusted(self) -> bool:
+        return is_trusted(self._reads)
+
+    def _gaps(self) -> list[tuple[str, str, TimeRange]]:
+        return self._reads.open_gaps()
+
+    def _candles(self, batch: Batch) -> Sequence[Candle]:
+        return batch.candles
 
 
 def promise_rows(change: Change, ids: Mapping[str, int]) -> rows.Rows:
@@ -306,12 +328,26 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
     When the journal's counters tell that somebody else has changed rows, all are to be looked through.
     """
     names = schema.TIMEFRAME_NAMES
-    promises = reads.db.execute(
-        """SELECT pair, timeframe_ms, "from", looked, promised, released
-           FROM coverage JOIN pair ON pair.id = pair_id"""
-    ).fetchall()
+    promises = [
+        (pair, names[length_ms], *others)
+        for pair, length_ms, *others in reads.db.execute(
+            """SELECT pair, timeframe_ms, "from", looked, promised, released
+               FROM coverage JOIN pair ON pair.id = pair_id"""
+        )
+    ]
     if not promises:
         return {}, set()
+    return covered_series(reads, promises, reads.newest_candles(), trusted=is_trusted(reads))
+
+
+def covered_series(
+    reads: JournalReads,
+    promises: Iterable[tuple[str, str, int, int, int, int]],
+    newest: Mapping[Key, int],
+    *,
+    trusted: bool,
+) -> tuple[dict[Key, Covered], set[Key]]:
+    """What is known of series by rows (pair, series, from, looked, promised, released) and their gaps."""
     holes: defaultdict[Key, list[Hole]] = defaultdict(list)
     for pair, kind, *hole in reads.db.execute(
         """SELECT pair, kind, start, "end", empty_1, empty_2 FROM gap JOIN pair ON pair.id = pair_id
@@ -319,16 +355,17 @@ def read_coverage(reads: JournalReads) -> tuple[dict[Key, Covered], set[Key]]:
            ORDER BY start"""
     ):
         start_ms, end_ms, *empty = hole
+        if kind == schema.MARK_1H and end_ms is not None:
+            holes[pair, kind].append(Hole(start_ms, end_ms, False, *empty))
         for prefix in (CANDLE_GAP, HISTORY_GAP):
             if kind.startswith(prefix) and end_ms is not None:
                 one = Hole(start_ms, end_ms, prefix == HISTORY_GAP, *empty)
                 holes[pair, kind.removeprefix(prefix)].append(one)
-    newest = reads.newest_candles()
     found: dict[Key, Covered] = {}
     gone: set[Key] = set()
-    trusted = is_trusted(reads)
-    for pair, length_ms, from_ms, looked_ms, keep_ms, released in promises:
-        key = pair, names[length_ms]
+    for pair, series, from_ms, looked_ms, keep_ms, released in promises:
+        key = pair, series
+        length_ms = schema.SERIES_MS[series]
         if released:
             gone.add(key)
             continue

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import quotes, refused_candles, retention, rows, tables
+from marketfeed.journal import marks, quotes, refused_candles, retention, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
-from marketfeed.journal.covering import Change, Covering, promise_rows
+from marketfeed.journal.covering import Change, Covering
 from marketfeed.journal.migrations import back_to_2, grow, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
 from marketfeed.journal.retention import DeleteRange
@@ -28,6 +28,9 @@ from marketfeed.storage.numbered_file import NumberedFile
 
 REJECTED_FRAMES_KEPT: Final = 1_000
 REJECTED_FRAME_BYTES: Final = 4_096
+
+_COVERED: Final = (schema.TABLE_CANDLE, schema.TABLE_MARK_1H)
+"""The tables of whose series coverage tells."""
 
 KIND: Final = Kind(
     name="journal",
@@ -51,6 +54,11 @@ class Journal(NumberedFile, JournalReads):
 
     def __init__(self, database: Database) -> None:
         self._covering = Covering(JournalReads(database.db), database.version)
+        self._marks = (
+            marks.MarkCovering(JournalReads(database.db), database.version)
+            if marks.has_table(database.db)
+            else None
+        )
         # Of this transaction; None when it saves all of coverage.
         self._deleted_candles: int | None = 0
         self._pair_ids: dict[str, int] = {}
@@ -74,12 +82,24 @@ class Journal(NumberedFile, JournalReads):
             begins = (*begins, "SELECT * FROM quote_asked")
         if self.keeps_lives:
             begins = (*begins, "SELECT * FROM life")
+        if self.has_marks:
+            begins = (*begins, *marks.READ_AT_START)
         self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     @property
     def coverage(self) -> Mapping[Key, Covered]:
         """What is promised of each series, and missing, as of the last commit. From any thread."""
         return self._covering.series
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether hourly candles of mark prices are stored."""
+        return self._marks is not None
+
+    @property
+    def mark_coverage(self) -> Mapping[Key, Covered]:
+        """As `coverage`, of the hourly candles of mark prices. From any thread."""
+        return {} if self._marks is None else self._marks.series
 
     @property
     def gap_states(self) -> Counter[str]:
@@ -106,12 +126,15 @@ class Journal(NumberedFile, JournalReads):
             numbered = rows.forming_rows(batch.forming.values(), ids, seq)
             seq = self._run_candles(tables.FORMING, tables.FORMING_2, numbered, seq)
             seq = self._run(tables.MARK_PRICE, rows.mark_rows(batch, ids, seq), seq)
-            funding, written = self._funding_rows(batch, ids, seq)
+            funding, written = rows.funding_rows(
+                batch, ids, seq, self._funding_written, self._settled
+            )
             seq = self._run(tables.FUNDING_RATE, funding, seq)
             seq = self._run(tables.FUNDING_SETTLED, rows.settled_rows(batch, ids, seq), seq)
             change = self._covering.change()
             self._covering.take_batch(change, batch)
-            seq = self._write_change(change, seq, batch.gaps.values())
+            seq = self._write_change(self._covering, change, seq, batch.gaps.values())
+            seq, marks_change = self._write_marks(batch, ids, seq)
             if self.version >= schema.DROPPED_FROM:
                 seq = self._run(tables.CATALOG, rows.catalog_rows(batch.catalog, ids, seq), seq)
             else:
@@ -121,6 +144,7 @@ class Journal(NumberedFile, JournalReads):
             self._save_seq(seq)
         self._next_seq = seq
         self._covering.publish(change)
+        self._publish_marks(marks_change)
         self._funding_written.update(written)
         self._note_settled(batch.settled)
         return changed
@@ -141,10 +165,15 @@ class Journal(NumberedFile, JournalReads):
             changed = self.db.total_changes - before
             change = self._covering.change()
             self._covering.take_batch(change, batch)
-            seq = self._write_change(change, seq)
+            seq = self._write_change(self._covering, change, seq)
+            before = self.db.total_changes
+            seq, marks_change = self._write_marks(batch, ids, seq)
+            # Holes that close with them are no rows that were asked for.
+            changed += min(self.db.total_changes - before, len(batch.marks))
             self._save_seq(seq)
         self._next_seq = seq
         self._covering.publish(change)
+        self._publish_marks(marks_change)
         return changed
 
     def fill_quotes(self, candles: Sequence[Candle], asked: Mapping[Key, int]) -> int:
@@ -174,28 +203,37 @@ class Journal(NumberedFile, JournalReads):
         super().note_shipped(target, quotes.acknowledged(ranges) if self.has_quotes else ranges)
 
     def promise(self, promises: Sequence[Promise], *, only: bool = False) -> None:
-        """Keep these series from now on, and with `only` no others. Raises JournalWriteError."""
+        """Keep these series from now on, and with `only` no others. Raises JournalWriteError.
+
+        Those of mark candles have no place in a journal without them.
+        """
         keys = {(promise.pair, promise.timeframe) for promise in promises}
-        with self._changing_coverage() as change:
-            for one in promises:
-                self._id_of(one.pair)
-                self._covering.promise(change, one)
-            if only:
-                self._covering.release_others(change, keys)
+        for covering in self._coverings():
+            with self._changing_coverage(covering) as change:
+                for one in promises:
+                    if self._covering_of(one.timeframe) is covering:
+                        self._id_of(one.pair)
+                        covering.promise(change, one)
+                if only:
+                    covering.release_others(change, keys)
 
     def release(self, keys: Iterable[Key]) -> None:
         """Promise no more of these series; their rows stay. Raises JournalWriteError."""
-        with self._changing_coverage() as change:
-            self._covering.release(change, keys)
+        released = list(keys)
+        for covering in self._coverings():
+            with self._changing_coverage(covering) as change:
+                covering.release(change, released)
 
     def look_through(self, keys: Iterable[Key], candles: int) -> None:
         """Look through rows of which it is not known whether they are whole: so many of each series.
 
         The newest go first. Raises JournalWriteError.
         """
-        with self._changing_coverage() as change:
-            for key in keys:
-                self._covering.look_through(change, key, candles)
+        wanted = list(keys)
+        for covering in self._coverings():
+            with self._changing_coverage(covering) as change:
+                for key in wanted:
+                    covering.look_through(change, key, candles)
 
     def save_lives(self, lives: Mapping[str, Sequence[Life]]) -> None:
         """Keep which contracts pairs have been the names of, in place of what was kept of these pairs.
@@ -230,44 +268,70 @@ class Journal(NumberedFile, JournalReads):
             (name for name, number in self._pair_ids.items() if number == delete_range.pair_id),
             None,
         )
-        with self._changing_coverage() as change:
+        of_marks = delete_range.table == schema.TABLE_MARK_1H
+        covering = self._covering if self._marks is None or not of_marks else self._marks
+        with self._changing_coverage(covering) as change:
             deleted = retention.delete(
                 self.db, delete_range, self._next_seq if below_seq is None else below_seq
             )
             if delete_range.table == schema.TABLE_CANDLE:
                 self._deleted_candles = deleted
-            if pair is not None and delete_range.table == schema.TABLE_CANDLE:
-                self._covering.delete(change, pair, delete_range.before_ms, deleted=deleted > 0)
+            elif of_marks and deleted:
+                self.db.execute(marks.DELETED, (deleted,))
+            if pair is not None and delete_range.table in _COVERED:
+                covering.delete(change, pair, delete_range.before_ms, deleted=deleted > 0)
         return deleted
 
     # --- inside -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _changing_coverage(self) -> Iterator[Change]:
+    def _changing_coverage(self, covering: Covering) -> Iterator[Change]:
         """A transaction that changes coverage, and no rows that are numbered but gaps."""
-        change = self._covering.change()
+        change = covering.change()
         with self._transaction():
             yield change
-            seq = self._write_change(change, self._next_seq)
+            seq = self._write_change(covering, change, self._next_seq)
             self._save_seq(seq)
         self._next_seq = seq
-        self._covering.publish(change)
+        covering.publish(change)
 
-    def _write_change(self, change: Change, seq: int, gaps: Iterable[Gap] = ()) -> int:
+    def _coverings(self) -> list[Covering]:
+        return [self._covering] if self._marks is None else [self._covering, self._marks]
+
+    def _covering_of(self, timeframe: str) -> Covering | None:
+        return self._marks if timeframe == schema.MARK_1H else self._covering
+
+    def _write_marks(
+        self, batch: Batch, ids: dict[str, int], seq: int
+    ) -> tuple[int, Change | None]:
+        """Write mark candles, and what a batch tells of their series; returns the next number."""
+        if self._marks is None or not (batch.marks or batch.due or batch.absent):
+            return seq, None
+        seq = self._run(tables.MARK_1H, rows.mark_candle_rows(batch.marks, ids, seq), seq)
+        change = self._marks.change()
+        self._marks.take_batch(change, batch)
+        return self._write_change(self._marks, change, seq), change
+
+    def _publish_marks(self, change: Change | None) -> None:
+        if self._marks is not None and change is not None:
+            self._marks.publish(change)
+
+    def _write_change(
+        self, covering: Covering, change: Change, seq: int, gaps: Iterable[Gap] = ()
+    ) -> int:
         """Write what a change does to coverage, and other gaps; returns the next number."""
         every = [*((gap, None) for gap in gaps), *change.gaps]
-        if self._covering.is_durable:
-            if promises := promise_rows(change, self._pair_ids):
-                self.db.executemany(tables.COVERAGE, promises)
-            if not self._covering.is_saved:
+        if covering.is_durable:
+            covering.write_promises(change, self._pair_ids)
+            if not covering.is_saved and covering is self._covering:
                 self._deleted_candles = None
-            self._covering.is_saved = True
+            covering.is_saved = True
         else:
             # What is missing of a first filling is known in memory, until the file is version 3.
             every = [row for row in every if not row[0].kind.startswith(HISTORY_GAP)]
         if not every:
             return seq
-        upsert = tables.GAP if self._covering.is_durable else tables.GAP_2
+        upsert = tables.GAP if covering.is_durable else tables.GAP_2
         numbered = rows.gap_rows(every, self._pair_ids, seq, version=self.version)
         return self._run(upsert, numbered, seq)
 
@@ -304,12 +368,16 @@ class Journal(NumberedFile, JournalReads):
         self._pair_ids = dict(self.db.execute("SELECT pair, id FROM pair"))
         super()._reload()
         self._covering.load()
+        if self._marks is not None:
+            self._marks.is_saved = False
+            self._marks.load()
         self._funding_written.clear()
         self._settled = self.newest_settled()
 
     def _ids_of(self, batch: Batch) -> dict[str, int]:
         ids = self._pair_ids
         named = {candle.pair for candle in batch.candles}
+        named.update(candle.pair for candle in batch.marks)
         named.update(pair for pair, _ in batch.forming)
         named.update(pair for pair, _ in batch.mark_prices)
         named.update(pair for pair, _ in batch.funding_rates)
@@ -347,33 +415,6 @@ class Journal(NumberedFile, JournalReads):
         for text, parameters in upsert.statements(numbered):
             self.db.execute(text, parameters)
         return seq + len(numbered)
-
-    def _funding_rows(
-        self, batch: Batch, ids: dict[str, int], seq: int
-    ) -> tuple[rows.Rows, dict[str, tuple[int, int]]]:
-        # Of the ~20 frames in a grid step the first one stays; the rest need not reach SQLite.
-        numbered: rows.Rows = []
-        written: dict[str, tuple[int, int]] = {}
-        for (pair, time_ms), rate in batch.funding_rates.items():
-            known = written.get(pair) or self._funding_written.get(pair)
-            if known is not None and known[0] == time_ms and known[1] <= rate.event_time_ms:
-                continue
-            written[pair] = (time_ms, rate.event_time_ms)
-            offset_ms = rate.event_time_ms - time_ms
-            settled = self._settled.get(pair)
-            numbered.append(
-                (
-                    ids[pair],
-                    time_ms,
-                    offset_ms,
-                    rate.rate,
-                    # A row that came late must not hold what was settled after it.
-                    settled[1] if settled is not None and settled[0] <= time_ms else None,
-                    rate.next_funding_time_ms,
-                    seq + len(numbered),
-                )
-            )
-        return numbered, written
 
     def _note_settled(self, settled: Iterable[FundingSettled]) -> None:
         for item in settled:

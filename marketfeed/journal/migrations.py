@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 
-from marketfeed.journal import quotes, tables
+from marketfeed.journal import marks, quotes, tables
 from marketfeed.storage import acknowledged
 from marketfeed.storage.damage import is_damage, is_failed_read
 from marketfeed.storage.database import transaction
@@ -17,6 +17,7 @@ def to_3(db: sqlite3.Connection) -> None:
         db.execute(statement)
     acknowledged.name_measurements(db, tables.MEASUREMENTS_3)
     quotes.add(db)
+    marks.add(db)
 
 
 def grow(db: sqlite3.Connection) -> None:
@@ -25,6 +26,7 @@ def grow(db: sqlite3.Connection) -> None:
         with transaction(db):
             quotes.add(db)
             db.execute(tables.CREATE_LIFE)
+            marks.add(db)
     except sqlite3.OperationalError as error:
         if is_damage(error) or is_failed_read(error):
             raise
@@ -34,6 +36,7 @@ def grow(db: sqlite3.Connection) -> None:
 
 def back_to_2(db: sqlite3.Connection) -> None:
     """Back to version 2: acknowledged is then what was so of every measurement."""
+    marks.remove(db)
     acknowledged.name_no_measurements(db, tables.MEASUREMENTS_3)
     quotes.remove(db)
     for statement in tables.FROM_3_TO_2:

@@ -82,6 +82,17 @@ class JournalReads:
             )
         }
 
+    def newest_marks(self) -> dict[Key, int]:
+        """The newest mark candle's open time (ms) of each series. Only where there is such a table."""
+        return {
+            (pair, schema.MARK_1H): open_time
+            for pair, open_time in self.db.execute(
+                """SELECT pair.pair, (
+                       SELECT max(open_time) FROM mark_1h WHERE pair_id = pair.id
+                   ) AS newest FROM pair WHERE newest IS NOT NULL"""
+            )
+        }
+
     def newest_candle(self, pair: str, timeframe: str) -> int | None:
         """The open time (ms) of a series' newest closed candle; None without any."""
         return self._edge("max", pair, timeframe)
@@ -90,34 +101,40 @@ class JournalReads:
         """The open time (ms) of a series' oldest closed candle; None without any."""
         return self._edge("min", pair, timeframe)
 
-    def open_gaps(self) -> list[tuple[str, str, TimeRange]]:
+    def open_gaps(self, *, marks: bool = False) -> list[tuple[str, str, TimeRange]]:
         """The gaps of candles that are neither healed nor given up: pair, timeframe and where.
 
-        Those of a first filling are none of these.
+        Those of a first filling are none of these. With `marks` those of mark candles, and no others.
         """
-        lengths = schema.TIMEFRAMES_MS
+        of_kind = {
+            schema.gap_kind(series): series
+            for series in ((schema.MARK_1H,) if marks else schema.TIMEFRAMES_MS)
+        }
         return [
-            (pair, kind.removeprefix(CANDLE_GAP), TimeRange(start_ms, end_ms))
+            (pair, of_kind[kind], TimeRange(start_ms, end_ms))
             for pair, kind, start_ms, end_ms in self.db.execute(
                 """SELECT pair, kind, start, "end" FROM gap JOIN pair ON pair.id = pair_id
                    WHERE state IN ('found', 'healing') AND "end" IS NOT NULL ORDER BY start"""
             )
-            if kind.removeprefix(CANDLE_GAP) in lengths
+            if kind in of_kind
         ]
 
     def holes(self, pair: str, timeframe: str, time_range: TimeRange) -> list[TimeRange]:
         """What is not stored of a range, oldest first; found by SQLite, row by row nothing is kept."""
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        length_ms = schema.SERIES_MS[timeframe]
+        of_series = _of_series(timeframe)
         if time_range.start_ms >= time_range.end_ms:
             return []
-        (count, first) = self.db.execute(_EXTENT, (pair, length_ms, *time_range)).fetchone()
+        extent = _EXTENT.format(of_series=of_series)
+        (count, first) = self.db.execute(extent, (pair, length_ms, *time_range)).fetchone()
         if count == 0:
             return [time_range]
         if count == candles_in(time_range, length_ms):
             return []
         found = [TimeRange(time_range.start_ms, first)] if first > time_range.start_ms else []
         within = self.db.execute(
-            _HOLES, (length_ms, time_range.end_ms, pair, length_ms, *time_range, length_ms)
+            _HOLES.format(of_series=of_series),
+            (length_ms, time_range.end_ms, pair, length_ms, *time_range, length_ms),
         )
         return found + [TimeRange(start_ms, end_ms) for start_ms, end_ms in within]
 
@@ -165,14 +182,30 @@ class JournalReads:
 
         `event_time_ms` is not kept of closed candles: it is the close time here.
         """
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        length_ms = schema.SERIES_MS[timeframe]
+        if timeframe == schema.MARK_1H:
+            return self._mark_candles(pair, since_ms, until_ms)
         (has_quotes,) = self.db.execute(schema.HAS_TAKER_BUY_QUOTE).fetchone()
-        text = _CANDLES.format(quote=schema.taker_buy_quote_column(has_quotes))
+        text = _CANDLES.format(
+            of_series=_of_series(timeframe), quote=schema.taker_buy_quote_column(has_quotes)
+        )
         return [
             Candle(pair, timeframe, at_ms, o, h, lo, c, v, q, b, n, True, at_ms + length_ms, tq)
             for at_ms, o, h, lo, c, v, q, b, n, tq in self.db.execute(
                 text, (pair, length_ms, since_ms, until_ms)
             )
+        ]
+
+    def _mark_candles(self, pair: str, since_ms: int, until_ms: int) -> list[Candle]:
+        of_series = _of_series(schema.MARK_1H)
+        rows = self.db.execute(
+            f"SELECT open_time, open, high, low, close {of_series} ORDER BY open_time",
+            (pair, schema.HOUR_MS, since_ms, until_ms),
+        )
+        none, hour_ms = (0.0, 0.0, 0.0, 0), schema.HOUR_MS
+        return [
+            Candle(pair, schema.MARK_1H, at_ms, o, h, lo, c, *none, True, at_ms + hour_ms, 0.0)
+            for at_ms, o, h, lo, c in rows
         ]
 
     def quotes_asked(self) -> dict[Key, int]:
@@ -305,19 +338,27 @@ class JournalReads:
     def _edge(self, function: str, pair: str, timeframe: str) -> int | None:
         # One seek: both edges in one statement would read the whole series.
         found: int | None = self.db.execute(
-            f"""SELECT {function}(open_time) FROM candle
-               WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?""",
-            (pair, schema.TIMEFRAMES_MS[timeframe]),
+            f"SELECT {function}(open_time) {_all_of_series(timeframe)}",
+            (pair, schema.SERIES_MS[timeframe]),
         ).fetchone()[0]
         return found
 
 
-_OF_SERIES: Final = """FROM candle
-    WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND timeframe_ms = ?
-      AND open_time >= ? AND open_time < ?"""
-_CANDLES: Final = f"""SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
-    trades, {{quote}} {_OF_SERIES} ORDER BY open_time"""
-_EXTENT: Final = f"SELECT count(*), min(open_time) {_OF_SERIES}"
-_HOLES: Final = f"""SELECT open_time + ?, next FROM (
-        SELECT open_time, lead(open_time, 1, ?) OVER (ORDER BY open_time) AS next {_OF_SERIES}
+def _all_of_series(timeframe: str) -> str:
+    """The rows of a series: parameters are its pair and the length of its candles."""
+    is_mark = timeframe == schema.MARK_1H
+    table, column = ("mark_1h", str(schema.HOUR_MS)) if is_mark else ("candle", "timeframe_ms")
+    return f"FROM {table} WHERE pair_id = (SELECT id FROM pair WHERE pair = ?) AND {column} = ?"
+
+
+def _of_series(timeframe: str) -> str:
+    """Those of a range: its ends are parameters, too."""
+    return _all_of_series(timeframe) + " AND open_time >= ? AND open_time < ?"
+
+
+_CANDLES: Final = """SELECT open_time, open, high, low, close, volume, quote_volume, taker_buy_volume,
+    trades, {quote} {of_series} ORDER BY open_time"""
+_EXTENT: Final = "SELECT count(*), min(open_time) {of_series}"
+_HOLES: Final = """SELECT open_time + ?, next FROM (
+        SELECT open_time, lead(open_time, 1, ?) OVER (ORDER BY open_time) AS next {of_series}
     ) WHERE next > open_time + ? ORDER BY open_time"""

@@ -88,7 +88,8 @@ def encode(document: RefusedCandles) -> bytes:
 
 def candle_of(line: str) -> tuple[str, int] | None:
     """Series and open time (ms) of a candle's line, or of a settlement's; None of other lines."""
-    if not line.startswith((schema.OHLCV_PREFIX, f"{schema.FUNDING_SETTLED},")):
+    others = f"{schema.MARK_1H},", f"{schema.FUNDING_SETTLED},"
+    if not line.startswith((schema.OHLCV_PREFIX, *others)):
         return None
     # No pair holds a blank.
     series, _, rest = line.partition(" ")

@@ -7,7 +7,12 @@ from typing import Final, NamedTuple
 from marketfeed import schema
 from marketfeed.journal.reads import JournalReads
 
-_TIME_COLUMN: Final = {"candle": "open_time", "mark_price": "time", "funding_rate": "time"}
+_TIME_COLUMN: Final = {
+    "candle": "open_time",
+    "mark_1h": "open_time",
+    "mark_price": "time",
+    "funding_rate": "time",
+}
 _GIVE_WAY: Final = ("mark_price", "funding_rate", "candle")
 
 
@@ -26,14 +31,17 @@ class DeleteRange(NamedTuple):
 def expired(journal: JournalReads, keep_ms: Mapping[str, int]) -> list[DeleteRange]:
     """What is older than `keep_ms[table]`, counted back from the newest row of that table.
 
-    Tables: candle, mark_price, funding_rate. Never from the wall clock: a wrong clock must not
-    delete anything. One range a pair, so that commits of new data can pass in between.
+    Tables: candle, mark_1h (where the journal has it), mark_price, funding_rate. Never from the wall
+    clock: a wrong clock must not delete anything. One range a pair, so that commits of new data can pass
+    in between.
     """
     pair_ids = _pair_ids(journal.db)
+    (has_marks,) = journal.db.execute(schema.HAS_MARK_1H).fetchone()
     return [
         DeleteRange(table, pair_id, newest - age_ms)
         for table, age_ms in keep_ms.items()
-        if (newest := _extreme(journal.db, table, "max")) is not None
+        if (table != schema.TABLE_MARK_1H or has_marks)
+        and (newest := _extreme(journal.db, table, "max")) is not None
         for pair_id in pair_ids
     ]
 

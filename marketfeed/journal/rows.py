@@ -3,7 +3,7 @@
 `ids` maps a pair to its number in the table `pair`.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from marketfeed import schema
@@ -54,6 +54,14 @@ def without_quotes(rows: Rows) -> Rows:
     return [row[:-1] for row in rows]
 
 
+def mark_candle_rows(candles: Iterable[Candle], ids: dict[str, int], seq: int) -> Rows:
+    """Rows of `mark_1h`."""
+    return [
+        (ids[c.pair], c.open_time_ms, c.open, c.high, c.low, c.close, number)
+        for number, c in enumerate(candles, seq)
+    ]
+
+
 def mark_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
     """Rows of `mark_price`: whole seconds, and how long after them the event was.
 
@@ -63,6 +71,42 @@ def mark_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:
         (ids[pair], time_ms, m.event_time_ms - time_ms, m.mark_price, m.index_price or 0.0, number)
         for number, ((pair, time_ms), m) in enumerate(batch.mark_prices.items(), seq)
     ]
+
+
+def funding_rows(
+    batch: Batch,
+    ids: dict[str, int],
+    seq: int,
+    written_before: Mapping[str, tuple[int, int]],
+    settled_of: Mapping[str, tuple[int, float]],
+) -> tuple[Rows, dict[str, tuple[int, int]]]:
+    """Rows of `funding_rate`, and of each pair the time and event (ms) of the last one written.
+
+    `written_before` has those of before, `settled_of` time (ms) and rate of the newest settlements.
+    """
+    # Of the ~20 frames in a grid step the first one stays; the rest need not reach SQLite.
+    numbered: Rows = []
+    written: dict[str, tuple[int, int]] = {}
+    for (pair, time_ms), rate in batch.funding_rates.items():
+        known = written.get(pair) or written_before.get(pair)
+        if known is not None and known[0] == time_ms and known[1] <= rate.event_time_ms:
+            continue
+        written[pair] = (time_ms, rate.event_time_ms)
+        offset_ms = rate.event_time_ms - time_ms
+        settled = settled_of.get(pair)
+        numbered.append(
+            (
+                ids[pair],
+                time_ms,
+                offset_ms,
+                rate.rate,
+                # A row that came late must not hold what was settled after it.
+                settled[1] if settled is not None and settled[0] <= time_ms else None,
+                rate.next_funding_time_ms,
+                seq + len(numbered),
+            )
+        )
+    return numbered, written
 
 
 def settled_rows(batch: Batch, ids: dict[str, int], seq: int) -> Rows:

@@ -50,6 +50,31 @@ CREATE TABLE IF NOT EXISTS life(
     PRIMARY KEY (pair_id, listed)
 ) WITHOUT ROWID"""
 """The contracts that a pair has been the name of (`records.Life`); `listed` is 0 where it is not known."""
+CREATE_MARK_1H: Final = (
+    """CREATE TABLE mark_1h(
+    pair_id INTEGER NOT NULL, open_time INTEGER NOT NULL,
+    open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (pair_id, open_time)
+) WITHOUT ROWID""",
+    "CREATE INDEX mark_1h_seq ON mark_1h(seq)",
+    """CREATE TABLE series_coverage(
+    pair_id INTEGER NOT NULL, series TEXT NOT NULL, life INTEGER NOT NULL DEFAULT 0,
+    "from" INTEGER NOT NULL, looked INTEGER NOT NULL, promised INTEGER NOT NULL,
+    released INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (pair_id, series, life)
+) WITHOUT ROWID""",
+    """CREATE TABLE series_deleted(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    deleted INTEGER NOT NULL, covered INTEGER NOT NULL
+)""",
+    "INSERT INTO series_deleted (id, deleted, covered) VALUES (1, 0, 0)",
+    """CREATE TRIGGER mark_1h_deleted AFTER DELETE ON mark_1h BEGIN
+    UPDATE series_deleted SET deleted = deleted + 1;
+END""",
+)
+"""Hourly candles of the mark price, and what is promised of them (`marks.py`)."""
+_MARK_1H: Final = "".join(f"{statement};\n" for statement in CREATE_MARK_1H)
 META_3: Final = "INSERT INTO meta (version, readers_from, writers_from) VALUES (3, 3, 3)"
 
 CREATE: Final = f"""
@@ -122,6 +147,7 @@ CREATE INDEX gap_open ON gap(kind, start) WHERE state IN ('found', 'healing');
 {CREATE_COVERAGE};
 {CREATE_QUOTE_ASKED};
 {CREATE_LIFE};
+{_MARK_1H}
 CREATE TABLE dead_letter(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     received INTEGER NOT NULL, reason TEXT NOT NULL, frame BLOB NOT NULL
@@ -189,7 +215,7 @@ FROM_3_TO_2: Final = (
 )
 """Back from 3 to 2, but for what was shipped. The first release writes rows without naming their columns."""
 
-MEASUREMENTS: Final = (
+MEASUREMENTS_3: Final = (
     "ohlcv",
     schema.MARK_PRICE,
     schema.FUNDING_RATE,
@@ -197,9 +223,9 @@ MEASUREMENTS: Final = (
     schema.FEED_GAP,
     schema.FEED_CATALOG,
 )
-"""Whose rows a journal numbers: `ohlcv` is closed candles of all timeframes."""
-MEASUREMENTS_3: Final = MEASUREMENTS
-"""Those of a journal of version 2 or 3; a measurement that is added later is none of these."""
+"""Whose rows a journal of version 2 or 3 numbers from its first day: `ohlcv` is candles of all timeframes."""
+MEASUREMENTS: Final = (*MEASUREMENTS_3, schema.MARK_1H)
+"""Those, and what was added later."""
 
 NO_PAIR: Final = 0
 """`pair_id` of a gap that concerns all pairs."""
@@ -351,6 +377,16 @@ FUNDING_SETTLED: Final = Upsert(
     WHERE excluded.rate <> funding_settled.rate OR (
         excluded.mark_price IS NOT NULL AND excluded.mark_price IS NOT funding_settled.mark_price
     )""",
+)
+MARK_1H: Final = Upsert(
+    "mark_1h",
+    "pair_id, open_time, open, high, low, close, seq",
+    # It is the exchange's own word, by REST: a later one counts.
+    """WHERE true ON CONFLICT DO UPDATE SET
+        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+        seq = excluded.seq
+    WHERE (excluded.open, excluded.high, excluded.low, excluded.close)
+        <> (mark_1h.open, mark_1h.high, mark_1h.low, mark_1h.close)""",
 )
 _GAP_COLUMNS: Final = 'kind, pair_id, start, "end", healed, reason, state, seq'
 _GAP_SET: Final = """"end" = excluded."end", healed = excluded.healed, reason = excluded.reason,

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from marketfeed import schema
 from marketfeed.errors import JournalError, JournalNewerError
 from marketfeed.grid import TimeRange
+from marketfeed.journal import marks
 from marketfeed.journal.coverage import Covered, Key
 from marketfeed.journal.covering import read_coverage
 from marketfeed.journal.journal import KIND
@@ -93,11 +94,19 @@ class JournalView:
         return self._ask(lambda journal: journal.holes(pair, timeframe, time_range))
 
     def coverage(self) -> dict[Key, Covered]:
-        """What is promised of each series, and missing; empty in a journal of before version 3."""
+        """What is promised of each series, and missing; empty in a journal of before version 3.
+
+        Mark candles are among them where the journal has any.
+        """
 
         def question(journal: JournalReads) -> dict[Key, Covered]:
             (version,) = journal.db.execute("PRAGMA user_version").fetchone()
-            return {} if version < schema.COVERAGE_FROM else read_coverage(journal)[0]
+            if version < schema.COVERAGE_FROM:
+                return {}
+            found = read_coverage(journal)[0]
+            if marks.has_table(journal.db):
+                found |= marks.read_coverage(journal)[0]
+            return found
 
         return self._ask(question)
 

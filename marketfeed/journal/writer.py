@@ -55,6 +55,23 @@ class JournalWriter(FileThread[Journal]):
         journal = self._file
         return {} if journal is None else journal.coverage
 
+    @property
+    def mark_coverage(self) -> Mapping[Key, Covered]:
+        """As `coverage`, of the hourly candles of mark prices."""
+        journal = self._file
+        return {} if journal is None else journal.mark_coverage
+
+    @property
+    def all_coverage(self) -> Mapping[Key, Covered]:
+        """Both."""
+        return {**self.coverage, **self.mark_coverage}
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether hourly candles of mark prices are stored; not without a file."""
+        journal = self._file
+        return journal is not None and journal.has_marks
+
     def ended_gaps(self) -> dict[str, int]:
         """How many gaps of candles the journal holds that are healed, and given up.
 

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from marketfeed import schema
 from marketfeed.simulator import book
 from marketfeed.simulator.catalogue import ExchangeInfo
 from marketfeed.simulator.instrument import Instrument
@@ -222,6 +223,8 @@ class Rest:
 
     def _klines(self, query: Mapping[str, str]) -> bytes:
         instrument, timeframe, start_ms, end_ms, limit = self._kline_query(query)
+        if timeframe not in self._venue.timeframes:
+            raise _ApiError(-1120, "Invalid interval.")
         return self._venue.klines(instrument.symbol, timeframe, start_ms, end_ms, limit)
 
     def _mark_klines(self, query: Mapping[str, str]) -> bytes:
@@ -232,7 +235,7 @@ class Rest:
     ) -> tuple[Instrument, str, int | None, int | None, int]:
         instrument = self._instrument(query)
         timeframe = query.get("interval", "")
-        if timeframe not in self._venue.timeframes:
+        if timeframe not in schema.TIMEFRAMES_MS:
             raise _ApiError(-1120, "Invalid interval.")
         start_ms, end_ms = _integer(query, "startTime"), _integer(query, "endTime")
         limit = _limit(query, 500, _MAX_KLINES)

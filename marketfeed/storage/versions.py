@@ -9,7 +9,7 @@ import msgspec
 from marketfeed.storage.database import Kind, convert
 from marketfeed.storage.reading import require
 
-_LACKS: Final = {("journal", 2): "taker_buy_quote_volume"}
+_LACKS: Final = {("journal", 2): "taker_buy_quote_volume, and no hourly mark candle,"}
 """What is not stored in a file of an older version."""
 _COMMANDS: Final = {
     "journal": "marketfeed upgrade",

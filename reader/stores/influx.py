@@ -173,6 +173,16 @@ class InfluxStore:
         (answer,) = self._http.ask([queries.mark_minutes(condition, start_ms, end_ms)], bound)
         return answer.numbers(queries.MARK_MINUTES, 5).get(pair, np.empty((0, 5)))
 
+    def mark_hours(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """The hourly candles of the mark price with start <= open time < end, shape (n, 5), ascending."""
+        condition, bound = queries.among([pair])
+        (answer,) = self._http.ask([queries.mark_hours(condition, start_ms, end_ms)], bound)
+        return answer.numbers(queries.MARK_MINUTES, 5).get(pair, np.empty((0, 5)))
+
+    def mark_coverage(self, pair: str) -> Interval | None:
+        """Where they are whole, as was told two minutes ago at most."""
+        return self.coverage([pair], schema.MARK_1H).get(pair)
+
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`, with the newest settled one."""
         running, settled = self._latest(pairs, _FUNDING_RATE, _SETTLED_RATE)

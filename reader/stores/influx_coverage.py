@@ -92,6 +92,7 @@ NOTHING: Final = Told({}, 0, {}, {})
 
 
 def timeframes_of(rows: Iterable[CatalogRow]) -> tuple[str, ...]:
-    """The timeframes that are collected of any pair, ascending: the server reads no other fields."""
+    """The series that are collected of any pair, mark candles last: the server reads no other fields."""
     collected = {timeframe for row in rows for timeframe in row.timeframes}
-    return tuple(timeframe for timeframe in schema.TIMEFRAMES_MS if timeframe in collected)
+    found = tuple(timeframe for timeframe in schema.TIMEFRAMES_MS if timeframe in collected)
+    return (*found, schema.MARK_1H) if found else ()

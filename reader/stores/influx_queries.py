@@ -170,6 +170,14 @@ def catalog_last(condition: str, start_ms: int) -> str:
     return last_of_each(schema.FEED_CATALOG, columns, condition, start_ms)
 
 
+def mark_hours(condition: str, start_ms: int, end_ms: int) -> str:
+    """The hourly candles of the mark price that open in a range."""
+    return (
+        f"SELECT open, high, low, close FROM {schema.MARK_1H} "
+        f"WHERE {condition}{_between(start_ms, end_ms)} GROUP BY pair"
+    )
+
+
 def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
     """What each collector has told last of each pair, at `start_ms` or later.
 
@@ -202,6 +210,6 @@ def _closed(timeframe: str) -> str:
 
 
 def _known(timeframe: str) -> str:
-    if timeframe not in schema.TIMEFRAMES_MS:
+    if timeframe not in schema.SERIES_MS:
         raise ValueError(f"found timeframe {timeframe!r}, expected one of the schema's")
     return timeframe

@@ -17,7 +17,6 @@ would trust locks that it does not hold. Both sides open the file again with the
 
 import contextlib
 import errno
-import json
 import os
 import sqlite3
 import threading
@@ -35,7 +34,6 @@ from numpy.typing import NDArray
 from marketfeed import schema
 from reader.coverage import Interval
 from reader.errors import ReaderError, StoreUnavailableError
-from reader.life import OPEN_MS
 from reader.rows import (
     Announced,
     CandleQuery,
@@ -46,13 +44,15 @@ from reader.rows import (
     SettledRow,
     as_float,
 )
+from reader.stores import sqlite_marks
 from reader.stores import sqlite_queries as queries
 from reader.stores.journal_file import Opened, look
 from reader.stores.sqlite_coverage import (
     Extent,
     candle_rows,
     intervals,
-    kinds,
+    json_of,
+    series_of,
     settled_to,
     told_lives,
 )
@@ -107,7 +107,7 @@ class SqliteStore:
     def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given."""
         text = queries.CATALOG if pairs is None else queries.CATALOG_OF
-        bound = {} if pairs is None else {"pairs": _json(pairs)}
+        bound = {} if pairs is None else {"pairs": json_of(pairs)}
 
         def question(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
             (has_lives,) = db.execute(schema.HAS_LIVES).fetchone()
@@ -123,7 +123,7 @@ class SqliteStore:
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` in one transaction, so that a closing candle is in it once."""
-        asked = _series(query.pairs, query.timeframe, query.own) | {
+        asked = series_of(query.pairs, query.timeframe, query.own) | {
             "start": query.start_ms,
             "end": query.end_ms,
             "limit": query.limit,
@@ -162,12 +162,12 @@ class SqliteStore:
 
     def coverage(self, pairs: Sequence[str], timeframe: str) -> Mapping[str, Interval]:
         """Where the series of `pairs` are whole, without those that are not promised: some seeks a pair."""
-        asked = _series(pairs, timeframe)
+        asked = series_of(pairs, timeframe)
         return intervals(self._ask(lambda db: _extent(db, asked)), pairs, timeframe)
 
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""
-        rows = self._rows(queries.MARK_PRICES, pairs=_json(pairs))
+        rows = self._rows(queries.MARK_PRICES, pairs=json_of(pairs))
         return {row[0]: MarkRow(*row) for row in rows}
 
     def mark_minutes(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
@@ -175,9 +175,19 @@ class SqliteStore:
         rows = self._rows(queries.MARK_MINUTES, pair=pair, start=start_ms, end=end_ms)
         return np.array(rows, np.float64).reshape(-1, 5)
 
+    def mark_hours(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """The hourly candles of the mark price with start <= open time < end, shape (n, 5), ascending."""
+        rows = self._ask(lambda db: sqlite_marks.hours(db.execute, pair, start_ms, end_ms))
+        return np.array(rows, np.float64).reshape(-1, 5)
+
+    def mark_coverage(self, pair: str) -> Interval | None:
+        """Where they are whole; None where that is not known."""
+        extent = self._ask(lambda db: sqlite_marks.extent(db.execute, pair))
+        return intervals(extent, [pair], schema.MARK_1H).get(pair)
+
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
-        rows = self._rows(queries.FUNDING_RATES, pairs=_json(pairs), **queries.SETTLEMENTS)
+        rows = self._rows(queries.FUNDING_RATES, pairs=json_of(pairs), **queries.SETTLEMENTS)
         return {row[0]: FundingRow(*row) for row in rows}
 
     def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
@@ -367,19 +377,6 @@ def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _series(
-    pairs: Sequence[str], timeframe: str, own: tuple[int, int] = (0, OPEN_MS)
-) -> dict[str, Any]:
-    """The parameters by which queries name the series of pairs; of `own` rows alone."""
-    return {
-        "pairs": _json(pairs),
-        "own_start": own[0],
-        "own_end": own[1],
-        "timeframe_ms": schema.TIMEFRAMES_MS[timeframe],
-        **kinds(timeframe),
-    }
-
-
 def _extent(db: sqlite3.Connection, asked: Mapping[str, Any]) -> Extent:
     if _version(db) < schema.COVERAGE_FROM:
         return Extent(db.execute(queries.EXTENT, asked).fetchall())
@@ -395,10 +392,6 @@ def _meta(db: sqlite3.Connection) -> list[tuple[object, ...]]:
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise
         return []
-
-
-def _json(pairs: Sequence[str]) -> str:
-    return json.dumps(pairs, ensure_ascii=False)
 
 
 def _code(error: Exception) -> int:

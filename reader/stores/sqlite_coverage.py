@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from marketfeed import schema
 from reader.coverage import Interval, furthest, of_journal
-from reader.life import LifeRow, Statement, joined
+from reader.life import OPEN_MS, LifeRow, Statement, joined
 from reader.rows import CandleQuery, CandleRows, as_float
 from reader.stores.lives_text import parsed
 
@@ -39,13 +39,31 @@ def settled_to(rows: Sequence[tuple[bytes]], pairs: Sequence[str]) -> dict[str, 
 
 
 def kinds(timeframe: str) -> dict[str, str]:
-    """The kinds of a timeframe's gaps, as parameters of the queries."""
-    return {"gap": schema.CANDLE_GAP + timeframe, "history": schema.HISTORY_GAP + timeframe}
+    """The kinds of the gaps of a timeframe or series, as parameters of the queries."""
+    return {"gap": schema.gap_kind(timeframe), "history": schema.HISTORY_GAP + timeframe}
+
+
+def json_of(pairs: Sequence[str]) -> str:
+    """Pairs as the queries take them."""
+    return json.dumps(pairs, ensure_ascii=False)
+
+
+def series_of(
+    pairs: Sequence[str], timeframe: str, own: tuple[int, int] = (0, OPEN_MS)
+) -> dict[str, Any]:
+    """The parameters by which queries name the series of pairs; of `own` rows alone."""
+    return {
+        "pairs": json_of(pairs),
+        "own_start": own[0],
+        "own_end": own[1],
+        "timeframe_ms": schema.TIMEFRAMES_MS[timeframe],
+        **kinds(timeframe),
+    }
 
 
 def intervals(extent: Extent, pairs: Sequence[str], timeframe: str) -> dict[str, Interval]:
     """Pair -> where its series is whole; none of a journal of before version 3."""
-    length_ms = schema.TIMEFRAMES_MS[timeframe]
+    length_ms = schema.SERIES_MS[timeframe]
     holes: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for pair, start_ms, end_ms in extent.holes:
         holes[pair].append((start_ms, end_ms))

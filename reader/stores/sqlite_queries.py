@@ -111,6 +111,23 @@ CROSS JOIN mark_price AS f ON f.pair_id = minute.pair_id AND f.time = minute.fir
 CROSS JOIN mark_price AS l ON l.pair_id = minute.pair_id AND l.time = minute.last
 ORDER BY minute.first
 """
+MARK_HOURS: Final = """
+SELECT open_time, open, high, low, close FROM mark_1h
+WHERE pair_id = (SELECT id FROM pair WHERE pair = :pair) AND open_time >= :start AND open_time < :end
+ORDER BY open_time
+"""
+# As COVERED_EXTENT, of a series that is no timeframe.
+MARK_EXTENT: Final = """
+SELECT 0, NULL, (SELECT max(open_time) FROM mark_1h WHERE pair_id = pair.id), c."from", c.looked,
+    (SELECT deleted = covered FROM series_deleted),
+    (SELECT max("end") FROM gap
+     WHERE kind IN (:gap, :history) AND pair_id = pair.id AND start >= max(c."from", coalesce((
+            SELECT max(open_time) FROM mark_1h WHERE pair_id = pair.id
+         ), 0)) AND state = 'unresolvable' AND empty_2 IS NOT NULL)
+FROM pair JOIN series_coverage AS c
+    ON c.pair_id = pair.id AND c.series = 'mark_1h' AND NOT c.released
+WHERE pair.pair = :pair
+"""
 SETTLEMENTS: Final[dict[str, str | int]] = {
     "regular": schema.REGULAR,
     "within": schema.LONGEST_INTERVAL_MS,

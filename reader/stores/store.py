@@ -61,6 +61,15 @@ class Store(Protocol):
         Shape (n, 5): the minute's start in ms, its first, greatest, least and last mark price.
         """
 
+    def mark_hours(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
+        """The hourly candles of the mark price with start <= open time < end, ascending.
+
+        Shape (n, 5): open time in ms, open, high, low, close. None where the collector stores none.
+        """
+
+    def mark_coverage(self, pair: str) -> Interval | None:
+        """Where they are whole, as collectors tell; None where none does."""
+
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`."""
 

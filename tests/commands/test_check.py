@@ -24,19 +24,20 @@ def test_how_long_the_shipped_settings_history_takes() -> None:
         ("good", "5m: 30 days of 164 pairs by REST are 2,952 requests of weight 5,904: 5.5 min"),
         ("good", "15m: 30 days of 164 pairs by REST are 984 requests of weight 1,968: 1.8 min"),
         ("good", "1h: 30 days of 164 pairs by REST are 328 requests of weight 656: 0.6 min"),
-        ("good", f"all timeframes: weight 18,040, 16.7 min at 1,080 of weight a minute{NONE_YET}"),
+        ("good", "mark_1h: 30 days of 164 pairs by REST are 328 requests of weight 656: 0.6 min"),
+        ("good", f"all of them: weight 18,696, 17.3 min at 1,080 of weight a minute{NONE_YET}"),
     ]
 
 
 def test_what_is_left_over_weighs_less_and_retention_ends_history() -> None:
-    (first, last) = found(
+    (first, _, last) = found(
         2,
         exchange={"timeframes": ["1d"]},
         history={"days": 600, "weight_per_minute": 10},
         journal={"retention": {"candles": "550d"}},
     )
     assert first == ("good", "1d: 550 days of 2 pairs by REST are 4 requests of weight 6: 0.7 min")
-    assert last[1].startswith("all timeframes: weight 6, 0.7 min at 9 of weight a minute")
+    assert last[1].startswith("all of them: weight 114, 12.7 min at 9 of weight a minute")
 
 
 def test_with_the_archive_its_terms_are_a_warning() -> None:

@@ -31,7 +31,7 @@ TIMEOUT_S = 60.0
 OLD_READERS = "who knows only 2 refuses it, `marketfeed upgrade --to 2` takes it back"
 NEW_READERS = (
     "schema version 2: `marketfeed upgrade` makes it 3, once all readers know that; until then no "
-    "taker_buy_quote_volume is stored"
+    "taker_buy_quote_volume, and no hourly mark candle, is stored"
 )
 
 

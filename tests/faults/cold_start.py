@@ -97,10 +97,11 @@ class Filled(NamedTuple):
         return self._s(weight)
 
     def _candles(self, timeframe: str) -> int:
-        return self.days * schema.DAY_MS // schema.TIMEFRAMES_MS[timeframe]
+        return self.days * schema.DAY_MS // schema.SERIES_MS[timeframe]
 
     def _s(self, weight: Callable[[int], int]) -> float:
-        weights = sum(weight(self._candles(timeframe)) for timeframe in self.timeframes)
+        series = (*self.timeframes, schema.MARK_1H)
+        weights = sum(weight(self._candles(timeframe)) for timeframe in series)
         return self.pairs * weights / PER_MINUTE * 60.0
 
 

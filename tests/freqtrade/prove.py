@@ -347,17 +347,20 @@ def refresh(python: Path, directory: Path, rounds: int) -> None:
 
 
 def freqai(python: Path, directory: Path) -> None:
-    """FreqAI's LightGBM example trains and predicts from the store alone."""
+    """FreqAI's LightGBM example trains and predicts from the store alone.
+
+    Mark prices are stored of the last hours alone: further back mark candles are the exchange's own.
+    """
     pairs = 3
-    journal = {"retention": {"mark_price": "4d"}}
     with feeder_line(
         directory / "line",
         pairs,
         timeframes=("5m", "15m"),
         candles=1500,
-        mark_hours=80,
-        journal=journal,
+        mark_hours=3,
+        history={"days": 5},
     ) as line:
+        _wait_filled(line)
         config = json.loads((EXAMPLES / "freqai.config.json").read_text())
         env = {"MARKETFEED_URL": line.reader_url, "MARKETFEED_MISSING": "raise"}
         before = Counter(line.requests())
@@ -382,6 +385,20 @@ def freqai(python: Path, directory: Path) -> None:
                     *((one[-150:],) for one in trained[-8:]),
                 ],
             )
+
+
+def _wait_filled(line: Line) -> None:
+    """Wait until history is there, that of mark candles, too."""
+    deadline_s = time.monotonic() + 600
+    while True:
+        history = line.collector.status()["history"]
+        states = {
+            name: history[name] and history[name]["state"] for name in ("history", "mark_candles")
+        }
+        if set(states.values()) == {"complete"}:
+            return
+        require(time.monotonic() < deadline_s, f"history is not filled: {states}")
+        time.sleep(0.5)
 
 
 def main() -> int:

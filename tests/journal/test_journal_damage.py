@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 from marketfeed.binance.decode import FrameDecoder
@@ -17,6 +18,7 @@ from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.ingest.intake import Intake
+from marketfeed.journal import marks
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import Journal
@@ -33,12 +35,13 @@ from marketfeed.records import (
     MarkPrice,
     RejectedFrame,
 )
-from marketfeed.schema import MINUTE_MS
+from marketfeed.schema import HOUR_MS, MINUTE_MS, floor_to
 from tests.shipped_ranges import of_all
 from tests.waiting import until
 
 PAIR: Final = "BTC/USDT:USDT"
 T0: Final = 1_790_000_160_000
+MARK_MS: Final = floor_to(T0, HOUR_MS)
 MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "pair": Journal.newest_candles,
     "sequence": lambda journal: journal.write(batch(1)),
@@ -58,6 +61,9 @@ MEETING: Final[dict[str, Callable[[Journal], object]]] = {
     "life": Journal.lives,
     "coverage": lambda journal: journal.release([(PAIR, "1m")]),
     "quote_asked": Journal.quotes_asked,
+    "mark_1h": Journal.newest_marks,
+    "series_coverage": lambda journal: journal.release([(PAIR, "mark_1h")]),
+    "series_deleted": lambda journal: journal.db.execute(marks.ALL_COVERED),
 }
 """By table: a call of the collector's that reads it (`meta` is read at a start and by readers)."""
 
@@ -85,12 +91,18 @@ def batch(number: int) -> Batch:
             RejectedFrame(at_ms, "why", b"frame"),
         ]
     )
+    made.marks.append(msgspec.structs.replace(candle(0), timeframe="mark_1h", open_time_ms=MARK_MS))
     return made
 
 
 def fill(journal: Journal) -> None:
     journal.write(batch(0))
-    journal.promise([Promise(PAIR, "1m", T0 + MINUTE_MS, MINUTE_MS)])
+    journal.promise(
+        [
+            Promise(PAIR, "1m", T0 + MINUTE_MS, MINUTE_MS),
+            Promise(PAIR, "mark_1h", T0 + 2 * HOUR_MS, 2 * HOUR_MS),
+        ]
+    )
     journal.fill_quotes([], {(PAIR, "1m"): T0})
     journal.save_lives({PAIR: [Life(PAIR, "BTCUSDT", T0, None, "onboardDate")]})
     journal.save_document("a", b"text", T0)

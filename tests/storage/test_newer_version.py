@@ -88,6 +88,9 @@ def records(pair: str, n: int) -> list[Record]:
 def write(journal: Journal, pair: str, n: int) -> int:
     batch = Batch()
     batch.extend(records(pair, n))
+    batch.marks = [
+        Candle(pair, "mark_1h", T0, 1, 2, 0.5, 1 + n / 2, 0, 0, 0, 0, True, T0 + 60 * M1)
+    ]
     return journal.write(batch)
 
 
@@ -97,7 +100,9 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "journal.db"
     with Journal.open(path) as journal:
         write(journal, PAIR, 0)
-        journal.promise([Promise(PAIR, "1m", T0 + M1, M1)])
+        journal.promise(
+            [Promise(PAIR, "1m", T0 + M1, M1), Promise(PAIR, "mark_1h", T0 + 60 * M1, 60 * M1)]
+        )
         journal.fill_quotes([], {(PAIR, "1m"): T0})
         journal.save_lives({PAIR: [Life(PAIR, "BTCUSDT", T0, None, "onboardDate")]})
         journal.save_document("pairs", b"old", T0)
@@ -113,9 +118,10 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
     assert before == {table: others.get(table, (1, 0)) for table in before}
     with Journal.open(path) as journal:
         assert journal.set_aside is None
-        assert write(journal, PAIR, 1) == 7
-        assert write(journal, NEW, 1) == 7
+        assert write(journal, PAIR, 1) == 8
+        assert write(journal, NEW, 1) == 8
         journal.promise([Promise(NEW, "1m", T0 + M1, M1), Promise(PAIR, "1m", T0 + M1, M1)])
+        journal.promise([Promise(NEW, "mark_1h", T0 + 60 * M1, 60 * M1)])
         journal.fill_quotes([], {(NEW, "1m"): T0})
         journal.save_lives({NEW: [Life(NEW, "ETHUSDT", T0, None, "onboardDate")]})
         journal.repair([Candle(PAIR, "1m", T0, 1, 2, 0.5, 1.75, 3, 3, 1, 2, True, T0 + M1)])
@@ -130,7 +136,12 @@ def test_it_is_written_on_and_what_it_has_more_stays_as_it_is(path: Path) -> Non
         assert ranges_of(journal.shipped(TARGET)) == [(1, 9), (11, 12)]
         assert journal.counts()["rejected_frames"] == 3
     # Every row that stood there has still what the newer version wrote into it, every new one its default.
-    alone = {"sequence": (1, 0), "dead_letter": (1, 2), "shipping": (0, 0)}
+    alone = {
+        "sequence": (1, 0),
+        "series_deleted": (1, 0),
+        "dead_letter": (1, 2),
+        "shipping": (0, 0),
+    }
     alone |= {"shipped": (NOTED, NOTED)}
     assert added(path) == {table: alone.get(table, (1, 1)) for table in before}
 

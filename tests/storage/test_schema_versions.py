@@ -11,6 +11,7 @@ from marketfeed import schema
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import JournalError, JournalWriteError
+from marketfeed.journal import tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import CatalogEntry
@@ -152,7 +153,7 @@ def test_what_is_reported_of_pairs_and_shipping(tmp_path: Path) -> None:
         assert notes.is_demanded("never shipped")
         assert not notes.has_shipped("never shipped")
         assert notes.lines_gone() == 13
-        for name in KIND.measurements:
+        for name in tables.MEASUREMENTS_3:
             assert list(notes.shipped(TARGET)[name]) == SHIPPED
 
 

@@ -1,0 +1,98 @@
+"""Candles of the mark price: those that the exchange gives by the hour, and the rest made of mark prices."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from marketfeed import schema
+from reader import frames
+from reader.coverage import never_come
+from reader.frames import Floats, Times
+from reader.life import before
+from reader.rows import CatalogRow
+from reader.stores.store import Store
+
+_NONE = np.empty(0, np.int64)
+
+
+class MarkCandles(NamedTuple):
+    """Rows (open time, prices, volume 0); which were `made` of mark prices; which will never come.
+
+    `absent` are hours of which the exchange, asked twice, has none either. Open times in ms.
+    """
+
+    values: Floats
+    made: Times
+    absent: Times
+
+
+def read(
+    store: Store,
+    entry: CatalogRow,
+    length_ms: int,
+    start_ms: int,
+    until_ms: int | None,
+    now_ms: int,
+) -> MarkCandles:
+    """Return the candles that open at `start_ms`, on the grid, or later, and before `until_ms`.
+
+    Of whole hours those that are stored count. What has not been fetched, the last hour's for some minutes
+    and the one that forms, is made of the mark prices. All are of one life of the pair.
+    """
+    pair, part = entry.pair, before(entry.lives, until_ms, length_ms)
+    end_ms = now_ms + length_ms if until_ms is None else min(now_ms + length_ms, until_ms)
+    end_ms = min(schema.ceil_to(end_ms, length_ms), part.owned(length_ms)[1])
+    begin_ms = part.events()[0]
+    if length_ms % schema.HOUR_MS:
+        minutes = store.mark_minutes(pair, max(start_ms, begin_ms), end_ms)
+        values = frames.mark_candles(minutes, length_ms, now_ms, begin_ms)
+        return MarkCandles(values, _opens(values), _NONE)
+    first_ms, own_end_ms = part.owned(schema.HOUR_MS)
+    start_ms, end_ms = max(start_ms, first_ms), min(end_ms, own_end_ms)
+    stored = store.mark_hours(pair, start_ms, end_ms)
+    last_ms = min(end_ms, schema.floor_to(now_ms, schema.HOUR_MS) + schema.HOUR_MS)
+    expected = np.arange(start_ms, last_ms, schema.HOUR_MS, dtype=np.int64)
+    lacking = np.setdiff1d(expected, _opens(stored), assume_unique=True)
+    hours, made, absent = np.c_[stored, np.zeros(len(stored))], _NONE, _NONE
+    if len(lacking):
+        since_ms = max(int(lacking[0]), begin_ms)
+        minutes = store.mark_minutes(pair, since_ms, int(lacking[-1]) + schema.HOUR_MS)
+        points = frames.mark_candles(minutes, schema.HOUR_MS, now_ms, begin_ms)
+        points = points[np.isin(_opens(points), lacking)]
+        made = _opens(points)
+        hours = np.vstack([hours, points])
+        hours = hours[np.argsort(hours[:, 0], kind="stable")]
+        holes = np.setdiff1d(lacking, made, assume_unique=True)
+        holes = holes[holes >= hours[0, 0]] if len(hours) else _NONE
+        if len(holes):
+            absent = holes[never_come(store.mark_coverage(pair), holes, schema.HOUR_MS)]
+    if length_ms == schema.HOUR_MS:
+        return MarkCandles(hours, made, absent)
+    values = _longer(hours, length_ms, now_ms, first_ms)
+    made = np.intersect1d(_opens(values), made // length_ms * length_ms)
+    return MarkCandles(values, made, _NONE)
+
+
+def frame(found: MarkCandles, attrs: Mapping[str, object]) -> pd.DataFrame:
+    """Return them as a frame."""
+    told = {"made": frames.timestamps(found.made), "absent": frames.timestamps(found.absent)}
+    return frames.mark_frame(found.values, {**attrs, **told})
+
+
+def _opens(values: Floats) -> Times:
+    return values[:, 0].astype(np.int64)
+
+
+def _longer(hours: Floats, length_ms: int, now_ms: int, first_ms: int) -> Floats:
+    """Put hours together to longer candles; one that lacks an hour is left out."""
+    candles = frames.mark_candles(hours[:, :5], length_ms, now_ms, first_ms, schema.HOUR_MS)
+    opens = hours[:, 0] // length_ms * length_ms
+    counts = np.array([np.count_nonzero(opens == at) for at in candles[:, 0]], np.int64)
+    last_ms = np.minimum(candles[:, 0] + length_ms, now_ms // schema.HOUR_MS * schema.HOUR_MS)
+    last_ms = np.where(candles[:, 0] + length_ms > now_ms, last_ms + schema.HOUR_MS, last_ms)
+    whole: Floats = candles[
+        counts * schema.HOUR_MS == last_ms - np.maximum(candles[:, 0], first_ms)
+    ]
+    return whole
