@@ -51,6 +51,12 @@ def add(db: sqlite3.Connection) -> None:
         return
     for statement in tables.CREATE_MARK_1H:
         db.execute(statement)
+    # Nothing of it was there that a server could lack.
+    db.execute(
+        """INSERT INTO shipped (target, measurement, first, last)
+           SELECT target, ?, first, last FROM shipped WHERE measurement = ?""",
+        (schema.MARK_1H, tables.MEASUREMENTS_3[0]),
+    )
 
 
 def remove(db: sqlite3.Connection) -> None:
