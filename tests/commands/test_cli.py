@@ -174,8 +174,9 @@ def test_check_says_how_long_history_takes_and_warns_of_an_archive_that_is_not_u
     line = "3m: 30 days of 1 pairs by REST are 29 requests of weight 58: 0.1 min"
     done = marketfeed("check", "--config", config, "--json", **variables)
     history = [f for f in json.loads(done.stdout)["findings"] if f["subject"] == "history"]
-    assert [finding["verdict"] for finding in history] == ["good"] * 3
+    assert [finding["verdict"] for finding in history] == ["good"] * 4
     assert history[1]["text"] == line
+    assert history[2]["text"].startswith("mark_1h: 30 days of 1 pairs by REST are 2 requests")
     unused = "exchange.archive_url is set, but exchange.archive is false"
     assert done.stderr.count(unused) == 1
     shown = marketfeed("check", "--config", config, **variables)

@@ -169,9 +169,14 @@ def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) 
         )
         with Collecting(run_command(config), tmp_path / "run.log") as collecting:
             wait_until(lambda: collecting.status()["pairs"] == 1)
-            wait_until(
-                lambda: (collecting.status()["history"] or {})["history"]["state"] == "complete"
-            )
+
+            def is_filled() -> bool:
+                history = collecting.status()["history"] or {}
+                return all(
+                    history[name]["state"] == "complete" for name in ("history", "mark_candles")
+                )
+
+            wait_until(is_filled)
             now_ms = collecting.status()["exchange_time_ms"]
             url = f"sqlite:///{tmp_path / 'journal.db'}"
             with MarketReader.connect(url, now_ms=lambda: now_ms) as reader:
@@ -184,7 +189,7 @@ def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) 
                 assert isinstance(rows, list)
                 assert (rows[0][0], len(rows)) == (first_ms, 499)
             assert collecting.stop() == 0
-        code, report = audit(config, "--days=3650")
+        code, report = audit(config, "--days=3650", "--timeframes=1d")
         assert code == 0, report
         assert report["missing"] == report["different"] == 0
         assert report["expected"] == len(frame) - frame.attrs["forming"]
