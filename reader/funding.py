@@ -23,8 +23,9 @@ def history(
     first_ms = max(asked_ms, known_ms or 0, now_ms - settlements.KNOWN_FOR_MS)
     # What stood just before: at the time itself the next one is announced.
     announced = store.announced(pair, first_ms - 1)
-    rows = store.settled_rates(pair, asked_ms, end_ms)
-    older = store.settled_rates(pair, start_ms or 0, begin_ms) if asked_ms > (start_ms or 0) else []
+    every = store.settled_rates(pair, start_ms or 0, end_ms)
+    rows = [row for row in every if row.time_ms >= asked_ms]
+    older = every[: len(every) - len(rows)]
     if start_ms is None and rows:
         first_ms = max(first_ms, rows[0].time_ms)
     ended_ms = entry.of(part).ended_ms

@@ -1,7 +1,7 @@
 """Candles of the mark price: those that the exchange gives by the hour, and the rest made of mark prices."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from reader.life import before
 from reader.rows import CatalogRow
 from reader.stores.store import Store
 
+MOST_RUNS: Final = 8
+"""Questions for mark prices that one call asks at most."""
 _NONE = np.empty(0, np.int64)
 
 
@@ -57,8 +59,12 @@ def read(
     lacking = np.setdiff1d(expected, _opens(stored), assume_unique=True)
     hours, made, absent = np.c_[stored, np.zeros(len(stored))], _NONE, _NONE
     if len(lacking):
-        since_ms = max(int(lacking[0]), begin_ms)
-        minutes = store.mark_minutes(pair, since_ms, int(lacking[-1]) + schema.HOUR_MS)
+        minutes = np.vstack(
+            [
+                store.mark_minutes(pair, max(int(run[0]), begin_ms), int(run[-1]) + schema.HOUR_MS)
+                for run in _runs(lacking)
+            ]
+        )
         points = frames.mark_candles(minutes, schema.HOUR_MS, now_ms, begin_ms)
         points = points[np.isin(_opens(points), lacking)]
         made = _opens(points)
@@ -67,7 +73,11 @@ def read(
         holes = np.setdiff1d(lacking, made, assume_unique=True)
         holes = holes[holes >= hours[0, 0]] if len(hours) else _NONE
         if len(holes):
-            absent = holes[never_come(store.mark_coverage(pair), holes, schema.HOUR_MS)]
+            told = store.mark_coverage(pair)
+            # What was stored since the rows were read is told of, too, and is not absent.
+            since = store.mark_hours(pair, int(holes[0]), int(holes[-1]) + schema.HOUR_MS)
+            never = never_come(told, holes, schema.HOUR_MS) & ~np.isin(holes, _opens(since))
+            absent = holes[never]
     if length_ms == schema.HOUR_MS:
         return MarkCandles(hours, made, absent)
     values = _longer(hours, length_ms, now_ms, first_ms)
@@ -83,6 +93,12 @@ def frame(found: MarkCandles, attrs: Mapping[str, object]) -> pd.DataFrame:
 
 def _opens(values: Floats) -> Times:
     return values[:, 0].astype(np.int64)
+
+
+def _runs(hours: Times) -> list[Times]:
+    """Hours that follow each other, together: one that lacks for ever costs no more than itself."""
+    runs = np.split(hours, np.flatnonzero(np.diff(hours) > schema.HOUR_MS) + 1)
+    return runs if len(runs) <= MOST_RUNS else [hours]
 
 
 def _longer(hours: Floats, length_ms: int, now_ms: int, first_ms: int) -> Floats:

@@ -188,7 +188,7 @@ class Judge:
 
     def _of_the_past(self, parts: CollectorParts) -> Iterator[Reason]:
         for backfill in (parts.history.backfill, parts.history.marks.backfill):
-            if backfill.is_stuck:
+            if backfill.is_stuck(parts.accountable()):
                 history = backfill.report()
                 trouble = history.trouble or parts.healer.trouble.why
                 yield Kind.STUCK.reason(

@@ -72,6 +72,7 @@ class Reporter:
         missing = _Missing() if parts is None else _missing(parts, now_ms)
         perhaps_halted = "" if parts is None else parts.perhaps_halted()
         halted = self._halted()
+        set_apart = {perhaps_halted} if parts is None else {*parts.set_apart(), perhaps_halted}
         state = self._state(reasons)
         return StatusReport(
             version=__version__,
@@ -84,7 +85,7 @@ class Reporter:
             clock_offset_ms=self._clock.offset_ms(),
             speed=self._clock.speed,
             pairs=self._pairs(),
-            refused_pairs={} if parts is None else dict(parts.roster.refused),
+            refused_pairs={} if parts is None else parts.roster.left_out,
             streams=0 if parts is None else parts.streams,
             frames=counters.frames,
             frames_per_s=self._rate(),
@@ -114,9 +115,7 @@ class Reporter:
             absent_candles=missing.absent,
             perhaps_halted=perhaps_halted,
             overdue_of_halted=dict(
-                Counter(
-                    i.series.channel for i in overdue if i.series.pair in {*halted, perhaps_halted}
-                )
+                Counter(item.series.channel for item in overdue if item.series.pair in set_apart)
             ),
             halted=halted,
         )
@@ -167,13 +166,14 @@ class Reporter:
     def _is_filling(self) -> bool:
         """Whether something is not filled for the first time, or not even known: new, or looked through.
 
-        Of what is collected: nobody fills the history of a pair that has ended.
+        Of what is collected and the exchange knows: of the rest nothing will come.
         """
         parts = self.parts
         if parts is None:
             return True
         unpromised = bool(parts.promises.unpromised())
-        pairs = {one.pair for one in parts.roster.instruments}
+        collected = {one.pair for one in parts.roster.instruments}
+        pairs = collected - parts.pair_lifecycle.absent.pairs
         return unpromised or parts.holes.is_filling(pairs) or parts.history.marks.is_filling(pairs)
 
     def _ready_pairs(self, now_ms: int) -> int:

@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -207,11 +207,12 @@ class Backfill:
     def _files(self) -> Counter[str]:
         return Counter() if self._archive is None else self._archive.files
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether something is left to fill, and for ten minutes nothing was, by healing neither."""
-        self._note_left(self._holes.left()[0].total())
-        return self._clock.elapsed_s() - self._progressed_s > PROGRESS_S
+    def is_stuck(self, pairs: Container[str]) -> bool:
+        """Whether something of `pairs` is left to fill, and nothing was for ten minutes, by whomever."""
+        left = self._holes.left()[0]
+        self._note_left(left.total())
+        is_late = self._clock.elapsed_s() - self._progressed_s > PROGRESS_S
+        return is_late and any(count and pair in pairs for pair, count in left.items())
 
     def _note_left(self, left: int) -> None:
         """Count what is left, whoever stores the rest."""

@@ -90,6 +90,7 @@ class Auditor:
 
     def report(self) -> AuditingReport:
         """What it has seen."""
+        self._forget_gone()
         return AuditingReport(
             self._audited,
             self._missing,
@@ -98,6 +99,14 @@ class Auditor:
             self._errors,
             list(self._unmended.values()),
         )
+
+    def _forget_gone(self) -> None:
+        """Forget what differed of candles that nobody audits any more: of pairs that ended, or deleted."""
+        audited, known = {one.key for one in self._series()}, self._writer.all_coverage
+        for key in list(self._unmended):
+            covered = known.get(key[:2])
+            if key[:2] not in audited or covered is None or key[2] < covered.from_ms:
+                del self._unmended[key]
 
     async def run(self) -> None:
         """Audit at a steady pace."""

@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from http.client import BAD_REQUEST
 from typing import Final
 
 import msgspec
 
-from marketfeed import schema
+from marketfeed import errors, schema
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest, Settlement
@@ -386,6 +387,10 @@ class SettledRates:
                 answer = await self._rest.settlements(
                     start_ms - STEP_MS // 2, where.end_ms - STEP_MS // 2 - 1, priority, symbol
                 )
+            except errors.ExchangeRefusedError as error:
+                if symbol is None or error.status != BAD_REQUEST:
+                    raise
+                return fetched  # that is an answer: it does not know the symbol any more
             except OddAnswerError:
                 if symbol is None:
                     raise

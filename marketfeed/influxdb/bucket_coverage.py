@@ -202,19 +202,22 @@ def settled_parts(
     refused: Refused,
     line_keys: Mapping[str, str],
     told: Iterable[str],
+    since_ms: int = 0,
 ) -> dict[Key, TimeRange]:
     """Up to when a bucket has each pair's settlements, as an empty part that stands there.
 
     `settled_to_ms` is that of what is stored and acknowledged. It ends at the first that was refused; which
     one that is of those that are told no more, is not known. `line_keys` name the pairs in `refused`. Of one
     that was `told`, and is not known any more, 0 is said: the point of the hour has the field.
+    What was refused of before `since_ms` does not matter: readers look no further back, and a bucket with an
+    expiry refuses all that is older than that.
     """
     found: dict[Key, TimeRange] = {}
     for pair, name in line_keys.items():
         to_ms = settled_to_ms.get(pair, 0)
-        if refused.is_unknown or name in refused.gone_ms:
+        if refused.is_unknown or refused.gone_ms.get(name, -1) >= since_ms:
             to_ms = 0
-        to_ms = min([to_ms, *refused.opens_ms.get(name, ())])
+        to_ms = min([to_ms, *(at for at in refused.opens_ms.get(name, ()) if at >= since_ms)])
         if to_ms or pair in told:
             found[pair, schema.SETTLED_TO] = TimeRange(to_ms, to_ms)
     return found

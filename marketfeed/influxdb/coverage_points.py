@@ -27,6 +27,9 @@ from marketfeed.storage.ranges import Acknowledged
 
 log = logging.getLogger(__name__)
 
+SETTLED_MATTER_MS: Final = 14 * schema.DAY_MS
+"""So far back (exchange ms) readers ask what was announced, and so which settlements a bucket lacks."""
+
 Coverage = Mapping[Key, Covered]
 LivesOf = Mapping[str, Sequence[Life]]
 
@@ -103,7 +106,13 @@ class CoveragePoints:
         settled = {
             pair: f"{schema.FUNDING_SETTLED},pair={lines.escape_tag(pair)}" for pair, _ in found
         }
-        found |= settled_parts(self._settled_to_ms, self._refused, settled, self._settled_told)
+        found |= settled_parts(
+            self._settled_to_ms,
+            self._refused,
+            settled,
+            self._settled_told,
+            self._now_ms() - SETTLED_MATTER_MS,
+        )
         self._due = self._points.due(found, now_s)
         self._lives_due = {
             pair: lives_text(every) for pair, every in self._lives().items() if every

@@ -82,8 +82,10 @@ class Delivery:
             await self._deliver(texts[:middle], refused, doubted)
             await self._deliver(texts[middle:], refused, doubted)
         else:
-            self._refused_in_a_row += not verdict.blames_lines
-            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+            # Of doubted ones no good lines stand in between that would end the row.
+            if doubted is not None:
+                self._refused_in_a_row += not verdict.blames_lines
+            if doubted is not None and self._refused_in_a_row >= REFUSED_IN_A_ROW:
                 # Counted anew when it is tried again.
                 self._refused_in_a_row = 0
                 raise NotNowError(

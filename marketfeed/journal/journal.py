@@ -62,7 +62,7 @@ class Journal(NumberedFile, JournalReads):
         # Of this transaction; None when it saves all of coverage.
         self._deleted_candles: int | None = 0
         self._pair_ids: dict[str, int] = {}
-        self.has_quotes = quotes.has_column(database.db)
+        self.has_quotes = quotes.is_accounted(database.db)
         """Whether candles are stored with `taker_buy_quote_volume`."""
         self.keeps_lives = JournalReads(database.db).has_lives()
         """Whether the file has a table for lives."""

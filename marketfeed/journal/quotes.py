@@ -42,6 +42,18 @@ def has_column(db: sqlite3.Connection) -> bool:
     return bool(found)
 
 
+def is_accounted(db: sqlite3.Connection) -> bool:
+    """Whether a journal has the column, and knows what others wrote without it.
+
+    It does not where a full disk was in the way at its opening. Written all the same, the first commit would
+    take those rows for its own.
+    """
+    if not has_column(db):
+        return False
+    found = db.execute("SELECT quoted IS next FROM sequence").fetchone()
+    return found is not None and bool(found[0])
+
+
 def add(db: sqlite3.Connection) -> None:
     """Add what a journal of version 3 lacks of it, or note what others have written since.
 
@@ -54,8 +66,18 @@ def add(db: sqlite3.Connection) -> None:
         # Nothing of it was there that a server could lack.
         db.execute(_ACKNOWLEDGED, (SHIPPED_WITH, CANDLES))
         return
+    # What was doubted before, and has not been asked for to its end, still is.
     others_wrote = db.execute(
-        """UPDATE sequence SET doubted_from = coalesce(quoted, 1), doubted_until = next, quoted = next
+        """UPDATE sequence SET
+             doubted_from = CASE
+               WHEN doubted_until > doubted_from AND (
+                 NOT EXISTS (SELECT 1 FROM quote_asked)
+                 OR EXISTS (SELECT 1 FROM quote_asked WHERE down_to > 0)
+               ) THEN min(doubted_from, coalesce(quoted, 1))
+               ELSE coalesce(quoted, 1)
+             END,
+             doubted_until = next,
+             quoted = next
            WHERE quoted IS NOT next"""
     ).rowcount
     if others_wrote:

@@ -35,11 +35,21 @@ def drop_command(pair: str) -> str:
 
 
 class AbsentPairs:
-    """Watches what is to be collected; `warnings` says what of it the exchange does not know any more."""
+    """Watches what is to be collected; `warnings` says what of it the exchange does not know any more.
+
+    `can_drop`: there is a choice of pairs that one can be taken out of, not `all`.
+    """
 
     def __init__(
-        self, writer: JournalWriter, turns: Turns, roster: Roster, clock: ExchangeClock
+        self,
+        writer: JournalWriter,
+        turns: Turns,
+        roster: Roster,
+        clock: ExchangeClock,
+        *,
+        can_drop: bool = True,
     ) -> None:
+        self._can_drop = can_drop
         self._writer = writer
         self._turns = turns
         self._roster = roster
@@ -51,7 +61,7 @@ class AbsentPairs:
 
     async def load(self, selection: Selection) -> None:
         """Take up what an earlier run has seen. Raises JournalError."""
-        self._wanted = _wanted(selection)
+        self._wanted = self._to_watch(selection)
         known = await self._writer.load_document(ABSENT_PAIRS)
         if known is not None:
             self._since_ms = msgspec.json.decode(known[0], type=dict[str, int])
@@ -59,7 +69,7 @@ class AbsentPairs:
     async def look(self, info: ExchangeInfo, selection: Selection) -> None:
         """Take in an answer of exchangeInfo that is believed, and what of it is to be collected."""
         now_ms = self._clock.now_ms()
-        self._wanted = _wanted(selection)
+        self._wanted = self._to_watch(selection)
         # A row that could not be read is no missing one.
         missing = [
             pair
@@ -92,11 +102,11 @@ class AbsentPairs:
                 begins = f"the exchange knows a pair no more pair={pair}"
                 over = f"a pair is known again, or dropped pair={pair}"
                 self._warned[pair] = Trouble(log, begins, over)
-                self._warned[pair].met(_warning(pair, why))
+                self._warned[pair].met(self._warning(pair, why))
 
     def warnings(self) -> list[str]:
         """One sentence for each such pair, with the command that drops it."""
-        return [_warning(pair, why) for pair, why in sorted(self._found().items())]
+        return [self._warning(pair, why) for pair, why in sorted(self._found().items())]
 
     @property
     def pairs(self) -> frozenset[str]:
@@ -121,11 +131,13 @@ class AbsentPairs:
         known = self._roster.known(pair)
         return usual_symbol(pair) if known is None else known.symbol
 
+    def _to_watch(self, selection: Selection) -> frozenset[str]:
+        """What is selected, and what goes on though it is selected no more: its row is missing."""
+        listed: Iterable[str] = (one.pair for one in selection.instruments)
+        collected = (one.pair for one in self._roster.instruments)
+        return frozenset((*listed, *collected, *selection.refused))
 
-def _wanted(selection: Selection) -> frozenset[str]:
-    listed: Iterable[str] = (one.pair for one in selection.instruments)
-    return frozenset(listed) | selection.refused.keys()
-
-
-def _warning(pair: str, why: str) -> str:
-    return f"{pair} {why}: `{drop_command(pair)}` drops it"
+    def _warning(self, pair: str, why: str) -> str:
+        if self._can_drop:
+            return f"{pair} {why}: `{drop_command(pair)}` drops it"
+        return f"{pair} {why}: exchange.pairs `all` keeps it, a list of the others would drop it"

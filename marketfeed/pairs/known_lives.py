@@ -65,6 +65,11 @@ class KnownLives:
             self._become(entry.pair, (Life(entry.pair, entry.symbol, listed_ms, ended_ms, why),))
         self.lives.update(stored)
 
+    def forget(self, pairs: Iterable[str]) -> None:
+        """Take pairs for none that were collected before: the settings have dropped them."""
+        for pair in pairs:
+            self._known.pop(pair, None)
+
     def known(self, now_ms: int, *, dropped: bool) -> dict[str, Instrument]:
         """The contracts that were collected before and go on, by pair; with `dropped` those, too."""
         found: dict[str, Instrument] = {}

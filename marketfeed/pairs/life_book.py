@@ -7,7 +7,7 @@ counts with the next one.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from marketfeed import schema
@@ -74,6 +74,10 @@ class LifeBook:
     def silent_for_ms(self) -> int:
         """Exchange ms without a frame after which a pair is silent."""
         return max(SILENT_FOR_MS, int(SILENT_AT_LEAST_S * 1000 * self._clock.speed))
+
+    def forget(self, pairs: Iterable[str]) -> None:
+        """Take pairs for none that were collected before: the settings have dropped them."""
+        self._known.forget(pairs)
 
     def known(self, *, dropped: bool) -> dict[str, Instrument]:
         """What was collected before and has not ended, by pair; with `dropped` what was dropped, too."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from marketfeed import schema
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.generations import Generations
 from marketfeed.binance.symbols import (
@@ -64,7 +65,9 @@ class PairLifecycle:
         self._clock = clock
         self._writer = writer
         self._on_change = on_change
-        self.absent = AbsentPairs(writer, source.turns, roster, clock)
+        self.absent = AbsentPairs(
+            writer, source.turns, roster, clock, can_drop=settings.pairs != "all"
+        )
         # When the last answer of exchangeInfo was taken in (monotonic exchange s).
         self._listed_s = 0.0
         # Of which pairs, that had become quiet, it was asked meanwhile.
@@ -84,6 +87,7 @@ class PairLifecycle:
         for instrument in self._roster.instruments:
             self._catalog.note(instrument, instrument.ended_ms)
         dropped = not_wanted(stored, self._settings, listing.selection)
+        self._source.book.forget(dropped)
         self._drop(to_drop(dropped.values(), info, now_ms))
         self._roster.remember(
             remembered(entry)
@@ -98,6 +102,9 @@ class PairLifecycle:
         self._report(changes)
         for instrument in changes.dated:
             self._catalog.note(instrument, instrument.ended_ms)
+        if changes.doubted:
+            # What has halted is known by a second answer.
+            self._source.ask_soon()
 
     async def run(self) -> None:
         """Follow the exchange's list, and the announced ends that come in between."""
@@ -167,7 +174,9 @@ class PairLifecycle:
             log.warning("pair dropped by hand pair=%s now=%d", instrument.pair, len(self._roster))
         await self._feed.unsubscribe(self._streams(collected))
         keys = [
-            (one.pair, timeframe) for one in collected for timeframe in self._settings.timeframes
+            (one.pair, name)
+            for one in collected
+            for name in (*self._settings.timeframes, schema.MARK_1H)
         ]
         try:
             await self._writer.call(lambda journal: journal.release(keys))
@@ -202,7 +211,10 @@ class PairLifecycle:
 
     def _ask_for_quiet(self) -> None:
         """Ask once whether a pair trades of which nothing comes any more: it may have halted."""
-        quiet = self._supervisor.quiet_since_s
+        told = {*self._roster.halted, *self.absent.pairs}
+        quiet = {
+            pair: at_s for pair, at_s in self._supervisor.quiet_since_s.items() if pair not in told
+        }
         self._asked_for &= quiet.keys()
         for pair, since_s in quiet.items():
             # Of several the exchange is the trouble, or the network.

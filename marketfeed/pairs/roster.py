@@ -72,6 +72,11 @@ class Roster:
             self._collect(instrument)
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """What is refused, with why; not what is collected all the same."""
+        return {pair: why for pair, why in self.refused.items() if pair not in self._collected}
+
+    @property
     def instruments(self) -> tuple[Instrument, ...]:
         """What is collected now."""
         return tuple(self._collected.values())

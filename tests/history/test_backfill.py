@@ -629,21 +629,21 @@ def test_filling_is_stuck_when_nothing_comes_for_ten_minutes(path: Path) -> None
 
     async def check(backfill: Backfill) -> None:
         put_on(backfill, PROGRESS_S - 1)
-        assert not backfill.is_stuck
+        assert not backfill.is_stuck({ONE.pair})
         put_on(backfill, 2.0)
-        assert backfill.is_stuck
+        assert backfill.is_stuck({ONE.pair})
         exchange.odd = {END_MS - 700 * LENGTH_MS}
         await backfill.fill()
         # Something is left, and something has come.
         assert backfill.report().state == "incomplete"
-        assert not backfill.is_stuck
+        assert not backfill.is_stuck({ONE.pair})
         put_on(backfill, PROGRESS_S + 1)
         await backfill.fill()
-        assert backfill.is_stuck
+        assert backfill.is_stuck({ONE.pair})
         exchange.odd = set()
         await backfill.fill()
         put_on(backfill, PROGRESS_S + 1)
-        assert not backfill.is_stuck
+        assert not backfill.is_stuck({ONE.pair})
 
     scripted(path, exchange, check)
 

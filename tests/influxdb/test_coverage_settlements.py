@@ -144,6 +144,14 @@ def test_what_was_refused_ends_it(refused: Refused, expected: int) -> None:
     assert fresh == (part if expected else {})
 
 
+def test_what_was_refused_long_ago_is_no_end() -> None:
+    """A bucket with an expiry refuses all that is older, and readers do not look there."""
+    names = {PAIR: SERIES}
+    for refused in (Refused({SERIES: [100, 300]}), Refused({}, {SERIES: 300})):
+        part = settled_parts({PAIR: 900}, refused, names, {PAIR}, since_ms=301)
+        assert part == {(PAIR, schema.SETTLED_TO): TimeRange(900, 900)}
+
+
 def test_refused_settlements_are_told_of_as_candles_are() -> None:
     line = f"{SERIES} rate=0.1 1700"
     assert candle_of(line) == (SERIES, 1_700)

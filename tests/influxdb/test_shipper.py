@@ -200,6 +200,27 @@ def test_a_fault_that_ends_while_lines_are_told_apart_puts_no_line_aside(
     run(path, scenario)
 
 
+def test_many_bad_lines_beside_each_other_are_put_aside(path: Path) -> None:
+    """By words that blame no line: those that are sent once more have no good ones in between."""
+    bad = ROWS // 2
+
+    async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
+        refused: set[str] = set()
+
+        def answer(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+            refused.update(lines[:0] if len(refused) >= bad else lines[: bad - len(refused)])
+            if refused.intersection(lines):
+                return 400, b'{"message":"parsing failed"}', {}
+            return stored(lines)
+
+        server.answer = answer
+        await writer.call(lambda journal: journal.write(fill()))
+        await until(lambda: len(server.points) == ROWS - bad)
+        await until(lambda: len(read_refused(path)) == bad)
+
+    run(path, scenario)
+
+
 def test_too_large_requests_are_halved(path: Path) -> None:
     async def scenario(server: Server, writer: JournalWriter, shipper: Shipper) -> None:
         server.answer = lambda lines: stored(lines) if len(lines) <= 7 else (413, b"", {})

@@ -59,14 +59,16 @@ class Watched:
         self.start()
 
     def start(self) -> None:
-        roster = Roster(Selection((contract(A), contract(B)), {}))
-        self.absent = AbsentPairs(self.writer, self.turns, roster, self.clock)
+        self.roster = Roster(Selection((contract(A), contract(B)), {}))
+        self.absent = AbsentPairs(self.writer, self.turns, self.roster, self.clock)
 
     async def look(
         self, *listed: str, odd: dict[str, str] | None = None, wanted: Sequence[str] = (A, B)
     ) -> list[str]:
         info = ExchangeInfo({pair: contract(pair) for pair in listed}, 0, odd or {})
-        await self.absent.look(info, select_named(info, wanted))
+        selection = select_named(info, wanted)
+        self.roster.drop_unchosen(selection)
+        await self.absent.look(info, selection)
         self.absent.check()
         return self.absent.warnings()
 

@@ -66,13 +66,14 @@ export function shipping(report, none) {
 
 // A collector's panels.
 export function showCollector(panels, { status, close_lag_ms: lag }) {
+  const silent = Math.max(0, sum(status.overdue) - sum(status.overdue_of_halted));
   panels.show("Feed", [
     ["Frames a second", count(status.frames_per_s)],
     ["Frames", count(status.frames)],
     ["Streams", count(status.streams)],
     ["Candles after their close", lag === null ? "–" : seconds(lag / 1000)],
     ["Oldest of the newest mark prices", seconds(status.mark_price_age_s)],
-    ["Silent series", count(sum(status.overdue)), badIf(sum(status.overdue))],
+    ["Silent series", count(sum(status.overdue)), badIf(silent)],
     ["Frames rejected since the start", count(sum(status.rejects)), warnIf(sum(status.rejects))],
   ]);
   panels.show(
