@@ -47,6 +47,7 @@ class Committed(msgspec.Struct, frozen=True, tag=True):
     funding_rates: list[FundingRate]
     gaps: list[Gap]
     catalog: list[CatalogEntry]
+    mark_candles: list[Candle] = []
 
 
 class Saving(msgspec.Struct, frozen=True, tag=True):
@@ -129,6 +130,7 @@ class _ReportingJournal(Journal):
                 list(batch.funding_rates.values()),
                 list(batch.gaps.values()),
                 batch.catalog,
+                batch.marks,
             )
         )
         return changed

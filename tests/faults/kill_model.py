@@ -17,6 +17,7 @@ NUMBERED: Final = {
     "candle": ("pair_id", "timeframe_ms", "open_time"),
     "forming": ("pair_id", "timeframe_ms"),
     "mark_price": ("pair_id", "time"),
+    "mark_1h": ("pair_id", "open_time"),
     "funding_rate": ("pair_id", "time"),
     "funding_settled": ("pair_id", "time", "kind"),
     "gap": ("kind", "pair_id", "start"),
@@ -25,6 +26,7 @@ NUMBERED: Final = {
 """Tables whose rows carry a `seq`, and what must be unique in each."""
 FUNDING_EVERY_MS: Final = schema.MINUTE_MS
 NUMBERS: Final = tuple(schema.CANDLE_FIELDS)
+PRICES: Final = ("open", "high", "low", "close")
 Row: TypeAlias = dict[str, Any]
 Rows: TypeAlias = dict[tuple[Any, ...], Row]
 
@@ -50,6 +52,7 @@ class Known:
         self._forming: dict[tuple[str, int], Candle] = {}
         self._marks: dict[tuple[str, int], MarkPrice] = {}
         self._funding: dict[tuple[str, int], FundingRate] = {}
+        self._hours: dict[tuple[str, int], tuple[Candle, int]] = {}
         self._gaps: dict[tuple[str, str | None, int], tuple[Gap, int]] = {}
         self._catalog: dict[str, CatalogEntry] = {}
         self._documents: dict[str, Saving] = {}
@@ -98,6 +101,8 @@ class Known:
             earliest = self._funding.get(at)
             if earliest is None or rate.event_time_ms < earliest.event_time_ms:
                 self._funding[at] = rate
+        for hour in reported.mark_candles:
+            self._hours[hour.pair, hour.open_time_ms] = hour, reported.next_seq
         for gap in reported.gaps:
             self._gaps[gap.kind, gap.pair, gap.start_ms] = (gap, reported.next_seq)
         self._catalog.update((entry.pair, entry) for entry in reported.catalog)
@@ -107,6 +112,7 @@ class Known:
             "candle": self._candles,
             "mark_price": self._marks,
             "funding_rate": self._funding,
+            "mark_1h": self._hours,
         }
         known = tables[reported.table]
         for key in [k for k in known if k[0] == reported.pair and k[-1] < reported.before_ms]:
@@ -239,6 +245,12 @@ class Known:
                 tables["funding_rate"].get(at),
                 ("offset_ms", "rate", "next_funding_time"),
             )
+        for at, (hour, next_seq) in self._hours.items():
+            row = tables["mark_1h"].get(at)
+            # It may have given way since to another, in a commit that was not reported.
+            if row is None or row["seq"] < next_seq:
+                prices = tuple(getattr(hour, name) for name in PRICES)
+                _compare("mark_1h", at, prices, row, PRICES)
         for time_range, (gap, next_seq) in self._gaps.items():
             row = tables["gap"].get(time_range)
             # It may have healed since, in a commit that was not reported.

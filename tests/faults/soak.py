@@ -51,6 +51,8 @@ WHOLE_TIMEOUT_S: Final = 240.0
 CALM_S: Final = 60.0
 """Exchange seconds after the last candle that counts: all deadlines have passed by then."""
 AUDIT_TIMEOUT_S: Final = 300.0
+HOURLY_S: Final = 600.0
+"""Exchange seconds after an hour in which mark candles may still be asked for."""
 CLOSED_FOR_MS: Final = 10_000
 BANNED_S: Final = 500.0
 ROLL_FROM_S: Final = 90.0
@@ -254,7 +256,7 @@ class _Run:
             self._whole_after_s = time.monotonic() - ended_s
             self._wait_healed()
             self._healed_after_s = (time.monotonic() - ended_s) * self._options.speed
-        self._last_tasks = self._quiet_tasks()
+        self._last_tasks = self._quiet_tasks(self._first_tasks)
         self._sample()
         self._until_ms = self._exchange.state().exchange_time_ms
         if self._options.within_s is None:
@@ -470,10 +472,15 @@ class _Run:
     def _metrics(self) -> list[str]:
         return _ask("GET", self._status_url + "/metrics").decode().splitlines()
 
-    def _quiet_tasks(self) -> int:
-        """The fewest tasks at many looks: some come and go, for a request or a command."""
+    def _quiet_tasks(self, wanted: int = 0) -> int:
+        """The fewest tasks at many looks: some come and go, for a request or a command.
+
+        Those of mark candles ask after each hour, for some minutes: until there are as few as `wanted`.
+        """
         found = []
-        for _ in range(40):
+        calm_s = time.monotonic() + 2.0
+        until_s = calm_s + (HOURLY_S / self._options.speed if wanted else 0.0)
+        while time.monotonic() < calm_s or (min(found) > wanted and time.monotonic() < until_s):
             found.append(self._metric("marketfeed_tasks"))
             time.sleep(0.05)
         return min(found)

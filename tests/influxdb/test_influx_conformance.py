@@ -52,5 +52,6 @@ def test_the_frame_is_as_freqtrade_has_it(connect, clock, influxd) -> None:
         "absent": [],
         "short": "unknown",
         "forming": False,
+        "lives": [],
     }
     assert frame.attrs["source"].startswith(f"{influxd.url}/query?db=")
