@@ -220,6 +220,12 @@ def test_when_all_is_shipped_again_nothing_is_said_that_was_not_sent_since(path:
         options = {"url": server.url, "org": "fleet", "token": "canary-token"}
         demand_again(KIND, path, target_of(InfluxSettings.model_validate(options)))
 
+        # What a look says that began before the demand goes by the bucket as it was.
+        await until(
+            lambda: any(
+                line.startswith("ohlcv_1m") for lines in server.requests[sent:] for line in lines
+            )
+        )
         wrong = watch(server)
         await until(lambda: len(server.requests) > sent + 30 and told(server) == (-59, 0))
         assert wrong == []
