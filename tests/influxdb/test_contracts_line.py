@@ -56,6 +56,13 @@ def newest_ms(journal: Path) -> int:
     return int(time_ms)
 
 
+def asked_at_ms(journal: Path) -> int:
+    """A second after the newest mark price; just before a close that was still coming as the run ended."""
+    at_ms = newest_ms(journal) + 1_000
+    since_ms = at_ms % MINUTE_MS
+    return at_ms if since_ms > 10_000 else at_ms - since_ms - 1
+
+
 def answers(reader: MarketReader, now_ms: int) -> dict[str, Any]:
     """What a store holds of each pair, by any reader."""
     feeder = Feeder(reader, lambda: now_ms)
@@ -107,7 +114,7 @@ def test_types_and_what_contracts_lack(
             log = collecting.log
         # Of what came last it has not shipped everything.
         await asyncio.to_thread(Both(influxd, database, journal).add)
-        now_ms = newest_ms(journal) + 1_000
+        now_ms = asked_at_ms(journal)
         with (
             MarketReader.connect(f"sqlite:///{journal}", now_ms=lambda: now_ms) as one,
             MarketReader.connect(influxd.url, bucket=database, now_ms=lambda: now_ms) as two,
