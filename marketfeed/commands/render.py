@@ -18,8 +18,10 @@ from marketfeed.commands.finding import Finding
 from marketfeed.commands.pairs import Dropped, PairChoices
 from marketfeed.commands.rejected_frames import FrameText
 from marketfeed.gaps.healer import HealReport
+from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
+from marketfeed.history.quotes import QuotesReport
 from marketfeed.influxdb.shipper import ShipReport
 from marketfeed.records import RefusedLine
 from marketfeed.storage.backup import BackupReport
@@ -340,11 +342,9 @@ def _history(state: HistoryState | None) -> str:
     history = state.history
     if history is None:
         return "not kept (history.days: 0)"
-    trouble = f", {history.trouble}" if history.trouble else ""
-    left = "" if history.left_s is None else f", about {history.left_s:,.0f} s to go"
     return (
         f"{history.state}, {history.days} days, pairs {history.pairs_done} of {history.pairs}, "
-        f"{history.candles_left:,} candles left{left}{trouble}"
+        f"{history.candles_left:,} candles left{_to_go(history)}"
     )
 
 
@@ -364,11 +364,9 @@ def _quote_volumes(state: HistoryState | None) -> str:
     quotes = state.quote_volumes
     if quotes.state == "off":
         return "not kept: the journal is of an older version (marketfeed upgrade)"
-    trouble = f", {quotes.trouble}" if quotes.trouble else ""
-    left = "" if quotes.left_s is None else f", about {quotes.left_s:,.0f} s to go"
     return (
         f"{quotes.state}, {quotes.candles_left:,} candles to look at, {quotes.asked:,} asked for again, "
-        f"{quotes.filled:,} filled{left}{trouble}"
+        f"{quotes.filled:,} filled{_to_go(quotes)}"
     )
 
 
@@ -378,8 +376,12 @@ def _mark_candles(state: HistoryState | None) -> str:
     marks = state.mark_candles
     if marks is None:
         return "not kept: the journal is of an older version (marketfeed upgrade)"
-    trouble = f", {marks.trouble}" if marks.trouble else ""
-    return f"{marks.state}, {marks.days} days, {marks.candles_left:,} candles left{trouble}"
+    return f"{marks.state}, {marks.days} days, {marks.candles_left:,} candles left{_to_go(marks)}"
+
+
+def _to_go(report: HistoryReport | QuotesReport) -> str:
+    trouble = f", {report.trouble}" if report.trouble else ""
+    return trouble if report.left_s is None else f", about {report.left_s:,.0f} s to go{trouble}"
 
 
 def _rest(report: RestReport) -> str:

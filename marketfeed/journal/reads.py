@@ -4,7 +4,7 @@ import logging
 import sqlite3
 import zlib
 from collections import Counter
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -69,15 +69,18 @@ class JournalReads:
 
     def newest_candles(self) -> dict[tuple[str, str], int]:
         """The newest closed candle's open time (ms) of each series (pair, timeframe)."""
+        return self._outermost("max")
+
+    def _outermost(self, which: Literal["min", "max"]) -> dict[tuple[str, str], int]:
         names = schema.TIMEFRAME_NAMES
         return {
             (pair, names[length_ms]): open_time
             for pair, length_ms, open_time in self.db.execute(
-                """SELECT pair.pair, t.value, (
-                       SELECT max(open_time) FROM candle
+                f"""SELECT pair.pair, t.value, (
+                       SELECT {which}(open_time) FROM candle
                        WHERE pair_id = pair.id AND timeframe_ms = t.value
-                   ) AS newest
-                   FROM pair, json_each(?) AS t WHERE newest IS NOT NULL""",
+                   ) AS outermost
+                   FROM pair, json_each(?) AS t WHERE outermost IS NOT NULL""",
                 (str(list(names)),),
             )
         }
@@ -266,18 +269,7 @@ class JournalReads:
 
     def oldest_candles(self) -> dict[tuple[str, str], int]:
         """The oldest closed candle's open time (ms) of each series (pair, timeframe)."""
-        names = schema.TIMEFRAME_NAMES
-        return {
-            (pair, names[length_ms]): open_time
-            for pair, length_ms, open_time in self.db.execute(
-                """SELECT pair.pair, t.value, (
-                       SELECT min(open_time) FROM candle
-                       WHERE pair_id = pair.id AND timeframe_ms = t.value
-                   ) AS oldest
-                   FROM pair, json_each(?) AS t WHERE oldest IS NOT NULL""",
-                (str(list(names)),),
-            )
-        }
+        return self._outermost("min")
 
     def oldest_settled(self) -> dict[str, int]:
         """When the oldest stored rate of each pair was settled (ms)."""

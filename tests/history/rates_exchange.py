@@ -50,6 +50,8 @@ class Rates:
         self.unpublished: set[tuple[str, int]] = set()
         self.odd: Callable[[str, int], bool] = lambda *_: False
         """Whether the row of a symbol and time has no rate."""
+        self.unknown: set[str] = set()
+        """Symbols that are answered as invalid ones."""
         self.failing = False
         self.rows: list[dict[str, Any]] | None = None
         """What was settled in place of that: rows as the exchange has them."""
@@ -61,6 +63,8 @@ class Rates:
         self.asked.append(symbol)
         if self.failing:
             return web.json_response({"code": -1}, status=500)
+        if symbol in self.unknown:
+            return web.json_response({"code": -1121, "msg": "Invalid symbol."}, status=400)
         start_ms, end_ms = int(query["startTime"]), int(query["endTime"])
         if self.rows is not None:
             found = [

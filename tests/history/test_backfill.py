@@ -632,6 +632,8 @@ def test_filling_is_stuck_when_nothing_comes_for_ten_minutes(path: Path) -> None
         assert not backfill.is_stuck({ONE.pair})
         put_on(backfill, 2.0)
         assert backfill.is_stuck({ONE.pair})
+        # Nobody waits for what the exchange does not know any more.
+        assert not backfill.is_stuck({"ELSE/USDT:USDT"})
         exchange.odd = {END_MS - 700 * LENGTH_MS}
         await backfill.fill()
         # Something is left, and something has come.

@@ -218,6 +218,18 @@ def test_a_symbol_without_any_good_row_keeps_no_other_waiting(path: Path) -> Non
     assert len(settled(path)) == 3 * 60
 
 
+def test_a_symbol_that_the_exchange_does_not_know_keeps_no_other_waiting(path: Path) -> None:
+    async def check(line: Line) -> None:
+        line.rates.unknown = {instrument(0).symbol}
+        await until(lambda: len(settled(path)) == 2 * 60)
+        await until(lambda: line.settled_rates.report().trouble == "")
+
+    # So few pairs and so many symbols that each is asked by itself.
+    rates = run(path, check, collected=3, listed=530, days=20, speed=200.0)
+    assert instrument(0).symbol in rates.asked
+    assert len(settled(path)) == 2 * 60
+
+
 def test_each_settlement_is_asked_for_when_it_has_passed_and_again_until_published(
     path: Path,
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from marketfeed import schema
 from marketfeed.errors import JournalError
 from marketfeed.grid import TILE_CANDLES, TimeRange
+from marketfeed.journal import quotes
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.quotes import Unquoted
@@ -328,3 +329,30 @@ def test_what_fails_notes_nothing(path: Path) -> None:
         journal.db.execute("DROP TRIGGER fails")
         assert journal.fill_quotes([candle(0)], {KEY: 0, (ETH, "1m"): 0}) == 1
         assert journal.quotes_asked() == {KEY: 0, (ETH, "1m"): 0}
+
+
+def test_a_start_that_could_not_note_what_others_wrote_does_not_take_it_for_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: the opening goes on without, and the doubt is noted at the next one."""
+    with Journal.open(path) as journal:
+        journal.write(Batch(candles=[candle(0), candle(1)]))
+    written_by_another(path, (T0 + M1, 1.75, 9))
+
+    def full(_: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quotes, "add", full)
+        with Journal.open(path) as journal:
+            assert not journal.has_quotes
+            journal.write(Batch(candles=[candle(2)]))
+    with Journal.open(path) as journal:
+        assert journal.has_quotes
+        (first, until) = journal.db.execute(
+            "SELECT doubted_from, doubted_until FROM sequence"
+        ).fetchone()
+        (number,) = journal.db.execute(
+            "SELECT seq FROM candle WHERE open_time = ?", (T0 + M1,)
+        ).fetchone()
+        assert first <= number < until

@@ -121,6 +121,25 @@ def test_a_row_missing_for_a_day_is_said_once_and_until_it_is_back(
     assert "a pair is known again, or dropped" not in caplog.text  # that log was another start's
 
 
+def test_a_pair_that_goes_on_without_being_selected_is_watched(path: Path) -> None:
+    """With `all` a missing row is in no selection; its warning names what does drop it."""
+
+    async def check(watched: Watched) -> None:
+        watched.absent = AbsentPairs(
+            watched.writer, watched.turns, watched.roster, watched.clock, can_drop=False
+        )
+        info = ExchangeInfo({A: contract(A)}, 0, {})
+        await watched.absent.look(info, select_named(info, [A]))
+        watched.clock.passed_ms += DAY_MS
+        await watched.absent.look(info, select_named(info, [A]))
+        (text,) = watched.absent.warnings()
+        assert text.startswith(f"{B} has been missing")
+        assert "--drop" not in text
+        assert "a list of the others would drop it" in text
+
+    run(path, check)
+
+
 def test_it_ends_when_the_pair_is_dropped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def check(watched: Watched) -> None:
         await watched.look(A)

@@ -188,3 +188,13 @@ def test_quarterlies_and_what_does_not_trade_yet_begin_no_life() -> None:
     found = known.take_in(info(quarterly, FIRST), T0)
     assert found.instruments[BTC.pair] == quarterly
     assert known.lives[BTC.pair][0].symbol == "BTCUSDT"
+
+
+def test_what_the_settings_have_dropped_goes_on_no_more() -> None:
+    """One answer without its row would have it collected again, against the settings."""
+    known = KnownLives()
+    known.remember({}, [entry(FIRST.listed_ms)], {})
+    assert list(known.known(T0, dropped=False)) == [PAIR]
+    known.forget([PAIR, "NEVER/USDT:USDT"])
+    assert known.known(T0, dropped=True) == {}
+    assert spans(known) == [(FIRST.listed_ms, None)]

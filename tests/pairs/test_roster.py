@@ -285,3 +285,8 @@ def test_a_rename_is_guessed_once_and_nothing_is_stitched() -> None:
     assert changes.renamed == ((TON.pair, gram.pair),)
     held.expire(end_ms + DAY_MS)
     assert held.update(listed, Selection((BTC,), {}), end_ms + DAY_MS).renamed == ()
+
+
+def test_what_is_collected_all_the_same_is_not_left_out() -> None:
+    held = Roster(Selection((BTC,), {BTC.pair: "its row is missing", TON.pair: "status CLOSE"}))
+    assert held.left_out == {TON.pair: "status CLOSE"}
