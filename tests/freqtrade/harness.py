@@ -147,6 +147,12 @@ class Bot:
                 stderr=subprocess.STDOUT,
             )
 
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
     def wait_log(self, pattern: str, timeout_s: float = START_S, count: int = 1) -> None:
         """Wait until `pattern` stands in its log `count` times."""
         compiled = re.compile(pattern)
