@@ -32,6 +32,7 @@ from tests.freqtrade.stage import (
     arguments,
     feeding,
     run,
+    settings_that_are,
     staged,
 )
 
@@ -152,7 +153,12 @@ async def prove(
     pairs = list(choose_pairs(PAIRS))
     progress(f"starting two {given.bots} bots")
     async with staged(
-        home, given.bots, window_s=given.window_s, cooldown_s=0, expire_s=given.window_s / 2
+        home,
+        given.bots,
+        window_s=given.window_s,
+        cooldown_s=0,
+        expire_s=given.window_s / 2,
+        **settings_that_are(early_grace_s=given.window_s / 20),
     ) as stage:
         await stage.start()
         for round_ in given.rounds.split(","):

@@ -60,7 +60,7 @@ PASS: Final = Fault()
 
 
 def draw(random_: random.Random, timeout_s: float) -> Fault:
-    """Draw a fault: half of them let the bot have the order."""
+    """Draw a fault: most of them let the bot have the order, and keep its answer."""
     kind = random_.choice(
         ("reset", "cut", "half", "late", "slow", "too late", "page", "page", "page")
     )
@@ -140,7 +140,7 @@ class OrderProxy:
             _reset(writer)
         finally:
             self._running.discard(task)
-            writer.close()
+            await _closed(writer)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -223,7 +223,7 @@ class OrderProxy:
             writer.write(request)
             answer = await reader.read()
         finally:
-            writer.close()
+            await _closed(writer)
         if not answer:
             raise EOFError
         return answer
@@ -236,6 +236,12 @@ def _page(name: str) -> bytes:
         f"HTTP/1.1 {status} {name}\r\nContent-Type: {kind}\r\n{more}Content-Length: {len(body)}\r\n"
         f"Connection: close\r\n\r\n{body}"
     ).encode()
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

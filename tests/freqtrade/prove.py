@@ -1,7 +1,9 @@
 """What a real Freqtrade shows of `reader.freqtrade`, and of the aggregator in front of it.
 
-`python tests/freqtrade/prove.py [wheel] [ensemble] [live] [outage] [refresh] [freqai]`: all of it without a
-name. Bots run the wheel of `make dist`, installed beside Freqtrade; what that changes is shown first.
+`python tests/freqtrade/prove.py [wheel] [ensemble] [live] [outage] [refresh] [freqai] [examples] [burst]
+[conflicts] [recovery] [ledgers] [kills]`: without a name all but the last, which takes an hour. Bots run the
+wheel of `make dist`, installed beside Freqtrade; what that changes is shown first. Those from `examples` on
+are commands of their own (`python -m tests.freqtrade.burst --help`), with Freqtrade alone.
 
 Too long for CI: Freqtrade goes by the wall clock, so ten candles are ten minutes. Ends with the figures,
 and with exit code 1 if something is not as it should be.
@@ -40,6 +42,8 @@ PAIRS: Final = 20
 MINUTE_MS: Final = 60_000
 BY_MODULE: Final = ("-m", "reader.freqtrade")
 EXAMPLES: Final = ROOT / "examples"
+FORWARDS: Final = ("examples", "burst", "conflicts", "recovery", "ledgers", "kills")
+"""Proofs of the aggregator, as commands of their own; the last is long."""
 _INFERENCE: Final = "Total time spent inferencing pairlist"
 
 
@@ -401,11 +405,24 @@ def _wait_filled(line: Line) -> None:
         time.sleep(0.5)
 
 
+# --- the aggregator -------------------------------------------------------------------------------
+
+
+def forwards(name: str, directory: Path) -> None:
+    """A proof of the aggregator, in a process of its own."""
+    command = [sys.executable, "-m", f"tests.freqtrade.{name}", "--keep", str(directory / "kept")]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    require(code == 0, f"`{' '.join(command[1:3])}` ended with {code}")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "what", nargs="*", default=["ensemble", "live", "outage", "refresh", "freqai"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "what", nargs="*",
+        default=["ensemble", "live", "outage", "refresh", "freqai", *FORWARDS[:-1]],
+    )  # fmt: skip
     parser.add_argument("--candles", type=int, default=10)
     parser.add_argument(
         "--seconds", type=float, default=75.0, help="how long the store is away (75 or more)"
@@ -423,7 +440,10 @@ def main() -> int:
         "refresh": lambda python, path: refresh(python, path, chosen.rounds),
         "freqai": freqai,
         "ensemble": lambda python, path: show("ensemble", ensemble(python, path, require)),
+        **{name: lambda _, path, name=name: forwards(name, path) for name in FORWARDS},
     }
+    if unknown := [name for name in chosen.what if name not in (*ways, "wheel")]:
+        parser.error(f"unknown: {', '.join(unknown)}; there are wheel, {', '.join(ways)}")
     with tempfile.TemporaryDirectory(prefix="freqtrade-") as temporary:
         home = chosen.keep or Path(temporary)
         wheel = install_wheel(Path(temporary) / "environment")

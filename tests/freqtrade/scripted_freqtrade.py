@@ -20,7 +20,7 @@ from tests.freqtrade.harness_config import PASSWORD, USER
 
 LOOP_S: Final = 1.0
 """How often its loop passes; Freqtrade's every 5 s."""
-_AUTHORIZATION: Final = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+AUTHORIZATION: Final = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
 
 class ScriptedFreqtrade:
@@ -188,7 +188,7 @@ class ScriptedFreqtrade:
 
 @web.middleware
 async def _allowed(request: web.Request, handler: Any) -> Any:
-    if request.path != "/api/v1/ping" and request.headers.get("Authorization") != _AUTHORIZATION:
+    if request.path != "/api/v1/ping" and request.headers.get("Authorization") != AUTHORIZATION:
         return web.json_response({"detail": "Unauthorized"}, status=401)
     return await handler(request)
 

@@ -186,6 +186,8 @@ class Stage:
         directory: Path,
         bots: Mapping[str, AnyBot],
         proxies: Mapping[str, OrderProxy],
+        *,
+        bot_settings: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.home = directory / "aggregator"
@@ -199,10 +201,8 @@ class Stage:
         self.log: list[str] = []
         self.password = self.home / "bot_password"
         self.password.write_text(PASSWORD)
-        given = {
-            side: {"url": proxy.url, "username": USER, "password_file": str(self.password)}
-            for side, proxy in proxies.items()
-        }
+        own = {"username": USER, "password_file": str(self.password)} | dict(bot_settings or {})
+        given = {side: {"url": proxy.url} | own for side, proxy in proxies.items()}
         self.settings = {"window_s": 60, "cooldown_s": 300, "expire_s": 30} | settings
         self._file = config(
             self.home, given, port=self.port, status={"port": self.status_port}, **self.settings
@@ -304,7 +304,8 @@ async def staged(
 ) -> AsyncIterator[Stage]:
     """Run bots of `kind` ("real" or "scripted") and proxies; the aggregator is not started yet.
 
-    `bot` is what else a bot of that kind takes.
+    `bot` is what else a bot of that kind takes, `settings` are the aggregator's, `bot_settings` among them
+    those of its bots.
     """
     more = dict(bot or {})
     with contextlib.ExitStack() as stack:

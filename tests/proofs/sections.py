@@ -12,6 +12,7 @@ import msgspec
 from tests.faults.scoreboard import VARIABLE, Row, read_rows
 from tests.proofs import campaigns
 from tests.proofs.commands import ROOT, Done, run
+from tests.proofs.forwards import forwards
 from tests.proofs.section import Section, Table, markdown
 
 PEER_3: Final = "python3.13"
@@ -167,6 +168,10 @@ class Proofs:
             ),
         ]
         return section
+
+    def forwards(self) -> Section:
+        """What the aggregator sends to real bots, under load, troubles and kills."""
+        return forwards(self._logs, quick=self._quick)
 
     # --- outages ----------------------------------------------------------------------------------
 
