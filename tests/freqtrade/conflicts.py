@@ -4,12 +4,14 @@ Many pairs side by side, both sides first, with all votes (decided early) and wi
 window closes), cool-down 0, in four rounds: undisturbed; the aggregator stopped (SIGSTOP) for 25 s; killed
 and started again three times; and started with a ledger whose times are an hour ahead, as after the host's
 clock was set back. Of windows that opened more than `window_s` apart both are sent, so both bots do trade.
-A round takes two and a half minutes.
+In a round of its own, with a stop and a start in it, pairs are voted for at random moments, several times.
+A round takes two and a half minutes, the random one four.
 """
 
 import argparse
 import asyncio
 import contextlib
+import random
 import signal
 import sqlite3
 import sys
@@ -25,6 +27,7 @@ from tests.freqtrade import judge
 from tests.freqtrade.stage import (
     FEEDERS,
     PAIRS,
+    SIDES,
     Feeders,
     Figures,
     Progress,
@@ -38,7 +41,8 @@ from tests.freqtrade.stage import (
 
 GAPS: Final = (0.1, 0.6, 2.9, 3.1, 12.0, 29.9, 44.0, 59.0, 59.9)
 """Of a window of 60 s; all are scaled with `--window-s`."""
-ROUNDS: Final = ("plain", "stopped", "restarts", "clock")
+ROUNDS: Final = ("plain", "stopped", "restarts", "random", "clock")
+RANDOM_PAIRS: Final = 40
 STOPPED_S: Final = 25.0
 AHEAD_MS: Final = 3_600_000
 _TIMES: Final = {
@@ -86,14 +90,41 @@ async def _play(case: Case, feeders: Feeders, opened: dict[tuple[str, str], Open
         await feeders.votes(case.pair, side, case.votes - 1, feeders=FEEDERS[side][1:])
 
 
+async def _play_randomly(
+    pair: str, feeders: Feeders, random_: random.Random, window_s: float
+) -> None:
+    for _ in range(6):
+        await asyncio.sleep(random_.uniform(0.0, 0.8) * window_s)
+        side = random_.choice(SIDES)
+        await feeders.votes(pair, side, random_.choice((3, 5)), over_s=random_.uniform(0.0, 1.0))
+
+
+async def _randomly(stage: Stage, window_s: float, seed: int, progress: Progress) -> list[str]:
+    """Vote for pairs at random moments; findings, by when the ledger says that windows opened."""
+    began_ms = time.time_ns() // 1_000_000
+    async with feeding(stage) as feeders, asyncio.TaskGroup() as group:
+        for pair in choose_pairs(RANDOM_PAIRS):
+            own = random.Random(f"{pair} {seed}")
+            group.create_task(_play_randomly(pair, feeders, own, window_s))
+        group.create_task(_disturb("random", stage, window_s, progress))
+    await stage.settled()
+    decisions = [one for one in stage.decisions() if one.opened_ms >= began_ms]
+    posts = [post for post in stage.posts() if post.at_ms >= began_ms]
+    orders, _ = judge.orders_of(decisions, posts)
+    progress(f"random: {len(decisions)} decisions, {len(orders)} of them sent")
+    return judge.opposite(decisions, orders, round(window_s * 1000)) + judge.sent_twice(
+        decisions, orders
+    )
+
+
 async def _disturb(round_: str, stage: Stage, window_s: float, progress: Progress) -> None:
-    if round_ == "stopped":
+    if round_ in ("stopped", "random"):
         await asyncio.sleep(window_s / 4)
         progress(f"SIGSTOP for {STOPPED_S * window_s / 60:.1f} s")
         stage.signal(signal.SIGSTOP)
         await asyncio.sleep(STOPPED_S * window_s / 60)
         stage.signal(signal.SIGCONT)
-    if round_ == "restarts":
+    if round_ in ("restarts", "random"):
         for at in (0.06, 0.5, 0.45):
             await asyncio.sleep(at * window_s)
             progress("SIGKILL and a start")
@@ -162,6 +193,13 @@ async def prove(
     ) as stage:
         await stage.start()
         for round_ in given.rounds.split(","):
+            if round_ == "random":
+                before = len(stage.decisions())
+                progress(f"random: {RANDOM_PAIRS} pairs")
+                found = await _randomly(stage, given.window_s, given.seed, progress)
+                findings += [f"{round_}: {text}" for text in found]
+                figures.append(("random: decisions", len(stage.decisions()) - before))
+                continue
             wanted = cases(pairs, given.window_s, apart=round_ in ("plain", "stopped"))
             del pairs[: len(wanted)]
             opened: dict[tuple[str, str], Opening] = {}

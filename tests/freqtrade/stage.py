@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -16,7 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +66,9 @@ def require(good: object, text: str) -> None:
     """Raise Broken with this text if it is not good."""
     if not good:
         raise Broken(text)
+
+
+_NOTES: Final = itertools.count(1)
 
 
 # --- bots -----------------------------------------------------------------------------------------
@@ -380,12 +392,11 @@ class Feeders:
         self._url = f"{url}/api/v1/forceenter"
         self._session = session
         self.answered = 0
-        self._notes = 0
 
     async def vote(self, pair: str, side: str, feeder: str, confidence: float, **more: Any) -> bool:
         """Post one; whether it was counted. Posts it again, with its key, while nobody answers."""
-        self._notes += 1
-        tag = f"{side} from {feeder} conf={confidence:.2f} (DQ: profit={self._notes / 100:.2f}%)"
+        note = next(_NOTES)
+        tag = f"{side} from {feeder} conf={confidence:.2f} (DQ: profit={note / 100:.2f}%)"
         body = {
             "pair": pair,
             "side": side,
@@ -393,7 +404,7 @@ class Feeders:
             "leverage": 3,
             "enter_tag": tag,
         } | more
-        headers = basic(FLEET) | {"Idempotency-Key": f"{self._notes}_{feeder}"}
+        headers = basic(FLEET) | {"Idempotency-Key": f"{note}_{feeder}"}
         give_up_s = time.monotonic() + GIVE_UP_S
         while time.monotonic() < give_up_s:
             try:
@@ -485,8 +496,8 @@ def run(proof: Proof, given: argparse.Namespace, title: str) -> int:
         home = (given.keep or Path(temporary)).absolute()
         try:
             figures, findings = asyncio.run(proof(given, home, progress))
-        except (Broken, TimeoutError, AssertionError) as error:
-            figures, findings = (), [str(error) or repr(error)]
+        except (Broken, TimeoutError, AssertionError, ExceptionGroup) as error:
+            figures, findings = (), list(_words(error))
     seconds = time.monotonic() - progress.started_s
     if given.json:
         found = {
@@ -499,6 +510,14 @@ def run(proof: Proof, given: argparse.Namespace, title: str) -> int:
     else:
         _show(title, [*figures, ("wall s", f"{seconds:.0f}")], findings)
     return 1 if findings else 0
+
+
+def _words(error: Exception) -> Iterator[str]:
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from _words(each)
+    else:
+        yield str(error) or repr(error)
 
 
 def _show(title: str, figures: Iterable[tuple[str, object]], findings: Sequence[str]) -> None:
