@@ -1,7 +1,8 @@
 """A ledger that is fresh, restored from an old copy, or removed while it is used, beside bots that traded.
 
 In each the pair was traded, or its order is still in the bot's lock, and is voted for again: it is not sent
-twice, and what happened is named by /health (or ends the process) within 2 s. Takes about five minutes.
+twice, and what happened is named by /health, or by the log of a process that ends, within 2 s. Another pair is
+traded, once nothing of the lost ledger can be under way any more. Takes about six minutes.
 """
 
 import argparse
@@ -33,7 +34,7 @@ WINDOW_S: Final = 3.0
 UNCONFIRMED_S: Final = 15.0
 AGAIN_S: Final = 6.0
 """Pairs are voted for again so often (seconds), until the hold that a lost ledger begins is long over."""
-TIMES: Final = 6
+TIMES: Final = 8
 KNOWN: Final = ("ledger", "trade")
 """Words of which one stands in every reason that is about a lost or old ledger."""
 
@@ -78,7 +79,14 @@ class Scene:
     async def noticed(self, since_s: float) -> None:
         """Wait until it is named, or the process has ended; a finding if that takes too long."""
         deadline_s = since_s + 30.0
+        process = self.stage.process
+        assert process is not None
         while time.monotonic() < deadline_s:
+            for line in process.lines:
+                if "level=CRITICAL" in line and "ledger" in line:
+                    return self._took(
+                        since_s, "it ends: " + line.partition("aggregator ")[2].strip()
+                    )
             if not self.stage.is_alive:
                 return self._took(since_s, "the process has ended")
             _, health = await self.stage.health()
@@ -211,8 +219,8 @@ async def prove(
             await stage.stop()
         figures += [(f"{name}: noticed", "; ".join(scene.figures) or "-")]
         figures += [(f"{name}: orders of the pair, of another", f"{sent}, {other}")]
-        if other > 1:
-            scene.findings.append(f"{scene.fresh} was sent {other} times")
+        if other != 1:
+            scene.findings.append(f"the other pair, {scene.fresh}, was sent {other} times")
         findings += [f"{name}: {text}" for text in scene.findings]
     return figures, findings
 

@@ -190,6 +190,13 @@ def settings_that_are(**changes: Any) -> dict[str, Any]:
     }
 
 
+def shipped() -> dict[str, Any]:
+    """Settings of which tests have others, as they are shipped."""
+    names = ("window_s", "cooldown_s", "expire_s", "early_grace_s")
+    fields = AggregatorSettings.model_fields
+    return {name: fields[name].default for name in names if name in fields}
+
+
 class Stage:
     """Bots, proxies and the aggregator; `settings` are those of `aggregator`, else as shipped."""
 
@@ -215,7 +222,7 @@ class Stage:
         self.password.write_text(PASSWORD)
         own = {"username": USER, "password_file": str(self.password)} | dict(bot_settings or {})
         given = {side: {"url": proxy.url} | own for side, proxy in proxies.items()}
-        self.settings = {"window_s": 60, "cooldown_s": 300, "expire_s": 30} | settings
+        self.settings = shipped() | settings
         self._file = config(
             self.home, given, port=self.port, status={"port": self.status_port}, **self.settings
         )
