@@ -188,7 +188,6 @@ async def prove(
         given.bots,
         window_s=given.window_s,
         cooldown_s=0,
-        expire_s=given.window_s / 2,
         **settings_that_are(early_grace_s=given.window_s / 20),
     ) as stage:
         await stage.start()

@@ -1,8 +1,8 @@
 """A ledger that is fresh, restored from an old copy, or removed while it is used, beside bots that traded.
 
 In each the pair was traded, or its order is still in the bot's lock, and is voted for again: it is not sent
-twice, and what happened is named by /health, or by the log of a process that ends, within 2 s. Another pair is
-traded, once nothing of the lost ledger can be under way any more. Takes about six minutes.
+twice, and what happened is named by /health, or by the log of a process that ends, within 2 s. Another pair
+is traded, once nothing of the lost ledger can be under way any more. Takes about six minutes.
 """
 
 import argparse
