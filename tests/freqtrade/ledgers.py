@@ -103,13 +103,17 @@ class Scene:
         if took_s > NOTICED_S:
             self.findings.append(f"noticed after {took_s:.1f} s: {words[:90]}")
 
+    async def keep_alive(self) -> None:
+        """Start it again whenever it has ended, as systemd does; until cancelled."""
+        while True:
+            await asyncio.sleep(0.1)
+            if not self.stage.is_alive:
+                await self.stage.kill()
+                await self.stage.start()
+
     async def vote_again(self) -> None:
         """Vote for both pairs again and again; the traded one must not be sent."""
         for _ in range(TIMES):
-            if not self.stage.is_alive:
-                # As systemd does it.
-                await self.stage.kill()
-                await self.stage.start()
             await asyncio.gather(self.feeders.votes(self.traded), self.feeders.votes(self.fresh))
             await asyncio.sleep(AGAIN_S)
 
@@ -149,7 +153,9 @@ async def removed_while_running(scene: Scene) -> None:
     removed_s = time.monotonic()
     scene.remove()
     await scene.noticed(removed_s)
+    keeping = asyncio.create_task(scene.keep_alive())
     await scene.vote_again()
+    keeping.cancel()
 
 
 async def removed_beside_an_order(scene: Scene) -> None:
