@@ -55,7 +55,7 @@ class Scene:
     @property
     def ledger(self) -> Path:
         """The ledger's file."""
-        return self.stage.home / "ledger.db"
+        return self.stage.ledger
 
     def remove(self) -> None:
         """`rm ledger.db*`."""

@@ -42,7 +42,8 @@ from tests.waiting import until
 
 sys.path.append(str(ROOT / "tests" / "aggregator"))
 
-from running import FLEET, LONG, SHORT, Process, basic, config, rows
+import running as helpers
+from running import FLEET, FLEET_HASH, LONG, SHORT, Process, basic, rows
 
 PAIRS: Final = 164
 SIDES: Final = ("long", "short")
@@ -190,15 +191,8 @@ def settings_that_are(**changes: Any) -> dict[str, Any]:
     }
 
 
-def shipped() -> dict[str, Any]:
-    """Settings of which tests have others, as they are shipped."""
-    names = ("window_s", "cooldown_s", "expire_s", "early_grace_s")
-    fields = AggregatorSettings.model_fields
-    return {name: fields[name].default for name in names if name in fields}
-
-
 class Stage:
-    """Bots, proxies and the aggregator; `settings` are those of `aggregator`, else as shipped."""
+    """Bots, proxies and the aggregator; `settings` are those of `aggregator`, else all are as shipped."""
 
     def __init__(
         self,
@@ -220,12 +214,24 @@ class Stage:
         self.log: list[str] = []
         self.password = self.home / "bot_password"
         self.password.write_text(PASSWORD)
+        self.password.chmod(0o600)
         own = {"username": USER, "password_file": str(self.password)} | dict(bot_settings or {})
         given = {side: {"url": proxy.url} | own for side, proxy in proxies.items()}
-        self.settings = shipped() | settings
-        self._file = config(
-            self.home, given, port=self.port, status={"port": self.status_port}, **self.settings
-        )
+        self.ledger = self.home / "ledger.db"
+        aggregator: dict[str, Any] = {
+            "port": self.port,
+            "status": {"port": self.status_port},
+            "ledger": {"path": str(self.ledger)},
+            "feeders": {"long": LONG, "short": SHORT, "aliases": {"75": ["75a", "75b", "75c"]}},
+            "accounts": [{"username": FLEET[0], "hash": FLEET_HASH}],
+            "bots": given,
+        }
+        self._file = self.home / "config.yaml"
+        # YAML is a superset of JSON.
+        self._file.write_text(json.dumps({"aggregator": aggregator | settings}))
+        # A fresh ledger forwards nothing for a while: this one has been in use.
+        if (settle := getattr(helpers, "settle", None)) is not None:
+            settle(self.ledger)
 
     async def start(self) -> None:
         """Start the aggregator, and wait until feeders can post."""
