@@ -17,17 +17,8 @@ from typing import Final
 
 from marketfeed.simulator.catalogue import choose_pairs
 from tests.freqtrade import judge
-from tests.freqtrade.stage import (
-    PAIRS,
-    Feeders,
-    Figures,
-    Progress,
-    Stage,
-    arguments,
-    feeding,
-    run,
-    staged,
-)
+from tests.freqtrade.command import Figures, Progress, arguments, run
+from tests.freqtrade.stage import PAIRS, Feeders, Stage, feeding, staged
 
 FEEDERS: Final = tuple(str(number) for number in range(101, 113))
 WITHIN_S: Final = 2.0

@@ -24,17 +24,14 @@ import msgspec
 
 from marketfeed.simulator.catalogue import choose_pairs
 from tests.freqtrade import judge
+from tests.freqtrade.command import Figures, Progress, arguments, run
 from tests.freqtrade.stage import (
     FEEDERS,
     PAIRS,
     SIDES,
     Feeders,
-    Figures,
-    Progress,
     Stage,
-    arguments,
     feeding,
-    run,
     settings_that_are,
     staged,
 )

@@ -15,18 +15,9 @@ from typing import Any, Final
 from freqtrade_client import FtRestClient
 
 from marketfeed.simulator.catalogue import choose_pairs
+from tests.freqtrade.command import Figures, Progress, arguments, require, run
 from tests.freqtrade.harness import ROOT
-from tests.freqtrade.stage import (
-    FEEDERS,
-    FLEET,
-    Figures,
-    Progress,
-    Stage,
-    arguments,
-    require,
-    run,
-    staged,
-)
+from tests.freqtrade.stage import FEEDERS, FLEET, Stage, staged
 from tests.waiting import until
 
 PAGE: Final = ROOT / "docs" / "aggregator.md"

@@ -27,17 +27,14 @@ from typing import Any, Final
 
 from marketfeed.simulator.catalogue import choose_pairs
 from tests.freqtrade import judge
+from tests.freqtrade.command import Figures, Progress, arguments, run
 from tests.freqtrade.order_proxy import PASS, Fault, draw
 from tests.freqtrade.stage import (
     PAIRS,
     SIDES,
     Feeders,
-    Figures,
-    Progress,
     Stage,
-    arguments,
     feeding,
-    run,
     running,
     settings_that_are,
     staged,

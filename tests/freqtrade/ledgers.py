@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from marketfeed.simulator.catalogue import choose_pairs
-from tests.freqtrade.stage import (
-    Feeders,
-    Figures,
-    Progress,
-    Stage,
-    arguments,
-    feeding,
-    run,
-    settings_that_are,
-    staged,
-)
+from tests.freqtrade.command import Figures, Progress, arguments, run
+from tests.freqtrade.stage import Feeders, Stage, feeding, settings_that_are, staged
 from tests.waiting import until
 
 NOTICED_S: Final = 2.0

@@ -15,19 +15,10 @@ from typing import Final, NamedTuple
 
 from marketfeed.simulator.catalogue import choose_pairs
 from tests.freqtrade import judge
+from tests.freqtrade.command import Figures, Progress, arguments, run
 from tests.freqtrade.harness_config import PASSWORD
 from tests.freqtrade.judge import Decided
-from tests.freqtrade.stage import (
-    Feeders,
-    Figures,
-    Progress,
-    Stage,
-    arguments,
-    feeding,
-    run,
-    running,
-    staged,
-)
+from tests.freqtrade.stage import Feeders, Stage, feeding, running, staged
 from tests.waiting import until
 
 SLOTS: Final = 4

@@ -4,25 +4,18 @@ Bots are real Freqtrades in dry-run on a simulated exchange, or scripted ones (`
 start at once. Everything but the processes runs in one event loop.
 """
 
-import argparse
 import asyncio
 import contextlib
 import functools
 import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -33,6 +26,7 @@ import aiohttp
 
 from marketfeed.settings.aggregator import AggregatorSettings
 from marketfeed.simulator.catalogue import choose_pairs
+from tests.freqtrade.command import require
 from tests.freqtrade.harness import ROOT, Bot, exchange
 from tests.freqtrade.harness_config import PASSWORD, USER
 from tests.freqtrade.judge import Decided, Opened, Posted
@@ -57,16 +51,6 @@ _DECIDED: Final = """
 SELECT d.window, d.pair, d.side, d.opened, d.decided, d.outcome, d.reasons, d.votes, d.of, d.confidence,
        d.tag, coalesce(f.state, ''), f.sent, f.changed, coalesce(f.answer, ''), f.trade_id
 FROM decision d LEFT JOIN forward f ON f.window = d.window ORDER BY d.window"""
-
-
-class Broken(Exception):  # noqa: N818 - a finding
-    """Something is not as it should be."""
-
-
-def require(good: object, text: str) -> None:
-    """Raise Broken with this text if it is not good."""
-    if not good:
-        raise Broken(text)
 
 
 _NOTES: Final = itertools.count(1)
@@ -458,86 +442,3 @@ async def feeding(stage: Stage) -> AsyncIterator[Feeders]:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         yield Feeders(stage.url, session)
-
-
-# --- commands -------------------------------------------------------------------------------------
-
-
-def arguments(name: str, about: str | None, **more: Mapping[str, Any]) -> argparse.Namespace:
-    """The options of a proof: those that all have, and `more` by name."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m tests.freqtrade.{name}",
-        description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for option, how in more.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", **how)
-    parser.add_argument(
-        "--bots", choices=("real", "scripted"), default="real",
-        help="real: Freqtrade 2026.9 in dry-run, installed into a cache at first; scripted: no Freqtrade",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1, help="repeats a run's draws")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
-    parser.add_argument(
-        "--keep", type=Path, help="a directory that does not exist yet, for ledger and logs"
-    )
-    return parser.parse_args()
-
-
-class Progress:
-    """Says on standard error what goes on, with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self.started_s = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        sys.stderr.write(f"[{time.monotonic() - self.started_s:5.0f} s] {text}\n")
-        sys.stderr.flush()
-
-
-Figures = Sequence[tuple[str, object]]
-Proof = Callable[[argparse.Namespace, Path, Progress], Awaitable[tuple[Figures, list[str]]]]
-
-
-def run(proof: Proof, given: argparse.Namespace, title: str) -> int:
-    """Run a proof, print its figures as a table, and what is not as it should be; 1 if anything is."""
-    if given.keep is not None:
-        given.keep.mkdir(parents=True)
-    progress = Progress()
-    random.seed(given.seed)
-    with tempfile.TemporaryDirectory(prefix="freqtrade-") as temporary:
-        home = (given.keep or Path(temporary)).absolute()
-        try:
-            figures, findings = asyncio.run(proof(given, home, progress))
-        except (Broken, TimeoutError, AssertionError, ExceptionGroup) as error:
-            figures, findings = (), list(_words(error))
-    seconds = time.monotonic() - progress.started_s
-    if given.json:
-        found = {
-            "title": title,
-            "seconds": round(seconds),
-            "figures": dict(figures),
-            "findings": findings,
-        }
-        sys.stdout.write(json.dumps(found, default=str) + "\n")
-    else:
-        _show(title, [*figures, ("wall s", f"{seconds:.0f}")], findings)
-    return 1 if findings else 0
-
-
-def _words(error: Exception) -> Iterator[str]:
-    if isinstance(error, ExceptionGroup):
-        for each in error.exceptions:
-            yield from _words(each)
-    else:
-        yield str(error) or repr(error)
-
-
-def _show(title: str, figures: Iterable[tuple[str, object]], findings: Sequence[str]) -> None:
-    lines = [f"\n{title}", *(f"  {name:<58}{value}" for name, value in figures)]
-    lines += [f"  NOT AS IT SHOULD BE: {text}" for text in findings[:20]]
-    if len(findings) > 20:
-        lines.append(f"  … and {len(findings) - 20} more")
-    lines.append(f"  {'NOT GOOD: ' + str(len(findings)) + ' findings' if findings else 'good'}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
