@@ -10,8 +10,8 @@ sent twice, no pair was traded twice within a cool-down, never both sides within
 really without a trade, every end is true, and every cool-down follows from an outcome, right after restarts,
 too.
 
-1,000 decisions take about 50 minutes with real bots on two cores. `--quick` makes 40 decisions with short
-times in two minutes; with `--bots scripted` it needs no Freqtrade.
+1,000 decisions take about an hour with real bots on two cores: votes go on until half as many have reached an
+order. `--quick` makes 40 decisions with short times in two minutes; `--bots scripted` needs no Freqtrade.
 """
 
 import argparse
@@ -330,7 +330,7 @@ def main() -> int:
         __doc__,
         decisions={"type": int, "default": 1_000, "help": "how often pairs are voted for"},
         kills={"type": int, "default": 100, "help": "of the aggregator, and of bots, at least"},
-        every_s={"type": float, "default": 2.7, "help": "between two votings, on average"},
+        every_s={"type": float, "default": 3.0, "help": "between two votings, on average"},
         faulty={"type": float, "default": FAULTY, "help": "share of orders that meet a fault"},
         window_s={"type": float, "default": 60.0, "help": "as shipped"},
         cooldown_s={"type": float, "default": 300.0, "help": "as shipped"},
