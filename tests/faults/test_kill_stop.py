@@ -119,7 +119,8 @@ def test_a_stop_loses_nothing_that_was_received(
     # What the socket still held comes on top: on a busy machine it reads on after the last look.
     assert marks >= report["records"]["mark_price"]
     stopped = collector.logged(r"stopped frames=([0-9]+) ")
-    assert stopped is not None and int(stopped[1]) >= report["frames"]
+    assert stopped is not None
+    assert int(stopped[1]) >= report["frames"]
     scoreboard.add(Row(fault="SIGTERM while running", lost="nothing that was received"))
 
 
