@@ -112,6 +112,7 @@ class Outcome(msgspec.Struct, frozen=True):
     happened: dict[str, int]
     health: str
     reasons: str
+    soon: str
     with_reasons: int
     well_while_missing: list[str]
     log: list[str]
@@ -217,6 +218,7 @@ class Week:
             {kind: self.events.happened[kind] for kind in dict.fromkeys(KINDS)},
             shown(self._watch.said),
             shown(self._watch.first_reasons),
+            shown(self._watch.soon),
             self._watch.with_reasons,
             self._watch.well_while_missing,
             [line for line in lines if "level=ERROR" in line or "Traceback" in line],
@@ -355,6 +357,7 @@ def total(outcome: Outcome) -> str:
         f"{sum(outcome.happened.values())} events: {happened}\n"
         f"/health, a look a second: {outcome.health}; {outcome.with_reasons} times it was not well while "
         f"something was missing for long, {len(outcome.well_while_missing)} times it was well\n"
+        f"while something was missing for 60 exchange seconds it said: {outcome.soon}\n"
         f"its reasons: {outcome.reasons}\n"
         f"{last.candles:,} candles, {last.lives} lives, {last.settled} settlements, {last.series} series "
         f"at the end, {len(outcome.complaints())} not as they should be; {outcome.wall_s / 60:.1f} minutes"

@@ -7,6 +7,7 @@ the name. Each `wrong_…` names what differs, in words; none is as it should be
 import contextlib
 import json
 import math
+import urllib.error
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,10 @@ class Truth:
                 and one.ended_ms is not None
                 and one.ended_ms + FINAL_AFTER_MS <= now_ms
             ):
-                self.fetch(one, ceil_to(one.ended_ms, DAY_MS))
-                one.final = True
+                # REST refuses at times: it is asked again then.
+                with contextlib.suppress(urllib.error.HTTPError):
+                    self.fetch(one, ceil_to(one.ended_ms, DAY_MS))
+                    one.final = True
 
     def candles(self, one: Contract, timeframe: str, until_ms: int) -> dict[int, Numbers]:
         """Its own candles that have closed by then, by open time."""

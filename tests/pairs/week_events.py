@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, ceil_to, floor_to
-from marketfeed.simulator.fault_kinds import Fault, Lack, ShrinkExchangeInfo
+from marketfeed.simulator.fault_kinds import Fault, Lack, Mute, RefuseRest, ShrinkExchangeInfo
 from marketfeed.simulator.listings import (
     Delist,
     EndByStatus,
@@ -316,8 +316,10 @@ class Events:
         one = self._pick(now_ms, kept=True)
         if one is None:
             return ""
+        # Rounded up to the minute, by the exchange's clock, which goes on meanwhile.
+        in_s = max(0.0, (at_ms - now_ms) / 1_000 - 55.0)
         rate = round(self._random.uniform(-0.01, 0.01), 8)
-        at_ms = self._play.change(SettleSpecially(one.pair, rate, (at_ms - now_ms) / 1_000))
+        at_ms = self._play.change(SettleSpecially(one.pair, rate, in_s))
         return f"{one.pair} at {at_ms}"
 
     def _missing_rows(self, now_ms: int) -> str:
@@ -359,6 +361,18 @@ class Events:
         self._play.start(Lack(stream, key=key, how=how, for_s=for_s))  # type: ignore[arg-type]
         return f"{one.pair} {key} {how}"
 
+    def _candles_lost(self, now_ms: int) -> str:
+        """Streams of one bring no closed candle, and REST does not answer: something is missing for long."""
+        one = self._pick(now_ms, kept=True)
+        if one is None:
+            return ""
+        mute = Mute(f"{one.symbol.lower()}@kline_*", closing_only=True, for_s=15 * 60.0)
+        self._play.start(mute)
+        for_s = self._minutes(40, 60) / 1_000
+        self._play.start(RefuseRest("klines", status=503, for_s=for_s))
+        one.busy_until_ms = now_ms + REST_FOR_MS
+        return f"{one.pair} for 900 s, REST for {for_s:.0f} s"
+
 
 KINDS: Final = (
     *("listing", "listing", "relisting", "relisting", "end by date", "end by status"),
@@ -373,6 +387,6 @@ KINDS: Final = (
         "rhythm",
     ),
     *("special", "special beside a regular", "missing rows", "odd row", "wrong date"),
-    "mark prices lack",
+    *("mark prices lack", "candles lost"),
 )
 """What happens in a week; what is named twice comes twice as often."""

@@ -27,6 +27,8 @@ class Watch:
         self.well_while_missing: list[str] = []
         self.with_reasons = 0
         """Looks at which something was missing for so long, and `/health` was not well."""
+        self.soon = Counter[str]()
+        """What `/health` said when something was missing for `OLD_S` exchange seconds: not judged."""
         self.first_reasons: Counter[str] = Counter()
         self._journal = journal
         self._since_ms = since_ms
@@ -46,7 +48,9 @@ class Watch:
             self.first_reasons[_kind(reason)] += 1
         if not self._read():
             return
-        missing = self._missing(contracts, now_ms)
+        missing, soon = self._missing(contracts, now_ms)
+        if missing or soon:
+            self.soon[state] += 1
         if missing and state == "well":
             self.well_while_missing.append(f"{now_ms}: {'; '.join(missing[:3])}")
         elif missing:
@@ -70,9 +74,13 @@ class Watch:
             self._seq = max(self._seq, seq)
         return True
 
-    def _missing(self, contracts: Sequence[Contract], now_ms: int) -> list[str]:
-        """The first candle of each series that is due for too long; of contracts to which nothing happens."""
+    def _missing(self, contracts: Sequence[Contract], now_ms: int) -> tuple[list[str], bool]:
+        """The first candle of each series that is due for too long, and whether one is for `OLD_S`.
+
+        Of contracts to which nothing happens.
+        """
         found = []
+        soon = False
         for one in contracts:
             if (
                 not one.is_live(now_ms)
@@ -89,10 +97,11 @@ class Watch:
                 while whole_ms in stored:
                     whole_ms += length_ms
                 self._whole_ms[key] = whole_ms
+                soon |= whole_ms + length_ms + CANDLE_DUE_MS + int(OLD_S * 1_000) <= now_ms
                 if whole_ms + length_ms + self._old_ms <= now_ms:
                     late_s = (now_ms - whole_ms - length_ms) // 1_000
                     found.append(f"{one.pair} {name} {whole_ms}, closed {late_s} s before")
-        return found
+        return found, soon
 
 
 def _kind(reason: str) -> str:
