@@ -20,7 +20,7 @@ from tests.proofs.section import Section, markdown
 from tests.proofs.sections import Proofs
 
 SECTIONS: Final = (
-    *("faults", "upgrades", "starts", "rounds", "listings", "kills", "outages"),
+    *("faults", "upgrades", "starts", "rounds", "listings", "week", "kills", "outages"),
     *("bench", "bench3", "growth", "soak"),
 )
 _LIBRARIES: Final = (

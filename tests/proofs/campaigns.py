@@ -9,6 +9,7 @@ import msgspec
 from tests.faults.cold_start import Start
 from tests.faults.fault_rounds import total
 from tests.faults.round_run import Round
+from tests.pairs import simulated_week
 from tests.proofs.commands import run
 from tests.proofs.section import Section, markdown
 
@@ -109,6 +110,61 @@ def rounds(logs: Path, *, quick: bool) -> Section:
             "in the journal for more than 60 s. Whole: wall seconds from the end of the last fault until all "
             "was stored and well. Then every candle is compared with the exchange's, and coverage with the "
             "rows."
+        ),
+    ]
+    return section
+
+
+def week(logs: Path, *, quick: bool) -> Section:
+    """A week of listings, halts, ends, relistings and settlements through a real collector at speed 240."""
+    days = "0.5" if quick else "7"
+    section = Section(title="A week of contracts that come, go and change, at speed 240")
+    command = (
+        "tests.pairs.simulated_week",
+        "--speed",
+        "240",
+        "--days",
+        days,
+        "--seed",
+        "1",
+        "--json",
+    )
+    done = run(["-m", *command], _HOURS_S, python=sys.executable, log=logs / "week.log")
+    section.took(done)
+    try:
+        outcome = msgspec.json.decode(done.output, type=simulated_week.Outcome)
+    except msgspec.DecodeError:
+        section.failed("The week", done)
+        return section
+    if done.code != 0:
+        section.failed("The week", done)
+    table = [
+        [
+            "day's end",
+            "contracts",
+            "events",
+            "candles",
+            "lives",
+            "settlements",
+            "whole after s",
+            "wrong",
+        ]
+    ]
+    for day in outcome.days:
+        found = (
+            *(day.contracts, day.events, day.candles, day.lives, day.settled),
+            *(day.whole_s, len(day.wrong)),
+        )
+        table.append([day.at, *map(str, found)])
+    section.body = [
+        *markdown(table),
+        "",
+        *(f"{line}." for line in simulated_week.total(outcome).splitlines()),
+        "",
+        (
+            "Everything since the start is compared at each day's end: every candle of every contract, "
+            "lives, coverage, settlements, and what both readers and feeders get. What is fair to hold at "
+            "that speed is said at the head of `tests/pairs/simulated_week.py`."
         ),
     ]
     return section

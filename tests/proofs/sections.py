@@ -113,6 +113,10 @@ class Proofs:
         """Years of listings, halts, ends and relistings, simulated."""
         return campaigns.listings(self._logs, quick=self._quick)
 
+    def week(self) -> Section:
+        """A week of what becomes of contracts, through a real collector."""
+        return campaigns.week(self._logs, quick=self._quick)
+
     def kills(self) -> Section:
         """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""
         kills = "20" if self._quick else "120"
