@@ -169,7 +169,7 @@ def check_models(models: Sequence[Model], count: int, require: Require) -> Rows:
         require(rates >= hours // 8, f"{one.name}: {rates} funding rates of {hours} hours")
     return [
         (
-            f"{one.name}: {one.rows} rows",
+            f"{one.name.partition('_trained')[0]}: {one.rows} rows",
             f"from {(one.ends_ms - one.first_ms) / DAY_MS:.2f} days before it",
         )
         for one in models[-2 * PAIRS :]
@@ -247,8 +247,8 @@ def backtest(python: Path, directory: Path, require: Require) -> Rows:
         fees = [trade["funding_fees"] for trade in trades]
         require(len(trades) == PAIRS and all(fees), f"funding fees of held trades: {fees}")
         return [
-            ("klines, fundingRate, markPriceKlines: download-data", of(downloaded)),
-            ("… and both backtests", of(asked)),
+            ("requests of download-data", of(downloaded)),
+            ("… and of both backtests", of(asked)),
             ("downloaded, equal to the exchange's", rows),
             ("funding fees of held trades", ", ".join(f"{fee:.4f}" for fee in fees)),
             *trained,
