@@ -25,7 +25,7 @@ help:
 	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, benchmarks and soaks, written to PROOFS.md (3.3 hours)"
 	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
-	@echo "make test-freqtrade  a real Freqtrade on the store: 35 minutes (WHAT=wheel, ensemble, live, outage, refresh or freqai)"
+	@echo "make test-freqtrade  a real Freqtrade on the store: 40 minutes (WHAT=wheel, ensemble, live, outage, refresh, freqai or backtest)"
 	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
 	@echo "make clean  remove the virtual environment and caches"
 
