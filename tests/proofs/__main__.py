@@ -20,7 +20,8 @@ from tests.proofs.section import Section, markdown
 from tests.proofs.sections import Proofs
 
 SECTIONS: Final = (
-    *("faults", "upgrades", "starts", "rounds", "listings", "week", "kills", "outages"),
+    *("faults", "upgrades", "starts", "rounds", "listings", "week", "mixed"),
+    *("kills", "outages"),
     *("bench", "bench3", "growth", "soak"),
 )
 _LIBRARIES: Final = (

@@ -40,8 +40,9 @@ from typing import Final, NamedTuple, get_args
 import msgspec
 
 from tests.faults.lanes import Ended, Part, Progress, end_with_parent, python, run_parts
+from tests.upgrade.mixed_outcome import Mixed
 from tests.upgrade.mixed_plan import Plan, problem
-from tests.upgrade.mixed_run import Mixed, Order, Run, Version
+from tests.upgrade.mixed_run import Order, Run, Version
 
 # As the tests of this directory import each other.
 sys.path[:0] = [

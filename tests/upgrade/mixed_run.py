@@ -27,6 +27,7 @@ from tests.faults.proc_commands import (
 from tests.influxdb.influxd import Influxd
 from tests.upgrade import mixed_exchange, mixed_plan
 from tests.upgrade.mixed_judge import as_alone, new_reader, old_reader
+from tests.upgrade.mixed_outcome import Mixed
 from tests.upgrade.mixed_plan import Plan
 from tests.upgrade.mixed_truth import Truth
 from tests.waiting import wait_until
@@ -55,20 +56,6 @@ class Version(Protocol):
 
     @property
     def environment(self) -> Mapping[str, str]: ...
-
-
-class Mixed(msgspec.Struct, frozen=True):
-    """What came of one run. Complaints name who was asked and when (exchange minutes from `begin`)."""
-
-    version: str
-    order: str
-    minutes: int
-    speed: float
-    wall_s: float
-    looks: int
-    candles: int
-    settled: int
-    complaints: Sequence[str]
 
 
 class Own:
