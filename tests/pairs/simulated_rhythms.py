@@ -15,7 +15,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange, joined, subtract
-from marketfeed.history.awaited import PAUSES_S, Awaited, completed, is_certain
+from marketfeed.history.awaited import PAUSES_S, Awaited, FetchedRates, completed, is_certain
 from marketfeed.schema import HOUR_MS, MINUTE_MS, REGULAR, SETTLED_LATE_MS, SPECIAL
 from marketfeed.simulator.catalogue import make_instrument
 from marketfeed.simulator.funding import Funding
@@ -42,7 +42,8 @@ class Settling(msgspec.Struct, eq=False):
 
     `published` is when each settlement can be asked for, `stored` which have been; `announced` is what a
     store gives readers. `excused` are those that decision 052 lets go: published too late for who asks ten
-    minutes of what nobody was sure of, or was stopped meanwhile. What follows is what `SettledRates` keeps.
+    minutes of what nobody was sure of, or has a special one in its place, or was stopped meanwhile. What
+    follows is what `SettledRates` keeps.
     """
 
     funding: Funding
@@ -73,16 +74,16 @@ class Settling(msgspec.Struct, eq=False):
         """Note a part as complete."""
         self.covered = joined([*self.covered, part], MINUTE_MS, 0)
 
-    def times_ms(self) -> set[int]:
-        """The times of what is stored."""
-        return {at_ms for at_ms, _ in self.stored}
-
 
 class Rhythms:
-    """The settlements of what is followed; `changed` and `special` count what has happened."""
+    """The settlements of what is followed; `changed` and `special` count what has happened.
 
-    def __init__(self, rng: random.Random, start_ms: int) -> None:
+    A contract's rhythm changes, or it settles specially, three times in `every_h` hours.
+    """
+
+    def __init__(self, rng: random.Random, start_ms: int, every_h: int = 1_200) -> None:
         self.rng = rng
+        self._every_h = every_h
         self.start_ms = start_ms
         self.of: dict[int, Settling] = {}
         self.followed: dict[str, Settling] = {}
@@ -123,16 +124,16 @@ class Rhythms:
         """Draw what changes within the hour; returns the minutes to look at."""
         rng, minutes = self.rng, set(LOOKS)
         for one in self.of.values():
-            drawn = rng.random()
-            if drawn < 1 / 1_200:
+            drawn = rng.random() * self._every_h
+            if drawn < 1:
                 minute = rng.randrange(1, 60)
                 one.funding.change_rhythm(start_ms + minute * MINUTE_MS, rng.choice(RHYTHMS))
                 minutes.add(minute)
                 self.changed += 1
-            elif drawn < 2 / 1_200:
+            elif drawn < 2:
                 one.funding.settle_specially(start_ms + rng.randrange(1, 60) * MINUTE_MS, 0.01)
                 self.special += 1
-            elif drawn < 3 / 1_200:
+            elif drawn < 3:
                 next_ms = one.funding.next_funding_ms(start_ms + HEARD_AFTER_MS)
                 one.funding.settle_specially(next_ms, 0.01)
                 self.special += 1
@@ -227,11 +228,15 @@ class Rhythms:
         where = TimeRange(min(starts_ms) - EARLIER_MS, end_ms)
         for one in every:
             came = _fetch(one, where, now_ms)
-            known = [at_ms for at_ms in one.awaited if at_ms in came]
+            known = [
+                at_ms for at_ms, item in one.awaited.items() if came.has(("", at_ms), item.waited)
+            ]
             for at_ms in known:
                 del one.awaited[at_ms]
+                if not came.has(("", at_ms), False):
+                    one.excused.add(at_ms)
             for other, at_ms in due:
-                if other is one and at_ms not in came:
+                if other is one and at_ms not in known:
                     item = one.awaited[at_ms]
                     item.ask_again(now_s)
                     if item.given_up and item.is_over:
@@ -297,8 +302,8 @@ def _notice(one: Settling, now_ms: int) -> None:
             )
 
 
-def _fetch(one: Settling, where: TimeRange, now_ms: int) -> set[int]:
-    """Store what is published of a range; returns the times of it."""
+def _fetch(one: Settling, where: TimeRange, now_ms: int) -> FetchedRates:
+    """Store what is published of a range."""
     found = set()
     # The newest first: they were settled in this order.
     for key, published_ms in reversed(one.published.items()):
@@ -307,18 +312,21 @@ def _fetch(one: Settling, where: TimeRange, now_ms: int) -> set[int]:
         if key[0] < where.end_ms and published_ms <= now_ms:
             found.add(key)
     one.stored |= found
-    return {at_ms for at_ms, _ in found}
+    regular, special = (
+        {("", at_ms) for at_ms, kind in found if kind == wanted} for wanted in (REGULAR, SPECIAL)
+    )
+    return FetchedRates(regular, special, [])
 
 
 def _complete(
-    one: Settling, part: TimeRange, last_ms: int | None, came: set[int], now_ms: int
+    one: Settling, part: TimeRange, last_ms: int | None, came: FetchedRates, now_ms: int
 ) -> TimeRange:
     """What of a part of history is complete."""
     if (
         last_ms is None
         or now_ms - last_ms > HOUR_MS
         or not part.start_ms <= last_ms < part.end_ms
-        or last_ms in came
+        or came.has(("", last_ms), False)
         or not is_certain(last_ms, one.heard_ms)
     ):
         return part
@@ -334,7 +342,8 @@ def _forget_old(one: Settling, before_ms: int) -> None:
 
 
 def _wrong(one: Settling, now_ms: int) -> Iterator[str]:
-    times_ms, to_ms = one.times_ms(), one.settled_to_ms
+    to_ms = one.settled_to_ms
+    times_ms = {at for at, kind in one.stored if to_ms is None or kind == REGULAR}
     due_ms = now_ms - SETTLED_LATE_MS
     said = set(settlements.passed(one.announced, now_ms))
     for key in one.stored - set(one.published):

@@ -35,9 +35,13 @@ def changes(plan: Plan) -> list[tuple[int, ListingChange]]:
 async def happen(sim: Simulator, plan: Plan) -> None:
     """Announce each change so long before that collectors hear of it in time."""
     for at_ms, change in changes(plan):
-        while sim.now_ms() < at_ms - ANNOUNCED_MS:
+        # A symbol is announced again once its first contract has ended: until then that one's frames come.
+        again = isinstance(change, Enlist)
+        from_ms = plan.reused_end_ms if again else 0
+        while sim.now_ms() < max(from_ms, at_ms - ANNOUNCED_MS):
             await asyncio.sleep(0.05)
-        in_s = (at_ms - sim.now_ms()) / 1000
+        # It is rounded up to a minute, by the time that the market has been brought to meanwhile.
+        in_s = (at_ms - sim.now_ms()) / 1000 - 45.0
         done_ms = sim.change(msgspec.structs.replace(change, in_s=in_s))
         if done_ms != at_ms:
             raise RuntimeError(f"{change} takes effect at {done_ms}, not {at_ms}: too late")

@@ -31,8 +31,11 @@ BOTH_RATE: Final = 0.0093
 """That of the special settlement beside a regular one."""
 SINCE_MS: Final = 2 * HOUR_MS
 """So much of the time before `begin` is compared, too: history has filled it."""
-ANNOUNCED_MS: Final = 4 * MINUTE_MS
-"""So long before they end or begin contracts are announced: collectors ask every three minutes."""
+ANNOUNCED_MS: Final = 8 * MINUTE_MS
+"""So long before they end or begin contracts are announced: collectors ask every three minutes.
+
+Where a machine is busy the exchange may stand still for one of them.
+"""
 _EIGHT_H_MS: Final = 8 * HOUR_MS
 _A_FULL_ONE_MS: Final = floor_to(1_790_000_000_000, _EIGHT_H_MS)
 
@@ -70,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def special_ms(self) -> int:
         """SPECIAL's lone special settlement."""
-        return self._at(13)
+        return self._at(12)
 
     @property
     def reused_end_ms(self) -> int:
@@ -100,8 +103,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 def problem(plan: Plan) -> str:
     """Why a plan cannot be carried out; empty if it can."""
-    if plan.minutes < 24:
-        return "minutes: 24 or more are expected: a settlement is due ten minutes after it"
+    if not 24 <= plan.minutes <= 90:
+        return "minutes: 24 to 90 are expected: a settlement is due ten minutes after it"
     if not 0.5 <= plan.speed <= 60:
         return "speed: 0.5 to 60 is expected: collectors ask and retry in wall seconds, too"
     return ""

@@ -109,6 +109,9 @@ class Host:
 
     def until_delivering(self) -> None:
         """Wait for that."""
+        assert self._running is not None
+        log, running = "status_url=", self._running
+        wait_until(lambda: running.logged(log), f"{self.name} listens", timeout_s=180.0)
         wait_until(lambda: self.is_delivering, f"{self.name} delivers", timeout_s=180.0)
 
     def stop(self) -> None:
@@ -177,7 +180,8 @@ class Run:
         self._name = name
         self._version = version
         self._order = order
-        self._complaints: list[str] = []
+        # Each with who had it first and when, and how often.
+        self._complaints: dict[str, tuple[str, int]] = {}
         self._looks = 0
 
     def run(self) -> Mixed:
@@ -225,7 +229,10 @@ class Run:
             self._looks,
             sum(map(len, truth.candles.values())),
             sum(map(len, truth.settled.values())),
-            self._complaints[:MOST],
+            [
+                f"{who}: {text}" + (f" ({times} times)" if times > 1 else "")
+                for text, (who, times) in self._complaints.items()
+            ][:MOST],
         )
 
     def _host(
@@ -294,7 +301,12 @@ class Run:
                 "old": old.answer(now_ms),
                 "alone": other.answer(now_ms),
             }
-        (self._directory / "answers.json").write_text(json.dumps(answers))
+        # For who wants to know more: all that was held against each other at the end.
+        known = {
+            "candles": {" ".join(key): rows for key, rows in truth.candles.items()},
+            "settled": {pair: list(rows.items()) for pair, rows in truth.settled.items()},
+        }
+        (self._directory / "answers.json").write_text(json.dumps(answers | {"exchange": known}))
         self._looks += 2
         found = new_reader(answers["new"], truth, plan, now_ms, final=True)
         self._complain("new, at the end", now_ms, found)
@@ -304,7 +316,9 @@ class Run:
 
     def _complain(self, who: str, now_ms: int, texts: Sequence[str]) -> None:
         minute = (now_ms - self._plan.begin_ms) / 60_000
-        self._complaints += [f"{who}, minute {minute:.1f}: {text}" for text in texts]
+        for text in texts:
+            first, times = self._complaints.get(text, (f"{who}, minute {minute:.1f}", 0))
+            self._complaints[text] = first, times + 1
 
 
 def _drop(hosts: Sequence[Host], alone: Host) -> None:

@@ -1,7 +1,7 @@
 """What the simulated exchange knows of a plan's pairs, asked over HTTP: candles, settlements, lives."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -29,18 +29,45 @@ class LifeSpan(NamedTuple):
         return floor_to(self.listed_ms, length_ms), end_ms
 
 
-class Truth:
+class Known:
+    """Candles by pair, timeframe and open time; settlements by pair, minute and kind; contracts by pair."""
+
+    def __init__(self, lives: Mapping[str, Sequence[LifeSpan]]) -> None:
+        self.lives = lives
+        self.candles: dict[tuple[str, str], dict[int, Row]] = {
+            (pair, timeframe): {} for pair in PAIRS for timeframe in TIMEFRAMES
+        }
+        self.settled: dict[str, dict[tuple[int, str], float]] = {pair: {} for pair in PAIRS}
+
+    def life_at(self, pair: str, timeframe: str, open_ms: int) -> LifeSpan | None:
+        """The contract whose candle opens then."""
+        for life in self.lives[pair]:
+            first_ms, end_ms = life.owns(TIMEFRAMES_MS[timeframe])
+            if first_ms <= open_ms < end_ms:
+                return life
+        return None
+
+    def settled_of(self, pair: str, start_ms: int, end_ms: int) -> list[tuple[int, str, float]]:
+        """What was settled of the pair's last contract by `end_ms`, oldest first."""
+        listed_ms = max(start_ms, self._begun(pair, end_ms).listed_ms)
+        return sorted(
+            (at_ms, kind, rate)
+            for (at_ms, kind), rate in self.settled[pair].items()
+            if listed_ms <= at_ms < end_ms
+        )
+
+    def _begun(self, pair: str, now_ms: int) -> LifeSpan:
+        return [one for one in self.lives[pair] if one.listed_ms < now_ms][-1]
+
+
+class Truth(Known):
     """Grows as the exchange goes on; nothing that was once so is forgotten."""
 
     def __init__(self, sim: Exchange, plan: Plan) -> None:
         self._sim = sim
         self._plan = plan
         self._number = 0
-        self.candles: dict[tuple[str, str], dict[int, Row]] = {
-            (pair, timeframe): {} for pair in PAIRS for timeframe in TIMEFRAMES
-        }
-        self.settled: dict[str, dict[tuple[int, str], float]] = {pair: {} for pair in PAIRS}
-        self.lives = self._lives()
+        super().__init__(self._contracts())
         for pair, timeframe in self.candles:
             self._take_history(pair, timeframe)
         for pair in PAIRS:
@@ -64,43 +91,17 @@ class Truth:
                 # Of a symbol REST tells what settled before the contract, too, as if it had been its own.
                 self._take_settled(pair, self.lives[pair][-1].listed_ms)
 
-    def life_at(self, pair: str, timeframe: str, open_ms: int) -> LifeSpan | None:
-        """The contract whose candle opens then."""
-        for life in self.lives[pair]:
-            first_ms, end_ms = life.owns(TIMEFRAMES_MS[timeframe])
-            if first_ms <= open_ms < end_ms:
-                return life
-        return None
-
-    def settled_of(self, pair: str, start_ms: int, end_ms: int) -> list[tuple[int, str, float]]:
-        """What was settled of the pair's last contract by `end_ms`, oldest first."""
-        listed_ms = max(start_ms, self._begun(pair, end_ms).listed_ms)
-        return sorted(
-            (at_ms, kind, rate)
-            for (at_ms, kind), rate in self.settled[pair].items()
-            if listed_ms <= at_ms < end_ms
-        )
-
-    def _begun(self, pair: str, now_ms: int) -> LifeSpan:
-        return [one for one in self.lives[pair] if one.listed_ms < now_ms][-1]
-
     def _rest(self, endpoint: str, **query: object) -> Any:
         answer = get(f"{self._sim.rest_url}/fapi/v1/{endpoint}?{urlencode(query)}")
         assert answer.status == 200, answer
         return json.loads(answer.body)
 
-    def _lives(self) -> dict[str, list[LifeSpan]]:
+    def _contracts(self) -> dict[str, list[LifeSpan]]:
         plan = self._plan
         listed_ms = {
             one["symbol"]: int(one["onboardDate"]) for one in self._rest("exchangeInfo")["symbols"]
         }
-        found = {pair: [LifeSpan(symbol(pair), listed_ms[symbol(pair)], None)] for pair in PAIRS}
-        found[ENDING] = [found[ENDING][0]._replace(ended_ms=plan.ending_ms)]
-        found[REUSED] = [
-            found[REUSED][0]._replace(ended_ms=plan.reused_end_ms),
-            LifeSpan(symbol(REUSED), plan.again_ms, None),
-        ]
-        return found
+        return contracts(plan, listed_ms)
 
     def _take_history(self, pair: str, timeframe: str) -> None:
         now_ms, length_ms = self.now_ms(), TIMEFRAMES_MS[timeframe]
@@ -119,3 +120,14 @@ class Truth:
 def symbol(pair: str) -> str:
     """The exchange's name of a pair's contract."""
     return pair.partition("/")[0] + "USDT"
+
+
+def contracts(plan: Plan, listed_ms: Mapping[str, int]) -> dict[str, list[LifeSpan]]:
+    """The contracts of each pair by the plan, of which the first were listed then, by symbol."""
+    found = {pair: [LifeSpan(symbol(pair), listed_ms[symbol(pair)], None)] for pair in PAIRS}
+    found[ENDING] = [found[ENDING][0]._replace(ended_ms=plan.ending_ms)]
+    found[REUSED] = [
+        found[REUSED][0]._replace(ended_ms=plan.reused_end_ms),
+        LifeSpan(symbol(REUSED), plan.again_ms, None),
+    ]
+    return found
