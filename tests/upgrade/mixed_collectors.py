@@ -14,7 +14,7 @@ What is expected of the **new** readers, at each look and, of all that has close
   15 s is there or in `missing`; at the end nothing is missing, from two hours before until the end (of the
   dropped pair: until it was dropped).
 - At the end `lives` are the exchange's, to the ms; the reused symbol's frames name the break, `strict` raises
-  GapError there alone, and what is asked until the first contract's end is that contract's, whole.
+  GapError there, and what is asked until the first contract's end is that contract's, whole.
 - Settlements are the exchange's with their kinds, at the end each that is due; until ten minutes after it one
   may be called Regular that the older collector alone has written. `settled_to` lies behind the full
   settlement, and nothing is told as missing. Running rates have the right interval, or none.

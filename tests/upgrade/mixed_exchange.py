@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import uvloop
 
+from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator.listings import Delist, Enlist, ListingChange
 from marketfeed.simulator.server import Simulator, SimulatorOptions
 from tests.upgrade import mixed_plan
@@ -35,9 +36,9 @@ def changes(plan: Plan) -> list[tuple[int, ListingChange]]:
 async def happen(sim: Simulator, plan: Plan) -> None:
     """Announce each change so long before that collectors hear of it in time."""
     for at_ms, change in changes(plan):
-        # A symbol is announced again once its first contract has ended: until then that one's frames come.
+        # A symbol is announced again once its first contract's last candle was sent: no frame comes after.
         again = isinstance(change, Enlist)
-        from_ms = plan.reused_end_ms if again else 0
+        from_ms = plan.reused_end_ms + MINUTE_MS if again else 0
         while sim.now_ms() < max(from_ms, at_ms - ANNOUNCED_MS):
             await asyncio.sleep(0.05)
         # It is rounded up to a minute, by the time that the market has been brought to meanwhile.

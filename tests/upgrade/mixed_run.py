@@ -183,6 +183,7 @@ class Run:
         # Each with who had it first and when, and how often.
         self._complaints: dict[str, tuple[str, int]] = {}
         self._looks = 0
+        self._stopped_ms = 0
 
     def run(self) -> Mixed:
         """Let the plan pass; returns what was found. Raises AssertionError where it cannot be carried out."""
@@ -217,6 +218,7 @@ class Run:
                 dropping.join(180.0)
             for host in (*hosts, alone):
                 host.until_delivering()
+            self._stopped_ms = truth.now_ms()
             for host in (*hosts, alone):
                 host.stop()
             self._judge(truth, given, buckets)
@@ -289,7 +291,8 @@ class Run:
         plan = self._plan
         truth.update()
         truth.settle()
-        now_ms = plan.end_ms + 20_000
+        # Late on a busy machine: who was dropped has ended for all by then.
+        now_ms = max(plan.end_ms + 20_000, self._stopped_ms)
         with (
             self._readers(given, buckets[0]) as (new, old),
             Reader(
