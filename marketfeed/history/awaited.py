@@ -7,6 +7,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange, subtract
+from marketfeed.records import FundingSettled
 
 PURE = True
 
@@ -26,6 +27,18 @@ class FetchedRates(NamedTuple):
     rates: set[tuple[str, int]]
     special: set[tuple[str, int]]
     odd: list[tuple[str | None, int | None]]
+
+    def take(self, rows: Iterable[FundingSettled]) -> None:
+        """Take in rows that are stored."""
+        for row in rows:
+            kept = self.rates if row.kind == schema.REGULAR else self.special
+            kept.add((row.pair, row.time_ms))
+
+    def add(self, more: "FetchedRates") -> None:
+        """Take in another answer."""
+        self.rates.update(more.rates)
+        self.special.update(more.special)
+        self.odd.extend(more.odd)
 
     def has(self, key: tuple[str, int], waited: bool) -> bool:
         """Whether an awaited settlement came; a special one in its place counts once it was waited for."""

@@ -399,10 +399,7 @@ class SettledRates:
                 if symbol in self._pairs:
                     fetched.odd.append((self._pairs[symbol], None))
                 return fetched
-            stored = await self._store(answer.rates)
-            for row in stored:
-                kept = fetched.rates if row.kind == schema.REGULAR else fetched.special
-                kept.add((row.pair, row.time_ms))
+            fetched.take(await self._store(answer.rates))
             for odd in answer.odd:
                 name = odd.symbol or symbol
                 if name is None or name in self._pairs:
@@ -417,9 +414,7 @@ class SettledRates:
                 only = TimeRange(start_ms, start_ms + STEP_MS)
                 for one in list(self._pairs):
                     more = await self._fetch(one, only, priority)
-                    fetched.rates.update(more.rates)
-                    fetched.special.update(more.special)
-                    fetched.odd.extend(more.odd)
+                    fetched.add(more)
             start_ms += STEP_MS
             if start_ms >= where.end_ms:
                 return fetched
