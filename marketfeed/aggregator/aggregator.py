@@ -17,6 +17,7 @@ import aiohttp
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
 from marketfeed.aggregator.auth import Doorkeeper
+from marketfeed.aggregator.ballots import Decision, Rules
 from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
@@ -29,7 +30,6 @@ from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
 from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
-from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import HostClock
 from marketfeed.counters import cpu_s, rss_bytes
@@ -156,7 +156,7 @@ class Aggregator:
             SystemdNotifier(self._prove_alive, self.headline, stop),
         ):
             self.status_url = port.url
-            forwarders = self._forwarders(to_bots)
+            forwarders: dict[Side, Forwarder] = {}
             desk = Desk(
                 self._rules,
                 self._ledger,
@@ -164,6 +164,7 @@ class Aggregator:
                 self._counters,
                 lambda decision: _wake(forwarders, decision),
             )
+            forwarders |= self._forwarders(to_bots, desk)
             shipper = None
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
@@ -224,7 +225,7 @@ class Aggregator:
                 if shipper is not None:
                     shipper.end()
 
-    def _forwarders(self, session: aiohttp.ClientSession) -> dict[Side, Forwarder]:
+    def _forwarders(self, session: aiohttp.ClientSession, desk: Desk) -> dict[Side, Forwarder]:
         bots = self._settings.aggregator.bots
         return {
             side: Forwarder(
@@ -234,6 +235,7 @@ class Aggregator:
                 self._clock.now_ms,
                 self._counters,
                 self._pace,
+                desk.heard,
             )
             for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
             if settings.url

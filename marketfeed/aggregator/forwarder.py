@@ -25,7 +25,7 @@ from marketfeed.aggregator.freqtrade_bot import (
     Trade,
 )
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import Forward, State
+from marketfeed.aggregator.ledger_tables import Forward, State, found_words
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side
@@ -42,7 +42,10 @@ WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
 
 
 class Forwarder:
-    """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock."""
+    """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock.
+
+    `heard` is told of every forward whose step has been committed, before anything else is done.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Forwarder:
         now_ms: Callable[[], int],
         counters: AggregatorCounters,
         pace: Pace = DEFAULT_PACE,
+        heard: Callable[[Forward], None] = lambda _: None,
     ) -> None:
         self.side = side
         self.trouble = Trouble(
@@ -72,6 +76,7 @@ class Forwarder:
         self._now_ms = now_ms
         self._counters = counters
         self._pace = pace
+        self._heard = heard
         self._queue: deque[Forward] = deque()
         self._queued: set[int] = set()
         self._unconfirmed = Unconfirmed(pace)
@@ -244,6 +249,7 @@ class Forwarder:
             # Without `sending` on the disk nothing may be sent.
             await self._no_ledger(error)
             return
+        self._heard(sending)
         self.ledger_trouble.end()
         now_ms = self._now_ms()
         if now_ms >= forward.expires_ms:
@@ -361,8 +367,7 @@ class Forwarder:
 
     async def _found(self, item: Item, trade: Trade) -> None:
         forward = item.forward
-        what = "enlarged" if trade.added else "opened"
-        words = f"trade {trade.trade_id} in the bot, {what} at {trade.opened_ms}"
+        words = found_words(trade.trade_id, trade.opened_ms, added=trade.added)
         opened = None if trade.added else trade.trade_id
         if await self._note(forward, "found", words, trade_id=opened) is not None:
             log.warning(
@@ -424,6 +429,7 @@ class Forwarder:
                     return None
                 await self._no_ledger(error)
             else:
+                self._heard(noted)
                 self.ledger_trouble.end()
                 if state != "queued":
                     self._counters.forwards[self.side, state] += 1

@@ -9,25 +9,19 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 import msgspec
 
+from marketfeed.aggregator.ballots import FORWARD, Counted, Decision, Rules, Vote
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import Answered, Receipt
+from marketfeed.aggregator.ledger_tables import Answered, Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
-from marketfeed.aggregator.signals import Signal
-from marketfeed.aggregator.votes import (
-    FORWARD,
-    Counted,
-    Decision,
-    Rules,
-    Vote,
-    Votes,
-    remembered_since,
-)
+from marketfeed.aggregator.signals import Side, Signal
+from marketfeed.aggregator.standing import AT_WORK, COOLING, Standing
+from marketfeed.aggregator.votes import Votes
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, JournalWriteError
@@ -37,6 +31,7 @@ log = logging.getLogger(__name__)
 MAX_PENDING: Final = 5_000
 """Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
 MAX_TURN: Final = 1_000
+_STANDING: Final = ("queued", *AT_WORK, *COOLING)
 RETRY_S: Final = 0.5
 MAX_KEPT_BODY: Final = 1_024
 """Bytes of a body that the ledger keeps; feeders' own have a few hundred."""
@@ -98,13 +93,15 @@ class Desk:
         self._now_ms = now_ms
         self._counters = counters
         self._on_forward = on_forward
-        self._votes = Votes(rules)
+        self._standing = Standing(rules.cooldown_ms)
+        self._votes = Votes(rules, self._standing)
         self._number = 1
         self._pending: list[_Waiting] = []
         self._woken = asyncio.Event()
         self._ending = False
         self._newest_ms = 0
-        self._held_until_ms: int | None = None
+        self._hold: tuple[int, str] | None = None
+        self._trades: list[tuple[str, Side, int]] = []
 
     @property
     def pending(self) -> int:
@@ -125,6 +122,39 @@ class Desk:
         self._woken.set()
         return await future
 
+    # --- what the orders come to ----------------------------------------------------------------------
+
+    def heard(self, forward: Forward) -> None:
+        """Take in how a forward stands, as soon as its step has been committed, and not before."""
+        self._standing.heard(forward, self._time_ms())
+
+    def contested(self, forward: Forward) -> str | None:
+        """Why a queued forward may not be sent any more; asked right before the commit of `sending`.
+
+        A decision of the other side has passed since, whose window opened later, and less than a window
+        apart: "short was decided since".
+        """
+        return self._votes.contested(forward.pair, forward.side, forward.window)
+
+    def held(self, pair: str, window: int) -> bool:
+        """Whether another order of this pair is `sending` or `unknown`, on either side, as far as heard."""
+        return self._standing.held(pair, but_window=window)
+
+    def merge_trades(self, trades: Iterable[tuple[str, Side, int]]) -> None:
+        """Take in trades that bots have: (pair, side, when each opened, ms since the epoch by this clock).
+
+        Each is a cool-down and a decision that passed, from when it opened. Those whose forwards the ledger
+        holds need not be named: the forward says it better.
+        """
+        found = list(trades)
+        self._trades += found
+        self._take_trades(found, self._time_ms())
+
+    def hold(self, until_ms: int, why: str) -> None:
+        """Forward nothing until then (ms since the epoch by this clock), over a failed commit, too."""
+        self._hold = (until_ms, why)
+        self._standing.hold(until_ms, why)
+
     def wake(self) -> None:
         """Take a turn, also when there is nothing to do."""
         self._woken.set()
@@ -138,17 +168,21 @@ class Desk:
         """Build the votes up from the ledger. Raises JournalError."""
         now_ms = self._time_ms()
         undecided = await self._ledger.call(lambda ledger: ledger.undecided())
-        since_ms = remembered_since(self._rules, undecided, now_ms)
+        since_ms = now_ms - self._rules.cooldown_ms - 3 * self._rules.window_ms
         decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
         self._number = await self._ledger.call(lambda ledger: ledger.next_number())
-        self._votes = Votes(self._rules)
+        # Last, and nothing is awaited after it: what is heard later happened later.
+        forwards = await self._ledger.call(lambda ledger: ledger.forwards(_STANDING))
+        self._standing = Standing.of(forwards, self._rules.cooldown_ms, now_ms)
+        self._votes = Votes(self._rules, self._standing)
         for decision, digests in decided:
             self._votes.remember(decision, digests, now_ms)
         self._votes.restore(undecided, now_ms)
-        if self._ledger.loss:
-            if self._held_until_ms is None:
-                self._held_until_ms = now_ms + self._rules.cooldown_ms
-            self._votes.hold(self._held_until_ms, self._ledger.loss)
+        self._take_trades(self._trades, now_ms)
+        if self._ledger.loss and self._hold is None:
+            self._hold = (now_ms + self._rules.cooldown_ms, self._ledger.loss)
+        if self._hold is not None:
+            self._standing.hold(*self._hold)
         if undecided:
             log.info(
                 "windows rebuilt from the ledger windows=%d votes=%d",
@@ -167,6 +201,11 @@ class Desk:
                 self.trouble.end()
             except JournalError as error:
                 await self._failed(taken, error)
+
+    def _take_trades(self, trades: Iterable[tuple[str, Side, int]], now_ms: int) -> None:
+        for pair, side, opened_ms in trades:
+            self._standing.merge_trade(pair, side, opened_ms, now_ms)
+            self._votes.remember_trade(pair, side, min(opened_ms, now_ms))
 
     # --- a turn ---------------------------------------------------------------------------------------
 

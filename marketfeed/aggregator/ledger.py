@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from marketfeed.aggregator.ballots import FORWARD, Decision, Vote
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
@@ -27,7 +28,6 @@ from marketfeed.aggregator.ledger_tables import (
     signal_of,
     signal_row,
 )
-from marketfeed.aggregator.votes import FORWARD, Decision, Vote
 from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
 from marketfeed.storage.database import has_been_open

@@ -10,14 +10,17 @@ A forward goes through these states, and no other way (`STEPS`):
 Times are ms since the epoch. Every row that is shipped carries a `seq`, as in the journal.
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
 
+from marketfeed.aggregator.ballots import Decision, Outcome, Vote
 from marketfeed.aggregator.signals import Side, Signal
-from marketfeed.aggregator.votes import Decision, Outcome, Vote
+
+PURE = True
 
 BotName = Literal["long", "short", "meta"]
 """Which bot: that of a side, or one that gets both."""
@@ -80,6 +83,23 @@ class Forward(msgspec.Struct, frozen=True):
     status: int | None
     answer: str
     trade_id: int | None
+
+
+_FOUND: Final = re.compile(r"trade [0-9]+ in the bot, (?:opened|enlarged) at ([0-9]+)")
+
+
+def found_words(trade_id: int, opened_ms: int, *, added: bool) -> str:
+    """What is noted of an order that was found: its trade and when that opened, or was `added` to.
+
+    The ledger has no other place for the time: `opened_ms_of` reads it from here.
+    """
+    return f"trade {trade_id} in the bot, {'enlarged' if added else 'opened'} at {opened_ms}"
+
+
+def opened_ms_of(forward: Forward) -> int | None:
+    """When the trade of an order that was found opened, by the clock of this host; None: not known."""
+    found = _FOUND.match(forward.answer) if forward.state == "found" else None
+    return None if found is None else int(found[1])
 
 
 SIGNAL_COLUMNS: Final = (

@@ -8,85 +8,22 @@ Times are ms since the epoch, by a clock that the monotonic one drives.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterable
 
-import msgspec
-
-from marketfeed.aggregator.signals import SIDES, Electorate, Side, Signal
+from marketfeed.aggregator.ballots import (
+    OTHER,
+    Counted,
+    Decision,
+    Key,
+    Outcome,
+    Rules,
+    Vote,
+)
+from marketfeed.aggregator.passed import Passed
+from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.standing import Standing
 
 PURE = True
-
-Outcome = Literal["voted", "duplicate"]
-FORWARD: Final = "forward"
-SKIP: Final = "skip"
-
-OTHER: Final[Mapping[Side, Side]] = {"long": "short", "short": "long"}
-
-
-class Rules(msgspec.Struct, frozen=True):
-    """How is decided. Confidences are from 0 to 1; the order types, the preferred one first."""
-
-    window_ms: int
-    min_agreements: int
-    min_confidence: float
-    on_conflict: Literal["both", "neither"]
-    cooldown_ms: int
-    expire_ms: int
-    default_leverage: float
-    max_leverage: float
-    ordertypes: tuple[str, ...]
-    electorate: Electorate
-    bots: tuple[Side, ...] = SIDES
-    """The sides that have a bot."""
-
-
-class Vote(msgspec.Struct, frozen=True):
-    """A signal as it was received: its number, rising with every one, and when (ms)."""
-
-    number: int
-    received_ms: int
-    signal: Signal
-    digest: bytes
-    """What distinguishes the signal from another of the same feeder: the same digest is the same signal."""
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """What a window came to. `window` is the number of its first vote.
-
-    `primary` is the feeder with the highest confidence, as it called itself. Forwarded until
-    `expires_ms`, with `tag`, `leverage`, `ordertype` and, of a limit order, `price`.
-    """
-
-    window: int
-    pair: str
-    side: Side
-    opened_ms: int
-    decided_ms: int
-    expires_ms: int
-    outcome: Literal["forward", "skip"]
-    passed: bool
-    """Whether quorum and confidence were there, forwarded or not: what a conflict is measured by."""
-    reasons: tuple[str, ...]
-    votes: int
-    electorate_size: int
-    confidence: float
-    primary: str
-    feeders: tuple[str, ...]
-    tag: str
-    leverage: float
-    ordertype: str
-    price: float | None
-
-
-class Counted(msgspec.Struct, frozen=True):
-    """What became of a vote: counted in `window` or a duplicate of one there; votes so far, of how many."""
-
-    outcome: Outcome
-    window: int
-    votes: int
-    electorate_size: int
-    closes_ms: int
 
 
 class _Window:
@@ -113,41 +50,18 @@ class _Window:
         return min(self.votes.values(), key=lambda vote: (-vote.signal.confidence, vote.number))
 
 
-Key = tuple[str, Side]
-
-
-class _Passed(NamedTuple):
-    """What conflicts are measured by: the last decision of a (pair, side) that passed."""
-
-    opened_ms: int
-    decided_ms: int
-    forwarded: bool
-
-
-def remembered_since(rules: Rules, undecided: Iterable[Vote], now_ms: int) -> int:
-    """From when on stored decisions matter (by `decided_ms`), at a start with these undecided votes.
-
-    A decision that conflicts with an open window opened less than a window before it, however long ago:
-    it may have been decided then at the earliest.
-    """
-    oldest_ms = min((vote.received_ms for vote in undecided), default=now_ms)
-    kept_ms = max(2 * rules.window_ms, rules.cooldown_ms)
-    return min(now_ms - kept_ms, oldest_ms - rules.window_ms)
-
-
 class Votes:
     """All open windows, and what is remembered of the decided ones. Not thread-safe.
 
     Whoever drives it passes times that do not go back, and calls `due` before every `add`.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, standing: Standing | None = None) -> None:
         self._rules = rules
+        self._standing = Standing(rules.cooldown_ms) if standing is None else standing
         self._open: dict[Key, _Window] = {}
-        self._forwarded_ms: dict[Key, int] = {}
-        self._passed: dict[Key, _Passed] = {}
+        self._passed = Passed(rules)
         self._recent: dict[tuple[Key, str, bytes], tuple[int, int]] = {}
-        self._held = (0, "")
         self._sizes: dict[Side, int] = {
             side: rules.electorate.size(side) for side in ("long", "short")
         }
@@ -198,9 +112,15 @@ class Votes:
         opened_ms, at_ms = min(decision.opened_ms, now_ms), min(decision.decided_ms, now_ms)
         self._note(decision, opened_ms, at_ms, digests)
 
-    def hold(self, until_ms: int, why: str) -> None:
-        """Forward nothing until then: what was forwarded before is not known, so every cool-down may run."""
-        self._held = (until_ms, why)
+    def remember_trade(self, pair: str, side: Side, opened_ms: int) -> None:
+        """Take over a trade that a bot has, as a decision that passed when it opened."""
+        self._passed.note_trade(pair, side, opened_ms)
+
+    def contested(self, pair: str, side: Side, window: int) -> str | None:
+        """Why the decision `window` of this pair and side may not be sent any more: the other side's."""
+        if self._rules.on_conflict == "neither" and self._passed.since(pair, side, window):
+            return f"{OTHER[side]} was decided since"
+        return None
 
     # --- decisions out ------------------------------------------------------------------------------
 
@@ -249,14 +169,10 @@ class Votes:
                 both.append(opposite)
             elif (words := self._decided_before(window, now_ms)) is not None:
                 against = [words]
-        if passed:
-            until_ms = self._forwarded_ms.get(key, now_ms) + self._rules.cooldown_ms
-            if not against and key in self._forwarded_ms and now_ms < until_ms:
-                against = [f"cool-down for another {(until_ms - now_ms) / 1000:.1f} s"]
-            elif not against and now_ms < self._held[0]:
-                left_s = (self._held[0] - now_ms) / 1000
-                against = [f"{self._held[1]}: cool-down of all for another {left_s:.1f} s"]
-            elif not against and window.side not in self._rules.bots:
+        if passed and not against:
+            if (words := self._standing.against(*key, now_ms)) is not None:
+                against = [words]
+            elif window.side not in self._rules.bots:
                 against = [f"no bot is set for {window.side}"]
         decisions = []
         for item in both:
@@ -289,18 +205,15 @@ class Votes:
 
     def _decided_before(self, window: _Window, now_ms: int) -> str | None:
         """The words for it when a window of the other side passed that opened less than one window apart."""
-        other: Key = (window.pair, OTHER[window.side])
-        passed = self._passed.get(other)
+        began_ms = self._began_ms(window)
+        passed = self._passed.against(window.pair, window.side, began_ms)
         if passed is None:
             return None
-        apart_ms = abs(self._began_ms(window) - passed.opened_ms)
-        if apart_ms >= self._rules.window_ms:
-            return None
         age_s = (now_ms - passed.decided_ms) / 1000
-        gone = " and forwarded" if passed.forwarded else ""
+        apart_s = abs(began_ms - passed.opened_ms) / 1000
         return (
-            f"{other[1]} was decided{gone} {age_s:.1f} s ago, and the two windows opened "
-            f"{apart_ms / 1000:.1f} s apart, within one window"
+            f"{OTHER[window.side]} was decided {age_s:.1f} s ago, and the two windows opened "
+            f"{apart_s:.1f} s apart, within one window"
         )
 
     def _decision(
@@ -347,10 +260,8 @@ class Votes:
         self, decision: Decision, opened_ms: int, at_ms: int, digests: Iterable[tuple[str, bytes]]
     ) -> None:
         key: Key = (decision.pair, decision.side)
-        if decision.outcome == FORWARD:
-            self._forwarded_ms[key] = at_ms
         if decision.passed:
-            self._passed[key] = _Passed(opened_ms, at_ms, decision.outcome == FORWARD)
+            self._passed.note(*key, decision.window, opened_ms, at_ms)
         # A client that repeats a POST after the window has been decided must not open another one.
         until_ms = at_ms + self._rules.window_ms
         for feeder, digest in digests:
@@ -358,14 +269,7 @@ class Votes:
 
     def _forget(self, now_ms: int) -> None:
         # What no rule looks at any more: pairs are whatever feeders name.
-        cooldown_ms, passed_ms = self._rules.cooldown_ms, 2 * self._rules.window_ms
-        for key in [k for k, at_ms in self._forwarded_ms.items() if now_ms - at_ms > cooldown_ms]:
-            del self._forwarded_ms[key]
-        for key in [
-            k for k, passed in self._passed.items() if now_ms - passed.opened_ms >= passed_ms
-        ]:
-            # A window of the other side that is decided late may still conflict with it.
-            if (key[0], OTHER[key[1]]) not in self._open:
-                del self._passed[key]
+        self._passed.forget(now_ms)
+        self._standing.forget(now_ms)
         for name in [name for name, (_, until_ms) in self._recent.items() if until_ms <= now_ms]:
             del self._recent[name]

@@ -12,6 +12,7 @@ import pytest
 from bot import Behaviour, CountingBot
 from running import PAIR, QUICK, Running, rows, running, settings, states
 
+from marketfeed.aggregator.ballots import Rules, Vote
 from marketfeed.aggregator.forwarder import Forwarder
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.ledger import Ledger
@@ -19,7 +20,7 @@ from marketfeed.aggregator.ledger_tables import Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Electorate, Signal
-from marketfeed.aggregator.votes import Rules, Vote, Votes
+from marketfeed.aggregator.votes import Votes
 from marketfeed.clock import HostClock
 from marketfeed.settings.model import Settings
 from tests.waiting import until

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marketfeed.aggregator.ballots import Decision, Rules, Vote
 from marketfeed.aggregator.events import Flow
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
-from marketfeed.aggregator.votes import Decision, Rules, Vote, Votes
+from marketfeed.aggregator.votes import Votes
 from marketfeed.commands.check import check_file
 from marketfeed.errors import (
     JournalError,
