@@ -53,6 +53,10 @@ FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
 
 
+_THIS_HOST: Final = ("localhost", "127.0.0.1", "::1")
+"""What one bot on this host may be called."""
+
+
 class _AggregatorParts(NamedTuple):
     """What runs."""
 
@@ -94,7 +98,8 @@ def _place(url: str) -> tuple[str | None, int | None, str]:
     """What two spellings of one bot's address have in common."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.hostname, port, parts.path.removesuffix("/api/v1")
+    host = "localhost" if parts.hostname in _THIS_HOST else parts.hostname
+    return host, port, parts.path.removesuffix("/api/v1")
 
 
 def rules_of(settings: AggregatorSettings) -> Rules:
@@ -110,6 +115,9 @@ def rules_of(settings: AggregatorSettings) -> Rules:
         default_leverage=settings.default_leverage,
         max_leverage=settings.max_leverage,
         ordertypes=settings.ordertypes,
+        early_grace_ms=None
+        if settings.early_grace_s is None
+        else round(settings.early_grace_s * 1000),
         electorate=Electorate.of(feeders.long, feeders.short, feeders.aliases),
         bots=tuple(
             side for side, bot in zip(SIDES, (bots.long, bots.short), strict=True) if bot.url
@@ -179,12 +187,13 @@ class Aggregator:
     async def _serve(self, parts: _AggregatorParts, stop: asyncio.Event) -> None:
         settings = self._settings.aggregator
         desk, forwarders, shipper = parts.desk, parts.forwarders, parts.shipper
-        await desk.open()
         try:
             await self._orphans.end(self._ledger, self._clock.now_ms())
         except JournalError as error:
             # The other side's orders do not wait for it; the next start tries again.
             log.error("forwards of a side without a bot not ended error=%r", str(error))
+        # After it: an order that nobody can ask about would hold its pair.
+        await desk.open()
         confidence = settings.missing_confidence
         pairs = self._settings.exchange.pairs
         api = Api(

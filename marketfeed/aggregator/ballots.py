@@ -20,7 +20,11 @@ OTHER: Final[Mapping[Side, Side]] = {"long": "short", "short": "long"}
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """How is decided. Confidences are from 0 to 1; the order types, the preferred one first."""
+    """How is decided. Confidences are from 0 to 1; the order types, the preferred one first.
+
+    `default_leverage` None leaves leverage to the bot. With `on_conflict: neither`, a full house waits for
+    `early_grace_ms` from its window's first vote; None: until the window's end.
+    """
 
     window_ms: int
     min_agreements: int
@@ -28,12 +32,13 @@ class Rules(msgspec.Struct, frozen=True):
     on_conflict: Literal["both", "neither"]
     cooldown_ms: int
     expire_ms: int
-    default_leverage: float
+    default_leverage: float | None
     max_leverage: float
     ordertypes: tuple[str, ...]
     electorate: Electorate
     bots: tuple[Side, ...] = SIDES
     """The sides that have a bot."""
+    early_grace_ms: int | None = 0
 
 
 class Vote(msgspec.Struct, frozen=True):
@@ -44,6 +49,8 @@ class Vote(msgspec.Struct, frozen=True):
     signal: Signal
     digest: bytes
     """What distinguishes the signal from another of the same feeder: the same digest is the same signal."""
+    account: str = ""
+    """Who posted it."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -69,7 +76,7 @@ class Decision(msgspec.Struct, frozen=True):
     primary: str
     feeders: tuple[str, ...]
     tag: str
-    leverage: float
+    leverage: float | None
     ordertype: str
     price: float | None
 

@@ -10,17 +10,19 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
+from marketfeed.aggregator import passed, repeats
 from marketfeed.aggregator.ballots import FORWARD, Counted, Decision, Rules, Vote
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Answered, Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side, Signal
-from marketfeed.aggregator.standing import AT_WORK, COOLING, Standing
+from marketfeed.aggregator.standing import Standing
 from marketfeed.aggregator.votes import Votes
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
@@ -31,7 +33,6 @@ log = logging.getLogger(__name__)
 MAX_PENDING: Final = 5_000
 """Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
 MAX_TURN: Final = 1_000
-_STANDING: Final = ("queued", *AT_WORK, *COOLING)
 RETRY_S: Final = 0.5
 MAX_KEPT_BODY: Final = 1_024
 """Bytes of a body that the ledger keeps; feeders' own have a few hundred."""
@@ -166,28 +167,33 @@ class Desk:
 
     async def open(self) -> None:
         """Build the votes up from the ledger. Raises JournalError."""
-        now_ms = self._time_ms()
-        undecided = await self._ledger.call(lambda ledger: ledger.undecided())
-        since_ms = now_ms - self._rules.cooldown_ms - 3 * self._rules.window_ms
-        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
-        self._number = await self._ledger.call(lambda ledger: ledger.next_number())
-        # Last, and nothing is awaited after it: what is heard later happened later.
-        forwards = await self._ledger.call(lambda ledger: ledger.forwards(_STANDING))
-        self._standing = Standing.of(forwards, self._rules.cooldown_ms, now_ms)
-        self._votes = Votes(self._rules, self._standing)
-        for decision, digests in decided:
-            self._votes.remember(decision, digests, now_ms)
-        self._votes.restore(undecided, now_ms)
+        now_ms, rules = self._time_ms(), self._rules
+        stored = await self._ledger.call(
+            lambda ledger: ledger.at_start(
+                passed_ms=now_ms - passed.kept_ms(rules),
+                counted_ms=now_ms - repeats.kept_ms(rules),
+                cooled_ms=now_ms - rules.cooldown_ms,
+            )
+        )
+        # From here on nothing is awaited: what has been committed since is heard of after it.
+        self._number = stored.next_number
+        self._standing = Standing.of(stored.forwards, rules.cooldown_ms, now_ms)
+        self._votes = Votes(rules, self._standing)
+        for decision in stored.passed:
+            self._votes.remember(decision, now_ms)
+        for earlier in stored.counted:
+            self._votes.remember_counted(earlier, now_ms)
+        self._votes.restore(stored.undecided, now_ms)
         self._take_trades(self._trades, now_ms)
         if self._ledger.loss and self._hold is None:
-            self._hold = (now_ms + self._rules.cooldown_ms, self._ledger.loss)
+            self._hold = (now_ms + rules.cooldown_ms, self._ledger.loss)
         if self._hold is not None:
             self._standing.hold(*self._hold)
-        if undecided:
+        if stored.undecided:
             log.info(
                 "windows rebuilt from the ledger windows=%d votes=%d",
                 self._votes.open_windows(),
-                len(undecided),
+                len(stored.undecided),
             )
 
     async def run(self) -> None:
@@ -210,8 +216,8 @@ class Desk:
     # --- a turn ---------------------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        close_ms = self._votes.next_close_ms()
-        wait_s = None if close_ms is None else max(close_ms - self._time_ms(), 0) / 1000
+        due_ms = self._votes.next_due_ms()
+        wait_s = None if due_ms is None else max(due_ms - self._time_ms(), 0) / 1000
         if self.trouble:
             wait_s = PROVE_EVERY_S if wait_s is None else min(wait_s, PROVE_EVERY_S)
         if not (self._pending or self._ending):
@@ -234,7 +240,9 @@ class Desk:
                 replies.append((waiting, *_repeated(stored, post)))
                 continue
             decisions.extend(self._votes.due(waiting.received_ms))
-            vote = Vote(self._number, waiting.received_ms, post.signal, post.signal.digest())
+            vote = Vote(
+                self._number, waiting.received_ms, post.signal, post.signal.digest(), post.account
+            )
             counted = self._votes.add(vote)
             self._number += 1
             answer = _sentence(post.signal, counted, waiting.received_ms)
@@ -258,9 +266,20 @@ class Desk:
         decisions.extend(self._votes.due(now_ms))
         if receipts or decisions:
             started_s = time.monotonic()
-            await self._ledger.call(lambda ledger: ledger.record(receipts, decisions, now_ms))
+            record = partial(
+                Ledger.record,
+                receipts=receipts,
+                decisions=decisions,
+                now_ms=now_ms,
+                cooldown_ms=self._rules.cooldown_ms,
+                queued=self._queued(decisions),
+            )
+            recorded = await self._ledger.call(record)
             self._counters.commits += 1
             self._counters.commit_s += time.monotonic() - started_s
+            decisions = recorded.decisions
+            for forward in recorded.forwards:
+                self._follow(forward)
         elif self.trouble:
             # A turn that stored nothing proves nothing about the disk.
             await self._ledger.call(Ledger.prove_room)
@@ -287,6 +306,29 @@ class Desk:
         except JournalError as again:
             # Without the ledger nothing can be decided: the service starts anew.
             raise again from error
+
+    def _queued(self, decisions: Iterable[Decision]) -> set[int]:
+        """The windows whose orders have not been sent, as far as heard, and which these would replace."""
+        return {
+            window
+            for decision in decisions
+            if decision.outcome == FORWARD
+            for window in self._standing.queued(decision.pair, decision.side)
+        }
+
+    def _follow(self, forward: Forward) -> None:
+        """Take in a forward that a turn has made, or replaced."""
+        self.heard(forward)
+        if forward.state == "expired":
+            self._counters.forwards[forward.side, "expired"] += 1
+            log.warning(
+                "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+                forward.window,
+                forward.pair,
+                forward.side,
+                forward.tag,
+                forward.answer,
+            )
 
     def _announce(self, decision: Decision) -> None:
         self._counters.decisions[decision.side, decision.outcome] += 1

@@ -1,6 +1,7 @@
 """The tables of a ledger, and how a file is taken from one schema version to the other."""
 
 import hashlib
+import logging
 import sqlite3
 from types import MappingProxyType
 from typing import Final
@@ -10,7 +11,10 @@ import msgspec
 from marketfeed import schema
 from marketfeed.aggregator.ledger_tables import DECISION_ROW
 from marketfeed.storage import acknowledged
+from marketfeed.storage.damage import is_damage, is_failed_read
 from marketfeed.storage.database import Kind
+
+log = logging.getLogger(__name__)
 
 _CREATE_DECISION: Final = """
 CREATE TABLE decision(
@@ -43,6 +47,8 @@ CREATE TABLE forward(
 );
 CREATE INDEX forward_state ON forward(state);
 CREATE UNIQUE INDEX forward_seq ON forward(seq)"""
+_CREATE_OPENED: Final = "CREATE INDEX IF NOT EXISTS decision_opened ON decision(opened)"
+"""What a start reads passed decisions by. Files of version 2 from before it get it when they are opened."""
 _CREATE_VIEWS: Final = """
 CREATE VIEW vote AS
     SELECT * FROM signal WHERE outcome = 'voted';
@@ -85,6 +91,7 @@ CREATE INDEX signal_window ON signal(window);
 CREATE INDEX signal_received ON signal(received);
 CREATE UNIQUE INDEX signal_seq ON signal(seq);
 {_CREATE_DECISION.format(leverage="")};
+{_CREATE_OPENED};
 {_CREATE_FORWARD};
 {_VIEWS};
 {acknowledged.CREATE_SHIPPED.strip().removesuffix(";")};
@@ -125,6 +132,7 @@ def _to_2(db: sqlite3.Connection) -> None:
         "ALTER TABLE signal ADD COLUMN strength_text TEXT",
         "ALTER TABLE signal ADD COLUMN unknown_fields TEXT",
         *_made_anew("decision", _CREATE_DECISION.format(leverage=""), DECISION_ROW, DECISION_ROW),
+        _CREATE_OPENED,
         *_made_anew(
             "forward",
             _CREATE_FORWARD,
@@ -138,6 +146,17 @@ def _to_2(db: sqlite3.Connection) -> None:
     ):
         db.execute(statement)
     acknowledged.name_measurements(db, MEASUREMENTS)
+
+
+def _grow(db: sqlite3.Connection) -> None:
+    """Add what version 2 has gained since its first day: older writers and readers do not mind it."""
+    try:
+        db.execute(_CREATE_OPENED)
+    except sqlite3.OperationalError as error:
+        if is_damage(error) or is_failed_read(error):
+            raise
+        # A full disk, most often. It is a matter of speed alone, and a start must not fail for it.
+        log.warning("ledger not grown, going on with it as it is error=%r", str(error))
 
 
 def _back_to_1(db: sqlite3.Connection) -> None:
@@ -195,4 +214,5 @@ KIND: Final = Kind(
     migrations=MappingProxyType({1: _to_2}),
     ways_back=MappingProxyType({2: _back_to_1}),
     measurements=MEASUREMENTS,
+    grow=_grow,
 )

@@ -13,11 +13,12 @@ Times are ms since the epoch. Every row that is shipped carries a `seq`, as in t
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from marketfeed.aggregator.ballots import Decision, Outcome, Vote
+from marketfeed.aggregator.repeats import Earlier
 from marketfeed.aggregator.signals import Side, Signal
 
 PURE = True
@@ -59,6 +60,27 @@ class Answered(msgspec.Struct, frozen=True):
 
     kept_body: bytes
     answer: str
+
+
+class AtStart(NamedTuple):
+    """What the decisions of a start rest on.
+
+    Votes of windows that have not been decided; decisions that passed; what was counted; forwards that may
+    hold a pair or have it cool down; and the number of the next vote. Each in its order.
+    """
+
+    undecided: list[Vote]
+    passed: list[Decision]
+    counted: list[Earlier]
+    forwards: list["Forward"]
+    next_number: int
+
+
+class Recorded(NamedTuple):
+    """What was stored of a turn's decisions, and the forwards that are new or were replaced."""
+
+    decisions: list[Decision]
+    forwards: list["Forward"]
 
 
 class Forward(msgspec.Struct, frozen=True):

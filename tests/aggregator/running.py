@@ -88,6 +88,9 @@ def config(
             for side, bot in bots.items()
         },
     }
+    if changes.get("on_conflict") != "both":
+        # Older versions do not know it; with both it says nothing.
+        aggregator["early_grace_s"] = 0
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(aggregator.get(name), dict):
             aggregator[name] |= value

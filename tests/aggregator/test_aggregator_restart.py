@@ -108,7 +108,7 @@ def test_what_the_other_side_decides_after_an_early_decision_is_held_back(
                 tmp_path, "SELECT side, outcome, passed, reasons FROM decision WHERE window > 5"
             )
             assert held[:3] == ("short", "skip", 1)
-            assert held[3].startswith("long was decided and forwarded ")
+            assert held[3].startswith("long was decided ")
             events = json.loads(shown.stdout)["events"]
             assert [event["what"] for event in events if event["side"] == "short"][-1] == "skipped"
 
@@ -314,6 +314,8 @@ def test_aggregate_says_all_that_is_missing(tmp_path: Path) -> None:
         ("http://BOT.example:8080", "http://bot.example:8080/api/v1/"),
         ("http://bot.example", "http://bot.example:80"),
         ("https://bot.example/1", "https://bot.example:443/1"),
+        ("http://localhost:8080", "http://127.0.0.1:8080"),
+        ("http://[::1]:8080", "http://LOCALHOST:8080/api/v1"),
     ],
 )
 def test_one_bot_does_not_get_both_sides(tmp_path: Path, urls: tuple[str, str]) -> None:

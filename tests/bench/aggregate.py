@@ -261,7 +261,9 @@ async def _close_to_order(directory: Path) -> tuple[list[float], list[float]]:
         report_progress=lambda _: received_ns.setdefault(bot.posts[-1]["pair"], time.time_ns())
     )
     async with bot, aiohttp.ClientSession() as session:
-        config = write_config(directory, hash_password(_WORD), bot.url, window_s=WINDOW_S)
+        config = write_config(
+            directory, hash_password(_WORD), bot.url, window_s=WINDOW_S, early_grace_s=0
+        )
         with Service("aggregate", "--config", str(config)) as service:
             url = f"http://127.0.0.1:{await asyncio.to_thread(_port, service)}/api/v1/forceenter"
 

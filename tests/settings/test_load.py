@@ -124,6 +124,7 @@ def test_the_defaults() -> None:
             "missing_confidence": "reject",
             "missing_feeder": "reject",
             "on_conflict": "neither",
+            "early_grace_s": 3.0,
             "cooldown_s": 300.0,
             "expire_s": 30.0,
             "default_leverage": 1.0,

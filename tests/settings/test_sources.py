@@ -75,6 +75,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "aggregator.missing_confidence": "0.75",
         "aggregator.missing_feeder": "75",
         "aggregator.on_conflict": "both",
+        "aggregator.early_grace_s": "0.5",
         "aggregator.cooldown_s": "0",
         "aggregator.expire_s": "10",
         "aggregator.default_leverage": "2",
