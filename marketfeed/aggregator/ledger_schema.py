@@ -12,7 +12,7 @@ from marketfeed import schema
 from marketfeed.aggregator.ledger_tables import DECISION_ROW
 from marketfeed.storage import acknowledged
 from marketfeed.storage.damage import is_damage, is_failed_read
-from marketfeed.storage.database import Kind
+from marketfeed.storage.database import Kind, transaction
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,26 @@ CREATE TABLE meta(
     version INTEGER NOT NULL, readers_from INTEGER NOT NULL, writers_from INTEGER NOT NULL
 );
 INSERT INTO meta (version, readers_from, writers_from) VALUES (2, 2, 2)"""
+FRESH: Final = "a fresh ledger"
+"""Why nothing may be forwarded by a ledger that has just been made: see `beginning.held`."""
+_CREATE_BEGINNING: Final = """
+CREATE TABLE beginning(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    name TEXT NOT NULL,
+    held TEXT NOT NULL
+)"""
+_BEGUN: Final = f"""{_CREATE_BEGINNING};
+INSERT INTO beginning (id, name, held) VALUES (1, lower(hex(randomblob(8))), '{FRESH}')"""
+"""In the transaction that makes the file: however soon a kill comes, it is known to be fresh."""
+_GROWN: Final = (
+    _CREATE_BEGINNING.replace("TABLE", "TABLE IF NOT EXISTS"),
+    "INSERT OR IGNORE INTO beginning (id, name, held) VALUES (1, '', '')",
+)
+"""For a file of before: it has no name yet, and whether it is the right one the mark beside it says."""
 
 _CREATE: Final = f"""
 {_META};
+{_BEGUN};
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL,
@@ -126,6 +143,7 @@ def _to_2(db: sqlite3.Connection) -> None:
     """A forward is one bot's; what a trade is called has a column; a decision may leave leverage to a bot."""
     for statement in (
         *_META.split(";"),
+        *_GROWN,
         "ALTER TABLE sequence ADD COLUMN commits INTEGER NOT NULL DEFAULT 0",
         "DROP VIEW forwarded",
         "DROP VIEW vote",
@@ -151,11 +169,13 @@ def _to_2(db: sqlite3.Connection) -> None:
 def _grow(db: sqlite3.Connection) -> None:
     """Add what version 2 has gained since its first day: older writers and readers do not mind it."""
     try:
-        db.execute(_CREATE_OPENED)
+        with transaction(db):
+            for statement in (_CREATE_OPENED, *_GROWN):
+                db.execute(statement)
     except sqlite3.OperationalError as error:
         if is_damage(error) or is_failed_read(error):
             raise
-        # A full disk, most often. It is a matter of speed alone, and a start must not fail for it.
+        # A full disk, most often. Without a commit nothing is forwarded, and a start must not fail for it.
         log.warning("ledger not grown, going on with it as it is error=%r", str(error))
 
 
@@ -169,6 +189,7 @@ def _back_to_1(db: sqlite3.Connection) -> None:
     decisions = DECISION_ROW.replace(" leverage,", " coalesce(leverage, 1.0),")
     for statement in (
         "DROP TABLE meta",
+        "DROP TABLE IF EXISTS beginning",
         "ALTER TABLE sequence DROP COLUMN commits",
         "DROP VIEW forwarded",
         "DROP VIEW vote",
