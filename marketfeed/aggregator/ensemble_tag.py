@@ -3,7 +3,7 @@
     "long ensemble 3/5 conf=0.82 from=79"
      SIDE " ensemble " VOTES "/" FEEDERS [" " …]
 
-What follows the count may be of another version. Nobody else's trade has such a tag, unless somebody types one.
+What follows the count may be of another version. Nobody else's trade has such a tag.
 """
 
 import re

@@ -25,6 +25,8 @@ CLOSED_TRADES: Final = 100
 """How many of the newest closed trades are looked through for one of ours."""
 CLOCK_TOLERANCE_MS: Final = 2_000
 """A bot's `Date` has whole seconds, and its answer travelled: trades may seem to be so much too early."""
+_EXIT_TOLERANCE_MS: Final = 60_000
+_OVERLAP: Final = 10
 _ORDER_ANSWER_BYTES: Final = 256 * 1024
 _LOOK_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
@@ -138,13 +140,41 @@ class Bot:
         # In the order of ids, Freqtrade would give the oldest ones.
         closed = urlencode({"limit": CLOSED_TRADES, "order_by_id": "false"})
         for path in ("status", f"trades?{closed}"):
-            data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
-            rows = data.get("trades") if isinstance(data, dict) else data
-            if not isinstance(rows, list):
-                raise BotError(f"{self._base}/{path}: no list of trades")
+            rows, behind_ms = await self._rows(path, now_ms)
             for row in rows:
                 found.extend(_trades(row, behind_ms))
         return found
+
+    async def trades_since(self, since_ms: int, now_ms: Callable[[], int]) -> list[Trade]:
+        """All open trades, and all that have closed since then, by the clock that `now_ms` reads.
+
+        Raises BotError: then nothing is known.
+        """
+        found: dict[int, list[Trade]] = {}
+        # Open ones first: one that closes in between is met twice rather than never.
+        rows, behind_ms = await self._rows("status", now_ms)
+        for row in rows:
+            _take(found, _trades(row, behind_ms))
+        offset = 0
+        while True:
+            # The last that closed come first. Pages overlap, as a trade may be deleted in between.
+            page = urlencode({"limit": CLOSED_TRADES, "offset": offset, "order_by_id": "false"})
+            rows, behind_ms = await self._rows(f"trades?{page}", now_ms)
+            known = len(found)
+            for row in rows:
+                _take(found, _trades(row, behind_ms))
+            if len(rows) < CLOSED_TRADES or _are_older(rows, since_ms - behind_ms):
+                return [trade for trades in found.values() for trade in trades]
+            if offset and len(found) == known:
+                raise BotError(f"{self._base}/trades: the same trades again at offset {offset}")
+            offset += CLOSED_TRADES - _OVERLAP
+
+    async def _rows(self, path: str, now_ms: Callable[[], int]) -> tuple[list[object], int]:
+        data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
+        rows = data.get("trades") if isinstance(data, dict) else data
+        if not isinstance(rows, list):
+            raise BotError(f"{self._base}/{path}: no list of trades")
+        return rows, behind_ms
 
     async def _get(
         self, path: str, limit: int, now_ms: Callable[[], int] = lambda: 0
@@ -289,6 +319,25 @@ def _trades(row: object, behind_ms: int) -> list[Trade]:
     ]
 
 
+def _take(found: dict[int, list[Trade]], trades: list[Trade]) -> None:
+    """Keep the trades of a row under its id; one that was met before, as it is now."""
+    if trades:
+        found[trades[0].trade_id] = trades
+
+
+def _are_older(rows: list[object], since_ms: int) -> bool:
+    """Whether what follows these closed trades has closed before `since_ms` (by the bot's clock), too.
+
+    Not if they are in another order, as of a Freqtrade that knows no other than by id.
+    """
+    try:
+        closed = [row.close_timestamp for row in msgspec.convert(rows, list[_ClosedRow])]
+    except msgspec.ValidationError:
+        return False
+    # The time of an exit is the exchange's.
+    return closed == sorted(closed, reverse=True) and closed[-1] < since_ms - _EXIT_TOLERANCE_MS
+
+
 _ENTRY: Final[dict[Side, str]] = {"long": "buy", "short": "sell"}
 
 
@@ -302,6 +351,10 @@ class _TradeRow(msgspec.Struct):
     is_short: bool = False
     enter_tag: str | None = None
     orders: object = ()
+
+
+class _ClosedRow(msgspec.Struct):
+    close_timestamp: _Time
 
 
 class _OrderRow(msgspec.Struct):

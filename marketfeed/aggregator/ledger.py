@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from marketfeed.aggregator.ballots import FORWARD, SKIP, Decision, Vote
+from marketfeed.aggregator.ledger_beginning import BegunFile
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
@@ -37,8 +38,7 @@ from marketfeed.aggregator.repeats import Earlier
 from marketfeed.aggregator.standing import COOLING, Standing
 from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
-from marketfeed.storage.database import has_been_open
-from marketfeed.storage.numbered_file import NumberedFile
+from marketfeed.storage.database import has_been_open, translate_sqlite_errors
 
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
@@ -52,7 +52,7 @@ ROOM_BYTES: Final = 65_536
 _READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 
 
-class Ledger(NumberedFile):
+class Ledger(BegunFile):
     """The one writer of a ledger file."""
 
     kind = KIND
@@ -69,6 +69,12 @@ class Ledger(NumberedFile):
             ledger.loss = f"the ledger was damaged and set aside as {ledger.set_aside}"
         elif vanished:
             ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
+        try:
+            with translate_sqlite_errors(cls.kind, path):
+                ledger.begin()
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
 
     def next_number(self) -> int:
@@ -254,6 +260,15 @@ class Ledger(NumberedFile):
         ).fetchone()
         return Forward(*row)
 
+    def sent_since(self, bot: BotName, decided_ms: int) -> list[Forward]:
+        """The forwards that were sent to a bot, or may have been, of decisions since then, oldest first."""
+        rows = self.db.execute(
+            f"""SELECT {FORWARD_COLUMNS} FROM forwarded
+                WHERE decided >= ? AND bot = ? AND sent IS NOT NULL ORDER BY window""",
+            (decided_ms, bot),
+        )
+        return [Forward(*row) for row in rows]
+
     def is_another_s(
         self, forward: Forward, trade_id: int, opened_by_ms: int, since_ms: int, *, added: bool
     ) -> bool:
@@ -308,6 +323,8 @@ class Ledger(NumberedFile):
             forward = self._enter(window, bot, state, now_ms, seq, answer, status, trade_id)
             self._save_seq(seq + 1)
         self._next_seq = seq + 1
+        if state == "sending":
+            self.leave_mark()
         return forward
 
     def _enter(

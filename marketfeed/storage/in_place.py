@@ -4,6 +4,7 @@ A writer goes on in a file that somebody has deleted, and nothing of it is ever 
 notice that: it has its descriptors.
 """
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -27,8 +28,9 @@ class InPlace:
         self._path = path
         lock = os.fstat(lock_fd)
         self._known = {"": file, _WAL: None, ".lock": (lock.st_dev, lock.st_ino)}
-        # It is there once something has been read or written.
-        self._known[_WAL] = identity(Path(f"{path}{_WAL}"))
+        # It is there once something has been read or written, which is most often so by now.
+        with contextlib.suppress(OSError):
+            self._known[_WAL] = identity(Path(f"{path}{_WAL}"))
 
     def gone(self) -> str:
         """What is not in its place any more, in words; empty: everything is.
@@ -42,8 +44,8 @@ class InPlace:
             except OSError as error:
                 log.debug("not looked at path=%s error=%r", name, error.strerror)
                 continue
-            if known is None:
-                # A `-wal` that was not there at the opening.
+            if known is None and suffix == _WAL:
+                # It was not there at the opening.
                 self._known[suffix] = found
             elif found is None:
                 return f"{name} is gone"

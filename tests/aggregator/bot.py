@@ -94,6 +94,11 @@ class CountingBot:
         self.most_at_once = 0
         self.url = ""
         self.clock_ahead_ms = 0
+        self.lock = asyncio.Event()
+        """Cleared, an order waits in here before it opens its trade, as in Freqtrade's `_exit_lock`."""
+        self.lock.set()
+        self.ignores_offset = False
+        self.ignores_order = False
         self._at_once = 0
         self._password = password
         self._port = port or held_port()
@@ -135,7 +140,25 @@ class CountingBot:
 
     def close_trades(self) -> None:
         for trade in self.trades:
+            self._close(trade)
+
+    def _close(self, trade: dict[str, Any]) -> None:
+        if trade["is_open"]:
             trade["is_open"] = False
+            trade["close_timestamp"] = self._now_ms()
+
+    def _now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.clock_ahead_ms
+
+    def add(
+        self, pair: str, tag: str, ago_s: float = 0.0, *, closed: bool = False
+    ) -> dict[str, Any]:
+        """A trade that is here already, opened `ago_s` ago."""
+        trade = self._open({"pair": pair, "side": tag.split(maxsplit=1)[0], "entry_tag": tag})
+        trade["open_timestamp"] -= round(ago_s * 1000)
+        if closed:
+            self._close(trade)
+        return trade
 
     def _counted(
         self, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -210,6 +233,8 @@ class CountingBot:
             case "hang_empty":
                 await self._released.wait()
                 return _cut(request)
+        # Whoever waits for its answer may be gone by then.
+        await self.lock.wait()
         trade = self._open(body)
         match behaviour:
             case "slow":
@@ -240,13 +265,14 @@ class CountingBot:
             "enter_tag": body.get("entry_tag", "force_entry"),
             "leverage": body.get("leverage"),
             "open_rate": 1.0,
-            "open_timestamp": time.time_ns() // 1_000_000 + self.clock_ahead_ms,
+            "open_timestamp": self._now_ms(),
+            "close_timestamp": None,
             "orders": [],
         }
         trade["orders"].append(self._order(trade, trade["enter_tag"]))
         self.trades.append(trade)
         if len(self.trades) > OPEN_AT_MOST:
-            self.trades[-OPEN_AT_MOST - 1]["is_open"] = False
+            self._close(self.trades[-OPEN_AT_MOST - 1])
         return trade
 
     def _order(self, trade: dict[str, Any], tag: str) -> dict[str, Any]:
@@ -263,13 +289,21 @@ class CountingBot:
         return web.json_response([trade for trade in self.trades if trade["is_open"]])
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
-        # The first of its order are given: by id, the oldest by default.
+        # The first of its order are given: by id, the oldest by default, else by when they closed.
         closed = [trade for trade in self.trades if not trade["is_open"]]
-        if request.query.get("order_by_id", "true") == "false":
-            closed.reverse()
-        found = closed[: int(request.query.get("limit", "500"))]
+        if request.query.get("order_by_id", "true") == "false" and not self.ignores_order:
+            closed.sort(
+                key=lambda trade: (trade["close_timestamp"], trade["trade_id"]), reverse=True
+            )
+        offset = 0 if self.ignores_offset else int(request.query.get("offset", "0"))
+        found = closed[offset:][: int(request.query.get("limit", "500"))]
         return web.json_response(
-            {"trades": found, "trades_count": len(found), "offset": 0, "total_trades": len(closed)}
+            {
+                "trades": found,
+                "trades_count": len(found),
+                "offset": offset,
+                "total_trades": len(closed),
+            }
         )
 
     async def _version(self, request: web.Request) -> web.StreamResponse:
