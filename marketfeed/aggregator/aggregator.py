@@ -28,12 +28,13 @@ from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExpositi
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
+from marketfeed.aggregator.start import Start
 from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import HostClock
 from marketfeed.counters import cpu_s, rss_bytes
-from marketfeed.errors import JournalError, SettingsError
+from marketfeed.errors import JournalError, JournalWriteError, SettingsError
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.service.status_port import StatusServer
@@ -62,6 +63,7 @@ class _AggregatorParts(NamedTuple):
 
     desk: Desk
     forwarders: dict[Side, Forwarder]
+    start: Start
     doorkeeper: Doorkeeper
     shipper: Shipper | None
 
@@ -125,6 +127,11 @@ def rules_of(settings: AggregatorSettings) -> Rules:
     )
 
 
+def quiet_ms_of(settings: AggregatorSettings, pace: Pace) -> int:
+    """For how long a ledger that may lack orders forwards nothing: none can be under way after it."""
+    return round(max(pace.lost_after_s, 2 * settings.window_s) * 1000)
+
+
 class Aggregator:
     """One run of the aggregator, from settings to a clean stop.
 
@@ -172,12 +179,22 @@ class Aggregator:
                 self._counters,
                 lambda decision: _wake(forwarders, decision),
             )
-            forwarders |= self._forwarders(to_bots, desk)
+            bots = self._bots(to_bots)
+            start = Start(
+                bots,
+                self._ledger,
+                desk,
+                self._clock.now_ms,
+                quiet_ms_of(self._settings.aggregator, self._pace),
+                max(self._rules.cooldown_ms, 2 * self._rules.window_ms),
+                self._pace,
+            )
+            forwarders |= self._forwarders(bots, desk, start)
             shipper = None
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
                 shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
-            self._parts = _AggregatorParts(desk, forwarders, doorkeeper, shipper)
+            self._parts = _AggregatorParts(desk, forwarders, start, doorkeeper, shipper)
             try:
                 await self._serve(self._parts, stop)
             finally:
@@ -194,6 +211,7 @@ class Aggregator:
             log.error("forwards of a side without a bot not ended error=%r", str(error))
         # After it: an order that nobody can ask about would hold its pair.
         await desk.open()
+        parts.start.begin()
         confidence = settings.missing_confidence
         pairs = self._settings.exchange.pairs
         api = Api(
@@ -214,10 +232,17 @@ class Aggregator:
             deciding = group.create_task(desk.run(), name="desk")
             for side, forwarder in forwarders.items():
                 group.create_task(forwarder.run(), name=f"forward {side}")
+            ending = [
+                group.create_task(parts.start.run(side, forwarder.wake), name=f"ask {side}")
+                for side, forwarder in forwarders.items()
+            ]
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
-            retention = group.create_task(self._keep_ledger(shipper), name="retention")
-            looking = group.create_task(self._look_beside(), name="set aside")
+            ending += [
+                group.create_task(self._keep_ledger(shipper), name="retention"),
+                group.create_task(self._look_beside(), name="set aside"),
+                group.create_task(self._stay_in_place(), name="in place"),
+            ]
             try:
                 async with api:
                     self.url = api.url
@@ -229,26 +254,43 @@ class Aggregator:
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
-                retention.cancel()
-                looking.cancel()
+                for task in ending:
+                    task.cancel()
                 if shipper is not None:
                     shipper.end()
 
-    def _forwarders(self, session: aiohttp.ClientSession, desk: Desk) -> dict[Side, Forwarder]:
+    def _bots(self, session: aiohttp.ClientSession) -> dict[Side, Bot]:
         bots = self._settings.aggregator.bots
+        return {
+            side: Bot(settings, session)
+            for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
+            if settings.url
+        }
+
+    def _forwarders(self, bots: dict[Side, Bot], desk: Desk, start: Start) -> dict[Side, Forwarder]:
         return {
             side: Forwarder(
                 side,
-                Bot(settings, session),
+                bot,
                 self._ledger,
                 self._clock.now_ms,
                 self._counters,
                 self._pace,
                 desk.heard,
+                partial(start.waits, side),
+                start.forbids,
+                self._ledger.gone,
             )
-            for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
-            if settings.url
+            for side, bot in bots.items()
         }
+
+    async def _stay_in_place(self) -> None:
+        """Raises JournalWriteError when the ledger is not where it was opened: see `InPlace`."""
+        while True:
+            await asyncio.sleep(self._pace.place_s)
+            if words := self._ledger.gone():
+                log.critical("ledger taken away while in use, ending what=%r", words)
+                raise JournalWriteError(f"{KIND.name} {self._ledger.path}: {words}", damaged=True)
 
     async def _keep_ledger(self, shipper: Shipper | None) -> None:
         """Raises JournalWriteError when the ledger is damaged or gone: nothing may rest on it any more."""
@@ -307,8 +349,6 @@ class Aggregator:
     def reasons(self) -> list[str]:
         """Why the aggregator is not well; nothing: it is."""
         found = []
-        if self._ledger.loss:
-            found.append(f"{self._ledger.loss}: what stood in it is not known, look into the bots")
         if self._ledger.beside:
             found.append(aside_reason("ledger", self._ledger.beside))
         if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
@@ -320,6 +360,7 @@ class Aggregator:
             return [*found, "starting"]
         if self._parts.desk.trouble:
             found.append(f"signals cannot be stored: {self._parts.desk.trouble.why}")
+        found.extend(self._parts.start.reasons())
         for side, forwarder in self._parts.forwarders.items():
             if forwarder.trouble:
                 found.append(f"bot of {side}: {forwarder.trouble.why}")

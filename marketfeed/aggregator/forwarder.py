@@ -44,7 +44,9 @@ WRONG_ADDRESS: Final = (301, 302, 307, 308, 401, 403, 404, 405)
 class Forwarder:
     """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock.
 
-    `heard` is told of every forward whose step has been committed, before anything else is done.
+    `heard` is told of every forward whose step has been committed, before anything else is done. `waits`
+    says why nothing may be sent now, `forbids` why a forward may never be sent, and `gone` what is
+    missing of the ledger: empty when nothing is.
     """
 
     def __init__(
@@ -56,6 +58,9 @@ class Forwarder:
         counters: AggregatorCounters,
         pace: Pace = DEFAULT_PACE,
         heard: Callable[[Forward], None] = lambda _: None,
+        waits: Callable[[], str] = lambda: "",
+        forbids: Callable[[Forward], str] = lambda _: "",
+        gone: Callable[[], str] = lambda: "",
     ) -> None:
         self.side = side
         self.trouble = Trouble(
@@ -77,6 +82,9 @@ class Forwarder:
         self._counters = counters
         self._pace = pace
         self._heard = heard
+        self._waits = waits
+        self._forbids = forbids
+        self._gone = gone
         self._queue: deque[Forward] = deque()
         self._queued: set[int] = set()
         self._unconfirmed = Unconfirmed(pace)
@@ -187,7 +195,7 @@ class Forwarder:
         if self._unconfirmed.due(now_s):
             await self._look()
             return 0.0
-        held = self._silent or self._unconfirmed.holding
+        held = self._silent or self._unconfirmed.holding or bool(self._waits())
         if self._queue and not held and self._retry_at_s <= now_s:
             await self._send(self._queue[0])
             return 0.0
@@ -207,13 +215,17 @@ class Forwarder:
 
     async def _expire(self) -> None:
         now_ms = self._now_ms()
-        for forward in [item for item in self._queue if _is_over(item, now_ms)]:
+        for forward in tuple(self._queue):
+            forbidden = self._forbids(forward)
+            if not (forbidden or _is_over(forward, now_ms)):
+                continue
             why = self.trouble.why or "others went first"
             if self._unconfirmed.holding:
                 doing = self.trouble.why or "looking for it"
                 why = f"the outcome of another order is not known, {doing}"
             if _decided_ahead(forward, now_ms):
                 why = "it was decided by a clock that was ahead, nobody knows how long ago"
+            why = forbidden or self._waits() or why
             await self._end_unsent(forward, why)
             self._drop(forward)
 
@@ -256,6 +268,11 @@ class Forwarder:
             # However long the disk took, nothing has been sent.
             self._drop(forward)
             await self._end_unsent(sending, "the ledger took too long to note that it is sent")
+            return
+        if words := self._gone():
+            # What was noted may stand in a file that nobody reads any more.
+            self._drop(forward)
+            await self._end_unsent(sending, words)
             return
         self._counters.close_to_send.add(max(now_ms - forward.decided_ms, 0))
         try:

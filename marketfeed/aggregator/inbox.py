@@ -185,8 +185,6 @@ class Desk:
             self._votes.remember_counted(earlier, now_ms)
         self._votes.restore(stored.undecided, now_ms)
         self._take_trades(self._trades, now_ms)
-        if self._ledger.loss and self._hold is None:
-            self._hold = (now_ms + rules.cooldown_ms, self._ledger.loss)
         if self._hold is not None:
             self._standing.hold(*self._hold)
         if stored.undecided:

@@ -1,7 +1,7 @@
 """Whether a ledger knows all that was sent from here: it may be fresh, an older copy, or another's.
 
-It has a name, and the mark beside it (`sent_mark`) says which one sent an order last, and how far it was then.
-One that may lack orders is held, over restarts, until the bots have been asked (`start`).
+It has a name, and the mark beside it (`sent_mark`) says which one sent an order last, and how far it had
+come. One that may lack orders is held, over restarts, until the bots have been asked (`start`).
 """
 
 import logging

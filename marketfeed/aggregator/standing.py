@@ -86,7 +86,7 @@ class Standing:
         self._trades[pair, side] = max(opened_ms, self._trades.get((pair, side), opened_ms))
 
     def hold(self, until_ms: int, why: str) -> None:
-        """Let everything cool down until then: what was sent before is not known."""
+        """Forward nothing until then: what was sent before is not known."""
         self._held_until_ms, self._held_why = until_ms, why
 
     def forget(self, now_ms: int) -> None:
@@ -115,7 +115,7 @@ class Standing:
         if (left_ms := self._cools_until_ms(pair, side) - now_ms) > 0:
             return f"cool-down for another {left_ms / 1000:.1f} s"
         if (left_ms := self._held_until_ms - now_ms) > 0:
-            return f"{self._held_why}: cool-down of all for another {left_ms / 1000:.1f} s"
+            return f"{self._held_why}: nothing is forwarded for another {left_ms / 1000:.1f} s"
         return None
 
     def held(self, pair: str, but_window: int | None = None) -> bool:

@@ -100,6 +100,7 @@ class Start:
         self,
         bots: Mapping[Side, Bot],
         ledger: LedgerThread,
+        holding: Holding,
         now_ms: Callable[[], int],
         quiet_ms: int,
         span_ms: int,
@@ -107,6 +108,7 @@ class Start:
     ) -> None:
         self._sides = {side: _Asked(side, bot) for side, bot in bots.items()}
         self._ledger = ledger
+        self._holding = holding
         self._now_ms = now_ms
         self._quiet_ms = quiet_ms
         self._span_ms = span_ms
@@ -119,11 +121,9 @@ class Start:
         self._refused: dict[str, tuple[int, str]] = {}
         """Pair -> up to when a decision of it knew nothing of a trade there, and of which."""
         self._began_s = time.monotonic()
-        self._holding: Holding | None = None
 
-    def begin(self, holding: Holding) -> None:
+    def begin(self) -> None:
         """Before a signal is taken: hold everything if the ledger is held, and have `holding` know."""
-        self._holding = holding
         self._noted = self._ledger.held
         if self._noted:
             self._hold_all(self._noted)
@@ -234,8 +234,7 @@ class Start:
                 "trade of ours that the ledger does not know side=%s what=%s", side, it.words()
             )
             self._refused[it.trade.pair] = (now_ms, f"the bot of {side} has {it.words()}")
-        if self._holding is not None:
-            self._holding.merge_trades((it.trade.pair, it.side, it.trade.opened_ms) for it in found)
+        self._holding.merge_trades((it.trade.pair, it.side, it.trade.opened_ms) for it in found)
         if first and found and not self._why:
             self._hold_all(BEHIND)
         if first and self._why:
@@ -248,8 +247,7 @@ class Start:
         log.warning(
             "nothing is forwarded for a while why=%r for_s=%.1f", why, self._quiet_ms / 1000
         )
-        if self._holding is not None:
-            self._holding.hold(self._until_ms, why)
+        self._holding.hold(self._until_ms, why)
 
     async def _note(self) -> None:
         """Have the ledger know whether it is held. What cannot be noted is tried again."""

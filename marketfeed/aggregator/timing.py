@@ -12,7 +12,8 @@ class Pace(msgspec.Struct, frozen=True):
     unknown outcome is looked for every `look_s`, and is lost after `lost_after_s`; then it is looked for
     every `look_lost_s`, until the bot has answered looks for `forget_s`. After a start, those that were lost
     within `recall_s` are looked for again. A bot that nothing is sent to is asked for its version every
-    `probe_s`. Every `whole_s` is looked whether the ledger's file is still there and readable.
+    `probe_s`. Every `whole_s` is looked whether the ledger's file is readable, and
+    every `place_s` whether it is still the one in its place.
     """
 
     retry_first_s: float = 0.1
@@ -25,6 +26,7 @@ class Pace(msgspec.Struct, frozen=True):
     probe_s: float = 30.0
     ledger_retry_s: float = 0.5
     whole_s: float = 60.0
+    place_s: float = 1.0
 
 
 DEFAULT_PACE: Final = Pace()

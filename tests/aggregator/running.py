@@ -18,6 +18,7 @@ import yaml
 from bot import PASSWORD
 
 from marketfeed.aggregator.aggregator import Aggregator
+from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
@@ -47,6 +48,7 @@ QUICK = Pace(
     look_lost_s=0.2,
     probe_s=0.3,
     ledger_retry_s=0.05,
+    place_s=0.1,
 )
 DEADLINE_S = 30.0
 
@@ -58,12 +60,26 @@ def basic(auth: Login | None) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
 
 
+def settle(ledger: Path) -> Path:
+    """Have a ledger there that has been in use for long: a fresh one forwards nothing for a while."""
+    if not ledger.exists():
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        with Ledger.open(ledger) as opened:
+            opened.release()
+    return ledger
+
+
 def config(
-    path: Path, bots: Mapping[str, str | dict[str, Any]], bot_timeout_s: float = 1, **changes: Any
+    path: Path,
+    bots: Mapping[str, str | dict[str, Any]],
+    bot_timeout_s: float = 1,
+    *,
+    fresh: bool = False,
+    **changes: Any,
 ) -> Path:
     """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed.
 
-    A bot is the url of a `CountingBot`, or all of its settings.
+    A bot is the url of a `CountingBot`, or all of its settings. `fresh`: no ledger is made.
     """
     aggregator: dict[str, Any] = {
         "port": 0,
@@ -98,6 +114,8 @@ def config(
             aggregator[name] = value
     (path / "bot_word").write_text(PASSWORD)
     (path / "bot_word").chmod(0o600)
+    if not fresh:
+        settle(path / "ledger.db")
     file = path / "config.yaml"
     file.write_text(yaml.safe_dump({"aggregator": aggregator}))
     return file
