@@ -44,13 +44,10 @@ class BegunFile(NumberedFile):
         self.hold("")
 
     def begin(self) -> None:
-        """Find out whether it knows all that was sent from here, and leave its mark.
-
-        A file of before has no name. If no newer one has left a mark, it is an upgrade: nothing was lost.
-        """
+        """Find out whether it knows all that was sent from here, and leave its mark."""
         mark = self._mark.read()
         self._name, self.held = known = self._beginning()
-        if not self.held and (self._name or mark) and not self._has_left(mark):
+        if not self.held and self._is_doubtful(mark):
             self.held = OTHER
         name = self._name or os.urandom(8).hex()
         try:
@@ -66,8 +63,12 @@ class BegunFile(NumberedFile):
         self._name = name
         self.leave_mark()
 
-    def _has_left(self, mark: Mark | None) -> bool:
-        return mark is not None and mark.ledger == self._name and mark.next_seq <= self._next_seq
+    def _is_doubtful(self, mark: Mark | None) -> bool:
+        """Whether it may lack what was sent from here, by the mark that was left."""
+        if mark is None:
+            # A file of before has no name, and none of that time left a mark: an upgrade.
+            return bool(self._name)
+        return self._name not in ("", mark.ledger) or mark.next_seq > self._next_seq
 
     def leave_mark(self) -> None:
         """Note beside the file how far it has come: after the commit of `sending`, before its POST."""
@@ -84,9 +85,7 @@ class BegunFile(NumberedFile):
     def _save_beginning(self, name: str, held: str) -> None:
         if self._has_beginning():
             with self._transaction():
-                self.db.execute(
-                    "REPLACE INTO beginning (id, name, held) VALUES (1, ?, ?)", (name, held)
-                )
+                self.db.execute("UPDATE beginning SET name = ?, held = ?", (name, held))
 
     def _has_beginning(self) -> bool:
         found = self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'beginning'").fetchone()

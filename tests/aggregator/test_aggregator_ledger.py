@@ -465,7 +465,7 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     assert second.vote.number == 2
     # In signal, decision and forward a row of each version; all that stood there is as it was left.
     rows = dict.fromkeys(("signal", "decision", "forward"), (1, 1))
-    alone = dict.fromkeys(("sequence", "heartbeat", "refused_line"), (1, 0))
+    alone = dict.fromkeys(("sequence", "heartbeat", "refused_line", "beginning"), (1, 0))
     alone |= {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0)}
     assert added(path) == rows | alone
     events = ["sent", "answered", "voted", "decided"]

@@ -37,7 +37,7 @@ def held(path: Path) -> str:
 def send(path: Path, number: int = 1) -> None:
     """Have the ledger note that an order is sent."""
     with Ledger.open(path) as ledger:
-        ledger.record([], [decide(number)], 1_000)
+        ledger.record([], [decide(number, f"A{number}/USDT:USDT")], 1_000)
         ledger.step(number, "long", "sending", 2_000)
 
 
@@ -143,8 +143,16 @@ def test_a_copy_of_before_the_upgrade_is_held(path: Path) -> None:
     settle(path)
     copy = copy_of(path, "copy.db")
     as_before(copy)
+    send(path)
     install(path, copy)
     assert held(path) == OTHER
+
+
+def test_a_version_of_before_may_go_on_in_between(path: Path) -> None:
+    settle(path)
+    send(path)
+    as_before(path)
+    assert held(path) == ""
 
 
 def test_what_is_not_noted_is_doubtful_at_the_next_start(path: Path) -> None:
@@ -208,7 +216,7 @@ def test_what_is_taken_away_is_seen(path: Path, suffix: str, harm: Callable[[Pat
 def test_work_and_readers_move_nothing(path: Path) -> None:
     with Ledger.open(path) as ledger:
         for number in range(1, 50):
-            ledger.record([], [decide(number)], 1_000)
+            ledger.record([], [decide(number, f"A{number}/USDT:USDT")], 1_000)
             with contextlib.closing(sqlite3.connect(path)) as db:
                 db.execute("SELECT count(*) FROM decision").fetchone()
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
