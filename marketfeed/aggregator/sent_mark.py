@@ -1,14 +1,17 @@
 """`<ledger>.sent`: which ledger sent an order from here last, and how far it had come.
 
 An older copy of a ledger does not know what was sent after it was made, and by itself looks like any
-ledger. Held against the mark, it is told apart: it is behind, or it has another name.
+ledger. Held against the mark, it is told apart: it is behind, or it has another name. A mark that came with
+the copy is told by its place: it is another file than the one in which it was written.
 
 The mark is no second truth. It is written after the commit of `sending` and before the POST, and never
 synced: it has to outlive the process, not the machine. One that is gone, or cannot be read, makes a
 ledger doubtful, which costs a pause and no order.
 """
 
+import array
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -17,7 +20,10 @@ from typing import Final, NamedTuple
 
 log = logging.getLogger(__name__)
 
-_FORM: Final = re.compile(rb"([0-9a-f]{16}) ([0-9]{19})\n")
+_FORM: Final = re.compile(rb"([0-9a-f]{16}) ([0-9]{19}) ([0-9]{20}\.[0-9]{10})\n")
+_LENGTH: Final = 69
+_GENERATION: Final = 0x80087601
+"""FS_IOC_GETVERSION: what distinguishes a file from an earlier one of the same inode number."""
 
 
 class Mark(NamedTuple):
@@ -35,22 +41,30 @@ class SentMark:
         self._failed = False
 
     def read(self) -> Mark | None:
-        """The mark; None when there is none that can be read."""
+        """The mark; None when there is none that can be read and was written in this place."""
         try:
-            found = _FORM.fullmatch(self.path.read_bytes())
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = _FORM.fullmatch(os.pread(descriptor, _LENGTH + 1, 0))
+                place = _place(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError:
             return None
-        return None if found is None else Mark(found[1].decode(), int(found[2]))
+        if found is None or found[3].decode() != place:
+            return None
+        return Mark(found[1].decode(), int(found[2]))
 
     def write(self, mark: Mark) -> None:
-        """Set it. Where that fails it is taken away, as far as that goes: a wrong one would vouch."""
+        """Set it. Where that fails it is taken away, as far as that goes: an old one would vouch."""
         try:
-            # In one write of the same length each time: a kill leaves the one or the other.
-            text = f"{mark.ledger} {mark.next_seq:019d}\n".encode()
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
+                # In one write of the same length each time: a kill leaves the one or the other.
+                text = f"{mark.ledger} {mark.next_seq:019d} {_place(descriptor)}\n".encode()
                 os.pwrite(descriptor, text, 0)
-                os.ftruncate(descriptor, len(text))
+                if os.fstat(descriptor).st_size != _LENGTH:
+                    os.ftruncate(descriptor, _LENGTH)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -66,3 +80,12 @@ class SentMark:
                 self.path.unlink()
         else:
             self._failed = False
+
+
+def _place(descriptor: int) -> str:
+    """What a copy of an open file does not have: its inode's number and, where there is one, generation."""
+    generation = array.array("L", [0])
+    with contextlib.suppress(OSError):
+        # tmpfs has none, and gives no number twice.
+        fcntl.ioctl(descriptor, _GENERATION, generation)
+    return f"{os.fstat(descriptor).st_ino:020d}.{generation[0] & 0xFFFFFFFF:010d}"

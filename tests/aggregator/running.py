@@ -115,7 +115,7 @@ def config(
     (path / "bot_word").write_text(PASSWORD)
     (path / "bot_word").chmod(0o600)
     if not fresh:
-        settle(path / "ledger.db")
+        settle(Path(aggregator["ledger"]["path"]))
     file = path / "config.yaml"
     file.write_text(yaml.safe_dump({"aggregator": aggregator}))
     return file

@@ -104,6 +104,31 @@ def test_an_older_copy_is_held(path: Path, restore: Callable[[Path, Path], None]
     assert held(path) == ""
 
 
+def test_a_copy_that_comes_with_its_mark_is_held(path: Path) -> None:
+    """As from a copy of the whole directory, attributes and all."""
+    settle(path)
+    send(path)
+    (kept := path.with_name("kept")).mkdir()
+    for file in path.parent.glob("ledger.db*"):
+        shutil.copy2(file, kept)
+    assert held(path) == ""
+    send(path, 2)
+    for file in path.parent.glob("ledger.db*"):
+        file.unlink()
+    for file in kept.iterdir():
+        shutil.copy2(file, path.parent)
+    assert held(path) == OTHER
+
+
+def test_a_move_within_a_disk_is_no_doubt(path: Path) -> None:
+    settle(path)
+    send(path)
+    (place := path.with_name("elsewhere")).mkdir()
+    for file in path.parent.glob("ledger.db*"):
+        file.rename(place / file.name)
+    assert held(place / path.name) == ""
+
+
 def test_a_copy_that_lacks_nothing_is_no_doubt_in_its_place(path: Path) -> None:
     settle(path)
     send(path)
