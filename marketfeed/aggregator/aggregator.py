@@ -8,6 +8,7 @@ what has not been sent stays in the ledger.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -17,16 +18,18 @@ import aiohttp
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
 from marketfeed.aggregator.auth import Doorkeeper
-from marketfeed.aggregator.ballots import Decision, Rules
-from marketfeed.aggregator.forwarder import Forwarder
+from marketfeed.aggregator.ballots import OTHER, Decision, Rules
+from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
+from marketfeed.aggregator.sending import Hooks
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
 from marketfeed.aggregator.start import Start
 from marketfeed.aggregator.status_report import AggregatorReport
@@ -51,7 +54,7 @@ SHIPPING_TROUBLE_S: Final = 60.0
 """For so long shipping may fail before `/health` reports it: the ledger keeps everything meanwhile."""
 CLOCK_TROUBLE_S: Final = 2.0
 FORWARDER_STUCK_S: Final = 300.0
-"""Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
+"""Monotonic seconds: a look takes three requests of 60 s at the most, and a pause is far shorter."""
 
 
 _THIS_HOST: Final = ("localhost", "127.0.0.1", "::1")
@@ -127,9 +130,9 @@ def rules_of(settings: AggregatorSettings) -> Rules:
     )
 
 
-def quiet_ms_of(settings: AggregatorSettings, pace: Pace) -> int:
+def quiet_ms_of(settings: AggregatorSettings) -> int:
     """For how long a ledger that may lack orders forwards nothing: none can be under way after it."""
-    return round(max(pace.lost_after_s, 2 * settings.window_s) * 1000)
+    return round(max(settings.unconfirmed_s, 2 * settings.window_s) * 1000)
 
 
 class Aggregator:
@@ -185,11 +188,12 @@ class Aggregator:
                 self._ledger,
                 desk,
                 self._clock.now_ms,
-                quiet_ms_of(self._settings.aggregator, self._pace),
+                quiet_ms_of(self._settings.aggregator),
                 max(self._rules.cooldown_ms, 2 * self._rules.window_ms),
                 self._pace,
             )
-            forwarders |= self._forwarders(bots, desk, start)
+            hear = partial(_hear, desk, forwarders)
+            forwarders |= self._forwarders(bots, desk, start, hear)
             shipper = None
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
@@ -267,7 +271,14 @@ class Aggregator:
             if settings.url
         }
 
-    def _forwarders(self, bots: dict[Side, Bot], desk: Desk, start: Start) -> dict[Side, Forwarder]:
+    def _forwarders(
+        self,
+        bots: dict[Side, Bot],
+        desk: Desk,
+        start: Start,
+        heard: Callable[[Forward], None],
+    ) -> dict[Side, Forwarder]:
+        settings = self._settings.aggregator
         return {
             side: Forwarder(
                 side,
@@ -275,11 +286,20 @@ class Aggregator:
                 self._ledger,
                 self._clock.now_ms,
                 self._counters,
+                Terms(
+                    self._rules.expire_ms,
+                    settings.unconfirmed_s,
+                    bots.get(OTHER[side]) if settings.opposite_open == "skip" else None,
+                ),
+                Hooks(
+                    heard=heard,
+                    contested=desk.contested,
+                    forbids=start.forbids,
+                    held=desk.held,
+                    waits=partial(start.waits, side),
+                    may_send=self._ledger.gone,
+                ),
                 self._pace,
-                desk.heard,
-                partial(start.waits, side),
-                start.forbids,
-                self._ledger.gone,
             )
             for side, bot in bots.items()
         }
@@ -361,11 +381,8 @@ class Aggregator:
         if self._parts.desk.trouble:
             found.append(f"signals cannot be stored: {self._parts.desk.trouble.why}")
         found.extend(self._parts.start.reasons())
-        for side, forwarder in self._parts.forwarders.items():
-            if forwarder.trouble:
-                found.append(f"bot of {side}: {forwarder.trouble.why}")
-            if forwarder.ledger_trouble:
-                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble.why}")
+        for forwarder in self._parts.forwarders.values():
+            found.extend(forwarder.reasons())
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._parts.shipper) is not None:
@@ -403,6 +420,8 @@ class Aggregator:
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},
             waiting={side: worker.waiting for side, worker in forwarders.items()},
+            waits_for={side: worker.waits_for for side, worker in forwarders.items()},
+            expired={side: dict(worker.expired.counts) for side, worker in forwarders.items()},
             unsettled={side: worker.unconfirmed for side, worker in forwarders.items()},
             lost=self._lost(),
             bot_trouble={side: worker.trouble.why for side, worker in forwarders.items()},
@@ -411,6 +430,14 @@ class Aggregator:
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
+
+
+def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
+    desk.heard(forward)
+    if forward.state not in OPEN_STATES:
+        # One of the other side may have waited for it.
+        for forwarder in forwarders.values():
+            forwarder.wake()
 
 
 def _wake(forwarders: dict[Side, Forwarder], decision: Decision) -> None:

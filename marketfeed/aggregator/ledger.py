@@ -17,7 +17,7 @@ from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
     DECISION_ROW,
-    FORWARD_COLUMNS,
+    FORWARDS,
     OPEN_STATES,
     SIGNAL_COLUMNS,
     SIGNAL_ROW,
@@ -226,21 +226,21 @@ class Ledger(BegunFile):
 
     # --- forwards ---------------------------------------------------------------------------------
 
-    def forwards(self, states: Sequence[State] = OPEN_STATES) -> list[Forward]:
-        """The forwards in `states`, oldest first."""
+    def forwards(
+        self, states: Sequence[State] = OPEN_STATES, bot: BotName | None = None
+    ) -> list[Forward]:
+        """The forwards in `states`, to any bot or this one, oldest first."""
         marks = ",".join("?" * len(states))
         rows = self.db.execute(
-            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE state IN ({marks}) ORDER BY window",
-            tuple(states),
+            f"{FORWARDS} WHERE state IN ({marks}) ORDER BY decision.window", tuple(states)
         )
-        return [Forward(*row) for row in rows]
+        return [Forward(*row) for row in rows if bot is None or row[1] == bot]
 
     def _standing_since(self, since_ms: int) -> list[Forward]:
         """The forwards in an open state, and of those that opened a trade, or may have, the newer ones."""
         states = ",".join(repr(state) for state in COOLING)
         rows = self.db.execute(
-            f"""SELECT {FORWARD_COLUMNS} FROM forwarded WHERE state IN ({states}) AND changed >= ?
-                ORDER BY window""",
+            f"{FORWARDS} WHERE state IN ({states}) AND changed >= ? ORDER BY decision.window",
             (since_ms,),
         )
         return [*self.forwards(), *(Forward(*row) for row in rows)]
@@ -248,23 +248,21 @@ class Ledger(BegunFile):
     def _forwards_of(self, windows: Iterable[int]) -> list[Forward]:
         found = []
         for window in windows:
-            rows = self.db.execute(
-                f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ?", (window,)
-            )
+            rows = self.db.execute(f"{FORWARDS} WHERE forward.window = ?", (window,))
             found += [Forward(*row) for row in rows]
         return found
 
     def _forward(self, window: int, bot: BotName) -> Forward:
         row = self.db.execute(
-            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ? AND bot = ?", (window, bot)
+            f"{FORWARDS} WHERE forward.window = ? AND bot = ?", (window, bot)
         ).fetchone()
         return Forward(*row)
 
     def sent_since(self, bot: BotName, decided_ms: int) -> list[Forward]:
         """The forwards that were sent to a bot, or may have been, of decisions since then, oldest first."""
         rows = self.db.execute(
-            f"""SELECT {FORWARD_COLUMNS} FROM forwarded
-                WHERE decided >= ? AND bot = ? AND sent IS NOT NULL ORDER BY window""",
+            f"""{FORWARDS}
+                WHERE decided >= ? AND bot = ? AND sent IS NOT NULL ORDER BY decision.window""",
             (decided_ms, bot),
         )
         return [Forward(*row) for row in rows]
@@ -316,7 +314,8 @@ class Ledger(BegunFile):
 
         `trade_id` is the trade that it has opened. Raises LedgerError when it is not in a state from which
         that may be entered: a second POST is prevented here, whatever its caller believes. From `sending`,
-        `queued` and `expired` are for callers that know that nothing has left this host.
+        `queued` and `expired` are for callers that know that nothing has left this host, and `queued` also
+        for those who have the bot's own word that it has opened nothing.
         """
         seq = self._next_seq
         with self._transaction():

@@ -4,7 +4,8 @@ A forward goes through these states, and no other way (`STEPS`):
 
     queued ──► sending ──► accepted | refused      the bot's answer, which is final
        ▲          │ └────► unknown ──► found | lost   resolved by looking into the bot; lost alarms
-       └──────────┘ nothing was sent (connect refused)
+       └──────────┘ nothing was sent (connect refused), or by the bot's own word nothing was opened, and
+                    it may be later: `answer` and `status` are that word
     queued | sending ──► expired    nothing was sent, and it is too late (sending: when it stood there)
 
 Times are ms since the epoch. Every row that is shipped carries a `seq`, as in the journal.
@@ -84,7 +85,10 @@ class Recorded(NamedTuple):
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """A decision on its way to a bot, in one of the states above. `trade_id` is the trade that it opened."""
+    """A decision on its way to a bot, in one of the states above. `trade_id` is the trade that it opened.
+
+    Decided by so many `votes` of `of`, with this average `confidence`.
+    """
 
     window: int
     bot: BotName
@@ -105,6 +109,9 @@ class Forward(msgspec.Struct, frozen=True):
     status: int | None
     answer: str
     trade_id: int | None
+    votes: int
+    of: int
+    confidence: float
 
 
 _FOUND: Final = re.compile(r"trade [0-9]+ in the bot, (?:opened|enlarged) at ([0-9]+)")
@@ -137,10 +144,10 @@ SIGNAL_ROW: Final = (
     f"{SIGNAL_COLUMNS}, outcome, window, answer, seq"
 )
 DECISION_ROW: Final = f"{DECISION_COLUMNS}, seq"
-FORWARD_COLUMNS: Final = (
-    'window, bot, pair, side, "primary", tag, leverage, ordertype, price, decided, expires, state, '
-    "changed, attempts, sent, answered, status, answer, trade_id"
-)
+FORWARDS: Final = """
+SELECT decision.window, bot, pair, side, "primary", tag, leverage, ordertype, price, decided, expires,
+       state, changed, attempts, sent, answered, status, answer, trade_id, votes, of, confidence
+FROM forward JOIN decision ON decision.window = forward.window"""
 
 
 def signal_row(receipt: Receipt, seq: int) -> tuple[Any, ...]:

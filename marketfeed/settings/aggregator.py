@@ -160,7 +160,7 @@ class BotSettings(Section):
     username: Name = "freqtrader"
     password: Secret | None = None
     password_file: Annotated[AbsolutePath | None, secret_file("the bot's password")] = None
-    timeout_s: Annotated[Number, Field(ge=0.1, le=60)] = 5.0
+    timeout_s: Annotated[Number, Field(ge=0.1, le=60)] = 20.0
     stakeamount: (
         Annotated[
             Number,
@@ -228,6 +228,10 @@ class AggregatorSettings(Section):
         FromText(decode_list),
     ] = ("market", "limit")
     bots: BotsSettings = BotsSettings()
+    # An order of which nobody knows what became is lost so long after it was sent.
+    unconfirmed_s: Annotated[Number, Field(ge=0.1, le=3600)] = 40.0
+    # Of a pair that the other side's bot holds.
+    opposite_open: Literal["send", "skip"] = "send"
 
     @field_validator("accounts", mode="after")
     @classmethod

@@ -29,7 +29,9 @@ Behaviour = Literal[
     "status_only",  # opens none, answers 200 {"status": …} in Freqtrade's words
     "slow",  # opens a trade, answers after `slow_s`
     "already_open",  # 502 in Freqtrade's words
-    "full",  # 502 in Freqtrade's words
+    "full",  # 502 in Freqtrade's words, whatever it has
+    "paused",  # 502 in Freqtrade's words
+    "unknown_words",  # opens a trade, 502 with an error that Freqtrade has no words for
     "error_500",  # opens a trade, 500 in Freqtrade's words: the wallets could not be read after it
     "error_500_empty",  # opens none, 500 in Freqtrade's words
     "bad_gateway",  # opens none, 502 as a proxy's
@@ -99,6 +101,11 @@ class CountingBot:
         self.lock.set()
         self.ignores_offset = False
         self.ignores_order = False
+        self.max_open_trades = -1
+        """Negative: any number."""
+        self.turn_s = 0.01
+        """How long a turn of its loop takes; 0: it stands still."""
+        self._turned_s = 0.0
         self._at_once = 0
         self._password = password
         self._port = port or held_port()
@@ -121,6 +128,9 @@ class CountingBot:
             ("GET", "status", self._status),
             ("GET", "trades", self._trades),
             ("GET", "version", self._version),
+            ("GET", "count", self._count),
+            ("GET", "health", self._health),
+            ("GET", "show_config", self._show_config),
         ):
             app.router.add_route(method, f"/api/v1/{path}", self._counted(path, handler))
         app.router.add_get("/api/v1/ping", self._ping)
@@ -211,6 +221,8 @@ class CountingBot:
                 return _error(f"position for {body['pair']} already open - id: 1")
             case "full":
                 return _error("Maximum number of trades is reached.")
+            case "paused":
+                return _error("trader is not running")
             case "status_only":
                 words = f"Error entering {body['side']} trade for pair {body['pair']}."
                 return web.json_response({"status": words})
@@ -235,8 +247,12 @@ class CountingBot:
                 return _cut(request)
         # Whoever waits for its answer may be gone by then.
         await self.lock.wait()
+        if 0 <= self.max_open_trades <= len(self._open_trades()):
+            return _error("Maximum number of trades is reached.")
         trade = self._open(body)
         match behaviour:
+            case "unknown_words":
+                return _error("Could not place order")
             case "slow":
                 await asyncio.sleep(self.slow_s)
             case "hang" | "freeze":
@@ -286,7 +302,25 @@ class CountingBot:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(self.look_s)
-        return web.json_response([trade for trade in self.trades if trade["is_open"]])
+        return web.json_response(self._open_trades())
+
+    def _open_trades(self) -> list[dict[str, Any]]:
+        return [trade for trade in self.trades if trade["is_open"]]
+
+    async def _count(self, request: web.Request) -> web.StreamResponse:
+        current = len(self._open_trades())
+        most = current if self.behaviour == "full" else self.max_open_trades
+        return web.json_response({"current": current, "max": most, "total_stake": 0.0})
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        if self.turn_s:
+            self._turned_s = time.time() // self.turn_s * self.turn_s
+        # As `datetime` writes it, to the microsecond.
+        return web.json_response({"last_process": f"{self._turned_s:.6f}"})
+
+    async def _show_config(self, request: web.Request) -> web.StreamResponse:
+        state = "paused" if self.behaviour == "paused" else "running"
+        return web.json_response({"state": state})
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
         # The first of its order are given: by id, the oldest by default, else by when they closed.

@@ -24,6 +24,7 @@ from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings
 from marketfeed.storage.reading import reading
+from tests.waiting import until
 
 Login = tuple[str, str]
 FLEET: Login = ("fleet", "invented-fleet-password")
@@ -43,8 +44,9 @@ SHORT = ("120", "121", "122", "123", "124")
 QUICK = Pace(
     retry_first_s=0.02,
     retry_cap_s=0.1,
+    again_s=0.05,
     look_s=0.05,
-    lost_after_s=0.8,
+    settle_s=0.2,
     look_lost_s=0.2,
     probe_s=0.3,
     ledger_retry_s=0.05,
@@ -93,6 +95,7 @@ def config(
         "accounts": [{"username": FLEET[0], "hash": FLEET_HASH}],
         "window_s": 1,
         "cooldown_s": 0,
+        "unconfirmed_s": 0.8,
         "bots": {
             side: {
                 "url": bot,
@@ -125,6 +128,13 @@ def settings(
     path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any
 ) -> Settings:
     return load_settings(config(path, bots, bot_timeout_s, **changes), {})
+
+
+def one_vote(path: Path, url: str, **changes: Any) -> Settings:
+    """One vote decides, after 0.2 s; the bot has 1 s to answer, a decision 2 s to be sent."""
+    given: dict[str, Any] = {"min_agreements": 1, "window_s": 0.2, "expire_s": 2} | changes
+    bots = {"long": url} | given.pop("bots", {})
+    return settings(path, bots, **given)
 
 
 class Running:
@@ -211,6 +221,20 @@ def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any
 
 def states(path: Path) -> list[str]:
     return [state for (state,) in rows(path, "SELECT state FROM forward ORDER BY window")]
+
+
+END_STATES = ("accepted", "refused", "expired", "found", "lost")
+
+
+async def end_states(path: Path, count: int = 1) -> list[str]:
+    """Wait until so many forwards, and all that there are, have ended; how."""
+
+    def ended() -> bool:
+        found = states(path)
+        return len(found) >= count and all(state in END_STATES for state in found)
+
+    await until(ended, f"end states, found {states(path)}")
+    return states(path)
 
 
 class Process:

@@ -33,10 +33,14 @@ from tests.waiting import until
 
 ETH = "ETH/USDT:USDT"
 OURS = "long ensemble 3/5 conf=0.82 from=79"
-ONE: dict[str, Any] = {"window_s": 0.2, "min_agreements": 1, "cooldown_s": 300, "expire_s": 60}
-"""Each vote is a decision, at the end of a short window."""
-HELD = msgspec.structs.replace(QUICK, lost_after_s=2.5)
-"""So that a vote and its decision fit well into the time for which nothing is forwarded."""
+ONE: dict[str, Any] = {
+    "window_s": 0.2,
+    "min_agreements": 1,
+    "cooldown_s": 300,
+    "expire_s": 60,
+    "unconfirmed_s": 2.5,
+}
+"""Each vote is a decision, at the end of a short window, and both fit into the time for which nothing goes."""
 
 
 async def post(url: str, pair: str = PAIR, side: str = "long") -> None:
@@ -80,7 +84,7 @@ def test_a_first_install_waits_and_says_so(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with CountingBot() as bot:
             given = settings(tmp_path, {"long": bot.url}, fresh=True, **ONE)
-            async with running(given, HELD) as aggregator:
+            async with running(given) as aggregator:
                 (reason,) = await reasons(aggregator)
                 assert reason.startswith("a fresh ledger: nothing is forwarded for another ")
                 await aggregator.post("73", 0.9)
@@ -93,7 +97,7 @@ def test_a_first_install_waits_and_says_so(tmp_path: Path) -> None:
                 await until(lambda: states(tmp_path) == ["accepted"], "an order")
             # It has been asked at the start and after the wait.
             assert bot.requests["trades"] == 2
-            async with running(given, HELD) as aggregator:
+            async with running(given) as aggregator:
                 assert await reasons(aggregator) == []
                 await aggregator.post("74", 0.9, pair=ETH)
                 await until(lambda: states(tmp_path) == ["accepted"] * 2, "another order")
@@ -108,7 +112,7 @@ def test_a_restart_in_the_wait_waits_anew(tmp_path: Path) -> None:
             file = config(tmp_path, {"long": bot.url}, fresh=True, **ONE)
             first = await asyncio.to_thread(Process, file)
             first.kill()
-            async with running(load_settings(file, {}), HELD) as aggregator:
+            async with running(load_settings(file, {})) as aggregator:
                 (reason,) = await reasons(aggregator)
                 assert reason.startswith("a fresh ledger: nothing is forwarded for another ")
                 await well(aggregator)
@@ -145,11 +149,11 @@ def test_after_a_lost_ledger_the_bots_know(
     async def scenario() -> None:
         async with CountingBot() as bot:
             given = settings(tmp_path, {"long": bot.url}, **ONE)
-            async with running(given, HELD) as aggregator:
+            async with running(given) as aggregator:
                 await aggregator.post("73", 0.9)
                 await until(lambda: states(tmp_path) == ["accepted"], "an order")
             lose(tmp_path)
-            async with running(given, HELD) as aggregator:
+            async with running(given) as aggregator:
                 await until(lambda: bot.requests["trades"] == 2, "the question")
                 await until(lambda: len(aggregator.aggregator.reasons()) >= 2, "what it found")
                 held, named = (await reasons(aggregator))[-2:]
@@ -214,7 +218,7 @@ def test_a_restored_older_copy_sends_nothing_twice(
             first.kill()
             # As the documentation says: all files away, the copy in their place; or just copied over.
             restore(tmp_path, all_files=all_files)
-            async with running(load_settings(file, {}), HELD) as aggregator:
+            async with running(load_settings(file, {})) as aggregator:
                 assert any(
                     it.startswith(f"{OTHER}: nothing is forwarded")
                     for it in await reasons(aggregator)
@@ -245,9 +249,9 @@ def test_a_trade_of_the_other_side_is_a_conflict(tmp_path: Path) -> None:
         async with CountingBot() as long_bot, CountingBot() as short_bot:
             long_bot.add(PAIR, OURS, 0.5)
             bots = {"long": long_bot.url, "short": short_bot.url}
-            given = settings(tmp_path, bots, **(ONE | {"window_s": 4, "cooldown_s": 0}))
-            pace = msgspec.structs.replace(QUICK, lost_after_s=0.1)
-            async with running(given, pace) as aggregator:
+            changes = {"window_s": 4, "cooldown_s": 0, "unconfirmed_s": 0.1}
+            given = settings(tmp_path, bots, **(ONE | changes))
+            async with running(given) as aggregator:
                 await until(lambda: long_bot.requests["trades"] == 1, "the question")
                 await aggregator.post("120", 0.9, side="short")
                 outcome, why = await decided(tmp_path)
@@ -266,7 +270,7 @@ def test_trades_that_the_ledger_knows_hold_nothing(tmp_path: Path) -> None:
             bot.add("B/USDT:USDT", OURS, 4_000)
             given = settings(tmp_path, {"long": bot.url}, **ONE)
             for count, pair in enumerate((PAIR, ETH, "C/USDT:USDT"), 1):
-                async with running(given, HELD) as aggregator:
+                async with running(given) as aggregator:
                     await until(lambda n=count: bot.requests["trades"] == n, "the question")
                     await aggregator.post("73", 0.9, pair=pair)
                     await until(lambda n=count: states(tmp_path) == ["accepted"] * n, pair)
@@ -337,7 +341,7 @@ def test_a_late_answer_holds_the_other_side_too(tmp_path: Path) -> None:
             bots = {"long": long_bot.url, "short": short_bot.url}
             given = settings(tmp_path, bots, **ONE)
             await long_bot.stop()
-            async with running(given, HELD) as aggregator:
+            async with running(given) as aggregator:
                 await aggregator.post("120", 0.9, pair=ETH, side="short")
                 await until(lambda: states(tmp_path) == ["accepted"], "the short order")
                 long_bot.add(PAIR, OURS, 1)
@@ -376,7 +380,7 @@ def test_a_ledger_that_is_taken_away_ends_it(
     async def scenario() -> None:
         async with CountingBot() as bot:
             given = settings(tmp_path, {"long": bot.url}, **ONE)
-            aggregator = Aggregator(given, HELD)
+            aggregator = Aggregator(given)
             task = asyncio.create_task(aggregator.run(asyncio.Event()))
             await until(lambda: aggregator.url, "the door")
             await post(aggregator.url)
@@ -387,7 +391,7 @@ def test_a_ledger_that_is_taken_away_ends_it(
             assert isinstance(error, ExceptionGroup)
             assert isinstance(error.exceptions[0], JournalWriteError)
             assert f"ledger.db{suffix}" in str(error.exceptions[0])
-            async with running(given, HELD) as again:
+            async with running(given) as again:
                 await until(lambda: bot.requests["trades"] >= 2, "the question")
                 await until(
                     lambda: not any("for another" in it for it in again.aggregator.reasons()),
@@ -442,7 +446,7 @@ def test_a_real_process_ends_and_its_successor_waits(tmp_path: Path) -> None:
                 first.kill()
             assert first.process.returncode not in {0, -signal.SIGKILL}
             assert any("ledger taken away while in use" in line for line in first.lines)
-            async with running(load_settings(file, {}), HELD) as again:
+            async with running(load_settings(file, {})) as again:
                 bot.lock.set()
                 await until(lambda: bot.requests["trades"] >= 3, "the second question")
                 await until(lambda: bot.trades, "the trade")
