@@ -35,7 +35,7 @@ class Hooks(msgspec.Struct, frozen=True):
     `contested`: why a forward may not be sent any more, because of what was decided; `forbids`: because of
     anything else. `held`: whether another order of a pair than that of a window is at work, to whichever bot.
     `waits`: why nothing is sent yet. `may_send`, asked between the commit of `sending` and its POST: why
-    nothing may be sent now.
+    it may not be sent after all.
     """
 
     heard: Callable[[Forward], None] = lambda _: None
@@ -162,8 +162,7 @@ class Sender:
     async def _may_go(self, sending: Forward) -> bool:
         """Whether nothing has come up while the ledger noted it. If so, nothing is awaited until the POST."""
         if words := self._hooks.may_send():
-            self._access.gate.wait("ledger", words, time.monotonic())
-            await self._send_back(sending, words)
+            await self.end_unsent(sending, f"not sent before it expired: {words}")
             return False
         if words := self.speaks_against(sending):
             await self.end_unsent(sending, words)

@@ -343,25 +343,21 @@ def test_a_pair_that_is_held_waits_and_others_go(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_nothing_is_sent_while_it_may_not(tmp_path: Path) -> None:
+def test_the_last_word_comes_after_the_commit(tmp_path: Path) -> None:
     async def scenario() -> None:
-        record(tmp_path, decision(1))
-        words: list[str] = ["the ledger was replaced"]
-        asked = []
+        record(tmp_path, decision(1, votes=4), decision(2))
+        asked: list[list[str]] = []
 
         def may_send() -> str | None:
             asked.append(states(tmp_path))
-            return words[0] if words else None
+            return "the ledger was replaced" if len(asked) == 1 else None
 
-        async with CountingBot() as bot, working(tmp_path, bot, Hooks(may_send=may_send)) as worker:
-            await until(lambda: len(asked) > 2, "attempts")
-            # Between the commit of `sending` and the POST.
-            assert asked[:3] == [["sending"]] * 3
-            assert bot.posts == []
-            assert worker.why is not None
-            assert (worker.why.cause, worker.why.words) == ("ledger", "the ledger was replaced")
-            words.clear()
-            assert await end_states(tmp_path) == ["accepted"]
+        hooks = Hooks(may_send=may_send)
+        async with CountingBot() as bot, working(tmp_path, bot, hooks):
+            assert await end_states(tmp_path, 2) == ["expired", "accepted"]
+            assert asked == [["sending", "queued"], ["expired", "sending"]]
+            assert answers(tmp_path)[0] == "not sent before it expired: the ledger was replaced"
+            assert pairs_of(bot.posts) == ["P2/USDT:USDT"]
 
     asyncio.run(scenario())
 

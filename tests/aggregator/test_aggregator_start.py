@@ -40,7 +40,7 @@ ONE: dict[str, Any] = {
     "expire_s": 60,
     "unconfirmed_s": 2.5,
 }
-"""Each vote is a decision, at the end of a short window, and both fit into the time for which nothing goes."""
+"""Each vote is a decision, at the end of a short window. Both fit into the time for which nothing goes."""
 
 
 async def post(url: str, pair: str = PAIR, side: str = "long") -> None:
@@ -314,7 +314,7 @@ def test_what_waited_for_the_answer_is_held_against_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with CountingBot() as long_bot, CountingBot() as short_bot:
             bots = {"long": long_bot.url, "short": short_bot.url}
-            given = settings(tmp_path, bots, **(ONE | {"cooldown_s": 2}))
+            given = settings(tmp_path, bots, **(ONE | {"cooldown_s": 2, "unconfirmed_s": 0.8}))
             long_bot.add(PAIR, OURS, 1)
             await long_bot.stop()
             async with running(given) as aggregator:
