@@ -297,7 +297,7 @@ class Aggregator:
                     forbids=start.forbids,
                     held=desk.held,
                     waits=partial(start.waits, side),
-                    may_send=self._ledger.gone,
+                    may_send=partial(start.may_not_send, side),
                 ),
                 self._pace,
             )

@@ -141,6 +141,10 @@ class Start:
             return f"it has to be asked first what it has opened: {why}"
         return ""
 
+    def may_not_send(self, side: Side) -> str:
+        """The same between the commit of `sending` and its POST: what was noted may stand in a deleted file."""
+        return self._ledger.gone() or self.waits(side)
+
     def forbids(self, forward: Forward) -> str:
         """Why a queued order may never be sent; empty: nothing here speaks against it.
 

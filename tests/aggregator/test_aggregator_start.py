@@ -73,6 +73,15 @@ def sent(bot: CountingBot) -> list[str]:
     return [post["pair"] for post in bot.posts]
 
 
+async def forwarding(aggregator: Running) -> None:
+    """Wait until orders go again: all that is asked and waited for is over."""
+
+    def held() -> list[str]:
+        return [it for it in aggregator.aggregator.reasons() if "nothing is forwarded" in it]
+
+    await until(lambda: not held(), held)
+
+
 async def well(aggregator: Running) -> None:
     await until(lambda: not aggregator.aggregator.reasons(), aggregator.aggregator.reasons)
 
@@ -227,10 +236,7 @@ def test_a_restored_older_copy_sends_nothing_twice(
                 assert (await decided(tmp_path))[0] == "skip"
                 bot.lock.set()
                 await until(lambda: bot.requests["trades"] >= 3, "the second question")
-                await until(
-                    lambda: not any(OTHER in it for it in aggregator.aggregator.reasons()),
-                    "the end of the wait",
-                )
+                await forwarding(aggregator)
                 assert any("trade 1 " in it for it in await reasons(aggregator))
                 await aggregator.post("74", 0.9)
                 outcome, why = await decided(tmp_path, 2)
@@ -393,10 +399,7 @@ def test_a_ledger_that_is_taken_away_ends_it(
             assert f"ledger.db{suffix}" in str(error.exceptions[0])
             async with running(given) as again:
                 await until(lambda: bot.requests["trades"] >= 2, "the question")
-                await until(
-                    lambda: not any("for another" in it for it in again.aggregator.reasons()),
-                    "the end of a wait",
-                )
+                await forwarding(again)
                 before = len(decisions(tmp_path))
                 await again.post("74", 0.9)
                 outcome, why = await decided(tmp_path, before + 1)
@@ -450,10 +453,7 @@ def test_a_real_process_ends_and_its_successor_waits(tmp_path: Path) -> None:
                 bot.lock.set()
                 await until(lambda: bot.requests["trades"] >= 3, "the second question")
                 await until(lambda: bot.trades, "the trade")
-                await until(
-                    lambda: not any("for another" in it for it in again.aggregator.reasons()),
-                    "the end of the wait",
-                )
+                await forwarding(again)
                 await again.post("74", 0.9)
                 outcome, why = await decided(tmp_path)
                 assert (outcome, why[:22]) == ("skip", "cool-down for another ")
