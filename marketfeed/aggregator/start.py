@@ -142,7 +142,7 @@ class Start:
         return ""
 
     def may_not_send(self, side: Side) -> str:
-        """The same between the commit of `sending` and its POST: what was noted may stand in a deleted file."""
+        """The same between the commit of `sending` and its POST: that may stand in a deleted file."""
         return self._ledger.gone() or self.waits(side)
 
     def forbids(self, forward: Forward) -> str:
