@@ -136,11 +136,13 @@ def test_the_defaults() -> None:
                     "username": "freqtrader",
                     "password": None,
                     "password_file": None,
-                    "timeout_s": 5.0,
+                    "timeout_s": 20.0,
                     "stakeamount": None,
                 }
                 for side in ("long", "short")
             },
+            "unconfirmed_s": 40.0,
+            "opposite_open": "send",
         },
     }
 
