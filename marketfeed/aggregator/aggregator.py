@@ -380,9 +380,9 @@ class Aggregator:
             return [*found, "starting"]
         if self._parts.desk.trouble:
             found.append(f"signals cannot be stored: {self._parts.desk.trouble.why}")
-        found.extend(self._parts.start.reasons())
         for forwarder in self._parts.forwarders.values():
             found.extend(forwarder.reasons())
+        found.extend(self._parts.start.reasons())
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._parts.shipper) is not None:

@@ -329,7 +329,7 @@ def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:
 def test_signals_shows_the_flow(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
-            CountingBot("full") as bot,
+            CountingBot("already_open") as bot,
             running(
                 settings(tmp_path, {"long": bot.url}, window_s=0.2, min_agreements=1)
             ) as aggregator,
@@ -347,7 +347,7 @@ def test_signals_shows_the_flow(tmp_path: Path) -> None:
                 "answered",
             ]
             assert "long ensemble 1/5 conf=0.89 from=75b" in table.stdout
-            assert "Maximum number of trades is reached." in lines[4]
+            assert "already open" in lines[4]
             shown = await asyncio.to_thread(command, "signals", "--json", "--config", file)
             events = json.loads(shown.stdout)["events"]
             assert [event["what"] for event in events] == ["voted", "decided", "sent", "answered"]
