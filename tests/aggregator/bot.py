@@ -84,7 +84,11 @@ class CountingBot:
         look_s: float = 0.0,
         log: Path | None = None,
         emit: Callable[[bytes], object] = len,
+        after_start: bool = True,
     ) -> None:
+        """`after_start`: the question of an aggregator's start is answered well, whatever the behaviour."""
+        self._after_start = after_start
+        self._asked = False
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
         self.look_s = look_s
@@ -194,12 +198,15 @@ class CountingBot:
     ) -> web.StreamResponse:
         pair = base64.b64encode(f"{USERNAME}:{self._password}".encode()).decode()
         given = request.headers.get("Authorization")
-        if self.behaviour == "unauthorized" or given != f"Basic {pair}":
+        begun = self._asked or not self._after_start
+        if (self.behaviour == "unauthorized" and begun) or given != f"Basic {pair}":
             return web.json_response({"detail": "Unauthorized"}, status=401)
-        if self.behaviour == "freeze" and request.method == "GET":
+        if self.behaviour == "freeze" and begun and request.method == "GET":
             await self._released.wait()
         response = await handler(request)
-        if self.behaviour == "nested":
+        if "offset" in request.query:
+            self._asked = True
+        if self.behaviour == "nested" and begun:
             return web.Response(body=b"[" * 5_000, content_type="application/json")
         return response
 
