@@ -301,9 +301,11 @@ def test_a_closed_one_is_found_among_more_than_are_looked_through(tmp_path: Path
 def test_a_slow_look_does_not_make_a_trade_older(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
-            CountingBot("cut", look_s=4.0) as bot,
+            CountingBot("cut") as bot,
             running(one_vote(tmp_path, bot.url, bot_timeout_s=30)) as aggregator,
         ):
+            await until(lambda: bot.requests["trades"], "the question of the start")
+            bot.look_s = 4.0
             await aggregator.post("73", 0.9)
             assert await end_states(tmp_path) == ["found"]
             # At the first look (after the question of the start), which took longer than an outcome may be
