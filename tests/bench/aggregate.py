@@ -20,6 +20,7 @@ import numpy as np
 import uvloop
 
 from marketfeed.aggregator.auth import hash_password
+from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.reading import reading
 from tests.aggregator.bot import PASSWORD, CountingBot
@@ -261,7 +262,9 @@ async def _close_to_order(directory: Path) -> tuple[list[float], list[float]]:
         report_progress=lambda _: received_ns.setdefault(bot.posts[-1]["pair"], time.time_ns())
     )
     async with bot, aiohttp.ClientSession() as session:
-        config = write_config(directory, hash_password(_WORD), bot.url, window_s=WINDOW_S)
+        config = write_config(
+            directory, hash_password(_WORD), bot.url, window_s=WINDOW_S, early_grace_s=0
+        )
         with Service("aggregate", "--config", str(config)) as service:
             url = f"http://127.0.0.1:{await asyncio.to_thread(_port, service)}/api/v1/forceenter"
 
@@ -314,6 +317,9 @@ def write_config(directory: Path, hashed: str, bot_url: str, **changes: Any) -> 
     """Write the settings of an aggregator with ten feeders and one bot; YAML is a superset of JSON."""
     (word := directory / "bot_word").write_text(PASSWORD)
     word.chmod(0o600)
+    # One that has been in use: a fresh one forwards nothing for a while.
+    with Ledger.open(directory / "ledger.db") as ledger:
+        ledger.release()
     aggregator = {
         "port": 0,
         "status": {"port": 0},
