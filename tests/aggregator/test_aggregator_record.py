@@ -214,3 +214,15 @@ def test_the_leverage_of_a_decision_may_be_left_out(ledger: Ledger) -> None:
     (forward,) = record(ledger, decision(1, leverage=None)).forwards
     assert forward.leverage is None
     assert ledger.passed_since(0)[0].leverage is None
+
+
+def test_what_is_heard_late_does_not_hold_a_pair_again(ledger: Ledger) -> None:
+    standing = Standing(COOLDOWN_MS)
+    (queued,) = record(ledger, decision(1)).forwards
+    sending, refused = take(ledger, 1, "sending"), take(ledger, 1, "refused")
+    for forward in (queued, sending, refused, sending, queued):
+        standing.heard(forward, T0)
+        standing.forget(T0)
+    assert not standing.held(PAIR)
+    assert standing.queued(PAIR, "long") == []
+    assert standing.against(PAIR, "long", T0) is None

@@ -48,5 +48,9 @@ def forward_of(decision: Decision, state: State = "queued", **more: Any) -> Forw
         "status": None,
         "answer": "",
         "trade_id": None,
+        "votes": decision.votes,
+        "of": decision.electorate_size,
+        "confidence": decision.confidence,
     }
-    return Forward(**(fields | more))
+    known = (fields | more).items()
+    return Forward(**{name: value for name, value in known if name in Forward.__struct_fields__})
