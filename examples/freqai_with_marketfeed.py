@@ -3,8 +3,8 @@
     freqtrade trade --config config.json --config freqai.config.json \
         --strategy FreqaiWithMarketfeed --freqaimodel LightGBMRegressor
 
-Mark prices are stored for `journal.retention.mark_price` (2d): let it reach back a day further than
-`train_period_days` does. Not for real money.
+Let `history.days` reach a day further back than `train_period_days` does. For a backtest download the data
+through the store: `python -m reader.freqtrade download-data …` (docs/feeders.md). Not for real money.
 """
 
 from typing import ClassVar
@@ -53,18 +53,22 @@ class FreqaiWithMarketfeed(IStrategy):
     def feature_engineering_standard(
         self, dataframe: DataFrame, metadata: dict, **kwargs: object
     ) -> DataFrame:
-        """The funding rate that was settled last, and how far the mark price is from the last one."""
+        """The funding rate that was settled last, and by the hour how far the mark price was from the last.
+
+        An hour's mark candle is known with the candle that ends with it, and not before.
+        """
         pair, first = metadata["pair"], dataframe["date"].iloc[0]
-        reader = self.reader
-        funding = sum_settlements(reader.get_funding_history(pair, first - Timedelta(hours=8)))
-        marks = reader.get_mark_candles(pair, self.timeframe, since=first)[["date", "close"]]
+        reader, hour = self.reader, Timedelta(hours=1)
+        funding = sum_settlements(reader.get_funding_history(pair, first - 8 * hour))
+        marks = reader.get_mark_candles(pair, since=first - hour)[["date", "close"]]
+        marks["date"] += hour - Timedelta(self.timeframe)
         for frame in (funding, marks):
             frame["date"] = frame["date"].astype(dataframe["date"].dtype)
         funding = funding.rename(columns={"rate": "%-funding"})
         dataframe = merge_asof(dataframe, funding, on="date")
         marks = marks.rename(columns={"close": "mark"})
         dataframe = dataframe.merge(marks, on="date", how="left")
-        dataframe["%-premium"] = dataframe.pop("mark") / dataframe["close"] - 1.0
+        dataframe["%-premium"] = (dataframe.pop("mark") / dataframe["close"] - 1.0).ffill()
         return dataframe
 
     def set_freqai_targets(

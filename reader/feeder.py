@@ -235,7 +235,7 @@ class Feeder:
         end_ms = min(current_ms + length_ms, first_ms + asked.limit * length_ms)
         if info.ended is not None:
             end_ms = min(end_ms, schema.floor_to(_ms(info.ended), length_ms))
-        if first_ms >= end_ms:
+        if first_ms >= end_ms or end_ms <= schema.floor_to(asked.listed_ms or 0, length_ms):
             return []
         frame = self._reader.get_mark_candles(
             asked.pair, asked.timeframe, since=first_ms, until=end_ms
@@ -246,7 +246,7 @@ class Feeder:
         holes = np.flatnonzero(np.diff(there) > length_ms)
         # In the very first moments of an hour there is no mark price of it yet.
         due_ms = min(end_ms - length_ms, schema.floor_to(now_ms - schema.MINUTE_MS, length_ms))
-        if not len(times_ms) or times_ms[-1] < due_ms:
+        if not len(there) or there[-1] < due_ms:
             try:
                 self._reader.get_mark_price(asked.pair)
             except StaleDataError as error:
@@ -256,8 +256,8 @@ class Feeder:
             first_ms = int(there[holes[-1] + 1]) if len(holes) else 0
             return [row for row in rows if row[0] >= first_ms]
         wanted_ms = max(first_ms, schema.ceil_to(asked.listed_ms or 0, length_ms))
-        if times_ms[0] > wanted_ms or len(holes):
-            first = there[holes[-1] + 1] if len(holes) else times_ms[0]
+        if there[0] > wanted_ms or len(holes):
+            first = there[holes[-1] + 1] if len(holes) else there[0]
             return _not_stored(asked, f"mark prices are stored from {_at(first)} on")
         return rows
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from marketfeed import schema
 from reader import frames, settlements
 from reader.life import Part, asked_across
 from reader.rows import CatalogRow, FundingRow
@@ -31,7 +32,8 @@ def history(
     ended_ms = entry.of(part).ended_ms
     if ended_ms is not None:
         end_ms = min(end_ms, ended_ms)
-    times_ms = {row.time_ms for row in rows}
+    # A special settlement in the place of an announced one: the collector waits for that, and tells.
+    times_ms = {row.time_ms for row in rows if known_ms is None or row.kind == schema.REGULAR}
     lacking = settlements.lacking(announced, times_ms, known_ms, now_ms)
     lives = asked_across(entry.lives, part, older[0].time_ms if older else None)
     attrs = {

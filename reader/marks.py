@@ -1,6 +1,6 @@
 """Candles of the mark price: those that the exchange gives by the hour, and the rest made of mark prices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -10,24 +10,28 @@ from marketfeed import schema
 from reader import frames
 from reader.coverage import never_come
 from reader.frames import Floats, Times
-from reader.life import before
+from reader.life import OPEN_MS, LifeRow, Part, asked_across, before
 from reader.rows import CatalogRow
 from reader.stores.store import Store
 
 MOST_RUNS: Final = 8
 """Questions for mark prices that one call asks at most."""
+POINTS_MS: Final = 2 * schema.DAY_MS
+"""So far before an older life's end its mark prices are looked for: one is enough, and there are many."""
 _NONE = np.empty(0, np.int64)
 
 
 class MarkCandles(NamedTuple):
     """Rows (open time, prices, volume 0); which were `made` of mark prices; which will never come.
 
-    `absent` are hours of which the exchange, asked twice, has none either. Open times in ms.
+    `absent` are hours of which the exchange, asked twice, has none either. Open times in ms. `lives` are
+    those whose stored rows were asked for, oldest first: the rows are of the last one.
     """
 
     values: Floats
     made: Times
     absent: Times
+    lives: Sequence[LifeRow]
 
 
 def read(
@@ -43,17 +47,22 @@ def read(
     Of whole hours those that are stored count. What has not been fetched, the last hour's for some minutes
     and the one that forms, is made of the mark prices. All are of one life of the pair.
     """
-    pair, part = entry.pair, before(entry.lives, until_ms, length_ms)
+    pair, part, asked_ms = entry.pair, before(entry.lives, until_ms, length_ms), start_ms
     end_ms = now_ms + length_ms if until_ms is None else min(now_ms + length_ms, until_ms)
     end_ms = min(schema.ceil_to(end_ms, length_ms), part.owned(length_ms)[1])
     begin_ms = part.events()[0]
     if length_ms % schema.HOUR_MS:
         minutes = store.mark_minutes(pair, max(start_ms, begin_ms), end_ms)
         values = frames.mark_candles(minutes, length_ms, now_ms, begin_ms)
-        return MarkCandles(values, _opens(values), _NONE)
+        lives = asked_across(entry.lives, part, _across_ms(store, entry, part, asked_ms))
+        return MarkCandles(values, _opens(values), _NONE, lives)
     first_ms, own_end_ms = part.owned(schema.HOUR_MS)
     start_ms, end_ms = max(start_ms, first_ms), min(end_ms, own_end_ms)
-    stored = store.mark_hours(pair, start_ms, end_ms)
+    stored = store.mark_hours(pair, asked_ms, end_ms)
+    mine = stored[:, 0] >= start_ms
+    older, stored = stored[~mine], stored[mine]
+    across_ms = int(older[0, 0]) if len(older) else _across_ms(store, entry, part, asked_ms)
+    lives = asked_across(entry.lives, part, across_ms)
     last_ms = min(end_ms, schema.floor_to(now_ms, schema.HOUR_MS) + schema.HOUR_MS)
     expected = np.arange(start_ms, last_ms, schema.HOUR_MS, dtype=np.int64)
     lacking = np.setdiff1d(expected, _opens(stored), assume_unique=True)
@@ -71,24 +80,56 @@ def read(
         hours = np.vstack([hours, points])
         hours = hours[np.argsort(hours[:, 0], kind="stable")]
         holes = np.setdiff1d(lacking, made, assume_unique=True)
-        holes = holes[holes >= hours[0, 0]] if len(hours) else _NONE
         if len(holes):
-            told = store.mark_coverage(pair)
-            # What was stored since the rows were read is told of, too, and is not absent.
-            since = store.mark_hours(pair, int(holes[0]), int(holes[-1]) + schema.HOUR_MS)
-            never = never_come(told, holes, schema.HOUR_MS) & ~np.isin(holes, _opens(since))
-            absent = holes[never]
+            absent = _absent(store, pair, holes, hours, first_ms)
     if length_ms == schema.HOUR_MS:
-        return MarkCandles(hours, made, absent)
+        return MarkCandles(hours, made, absent, lives)
     values = _longer(hours, length_ms, now_ms, first_ms)
     made = np.intersect1d(_opens(values), made // length_ms * length_ms)
-    return MarkCandles(values, made, _NONE)
+    return MarkCandles(values, made, _NONE, lives)
 
 
 def frame(found: MarkCandles, attrs: Mapping[str, object]) -> pd.DataFrame:
     """Return them as a frame."""
-    told = {"made": frames.timestamps(found.made), "absent": frames.timestamps(found.absent)}
+    told = {
+        "made": frames.timestamps(found.made),
+        "absent": frames.timestamps(found.absent),
+        "lives": [list(life) for life in found.lives],
+    }
     return frames.mark_frame(found.values, {**attrs, **told})
+
+
+def _across_ms(store: Store, entry: CatalogRow, part: Part, asked_ms: int) -> int | None:
+    """When a mark price stands that was asked for and is of an older life, if one is stored."""
+    for life in entry.lives:
+        end_ms = min(life.end_ms, part.start_ms)
+        start_ms = max(asked_ms, life.listed_ms, end_ms - POINTS_MS)
+        if life.listed_ms < part.start_ms and start_ms < end_ms:
+            minutes = store.mark_minutes(entry.pair, start_ms, end_ms)
+            if len(minutes):
+                return int(minutes[0, 0])
+    return None
+
+
+def _absent(store: Store, pair: str, holes: Times, hours: Floats, first_ms: int) -> Times:
+    """Those of `holes` that the exchange does not have either; beside the `hours` that are there.
+
+    `first_ms` is the first hour of this life.
+    """
+    told = store.mark_coverage(pair)
+    absent = holes[never_come(told, holes, schema.HOUR_MS)]
+    if told is None or not len(absent):
+        return _NONE
+    # What was stored since the rows were read is told of, too, and is not absent.
+    since = store.mark_hours(pair, int(absent[0]), int(absent[-1]) + schema.HOUR_MS)
+    absent = np.setdiff1d(absent, _opens(since), assume_unique=True)
+    begun_ms = int(hours[0, 0]) if len(hours) else OPEN_MS
+    if len(absent) and absent[0] < begun_ms:
+        # A bucket's expiry takes rows, and its collectors do not tell: one before proves that it has not.
+        before_ms = int(absent[0])
+        if not len(store.mark_hours(pair, max(first_ms, told.from_ms), before_ms)):
+            return absent[absent > begun_ms]
+    return absent
 
 
 def _opens(values: Floats) -> Times:

@@ -341,7 +341,7 @@ class MarketReader:
         and what hours divide. Shorter ones, the hour that forms and the last one until it is fetched (some
         minutes) are made of the stored mark prices (two days of them: `journal.retention.mark_price`),
         without those whose first or last minute has none. `attrs`: pair, timeframe, source, made (of mark
-        prices: open times), absent (the exchange twice answered without).
+        prices: open times), absent (the exchange twice answered without), lives (as of `get_ohlcv`).
 
         Raises UnknownPairError, UnknownTimeframeError.
         """

@@ -8,6 +8,7 @@ what has not been sent stays in the ledger.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -17,23 +18,26 @@ import aiohttp
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
 from marketfeed.aggregator.auth import Doorkeeper
-from marketfeed.aggregator.forwarder import Forwarder
+from marketfeed.aggregator.ballots import OTHER, Decision, Rules
+from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
+from marketfeed.aggregator.sending import Hooks
 from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
+from marketfeed.aggregator.start import Start
 from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
-from marketfeed.aggregator.votes import Decision, Rules
 from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import HostClock
 from marketfeed.counters import cpu_s, rss_bytes
-from marketfeed.errors import JournalError, SettingsError
+from marketfeed.errors import JournalError, JournalWriteError, SettingsError
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.service.status_port import StatusServer
@@ -50,7 +54,11 @@ SHIPPING_TROUBLE_S: Final = 60.0
 """For so long shipping may fail before `/health` reports it: the ledger keeps everything meanwhile."""
 CLOCK_TROUBLE_S: Final = 2.0
 FORWARDER_STUCK_S: Final = 300.0
-"""Monotonic seconds: a look takes two requests of 60 s at the most, and a pause is far shorter."""
+"""Monotonic seconds: a look takes three requests of 60 s at the most, and a pause is far shorter."""
+
+
+_THIS_HOST: Final = ("localhost", "127.0.0.1", "::1")
+"""What one bot on this host may be called."""
 
 
 class _AggregatorParts(NamedTuple):
@@ -58,6 +66,7 @@ class _AggregatorParts(NamedTuple):
 
     desk: Desk
     forwarders: dict[Side, Forwarder]
+    start: Start
     doorkeeper: Doorkeeper
     shipper: Shipper | None
 
@@ -94,7 +103,8 @@ def _place(url: str) -> tuple[str | None, int | None, str]:
     """What two spellings of one bot's address have in common."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.hostname, port, parts.path.removesuffix("/api/v1")
+    host = "localhost" if parts.hostname in _THIS_HOST else parts.hostname
+    return host, port, parts.path.removesuffix("/api/v1")
 
 
 def rules_of(settings: AggregatorSettings) -> Rules:
@@ -110,11 +120,19 @@ def rules_of(settings: AggregatorSettings) -> Rules:
         default_leverage=settings.default_leverage,
         max_leverage=settings.max_leverage,
         ordertypes=settings.ordertypes,
+        early_grace_ms=None
+        if settings.early_grace_s is None
+        else round(settings.early_grace_s * 1000),
         electorate=Electorate.of(feeders.long, feeders.short, feeders.aliases),
         bots=tuple(
             side for side, bot in zip(SIDES, (bots.long, bots.short), strict=True) if bot.url
         ),
     )
+
+
+def quiet_ms_of(settings: AggregatorSettings) -> int:
+    """For how long a ledger that may lack orders forwards nothing: none can be under way after it."""
+    return round(max(settings.unconfirmed_s, 2 * settings.window_s) * 1000)
 
 
 class Aggregator:
@@ -156,7 +174,7 @@ class Aggregator:
             SystemdNotifier(self._prove_alive, self.headline, stop),
         ):
             self.status_url = port.url
-            forwarders = self._forwarders(to_bots)
+            forwarders: dict[Side, Forwarder] = {}
             desk = Desk(
                 self._rules,
                 self._ledger,
@@ -164,11 +182,23 @@ class Aggregator:
                 self._counters,
                 lambda decision: _wake(forwarders, decision),
             )
+            bots = self._bots(to_bots)
+            start = Start(
+                bots,
+                self._ledger,
+                desk,
+                self._clock.now_ms,
+                quiet_ms_of(self._settings.aggregator),
+                max(self._rules.cooldown_ms, 2 * self._rules.window_ms),
+                self._pace,
+            )
+            hear = partial(_hear, desk, forwarders)
+            forwarders |= self._forwarders(bots, desk, start, hear)
             shipper = None
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
                 shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
-            self._parts = _AggregatorParts(desk, forwarders, doorkeeper, shipper)
+            self._parts = _AggregatorParts(desk, forwarders, start, doorkeeper, shipper)
             try:
                 await self._serve(self._parts, stop)
             finally:
@@ -178,12 +208,14 @@ class Aggregator:
     async def _serve(self, parts: _AggregatorParts, stop: asyncio.Event) -> None:
         settings = self._settings.aggregator
         desk, forwarders, shipper = parts.desk, parts.forwarders, parts.shipper
-        await desk.open()
         try:
             await self._orphans.end(self._ledger, self._clock.now_ms())
         except JournalError as error:
             # The other side's orders do not wait for it; the next start tries again.
             log.error("forwards of a side without a bot not ended error=%r", str(error))
+        # After it: an order that nobody can ask about would hold its pair.
+        await desk.open()
+        parts.start.begin()
         confidence = settings.missing_confidence
         pairs = self._settings.exchange.pairs
         api = Api(
@@ -204,10 +236,17 @@ class Aggregator:
             deciding = group.create_task(desk.run(), name="desk")
             for side, forwarder in forwarders.items():
                 group.create_task(forwarder.run(), name=f"forward {side}")
+            ending = [
+                group.create_task(parts.start.run(side, forwarder.wake), name=f"ask {side}")
+                for side, forwarder in forwarders.items()
+            ]
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
-            retention = group.create_task(self._keep_ledger(shipper), name="retention")
-            looking = group.create_task(self._look_beside(), name="set aside")
+            ending += [
+                group.create_task(self._keep_ledger(shipper), name="retention"),
+                group.create_task(self._look_beside(), name="set aside"),
+                group.create_task(self._stay_in_place(), name="in place"),
+            ]
             try:
                 async with api:
                     self.url = api.url
@@ -219,25 +258,59 @@ class Aggregator:
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
-                retention.cancel()
-                looking.cancel()
+                for task in ending:
+                    task.cancel()
                 if shipper is not None:
                     shipper.end()
 
-    def _forwarders(self, session: aiohttp.ClientSession) -> dict[Side, Forwarder]:
+    def _bots(self, session: aiohttp.ClientSession) -> dict[Side, Bot]:
         bots = self._settings.aggregator.bots
         return {
-            side: Forwarder(
-                side,
-                Bot(settings, session),
-                self._ledger,
-                self._clock.now_ms,
-                self._counters,
-                self._pace,
-            )
+            side: Bot(settings, session)
             for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
             if settings.url
         }
+
+    def _forwarders(
+        self,
+        bots: dict[Side, Bot],
+        desk: Desk,
+        start: Start,
+        heard: Callable[[Forward], None],
+    ) -> dict[Side, Forwarder]:
+        settings = self._settings.aggregator
+        return {
+            side: Forwarder(
+                side,
+                bot,
+                self._ledger,
+                self._clock.now_ms,
+                self._counters,
+                Terms(
+                    self._rules.expire_ms,
+                    settings.unconfirmed_s,
+                    bots.get(OTHER[side]) if settings.opposite_open == "skip" else None,
+                ),
+                Hooks(
+                    heard=heard,
+                    contested=desk.contested,
+                    forbids=start.forbids,
+                    held=desk.held,
+                    waits=partial(start.waits, side),
+                    may_send=partial(start.may_not_send, side),
+                ),
+                self._pace,
+            )
+            for side, bot in bots.items()
+        }
+
+    async def _stay_in_place(self) -> None:
+        """Raises JournalWriteError when the ledger is not where it was opened: see `InPlace`."""
+        while True:
+            await asyncio.sleep(self._pace.place_s)
+            if words := self._ledger.gone():
+                log.critical("ledger taken away while in use, ending what=%r", words)
+                raise JournalWriteError(f"{KIND.name} {self._ledger.path}: {words}", damaged=True)
 
     async def _keep_ledger(self, shipper: Shipper | None) -> None:
         """Raises JournalWriteError when the ledger is damaged or gone: nothing may rest on it any more."""
@@ -296,8 +369,6 @@ class Aggregator:
     def reasons(self) -> list[str]:
         """Why the aggregator is not well; nothing: it is."""
         found = []
-        if self._ledger.loss:
-            found.append(f"{self._ledger.loss}: what stood in it is not known, look into the bots")
         if self._ledger.beside:
             found.append(aside_reason("ledger", self._ledger.beside))
         if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
@@ -309,11 +380,9 @@ class Aggregator:
             return [*found, "starting"]
         if self._parts.desk.trouble:
             found.append(f"signals cannot be stored: {self._parts.desk.trouble.why}")
-        for side, forwarder in self._parts.forwarders.items():
-            if forwarder.trouble:
-                found.append(f"bot of {side}: {forwarder.trouble.why}")
-            if forwarder.ledger_trouble:
-                found.append(f"forwards of {side} cannot be noted: {forwarder.ledger_trouble.why}")
+        for forwarder in self._parts.forwarders.values():
+            found.extend(forwarder.reasons())
+        found.extend(self._parts.start.reasons())
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._parts.shipper) is not None:
@@ -351,6 +420,8 @@ class Aggregator:
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},
             waiting={side: worker.waiting for side, worker in forwarders.items()},
+            waits_for={side: worker.waits_for for side, worker in forwarders.items()},
+            expired={side: dict(worker.expired.counts) for side, worker in forwarders.items()},
             unsettled={side: worker.unconfirmed for side, worker in forwarders.items()},
             lost=self._lost(),
             bot_trouble={side: worker.trouble.why for side, worker in forwarders.items()},
@@ -359,6 +430,14 @@ class Aggregator:
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
         )
+
+
+def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
+    desk.heard(forward)
+    if forward.state not in OPEN_STATES:
+        # One of the other side may have waited for it.
+        for forwarder in forwarders.values():
+            forwarder.wake()
 
 
 def _wake(forwarders: dict[Side, Forwarder], decision: Decision) -> None:

@@ -1,19 +1,19 @@
 """A Freqtrade bot's REST API, as far as it is used here: one `forceenter`, and looking for what it led to.
 
 What a failure means for money is decided here: `NotSentError`, not a byte of the order has left this
-host; any other `BotError` after a POST, nobody knows. Nor does anybody after an answer that is not the
-bot's own answer about the order (`Answer.meaning`).
+host; any other `BotError` after a POST, nobody knows. What an answer means, `bot_answers.py` says.
 """
 
 import base64
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
 
+from marketfeed.aggregator.bot_answers import Meaning, meaning_of, trade_id_of
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
@@ -25,6 +25,10 @@ CLOSED_TRADES: Final = 100
 """How many of the newest closed trades are looked through for one of ours."""
 CLOCK_TOLERANCE_MS: Final = 2_000
 """A bot's `Date` has whole seconds, and its answer travelled: trades may seem to be so much too early."""
+_EXIT_TOLERANCE_MS: Final = 60_000
+_OVERLAP: Final = 10
+CONNECT_S: Final = 2.5
+"""What a connection may take; until it stands, nothing has been sent."""
 _ORDER_ANSWER_BYTES: Final = 256 * 1024
 _LOOK_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
@@ -37,7 +41,12 @@ class NotSentError(BotError):
     """Nothing of the request has left this host: it may be tried again."""
 
 
-Meaning = Literal["accepted", "refused", "unknown"]
+class AnsweredError(BotError):
+    """The bot answered a question with `status`, and not with what was asked for."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(f"status {status}: {words}")
+        self.status = status
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -50,6 +59,17 @@ class Answer(msgspec.Struct, frozen=True):
     words: str
     meaning: Meaning
     trade_id: int | None = None
+
+
+class Count(msgspec.Struct, frozen=True):
+    """How many trades a bot has open, and its limit, `max_open_trades`: negative without any."""
+
+    current: int
+    max: int
+
+    def has_room(self, unknown: int) -> bool:
+        """Whether there is room for one more, each of so many unknown orders counted as a trade."""
+        return self.max < 0 or self.current + unknown < self.max
 
 
 class Trade(msgspec.Struct, frozen=True):
@@ -79,7 +99,7 @@ class Bot:
         self._password = SecretSource(settings.password, settings.password_file, "password")
         # Connecting times out by itself before the whole does: then nothing was sent.
         self._timeout = aiohttp.ClientTimeout(
-            total=settings.timeout_s, connect=settings.timeout_s / 2
+            total=settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s / 2)
         )
 
     @property
@@ -94,8 +114,9 @@ class Bot:
             "side": forward.side,
             "ordertype": forward.ordertype,
             "entry_tag": forward.tag,
-            "leverage": forward.leverage,
         }
+        if forward.leverage is not None:
+            body["leverage"] = forward.leverage
         if self._settings.stakeamount is not None:
             body["stakeamount"] = self._settings.stakeamount
         if forward.price is not None:
@@ -119,8 +140,8 @@ class Bot:
                 body = await _read(response, _ORDER_ANSWER_BYTES)
                 words = _hide(_words(body), headers) or response.reason or "no words"
                 data = _decoded(body)
-                meaning = _meaning(response.status, data)
-                trade_id = _trade_id(data) if meaning == "accepted" else None
+                meaning = meaning_of(response.status, data, forward.pair)
+                trade_id = trade_id_of(data, forward.pair) if meaning == "accepted" else None
                 return Answer(response.status, words, meaning, trade_id)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Both are raised before a connection stands.
@@ -132,19 +153,95 @@ class Bot:
         """Ask for the bot's version, which needs the password. Raises BotError."""
         await self._get("version", _ORDER_ANSWER_BYTES)
 
+    async def state(self) -> str | None:
+        """What it does: "running", "paused", "stopped"; None: it does not say. Raises BotError."""
+        found = await self._field("show_config", "state")
+        return found if isinstance(found, str) else None
+
+    async def last_turn(self) -> str | None:
+        """When its loop last ended a turn, in its words: "" never, None: it does not say. Raises BotError."""
+        found = await self._field("health", "last_process")
+        return "" if found is None else found if isinstance(found, str) else None
+
+    async def count(self) -> Count | None:
+        """How many trades it has, of how many; None: it does not say. Raises BotError."""
+        data = await self._asked("count")
+        try:
+            return msgspec.convert(data, Count)
+        except msgspec.ValidationError:
+            return None
+
+    async def open_trade(self, pair: str) -> str | None:
+        """What it calls the trade of this pair that it has open; None: it has none. Raises BotError."""
+        rows, _ = await self._rows("status")
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("pair"), str):
+                # Nobody knows of which pair that is.
+                raise BotError(f"{self._base}/status: no list of trades")
+            if row["pair"] == pair:
+                return f"trade {row.get('trade_id')}"
+        return None
+
     async def trades(self, now_ms: Callable[[], int]) -> list[Trade]:
         """All open trades and the newest closed ones, by the clock that `now_ms` reads. Raises BotError."""
-        found: list[Trade] = []
         # In the order of ids, Freqtrade would give the oldest ones.
         closed = urlencode({"limit": CLOSED_TRADES, "order_by_id": "false"})
-        for path in ("status", f"trades?{closed}"):
-            data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
-            rows = data.get("trades") if isinstance(data, dict) else data
-            if not isinstance(rows, list):
-                raise BotError(f"{self._base}/{path}: no list of trades")
+        return [
+            *await self._list("status", now_ms),
+            *await self._list(f"trades?{closed}", now_ms),
+        ]
+
+    async def _list(self, path: str, now_ms: Callable[[], int] = lambda: 0) -> list[Trade]:
+        rows, behind_ms = await self._rows(path, now_ms)
+        return [trade for row in rows for trade in _trades(row, behind_ms)]
+
+    async def _rows(
+        self, path: str, now_ms: Callable[[], int] = lambda: 0
+    ) -> tuple[list[object], int]:
+        data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
+        rows = data.get("trades") if isinstance(data, dict) else data
+        if not isinstance(rows, list):
+            raise BotError(f"{self._base}/{path}: no list of trades")
+        return rows, behind_ms
+
+    async def _asked(self, path: str) -> object:
+        """The answer to a question that some bots do not know: None then."""
+        try:
+            data, _ = await self._get(path, _LOOK_ANSWER_BYTES)
+        except AnsweredError as error:
+            if error.status == 404:
+                return None
+            raise
+        return data
+
+    async def _field(self, path: str, name: str) -> object:
+        """One field of such an answer: it is False if there is none."""
+        data = await self._asked(path)
+        return data.get(name, False) if isinstance(data, dict) else False
+
+    async def trades_since(self, since_ms: int, now_ms: Callable[[], int]) -> list[Trade]:
+        """All open trades, and all that have closed since then, by the clock that `now_ms` reads.
+
+        Raises BotError: then nothing is known.
+        """
+        found: dict[int, list[Trade]] = {}
+        # Open ones first: one that closes in between is met twice rather than never.
+        rows, behind_ms = await self._rows("status", now_ms)
+        for row in rows:
+            _take(found, _trades(row, behind_ms))
+        offset = 0
+        while True:
+            # The last that closed come first. Pages overlap, as a trade may be deleted in between.
+            page = urlencode({"limit": CLOSED_TRADES, "offset": offset, "order_by_id": "false"})
+            rows, behind_ms = await self._rows(f"trades?{page}", now_ms)
+            known = len(found)
             for row in rows:
-                found.extend(_trades(row, behind_ms))
-        return found
+                _take(found, _trades(row, behind_ms))
+            if len(rows) < CLOSED_TRADES or _are_older(rows, since_ms - behind_ms):
+                return [trade for trades in found.values() for trade in trades]
+            if offset and len(found) == known:
+                raise BotError(f"{self._base}/trades: the same trades again at offset {offset}")
+            offset += CLOSED_TRADES - _OVERLAP
 
     async def _get(
         self, path: str, limit: int, now_ms: Callable[[], int] = lambda: 0
@@ -162,7 +259,7 @@ class Bot:
                 behind_ms = _behind_ms(response, now_ms())
                 body = await _read(response, limit)
                 if response.status != 200:
-                    raise BotError(f"status {response.status}: {_hide(_words(body), headers)}")
+                    raise AnsweredError(response.status, _hide(_words(body), headers))
                 return msgspec.json.decode(body), behind_ms
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_text(error)) from error
@@ -198,29 +295,6 @@ def _decoded(body: bytes) -> object:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return None
-
-
-def _meaning(status: int, data: object) -> Meaning:
-    """What an answer to an order means for it.
-
-    Freqtrade 2026.9 (`rpc.py`, `webserver.py`): 200 and the trade, it is open; 200 and a `status` instead,
-    there is no open trade; 502 and an `error`, it was refused (RPCException). Any other exception is a plain
-    500, also one that came when the trade was open already or its order at the exchange. A proxy in between
-    answers in its own words, whatever the bot has done.
-    """
-    fields = data if isinstance(data, dict) else {}
-    if 200 <= status < 300 and _trade_id(data) is not None:
-        return "accepted"
-    if 300 <= status < 500 or isinstance(
-        fields.get({200: "status", 502: "error"}.get(status)), str
-    ):
-        return "refused"
-    return "unknown"
-
-
-def _trade_id(data: object) -> int | None:
-    found = data.get("trade_id") if isinstance(data, dict) else None
-    return found if isinstance(found, int) else None
 
 
 def _words(body: bytes) -> str:
@@ -289,6 +363,25 @@ def _trades(row: object, behind_ms: int) -> list[Trade]:
     ]
 
 
+def _take(found: dict[int, list[Trade]], trades: list[Trade]) -> None:
+    """Keep the trades of a row under its id; one that was met before, as it is now."""
+    if trades:
+        found[trades[0].trade_id] = trades
+
+
+def _are_older(rows: list[object], since_ms: int) -> bool:
+    """Whether what follows these closed trades has closed before `since_ms` (by the bot's clock), too.
+
+    Not if they are in another order, as of a Freqtrade that knows no other than by id.
+    """
+    try:
+        closed = [row.close_timestamp for row in msgspec.convert(rows, list[_ClosedRow])]
+    except msgspec.ValidationError:
+        return False
+    # The time of an exit is the exchange's.
+    return closed == sorted(closed, reverse=True) and closed[-1] < since_ms - _EXIT_TOLERANCE_MS
+
+
 _ENTRY: Final[dict[Side, str]] = {"long": "buy", "short": "sell"}
 
 
@@ -302,6 +395,10 @@ class _TradeRow(msgspec.Struct):
     is_short: bool = False
     enter_tag: str | None = None
     orders: object = ()
+
+
+class _ClosedRow(msgspec.Struct):
+    close_timestamp: _Time
 
 
 class _OrderRow(msgspec.Struct):

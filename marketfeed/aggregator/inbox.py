@@ -9,25 +9,21 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
+from marketfeed.aggregator import passed, repeats
+from marketfeed.aggregator.ballots import FORWARD, Counted, Decision, Rules, Vote
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import Answered, Receipt
+from marketfeed.aggregator.ledger_tables import Answered, Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
-from marketfeed.aggregator.signals import Signal
-from marketfeed.aggregator.votes import (
-    FORWARD,
-    Counted,
-    Decision,
-    Rules,
-    Vote,
-    Votes,
-    remembered_since,
-)
+from marketfeed.aggregator.signals import Side, Signal
+from marketfeed.aggregator.standing import Standing
+from marketfeed.aggregator.votes import Votes
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, JournalWriteError
@@ -98,13 +94,15 @@ class Desk:
         self._now_ms = now_ms
         self._counters = counters
         self._on_forward = on_forward
-        self._votes = Votes(rules)
+        self._standing = Standing(rules.cooldown_ms)
+        self._votes = Votes(rules, self._standing)
         self._number = 1
         self._pending: list[_Waiting] = []
         self._woken = asyncio.Event()
         self._ending = False
         self._newest_ms = 0
-        self._held_until_ms: int | None = None
+        self._hold: tuple[int, str] | None = None
+        self._trades: list[tuple[str, Side, int]] = []
 
     @property
     def pending(self) -> int:
@@ -125,6 +123,39 @@ class Desk:
         self._woken.set()
         return await future
 
+    # --- what the orders come to ----------------------------------------------------------------------
+
+    def heard(self, forward: Forward) -> None:
+        """Take in how a forward stands, as soon as its step has been committed, and not before."""
+        self._standing.heard(forward, self._time_ms())
+
+    def contested(self, forward: Forward) -> str | None:
+        """Why a queued forward may not be sent any more; asked right before the commit of `sending`.
+
+        A decision of the other side has passed since, whose window opened later, and less than a window
+        apart: "short was decided since".
+        """
+        return self._votes.contested(forward.pair, forward.side, forward.window)
+
+    def held(self, pair: str, window: int) -> bool:
+        """Whether another order of this pair is `sending` or `unknown`, on either side, as far as heard."""
+        return self._standing.held(pair, but_window=window)
+
+    def merge_trades(self, trades: Iterable[tuple[str, Side, int]]) -> None:
+        """Take in trades that bots have: (pair, side, when each opened, ms since the epoch by this clock).
+
+        Each is a cool-down and a decision that passed, from when it opened. Those whose forwards the ledger
+        holds need not be named: the forward says it better.
+        """
+        found = list(trades)
+        self._trades += found
+        self._take_trades(found, self._time_ms())
+
+    def hold(self, until_ms: int, why: str) -> None:
+        """Forward nothing until then (ms since the epoch by this clock), over a failed commit, too."""
+        self._hold = (until_ms, why)
+        self._standing.hold(until_ms, why)
+
     def wake(self) -> None:
         """Take a turn, also when there is nothing to do."""
         self._woken.set()
@@ -136,24 +167,31 @@ class Desk:
 
     async def open(self) -> None:
         """Build the votes up from the ledger. Raises JournalError."""
-        now_ms = self._time_ms()
-        undecided = await self._ledger.call(lambda ledger: ledger.undecided())
-        since_ms = remembered_since(self._rules, undecided, now_ms)
-        decided = await self._ledger.call(lambda ledger: ledger.decided_since(since_ms))
-        self._number = await self._ledger.call(lambda ledger: ledger.next_number())
-        self._votes = Votes(self._rules)
-        for decision, digests in decided:
-            self._votes.remember(decision, digests, now_ms)
-        self._votes.restore(undecided, now_ms)
-        if self._ledger.loss:
-            if self._held_until_ms is None:
-                self._held_until_ms = now_ms + self._rules.cooldown_ms
-            self._votes.hold(self._held_until_ms, self._ledger.loss)
-        if undecided:
+        now_ms, rules = self._time_ms(), self._rules
+        stored = await self._ledger.call(
+            lambda ledger: ledger.at_start(
+                passed_ms=now_ms - passed.kept_ms(rules),
+                counted_ms=now_ms - repeats.kept_ms(rules),
+                cooled_ms=now_ms - rules.cooldown_ms,
+            )
+        )
+        # From here on nothing is awaited: what has been committed since is heard of after it.
+        self._number = stored.next_number
+        self._standing = Standing.of(stored.forwards, rules.cooldown_ms, now_ms)
+        self._votes = Votes(rules, self._standing)
+        for decision in stored.passed:
+            self._votes.remember(decision, now_ms)
+        for earlier in stored.counted:
+            self._votes.remember_counted(earlier, now_ms)
+        self._votes.restore(stored.undecided, now_ms)
+        self._take_trades(self._trades, now_ms)
+        if self._hold is not None:
+            self._standing.hold(*self._hold)
+        if stored.undecided:
             log.info(
                 "windows rebuilt from the ledger windows=%d votes=%d",
                 self._votes.open_windows(),
-                len(undecided),
+                len(stored.undecided),
             )
 
     async def run(self) -> None:
@@ -168,11 +206,16 @@ class Desk:
             except JournalError as error:
                 await self._failed(taken, error)
 
+    def _take_trades(self, trades: Iterable[tuple[str, Side, int]], now_ms: int) -> None:
+        for pair, side, opened_ms in trades:
+            self._standing.merge_trade(pair, side, opened_ms, now_ms)
+            self._votes.remember_trade(pair, side, min(opened_ms, now_ms))
+
     # --- a turn ---------------------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        close_ms = self._votes.next_close_ms()
-        wait_s = None if close_ms is None else max(close_ms - self._time_ms(), 0) / 1000
+        due_ms = self._votes.next_due_ms()
+        wait_s = None if due_ms is None else max(due_ms - self._time_ms(), 0) / 1000
         if self.trouble:
             wait_s = PROVE_EVERY_S if wait_s is None else min(wait_s, PROVE_EVERY_S)
         if not (self._pending or self._ending):
@@ -195,7 +238,9 @@ class Desk:
                 replies.append((waiting, *_repeated(stored, post)))
                 continue
             decisions.extend(self._votes.due(waiting.received_ms))
-            vote = Vote(self._number, waiting.received_ms, post.signal, post.signal.digest())
+            vote = Vote(
+                self._number, waiting.received_ms, post.signal, post.signal.digest(), post.account
+            )
             counted = self._votes.add(vote)
             self._number += 1
             answer = _sentence(post.signal, counted, waiting.received_ms)
@@ -219,9 +264,20 @@ class Desk:
         decisions.extend(self._votes.due(now_ms))
         if receipts or decisions:
             started_s = time.monotonic()
-            await self._ledger.call(lambda ledger: ledger.record(receipts, decisions, now_ms))
+            record = partial(
+                Ledger.record,
+                receipts=receipts,
+                decisions=decisions,
+                now_ms=now_ms,
+                cooldown_ms=self._rules.cooldown_ms,
+                queued=self._queued(decisions),
+            )
+            recorded = await self._ledger.call(record)
             self._counters.commits += 1
             self._counters.commit_s += time.monotonic() - started_s
+            decisions = recorded.decisions
+            for forward in recorded.forwards:
+                self._follow(forward)
         elif self.trouble:
             # A turn that stored nothing proves nothing about the disk.
             await self._ledger.call(Ledger.prove_room)
@@ -248,6 +304,29 @@ class Desk:
         except JournalError as again:
             # Without the ledger nothing can be decided: the service starts anew.
             raise again from error
+
+    def _queued(self, decisions: Iterable[Decision]) -> set[int]:
+        """The windows whose orders have not been sent, as far as heard, and which these would replace."""
+        return {
+            window
+            for decision in decisions
+            if decision.outcome == FORWARD
+            for window in self._standing.queued(decision.pair, decision.side)
+        }
+
+    def _follow(self, forward: Forward) -> None:
+        """Take in a forward that a turn has made, or replaced."""
+        self.heard(forward)
+        if forward.state == "expired":
+            self._counters.forwards[forward.side, "expired"] += 1
+            log.warning(
+                "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+                forward.window,
+                forward.pair,
+                forward.side,
+                forward.tag,
+                forward.answer,
+            )
 
     def _announce(self, decision: Decision) -> None:
         self._counters.decisions[decision.side, decision.outcome] += 1

@@ -4,34 +4,41 @@
 decision is ever sent twice.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+import msgspec
+
+from marketfeed.aggregator.ballots import FORWARD, SKIP, Decision, Vote
+from marketfeed.aggregator.ledger_beginning import BegunFile
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
     DECISION_ROW,
-    FORWARD_COLUMNS,
+    FORWARDS,
     OPEN_STATES,
     SIGNAL_COLUMNS,
     SIGNAL_ROW,
     STEPS,
     Answered,
+    AtStart,
     BotName,
     Forward,
     Receipt,
+    Recorded,
     State,
     decision_of,
     decision_row,
     signal_of,
     signal_row,
 )
-from marketfeed.aggregator.votes import FORWARD, Decision, Vote
+from marketfeed.aggregator.repeats import Earlier
+from marketfeed.aggregator.standing import COOLING, Standing
 from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
-from marketfeed.storage.database import has_been_open
-from marketfeed.storage.numbered_file import NumberedFile
+from marketfeed.storage.database import has_been_open, translate_sqlite_errors
 
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
@@ -45,7 +52,7 @@ ROOM_BYTES: Final = 65_536
 _READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 
 
-class Ledger(NumberedFile):
+class Ledger(BegunFile):
     """The one writer of a ledger file."""
 
     kind = KIND
@@ -62,6 +69,12 @@ class Ledger(NumberedFile):
             ledger.loss = f"the ledger was damaged and set aside as {ledger.set_aside}"
         elif vanished:
             ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
+        try:
+            with translate_sqlite_errors(cls.kind, path):
+                ledger.begin()
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
 
     def next_number(self) -> int:
@@ -107,64 +120,150 @@ class Ledger(NumberedFile):
         return found
 
     def record(
-        self, receipts: Sequence[Receipt], decisions: Sequence[Decision], now_ms: int
-    ) -> None:
-        """Store votes, decisions and the forwards that follow from them, in one transaction."""
+        self,
+        receipts: Sequence[Receipt],
+        decisions: Sequence[Decision],
+        now_ms: int,
+        cooldown_ms: int = 0,
+        queued: Collection[int] = (),
+    ) -> Recorded:
+        """Store votes, decisions and the forwards that follow from them, in one transaction.
+
+        A forward takes the place of one of its pair and side that has not been sent: that one is expired. Of
+        the windows `queued`, whoever decided believed so; one that has been sent since, or another order of
+        the pair that is at work, ends the new decision as a skip instead. So no two are ever under way.
+        """
+        numbers = itertools.count(self._next_seq)
         with self._transaction():
-            seq = self._next_seq
             self.db.executemany(
                 f"INSERT INTO signal ({SIGNAL_ROW}) VALUES ({','.join('?' * 24)})",
-                [signal_row(receipt, seq + index) for index, receipt in enumerate(receipts)],
+                [signal_row(receipt, next(numbers)) for receipt in receipts],
             )
-            seq += len(receipts)
+            stored: list[Decision] = []
+            changed: list[Forward] = []
+            standing = Standing(cooldown_ms)
+            if any(decision.outcome == FORWARD for decision in decisions):
+                known = [*self.forwards(), *self._forwards_of(queued)]
+                standing = Standing.of(known, cooldown_ms, now_ms)
             for decision in decisions:
-                self.db.execute(
-                    f"INSERT INTO decision ({DECISION_ROW}) VALUES ({','.join('?' * 19)})",
-                    decision_row(decision, seq),
-                )
-                seq += 1
-                if decision.outcome == FORWARD:
-                    self.db.execute(
-                        """INSERT INTO forward (window, bot, state, changed, attempts, answer, seq)
-                           VALUES (?, ?, 'queued', ?, 0, '', ?)""",
-                        (decision.window, decision.side, now_ms, seq),
-                    )
-                    seq += 1
-            self._save_seq(seq)
+                as_stored, forwards = self._decide(decision, standing, now_ms, numbers)
+                stored.append(as_stored)
+                changed += forwards
+            self._save_seq(seq := next(numbers))
         self._next_seq = seq
+        return Recorded(stored, changed)
+
+    def _decide(
+        self, decision: Decision, standing: Standing, now_ms: int, numbers: Iterator[int]
+    ) -> tuple[Decision, list[Forward]]:
+        """Store a decision within the transaction, as the orders stand in it."""
+        pair, side, window = decision.pair, decision.side, decision.window
+        if decision.outcome == FORWARD:
+            words = standing.against(pair, side, decision.decided_ms)
+            if words is not None:
+                decision = msgspec.structs.replace(decision, outcome=SKIP, reasons=(words,))
+        self.db.execute(
+            f"INSERT INTO decision ({DECISION_ROW}) VALUES ({','.join('?' * 19)})",
+            decision_row(decision, next(numbers)),
+        )
+        if decision.outcome != FORWARD:
+            return decision, []
+        words = f"replaced by window {window}"
+        changed = [
+            self._enter(older, side, "expired", now_ms, next(numbers), words)
+            for older in standing.queued(pair, side)
+        ]
+        self.db.execute(
+            """INSERT INTO forward (window, bot, state, changed, attempts, answer, seq)
+               VALUES (?, ?, 'queued', ?, 0, '', ?)""",
+            (window, side, now_ms, next(numbers)),
+        )
+        changed.append(self._forward(window, side))
+        for forward in changed:
+            standing.heard(forward, now_ms)
+        return decision, changed
+
+    def at_start(self, passed_ms: int, counted_ms: int, cooled_ms: int) -> AtStart:
+        """What the decisions of a start rest on, all of one moment.
+
+        Of the decisions those whose windows opened from `passed_ms` on, of the counted signals those that
+        came from `counted_ms` on, and of the forwards that are over those that changed from `cooled_ms` on.
+        """
+        return AtStart(
+            self.undecided(),
+            self.passed_since(passed_ms),
+            self.counted_since(counted_ms),
+            self._standing_since(cooled_ms),
+            self.next_number(),
+        )
 
     def undecided(self) -> list[Vote]:
         """The votes of windows that have not been decided, in their order."""
         rows = self.db.execute(
-            f"""SELECT number, received, digest, {SIGNAL_COLUMNS} FROM vote
+            f"""SELECT number, received, digest, account, {SIGNAL_COLUMNS} FROM vote
                 WHERE window NOT IN (SELECT window FROM decision) ORDER BY number"""
         )
-        return [Vote(row[0], row[1], signal_of(row[3:]), row[2]) for row in rows]
+        return [Vote(row[0], row[1], signal_of(row[4:]), row[2], row[3]) for row in rows]
 
-    def decided_since(self, since_ms: int) -> list[tuple[Decision, list[tuple[str, bytes]]]]:
-        """The decisions since then, oldest first, each with (feeder, digest) of its votes."""
+    def passed_since(self, since_ms: int) -> list[Decision]:
+        """The decisions that passed and whose windows opened since then, in the order of the windows."""
         rows = self.db.execute(
-            f"SELECT {DECISION_COLUMNS} FROM decision WHERE decided >= ? ORDER BY decided, window",
+            f"SELECT {DECISION_COLUMNS} FROM decision WHERE opened >= ? AND passed ORDER BY window",
             (since_ms,),
-        ).fetchall()
-        return [
-            (
-                decision_of(row),
-                self.db.execute(
-                    "SELECT feeder, digest FROM vote WHERE window = ?", (row[0],)
-                ).fetchall(),
-            )
-            for row in rows
-        ]
+        )
+        return [decision_of(row) for row in rows]
+
+    def counted_since(self, since_ms: int) -> list[Earlier]:
+        """The signals that came since then and were counted, in their order."""
+        rows = self.db.execute(
+            """SELECT vote.account, vote.digest, vote.received, vote.window,
+                      coalesce(first.received, vote.received)
+               FROM vote LEFT JOIN signal AS first ON first.number = vote.window
+               WHERE vote.received >= ? ORDER BY vote.number""",
+            (since_ms,),
+        )
+        return [Earlier(*row) for row in rows]
 
     # --- forwards ---------------------------------------------------------------------------------
 
-    def forwards(self, states: Sequence[State] = OPEN_STATES) -> list[Forward]:
-        """The forwards in `states`, oldest first."""
+    def forwards(
+        self, states: Sequence[State] = OPEN_STATES, bot: BotName | None = None
+    ) -> list[Forward]:
+        """The forwards in `states`, to any bot or this one, oldest first."""
         marks = ",".join("?" * len(states))
         rows = self.db.execute(
-            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE state IN ({marks}) ORDER BY window",
-            tuple(states),
+            f"{FORWARDS} WHERE state IN ({marks}) ORDER BY decision.window", tuple(states)
+        )
+        return [Forward(*row) for row in rows if bot is None or row[1] == bot]
+
+    def _standing_since(self, since_ms: int) -> list[Forward]:
+        """The forwards in an open state, and of those that opened a trade, or may have, the newer ones."""
+        states = ",".join(repr(state) for state in COOLING)
+        rows = self.db.execute(
+            f"{FORWARDS} WHERE state IN ({states}) AND changed >= ? ORDER BY decision.window",
+            (since_ms,),
+        )
+        return [*self.forwards(), *(Forward(*row) for row in rows)]
+
+    def _forwards_of(self, windows: Iterable[int]) -> list[Forward]:
+        found = []
+        for window in windows:
+            rows = self.db.execute(f"{FORWARDS} WHERE forward.window = ?", (window,))
+            found += [Forward(*row) for row in rows]
+        return found
+
+    def _forward(self, window: int, bot: BotName) -> Forward:
+        row = self.db.execute(
+            f"{FORWARDS} WHERE forward.window = ? AND bot = ?", (window, bot)
+        ).fetchone()
+        return Forward(*row)
+
+    def sent_since(self, bot: BotName, decided_ms: int) -> list[Forward]:
+        """The forwards that were sent to a bot, or may have been, of decisions since then, oldest first."""
+        rows = self.db.execute(
+            f"""{FORWARDS}
+                WHERE decided >= ? AND bot = ? AND sent IS NOT NULL ORDER BY decision.window""",
+            (decided_ms, bot),
         )
         return [Forward(*row) for row in rows]
 
@@ -215,34 +314,49 @@ class Ledger(NumberedFile):
 
         `trade_id` is the trade that it has opened. Raises LedgerError when it is not in a state from which
         that may be entered: a second POST is prevented here, whatever its caller believes. From `sending`,
-        `queued` and `expired` are for callers that know that nothing has left this host.
+        `queued` and `expired` are for callers that know that nothing has left this host, and `queued` also
+        for those who have the bot's own word that it has opened nothing.
         """
-        allowed = STEPS[state]
-        origins = ",".join(repr(origin) for origin in allowed)
         seq = self._next_seq
-        values = {"window": window, "bot": bot, "state": state, "now": now_ms, "answer": answer}
         with self._transaction():
-            changed = self.db.execute(
-                f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
-                        answer = :answer, status = :status, trade_id = :trade_id,
-                        attempts = attempts + (:state = 'sending'),
-                        sent = CASE WHEN :state = 'sending' THEN :now
-                                    WHEN :state NOT IN ('queued', 'expired') THEN sent END,
-                        answered = CASE WHEN :state IN ('accepted', 'refused', 'found') THEN :now END
-                    WHERE window = :window AND bot = :bot AND state IN ({origins})""",
-                values | {"status": status, "trade_id": trade_id, "seq": seq},
-            ).rowcount
-            if changed != 1:
-                raise LedgerError(
-                    f"forward of window {window} to bot {bot}: not {' or '.join(allowed)}, "
-                    f"so it cannot be {state}"
-                )
+            forward = self._enter(window, bot, state, now_ms, seq, answer, status, trade_id)
             self._save_seq(seq + 1)
         self._next_seq = seq + 1
-        row = self.db.execute(
-            f"SELECT {FORWARD_COLUMNS} FROM forwarded WHERE window = ? AND bot = ?", (window, bot)
-        ).fetchone()
-        return Forward(*row)
+        if state == "sending":
+            self.leave_mark()
+        return forward
+
+    def _enter(
+        self,
+        window: int,
+        bot: BotName,
+        state: State,
+        now_ms: int,
+        seq: int,
+        answer: str = "",
+        status: int | None = None,
+        trade_id: int | None = None,
+    ) -> Forward:
+        """The same, within a transaction."""
+        allowed = STEPS[state]
+        origins = ",".join(repr(origin) for origin in allowed)
+        values = {"window": window, "bot": bot, "state": state, "now": now_ms, "answer": answer}
+        changed = self.db.execute(
+            f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
+                    answer = :answer, status = :status, trade_id = :trade_id,
+                    attempts = attempts + (:state = 'sending'),
+                    sent = CASE WHEN :state = 'sending' THEN :now
+                                WHEN :state NOT IN ('queued', 'expired') THEN sent END,
+                    answered = CASE WHEN :state IN ('accepted', 'refused', 'found') THEN :now END
+                WHERE window = :window AND bot = :bot AND state IN ({origins})""",
+            values | {"status": status, "trade_id": trade_id, "seq": seq},
+        ).rowcount
+        if changed != 1:
+            raise LedgerError(
+                f"forward of window {window} to bot {bot}: not {' or '.join(allowed)}, "
+                f"so it cannot be {state}"
+            )
+        return self._forward(window, bot)
 
     # --- retention ---------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The tables of a ledger, and how a file is taken from one schema version to the other."""
 
 import hashlib
+import logging
 import sqlite3
 from types import MappingProxyType
 from typing import Final
@@ -10,7 +11,10 @@ import msgspec
 from marketfeed import schema
 from marketfeed.aggregator.ledger_tables import DECISION_ROW
 from marketfeed.storage import acknowledged
-from marketfeed.storage.database import Kind
+from marketfeed.storage.damage import is_damage, is_failed_read
+from marketfeed.storage.database import Kind, transaction
+
+log = logging.getLogger(__name__)
 
 _CREATE_DECISION: Final = """
 CREATE TABLE decision(
@@ -43,6 +47,8 @@ CREATE TABLE forward(
 );
 CREATE INDEX forward_state ON forward(state);
 CREATE UNIQUE INDEX forward_seq ON forward(seq)"""
+_CREATE_OPENED: Final = "CREATE INDEX IF NOT EXISTS decision_opened ON decision(opened)"
+"""What a start reads passed decisions by. Files of version 2 from before it get it when they are opened."""
 _CREATE_VIEWS: Final = """
 CREATE VIEW vote AS
     SELECT * FROM signal WHERE outcome = 'voted';
@@ -56,9 +62,26 @@ CREATE TABLE meta(
     version INTEGER NOT NULL, readers_from INTEGER NOT NULL, writers_from INTEGER NOT NULL
 );
 INSERT INTO meta (version, readers_from, writers_from) VALUES (2, 2, 2)"""
+FRESH: Final = "a fresh ledger"
+"""Why nothing may be forwarded by a ledger that has just been made: see `beginning.held`."""
+_CREATE_BEGINNING: Final = """
+CREATE TABLE beginning(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    name TEXT NOT NULL,
+    held TEXT NOT NULL
+)"""
+_BEGUN: Final = f"""{_CREATE_BEGINNING};
+INSERT INTO beginning (id, name, held) VALUES (1, lower(hex(randomblob(8))), '{FRESH}')"""
+"""In the transaction that makes the file: however soon a kill comes, it is known to be fresh."""
+_GROWN: Final = (
+    _CREATE_BEGINNING.replace("TABLE", "TABLE IF NOT EXISTS"),
+    "INSERT OR IGNORE INTO beginning (id, name, held) VALUES (1, '', '')",
+)
+"""For a file of before: it has no name yet, and whether it is the right one the mark beside it says."""
 
 _CREATE: Final = f"""
 {_META};
+{_BEGUN};
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL,
@@ -85,6 +108,7 @@ CREATE INDEX signal_window ON signal(window);
 CREATE INDEX signal_received ON signal(received);
 CREATE UNIQUE INDEX signal_seq ON signal(seq);
 {_CREATE_DECISION.format(leverage="")};
+{_CREATE_OPENED};
 {_CREATE_FORWARD};
 {_VIEWS};
 {acknowledged.CREATE_SHIPPED.strip().removesuffix(";")};
@@ -119,12 +143,14 @@ def _to_2(db: sqlite3.Connection) -> None:
     """A forward is one bot's; what a trade is called has a column; a decision may leave leverage to a bot."""
     for statement in (
         *_META.split(";"),
+        *_GROWN,
         "ALTER TABLE sequence ADD COLUMN commits INTEGER NOT NULL DEFAULT 0",
         "DROP VIEW forwarded",
         "DROP VIEW vote",
         "ALTER TABLE signal ADD COLUMN strength_text TEXT",
         "ALTER TABLE signal ADD COLUMN unknown_fields TEXT",
         *_made_anew("decision", _CREATE_DECISION.format(leverage=""), DECISION_ROW, DECISION_ROW),
+        _CREATE_OPENED,
         *_made_anew(
             "forward",
             _CREATE_FORWARD,
@@ -140,6 +166,19 @@ def _to_2(db: sqlite3.Connection) -> None:
     acknowledged.name_measurements(db, MEASUREMENTS)
 
 
+def _grow(db: sqlite3.Connection) -> None:
+    """Add what version 2 has gained since its first day: older writers and readers do not mind it."""
+    try:
+        with transaction(db):
+            for statement in (_CREATE_OPENED, *_GROWN):
+                db.execute(statement)
+    except sqlite3.OperationalError as error:
+        if is_damage(error) or is_failed_read(error):
+            raise
+        # A full disk, most often. Without a commit nothing is forwarded, and a start must not fail for it.
+        log.warning("ledger not grown, going on with it as it is error=%r", str(error))
+
+
 def _back_to_1(db: sqlite3.Connection) -> None:
     """Forwards to a bot that version 1 does not know are left out; a leverage that was left to a bot is 1.
 
@@ -150,6 +189,7 @@ def _back_to_1(db: sqlite3.Connection) -> None:
     decisions = DECISION_ROW.replace(" leverage,", " coalesce(leverage, 1.0),")
     for statement in (
         "DROP TABLE meta",
+        "DROP TABLE IF EXISTS beginning",
         "ALTER TABLE sequence DROP COLUMN commits",
         "DROP VIEW forwarded",
         "DROP VIEW vote",
@@ -195,4 +235,5 @@ KIND: Final = Kind(
     migrations=MappingProxyType({1: _to_2}),
     ways_back=MappingProxyType({2: _back_to_1}),
     measurements=MEASUREMENTS,
+    grow=_grow,
 )

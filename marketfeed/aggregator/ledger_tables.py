@@ -4,20 +4,25 @@ A forward goes through these states, and no other way (`STEPS`):
 
     queued ──► sending ──► accepted | refused      the bot's answer, which is final
        ▲          │ └────► unknown ──► found | lost   resolved by looking into the bot; lost alarms
-       └──────────┘ nothing was sent (connect refused)
+       └──────────┘ nothing was sent (connect refused), or by the bot's own word nothing was opened, and
+                    it may be later: `answer` and `status` are that word
     queued | sending ──► expired    nothing was sent, and it is too late (sending: when it stood there)
 
 Times are ms since the epoch. Every row that is shipped carries a `seq`, as in the journal.
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from marketfeed.aggregator.ballots import Decision, Outcome, Vote
+from marketfeed.aggregator.repeats import Earlier
 from marketfeed.aggregator.signals import Side, Signal
-from marketfeed.aggregator.votes import Decision, Outcome, Vote
+
+PURE = True
 
 BotName = Literal["long", "short", "meta"]
 """Which bot: that of a side, or one that gets both."""
@@ -58,8 +63,32 @@ class Answered(msgspec.Struct, frozen=True):
     answer: str
 
 
+class AtStart(NamedTuple):
+    """What the decisions of a start rest on.
+
+    Votes of windows that have not been decided; decisions that passed; what was counted; forwards that may
+    hold a pair or have it cool down; and the number of the next vote. Each in its order.
+    """
+
+    undecided: list[Vote]
+    passed: list[Decision]
+    counted: list[Earlier]
+    forwards: list["Forward"]
+    next_number: int
+
+
+class Recorded(NamedTuple):
+    """What was stored of a turn's decisions, and the forwards that are new or were replaced."""
+
+    decisions: list[Decision]
+    forwards: list["Forward"]
+
+
 class Forward(msgspec.Struct, frozen=True):
-    """A decision on its way to a bot, in one of the states above. `trade_id` is the trade that it opened."""
+    """A decision on its way to a bot, in one of the states above. `trade_id` is the trade that it opened.
+
+    Decided by so many `votes` of `of`, with this average `confidence`.
+    """
 
     window: int
     bot: BotName
@@ -80,6 +109,26 @@ class Forward(msgspec.Struct, frozen=True):
     status: int | None
     answer: str
     trade_id: int | None
+    votes: int
+    of: int
+    confidence: float
+
+
+_FOUND: Final = re.compile(r"trade [0-9]+ in the bot, (?:opened|enlarged) at ([0-9]+)")
+
+
+def found_words(trade_id: int, opened_ms: int, *, added: bool) -> str:
+    """What is noted of an order that was found: its trade and when that opened, or was `added` to.
+
+    The ledger has no other place for the time: `opened_ms_of` reads it from here.
+    """
+    return f"trade {trade_id} in the bot, {'enlarged' if added else 'opened'} at {opened_ms}"
+
+
+def opened_ms_of(forward: Forward) -> int | None:
+    """When the trade of an order that was found opened, by the clock of this host; None: not known."""
+    found = _FOUND.match(forward.answer) if forward.state == "found" else None
+    return None if found is None else int(found[1])
 
 
 SIGNAL_COLUMNS: Final = (
@@ -95,10 +144,10 @@ SIGNAL_ROW: Final = (
     f"{SIGNAL_COLUMNS}, outcome, window, answer, seq"
 )
 DECISION_ROW: Final = f"{DECISION_COLUMNS}, seq"
-FORWARD_COLUMNS: Final = (
-    'window, bot, pair, side, "primary", tag, leverage, ordertype, price, decided, expires, state, '
-    "changed, attempts, sent, answered, status, answer, trade_id"
-)
+FORWARDS: Final = """
+SELECT decision.window, bot, pair, side, "primary", tag, leverage, ordertype, price, decided, expires,
+       state, changed, attempts, sent, answered, status, answer, trade_id, votes, of, confidence
+FROM forward JOIN decision ON decision.window = forward.window"""
 
 
 def signal_row(receipt: Receipt, seq: int) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.storage.file_thread import FileThread
+from marketfeed.storage.in_place import InPlace
 
 
 class LedgerThread(FileThread[Ledger]):
@@ -17,11 +18,23 @@ class LedgerThread(FileThread[Ledger]):
         super().__init__(KIND, path)
         self.loss = ""
         """What became of a ledger that should stand here; empty when nothing is known to be lost."""
+        self.held = ""
+        """Why nothing may be forwarded before the bots have been asked, as it was when it was opened."""
+        self._in_place: InPlace | None = None
+
+    def gone(self) -> str:
+        """What of the open file is not in its place any more, in words; empty: all of it is.
+
+        From any thread, and quick enough for the event loop: see `InPlace`.
+        """
+        return "" if self._in_place is None else self._in_place.gone()
 
     def _open(self) -> None:
         # A predecessor that was killed may take a moment to go.
         self._file = ledger = Ledger.open(self.path, wait_lock_s=2.0)
         self.generation += 1
         self.loss = ledger.loss
+        self.held = ledger.loss or ledger.held
+        self._in_place = ledger.in_place
         self.next_seq = ledger.next_seq
         self._look_beside()

@@ -125,6 +125,12 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
     )
     lost = {side: len(words) for side, words in report.lost.items()}
     trouble = {side: int(bool(words)) for side, words in report.bot_trouble.items()}
+    held = {(side, why): report.waiting[side] for side, (why, _) in report.waits_for.items() if why}
+    expired = {
+        (side, why): count
+        for side, counts in report.expired.items()
+        for why, count in counts.items()
+    }
     yield from labelled(
         GaugeMetricFamily,
         _PREFIX,
@@ -137,6 +143,12 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
             lost,
         ),
         ("bot_trouble", ("side",), "1 while the bot does not answer well", trouble),
+        ("held_forwards", ("side", "why"), "Forwards that wait for more than their turn", held),
+    )
+    yield from labelled(
+        CounterMetricFamily,
+        _PREFIX,
+        ("expired_forwards", ("side", "why"), "Forwards that expired while they waited", expired),
     )
     build = ("build_info", ("version",), "Version", {__version__: 1})
     yield from labelled(GaugeMetricFamily, "marketfeed_", build)

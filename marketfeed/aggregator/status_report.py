@@ -8,6 +8,8 @@ from marketfeed.influxdb.shipper import ShipReport
 class AggregatorReport(msgspec.Struct, frozen=True):
     """The aggregator's report. Counts of forwards are by side, `strength_texts` by feeder.
 
+    `waits_for` is what keeps back those that are `waiting`, in a word and in words, empty when nothing does;
+    `expired` counts those that expired while they waited, by that word.
     `bot_trouble` is what is wrong with the bot of a side, empty when nothing is; `limited_addresses` counts
     accounts and addresses that are refused after failures.
     """
@@ -28,6 +30,8 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     decisions: dict[str, int]
     forwards: dict[str, int]
     waiting: dict[str, int]
+    waits_for: dict[str, tuple[str, str]]
+    expired: dict[str, dict[str, int]]
     unsettled: dict[str, int]
     lost: dict[str, list[str]]
     bot_trouble: dict[str, str]

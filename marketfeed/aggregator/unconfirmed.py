@@ -1,7 +1,8 @@
-"""Forwards of which nobody knows whether they were received: when each is looked for, lost, forgotten.
+"""Forwards of which nobody knows whether they were received: when they are looked for, lost, forgotten.
 
 One that is lost is forgotten by an answer of the bot alone: while it cannot be asked, the alarm stays. No
-clock and no bot in here: `now_s` is monotonic seconds, `now_ms` the time of the ledger.
+clock and no bot in here: `now_s` is monotonic seconds, `now_ms` the time of the ledger. When others may be
+sent behind one, `release.py` says.
 """
 
 import logging
@@ -12,6 +13,7 @@ import msgspec
 
 from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Trade
 from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.release import Release
 from marketfeed.aggregator.timing import Pace
 
 log = logging.getLogger(__name__)
@@ -48,15 +50,13 @@ class Item(msgspec.Struct, eq=False):
     """One such forward. `lost` is what is known of it once it is lost, and empty before.
 
     A trade that opened before `since_ms` is not its trade. Once a look has been answered, it is forgotten
-    `keep_s` later. `holds`: the bot may still be at it.
+    `keep_s` later.
     """
 
     forward: Forward
     since_ms: int
     sent_s: float
-    look_at_s: float
     keep_s: float
-    holds: bool
     answered_s: float | None = None
     lost: str = ""
 
@@ -76,11 +76,14 @@ class Item(msgspec.Struct, eq=False):
 
 
 class Unconfirmed:
-    """All such forwards of one bot."""
+    """All such forwards of one bot. One is lost when it has been unknown for `unconfirmed_s`."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, unconfirmed_s: float) -> None:
         self._pace = pace
+        self._unconfirmed_s = unconfirmed_s
         self._items: dict[int, Item] = {}
+        self._release = Release(pace.settle_s)
+        self._look_at_s = 0.0
 
     def __iter__(self) -> Iterator[Item]:
         return iter(tuple(self._items.values()))
@@ -91,47 +94,83 @@ class Unconfirmed:
         return sum(1 for item in self._items.values() if not item.lost)
 
     @property
+    def pairs(self) -> frozenset[str]:
+        """The pairs of those that are not lost yet."""
+        return frozenset(item.forward.pair for item in self._items.values() if not item.lost)
+
+    @property
     def holding(self) -> bool:
-        """Whether the bot may still be at one: it gets no other order then."""
-        return any(item.holds and not item.lost for item in self._items.values())
+        """Whether the bot gets no other order: it may still be at one of these, or ails."""
+        return self._release.holds(self.open)
 
     @property
     def lost(self) -> dict[int, str]:
         """Windows whose orders may or may not have been executed, and what is known of each."""
         return {window: item.lost for window, item in self._items.items() if item.lost}
 
-    def take(self, forward: Forward, now_ms: int, now_s: float, *, holds: bool = True) -> None:
+    # --- what joins and leaves --------------------------------------------------------------------------
+
+    def take(self, forward: Forward, now_ms: int, now_s: float) -> None:
         """Take in a forward that is `unknown` or `lost`; it is looked for at once."""
         sent_ms = forward.changed_ms if forward.sent_ms is None else forward.sent_ms
         ahead = sent_ahead(forward, now_ms)
         since_ms = now_ms - LOOK_BACK_MS if ahead else sent_ms - CLOCK_TOLERANCE_MS
         # Its ages: restarts must not put the alarm off, nor its end.
         age_s = max(now_ms - sent_ms, 0) / 1000
-        sent_s = now_s - min(age_s, self._pace.lost_after_s)
-        item = Item(forward, since_ms, sent_s, now_s, self._pace.forget_s, holds)
-        if forward.state == "lost":
-            item.lose(forward.answer)
-            item.keep_s -= max(now_ms - forward.changed_ms, 0) / 1000
+        sent_s = now_s - min(age_s, self._unconfirmed_s)
+        item = Item(forward, since_ms, sent_s, self._pace.forget_s)
         self._items[forward.window] = item
+        self._look_at_s = now_s
+        if forward.state != "lost":
+            self._release.unknown()
+            return
+        item.lose(forward.answer)
+        item.keep_s -= max(now_ms - forward.changed_ms, 0) / 1000
+        if item.keep_s > 0:
+            self._release.doubt()
 
-    def due(self, now_s: float) -> list[Item]:
-        """Those that have to be looked for now."""
-        return [item for item in self._items.values() if item.look_at_s <= now_s]
+    def found(self, item: Item) -> None:
+        """It has been found in the bot."""
+        self._items.pop(item.forward.window, None)
+        self._release.found(self.open)
+
+    def own_word(self) -> None:
+        """The bot gave a word of its own on another order."""
+        self._release.own_word()
 
     def is_out_of_time(self, item: Item, now_s: float) -> bool:
         """Whether it is to be lost now."""
-        return not item.lost and now_s - item.sent_s >= self._pace.lost_after_s
+        return not item.lost and now_s - item.sent_s >= self._unconfirmed_s
 
-    def put_off(self, item: Item, now_s: float, *, answered: bool) -> None:
-        """It was not found: look again later, or forget it if the bot has `answered`, as before."""
-        item.look_at_s = now_s + (self._pace.look_lost_s if item.lost else self._pace.look_s)
-        if not answered:
-            return
-        if item.answered_s is None:
-            item.answered_s = now_s
-        if item.lost and now_s - item.answered_s >= item.keep_s:
-            self.resolve(item)
+    # --- looks ------------------------------------------------------------------------------------------
 
-    def resolve(self, item: Item) -> None:
-        """It has been found, or forgotten."""
-        self._items.pop(item.forward.window, None)
+    @property
+    def look_at_s(self) -> float | None:
+        """When to look next; None: there is nothing to look for."""
+        return self._look_at_s if self._items or self._release.in_doubt else None
+
+    def answered(self, now_s: float, last_turn: str | None) -> None:
+        """A look was answered, and `last_turn` is when the bot's loop last ended a turn, as in `Release`.
+
+        What is lost and was there to be found for long enough is forgotten.
+        """
+        self._release.answered(now_s, last_turn, self.open)
+        for item in self:
+            if item.answered_s is None:
+                item.answered_s = now_s
+            if item.lost and now_s - item.answered_s >= item.keep_s:
+                del self._items[item.forward.window]
+
+    def unanswered(self) -> None:
+        """A look was not answered."""
+        self._release.unanswered()
+
+    def looked(self, now_s: float, *, others_wait: bool) -> None:
+        """A look is over: the next one is soon if something depends on it."""
+        soon = self.open or (others_wait and self._release.in_doubt)
+        self._look_at_s = now_s + (self._pace.look_s if soon else self._pace.look_lost_s)
+
+    def look_soon(self, now_s: float) -> None:
+        """Others have come to wait for what a look says."""
+        if self._release.in_doubt:
+            self._look_at_s = min(self._look_at_s, now_s + self._pace.look_s)

@@ -7,6 +7,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange, subtract
+from marketfeed.records import FundingSettled
 
 PURE = True
 
@@ -18,10 +19,30 @@ LATE_ROUNDS: Final = 24
 
 
 class FetchedRates(NamedTuple):
-    """Whose rates of which times were fetched, by pair; and whose rows were odd, as far as is known."""
+    """Whose rates of which times were fetched, by pair; and whose rows were odd, as far as is known.
+
+    `special` are those of special settlements: beside one, a regular one may be published later.
+    """
 
     rates: set[tuple[str, int]]
+    special: set[tuple[str, int]]
     odd: list[tuple[str | None, int | None]]
+
+    def take(self, rows: Iterable[FundingSettled]) -> None:
+        """Take in rows that are stored."""
+        for row in rows:
+            kept = self.rates if row.kind == schema.REGULAR else self.special
+            kept.add((row.pair, row.time_ms))
+
+    def add(self, more: "FetchedRates") -> None:
+        """Take in another answer."""
+        self.rates.update(more.rates)
+        self.special.update(more.special)
+        self.odd.extend(more.odd)
+
+    def has(self, key: tuple[str, int], waited: bool) -> bool:
+        """Whether an awaited settlement came; a special one in its place counts once it was waited for."""
+        return key in self.rates or (waited and key in self.special)
 
     def clear(self, pair: str, where: TimeRange) -> list[TimeRange]:
         """What of a range is complete: no rate of the pair lies there that could not be read."""
@@ -42,6 +63,11 @@ class Awaited(msgspec.Struct, eq=False):
     due_s: float
     certain: bool = True
     rounds: int = 0
+
+    @property
+    def waited(self) -> bool:
+        """Whether ten minutes of answers did not have it."""
+        return self.rounds >= len(PAUSES_S)
 
     @property
     def given_up(self) -> bool:

@@ -213,9 +213,10 @@ class SettledRates:
             where = TimeRange(min(starts_ms) - STEP_MS, end_ms)
             published_ms = self._published_ms()
             fetched = await self._fetch(None, where, Priority.SETTLED)
-            known = [key for key in self._awaited if key in fetched.rates]
+            known = [key for key, one in self._awaited.items() if fetched.has(key, one.waited)]
+            came = set(known)
             for key in dict.fromkeys([*due, *known]):
-                self._take_answer(key, key in fetched.rates)
+                self._take_answer(key, key in came)
             for pair, to_ms in list(self._live_to_ms.items()):
                 came_ms, awaited_ms = (
                     [time_ms for whose, time_ms in keys if whose == pair]
@@ -379,7 +380,7 @@ class SettledRates:
         self, symbol: str | None, where: TimeRange, priority: Priority
     ) -> FetchedRates:
         """Fetch and store what was settled in a range."""
-        fetched = FetchedRates(set(), [])
+        fetched = FetchedRates(set(), set(), [])
         start_ms = where.start_ms
         while True:
             # A settlement's time is off by some ms, here rounded to the minute.
@@ -398,7 +399,7 @@ class SettledRates:
                 if symbol in self._pairs:
                     fetched.odd.append((self._pairs[symbol], None))
                 return fetched
-            fetched.rates.update(await self._store(answer.rates))
+            fetched.take(await self._store(answer.rates))
             for odd in answer.odd:
                 name = odd.symbol or symbol
                 if name is None or name in self._pairs:
@@ -413,13 +414,12 @@ class SettledRates:
                 only = TimeRange(start_ms, start_ms + STEP_MS)
                 for one in list(self._pairs):
                     more = await self._fetch(one, only, priority)
-                    fetched.rates.update(more.rates)
-                    fetched.odd.extend(more.odd)
+                    fetched.add(more)
             start_ms += STEP_MS
             if start_ms >= where.end_ms:
                 return fetched
 
-    async def _store(self, rows: Sequence[Settlement]) -> set[tuple[str, int]]:
+    async def _store(self, rows: Sequence[Settlement]) -> Sequence[FundingSettled]:
         batch = Batch()
         batch.extend(
             FundingSettled(pair, row.time_ms, row.rate, row.mark_price, row.kind)
@@ -431,7 +431,7 @@ class SettledRates:
             changed = await self._writer.call(lambda journal: journal.write(batch))
             self._counters.records["funding_settled"] += len(batch)
             self._counters.rows_changed += changed
-        return {(item.pair, item.time_ms) for item in batch.settled}
+        return batch.settled
 
     def _cover(self, pair: str, part: TimeRange, fetched: FetchedRates) -> None:
         """Note a part as complete, but for what odd rows stand for."""

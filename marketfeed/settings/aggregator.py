@@ -160,7 +160,7 @@ class BotSettings(Section):
     username: Name = "freqtrader"
     password: Secret | None = None
     password_file: Annotated[AbsolutePath | None, secret_file("the bot's password")] = None
-    timeout_s: Annotated[Number, Field(ge=0.1, le=60)] = 5.0
+    timeout_s: Annotated[Number, Field(ge=0.1, le=60)] = 20.0
     stakeamount: (
         Annotated[
             Number,
@@ -213,9 +213,12 @@ class AggregatorSettings(Section):
     missing_feeder: Annotated[_Feeder, expecting("reject, or a feeder's name")] = "reject"
     # What happens to long and short of a pair whose windows opened less than `window_s` apart.
     on_conflict: Literal["both", "neither"] = "neither"
+    # How long a full house waits for the other side, with `neither`; None: until the window's end.
+    early_grace_s: Annotated[Number, Field(ge=0, le=3600)] | None = 3.0
     cooldown_s: Annotated[Number, Field(ge=0, le=86_400)] = 300.0
     expire_s: Annotated[Number, Field(ge=0.1, le=3600)] = 30.0
-    default_leverage: _Leverage = 1.0
+    # None: the bot decides, if no feeder does.
+    default_leverage: _Leverage | None = 1.0
     # After `default_leverage`, which it caps.
     max_leverage: _Leverage = 5.0
     ordertypes: Annotated[
@@ -225,6 +228,10 @@ class AggregatorSettings(Section):
         FromText(decode_list),
     ] = ("market", "limit")
     bots: BotsSettings = BotsSettings()
+    # An order of which nobody knows what became is lost so long after it was sent.
+    unconfirmed_s: Annotated[Number, Field(ge=0.1, le=3600)] = 40.0
+    # Of a pair that the other side's bot holds.
+    opposite_open: Literal["send", "skip"] = "send"
 
     @field_validator("accounts", mode="after")
     @classmethod
@@ -257,6 +264,6 @@ class AggregatorSettings(Section):
     @field_validator("max_leverage", mode="after")
     @classmethod
     def _max_leverage(cls, number: float, info: ValidationInfo) -> float:
-        if number < info.data.get("default_leverage", 1.0):
+        if number < (info.data.get("default_leverage") or 1.0):
             raise expected("at least aggregator.default_leverage")
         return number

@@ -223,7 +223,7 @@ def _symbol(instrument: Instrument) -> dict[str, object]:
     step = f"{1 / instrument.quantity_scale:.{instrument.quantity_precision}f}"
     price = f".{instrument.price_precision}f"
     most = f"{max(1, round(1_000_000 / instrument.typical_price)):d}"
-    return {
+    row: dict[str, object] = {
         "symbol": instrument.symbol,
         "pair": instrument.underlying or instrument.symbol,
         "contractType": instrument.contract_type,
@@ -271,6 +271,9 @@ def _symbol(instrument: Instrument) -> dict[str, object]:
         "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"],
         "permissionSets": ["GRID", "COPY", "DCA"],
     }  # fmt: skip
+    if instrument.null_key:
+        row[instrument.null_key] = None
+    return row
 
 
 class ExchangeInfo:

@@ -1,7 +1,7 @@
 """`/simulator/…`: what demos and tests ask of the simulator beside the exchange's own interface.
 
 GET state · GET published?after=N[&limit=M] · POST pause · POST resume · POST speed (`{"speed": 15}`)
-POST listings (one of `listings` as JSON)
+POST listings (one of `listings` as JSON: `ListingChange`)
 GET faults · POST faults (one of `fault_kinds` as JSON) · DELETE faults, faults/N
 """
 

@@ -19,6 +19,7 @@ class Instrument(msgspec.Struct, frozen=True):
     of `tick_units`; volumes are whole numbers of `10 ** -quantity_precision` base units ("lots").
     A price times a volume is in `10 ** -quote_precision` quote units, exactly.
     `trades_per_s` is per exchange second; `typical_price` and `typical_notional` are in the quote.
+    `null_key` is what exchangeInfo gives null for, wrongly.
     """
 
     symbol: str
@@ -39,6 +40,7 @@ class Instrument(msgspec.Struct, frozen=True):
     delivery_ms: int = NEVER_DELIVERED_MS
     underlying_type: str = "COIN"
     underlying_sub_types: tuple[str, ...] = ()
+    null_key: str = ""
 
     @property
     def pair(self) -> str:

@@ -7,7 +7,7 @@ up to a whole minute, the second one that begins from now on at the earliest: tr
 
 import math
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -56,12 +56,52 @@ class SetStatus(_Change, frozen=True, tag_field="change", tag="status"):
 
 
 class SetOnboard(_Change, frozen=True, tag_field="change", tag="onboard"):
-    """exchangeInfo gives a date of listing of so many days ago from now on, which is not true."""
+    """exchangeInfo gives an untrue date of listing, so many days ago, from now on; with None the true one."""
 
-    days_ago: float
+    days_ago: float | None
 
 
-ListingChange: TypeAlias = Enlist | Delist | Rename | SetStatus | SetOnboard
+class EndByStatus(_Change, frozen=True, tag_field="change", tag="end_by_status"):
+    """It ends `in_s` from now, and nothing but its status says so, and not before: no `deliveryDate`."""
+
+    status: str = "SETTLING"
+    in_s: float = 0.0
+
+
+class Withdraw(_Change, frozen=True, tag_field="change", tag="withdraw"):
+    """An end that was announced and has not come is taken back."""
+
+
+class SetType(_Change, frozen=True, tag_field="change", tag="type"):
+    """exchangeInfo gives this `contractType` from now on; everything else goes on."""
+
+    contract_type: str
+
+
+class SpoilRow(_Change, frozen=True, tag_field="change", tag="spoil_row"):
+    """exchangeInfo gives null for `key` of its row from now on; with None the row is good again."""
+
+    key: str | None = "onboardDate"
+
+
+class SetRhythm(_Change, frozen=True, tag_field="change", tag="rhythm"):
+    """It settles every `hours` from `in_s` on; the next settlement is announced anew then."""
+
+    hours: int
+    in_s: float = 0.0
+
+
+class SettleSpecially(_Change, frozen=True, tag_field="change", tag="special"):
+    """A settlement of `rate` out of turn `in_s` from now, unannounced."""
+
+    rate: float
+    in_s: float = 0.0
+
+
+ListingChange: TypeAlias = (
+    Enlist | Delist | Rename | SetStatus | SetOnboard | EndByStatus | Withdraw | SetType | SpoilRow
+    | SetRhythm | SettleSpecially
+)  # fmt: skip
 
 
 class Listings:
@@ -73,6 +113,10 @@ class Listings:
         self._listed_until_ms: float = NEVER_DELIVERED_MS
         self._status: dict[str, str | None] = {}
         self._onboard_ms: dict[str, int] = {}
+        self._types: dict[str, str] = {}
+        self._odd: dict[str, str] = {}
+        # What ends without a date, with the status that tells of it.
+        self._undated: dict[str, str] = {}
         # Those that were delisted or listed since the start.
         self._moved: set[str] = set()
 
@@ -110,10 +154,21 @@ class Listings:
             raise SettingsError(f"pair: {instrument.symbol} is listed already")
         self._instruments[instrument.symbol] = instrument
         self._moved.add(instrument.symbol)
+        # What was said of the one before it is not said of this one.
+        for said in (self._status, self._onboard_ms, self._types, self._odd, self._undated):
+            said.pop(instrument.symbol, None)
         self._listed = None
 
-    def deliver(self, symbol: str, delivery_ms: int) -> None:
-        """Announce the end of a contract."""
+    def instrument(self, symbol: str) -> Instrument:
+        """A contract as it is, whatever exchangeInfo says of it."""
+        return self._instruments[symbol]
+
+    def deliver(self, symbol: str, delivery_ms: int, status: str = "") -> None:
+        """Announce the end of a contract, or with `status` let it come without a date."""
+        if status:
+            self._undated[symbol] = status
+        else:
+            self._undated.pop(symbol, None)
         self._instruments[symbol] = msgspec.structs.replace(
             self._instruments[symbol], delivery_ms=delivery_ms
         )
@@ -125,9 +180,19 @@ class Listings:
         self._status[symbol] = status
         self._listed = None
 
-    def set_onboard(self, symbol: str, onboard_ms: int) -> None:
-        """Give another date of listing from now on."""
-        self._onboard_ms[symbol] = onboard_ms
+    def set_onboard(self, symbol: str, onboard_ms: int | None) -> None:
+        """Give another date of listing from now on; with None the true one."""
+        _say(self._onboard_ms, symbol, onboard_ms)
+        self._listed = None
+
+    def set_type(self, symbol: str, contract_type: str) -> None:
+        """Give another type from now on."""
+        self._types[symbol] = contract_type
+        self._listed = None
+
+    def spoil_row(self, symbol: str, key: str | None) -> None:
+        """Give null for a key of its row from now on; with None the row is as it should be again."""
+        _say(self._odd, symbol, key)
         self._listed = None
 
     def is_live(self, symbol: str, time_ms: int) -> bool:
@@ -145,24 +210,37 @@ class Listings:
 
     def _as_of(self, instrument: Instrument, now_ms: int) -> Instrument | None:
         symbol = instrument.symbol
-        status, kind = instrument.status, instrument.contract_type
+        status = instrument.status
+        kind = self._types.get(symbol, instrument.contract_type)
         if symbol in self._moved and now_ms < instrument.onboard_ms:
             status, kind = "PENDING_TRADING", ""
         elif symbol in self._moved and now_ms >= instrument.delivery_ms:
-            status = "SETTLING"
+            status = self._undated.get(symbol, "SETTLING")
         shown = self._status.get(symbol, status)
+        if symbol in self._undated and now_ms >= instrument.delivery_ms:
+            # It is all that tells of this end.
+            shown = status
         if shown is None:
             return None
-        onboard_ms = self._onboard_ms.get(symbol, instrument.onboard_ms)
-        if (shown, kind, onboard_ms) == (
-            instrument.status,
-            instrument.contract_type,
-            instrument.onboard_ms,
-        ):
-            return instrument
-        return msgspec.structs.replace(
-            instrument, status=shown, contract_type=kind, onboard_ms=onboard_ms
+        as_shown = msgspec.structs.replace(
+            instrument,
+            status=shown,
+            contract_type=kind,
+            onboard_ms=self._onboard_ms.get(symbol, instrument.onboard_ms),
+            delivery_ms=NEVER_DELIVERED_MS if symbol in self._undated else instrument.delivery_ms,
+            null_key=self._odd.get(symbol, ""),
         )
+        return instrument if as_shown == instrument else as_shown
+
+
+_Said = TypeVar("_Said")
+
+
+def _say(said: dict[str, _Said], symbol: str, value: _Said | None) -> None:
+    if value is None:
+        said.pop(symbol, None)
+    else:
+        said[symbol] = value
 
 
 _PLANNED_MINUTES: Final = 2

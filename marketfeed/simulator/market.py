@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from marketfeed import schema
 from marketfeed.errors import SettingsError
 from marketfeed.schema import MINUTE_MS
 from marketfeed.simulator import frames
-from marketfeed.simulator.catalogue import make_instrument
+from marketfeed.simulator.changes import Changes
 from marketfeed.simulator.frames import Bar
 from marketfeed.simulator.funding import Funding
 from marketfeed.simulator.history import (
@@ -26,16 +25,7 @@ from marketfeed.simulator.history import (
     MinuteSource,
 )
 from marketfeed.simulator.instrument import Instrument, decimal
-from marketfeed.simulator.listings import (
-    Delist,
-    Enlist,
-    ListingChange,
-    Listings,
-    Rename,
-    SetOnboard,
-    SetStatus,
-    minute_from,
-)
+from marketfeed.simulator.listings import ListingChange, Listings
 from marketfeed.simulator.mark_prices import MarkPrices
 from marketfeed.simulator.pair import PairMarket
 from marketfeed.simulator.venue import (
@@ -102,6 +92,9 @@ class Market:
             instrument.symbol: Funding(instrument, seed)
             for instrument in (*instruments, *bystanders)
         }
+        self._changes = Changes(
+            self._listings, self._pairs, self._sources, self.funding, self._coming, seed
+        )
         self._marks = MarkPrices(
             self._stream,
             self.last_price,
@@ -160,53 +153,13 @@ class Market:
 
         Raises SettingsError for a pair that is not there, or is there already.
         """
-        match change:
-            case Enlist(pair=pair, in_s=in_s, trades_per_s=trades_per_s, price=price):
-                at_ms = minute_from(self.now_ms, in_s)
-                self._enlist(pair, trades_per_s, at_ms, price)
-            case Delist(pair=pair, in_s=in_s):
-                at_ms = minute_from(self.now_ms, in_s)
-                self._delist(self._listings.symbol_of(pair), at_ms)
-            case Rename(pair=pair, new=new, in_s=in_s):
-                at_ms = minute_from(self.now_ms, in_s)
-                symbol = self._listings.symbol_of(pair)
-                self._enlist(new, self._pair(symbol).instrument.trades_per_s, at_ms)
-                self._delist(symbol, at_ms)
-            case SetStatus(pair=pair, status=status):
-                at_ms = self.now_ms
-                self._listings.set_status(self._listings.symbol_of(pair), status)
-            case SetOnboard(pair=pair, days_ago=days_ago):
-                at_ms = self.now_ms
-                onboard_ms = at_ms - round(days_ago * schema.DAY_MS)
-                self._listings.set_onboard(self._listings.symbol_of(pair), onboard_ms)
-        return at_ms
-
-    def _pair(self, symbol: str) -> PairMarket:
-        pair = self._pairs.get(symbol)
-        if pair is None:
-            raise SettingsError(f"pair: {symbol} has no market")
-        return pair
-
-    def _enlist(
-        self, pair: str, trades_per_s: float, at_ms: int, price: float | None = None
-    ) -> None:
-        if not schema.is_pair(pair) or not pair.endswith("/USDT:USDT"):
-            raise SettingsError(f"pair: {schema.PAIR_EXAMPLE} is expected, not {pair!r}")
-        instrument = make_instrument(pair, trades_per_s, price)
-        instrument = msgspec.structs.replace(instrument, onboard_ms=at_ms)
-        self._listings.add(instrument)
-        self.funding[instrument.symbol] = Funding(instrument, self._seed)
-        self._coming.append(instrument)
-
-    def _delist(self, symbol: str, at_ms: int) -> None:
-        pair = self._pair(symbol)
-        self._sources[symbol].to_minute = at_ms // MINUTE_MS
-        pair.reread()
-        self._listings.deliver(symbol, at_ms)
+        return self._changes.carry_out(change, self.now_ms)
 
     def _open_coming(self, now_ms: int) -> None:
         for instrument in [one for one in self._coming if one.onboard_ms <= now_ms]:
             self._coming.remove(instrument)
+            # Until then REST tells of the settlements of the one before it.
+            self.funding[instrument.symbol] = Funding(instrument, self._seed)
             self._open(instrument, instrument.onboard_ms, None)
 
     # --- going on ---------------------------------------------------------------------------------
@@ -384,7 +337,12 @@ class Market:
             return []
         funding = self.funding[instrument.symbol]
         listed_ms = min(instrument.onboard_ms, self.start_ms - schema.DAY_MS)
-        times = funding.times(max(start_ms, listed_ms), min(end_ms, self.now_ms))
+        if source.from_minute is not None:
+            listed_ms = source.from_minute * MINUTE_MS
+        until_ms = min(end_ms, self.now_ms)
+        if source.to_minute is not None:
+            until_ms = min(until_ms, source.to_minute * MINUTE_MS - 1)
+        times = funding.times(max(start_ms, listed_ms), until_ms)
         times = times[-limit:] if newest else times[:limit]
         if not times:
             return []

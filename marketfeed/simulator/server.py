@@ -52,6 +52,7 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     the first subscription. `paused` starts with time standing still, until `resume`. `every_trade` gives
     the day that BTC repeats all of its trades (up to 150 a second) instead of some of them. `tradifi` are
     pairs of TradFi contracts that trade beside `pairs`; without any there is one that is listed only.
+    `liveliness` is how many trades there are, 1.0 as many as on the exchange: a fast one has fewer.
     """
 
     host: str = "127.0.0.1"
@@ -67,6 +68,7 @@ class SimulatorOptions(msgspec.Struct, frozen=True):
     replay: Path | None = None
     paused: bool = False
     every_trade: bool = False
+    liveliness: float = 1.0
     published_kept: int = 500_000
     max_buffer_bytes: int = MAX_BUFFER_BYTES
 
@@ -419,7 +421,10 @@ def _make_venue(options: SimulatorOptions) -> Venue:
     if options.replay is not None:
         return Replay(read_recording(options.replay))
     start_ms = options.start_ms if options.start_ms is not None else int(time.time() * 1_000)
-    instruments = (*catalogue.instruments(options.pairs), *catalogue.tradifi(options.tradifi))
+    instruments = tuple(
+        msgspec.structs.replace(one, trades_per_s=one.trades_per_s * options.liveliness)
+        for one in (*catalogue.instruments(options.pairs), *catalogue.tradifi(options.tradifi))
+    )
     symbols = {instrument.symbol for instrument in instruments}
     if len(symbols) < len(instruments):
         raise SettingsError("tradifi: a pair that is there already")

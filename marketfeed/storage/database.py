@@ -30,6 +30,7 @@ from marketfeed.storage.damage import (
     require_readable,
 )
 from marketfeed.storage.files import BESIDE, connect_read_only, identity
+from marketfeed.storage.in_place import InPlace
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,10 @@ class Database:
         finally:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+    def in_place(self) -> InPlace:
+        """What tells whether it is still where it was opened: to be made once, right after the opening."""
+        return InPlace(self.path, self._identity, self._lock_fd)
 
     def require_whole(self, queries: Iterable[str]) -> None:
         """Look at the file as a reader meets it, past this connection's cache. From any thread.

@@ -29,7 +29,9 @@ Behaviour = Literal[
     "status_only",  # opens none, answers 200 {"status": …} in Freqtrade's words
     "slow",  # opens a trade, answers after `slow_s`
     "already_open",  # 502 in Freqtrade's words
-    "full",  # 502 in Freqtrade's words
+    "full",  # 502 in Freqtrade's words, whatever it has
+    "paused",  # 502 in Freqtrade's words
+    "unknown_words",  # opens a trade, 502 with an error that Freqtrade has no words for
     "error_500",  # opens a trade, 500 in Freqtrade's words: the wallets could not be read after it
     "error_500_empty",  # opens none, 500 in Freqtrade's words
     "bad_gateway",  # opens none, 502 as a proxy's
@@ -82,7 +84,11 @@ class CountingBot:
         look_s: float = 0.0,
         log: Path | None = None,
         emit: Callable[[bytes], object] = len,
+        after_start: bool = True,
     ) -> None:
+        """`after_start`: the question of an aggregator's start is answered well, whatever the behaviour."""
+        self._after_start = after_start
+        self._asked = False
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
         self.look_s = look_s
@@ -94,6 +100,16 @@ class CountingBot:
         self.most_at_once = 0
         self.url = ""
         self.clock_ahead_ms = 0
+        self.lock = asyncio.Event()
+        """Cleared, an order waits in here before it opens its trade, as in Freqtrade's `_exit_lock`."""
+        self.lock.set()
+        self.ignores_offset = False
+        self.ignores_order = False
+        self.max_open_trades = -1
+        """Negative: any number."""
+        self.turn_s = 0.01
+        """How long a turn of its loop takes; 0: it stands still."""
+        self._turned_s = 0.0
         self._at_once = 0
         self._password = password
         self._port = port or held_port()
@@ -116,6 +132,9 @@ class CountingBot:
             ("GET", "status", self._status),
             ("GET", "trades", self._trades),
             ("GET", "version", self._version),
+            ("GET", "count", self._count),
+            ("GET", "health", self._health),
+            ("GET", "show_config", self._show_config),
         ):
             app.router.add_route(method, f"/api/v1/{path}", self._counted(path, handler))
         app.router.add_get("/api/v1/ping", self._ping)
@@ -135,7 +154,25 @@ class CountingBot:
 
     def close_trades(self) -> None:
         for trade in self.trades:
+            self._close(trade)
+
+    def _close(self, trade: dict[str, Any]) -> None:
+        if trade["is_open"]:
             trade["is_open"] = False
+            trade["close_timestamp"] = self._now_ms()
+
+    def _now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.clock_ahead_ms
+
+    def add(
+        self, pair: str, tag: str, ago_s: float = 0.0, *, closed: bool = False
+    ) -> dict[str, Any]:
+        """A trade that is here already, opened `ago_s` ago."""
+        trade = self._open({"pair": pair, "side": tag.split(maxsplit=1)[0], "entry_tag": tag})
+        trade["open_timestamp"] -= round(ago_s * 1000)
+        if closed:
+            self._close(trade)
+        return trade
 
     def _counted(
         self, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -161,12 +198,15 @@ class CountingBot:
     ) -> web.StreamResponse:
         pair = base64.b64encode(f"{USERNAME}:{self._password}".encode()).decode()
         given = request.headers.get("Authorization")
-        if self.behaviour == "unauthorized" or given != f"Basic {pair}":
+        begun = self._asked or not self._after_start
+        if (self.behaviour == "unauthorized" and begun) or given != f"Basic {pair}":
             return web.json_response({"detail": "Unauthorized"}, status=401)
-        if self.behaviour == "freeze" and request.method == "GET":
+        if self.behaviour == "freeze" and begun and request.method == "GET":
             await self._released.wait()
         response = await handler(request)
-        if self.behaviour == "nested":
+        if "offset" in request.query:
+            self._asked = True
+        if self.behaviour == "nested" and begun:
             return web.Response(body=b"[" * 5_000, content_type="application/json")
         return response
 
@@ -188,6 +228,8 @@ class CountingBot:
                 return _error(f"position for {body['pair']} already open - id: 1")
             case "full":
                 return _error("Maximum number of trades is reached.")
+            case "paused":
+                return _error("trader is not running")
             case "status_only":
                 words = f"Error entering {body['side']} trade for pair {body['pair']}."
                 return web.json_response({"status": words})
@@ -210,8 +252,14 @@ class CountingBot:
             case "hang_empty":
                 await self._released.wait()
                 return _cut(request)
+        # Whoever waits for its answer may be gone by then.
+        await self.lock.wait()
+        if 0 <= self.max_open_trades <= len(self._open_trades()):
+            return _error("Maximum number of trades is reached.")
         trade = self._open(body)
         match behaviour:
+            case "unknown_words":
+                return _error("Could not place order")
             case "slow":
                 await asyncio.sleep(self.slow_s)
             case "hang" | "freeze":
@@ -240,13 +288,14 @@ class CountingBot:
             "enter_tag": body.get("entry_tag", "force_entry"),
             "leverage": body.get("leverage"),
             "open_rate": 1.0,
-            "open_timestamp": time.time_ns() // 1_000_000 + self.clock_ahead_ms,
+            "open_timestamp": self._now_ms(),
+            "close_timestamp": None,
             "orders": [],
         }
         trade["orders"].append(self._order(trade, trade["enter_tag"]))
         self.trades.append(trade)
         if len(self.trades) > OPEN_AT_MOST:
-            self.trades[-OPEN_AT_MOST - 1]["is_open"] = False
+            self._close(self.trades[-OPEN_AT_MOST - 1])
         return trade
 
     def _order(self, trade: dict[str, Any], tag: str) -> dict[str, Any]:
@@ -260,16 +309,42 @@ class CountingBot:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(self.look_s)
-        return web.json_response([trade for trade in self.trades if trade["is_open"]])
+        return web.json_response(self._open_trades())
+
+    def _open_trades(self) -> list[dict[str, Any]]:
+        return [trade for trade in self.trades if trade["is_open"]]
+
+    async def _count(self, request: web.Request) -> web.StreamResponse:
+        current = len(self._open_trades())
+        most = current if self.behaviour == "full" else self.max_open_trades
+        return web.json_response({"current": current, "max": most, "total_stake": 0.0})
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        if self.turn_s:
+            self._turned_s = time.time() // self.turn_s * self.turn_s
+        # As `datetime` writes it, to the microsecond.
+        return web.json_response({"last_process": f"{self._turned_s:.6f}"})
+
+    async def _show_config(self, request: web.Request) -> web.StreamResponse:
+        state = "paused" if self.behaviour == "paused" else "running"
+        return web.json_response({"state": state})
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
-        # The first of its order are given: by id, the oldest by default.
+        # The first of its order are given: by id, the oldest by default, else by when they closed.
         closed = [trade for trade in self.trades if not trade["is_open"]]
-        if request.query.get("order_by_id", "true") == "false":
-            closed.reverse()
-        found = closed[: int(request.query.get("limit", "500"))]
+        if request.query.get("order_by_id", "true") == "false" and not self.ignores_order:
+            closed.sort(
+                key=lambda trade: (trade["close_timestamp"], trade["trade_id"]), reverse=True
+            )
+        offset = 0 if self.ignores_offset else int(request.query.get("offset", "0"))
+        found = closed[offset:][: int(request.query.get("limit", "500"))]
         return web.json_response(
-            {"trades": found, "trades_count": len(found), "offset": 0, "total_trades": len(closed)}
+            {
+                "trades": found,
+                "trades_count": len(found),
+                "offset": offset,
+                "total_trades": len(closed),
+            }
         )
 
     async def _version(self, request: web.Request) -> web.StreamResponse:

@@ -369,9 +369,11 @@ def _parted(line: str) -> tuple[str, str, str]:
 # --- the run ----------------------------------------------------------------------------------------
 
 
-def run(kills: int, seed: int, directory: Path, pace: Pace) -> Report:
+def run(kills: int, seed: int, directory: Path, unconfirmed_s: float) -> Report:
     """Kill `kills` times; ends early, with the fault in the report, when something is wrong."""
     report, events, random_ = Report(), Events(), random.Random(seed)
+    # Behind an order of which nobody knows, others go on soon: or hardly one would be sent between two kills.
+    pace = msgspec.structs.replace(DEFAULT_PACE, look_s=0.2, settle_s=0.3)
     port, bot_port = held_port(), held_port()
     given = settings(
         directory,
@@ -380,6 +382,7 @@ def run(kills: int, seed: int, directory: Path, pace: Pace) -> Report:
         port=port,
         window_s=WINDOW_S,
         expire_s=2,
+        unconfirmed_s=unconfirmed_s,
     )
     truth = Truth(directory)
     started_s = time.monotonic()
@@ -432,10 +435,9 @@ async def opened_trades(port: int) -> list[str]:
 def main() -> None:
     """See the module's docstring."""
     kills, seed, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    pace = msgspec.structs.replace(DEFAULT_PACE, lost_after_s=float(sys.argv[4]))
     # What aggregators log while they are killed is of interest only when something is wrong.
     logging.basicConfig(filename=directory / "log", level=logging.INFO)
-    report = run(kills, seed, directory, pace)
+    report = run(kills, seed, directory, float(sys.argv[4]))
     sys.stdout.write(json.dumps(msgspec.to_builtins(report)) + "\n")
 
 

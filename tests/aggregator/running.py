@@ -18,11 +18,13 @@ import yaml
 from bot import PASSWORD
 
 from marketfeed.aggregator.aggregator import Aggregator
+from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.timing import Pace
 from marketfeed.settings.load import load_settings
 from marketfeed.settings.model import Settings
 from marketfeed.storage.reading import reading
+from tests.waiting import until
 
 Login = tuple[str, str]
 FLEET: Login = ("fleet", "invented-fleet-password")
@@ -42,11 +44,13 @@ SHORT = ("120", "121", "122", "123", "124")
 QUICK = Pace(
     retry_first_s=0.02,
     retry_cap_s=0.1,
+    again_s=0.05,
     look_s=0.05,
-    lost_after_s=0.8,
+    settle_s=0.2,
     look_lost_s=0.2,
     probe_s=0.3,
     ledger_retry_s=0.05,
+    place_s=0.1,
 )
 DEADLINE_S = 30.0
 
@@ -58,12 +62,26 @@ def basic(auth: Login | None) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
 
 
+def settle(ledger: Path) -> Path:
+    """Have a ledger there that has been in use for long: a fresh one forwards nothing for a while."""
+    if not ledger.exists():
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        with Ledger.open(ledger) as opened:
+            opened.release()
+    return ledger
+
+
 def config(
-    path: Path, bots: Mapping[str, str | dict[str, Any]], bot_timeout_s: float = 1, **changes: Any
+    path: Path,
+    bots: Mapping[str, str | dict[str, Any]],
+    bot_timeout_s: float = 1,
+    *,
+    fresh: bool = False,
+    **changes: Any,
 ) -> Path:
     """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed.
 
-    A bot is the url of a `CountingBot`, or all of its settings.
+    A bot is the url of a `CountingBot`, or all of its settings. `fresh`: no ledger is made.
     """
     aggregator: dict[str, Any] = {
         "port": 0,
@@ -77,6 +95,7 @@ def config(
         "accounts": [{"username": FLEET[0], "hash": FLEET_HASH}],
         "window_s": 1,
         "cooldown_s": 0,
+        "unconfirmed_s": 0.8,
         "bots": {
             side: {
                 "url": bot,
@@ -88,6 +107,9 @@ def config(
             for side, bot in bots.items()
         },
     }
+    if changes.get("on_conflict") != "both":
+        # Older versions do not know it; with both it says nothing.
+        aggregator["early_grace_s"] = 0
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(aggregator.get(name), dict):
             aggregator[name] |= value
@@ -95,6 +117,8 @@ def config(
             aggregator[name] = value
     (path / "bot_word").write_text(PASSWORD)
     (path / "bot_word").chmod(0o600)
+    if not fresh:
+        settle(Path(aggregator["ledger"]["path"]))
     file = path / "config.yaml"
     file.write_text(yaml.safe_dump({"aggregator": aggregator}))
     return file
@@ -104,6 +128,13 @@ def settings(
     path: Path, bots: dict[str, str], bot_timeout_s: float = 1, **changes: Any
 ) -> Settings:
     return load_settings(config(path, bots, bot_timeout_s, **changes), {})
+
+
+def one_vote(path: Path, url: str, **changes: Any) -> Settings:
+    """One vote decides, after 0.2 s; the bot has 1 s to answer, a decision 2 s to be sent."""
+    given: dict[str, Any] = {"min_agreements": 1, "window_s": 0.2, "expire_s": 2} | changes
+    bots = {"long": url} | given.pop("bots", {})
+    return settings(path, bots, **given)
 
 
 class Running:
@@ -190,6 +221,20 @@ def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any
 
 def states(path: Path) -> list[str]:
     return [state for (state,) in rows(path, "SELECT state FROM forward ORDER BY window")]
+
+
+END_STATES = ("accepted", "refused", "expired", "found", "lost")
+
+
+async def end_states(path: Path, count: int = 1) -> list[str]:
+    """Wait until so many forwards, and all that there are, have ended; how."""
+
+    def ended() -> bool:
+        found = states(path)
+        return len(found) >= count and all(state in END_STATES for state in found)
+
+    await until(ended, f"end states, found {states(path)}")
+    return states(path)
 
 
 class Process:

@@ -1,42 +1,27 @@
-"""Windows, quorum, conflicts and cool-downs: examples, and random histories against a plain model."""
+"""Windows, quorum, conflicts, repeats and cool-downs by examples."""
 
-import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from voting import LONG, PAIR, RULES, SHORT, T0, WINDOW, forward_of
 
+from marketfeed.aggregator import passed
+from marketfeed.aggregator.ballots import Counted, Decision, Vote
+from marketfeed.aggregator.ledger_tables import State, found_words
+from marketfeed.aggregator.repeats import Earlier
 from marketfeed.aggregator.signals import Electorate, Signal
-from marketfeed.aggregator.votes import Counted, Decision, Rules, Vote, Votes, remembered_since
-
-LONG = ("73", "74", "75", "79", "108")
-SHORT = ("120", "121", "122", "123", "124")
-PAIR = "BTC/USDT:USDT"
-T0 = 1_795_000_000_000
-WINDOW = 60_000
-
-RULES = Rules(
-    window_ms=WINDOW,
-    min_agreements=3,
-    min_confidence=0.7,
-    on_conflict="neither",
-    cooldown_ms=0,
-    expire_ms=30_000,
-    default_leverage=1.0,
-    max_leverage=5.0,
-    ordertypes=("market", "limit"),
-    electorate=Electorate.of(LONG, SHORT, (("75", ("75a", "75b", "75c")),)),
-)
+from marketfeed.aggregator.standing import Standing
+from marketfeed.aggregator.votes import Votes
 
 
 class Ballot:
     """Votes with a clock and numbers of its own."""
 
     def __init__(self, **changes: Any) -> None:
-        self.votes = Votes(msgspec.structs.replace(RULES, **changes))
+        self.rules = msgspec.structs.replace(RULES, **changes)
+        self.standing = Standing(self.rules.cooldown_ms)
+        self.votes = Votes(self.rules, self.standing)
         self.number = 0
         self.now_ms = T0
         self.decisions: list[Decision] = []
@@ -55,6 +40,12 @@ class Ballot:
 
     def last(self) -> Decision:
         return self.decisions[-1]
+
+    def hear(self, state: State, **more: Any) -> None:
+        """The order of the last decision stands like this, and was sent now if ever."""
+        sent_ms = None if state in ("queued", "expired") else self.now_ms
+        fields: dict[str, Any] = {"sent_ms": sent_ms, "changed_ms": self.now_ms, "attempts": 1}
+        self.standing.heard(forward_of(self.last(), state, **(fields | more)), self.now_ms)
 
 
 def test_three_of_five() -> None:
@@ -160,44 +151,165 @@ def test_a_limit_order_carries_the_price_of_the_primary() -> None:
     assert (ballot.last().ordertype, ballot.last().price) == ("limit", 5.0)
 
 
-def test_a_repeated_signal_counts_once_and_opens_no_second_window() -> None:
+# --- the same signal again ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("after_ms", "outcome"), [(14_999, "duplicate"), (15_000, "voted")])
+def test_the_same_signal_is_a_repeat_for_15_seconds(after_ms: int, outcome: str) -> None:
     ballot = Ballot(min_agreements=1)
-    assert ballot.post("73", 0.9).outcome == "voted"
-    assert ballot.post("73", 0.9, 10).outcome == "duplicate"
-    ballot.wait(WINDOW)
-    # A client that saw no answer posts it again, after the decision.
-    repeated = ballot.post("73", 0.9, 1_000)
-    assert (repeated.outcome, repeated.window) == ("duplicate", 1)
-    assert ballot.votes.open_windows() == 0
-    # Another signal, or the same one later, is a new one.
-    assert ballot.post("73", 0.91).outcome == "voted"
-    ballot.wait(2 * WINDOW)
-    assert ballot.post("73", 0.9).outcome == "voted"
-
-
-def test_cool_down() -> None:
-    ballot = Ballot(min_agreements=1, cooldown_ms=300_000)
     ballot.post("73", 0.9)
+    ballot.post("74", 0.9, 10_000)
+    again = ballot.post("73", 0.9, after_ms - 10_000)
+    assert (again.outcome, again.window) == (outcome, 1)
     ballot.wait(WINDOW)
-    ballot.post("73", 0.8, 30_000)
+    # Counted again it is the latest vote of its feeder, and still one.
+    assert (ballot.last().votes, ballot.last().confidence) == (2, 0.9)
+
+
+def test_the_latest_vote_counts_when_it_is_an_earlier_one_again() -> None:
+    ballot = Ballot(min_agreements=1)
+    for confidence in (0.9, 0.8, 0.9):
+        ballot.post("73", confidence, 15_000)
+    ballot.wait(WINDOW)
+    assert (ballot.last().votes, ballot.last().confidence) == (1, 0.9)
+
+
+def test_what_is_repeated_at_the_next_candle_counts_in_its_window() -> None:
+    """Five feeders vote, and do so again a minute later with the same words, one of them first."""
+    ballot = Ballot(early_grace_ms=3_000)
+    for called in LONG:
+        ballot.post(called, 0.9, 100)
+    ballot.wait(3_000)
+    assert ballot.last().tag == "long ensemble 5/5 conf=0.90 from=73"
+    # 57 s after that decision: another feeder's new words have opened the next window.
+    ballot.post("74", 0.91, 58_000)
+    for called in ("73", "79"):
+        assert ballot.post(called, 0.9, 100).outcome == "voted"
+    ballot.wait(WINDOW)
+    assert ballot.last().votes == 3
+
+
+@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "duplicate"), (WINDOW, "voted")])
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_same_signal_opens_a_window_only_after_its_own_has_closed_by_time(
+    after_ms: int, outcome: str, restart: bool
+) -> None:
+    """However early that one was decided."""
+    ballot = Ballot(on_conflict="both")
+    for called in LONG:
+        ballot.post(called, 0.9)
+    ballot.wait(20_000)
+    assert len(ballot.decisions) == 1
+    if restart:
+        signal = Signal(PAIR, "long", "73", "73", 0.9)
+        earlier = Earlier("", signal.digest(), T0, 1, T0)
+        ballot.votes = Votes(ballot.rules, ballot.standing)
+        ballot.votes.remember_counted(earlier, ballot.now_ms)
+    again = ballot.post("73", 0.9, after_ms - 20_000)
+    assert again.outcome == outcome
+    assert ballot.votes.open_windows() == (outcome == "voted")
+
+
+def test_a_repeat_is_one_account_s() -> None:
+    ballot = Ballot()
+    signal = Signal(PAIR, "long", "73", "73", 0.9)
+    outcomes = [
+        ballot.votes.add(Vote(number, T0, signal, signal.digest(), account)).outcome
+        for number, account in enumerate(("fleet", "other", "fleet"), start=1)
+    ]
+    assert outcomes == ["voted", "voted", "duplicate"]
+
+
+def test_a_repeat_of_a_repeat_is_counted_from_the_one_that_counted() -> None:
+    ballot = Ballot(min_agreements=1, window_ms=1_000)
+    outcomes = [ballot.post("73", 0.9, after_ms).outcome for after_ms in (0, 14_000, 1_000, 14_000)]
+    assert outcomes == ["voted", "duplicate", "voted", "duplicate"]
+
+
+# --- what earlier orders came to ----------------------------------------------------------------------
+
+
+def next_one(ballot: Ballot, after_ms: int, called: str = "73") -> Decision:
+    """What a window comes to that ends so long from now."""
+    ballot.wait(after_ms - WINDOW)
+    ballot.post(called, 0.9 + len(ballot.decisions) / 1000)
+    ballot.wait(WINDOW)
+    return ballot.last()
+
+
+@pytest.mark.parametrize("state", ["accepted", "found", "lost"])
+@pytest.mark.parametrize(("after_ms", "outcome"), [(299_999, "skip"), (300_000, "forward")])
+def test_a_cool_down_starts_when_the_order_is_sent(
+    state: State, after_ms: int, outcome: str
+) -> None:
+    """And not when it was decided, 20 s before."""
+    ballot = Ballot(min_agreements=1, cooldown_ms=300_000)
+    next_one(ballot, WINDOW)
+    ballot.hear("queued")
+    ballot.wait(20_000)
+    ballot.hear(state)
+    assert next_one(ballot, after_ms).outcome == outcome
+
+
+def test_a_cool_down_names_its_rest() -> None:
+    ballot = Ballot(min_agreements=1, cooldown_ms=300_000)
+    next_one(ballot, WINDOW)
+    ballot.hear("accepted")
+    assert next_one(ballot, 90_000).reasons == ("cool-down for another 210.0 s",)
     ballot.post("73", 0.8, pair="ETH/USDT:USDT")
-    ballot.wait(WINDOW)
-    first, cooled, other = ballot.decisions
-    assert (first.outcome, cooled.outcome, other.outcome) == ("forward", "skip", "forward")
-    assert cooled.reasons == ("cool-down for another 210.0 s",)
-    ballot.post("73", 0.85, 150_000)
     ballot.wait(WINDOW)
     assert ballot.last().outcome == "forward"
 
 
-@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "skip"), (WINDOW, "forward")])
-def test_a_cool_down_ends_to_the_millisecond(after_ms: int, outcome: str) -> None:
-    ballot = Ballot(min_agreements=1, cooldown_ms=2 * WINDOW)
-    ballot.post("73", 0.9)
-    ballot.wait(WINDOW)
-    ballot.post("73", 0.8, after_ms)
-    ballot.wait(WINDOW)
-    assert [d.outcome for d in ballot.decisions] == ["forward", outcome]
+def test_the_cool_down_of_a_found_order_starts_when_its_trade_opened() -> None:
+    ballot = Ballot(min_agreements=1, cooldown_ms=300_000)
+    next_one(ballot, WINDOW)
+    words = found_words(7, ballot.now_ms + 9_000, added=False)
+    ballot.wait(30_000)
+    ballot.hear("found", answer=words, sent_ms=ballot.now_ms - 30_000)
+    assert next_one(ballot, 278_999).outcome == "skip"
+    ballot.wait(0)
+    assert next_one(ballot, WINDOW).outcome == "forward"
+
+
+@pytest.mark.parametrize("state", ["refused", "expired"])
+def test_what_surely_opened_nothing_cools_nothing_down(state: State) -> None:
+    ballot = Ballot(min_agreements=1, cooldown_ms=300_000)
+    next_one(ballot, WINDOW)
+    ballot.hear("queued", attempts=0)
+    ballot.hear("sending")
+    ballot.hear(state)
+    assert next_one(ballot, WINDOW).outcome == "forward"
+
+
+@pytest.mark.parametrize("cooldown_ms", [0, 300_000])
+@pytest.mark.parametrize("state", ["sending", "unknown"])
+def test_a_pair_is_held_on_both_sides_while_an_order_is_at_work(
+    state: State, cooldown_ms: int
+) -> None:
+    ballot = Ballot(min_agreements=1, cooldown_ms=cooldown_ms)
+    next_one(ballot, WINDOW)
+    ballot.hear(state)
+    assert ballot.standing.held(PAIR)
+    assert not ballot.standing.held(PAIR, but_window=1)
+    assert not ballot.standing.held("ETH/USDT:USDT")
+    # However long it lasts.
+    for called in ("73", "120"):
+        held = next_one(ballot, 1_000_000, called)
+        assert (held.outcome, held.passed) == ("skip", True)
+        assert "order of window 1 (long)" in held.reasons[0]
+
+
+def test_what_waits_to_be_sent_does_not_hold_a_newer_decision() -> None:
+    """It is replaced by it: `Ledger.record`."""
+    ballot = Ballot(min_agreements=1, cooldown_ms=300_000)
+    next_one(ballot, WINDOW)
+    ballot.hear("queued")
+    assert ballot.standing.queued(PAIR, "long") == [1]
+    assert next_one(ballot, WINDOW).outcome == "forward"
+
+
+# --- conflicts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "skip"), (WINDOW, "forward")])
@@ -235,10 +347,7 @@ def test_an_early_decision_is_remembered_when_the_other_side_closes() -> None:
         True,
     )
     assert ballot.last().reasons == (
-        (
-            "long was decided and forwarded 60.1 s ago, and the two windows opened 0.1 s apart, "
-            "within one window"
-        ),
+        ("long was decided 60.1 s ago, and the two windows opened 0.1 s apart, within one window"),
     )
 
 
@@ -273,24 +382,16 @@ def test_a_conflict_outlives_a_restart(late_ms: int, set_ms: int) -> None:
         ballot.number += 1
         shorts.append(Vote(ballot.number, ballot.now_ms, signal, signal.digest()))
     (early,) = ballot.decisions
-    restarted = Votes(rules)
+    restarted = Votes(rules, Standing(0))
     now_ms = ballot.now_ms + late_ms + set_ms
-    assert early.decided_ms >= remembered_since(rules, shorts, now_ms)
-    restarted.remember(early, [], now_ms)
+    assert early.opened_ms >= now_ms - passed.kept_ms(rules)
+    restarted.remember(early, now_ms)
     # Of another pair, and decided since: what is old is not forgotten while it may matter.
     other = msgspec.structs.replace(early, window=99, pair="ETH/USDT:USDT", decided_ms=now_ms)
-    restarted.remember(other, [], now_ms)
+    restarted.remember(other, now_ms)
     restarted.restore(shorts, now_ms)
     (decision,) = restarted.due(now_ms + WINDOW)
     assert (early.outcome, decision.outcome) == ("forward", "skip")
-
-
-@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "duplicate"), (WINDOW, "voted")])
-def test_a_repeat_is_one_for_a_window_after_the_decision(after_ms: int, outcome: str) -> None:
-    ballot = Ballot(min_agreements=1)
-    ballot.post("73", 0.9)
-    ballot.wait(WINDOW)
-    assert ballot.post("73", 0.9, after_ms).outcome == outcome
 
 
 @pytest.mark.parametrize(("after_ms", "windows"), [(WINDOW - 1, 1), (WINDOW, 2)])
@@ -365,10 +466,7 @@ def test_the_other_side_shortly_after_a_forward_is_not_sent() -> None:
     ballot.post("120", 0.95, 20_000)
     ballot.wait(10_000)
     assert ballot.last().reasons == (
-        (
-            "long was decided and forwarded 30.0 s ago, and the two windows opened 30.0 s apart, "
-            "within one window"
-        ),
+        ("long was decided 30.0 s ago, and the two windows opened 30.0 s apart, within one window"),
     )
     ballot.post("121", 0.95, 40_000)
     ballot.wait(WINDOW)
@@ -390,10 +488,10 @@ def test_a_window_that_closed_too_long_ago_is_not_forwarded() -> None:
 def test_a_jump_of_the_clock_while_stopped_keeps_windows_within_their_length(jump_ms: int) -> None:
     ballot = Ballot(min_agreements=1)
     signal = Signal(PAIR, "long", "73", "73", 0.9)
-    restarted = Votes(msgspec.structs.replace(RULES, min_agreements=1))
+    restarted = Votes(msgspec.structs.replace(RULES, min_agreements=1), Standing(0))
     now_ms = T0 + jump_ms
     restarted.restore([Vote(1, T0, signal, signal.digest())], now_ms)
-    closes_ms = restarted.next_close_ms()
+    closes_ms = restarted.next_due_ms()
     assert closes_ms is not None
     assert closes_ms <= now_ms + WINDOW
     (decision,) = restarted.due(now_ms + WINDOW)
@@ -402,234 +500,172 @@ def test_a_jump_of_the_clock_while_stopped_keeps_windows_within_their_length(jum
     assert ballot.decisions == []
 
 
-# --- random histories against a plain model ---------------------------------------------------------
+# --- a full house ----------------------------------------------------------------------------------
 
 
-class PlainVote(NamedTuple):
-    number: int
-    at: int
-    feeder: str
-    confidence: float
-    window: int
+def full_house(ballot: Ballot, house: tuple[str, ...] = LONG, every_ms: int = 0) -> None:
+    for called in house:
+        ballot.post(called, 0.9, every_ms)
 
 
-class PlainDecision(NamedTuple):
-    window: int
-    pair: str
-    side: str
-    opened: int
-    at: int
-    goes: bool
-    passed: bool
-    tag: str
+@pytest.mark.parametrize(("after_ms", "decisions"), [(2_999, 0), (3_000, 1)])
+@pytest.mark.parametrize("every_ms", [0, 500])
+def test_a_full_house_waits_for_the_other_side_from_its_window_s_first_vote(
+    after_ms: int, decisions: int, every_ms: int
+) -> None:
+    ballot = Ballot(early_grace_ms=3_000)
+    full_house(ballot, every_ms=every_ms)
+    ballot.wait(after_ms - 4 * every_ms)
+    assert len(ballot.decisions) == decisions
+    if not decisions:
+        assert ballot.votes.next_due_ms() == ballot.now_ms + 1
 
 
-class Plain:
-    """The rules once more, as slowly and plainly as can be: everything is looked up in lists."""
-
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self.votes: dict[tuple[str, str], list[PlainVote]] = {}
-        self.decided: list[PlainDecision] = []
-
-    def add(self, number: int, at: int, pair: str, feeder: str, confidence: float) -> str:
-        side = "long" if feeder in LONG else "short"
-        history = self.votes.setdefault((pair, side), [])
-        window = self.window(pair, side)
-        for old in history:
-            same = (old.feeder, old.confidence) == (feeder, confidence)
-            until = next((d.at + WINDOW for d in self.decided if d.window == old.window), None)
-            if same and (
-                old.window == window or (window is None and until is not None and at < until)
-            ):
-                return "duplicate"
-        history.append(PlainVote(number, at, feeder, confidence, window or number))
-        return "voted"
-
-    def window(self, pair: str, side: str) -> int | None:
-        closed = {decision.window for decision in self.decided}
-        found = [v.window for v in self.votes.get((pair, side), []) if v.window not in closed]
-        return found[0] if found else None
-
-    def latest(self, pair: str, side: str) -> list[PlainVote]:
-        window = self.window(pair, side)
-        by_feeder = {
-            vote.feeder: vote
-            for vote in self.votes.get((pair, side), [])
-            if vote.window == window and window is not None
-        }
-        return list(by_feeder.values())
-
-    def closes(self, pair: str, side: str) -> int:
-        window = self.window(pair, side)
-        first = next(v for v in self.votes[pair, side] if v.window == window)
-        return first.at + WINDOW
-
-    def passes(self, pair: str, side: str, now: int) -> bool:
-        found = self.latest(pair, side)
-        return (
-            len(found) >= self.rules.min_agreements
-            and round(sum(v.confidence for v in found) / len(found), 6) >= self.rules.min_confidence
-            and now - self.closes(pair, side) < self.rules.expire_ms
-        )
-
-    def due(self, now: int) -> list[PlainDecision]:
-        before = len(self.decided)
-        while ready := sorted(
-            (self.closes(pair, side), self.window(pair, side), pair, side)
-            for pair, side in self.votes
-            if self.window(pair, side) is not None and self.is_due(pair, side, now)
-        ):
-            _, _, pair, side = ready[0]
-            self.decide(pair, side, now)
-        return self.decided[before:]
-
-    def is_due(self, pair: str, side: str, now: int) -> bool:
-        other = "short" if side == "long" else "long"
-        full = len(self.latest(pair, side)) == 5
-        contested = self.window(pair, other) is not None and self.rules.on_conflict == "neither"
-        return now >= self.closes(pair, side) or (full and not contested)
-
-    def decide(self, pair: str, side: str, now: int) -> None:
-        other = "short" if side == "long" else "long"
-        passed = self.passes(pair, side, now)
-        opened = self.closes(pair, side) - WINDOW
-        goes = passed
-        together = [side]
-        if passed and self.rules.on_conflict == "neither":
-            if self.window(pair, other) is not None and self.passes(pair, other, now):
-                goes, together = False, [side, other]
-            elif any(
-                d.passed and (d.pair, d.side) == (pair, other) and abs(opened - d.opened) < WINDOW
-                for d in self.decided
-            ):
-                goes = False
-        if any(
-            d.goes and (d.pair, d.side) == (pair, side) and now - d.at < self.rules.cooldown_ms
-            for d in self.decided
-        ):
-            goes = False
-        for one in together:
-            found = self.latest(pair, one)
-            best = max(found, key=lambda vote: (vote.confidence, -vote.number))
-            average = round(sum(v.confidence for v in found) / len(found), 6)
-            tag = f"{one} ensemble {len(found)}/5 conf={average:.2f} from={best.feeder}"
-            window = self.window(pair, one)
-            assert window is not None
-            opened = self.closes(pair, one) - WINDOW
-            self.decided.append(PlainDecision(window, pair, one, opened, now, goes, passed, tag))
+def test_a_house_that_is_full_after_the_grace_is_decided_at_once() -> None:
+    ballot = Ballot(early_grace_ms=3_000)
+    full_house(ballot, every_ms=1_000)
+    ballot.wait(0)
+    assert ballot.last().outcome == "forward"
 
 
-PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT")
+def test_the_other_side_s_first_vote_within_the_grace_keeps_it_until_the_window_s_end() -> None:
+    ballot = Ballot(early_grace_ms=3_000)
+    full_house(ballot)
+    ballot.post("120", 0.9, 2_999)
+    ballot.wait(WINDOW - 3_000)
+    assert ballot.decisions == []
+    ballot.wait(1)
+    assert (ballot.last().side, ballot.last().outcome) == ("long", "forward")
 
 
-class History(RuleBasedStateMachine):
-    """Votes, waiting and restarts in any order: the same decisions as the plain model's."""
-
-    @initialize(
-        quorum=st.sampled_from([1, 2, 3]),
-        conflict=st.sampled_from(["both", "neither"]),
-        cooldown_ms=st.sampled_from([0, 60_000, 120_000]),
-        expire_ms=st.sampled_from([30_000, 3_600_000]),
-    )
-    def start(self, quorum: int, conflict: Any, cooldown_ms: int, expire_ms: int) -> None:
-        self.rules = msgspec.structs.replace(
-            RULES,
-            min_agreements=quorum,
-            on_conflict=conflict,
-            cooldown_ms=cooldown_ms,
-            expire_ms=expire_ms,
-        )
-        self.votes, self.plain = Votes(self.rules), Plain(self.rules)
-        self.now, self.number = T0, 0
-        self.stored: list[tuple[Vote, int]] = []
-        self.decisions: list[Decision] = []
-
-    @rule(
-        feeder=st.sampled_from(LONG + SHORT),
-        pair=st.sampled_from(PAIRS),
-        confidence=st.sampled_from([0.5, 0.7, 0.72, 0.85, 0.9]),
-        after_ms=st.sampled_from([0, 1, 900, 20_000]),
-    )
-    def vote(self, feeder: str, pair: str, confidence: float, after_ms: int) -> None:
-        self.pass_time(after_ms)
-        self.number += 1
-        side = self.rules.electorate.side_of[feeder]
-        signal = Signal(pair, side, feeder, feeder, confidence)
-        vote = Vote(self.number, self.now, signal, signal.digest())
-        counted = self.votes.add(vote)
-        assert counted.outcome == self.plain.add(self.number, self.now, pair, feeder, confidence)
-        if counted.outcome == "voted":
-            self.stored.append((vote, counted.window))
-            assert counted.votes == len(self.plain.latest(pair, side))
-
-    @rule(
-        house=st.sampled_from([LONG, SHORT]),
-        pair=st.sampled_from(PAIRS),
-        confidence=st.sampled_from([0.7, 0.9]),
-    )
-    def full_house(self, house: tuple[str, ...], pair: str, confidence: float) -> None:
-        for feeder in house:
-            self.vote(feeder, pair, confidence, 0)
-
-    @rule(ms=st.sampled_from([1, 999, 30_000, 59_999, 60_000, 95_000, 300_000]))
-    def pass_time(self, ms: int) -> None:
-        self.now += ms
-        made = self.votes.due(self.now)
-        self.decisions += made
-        assert [
-            PlainDecision(
-                d.window,
-                d.pair,
-                d.side,
-                d.opened_ms,
-                d.decided_ms,
-                d.outcome == "forward",
-                d.passed,
-                d.tag,
-            )
-            for d in made
-        ] == self.plain.due(self.now)
-        assert all(decision.reasons for decision in made)
-
-    @rule()
-    def restart(self) -> None:
-        """What a ledger would give back after a crash."""
-        self.votes = Votes(self.rules)
-        decided = {decision.window for decision in self.decisions}
-        open_votes = [vote for vote, window in self.stored if window not in decided]
-        since = remembered_since(self.rules, open_votes, self.now)
-        for decision in self.decisions:
-            if decision.decided_ms >= since:
-                digests = [
-                    (vote.signal.feeder, vote.digest)
-                    for vote, window in self.stored
-                    if window == decision.window
-                ]
-                self.votes.remember(decision, digests, self.now)
-        self.votes.restore(open_votes, self.now)
-
-    @invariant()
-    def no_window_is_decided_twice(self) -> None:
-        if hasattr(self, "decisions"):
-            windows = [decision.window for decision in self.decisions]
-            assert len(windows) == len(set(windows))
-
-    @invariant()
-    def neither_never_sends_both_sides_of_a_pair_within_one_window(self) -> None:
-        if not hasattr(self, "decisions") or self.rules.on_conflict != "neither":
-            return
-        sent = [d for d in self.decisions if d.outcome == "forward"]
-        for d, other in itertools.combinations(sent, 2):
-            if d.pair == other.pair and d.side != other.side:
-                assert abs(d.opened_ms - other.opened_ms) >= WINDOW
-
-    @rule(late_ms=st.sampled_from([30_000, 59_999, 300_000]))
-    def restart_late(self, late_ms: int) -> None:
-        """Nobody was here meanwhile: nothing was decided."""
-        self.now += late_ms
-        self.restart()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"early_grace_ms": 0},
+        {"on_conflict": "both", "early_grace_ms": None},
+        {"on_conflict": "both", "early_grace_ms": 3_000},
+        {"electorate": Electorate.of(LONG, ()), "early_grace_ms": 3_000},
+        {"electorate": Electorate.of(LONG, ()), "early_grace_ms": None},
+    ],
+    ids=str,
+)
+def test_a_full_house_that_waits_for_nobody_is_decided_at_once(changes: dict[str, Any]) -> None:
+    ballot = Ballot(**changes)
+    full_house(ballot)
+    ballot.wait(0)
+    assert ballot.last().outcome == "forward"
 
 
-History.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
-TestHistory = History.TestCase
+def test_without_a_grace_no_full_house_is_decided_early() -> None:
+    ballot = Ballot(early_grace_ms=None)
+    full_house(ballot)
+    ballot.wait(WINDOW - 1)
+    assert ballot.decisions == []
+    ballot.wait(1)
+    assert ballot.last().outcome == "forward"
+
+
+def test_a_grace_is_no_longer_than_its_window() -> None:
+    ballot = Ballot(early_grace_ms=2 * WINDOW)
+    full_house(ballot)
+    ballot.wait(WINDOW)
+    assert len(ballot.decisions) == 1
+
+
+# --- what passed ------------------------------------------------------------------------------------
+
+
+def test_every_decision_that_passed_is_remembered_and_not_the_last_alone() -> None:
+    """The short window conflicts with the first long one; a second opened a whole window after it."""
+    ballot = Ballot()
+    full_house(ballot)
+    ballot.wait(100)
+    for called in SHORT[:3]:
+        ballot.post(called, 0.8)
+    second = msgspec.structs.replace(ballot.last(), window=77, opened_ms=T0 + WINDOW + 100)
+    ballot.votes.remember(second, T0 + 2 * WINDOW)
+    ballot.wait(WINDOW)
+    assert [(d.side, d.outcome) for d in ballot.decisions] == [
+        ("long", "forward"),
+        ("short", "skip"),
+    ]
+    assert "opened 0.1 s apart" in ballot.last().reasons[0]
+
+
+def test_an_order_that_opened_nothing_conflicts_all_the_same() -> None:
+    ballot = Ballot()
+    full_house(ballot)
+    ballot.wait(0)
+    ballot.hear("sending")
+    ballot.hear("refused")
+    for called in SHORT[:3]:
+        ballot.post(called, 0.9, 100)
+    ballot.wait(WINDOW)
+    assert (ballot.last().side, ballot.last().outcome) == ("short", "skip")
+
+
+def test_a_decision_is_contested_by_a_later_one_of_the_other_side() -> None:
+    ballot = Ballot()
+    full_house(ballot)
+    ballot.wait(0)
+    assert ballot.votes.contested(PAIR, "long", 1) is None
+    for called in SHORT[:3]:
+        ballot.post(called, 0.9, 100)
+    ballot.wait(WINDOW)
+    short = ballot.last()
+    assert ballot.votes.contested(PAIR, "long", 1) == "short was decided since"
+    # Not the later one by the earlier, nor another pair's, nor what nobody knows.
+    assert ballot.votes.contested(PAIR, "short", short.window) is None
+    assert ballot.votes.contested("ETH/USDT:USDT", "long", 1) is None
+    assert ballot.votes.contested(PAIR, "long", 99) is None
+
+
+def test_nothing_is_contested_a_window_apart_nor_with_both() -> None:
+    for changes, after_ms in (({}, WINDOW), ({"on_conflict": "both"}, 100)):
+        ballot = Ballot(**changes)
+        full_house(ballot)
+        ballot.wait(after_ms)
+        for called in SHORT[:3]:
+            ballot.post(called, 0.9)
+        ballot.wait(WINDOW)
+        assert [d.outcome for d in ballot.decisions] == ["forward", "forward"]
+        assert ballot.votes.contested(PAIR, "long", 1) is None
+
+
+@pytest.mark.parametrize(("after_ms", "outcome"), [(WINDOW - 1, "skip"), (WINDOW, "forward")])
+def test_a_trade_of_a_bot_s_is_a_decision_of_when_it_opened(after_ms: int, outcome: str) -> None:
+    ballot = Ballot(min_agreements=1)
+    ballot.votes.remember_trade(PAIR, "long", T0)
+    ballot.post("120", 0.9, after_ms)
+    ballot.wait(WINDOW)
+    assert ballot.last().outcome == outcome
+
+
+def test_a_trade_of_a_bot_s_cools_down_its_pair_and_side() -> None:
+    standing = Standing(300_000)
+    standing.merge_trade(PAIR, "long", T0, T0 + 1_000)
+    standing.merge_trade(PAIR, "long", T0 - 5_000, T0 + 1_000)
+    assert standing.against(PAIR, "short", T0 + 1_000) is None
+    assert standing.against(PAIR, "long", T0 + 299_999) == "cool-down for another 0.0 s"
+    assert standing.against(PAIR, "long", T0 + 300_000) is None
+    standing.forget(T0 + 300_000)
+    # Ahead of the clock: as of now.
+    standing.merge_trade(PAIR, "long", T0 + 9_000_000, T0 + 300_000)
+    assert standing.against(PAIR, "long", T0 + 599_999) is not None
+    assert standing.against(PAIR, "long", T0 + 600_000) is None
+
+
+# --- leverage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("posted", "sent", "reasons"),
+    [(None, None, 1), (3.0, 3.0, 1), (20.0, 5.0, 2)],
+)
+def test_leverage_may_be_left_to_the_bot(
+    posted: float | None, sent: float | None, reasons: int
+) -> None:
+    ballot = Ballot(min_agreements=1, default_leverage=None)
+    ballot.post("73", 0.9, leverage=posted)
+    ballot.wait(WINDOW)
+    assert (ballot.last().leverage, len(ballot.last().reasons)) == (sent, reasons)

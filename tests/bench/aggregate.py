@@ -21,6 +21,7 @@ import numpy as np
 import uvloop
 
 from marketfeed.aggregator.auth import hash_password
+from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.settings.aggregator import AggregatorSettings
 from marketfeed.storage.reading import reading
@@ -358,6 +359,9 @@ def write_config(directory: Path, hashed: str, bot_url: str, **changes: Any) -> 
     """Write the settings of an aggregator with ten feeders and one bot; YAML is a superset of JSON."""
     (word := directory / "bot_word").write_text(PASSWORD)
     word.chmod(0o600)
+    # One that has been in use: a fresh one forwards nothing for a while.
+    with Ledger.open(directory / "ledger.db") as ledger:
+        ledger.release()
     aggregator = {
         "port": 0,
         "status": {"port": 0},

@@ -70,7 +70,7 @@ def audit(
                         (pair, length_ms, *where),
                     )
                 }
-                returned = _rest_candles(rest_url, symbol, timeframe, where)
+                returned = rest_candles(rest_url, symbol, timeframe, where)
                 expected += len(returned)
                 empty += sum(numbers[-1] == 0 for numbers in returned.values())
                 for open_ms, numbers in returned.items():
@@ -83,9 +83,10 @@ def audit(
     return Audit(expected, missing, different, extra, empty)
 
 
-def _rest_candles(
+def rest_candles(
     rest_url: str, symbol: str, timeframe: str, where: TimeRange
 ) -> dict[int, tuple[float, ...]]:
+    """An exchange's candles of a range by open time: numbers in the order of `schema.CANDLE_FIELDS`."""
     length_ms = schema.TIMEFRAMES_MS[timeframe]
     found: dict[int, tuple[float, ...]] = {}
     for tile in reversed(list(tiles(where, length_ms, PAGE))):
@@ -98,14 +99,15 @@ def _rest_candles(
                 "limit": PAGE,
             }
         )
-        for row in json.loads(_get(f"{rest_url}/fapi/v1/klines?{query}")):
+        for row in json.loads(get_patiently(f"{rest_url}/fapi/v1/klines?{query}")):
             o, high, low, c, volume, _, quote, trades, *taker = row[1:11]
             numbers = *map(float, (o, high, low, c, volume, quote, *taker)), trades
             found[row[0]] = numbers
     return found
 
 
-def _get(url: str) -> bytes:
+def get_patiently(url: str) -> bytes:
+    """A body. Raises TimeoutError when the exchange limits requests for too long."""
     for _ in range(_TRIES):
         try:
             with urllib.request.urlopen(url, timeout=20.0) as response:  # noqa: S310 - loopback

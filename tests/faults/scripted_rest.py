@@ -49,8 +49,15 @@ class ScriptedRest:
 
 @contextlib.asynccontextmanager
 async def scripted_rest(options: SimulatorOptions) -> AsyncIterator[ScriptedRest]:
-    """Serve it on loopback."""
-    async with Simulator(options) as sim, aiohttp.ClientSession() as session:
+    """Serve a simulator, and one of these before it, on loopback."""
+    async with Simulator(options) as sim, scripted_rest_of(sim) as exchange:
+        yield exchange
+
+
+@contextlib.asynccontextmanager
+async def scripted_rest_of(sim: Simulator) -> AsyncIterator[ScriptedRest]:
+    """Serve one more before a simulator that runs: another client's answers."""
+    async with aiohttp.ClientSession() as session:
         exchange = ScriptedRest(sim, session)
         app = web.Application()
         app.router.add_get("/fapi/v1/{endpoint:.*}", exchange.answer)

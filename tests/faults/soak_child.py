@@ -3,7 +3,8 @@
 `python -m tests.faults.soak_child collect CONFIG ROLL_FROM_S ROLL_BEFORE_S` is `marketfeed run` with
 connections that are old after so many exchange seconds instead of a day. `… simulate PAIRS SPEED TIMEFRAMES
 SEED` is `marketfeed simulate` whose quiet pairs send no closing frame for an interval without trades. `…
-simulate_from START_MS PAIRS TIMEFRAMES` is one in real time that begins at that exchange time.
+simulate_from START_MS PAIRS TIMEFRAMES` is one in real time that begins at that exchange time, `…
+simulate_quiet START_MS PAIR,… TIMEFRAMES SPEED SEED LIVELINESS` a fast one with few trades.
 """
 
 import asyncio
@@ -52,6 +53,21 @@ def _simulate_from(start_ms: str, pairs: str, timeframes: str) -> None:
     )
 
 
+def _simulate_quiet(
+    start_ms: str, pairs: str, timeframes: str, speed: str, seed: str, liveliness: str
+) -> None:
+    _serve(
+        SimulatorOptions(
+            pairs=tuple(pairs.split(",")),
+            timeframes=tuple(timeframes.split(",")),
+            speed=float(speed),
+            seed=int(seed),
+            start_ms=int(start_ms),
+            liveliness=float(liveliness),
+        )
+    )
+
+
 def _serve(options: SimulatorOptions) -> None:
     async def serve(stop: asyncio.Event) -> None:
         async with Simulator(options) as simulator:
@@ -78,5 +94,10 @@ if __name__ == "__main__":
         level=logging.INFO,
         format="level=%(levelname)s logger=%(name)s %(message)s",
     )
-    commands = {"collect": _collect, "simulate": _simulate, "simulate_from": _simulate_from}
+    commands = {
+        "collect": _collect,
+        "simulate": _simulate,
+        "simulate_from": _simulate_from,
+        "simulate_quiet": _simulate_quiet,
+    }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -10,6 +10,7 @@ from scoreboard import Row, Scoreboard
 
 from marketfeed.collector.reasons import LATELY_S, SETTLED_TROUBLE_S, Kind
 from marketfeed.gaps.deadlines import MARK_PRICE_DUE_S
+from marketfeed.pairs import listing
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.simulator.fault_kinds import HangRest, Mute, RefuseRest, ShiftStamps
 from marketfeed.simulator.listings import SetStatus
@@ -119,6 +120,32 @@ def test_a_single_quiet_pair_is_a_reason_once_exchange_info_says_that_it_trades(
                 whole_after_s=(whole_ms - fault_ms) / 1000,
             )
         )
+
+    run_line(path, check, speed=SPEED)
+
+
+def test_a_quiet_pair_beside_a_halted_one_is_asked_about_by_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The halted one is told of, and is not the second of two: without an answer the other were none."""
+
+    async def check(line: Line) -> None:
+        await line.until(lambda: line.delivering)
+        line.sim.change(SetStatus(OTHER, "BREAK"))
+        await line.until(lambda: line.report.halted == {OTHER: "BREAK"})
+        # Nothing but a reason to ask has it asked, once it has been by the time that was set before.
+        monkeypatch.setattr(listing, "LISTING_EVERY_S", 1e9)
+        asked = line.sim.rest.requests["exchangeInfo"]
+        await line.until(lambda: line.sim.rest.requests["exchangeInfo"] > asked)
+        asked = line.sim.rest.requests["exchangeInfo"]
+        await line.start(Mute(ALL_OF_PAIR))
+        await line.until(lambda: line.sim.rest.requests["exchangeInfo"] > asked)
+        await line.until(lambda: says(line, Kind.SILENT))
+        await line.assert_shown("are silent", f"{PAIR} mark_price")
+        assert line.report.perhaps_halted == ""
+        await line.sim.faults.end()
+        await line.until(lambda: line.report.reasons == [])
+        assert line.report.halted == {OTHER: "BREAK"}
 
     run_line(path, check, speed=SPEED)
 

@@ -116,8 +116,11 @@ def test_a_stop_loses_nothing_that_was_received(
     assert unlike(path, published) == []
     with closing(sqlite3.connect(path)) as db:
         (marks,) = db.execute("SELECT count(*) FROM mark_price").fetchone()
-    assert marks == report["records"]["mark_price"]
-    assert f"stopped frames={report['frames']} " in collector.log
+    # What the socket still held comes on top: on a busy machine it reads on after the last look.
+    assert marks >= report["records"]["mark_price"]
+    stopped = collector.logged(r"stopped frames=([0-9]+) ")
+    assert stopped is not None
+    assert int(stopped[1]) >= report["frames"]
     scoreboard.add(Row(fault="SIGTERM while running", lost="nothing that was received"))
 
 
@@ -181,10 +184,13 @@ def test_a_lock_that_was_removed_does_not_let_two_write_one_file(
     config = write_config(tmp_path, venue.ws_url, venue.rest_url, path)
     with Collecting(run_command(config), tmp_path / "one.log") as one:
         wait_until(one.is_delivering)
+        # Held meanwhile: it would see it first now and then, and take the new file itself.
+        one.process.send_signal(signal.SIGSTOP)
         for suffix in ("", "-wal", "-shm", ".lock"):
             Path(f"{path}{suffix}").unlink()
         with Collecting(run_command(config), tmp_path / "two.log") as two:
             wait_until(two.is_delivering)
+            one.process.send_signal(signal.SIGCONT)
             # The first one sees that its file is not there any more, and that the new one is taken.
             # On a busy machine its series may be silent before.
             wait_until(lambda: "the journal cannot be written" in str(one.health().json["reasons"]))

@@ -48,6 +48,9 @@ from tests.waiting import wait_until  # noqa: E402
 STRATEGIES: Final = Path(__file__).parent / "strategies"
 START_S: Final = 120.0
 STOP_S: Final = 60.0
+EXAMPLES: Final = ROOT / "examples"
+BY_MODULE: Final = ("-m", "reader.freqtrade")
+"""Freqtrade with the seam in place, whatever the strategy."""
 REQUESTS: Final = ("klines", "fundingRate", "markPriceKlines")
 """What a feeder that reads the store must not ask for."""
 
@@ -328,7 +331,7 @@ def fill(
     with Journal.open(path) as journal:
         now_ms = _ask(rest_url, "time")["serverTime"]
         for pair in pairs:
-            symbol = pair.partition(":")[0].replace("/", "")
+            symbol = _symbol(pair)
             batch = Batch()
             for timeframe, count in candles.items():
                 batch.extend(_past(rest_url, pair, symbol, timeframe, count, now_ms))
@@ -383,8 +386,22 @@ def _ask(rest_url: str, endpoint: str, **query: object) -> Any:
         time.sleep(1.0)
 
 
-def past_rows(rest_url: str, pair: str, timeframe: str, since_ms: int) -> list[list[Any]]:
+def past_rows(
+    rest_url: str, pair: str, timeframe: str, since_ms: int, endpoint: str = "klines"
+) -> list[list[Any]]:
     """The exchange's own candles of a pair, the forming one included."""
     now_ms = _ask(rest_url, "time")["serverTime"]
-    symbol = pair.partition(":")[0].replace("/", "")
-    return list(_rows(rest_url, "klines", symbol, timeframe, since_ms, now_ms))
+    return list(_rows(rest_url, endpoint, _symbol(pair), timeframe, since_ms, now_ms))
+
+
+def settled_rows(rest_url: str, pair: str, since_ms: int) -> dict[int, list[float]]:
+    """The exchange's own settled rates of a pair by their minute (ms); a thousand at most."""
+    rows = _ask(rest_url, "fundingRate", symbol=_symbol(pair), startTime=since_ms, limit=1000)
+    return {
+        schema.floor_to(row["fundingTime"], schema.MINUTE_MS): [float(row["fundingRate"])]
+        for row in rows
+    }
+
+
+def _symbol(pair: str) -> str:
+    return pair.partition(":")[0].replace("/", "")

@@ -1,9 +1,9 @@
 """What a real Freqtrade shows of `reader.freqtrade`, and of the aggregator in front of it.
 
-`python tests/freqtrade/prove.py [wheel] [ensemble] [live] [outage] [refresh] [freqai] [examples] [burst]
-[conflicts] [recovery] [ledgers] [kills]`: without a name all but the last, which takes an hour. Bots run the
-wheel of `make dist`, installed beside Freqtrade; what that changes is shown first. Those from `examples` on
-are commands of their own (`python -m tests.freqtrade.burst --help`), with Freqtrade alone.
+`python tests/freqtrade/prove.py [wheel] [ensemble] [live] [outage] [refresh] [freqai] [backtest] [examples]
+[burst] [conflicts] [recovery] [ledgers] [kills]`: without a name all but the last, which takes an hour. Bots
+run the wheel of `make dist`, installed beside Freqtrade; what that changes is shown first. Those from
+`examples` on are commands of their own (`python -m tests.freqtrade.burst --help`), with Freqtrade alone.
 
 Too long for CI: Freqtrade goes by the wall clock, so ten candles are ten minutes. Ends with the figures,
 and with exit code 1 if something is not as it should be.
@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import training
 from ensemble import ensemble
 from harness import (
-    REQUESTS,
+    BY_MODULE,
     ROOT,
     Bot,
     Line,
@@ -37,14 +38,12 @@ from harness import (
 )
 from influxd import Influxd
 from installation import Wheel, install_wheel
+from training import of
 
 PAIRS: Final = 20
 MINUTE_MS: Final = 60_000
-BY_MODULE: Final = ("-m", "reader.freqtrade")
-EXAMPLES: Final = ROOT / "examples"
 FORWARDS: Final = ("examples", "burst", "conflicts", "recovery", "ledgers", "kills")
 """Proofs of the aggregator, as commands of their own; the last is long."""
-_INFERENCE: Final = "Total time spent inferencing pairlist"
 
 
 class Unexpected(Exception):  # noqa: N818 - a finding
@@ -54,11 +53,6 @@ class Unexpected(Exception):  # noqa: N818 - a finding
 def require(good: object, text: str) -> None:
     if not good:
         raise Unexpected(text)
-
-
-def of(requests: Counter[str]) -> dict[str, int]:
-    """The requests that a feeder on the store must not make."""
-    return {name: requests[name] for name in REQUESTS}
 
 
 def seen_after_s(bot: Bot, skip: int = 1) -> list[float]:
@@ -351,58 +345,14 @@ def refresh(python: Path, directory: Path, rounds: int) -> None:
 
 
 def freqai(python: Path, directory: Path) -> None:
-    """FreqAI's LightGBM example trains and predicts from the store alone.
-
-    Mark prices are stored of the last hours alone: further back mark candles are the exchange's own.
-    """
-    pairs = 3
-    with feeder_line(
-        directory / "line",
-        pairs,
-        timeframes=("5m", "15m"),
-        candles=1500,
-        mark_hours=3,
-        history={"days": 5},
-    ) as line:
-        _wait_filled(line)
-        config = json.loads((EXAMPLES / "freqai.config.json").read_text())
-        env = {"MARKETFEED_URL": line.reader_url, "MARKETFEED_MISSING": "raise"}
-        before = Counter(line.requests())
-        with Bot(
-            python, directory / "bot", line.exchange.rest_url, line.pairs, strategy="FreqaiWithMarketfeed",
-            strategy_path=EXAMPLES, timeframe="5m", env=env, config=config,
-            arguments=("--freqaimodel", "LightGBMRegressor"),
-        ) as bot:  # fmt: skip
-            bot.wait_log(r"Done training \S+", 600, count=pairs)
-            # From the next candle on the models are asked.
-            asked_before = bot.log.count(_INFERENCE)
-            bot.wait_log(_INFERENCE, 600, count=asked_before + 1)
-            asked = Counter(line.requests()) - before
-            require(not any(of(asked).values()), f"requests: {of(asked)}")
-            wanted = ("data points", "Done training", _INFERENCE, "asked of")
-            trained = [one for one in bot.log.splitlines() if any(text in one for text in wanted)]
-            require("Failed to download" not in bot.log, "a download failed")
-            show(
-                "freqai: LightGBM on 5m and 15m candles, funding rate and mark price",
-                [
-                    ("klines, fundingRate, markPriceKlines", of(asked)),
-                    *((one[-150:],) for one in trained[-8:]),
-                ],
-            )
+    """FreqAI trains and predicts from the store alone, as far back as it trains."""
+    title = "freqai: LightGBM on 5m and 15m candles, funding rate and mark candles"
+    show(title, training.live(python, directory, require))
 
 
-def _wait_filled(line: Line) -> None:
-    """Wait until history is there, that of mark candles, too."""
-    deadline_s = time.monotonic() + 600
-    while True:
-        history = line.collector.status()["history"]
-        states = {
-            name: history[name] and history[name]["state"] for name in ("history", "mark_candles")
-        }
-        if set(states.values()) == {"complete"}:
-            return
-        require(time.monotonic() < deadline_s, f"history is not filled: {states}")
-        time.sleep(0.5)
+def backtest(python: Path, directory: Path) -> None:
+    """Files that `download-data` took from the store, and backtests of them."""
+    show("backtest: of files from the store", training.backtest(python, directory, require))
 
 
 # --- the aggregator -------------------------------------------------------------------------------
@@ -421,7 +371,7 @@ def main() -> int:
     )
     parser.add_argument(
         "what", nargs="*",
-        default=["ensemble", "live", "outage", "refresh", "freqai", *FORWARDS[:-1]],
+        default=["ensemble", "live", "outage", "refresh", "freqai", "backtest", *FORWARDS[:-1]],
     )  # fmt: skip
     parser.add_argument("--candles", type=int, default=10)
     parser.add_argument(
@@ -439,6 +389,7 @@ def main() -> int:
         "outage": lambda python, path: outage(python, path, chosen.seconds),
         "refresh": lambda python, path: refresh(python, path, chosen.rounds),
         "freqai": freqai,
+        "backtest": backtest,
         "ensemble": lambda python, path: show("ensemble", ensemble(python, path, require)),
         **{name: lambda _, path, name=name: forwards(name, path) for name in FORWARDS},
     }

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from marketfeed.simulator.catalogue import choose_pairs
 from tests.freqtrade import judge
-from tests.freqtrade.command import Figures, Progress, arguments, run
+from tests.freqtrade.command import Figures, Progress, arguments, run, require
 from tests.freqtrade.harness_config import PASSWORD
 from tests.freqtrade.judge import Decided
 from tests.freqtrade.stage import Feeders, Stage, feeding, running, staged
@@ -82,12 +82,18 @@ async def _fill(stage: Stage, side: str) -> None:
 
 
 async def _make_room(stage: Stage, side: str) -> None:
-    """Close every trade."""
+    """Close every trade; what waits for room is traded at once then."""
     bot = stage.bots[side]
-    for trade in (await asyncio.to_thread(bot.api, "GET", "status")).body:
-        number = str(trade["trade_id"])
-        await asyncio.to_thread(bot.api, "POST", "forceexit", {"tradeid": number})
-    await until(lambda: bot.api("GET", "count").body["current"] == 0, "the bot's trades are closed")
+    open_ = {
+        trade["trade_id"] for trade in (await asyncio.to_thread(bot.api, "GET", "status")).body
+    }
+    give_up_s = time.monotonic() + ANSWERED_S
+    while left := open_ & {
+        trade["trade_id"] for trade in (await asyncio.to_thread(bot.api, "GET", "status")).body
+    }:
+        require(time.monotonic() < give_up_s, f"trades {left} are not closed")
+        for number in left:
+            await asyncio.to_thread(bot.api, "POST", "forceexit", {"tradeid": str(number)})
 
 
 TROUBLES: Final = (

@@ -35,6 +35,7 @@ from marketfeed.history.continuous_audit import Auditor
 from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.coverage import Key
 from marketfeed.journal.journal import Journal
+from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry
@@ -365,6 +366,46 @@ def test_the_continuous_audit_stores_what_is_missing_and_tells_what_the_rule_kee
                 assert auditor.report().unmended == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["ended", "released", "deleted"])
+def test_the_continuous_audit_forgets_what_nobody_audits_any_more(tmp_path: Path, how: str) -> None:
+    """A difference of a pair that has ended, or of candles that are promised no more, is no reason."""
+    path = tmp_path / "journal.db"
+
+    async def run() -> None:
+        async with filled(path, 1) as (sim, _):
+            clock = ExchangeClock()
+            async with JournalWriter(path) as writer, aiohttp.ClientSession() as session:
+                more, _ = spoil(path)
+                rest = BinanceRest(session, sim.rest_url, turns=Turns(Budget(2_400), clock))
+                await rest.server_time()
+                one = Instrument("BTCUSDT", PAIR, "USDT", "TRADING", "PERPETUAL", 0, NEVER_MS)
+                series = [CandleSeries(one, "3m")]
+                auditor = Auditor(writer, rest, clock, lambda: series, chance=random.Random(1))
+                for _ in range(400):
+                    await auditor.look()
+                    if auditor.report().unmended:
+                        break
+                (text,) = auditor.report().unmended
+                assert str(more) in text
+                if how == "ended":
+                    series.clear()
+                elif how == "released":
+                    await writer.call(lambda journal: journal.release([(PAIR, "3m")]))
+                else:
+                    await writer.call(lambda journal: expire(journal, more + 3 * schema.MINUTE_MS))
+                assert auditor.report().unmended == []
+                # What was seen is counted all the same.
+                assert auditor.report().different >= 1
+
+    asyncio.run(run())
+
+
+def expire(journal: Journal, before_ms: int) -> None:
+    """Have a journal keep no candles of before a time, as its retention does."""
+    for (pair_id,) in journal.db.execute("SELECT id FROM pair").fetchall():
+        journal.delete(DeleteRange("candle", pair_id, before_ms))
 
 
 def _holes_of(journal: Journal, key: Key) -> list[TimeRange]:

@@ -69,12 +69,13 @@ def go(
     now_h: float,
     rows: list[dict[str, Any]],
     days: int = 1,
+    speed: float = 600.0,
 ) -> None:
     async def main(line: Line) -> None:
         line.rates.rows = rows
         await check(line)
 
-    run(path, main, collected=1, listed=1, days=days, now_ms=at(now_h), speed=600.0)
+    run(path, main, collected=1, listed=1, days=days, now_ms=at(now_h), speed=speed)
 
 
 def stored(path: Path) -> list[tuple[float, str]]:
@@ -178,6 +179,41 @@ def test_special_ones_alone_and_beside_a_regular_one(path: Path) -> None:
         *[(-8, "Regular"), (-4, "Special"), (0, "Regular"), (0, "Special"), (8, "Regular")]
     ]
     assert answer(path, at(10), -8) == [-8, -4, 0, 0, 8]
+
+
+def test_a_regular_one_that_follows_a_special_one_of_its_minute_is_awaited(path: Path) -> None:
+    rows = [row(-8), row(0, "Special")]
+
+    async def check(line: Line) -> None:
+        await line.say(at(0), OURS)
+        await until(lambda: line.clock.now_ms() > at(0))
+        await line.say(at(8), OURS)
+        await until(lambda: (0, "Special") in stored(path))
+        assert (settled_to(path) or 0) <= 0
+        assert isinstance(answer(path, at(0.2), -8), ReaderError)
+        rows.append(row(0))
+        await until(lambda: (0, "Regular") in stored(path))
+        await until(lambda: close(settled_to(path), MINUTE_H))
+
+    go(path, check, -0.05, rows, speed=60.0)
+    assert answer(path, at(0.2), -8) == [-8, 0, 0]
+
+
+def test_a_special_one_in_the_place_of_an_announced_one_counts_after_ten_minutes(
+    path: Path,
+) -> None:
+    rows = [row(-8), row(0, "Special")]
+
+    async def check(line: Line) -> None:
+        await line.say(at(0), OURS)
+        await until(lambda: line.clock.now_ms() > at(0))
+        await line.say(at(8), OURS)
+        await until(lambda: (settled_to(path) or 0) > 0)
+        assert line.clock.now_ms() > at(0) + schema.SETTLED_LATE_MS
+        assert line.settled_rates.report().given_up == 0
+
+    go(path, check, -0.05, rows)
+    assert answer(path, at(4), -8) == [-8, 0]
 
 
 def test_what_is_not_published_is_not_complete_though_later_ones_are(path: Path) -> None:
@@ -317,10 +353,10 @@ def test_who_was_heard_until_shortly_before_it_is_certain_of_it() -> None:
 
 def test_an_odd_row_leaves_its_minute_open() -> None:
     where = TimeRange(T0, T0 + 10 * MINUTE_MS)
-    fetched = FetchedRates(set(), [(PAIR, T0 + MINUTE_MS)])
+    fetched = FetchedRates(set(), set(), [(PAIR, T0 + MINUTE_MS)])
     assert fetched.clear(PAIR, where) == [
         TimeRange(T0, T0 + MINUTE_MS),
         TimeRange(T0 + 2 * MINUTE_MS, where.end_ms),
     ]
     assert fetched.clear("OTHER", where) == [where]
-    assert FetchedRates(set(), [(None, None)]).clear(PAIR, where) == []
+    assert FetchedRates(set(), set(), [(None, None)]).clear(PAIR, where) == []

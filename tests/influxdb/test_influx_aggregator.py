@@ -51,7 +51,7 @@ def points(influxd: Influxd, database: str, measurement: str) -> list[dict[str, 
     ]
 
 
-@pytest.mark.parametrize("behaviour", ["ok", "full"])
+@pytest.mark.parametrize("behaviour", ["ok", "already_open"])
 def test_votes_decisions_and_forwards_are_points(
     tmp_path: Path, influxd: Influxd, database: str, behaviour: Any
 ) -> None:
@@ -100,7 +100,7 @@ def test_votes_decisions_and_forwards_are_points(
         assert (forwarded["state"], forwarded["status"]) == ("accepted", 200)
     else:
         assert (forwarded["state"], forwarded["status"]) == ("refused", 502)
-        assert "Maximum number of trades is reached." in forwarded["answer"]
+        assert "already open" in forwarded["answer"]
     assert skipped["reasons"] == "1 of 5 votes, 3 needed"
     assert set(forwarded) <= {
         "time",

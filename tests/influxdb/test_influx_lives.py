@@ -362,8 +362,9 @@ def test_rates_prices_and_downloads_are_those_of_a_journal(both: Both, clock, op
         for until_ms in (None, NEW[0], START_MS, OLD[0]):
             frame = reader.get_funding_history(PAIR, until=until_ms)
             found.append((frame.to_dict(), json.dumps(frame.attrs["lives"])))
-        found.append(reader.get_mark_candles(PAIR, since=OLD[0]).to_dict())
-        found.append(reader.get_mark_candles(PAIR, since=OLD[0], until=OLD[1]).to_dict())
+        for until_ms in (None, OLD[1]):
+            frame = reader.get_mark_candles(PAIR, since=OLD[0], until=until_ms)
+            found.append((frame.to_dict(), json.dumps(frame.attrs["lives"])))
         for ask in (reader.get_mark_price, reader.get_funding_rate):
             try:
                 found.append(repr(ask(PAIR, max_age_s=None)))

@@ -250,6 +250,36 @@ def test_what_an_older_writer_has_done_is_asked_for_again(path: Path) -> None:
         assert journal.newest_without_quote(KEY, None) is None
 
 
+@pytest.mark.parametrize(
+    ("down_to_ms", "doubted"),
+    [(None, [2, 4]), (T0 + 3 * M1, [2, 4]), (0, [4])],
+    ids=["not begun", "in part", "to its end"],
+)
+def test_a_doubt_is_kept_until_it_was_asked_about_to_its_end(
+    path: Path, down_to_ms: int | None, doubted: list[int]
+) -> None:
+    """An older version writes twice: what it wrote first is not forgotten for what it wrote then."""
+    with Journal.open(path) as journal:
+        journal.write(Batch(candles=[candle(n) for n in range(5)]))
+        journal.fill_quotes([], {KEY: 0})
+    written_by_another(path, (T0 + 2 * M1, 1.75, 9))
+    with Journal.open(path) as journal:
+        assert journal.quotes_asked() == {}
+        if down_to_ms is not None:
+            # The exchange's answers had nothing that fits: what is stored stays.
+            journal.fill_quotes([], {KEY: down_to_ms})
+    written_by_another(path, (T0 + 4 * M1, 1.75, 9))
+    with Journal.open(path) as journal:
+        assert journal.quotes_asked() == {}
+        found = journal.newest_without_quote(KEY, None)
+        assert found is not None
+        ends = TimeRange(T0 + doubted[0] * M1, T0 + (doubted[-1] + 1) * M1)
+        assert (found.within, found.candles) == (ends, len(doubted))
+    # Opened once more with nothing written meanwhile it is the same.
+    with Journal.open(path) as journal:
+        assert journal.newest_without_quote(KEY, None) == found
+
+
 def test_what_an_older_version_has_shipped_is_shipped_again_with_it(path: Path) -> None:
     every = [(name, 1, 2) for name in KIND.measurements]
     with Journal.open(path) as journal:

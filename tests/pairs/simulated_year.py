@@ -2,14 +2,17 @@
 
 Contracts are listed (off the grid, too), halt, end (by date or by status alone), go on after all, come back
 under the same symbol as another coin, or under the same name with another symbol; types change. Answers
-lack rows, have rows that cannot be read, and dates of listing that are wrong. What is held is held against
-what the exchange knows of itself, at every day's end.
+lack rows, have rows that cannot be read, and dates of listing that are wrong. Rhythms of settlements change
+(`simulated_rhythms.py`). What is held is held against what the exchange knows of itself, at every day's end.
+
+Timeframes below an hour are promised and kept for days: a month of 3m would be most of the time.
 """
 
 import random
 import sys
 from collections.abc import Iterator
-from typing import Final
+from concurrent.futures import ProcessPoolExecutor
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -23,17 +26,21 @@ from marketfeed.journal.coverage import (
     mistakes,
     promised,
     stored,
+    stored_before,
 )
 from marketfeed.pairs.known_lives import KnownLives
 from marketfeed.pairs.lives import Lives
 from marketfeed.pairs.lives import mistakes as mistakes_of_lives
 from marketfeed.pairs.roster import Roster
+from tests.pairs.simulated_rhythms import Rhythms
 
 HOUR_MS: Final = schema.HOUR_MS
 DAY_MS: Final = schema.DAY_MS
 START_MS: Final = 20_400 * DAY_MS
 KEEP_MS: Final = 30 * DAY_MS
-TIMEFRAMES: Final = ("1h", "4h", "1d")
+KEEP_FINE_MS: Final = {"3m": DAY_MS // 2, "5m": DAY_MS // 2, "15m": DAY_MS}
+"""How far back candles below an hour are promised; twice that is kept: a day's are there at its end."""
+TIMEFRAMES: Final = (*KEEP_FINE_MS, "1h", "4h", "1d")
 DELISTED_STATUSES: Final = ("SETTLING", "DELIVERED", "CLOSE", "DELIVERING")
 HALTS: Final = ("TRADING_HALT", "BREAK", "HALT", "A_NEW_WORD", "")
 SETTLES_MS: Final = 4 * HOUR_MS
@@ -86,6 +93,7 @@ class Year:
         self.coverage: dict[tuple[str, str], Covered] = {}
         self.rows: dict[tuple[str, str], set[int]] = {}
         self.asked = 0
+        self.rhythms = Rhythms(random.Random(f"rhythms {seed}"), START_MS)
         self._numbers = iter(range(1_000))
         for _ in range(pairs):
             self._list(START_MS - self.rng.randrange(400) * DAY_MS)
@@ -94,11 +102,41 @@ class Year:
         """Let days pass; yields after each, at its end."""
         for day in range(days):
             for _ in range(24):
+                self._settle()
                 self.now_ms += HOUR_MS
                 self._trade()
                 self._happen()
                 self._answer()
+            self._delete()
             yield day
+
+    def _settle(self) -> None:
+        """The next hour's settlements: frames come of what is collected and trades."""
+        collected = {}
+        for one in self.roster.instruments:
+            contract = self._newest(one.pair)
+            if contract.symbol == one.symbol and contract.listed_ms <= self.now_ms:
+                collected[one.pair] = (contract, contract.listed_ms, contract.ended_ms)
+
+        def is_heard(pair: str, now_ms: int) -> bool:
+            contract = self._newest(pair)
+            return contract.is_live(now_ms) and now_ms >= contract.halted_until_ms
+
+        self.rhythms.pass_hour(self.now_ms, collected, is_heard)
+
+    def _delete(self) -> None:
+        """Retention, as `Covering.delete` tells coverage of it."""
+        for key, known in self.coverage.items():
+            keep_ms = KEEP_FINE_MS.get(key[1])
+            if keep_ms is None:
+                continue
+            length_ms = schema.TIMEFRAMES_MS[key[1]]
+            before_ms = schema.ceil_to(self.now_ms - 2 * keep_ms, length_ms)
+            have = self.rows.get(key, set())
+            old = {at_ms for at_ms in have if at_ms < before_ms}
+            if old or (known.holes and known.holes[0].start_ms < before_ms):
+                have -= old
+                self.coverage[key] = stored_before(known, before_ms)
 
     # --- the exchange -----------------------------------------------------------------------------------
 
@@ -249,8 +287,12 @@ class Year:
         ):
             self.coverage[key] = expected(known, schema.floor_to(until_ms, length_ms))
             return
+        keep_ms = KEEP_FINE_MS.get(timeframe)
+        # Of a new listing all is promised, where it is as lately as that is kept.
+        age_ms = self.now_ms - one.listed_ms
+        reach_ms = age_ms if keep_ms is None or age_ms <= keep_ms else 0
         promise = Promise(
-            *key, self.now_ms, KEEP_MS, one.listed_ms, self.now_ms - one.listed_ms, 0, one.ended_ms
+            *key, self.now_ms, keep_ms or KEEP_MS, one.listed_ms, reach_ms, 0, one.ended_ms
         )
 
         def lacking(where: TimeRange) -> list[TimeRange]:
@@ -264,7 +306,12 @@ class Year:
 
     def wrong(self) -> list[str]:
         """What of all that is held is not as the exchange has it."""
-        return [*self._wrong_lives(), *self._wrong_roster(), *self._wrong_series()]
+        return [
+            *self._wrong_lives(),
+            *self._wrong_roster(),
+            *self._wrong_series(),
+            *self.rhythms.wrong(self.now_ms),
+        ]
 
     def _wrong_lives(self) -> Iterator[str]:
         for pair, lives in self.known.lives.items():
@@ -345,22 +392,48 @@ class Year:
                 yield f"{key}: promised from before its contract: {covered.from_ms}, {contract}"
 
 
+class Passed(NamedTuple):
+    """What came of one year."""
+
+    wrong: list[str]
+    days: int
+    contracts: int
+    lives: int
+    settled: int
+    special: int
+    changed: int
+
+
+def pass_year(seed: int) -> Passed:
+    """Let one year pass."""
+    year, wrong, days = Year(seed, pairs=8), [], 0
+    for day in year.run(365):
+        days += 1
+        wrong += [f"seed {seed}, day {day}: {text}" for text in year.wrong()]
+    rhythms, lives = year.rhythms, sum(map(len, year.known.lives.values()))
+    passed = (rhythms.settled, rhythms.special, rhythms.changed)
+    return Passed(wrong, days, len(year.contracts), lives, *passed)
+
+
 def main() -> int:
     """Let so many years pass as the first argument says (40), and say what was wrong."""
     years = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    found = days = lives = contracts = 0
-    for seed in range(years):
-        year = Year(seed, pairs=8)
-        for day in year.run(365):
-            days += 1
-            for text in year.wrong():
-                found += 1
-                print(f"seed {seed}, day {day}: {text}", flush=True)  # noqa: T201
-        lives += sum(map(len, year.known.lives.values()))
-        contracts += len(year.contracts)
-    told = f"{contracts:,} contracts, {lives:,} lives, {found} wrong"
-    print(f"{years} years, {days:,} days' ends: {told}")  # noqa: T201
-    return 1 if found else 0
+    found: list[Passed] = []
+    with ProcessPoolExecutor() as pool:
+        for seed, one in enumerate(pool.map(pass_year, range(years))):
+            found.append(one)
+            for text in one.wrong:
+                print(text, flush=True)  # noqa: T201
+            sys.stderr.write(f"seed {seed}: {len(one.wrong)} wrong, {len(found)} of {years}\n")
+    wrong = sum(len(one.wrong) for one in found)
+    days, contracts, lives, settled, special, changed = (
+        sum(column) for column in zip(*(one[1:] for one in found), strict=True)
+    )
+    print(  # noqa: T201
+        f"{years} years, {days:,} days' ends: {contracts:,} contracts, {lives:,} lives, "
+        f"{settled:,} settlements ({special:,} special), {changed:,} changes of a rhythm, {wrong} wrong"
+    )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import uvloop
 from test_lifecycle import Following, _running, run_following
 
 from marketfeed.binance.rollover import Ages
+from marketfeed.pairs import listing
 from marketfeed.schema import MINUTE_MS, TIMEFRAMES_MS, floor_to
 from marketfeed.simulator.fault_kinds import ShrinkExchangeInfo
 from marketfeed.simulator.listings import Delist, Enlist, SetOnboard, SetStatus
@@ -149,6 +150,35 @@ def test_a_pair_that_has_halted_before_the_start_is_collected(path: Path) -> Non
                 with following.reader() as reader:
                     frame = reader.get_ohlcv(names[0], "1m", 1, max_age_s=None)
                     assert frame["date"].iloc[-1].timestamp() * 1000 > since_ms
+
+    uvloop.run(run())
+
+
+def test_halts_between_two_runs_are_told_by_a_second_answer_at_the_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several are silent then, and nobody asks for that: the start itself has to ask once more."""
+    # Nothing but a reason to ask has it asked.
+    monkeypatch.setattr(listing, "LISTING_EVERY_S", 1e9)
+
+    async def run() -> None:
+        options = SimulatorOptions(pairs=4, timeframes=("1m",), speed=240.0)
+        async with Simulator(options) as sim:
+            names = [one.pair for one in sim.market.instruments]
+            async with _running(path, sim, {"pairs": names}) as following:
+                await until(lambda: following.delivering)
+            for pair in names[:2]:
+                sim.change(SetStatus(pair, "TRADING_HALT"))
+            async with _running(path, sim, {"pairs": names}) as following:
+                await until(
+                    lambda: (
+                        following.collector.report().halted
+                        == dict.fromkeys(names[:2], "TRADING_HALT")
+                    )
+                )
+                await until(lambda: following.collector.report().reasons == [])
+                assert following.pairs == 4
+                assert {one.ended_ms for one in following.catalog().values()} == {None}
 
     uvloop.run(run())
 

@@ -20,8 +20,9 @@ from tests.proofs.section import Section, markdown
 from tests.proofs.sections import Proofs
 
 SECTIONS: Final = (
-    *("faults", "upgrades", "starts", "rounds", "listings", "kills", "forwards"),
-    *("outages", "bench", "bench3", "growth", "soak"),
+    *("faults", "upgrades", "starts", "rounds", "listings", "week", "mixed"),
+    *("kills", "forwards", "outages"),
+    *("bench", "bench3", "growth", "soak"),
 )
 _LIBRARIES: Final = (
     *("cryptofeed", "influxdb-client", "aiohttp", "uvloop", "msgspec", "pandas", "numpy"),

@@ -1,4 +1,4 @@
-"""The sections of the proofs that run for long in real time: cold starts, and rounds of faults."""
+"""The sections of the proofs that are campaigns: cold starts, rounds of faults, years, two versions."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,10 @@ import msgspec
 from tests.faults.cold_start import Start
 from tests.faults.fault_rounds import total
 from tests.faults.round_run import Round
+from tests.pairs import simulated_week
 from tests.proofs.commands import run
 from tests.proofs.section import Section, markdown
+from tests.upgrade.mixed_outcome import Mixed
 
 START_LANES: Final = "4"
 ROUND_LANES: Final = "8"
@@ -114,8 +116,63 @@ def rounds(logs: Path, *, quick: bool) -> Section:
     return section
 
 
+def week(logs: Path, *, quick: bool) -> Section:
+    """A week of listings, halts, ends, relistings and settlements through a real collector at speed 240."""
+    days = "0.5" if quick else "7"
+    section = Section(title="A week of contracts that come, go and change, at speed 240")
+    command = (
+        "tests.pairs.simulated_week",
+        "--speed",
+        "240",
+        "--days",
+        days,
+        "--seed",
+        "1",
+        "--json",
+    )
+    done = run(["-m", *command], _HOURS_S, python=sys.executable, log=logs / "week.log")
+    section.took(done)
+    try:
+        outcome = msgspec.json.decode(done.output, type=simulated_week.Outcome)
+    except msgspec.DecodeError:
+        section.failed("The week", done)
+        return section
+    if done.code != 0:
+        section.failed("The week", done)
+    table = [
+        [
+            "day's end",
+            "contracts",
+            "events",
+            "candles",
+            "lives",
+            "settlements",
+            "whole after s",
+            "wrong",
+        ]
+    ]
+    for day in outcome.days:
+        found = (
+            *(day.contracts, day.events, day.candles, day.lives, day.settled),
+            *(day.whole_s, len(day.wrong)),
+        )
+        table.append([day.at, *map(str, found)])
+    section.body = [
+        *markdown(table),
+        "",
+        *(f"{line}." for line in simulated_week.total(outcome).splitlines()),
+        "",
+        (
+            "Everything since the start is compared at each day's end: every candle of every contract, "
+            "lives, coverage, settlements, and what both readers and feeders get. What is fair to hold at "
+            "that speed is said at the head of `tests/pairs/simulated_week.py`."
+        ),
+    ]
+    return section
+
+
 def listings(logs: Path, *, quick: bool) -> Section:
-    """Years of listings, halts, ends and relistings through lives, roster and coverage alone."""
+    """Years of listings, halts, ends, relistings and rhythms through pure functions alone."""
     years = "1" if quick else "40"
     section = Section(title=f"Listings of {years} simulated years")
     done = run(
@@ -128,4 +185,36 @@ def listings(logs: Path, *, quick: bool) -> Section:
     section.body = [done.output.strip().splitlines()[-1] if done.output.strip() else "-"]
     if done.code != 0:
         section.failed("A simulated year of listings", done)
+    return section
+
+
+def mixed(logs: Path, *, quick: bool) -> Section:
+    """Two versions of the collector on one bucket, each older one first and last."""
+    section = Section(title="Two versions of the collector on one bucket")
+    few = ("--minutes", "24", "--versions", "0.2.0", "--orders", "old first") if quick else ()
+    done = run(
+        ["-m", "tests.upgrade.mixed_collectors", *few, "--json"],
+        _HOURS_S,
+        python=sys.executable,
+        log=logs / "mixed.log",
+    )
+    section.took(done)
+    found = msgspec.json.decode(done.output or "[]", type=list[Mixed])
+    if done.code != 0 or not found:
+        section.failed("Two versions of the collector", done)
+    table = [
+        ["older version", "started", "exchange min", "looks", "candles", "settlements", "wrong"]
+    ]
+    for one in found:
+        numbers = (one.minutes, one.looks, one.candles, one.settled, len(one.complaints))
+        table.append([one.version, one.order, *(f"{number:,}" for number in numbers)])
+    section.body = [
+        *markdown(table),
+        "",
+        (
+            "A real influxd, a symbol that is used again, an end, a lone special settlement, a pair that is "
+            "dropped. Readers of the current version are held against the exchange; those of the older one "
+            "against it, and against what they answer where its collector is alone."
+        ),
+    ]
     return section

@@ -111,8 +111,16 @@ class Proofs:
         return campaigns.rounds(self._logs, quick=self._quick)
 
     def listings(self) -> Section:
-        """Years of listings, halts, ends and relistings, simulated."""
+        """Years of listings, halts, ends, relistings and rhythms of settlements, simulated."""
         return campaigns.listings(self._logs, quick=self._quick)
+
+    def week(self) -> Section:
+        """A week of what becomes of contracts, through a real collector."""
+        return campaigns.week(self._logs, quick=self._quick)
+
+    def mixed(self) -> Section:
+        """An older collector and this one, and readers of both, on one bucket."""
+        return campaigns.mixed(self._logs, quick=self._quick)
 
     def kills(self) -> Section:
         """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""

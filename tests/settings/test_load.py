@@ -124,6 +124,7 @@ def test_the_defaults() -> None:
             "missing_confidence": "reject",
             "missing_feeder": "reject",
             "on_conflict": "neither",
+            "early_grace_s": 3.0,
             "cooldown_s": 300.0,
             "expire_s": 30.0,
             "default_leverage": 1.0,
@@ -135,11 +136,13 @@ def test_the_defaults() -> None:
                     "username": "freqtrader",
                     "password": None,
                     "password_file": None,
-                    "timeout_s": 5.0,
+                    "timeout_s": 20.0,
                     "stakeamount": None,
                 }
                 for side in ("long", "short")
             },
+            "unconfirmed_s": 40.0,
+            "opposite_open": "send",
         },
     }
 

@@ -29,7 +29,9 @@ class Aggregators:
         self.directory = directory
         self.bot = bot
         # Windows are decided when all have voted, and nothing expires: no clock is in this.
-        self.file = config(directory, {"long": bot.url}, window_s=600, expire_s=600)
+        self.file = config(
+            directory, {"long": bot.url}, fresh=True, window_s=600, expire_s=600, on_conflict="both"
+        )
         self._released = released
         self._process: Process | None = None
 

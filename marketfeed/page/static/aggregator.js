@@ -101,10 +101,15 @@ function now({ status, next_seq: seq }) {
   headline(status, "Marketfeed aggregator");
   if (seq !== shown && !asking && !document.hidden) recent(seq);
   const lost = Object.values(status.lost).flat().length;
+  const expired = Object.values(status.expired).reduce((total, counts) => total + sum(counts), 0);
   panels.show("Now", [
     ["Open windows", count(status.open_windows)],
     ["Signals being stored", count(status.pending)],
     ["Forwards waiting", count(sum(status.waiting))],
+    ...Object.entries(status.waits_for)
+      .filter(([, [why]]) => why)
+      .map(([side, [why]]) => [`Bot of ${side}`, why, "warn"]),
+    ["Forwards expired waiting", count(expired)],
     ["Forwards not confirmed", count(sum(status.unsettled)), warnIf(sum(status.unsettled))],
     ["Forwards lost", count(lost), badIf(lost)],
   ]);

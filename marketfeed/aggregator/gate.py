@@ -1,0 +1,121 @@
+"""What keeps a bot's orders back, and until when. Pure; times are monotonic s.
+
+While it is full, paused or does not let us in, it is asked for that, and orders go on when it has answered
+well. For a moment nothing is sent, too, after it could not be reached, and after it was slow: its loop
+takes the same lock as an order, and would not get it between one order and the next.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+from marketfeed.aggregator.bot_answers import Meaning
+from marketfeed.aggregator.timing import Pace
+from marketfeed.errors import backoff_s
+
+PURE = True
+
+Cause = Literal[
+    "unknown order",
+    "password",
+    "paused",
+    "no room",
+    "unreachable",
+    "other bot",
+    "same pair",
+    "start",
+    "ledger",
+    "busy",
+]
+"""Why a forward waits: for another order whose outcome is unknown, for the bot to let us in, to run, to have
+room, to be reached; for the answer of the other side's bot; for another order of its pair; for what a
+start has to know first; for the ledger; for its turn."""
+Question = Literal["version", "state", "count"]
+"""What a bot is asked for, to know whether it takes orders."""
+_SHUT: Final[dict[Cause, Question]] = {"password": "version", "paused": "state", "no room": "count"}
+
+
+class Why(msgspec.Struct, frozen=True):
+    """Why nothing is sent, in a word and in words."""
+
+    cause: Cause
+    words: str
+
+
+class Gate:
+    """Whether a bot may get an order now, as far as it and its answers say."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._shut: Why | None = None
+        self._away: Why | None = None
+        self._open_at_s = 0.0
+        self._failures = 0
+
+    @property
+    def why(self) -> Why | None:
+        """What keeps orders back; None: nothing but that the bot has been slow."""
+        return self._shut or self._away
+
+    @property
+    def question(self) -> Question:
+        """What to ask the bot for next."""
+        return "version" if self._shut is None else _SHUT[self._shut.cause]
+
+    @property
+    def shut(self) -> bool:
+        """Whether it opens by an answer alone."""
+        return self._shut is not None
+
+    @property
+    def opens_at_s(self) -> float:
+        """When it opens, if it is not shut."""
+        return self._open_at_s
+
+    def is_open(self, now_s: float) -> bool:
+        """Whether an order may be sent."""
+        return not self.shut and now_s >= self._open_at_s
+
+    def shut_by(self, meaning: Meaning, words: str) -> None:
+        """An order was answered with this."""
+        if meaning == "full":
+            self.no_room(words)
+        elif meaning == "paused":
+            self._shut = Why("paused", f"it is paused: {words}")
+        elif meaning == "barred":
+            self._shut = Why("password", f"it does not let us in: {words}")
+
+    def no_room(self, words: str) -> None:
+        """It has no room for another trade."""
+        self._shut = Why("no room", f"no room: {words}")
+
+    def answered(self, question: Question | None, *, good: bool = True) -> None:
+        """The bot answered, to a `question` or anything else; `good`: as a bot does that takes orders."""
+        self._failures = 0
+        self.over("unreachable")
+        shut_by = None if self._shut is None else self._shut.cause
+        if shut_by == "password" or (good and question is not None and question == self.question):
+            self._shut = None
+
+    def unreachable(self, words: str, now_s: float) -> None:
+        """Nothing of an order has left this host."""
+        self._failures += 1
+        pace = self._pace
+        self._open_at_s = now_s + backoff_s(self._failures, pace.retry_first_s, pace.retry_cap_s)
+        self._away = Why("unreachable", words)
+
+    def wait(self, cause: Cause, words: str, now_s: float) -> None:
+        """Try again in a moment."""
+        self._away = Why(cause, words)
+        self._open_at_s = now_s + self._pace.again_s
+
+    def over(self, cause: Cause) -> None:
+        """What it waited for has come."""
+        if self._away is not None and self._away.cause == cause:
+            self._away, self._open_at_s = None, 0.0
+
+    def took(self, took_s: float, now_s: float) -> None:
+        """An order was answered after so long."""
+        self._away = None
+        slow = took_s >= self._pace.slow_s
+        self._open_at_s = now_s + (min(took_s / 4, self._pace.pause_s) if slow else 0.0)

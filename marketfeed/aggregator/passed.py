@@ -1,0 +1,90 @@
+"""The decisions that passed, each by when its window opened: what conflicts are measured by. Pure.
+
+Two decisions of a pair, one of each side, conflict when their windows opened less than a window apart,
+whenever they were decided. It is about opinions: what became of the orders does not matter.
+
+Times are ms since the epoch; those ahead of the clock count as now, at a start.
+"""
+
+from typing import Final, NamedTuple
+
+from marketfeed.aggregator.ballots import OTHER, Key, Rules
+from marketfeed.aggregator.signals import Side
+
+PURE = True
+
+_NO_WINDOW: Final = -1
+
+
+class PassedDecision(NamedTuple):
+    """A decision that passed, or a trade that a bot has, of which no more is known (`window` -1)."""
+
+    opened_ms: int
+    window: int
+    decided_ms: int
+
+
+def kept_ms(rules: Rules) -> int:
+    """For how long after its window opened a decision is remembered.
+
+    A window that opened less than `window_ms` later may be decided `expire_ms` after its end, and an order
+    that was decided at its window's end may be sent 2 x `expire_ms` later.
+    """
+    return 2 * rules.window_ms + 2 * rules.expire_ms
+
+
+class Passed:
+    """All that passed lately. Not thread-safe."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._kept_ms = kept_ms(rules)
+        self._found: dict[Key, list[PassedDecision]] = {}
+
+    def note(self, pair: str, side: Side, window: int, opened_ms: int, decided_ms: int) -> None:
+        """Remember a decision that passed."""
+        passed = PassedDecision(opened_ms, window, decided_ms)
+        self._found.setdefault((pair, side), []).append(passed)
+
+    def note_trade(self, pair: str, side: Side, opened_ms: int) -> None:
+        """Remember a trade of a bot's as a decision that passed when the trade opened."""
+        self.note(pair, side, _NO_WINDOW, opened_ms, opened_ms)
+
+    def against(self, pair: str, side: Side, opened_ms: int) -> PassedDecision | None:
+        """The newest one of the other side whose window opened less than a window apart from `opened_ms`."""
+        found = self._found.get((pair, OTHER[side]), ())
+        near = [passed for passed in found if self._near(passed.opened_ms, opened_ms)]
+        return max(near, default=None)
+
+    def since(self, pair: str, side: Side, window: int) -> PassedDecision | None:
+        """One of the other side that conflicts with the decision `window`, and whose window opened later."""
+        for own in self._found.get((pair, side), ()):
+            if own.window == window:
+                return next(
+                    (
+                        passed
+                        for passed in self._found.get((pair, OTHER[side]), ())
+                        if self._near(passed.opened_ms, own.opened_ms) and _is_later(passed, own)
+                    ),
+                    None,
+                )
+        return None
+
+    def forget(self, now_ms: int) -> None:
+        """Forget what no decision and no order can conflict with any more."""
+        for key, found in list(self._found.items()):
+            kept = [passed for passed in found if now_ms - passed.opened_ms < self._kept_ms]
+            if kept:
+                self._found[key] = kept
+            else:
+                del self._found[key]
+
+    def _near(self, opened_ms: int, other_ms: int) -> bool:
+        return abs(opened_ms - other_ms) < self._rules.window_ms
+
+
+def _is_later(passed: PassedDecision, own: PassedDecision) -> bool:
+    """Whether its window opened later. Windows are numbered in the order in which they open."""
+    if passed.window == _NO_WINDOW:
+        return passed.opened_ms > own.opened_ms
+    return passed.window > own.window

@@ -1,0 +1,282 @@
+"""What happens at every start before anything is forwarded: the bots are asked what they have opened.
+
+A ledger may be lost, or be an older copy. Then the bots know of orders that it does not know, and an order
+that was sent right before may open only now. So:
+
+- Each bot is asked for the trades that carry a tag of ours (`ensemble_tag`), as far back as a cool-down or a
+  conflict reaches. It gets no order before it has answered. Those that the ledger does not know are
+  cool-downs and passed decisions, and are named in `/health` for as long.
+- A ledger that is fresh, is not the one that sent the last order from here, or does not know such a trade, is
+  held: nothing is forwarded for `quiet_ms`, in which an order that was under way opens or never does. Then
+  the bots are asked once more. The ledger remembers that it is held: a restart holds anew.
+
+`now_ms` is the time of the ledger, driven by the monotonic clock.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+
+from marketfeed.aggregator.ensemble_tag import ensemble_side
+from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, BotError, Trade
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.timing import Pace
+from marketfeed.aggregator.unknown_trades import unknown_trades
+from marketfeed.counters import Trouble
+from marketfeed.errors import JournalError
+from marketfeed.schema import DAY_MS
+
+log = logging.getLogger(__name__)
+
+SLOW_S: Final = 5.0
+"""A first answer that takes longer is shown in `/health`."""
+NAMED: Final = 3
+"""How many unknown trades of a bot `/health` names."""
+BEHIND: Final = "there are trades of ours in the bots that this ledger does not know"
+
+
+class Holding(Protocol):
+    """Who decides (`Desk`)."""
+
+    def merge_trades(self, trades: Iterable[tuple[str, Side, int]]) -> None:
+        """Take in trades: (pair, side, when each opened)."""
+
+    def hold(self, until_ms: int, why: str) -> None:
+        """Forward nothing until then."""
+
+
+class _Unknown(msgspec.Struct, frozen=True):
+    """A trade that the ledger does not know: `side` is that of its tag, `found_ms` when it was met."""
+
+    trade: Trade
+    side: Side
+    found_ms: int
+
+    @property
+    def name(self) -> tuple[int, bool, str, str]:
+        """What it is known by from one look to the next."""
+        return self.trade.trade_id, self.trade.added, self.trade.pair, self.trade.tag
+
+    def words(self) -> str:
+        """What `/health` and the log say of it."""
+        opened = datetime.fromtimestamp(self.trade.opened_ms / 1000, UTC)
+        what = "enlarged" if self.trade.added else "opened"
+        return (
+            f"{self.trade.pair} trade {self.trade.trade_id} {self.trade.tag!r}, {what} "
+            f"{opened:%Y-%m-%d %H:%M:%S} UTC"
+        )
+
+
+class _Asked:
+    """How far it has come with one bot."""
+
+    def __init__(self, side: Side, bot: Bot) -> None:
+        self.bot = bot
+        self.asked_ms: int | None = None
+        """When the last question was put that has been answered."""
+        self.until_ms = 0
+        """Until when nothing is forwarded to it; then it is asked once more."""
+        self.unknown: list[_Unknown] = []
+        self.trouble = Trouble(
+            log,
+            f"bot cannot be asked what it has opened, nothing is forwarded to it side={side}",
+            f"bot has been asked what it has opened side={side}",
+        )
+
+
+class Start:
+    """What is asked and waited for at a start, for the sides that have a bot."""
+
+    def __init__(
+        self,
+        bots: Mapping[Side, Bot],
+        ledger: LedgerThread,
+        holding: Holding,
+        now_ms: Callable[[], int],
+        quiet_ms: int,
+        span_ms: int,
+        pace: Pace,
+    ) -> None:
+        self._sides = {side: _Asked(side, bot) for side, bot in bots.items()}
+        self._ledger = ledger
+        self._holding = holding
+        self._now_ms = now_ms
+        self._quiet_ms = quiet_ms
+        self._span_ms = span_ms
+        self._pace = pace
+        self._why = ""
+        """Why the ledger is held; empty: it is not."""
+        self._noted = ""
+        """What of it the ledger has noted."""
+        self._until_ms = 0
+        self._refused: dict[str, tuple[int, str]] = {}
+        """Pair -> up to when a decision of it knew nothing of a trade there, and of which."""
+        self._began_s = time.monotonic()
+
+    def begin(self) -> None:
+        """Before a signal is taken: hold everything if the ledger is held, and have `holding` know."""
+        self._noted = self._ledger.held
+        if self._noted:
+            self._hold_all(self._noted)
+
+    # --- what follows from it -------------------------------------------------------------------------
+
+    def waits(self, side: Side) -> str:
+        """Why no order may be sent to the bot of `side` now; empty: nothing here speaks against it."""
+        item = self._sides[side]
+        left_ms = self._held_until_ms(item) - self._now_ms()
+        if left_ms > 0:
+            return f"{self._why}: nothing is forwarded for another {left_ms / 1000:.0f} s"
+        if self._must_ask(item):
+            why = item.trouble.why or "no answer yet"
+            return f"it has to be asked first what it has opened: {why}"
+        return ""
+
+    def may_not_send(self, side: Side) -> str:
+        """The same between the commit of `sending` and its POST: that may stand in a deleted file."""
+        return self._ledger.gone() or self.waits(side)
+
+    def forbids(self, forward: Forward) -> str:
+        """Why a queued order may never be sent; empty: nothing here speaks against it.
+
+        It was decided before a trade of its pair was met that the ledger does not know.
+        """
+        found_ms, words = self._refused.get(forward.pair, (0, ""))
+        return words if forward.decided_ms <= found_ms else ""
+
+    def reasons(self) -> list[str]:
+        """Why the aggregator is not well, as far as it is seen here. Each ends by itself."""
+        found = []
+        now_ms = self._now_ms()
+        if (left_ms := self._until_ms - now_ms) > 0:
+            found.append(f"{self._why}: nothing is forwarded for another {left_ms / 1000:.0f} s")
+        slow = time.monotonic() - self._began_s > SLOW_S
+        for side, item in self._sides.items():
+            shown = slow or bool(item.trouble) or item.asked_ms is not None
+            if left_ms <= 0 and shown and (words := self.waits(side)):
+                found.append(f"nothing is forwarded to the bot of {side}: {words}")
+            named = [it.words() for it in item.unknown if now_ms < it.found_ms + self._span_ms]
+            if named:
+                more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
+                found.append(
+                    f"the bot of {side} has trades of ours that the ledger does not know: "
+                    f"{'; '.join(named[:NAMED])}{more}"
+                )
+        return found
+
+    # --- the asking -----------------------------------------------------------------------------------
+
+    async def run(self, side: Side, opened: Callable[[], None]) -> None:
+        """Ask the bot of `side`, however long it takes; `opened` is called when orders may go to it.
+
+        Returns when that is so for all sides, and is noted.
+        """
+        item = self._sides[side]
+        while not self._is_over():
+            left_s = (self._held_until_ms(item) - self._now_ms()) / 1000
+            if item.asked_ms is None or (left_s <= 0 and self._must_ask(item)):
+                await self._ask(side, item)
+                if not self.waits(side):
+                    opened()
+            await self._note()
+            if not self._is_over():
+                pause_s = self._pace.look_s
+                await asyncio.sleep(pause_s if left_s <= 0 else min(left_s, pause_s))
+
+    async def _ask(self, side: Side, item: _Asked) -> None:
+        began_ms = self._now_ms()
+        since_ms = began_ms - self._span_ms
+        try:
+            trades = await item.bot.trades_since(since_ms, self._now_ms)
+            # After the answer: what is sent now has its `sending` in here.
+            sent = await self._ledger.call(
+                lambda ledger: ledger.sent_since(side, since_ms - DAY_MS)
+            )
+        except (BotError, JournalError) as error:
+            item.trouble.met(error)
+            return
+        except Exception as error:
+            # Whatever it has answered: nothing is sent to it, and the other bot's orders go on.
+            if repr(error) != item.trouble.why:
+                log.exception("asking failed in an unforeseen way side=%s", side)
+            item.trouble.met(repr(error))
+            return
+        item.trouble.end()
+        ours = [
+            trade
+            for trade in trades
+            if ensemble_side(trade.tag) and trade.opened_ms >= since_ms - CLOCK_TOLERANCE_MS
+        ]
+        first, item.asked_ms = item.asked_ms is None, began_ms
+        unknown = unknown_trades(ours, sent, self._now_ms())
+        log.info(
+            "bot asked what it has opened side=%s trades=%d unknown=%d",
+            side,
+            len(ours),
+            len(unknown),
+        )
+        self._take(side, item, unknown, first=first)
+
+    def _take(self, side: Side, item: _Asked, trades: list[Trade], *, first: bool) -> None:
+        # Nothing is awaited in here: no decision and no order comes in between.
+        now_ms = self._now_ms()
+        known = {it.name for it in item.unknown}
+        found = [_Unknown(t, ensemble_side(t.tag) or side, now_ms) for t in trades]
+        found = [it for it in found if it.name not in known]
+        item.unknown += found
+        for it in found:
+            log.error(
+                "trade of ours that the ledger does not know side=%s what=%s", side, it.words()
+            )
+            self._refused[it.trade.pair] = (now_ms, f"the bot of {side} has {it.words()}")
+        self._holding.merge_trades((it.trade.pair, it.side, it.trade.opened_ms) for it in found)
+        if first and found and not self._why:
+            self._hold_all(BEHIND)
+        if first and self._why:
+            # From now, and not from the start: one that was frozen goes on with an order only now.
+            item.until_ms = now_ms + self._quiet_ms
+
+    def _hold_all(self, why: str) -> None:
+        self._why = why
+        self._until_ms = self._now_ms() + self._quiet_ms
+        log.warning(
+            "nothing is forwarded for a while why=%r for_s=%.1f", why, self._quiet_ms / 1000
+        )
+        self._holding.hold(self._until_ms, why)
+
+    async def _note(self) -> None:
+        """Have the ledger know whether it is held. What cannot be noted is tried again."""
+        wanted = "" if self._is_settled() else self._why
+        if wanted == self._noted:
+            return
+        try:
+            await self._ledger.call(partial(Ledger.hold, why=wanted))
+        except JournalError as error:
+            log.debug("not noted whether the ledger is held error=%r", str(error))
+            return
+        self._noted = wanted
+        if not wanted:
+            log.warning("the bots have been asked, orders are forwarded")
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _held_until_ms(self, item: _Asked) -> int:
+        return max(self._until_ms, item.until_ms)
+
+    def _must_ask(self, item: _Asked) -> bool:
+        return item.asked_ms is None or item.asked_ms < self._held_until_ms(item)
+
+    def _is_settled(self) -> bool:
+        return not any(self._must_ask(item) for item in self._sides.values())
+
+    def _is_over(self) -> bool:
+        return self._is_settled() and not self._noted

@@ -1,0 +1,109 @@
+"""What keeps a bot's orders back, what it is asked for meanwhile, and what expires of it."""
+
+import pytest
+
+from marketfeed.aggregator.bot_answers import Meaning
+from marketfeed.aggregator.expired import FEW, LATELY_S, Expired
+from marketfeed.aggregator.gate import Gate, Question
+from marketfeed.aggregator.timing import Pace
+
+PACE = Pace()
+
+
+@pytest.mark.parametrize(
+    ("meaning", "cause", "question"),
+    [
+        ("full", "no room", "count"),
+        ("paused", "paused", "state"),
+        ("barred", "password", "version"),
+    ],
+)
+def test_it_is_shut_until_that_is_answered_well(
+    meaning: Meaning, cause: str, question: Question
+) -> None:
+    gate = Gate(PACE)
+    assert gate.is_open(0.0)
+    gate.shut_by(meaning, "its words")
+    assert gate.why is not None
+    assert gate.why.cause == cause
+    assert gate.why.words.endswith(": its words")
+    assert not gate.is_open(1e9)
+    assert gate.question == question
+    gate.answered(question, good=False)
+    other: Question = "version" if question != "version" else "count"
+    if meaning != "barred":
+        # Whoever answers lets us in; that says nothing of the rest.
+        gate.answered(None)
+        gate.answered(other)
+        assert not gate.is_open(1e9)
+        gate.answered(question)
+    assert gate.is_open(0.0)
+    assert gate.why is None
+    assert gate.question == "version"
+
+
+def test_an_accepted_or_refused_order_leaves_it_open() -> None:
+    gate = Gate(PACE)
+    for meaning in ("accepted", "refused"):
+        gate.shut_by(meaning, "words")
+    assert gate.is_open(0.0)
+
+
+def test_after_a_slow_answer_the_bot_gets_a_pause() -> None:
+    gate = Gate(PACE)
+    gate.took(0.9, 100.0)
+    assert gate.is_open(100.0)
+    gate.took(2.0, 100.0)
+    assert not gate.is_open(100.49)
+    assert gate.is_open(100.5)
+    # The longest one.
+    gate.took(19.0, 200.0)
+    assert not gate.is_open(200.99)
+    assert gate.is_open(201.0)
+    assert gate.why is None
+
+
+def test_it_is_tried_again_later_each_time_and_at_once_when_it_answers() -> None:
+    gate = Gate(PACE)
+    for failures, pause_s in enumerate((0.1, 0.2, 0.4, 0.8, 1.0, 1.0)):
+        gate.unreachable(f"not reachable {failures}", 0.0)
+        assert gate.opens_at_s == pytest.approx(pause_s)
+    assert gate.why is not None
+    assert gate.why.words == "not reachable 5"
+    gate.answered(None)
+    assert gate.is_open(0.0)
+    assert gate.why is None
+
+
+def test_what_it_waits_for_may_come() -> None:
+    gate = Gate(PACE)
+    gate.wait("other bot", "no answer", 10.0)
+    assert not gate.is_open(10.9)
+    assert gate.is_open(11.0)
+    gate.over("ledger")
+    assert gate.why is not None
+    gate.over("other bot")
+    assert gate.is_open(10.0)
+    assert gate.why is None
+
+
+def test_what_expired_is_a_reason_for_a_while() -> None:
+    expired = Expired()
+    assert expired.reason(0.0) == ""
+    expired.add("busy", 10.0)
+    expired.add("busy", 20.0)
+    expired.add("no room", 30.0)
+    assert expired.reason(30.0) == "3 expired unsent within 300 s (busy 2, no room 1)"
+    assert expired.reason(10.0 + LATELY_S) == "2 expired unsent within 300 s (busy 1, no room 1)"
+    # A full bot alone is as it should be.
+    assert expired.reason(20.0 + LATELY_S) == ""
+    assert expired.counts == {"busy": 2, "no room": 1}
+
+
+def test_a_burst_without_room_is_a_reason() -> None:
+    expired = Expired()
+    for number in range(FEW):
+        assert expired.reason(0.0) == ""
+        expired.add("no room", float(number))
+    assert expired.reason(4.0) == "5 expired unsent within 300 s (no room 5)"
+    assert expired.reason(LATELY_S) == ""
