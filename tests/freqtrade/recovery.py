@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from marketfeed.simulator.catalogue import choose_pairs
 from tests.freqtrade import judge
-from tests.freqtrade.command import Figures, Progress, arguments, run, require
+from tests.freqtrade.command import Figures, Progress, arguments, require, run
 from tests.freqtrade.harness_config import PASSWORD
 from tests.freqtrade.judge import Decided
 from tests.freqtrade.stage import Feeders, Stage, feeding, running, staged
