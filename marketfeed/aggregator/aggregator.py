@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
 from marketfeed.aggregator.auth import Doorkeeper
-from marketfeed.aggregator.ballots import OTHER, Decision, Rules
+from marketfeed.aggregator.ballots import OTHER, Decision
 from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
+from marketfeed.aggregator.from_settings import quiet_ms_of, require_complete, rules_of
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
@@ -30,19 +30,19 @@ from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExpositi
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.sending import Hooks
-from marketfeed.aggregator.signals import SIDES, Defaults, Electorate, Side
+from marketfeed.aggregator.signals import SIDES, Defaults, Side
 from marketfeed.aggregator.start import Start
 from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import HostClock
 from marketfeed.counters import cpu_s, rss_bytes
-from marketfeed.errors import JournalError, JournalWriteError, SettingsError
+from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.service.status_port import StatusServer
 from marketfeed.service.systemd import SystemdNotifier
-from marketfeed.settings.model import AggregatorSettings, Settings
+from marketfeed.settings.model import Settings
 from marketfeed.storage.damage import aside_reason
 from marketfeed.storage.versions import about_version
 
@@ -57,10 +57,6 @@ FORWARDER_STUCK_S: Final = 300.0
 """Monotonic seconds: a look takes three requests of 60 s at the most, and a pause is far shorter."""
 
 
-_THIS_HOST: Final = ("localhost", "127.0.0.1", "::1")
-"""What one bot on this host may be called."""
-
-
 class _AggregatorParts(NamedTuple):
     """What runs."""
 
@@ -69,70 +65,6 @@ class _AggregatorParts(NamedTuple):
     start: Start
     doorkeeper: Doorkeeper
     shipper: Shipper | None
-
-
-def require_complete(settings: AggregatorSettings) -> None:
-    """Raise SettingsError, with every mistake, when the aggregator could not do its work with these."""
-    mistakes = []
-    if not settings.accounts:
-        mistakes.append(
-            "aggregator.accounts: expected at least one, or nobody may post; found none"
-        )
-    if not settings.feeders.long and not settings.feeders.short:
-        mistakes.append("aggregator.feeders: expected feeders of at least one side; found none")
-    bots = {"long": settings.bots.long, "short": settings.bots.short}
-    if not any(bot.url for bot in bots.values()):
-        mistakes.append("aggregator.bots: expected the url of at least one bot; found none")
-    for side, bot in bots.items():
-        if bot.url and bot.password is None and bot.password_file is None:
-            mistakes.append(
-                f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
-                f"MARKETFEED_AGGREGATOR__BOTS__{side.upper()}__PASSWORD; found none"
-            )
-    if len(places := [_place(bot.url) for bot in bots.values() if bot.url]) > len(set(places)):
-        mistakes.append(
-            "aggregator.bots.long.url, aggregator.bots.short.url: expected two bots, as one would get the "
-            f"orders of both sides at once; found {settings.bots.short.url} for both"
-        )
-    if mistakes:
-        count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
-        raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
-
-
-def _place(url: str) -> tuple[str | None, int | None, str]:
-    """What two spellings of one bot's address have in common."""
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    host = "localhost" if parts.hostname in _THIS_HOST else parts.hostname
-    return host, port, parts.path.removesuffix("/api/v1")
-
-
-def rules_of(settings: AggregatorSettings) -> Rules:
-    """How is decided, by the settings."""
-    feeders, bots = settings.feeders, settings.bots
-    return Rules(
-        window_ms=round(settings.window_s * 1000),
-        min_agreements=settings.min_agreements,
-        min_confidence=settings.min_confidence,
-        on_conflict=settings.on_conflict,
-        cooldown_ms=round(settings.cooldown_s * 1000),
-        expire_ms=round(settings.expire_s * 1000),
-        default_leverage=settings.default_leverage,
-        max_leverage=settings.max_leverage,
-        ordertypes=settings.ordertypes,
-        early_grace_ms=None
-        if settings.early_grace_s is None
-        else round(settings.early_grace_s * 1000),
-        electorate=Electorate.of(feeders.long, feeders.short, feeders.aliases),
-        bots=tuple(
-            side for side, bot in zip(SIDES, (bots.long, bots.short), strict=True) if bot.url
-        ),
-    )
-
-
-def quiet_ms_of(settings: AggregatorSettings) -> int:
-    """For how long a ledger that may lack orders forwards nothing: none can be under way after it."""
-    return round(max(settings.unconfirmed_s, 2 * settings.window_s) * 1000)
 
 
 class Aggregator:

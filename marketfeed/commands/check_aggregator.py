@@ -2,8 +2,8 @@
 
 import aiohttp
 
-from marketfeed.aggregator.aggregator import require_complete
 from marketfeed.aggregator.freqtrade_bot import Bot, BotError
+from marketfeed.aggregator.from_settings import require_complete
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.commands.check import check_file
 from marketfeed.commands.finding import Finding
