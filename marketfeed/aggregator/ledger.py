@@ -35,7 +35,7 @@ from marketfeed.aggregator.ledger_tables import (
     signal_row,
 )
 from marketfeed.aggregator.repeats import Earlier
-from marketfeed.aggregator.standing import COOLING, Standing
+from marketfeed.aggregator.standing import AT_WORK, COOLING, Standing
 from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
 from marketfeed.storage.database import has_been_open, translate_sqlite_errors
@@ -50,6 +50,16 @@ ROOM_BYTES: Final = 65_536
 """What `prove_room` writes: a commit of a few votes is half of it."""
 
 _READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
+
+
+class PairAtWorkError(LedgerError):
+    """Nothing may be sent for this pair yet: `forward`, as the ledger has it, is sending or unknown."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__(
+            f"pair {forward.pair}: the order of window {forward.window} ({forward.side}) is {forward.state}"
+        )
+        self.forward = forward
 
 
 class Ledger(BegunFile):
@@ -313,18 +323,28 @@ class Ledger(BegunFile):
         """Take a forward to `state`, durably; returns it as it stands then.
 
         `trade_id` is the trade that it has opened. Raises LedgerError when it is not in a state from which
-        that may be entered: a second POST is prevented here, whatever its caller believes. From `sending`,
+        that may be entered: a second POST is prevented here, whatever its caller believes. So is one beside
+        another of its pair, on either side: PairAtWorkError, and it may be tried again. From `sending`,
         `queued` and `expired` are for callers that know that nothing has left this host, and `queued` also
         for those who have the bot's own word that it has opened nothing.
         """
         seq = self._next_seq
         with self._transaction():
+            if state == "sending":
+                self._require_free(window, bot)
             forward = self._enter(window, bot, state, now_ms, seq, answer, status, trade_id)
             self._save_seq(seq + 1)
         self._next_seq = seq + 1
         if state == "sending":
             self.leave_mark()
         return forward
+
+    def _require_free(self, window: int, bot: BotName) -> None:
+        """Within a transaction: raise PairAtWorkError while another order of its pair is at work."""
+        pairs = {forward.pair for forward in self._forwards_of([window])}
+        for other in self.forwards(AT_WORK):
+            if other.pair in pairs and (other.window, other.bot) != (window, bot):
+                raise PairAtWorkError(other)
 
     def _enter(
         self,

@@ -16,7 +16,7 @@ from marketfeed.aggregator.access import Access
 from marketfeed.aggregator.expired import Expired
 from marketfeed.aggregator.freqtrade_bot import Answer, Bot, BotError, NotSentError
 from marketfeed.aggregator.gate import Why
-from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger import Ledger, PairAtWorkError
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
@@ -133,7 +133,8 @@ class Sender:
     async def _commit(self, forward: Forward) -> Forward | None:
         """Note durably that it is sent; None if it was not: another one is better now, or it waits no more.
 
-        It is chosen within the transaction: what is queued then and better may not go.
+        It is chosen within the transaction: what is queued then and better may not go. Nor may it beside
+        another of its pair, which the other side's worker may have sent a moment ago.
         """
         now_ms, known = self._now_ms(), self._queue.windows
 
@@ -145,6 +146,10 @@ class Sender:
 
         try:
             found = await self._notes.try_once(commit)
+        except PairAtWorkError as error:
+            # It waits, and others go: from here on it is known that the pair is held.
+            self._notes.tell(error.forward)
+            return None
         except LedgerError as error:
             log.error("forward not sent error=%r", str(error))
             self._queue.drop(forward.window)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from marketfeed.aggregator.ballots import Decision, Rules, Vote
 from marketfeed.aggregator.events import Flow
-from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger import Ledger, PairAtWorkError
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
@@ -172,6 +172,25 @@ def test_nothing_leads_from_an_answer_or_an_unknown_back_to_sending() -> None:
 
     for state in ("accepted", "refused", "unknown", "found", "lost", "expired"):
         assert "sending" not in reachable(state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("at_work", ["sending", "unknown"])
+def test_of_a_pair_one_order_is_at_work(ledger: Ledger, at_work: State) -> None:
+    """Whatever the two workers believe: the other one stays queued, on either side."""
+    votes = Votes(RULES)
+    receive(ledger, votes, "73")
+    receive(ledger, votes, "120")
+    receive(ledger, votes, "73", pair="ETH/USDT:USDT")
+    decide(ledger, votes, T0 + 60_000)
+    for state in dict.fromkeys(("sending", at_work)):
+        ledger.step(1, "long", state, T0 + 60_001)
+    with pytest.raises(PairAtWorkError, match=f"order of window 1 .long. is {at_work}") as raised:
+        ledger.step(2, "short", "sending", T0 + 60_002)
+    assert (raised.value.forward.window, raised.value.forward.state) == (1, at_work)
+    assert [it.state for it in ledger.forwards()] == [at_work, "queued", "queued"]
+    assert ledger.step(3, "long", "sending", T0 + 60_003).state == "sending"
+    ledger.step(1, "long", "accepted" if at_work == "sending" else "lost", T0 + 60_004)
+    assert ledger.step(2, "short", "sending", T0 + 60_005).attempts == 1
 
 
 def test_a_forward_knows_when_it_was_sent_and_answered(ledger: Ledger) -> None:
