@@ -84,11 +84,11 @@ class CountingBot:
         look_s: float = 0.0,
         log: Path | None = None,
         emit: Callable[[bytes], object] = len,
-        after_start: bool = True,
+        asked: bool = False,
     ) -> None:
-        """`after_start`: the question of an aggregator's start is answered well, whatever the behaviour."""
-        self._after_start = after_start
-        self._asked = False
+        """`asked`: no question of an aggregator's start comes, or it is not answered well either."""
+        self.asked = asked
+        """Until an aggregator's start has asked what it has opened, it behaves well towards questions."""
         self.behaviour: Behaviour = behaviour
         self.slow_s = slow_s
         self.look_s = look_s
@@ -198,14 +198,14 @@ class CountingBot:
     ) -> web.StreamResponse:
         pair = base64.b64encode(f"{USERNAME}:{self._password}".encode()).decode()
         given = request.headers.get("Authorization")
-        begun = self._asked or not self._after_start
+        begun = self.asked
         if (self.behaviour == "unauthorized" and begun) or given != f"Basic {pair}":
             return web.json_response({"detail": "Unauthorized"}, status=401)
         if self.behaviour == "freeze" and begun and request.method == "GET":
             await self._released.wait()
         response = await handler(request)
         if "offset" in request.query:
-            self._asked = True
+            self.asked = True
         if self.behaviour == "nested" and begun:
             return web.Response(body=b"[" * 5_000, content_type="application/json")
         return response

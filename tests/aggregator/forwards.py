@@ -63,7 +63,8 @@ async def working(
     ledger: LedgerThread | None = None,
     pace: Pace = QUICK,
 ) -> AsyncIterator[Forwarder]:
-    """A worker on the ledger in `path`, until the block ends."""
+    """A worker on the ledger in `path`, until the block ends. No start has asked the bot before it."""
+    bot.asked = True
     async with (
         aiohttp.ClientSession() as session,
         ledger or LedgerThread(path / "ledger.db") as thread,

@@ -10,7 +10,18 @@ import aiohttp
 import msgspec
 import pytest
 from bot import Behaviour, CountingBot
-from running import PAIR, QUICK, Running, end_states, one_vote, rows, running, settings, states
+from running import (
+    PAIR,
+    QUICK,
+    Running,
+    end_states,
+    one_vote,
+    rows,
+    running,
+    settings,
+    settle,
+    states,
+)
 
 from marketfeed.aggregator.ballots import Rules, Vote
 from marketfeed.aggregator.forwarder import Forwarder, Terms
@@ -496,7 +507,7 @@ def write_forward(path: Path, *steps: str, age_ms: int = 0, expire_ms: int = 2_0
     electorate = Electorate.of(("73",), ())
     rules = Rules(200, 1, 0.7, "both", 0, expire_ms, 1.0, 5.0, ("market",), electorate)
     now_ms = time.time_ns() // 1_000_000 - age_ms
-    with Ledger.open(path / "ledger.db") as ledger:
+    with Ledger.open(settle(path / "ledger.db")) as ledger:
         votes = Votes(rules)
         signal = Signal(PAIR, "long", "73", "73", 0.9)
         vote = Vote(1, now_ms, signal, signal.digest())
@@ -662,7 +673,7 @@ def test_an_alarm_ends_when_the_bot_has_answered_for_long_enough(tmp_path: Path)
 def test_a_restart_does_not_end_an_alarm(tmp_path: Path) -> None:
     async def scenario() -> None:
         write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
-        async with CountingBot("freeze", after_start=False) as bot:
+        async with CountingBot("freeze", asked=True) as bot:
             ((tag,),) = rows(tmp_path, "SELECT tag FROM decision")
             given = one_vote(tmp_path, bot.url, bot_timeout_s=0.3)
             async with running(given) as aggregator:

@@ -6,7 +6,7 @@ import time
 import aiohttp
 import msgspec
 import pytest
-from bot import CountingBot
+from bot import Behaviour, CountingBot
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,10 +209,9 @@ def test_a_bot_that_knows_no_other_order_than_by_id_is_asked_for_all() -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["unauthorized", "nested"])
-def test_what_is_no_answer_is_none(behaviour: str) -> None:
+def test_what_is_no_answer_is_none(behaviour: Behaviour) -> None:
     async def scenario() -> None:
-        async with CountingBot() as bot:
-            bot.behaviour = behaviour  # type: ignore[assignment]
+        async with CountingBot(behaviour, asked=True) as bot:
             with pytest.raises(BotError):
                 await since(bot, 300)
 
