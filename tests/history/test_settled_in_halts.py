@@ -5,8 +5,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from marketfeed.binance.symbols import ExchangeInfo
+from marketfeed.history.awaited import APART_EVERY_S, Apart
+from marketfeed.history.funding_plan import untold
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.records import CatalogEntry
@@ -75,8 +79,10 @@ def test_a_special_one_within_a_halt_is_not_passed_over(path: Path) -> None:
             line.announce(at(hour + 0.5), OTHER)
         # Asked after all of that was published.
         await until(lambda: settled_to(path, OTHER.pair) > at(1.5))
-        assert stored(path, OURS.pair) == []
-        assert settled_to(path, OURS.pair) <= at(1.1)
+        # It is asked for by itself, while it has halted; what is complete has the special one.
+        await until(lambda: settled_to(path, OURS.pair) > at(1.1))
+        assert stored(path, OURS.pair) == [(1.1, "Special")]
+        assert OURS.symbol in line.rates.asked
         line.rates.halted = set()
         await until(lambda: (2.5, "Regular") in stored(path, OURS.pair))
         assert stored(path, OURS.pair) == [(1.1, "Special"), (2.5, "Regular")]
@@ -93,3 +99,29 @@ def test_the_history_of_one_that_has_halted_is_asked_for_by_itself(path: Path) -
     rates = run(path, check, collected=20, listed=20, days=7)
     assert OURS.symbol in rates.asked
     assert None in rates.asked
+
+
+# --- whom, and how often ------------------------------------------------------------------------------
+
+
+def test_weeks_of_halts_are_a_question_in_ten_minutes_each_and_one_in_a_look() -> None:
+    apart, asked = Apart(), list[str]()
+    pairs = [f"S{n}/USDT:USDT" for n in range(164)]
+    for now_s in range(3 * int(APART_EVERY_S)):
+        apart.join(pairs, now_s)
+        if (pair := apart.next(now_s)) is not None:
+            apart.ask_again(pair, now_s)
+            asked.append(pair)
+    assert asked == pairs * 3
+    apart.leave(pairs[0])
+    assert pairs[0] not in apart
+
+
+def test_an_answer_for_all_is_of_those_that_trade_by_a_list_of_now() -> None:
+    halted = msgspec.structs.replace(OTHER, status="TRADING_HALT")
+    pairs = {OURS.symbol: OURS.pair, OTHER.symbol: OTHER.pair}
+    info = ExchangeInfo({OURS.pair: OURS, OTHER.pair: halted}, 0, at_ms=T0)
+    assert untold(info, pairs, T0 + 10 * MINUTE_MS) == {OTHER.pair}
+    assert untold(info, pairs, T0 + 10 * MINUTE_MS + 1) == {OURS.pair, OTHER.pair}
+    # A row that is missing says nothing.
+    assert untold(ExchangeInfo({OURS.pair: OURS}, 0), pairs, T0) == {OTHER.pair}
