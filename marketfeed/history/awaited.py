@@ -16,6 +16,8 @@ PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
 LATE_PAUSE_S: Final = 3_600.0
 LATE_ROUNDS: Final = 24
 """What was not published within these ten minutes is given up, and still asked for every hour of a day."""
+APART_EVERY_S: Final = schema.SETTLED_LATE_MS / 1000
+"""Exchange seconds between two questions for a pair by its symbol: when they miss a rate, it is there."""
 
 
 class FetchedRates(NamedTuple):
@@ -85,6 +87,37 @@ class Awaited(msgspec.Struct, eq=False):
         is_late = self.rounds >= len(PAUSES_S)
         self.due_s = now_s + (LATE_PAUSE_S if is_late else PAUSES_S[self.rounds])
         self.rounds += 1
+
+
+class Apart:
+    """Pairs that an answer for all contracts may leave out: when each is asked for by its symbol.
+
+    At once, then every `APART_EVERY_S` until it leaves.
+    """
+
+    def __init__(self) -> None:
+        self._due_s: dict[str, float] = {}
+
+    def __contains__(self, pair: str) -> bool:
+        return pair in self._due_s
+
+    def join(self, pairs: Iterable[str], now_s: float) -> None:
+        """Have these asked for; those that are already, at their times."""
+        for pair in pairs:
+            self._due_s.setdefault(pair, now_s)
+
+    def next(self, now_s: float) -> str | None:
+        """The pair that has been due for longest, if any is."""
+        pair = min(self._due_s, key=self._due_s.__getitem__, default=None)
+        return None if pair is None or self._due_s[pair] > now_s else pair
+
+    def ask_again(self, pair: str, now_s: float) -> None:
+        """Note that it is asked for now."""
+        self._due_s[pair] = now_s + APART_EVERY_S
+
+    def leave(self, pair: str) -> None:
+        """Note that answers for all have it, or that nobody wants it."""
+        self._due_s.pop(pair, None)
 
 
 def is_certain(next_ms: int, heard_ms: int | None) -> bool:

@@ -8,35 +8,34 @@ requests. What is complete is kept as a document in the journal, so that a resta
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from http.client import BAD_REQUEST
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
 
-from marketfeed import errors, schema
+from marketfeed import schema
 from marketfeed.binance.budget import Priority
 from marketfeed.binance.exchange_clock import ExchangeClock
-from marketfeed.binance.rest import BinanceRest, Settlement
+from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.symbols import TRADING, ExchangeInfo, Instrument
 from marketfeed.counters import CollectorCounters, Trouble
-from marketfeed.errors import ExchangeError, JournalError, OddAnswerError, backoff_s
+from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.grid import TimeRange, joined, subtract
 from marketfeed.history.archive_rates import ArchiveRates
 from marketfeed.history.awaited import (
     LATE_PAUSE_S,
     PAUSES_S,
+    Apart,
     Awaited,
     FetchedRates,
     completed,
     is_certain,
 )
-from marketfeed.history.funding_plan import STEP_MS, plan
+from marketfeed.history.funding_plan import STEP_MS, requests, untold
+from marketfeed.history.settled_fetch import SettledFetch
 from marketfeed.ingest.intake import Intake
-from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import FundingSettled
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +92,7 @@ class SettledRates:
         older: ArchiveRates | None = None,
     ) -> None:
         self._rest = rest
+        self._rates = SettledFetch(rest, writer, counters, lambda: self._pairs)
         self._intake = intake
         self._writer = writer
         self._older = older
@@ -113,6 +113,8 @@ class SettledRates:
         self._awaited: dict[tuple[str, int], Awaited] = {}
         # Up to when the rates that were settled while this runs are stored.
         self._live_to_ms: dict[str, int] = {}
+        # Whom an answer for all contracts may leave out.
+        self._apart = Apart()
         self._covered: dict[str, list[TimeRange]] = {}
         # When what may have been published since the start is asked for, announced or not.
         self._look_s: float | None = None
@@ -152,6 +154,7 @@ class SettledRates:
             of_before = (self._next_ms, self._heard_ms, self._announced_ms)
             for known in (self._live_from_ms, self._live_to_ms, *of_before, *of_frames):
                 known.pop(pair, None)
+            self._apart.leave(pair)
         new = [pair for pair in pairs.values() if pair not in before]
         self._live_from_ms.update(dict.fromkeys(new, from_ms))
         if new:
@@ -167,6 +170,7 @@ class SettledRates:
                 self._notice()
                 try:
                     await self._fetch_awaited()
+                    await self._fetch_apart()
                     self._trouble.end()
                     pause_s = LOOK_EVERY_S
                 except (ExchangeError, JournalError) as error:
@@ -201,8 +205,13 @@ class SettledRates:
     async def _fetch_awaited(self) -> None:
         """Ask for what is awaited and due; what is not published yet is asked for again."""
         now_s = self._clock.elapsed_s()
+        self._apart.join(self._untold(), now_s)
         due = [key for key, item in self._awaited.items() if item.due_s <= now_s]
-        starts_ms = [min(self._live_to_ms.get(pair, time_ms), time_ms) for pair, time_ms in due]
+        # Not weeks of all contracts for one that has halted for so long.
+        starts_ms = [
+            at if pair in self._apart else min(self._live_to_ms.get(pair, at), at)
+            for pair, at in due
+        ]
         look_s = self._look_s
         if looks := look_s is not None and look_s <= now_s:
             young_ms = self._clock.now_ms() - REPORTED_WITHIN_MS
@@ -212,22 +221,69 @@ class SettledRates:
             end_ms = schema.to_minute(self._clock.now_ms()) + STEP_MS
             where = TimeRange(min(starts_ms) - STEP_MS, end_ms)
             published_ms = self._published_ms()
-            fetched = await self._fetch(None, where, Priority.SETTLED)
-            known = [key for key, one in self._awaited.items() if fetched.has(key, one.waited)]
-            came = set(known)
+            fetched = await self._rates.fetch(None, where, Priority.SETTLED)
+            # They may have halted meanwhile.
+            self._apart.join(self._untold(), now_s)
+            known = self._came(fetched)
             for key in dict.fromkeys([*due, *known]):
-                self._take_answer(key, key in came)
-            for pair, to_ms in list(self._live_to_ms.items()):
-                came_ms, awaited_ms = (
-                    [time_ms for whose, time_ms in keys if whose == pair]
-                    for keys in (known, self._awaited)
-                )
-                if part := completed(to_ms, where, published_ms, came_ms, awaited_ms):
-                    self._cover(pair, part, fetched)
-                    self._live_to_ms[pair] = part.end_ms
+                self._take_answer(key, key in known)
+            for pair in self._live_to_ms:
+                if pair not in self._apart:
+                    self._go_on(pair, where, published_ms, fetched, known)
             await self._save()
         if looks and self._look_s == look_s:
             self._look_s = None
+
+    async def _fetch_apart(self) -> None:
+        """Ask for one pair by its symbol that an answer for all may leave out, if it is time.
+
+        One in each look: they are no burst, however many have halted, and nobody else waits for them.
+        """
+        now_s = self._clock.elapsed_s()
+        pair = self._apart.next(now_s)
+        if pair is None:
+            return
+        symbol = next(symbol for symbol, whose in self._pairs.items() if whose == pair)
+        from_ms = self._live_to_ms.setdefault(pair, self._live_from_ms[pair])
+        end_ms = schema.to_minute(self._clock.now_ms()) + STEP_MS
+        where = TimeRange(from_ms - STEP_MS, end_ms)
+        published_ms = self._published_ms()
+        self._apart.ask_again(pair, now_s)
+        fetched = await self._rates.fetch(symbol, where, Priority.SETTLED)
+        if pair not in self._live_to_ms:
+            # It has left, or the journal had to be replaced.
+            return
+        known = self._came(fetched)
+        for key in known:
+            self._take_answer(key, True)
+        self._go_on(pair, where, published_ms, fetched, known)
+        await self._save()
+        if pair not in self._untold():
+            self._apart.leave(pair)
+
+    def _came(self, fetched: FetchedRates) -> set[tuple[str, int]]:
+        """What was awaited and came."""
+        return {key for key, one in self._awaited.items() if fetched.has(key, one.waited)}
+
+    def _go_on(
+        self,
+        pair: str,
+        where: TimeRange,
+        published_ms: int,
+        fetched: FetchedRates,
+        known: Iterable[tuple[str, int]],
+    ) -> None:
+        """Note what an answer about `where` has completed of a pair."""
+        came_ms, awaited_ms = (
+            [time_ms for whose, time_ms in keys if whose == pair] for keys in (known, self._awaited)
+        )
+        to_ms = self._live_to_ms[pair]
+        if part := completed(to_ms, where, published_ms, came_ms, awaited_ms):
+            self._cover(pair, part, fetched)
+            self._live_to_ms[pair] = part.end_ms
+
+    def _untold(self) -> set[str]:
+        return untold(self._listed(), self._pairs, self._clock.now_ms())
 
     def _published_ms(self) -> int:
         """Up to when, on the minute, what was settled has been published."""
@@ -326,24 +382,22 @@ class SettledRates:
             return
         hours = await self._rest.funding_info(Priority.HISTORY)
         listed = self._listed().instruments.values()
-        chosen = plan(wanted, hours, [i.symbol for i in listed if i.status == TRADING])
+        trading = [i.symbol for i in listed if i.status == TRADING]
+        untold_now = self._untold()
+        alone = {symbol for symbol in wanted if self._pairs.get(symbol) in untold_now}
+        steps = requests(wanted, alone, hours, trading)
+        singly = sum(step.symbol is not None for step in steps)
         log.info(
-            "settled rates missing pairs=%d requests=%d by=%s",
-            len(wanted),
-            chosen.requests,
-            "symbol" if chosen.singly else "time",
+            "settled rates missing pairs=%d requests=%d by_symbol=%d",
+            *(len(wanted), len(steps), singly),
         )
-        steps = (
-            [((symbol,), part) for symbol, parts in wanted.items() for part in parts]
-            if chosen.singly
-            else [(tuple(wanted), part) for part in chosen.parts]
-        )
-        for number, (symbols, part) in enumerate(steps, 1):
-            one = symbols[0] if chosen.singly else None
-            fetched = await self._fetch(one, self._up_to_now(part), Priority.HISTORY)
+        for number, (one, symbols, part) in enumerate(steps, 1):
+            fetched = await self._rates.fetch(one, self._up_to_now(part), Priority.HISTORY)
+            # They may have halted meanwhile.
+            left_out = self._untold() if one is None else ()
             for symbol in symbols:
-                if symbol in self._pairs:
-                    pair = self._pairs[symbol]
+                pair = self._pairs.get(symbol)
+                if pair is not None and pair not in left_out:
                     self._cover(pair, self._complete(pair, part, fetched.rates), fetched)
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
@@ -355,9 +409,7 @@ class SettledRates:
         is_newest = now_ms - part.end_ms <= REPORTED_WITHIN_MS
         return part._replace(end_ms=now_ms + STEP_MS) if is_newest else part
 
-    def _complete(
-        self, pair: str, part: TimeRange, fetched: Collection[tuple[str, int]]
-    ) -> TimeRange:
+    def _complete(self, pair: str, part: TimeRange, fetched: set[tuple[str, int]]) -> TimeRange:
         """What of a part of history is complete; a last settlement that is not published yet is awaited."""
         last_ms = schema.to_minute(self._announced_ms.get(pair, 0))
         is_young = self._clock.now_ms() - last_ms <= REPORTED_WITHIN_MS
@@ -375,63 +427,6 @@ class SettledRates:
         return TimeRange(part.start_ms, last_ms)
 
     # --- both -------------------------------------------------------------------------------------
-
-    async def _fetch(
-        self, symbol: str | None, where: TimeRange, priority: Priority
-    ) -> FetchedRates:
-        """Fetch and store what was settled in a range."""
-        fetched = FetchedRates(set(), set(), [])
-        start_ms = where.start_ms
-        while True:
-            # A settlement's time is off by some ms, here rounded to the minute.
-            try:
-                answer = await self._rest.settlements(
-                    start_ms - STEP_MS // 2, where.end_ms - STEP_MS // 2 - 1, priority, symbol
-                )
-            except errors.ExchangeRefusedError as error:
-                if symbol is None or error.status != BAD_REQUEST:
-                    raise
-                return fetched  # that is an answer: it does not know the symbol any more
-            except OddAnswerError:
-                if symbol is None:
-                    raise
-                # Others are fetched all the same.
-                if symbol in self._pairs:
-                    fetched.odd.append((self._pairs[symbol], None))
-                return fetched
-            fetched.take(await self._store(answer.rates))
-            for odd in answer.odd:
-                name = odd.symbol or symbol
-                if name is None or name in self._pairs:
-                    fetched.odd.append((None if name is None else self._pairs[name], odd.time_ms))
-            if not answer.full:
-                return fetched
-            if answer.rates[-1].time_ms > start_ms:
-                start_ms = answer.rates[-1].time_ms
-                continue
-            # More at one time than a request returns: one by one.
-            if symbol is None:
-                only = TimeRange(start_ms, start_ms + STEP_MS)
-                for one in list(self._pairs):
-                    more = await self._fetch(one, only, priority)
-                    fetched.add(more)
-            start_ms += STEP_MS
-            if start_ms >= where.end_ms:
-                return fetched
-
-    async def _store(self, rows: Sequence[Settlement]) -> Sequence[FundingSettled]:
-        batch = Batch()
-        batch.extend(
-            FundingSettled(pair, row.time_ms, row.rate, row.mark_price, row.kind)
-            for row in rows
-            if (pair := self._pairs.get(row.symbol)) is not None
-        )
-        if len(batch):
-            # Not by the intake: that it is stored must be known before it counts as complete.
-            changed = await self._writer.call(lambda journal: journal.write(batch))
-            self._counters.records["funding_settled"] += len(batch)
-            self._counters.rows_changed += changed
-        return batch.settled
 
     def _cover(self, pair: str, part: TimeRange, fetched: FetchedRates) -> None:
         """Note a part as complete, but for what odd rows stand for."""

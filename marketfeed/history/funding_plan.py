@@ -1,11 +1,12 @@
 """How settled funding rates of the past are asked for: with the fewest requests."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from marketfeed import schema
 from marketfeed.binance.rest import MAX_SETTLEMENTS
+from marketfeed.binance.symbols import TRADING_STATUSES, ExchangeInfo
 from marketfeed.grid import TimeRange, joined, tiles
 
 USUAL_HOURS: Final = 8
@@ -47,6 +48,48 @@ def plan(
     if len(together) <= singly:
         return Plan(False, together, len(together))
     return Plan(True, [], singly)
+
+
+class Step(NamedTuple):
+    """One question for a part of history: for one `symbol`, or for all (None); whose history it is for."""
+
+    symbol: str | None
+    symbols: tuple[str, ...]
+    part: TimeRange
+
+
+def requests(
+    wanted: Mapping[str, Sequence[TimeRange]],
+    untold: Collection[str],
+    hours: Mapping[str, int],
+    listed: Iterable[str],
+) -> list[Step]:
+    """The questions for `wanted` by `plan`, those for all first.
+
+    `untold` are symbols that an answer for all may leave out: they are asked for one by one.
+    """
+    together = {symbol: parts for symbol, parts in wanted.items() if symbol not in untold}
+    chosen = plan(together, hours, listed)
+    return [
+        *(Step(None, tuple(together), part) for part in chosen.parts),
+        *(
+            Step(symbol, (symbol,), part)
+            for symbol, parts in wanted.items()
+            if chosen.singly or symbol in untold
+            for part in parts
+        ),
+    ]
+
+
+def untold(info: ExchangeInfo, pairs: Mapping[str, str], now_ms: int) -> set[str]:
+    """Which of `pairs` (by symbol) an answer for all contracts may leave out: who does not trade by the list.
+
+    By a list of more than ten minutes ago these are all: what has halted since it does not say.
+    """
+    if info.at_ms and now_ms - info.at_ms > schema.SETTLED_LATE_MS:
+        return set(pairs.values())
+    rows = ((pair, info.contract(pair, symbol)) for symbol, pair in pairs.items())
+    return {pair for pair, row in rows if row is None or row.status not in TRADING_STATUSES}
 
 
 def _rows(part: TimeRange, hours: int) -> int:

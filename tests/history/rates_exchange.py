@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from marketfeed import schema
@@ -52,6 +53,8 @@ class Rates:
         """Whether the row of a symbol and time has no rate."""
         self.unknown: set[str] = set()
         """Symbols that are answered as invalid ones."""
+        self.halted: set[str] = set()
+        """Symbols that have halted: an answer for all has none of theirs."""
         self.failing = False
         self.rows: list[dict[str, Any]] | None = None
         """What was settled in place of that: rows as the exchange has them."""
@@ -70,7 +73,10 @@ class Rates:
             found = [
                 row
                 for row in self.rows
-                if symbol in (None, row["symbol"]) and start_ms <= row["fundingTime"] <= end_ms
+                if (
+                    symbol == row["symbol"] or (symbol is None and row["symbol"] not in self.halted)
+                )
+                and start_ms <= row["fundingTime"] <= end_ms
             ]
             return web.json_response(found[: int(query["limit"])])
         step_ms = self.hours * HOUR_MS
@@ -84,7 +90,7 @@ class Rates:
             }
             for time_ms in range(first_ms, end_ms + 1, step_ms)
             for number, name in enumerate(self.symbols)
-            if symbol in (None, name)
+            if (symbol == name or (symbol is None and name not in self.halted))
             and time_ms >= self.published_from_ms.get(name, 0)
             and (name, time_ms) not in self.unpublished
         ]
@@ -162,7 +168,15 @@ def run(
                 writer,
                 clock,
                 counters,
-                lambda: ExchangeInfo({i.pair: i for i in instruments[: trading and trading()]}, 0),
+                lambda: ExchangeInfo(
+                    {
+                        i.pair: msgspec.structs.replace(i, status="TRADING_HALT")
+                        if i.symbol in rates.halted
+                        else i
+                        for i in instruments[: trading and trading()]
+                    },
+                    0,
+                ),
                 instruments[:collected],
                 days * DAY_MS,
             )

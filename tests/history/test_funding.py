@@ -151,7 +151,7 @@ def test_what_is_listed_later_counts_when_history_is_asked(path: Path) -> None:
 
 def test_more_rates_at_one_time_than_an_answer_holds(path: Path) -> None:
     async def check(line: Line) -> None:
-        fetched = await line.settled_rates._fetch(
+        fetched = await line.settled_rates._rates.fetch(
             None, TimeRange(T0 - HOUR_MS, T0 + MINUTE_MS), Priority.SETTLED
         )
         assert len(fetched.rates) == 5
