@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from marketfeed import schema
 from reader.coverage import Interval
+from reader.life import with_listing
 from reader.rows import CatalogRow
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
@@ -52,14 +53,17 @@ class InfluxCatalog:
         """How many pairs were collected when it was last looked at."""
         return len(self._seen.rows)
 
-    def rows(self, pairs: Sequence[str] = ()) -> Mapping[str, CatalogRow]:
-        """What is collected, in the order of its pairs, up to CATALOG_S old; `pairs` are looked for."""
+    def rows(self, pairs: Sequence[str] = (), *, afresh: bool = False) -> Mapping[str, CatalogRow]:
+        """What is collected, in the order of its pairs, up to CATALOG_S old; `pairs` are looked for.
+
+        `afresh`: what is new in it, and what is told, as of now.
+        """
         began_s = time.monotonic()
         seen = self._seen
         if not seen.rows or began_s - seen.whole_s >= WHOLE_S:
             seen = self._whole()
-        elif began_s - seen.asked_s >= CATALOG_S:
-            seen = self._newer(seen)
+        elif afresh or began_s - seen.asked_s >= CATALOG_S:
+            seen = self._newer(seen, afresh=afresh)
         unknown = [pair for pair in pairs if pair not in seen.rows]
         if unknown and seen.whole_s < began_s:
             found, _ = self._ask(*queries.among(unknown))
@@ -93,7 +97,7 @@ class InfluxCatalog:
             told = told.with_newer(timeframes, last)
         return told
 
-    def _newer(self, seen: _Seen) -> _Seen:
+    def _newer(self, seen: _Seen, *, afresh: bool) -> _Seen:
         """Add to what was seen what has been noted since."""
         asked_s = time.monotonic()
         # By the host's clock at most: behind a point from the future nothing else would be seen.
@@ -101,17 +105,12 @@ class InfluxCatalog:
         start_ms = min(seen.newest_ms, host_ms) - _BACK_MS
         statements = [queries.catalog_last("", start_ms)]
         told, told_s, timeframes = seen.told, seen.told_s, timeframes_of(seen.rows.values())
-        if asked_s - told_s >= TOLD_S and timeframes:
-            told_ms = told.since_ms(seen.newest_ms, host_ms)
-            statements += [
-                queries.coverage_last(timeframes, told_ms),
-                queries.lives_last(told_ms),
-            ]
+        told_ms = told.since_ms(seen.newest_ms, host_ms)
+        tell = [queries.coverage_last(timeframes, told_ms), queries.lives_last(told_ms)]
+        if (afresh or asked_s - told_s >= TOLD_S) and timeframes:
+            statements += tell
             told_s = asked_s
         last, *answers = self._http.ask(statements, {})
-        if answers:
-            coverage, lives = answers
-            told = told.with_newer(timeframes, coverage).with_lives(lives)
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -120,8 +119,12 @@ class InfluxCatalog:
             rows |= self._ask(*queries.among(new))[0]
         newest_ms = max(newest_ms, seen.newest_ms)
         if any(_is_relisted(seen.rows.get(pair), row) for pair, row in rows.items()):
-            # Its lives have changed, too, perhaps: they are asked for with the next look.
+            # Its lives have changed, too, perhaps: they are asked for now, and told by the next look at last.
+            answers = answers or self._http.ask(tell, {})
             told_s = -TOLD_S
+        if answers:
+            coverage, lives = answers
+            told = told.with_newer(timeframes, coverage).with_lives(lives)
         rows = _joined(told, seen.rows, rows)
         return _Seen(rows, asked_s, seen.whole_s, newest_ms, told, told_s)
 
@@ -154,6 +157,10 @@ def _is_relisted(before: CatalogRow | None, row: CatalogRow) -> bool:
 def _joined(told: Told, *parts: Mapping[str, CatalogRow]) -> dict[str, CatalogRow]:
     """Return the rows of all, a later part's before an earlier's, ordered by pair, with their lives."""
     rows = {pair: row for part in parts for pair, row in part.items()}
-    return {
-        pair: row._replace(lives=told.lives.get(pair, ())) for pair, row in sorted(rows.items())
-    }
+    return {pair: _with_lives(told, row) for pair, row in sorted(rows.items())}
+
+
+def _with_lives(told: Told, row: CatalogRow) -> CatalogRow:
+    to_ms = told.lives_to_ms(row.pair)
+    lives = with_listing(told.lives.get(row.pair, ()), row.listed_ms, to_ms)
+    return row._replace(lives=lives, lives_to_ms=to_ms)
