@@ -162,14 +162,14 @@ def may_be_another(lives: Sequence[LifeRow], lives_to_ms: int, newest_ms: int) -
 
 
 def with_listing(
-    lives: tuple[LifeRow, ...], listed_ms: int | None, lives_to_ms: int
+    lives: tuple[LifeRow, ...], listed_ms: int, lives_to_ms: int
 ) -> tuple[LifeRow, ...]:
     """The lives with one that was listed on a later day, and of which the catalog alone tells.
 
     An older collector tells of no lives, but notes when the contract was listed that it collects. The date
     may be wrong: where the last life has been told to go on well behind it, it does.
     """
-    if not lives or listed_ms is None:
+    if not lives:
         return lives
     last = lives[-1]
     days = [schema.floor_to(at, schema.DAY_MS) for at in (last.listed_ms, listed_ms)]

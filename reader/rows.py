@@ -19,7 +19,8 @@ class CatalogRow(NamedTuple):
     """What is collected of one pair, or was until its end. `dropped`: the settings have ended it.
 
     `lives` are the contracts that it has been the name of, oldest first; none where nobody tells. Of what
-    happened after `lives_to_ms` they may not tell yet.
+    happened after `lives_to_ms` they may not tell yet. `noted_ms` is when the row was written, where that
+    matters.
     """
 
     pair: str
@@ -30,6 +31,7 @@ class CatalogRow(NamedTuple):
     dropped: bool = False
     lives: tuple[LifeRow, ...] = ()
     lives_to_ms: int = OPEN_MS
+    noted_ms: int = 0
 
     @classmethod
     def stored(

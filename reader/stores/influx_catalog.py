@@ -145,7 +145,8 @@ def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str,
         if pair:
             # Without a first one it was noted after that was asked for: this is the first.
             began_ms = since_ms.get(pair, time_ms)
-            rows[pair] = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms, dropped)
+            row = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms, dropped)
+            rows[pair] = row._replace(noted_ms=time_ms)
             newest_ms = max(newest_ms, time_ms)
     return rows, newest_ms
 
@@ -161,6 +162,8 @@ def _joined(told: Told, *parts: Mapping[str, CatalogRow]) -> dict[str, CatalogRo
 
 
 def _with_lives(told: Told, row: CatalogRow) -> CatalogRow:
-    to_ms = told.lives_to_ms(row.pair)
-    lives = with_listing(told.lives.get(row.pair, ()), row.listed_ms, to_ms)
+    lives, to_ms = told.lives.get(row.pair, ()), told.lives_to_ms(row.pair)
+    # A contract is collected once it has been listed: a date that lay ahead is no listing.
+    if row.listed_ms is not None and row.listed_ms <= row.noted_ms:
+        lives = with_listing(lives, row.listed_ms, to_ms)
     return row._replace(lives=lives, lives_to_ms=to_ms)

@@ -174,6 +174,13 @@ def test_a_date_that_is_wrong_ends_nothing(both: Both, reader: MarketReader, ope
         assert len(one.lives(PAIR)) == 1
 
 
+def test_a_listing_that_lies_ahead_ends_nothing(both: Both, reader: MarketReader, opened) -> None:
+    both.add([candle(ms, timeframe="1m") for ms in range(END_MS, NOW_MS, M1)])
+    list_again(both, NOW_MS + D1)
+    for one in (reader, opened()):
+        assert opens(one) == [*range(OLD_OPENS[0], NOW_MS, M1)]
+
+
 def test_rows_without_a_word_of_anyone_are_taken_for_the_same_life(
     both: Both, reader: MarketReader
 ) -> None:
