@@ -21,6 +21,9 @@ from reader.stores.influx_http import InfluxHttp
 CATALOG_S: Final = 5.0
 """Wall seconds for which the catalog is believed; a pair that is not in it is looked up at once."""
 
+FEW: Final = 16
+"""Up to so many pairs are looked at afresh by their names, more with all others."""
+
 WHOLE_S: Final = 3_600.0
 """Wall seconds after which all of it is looked at again: what came late may lie far back."""
 
@@ -56,14 +59,16 @@ class InfluxCatalog:
     def rows(self, pairs: Sequence[str] = (), *, afresh: bool = False) -> Mapping[str, CatalogRow]:
         """What is collected, in the order of its pairs, up to CATALOG_S old; `pairs` are looked for.
 
-        `afresh`: what is new in it, and what is told, as of now.
+        `afresh`: what is new of them, and what is told of them, as of now.
         """
         began_s = time.monotonic()
         seen = self._seen
         if not seen.rows or began_s - seen.whole_s >= WHOLE_S:
             seen = self._whole()
-        elif afresh or began_s - seen.asked_s >= CATALOG_S:
+        elif began_s - seen.asked_s >= CATALOG_S:
             seen = self._newer(seen, afresh=afresh)
+        elif afresh:
+            seen = self._newer(seen, pairs if len(pairs) <= FEW else (), afresh=True)
         unknown = [pair for pair in pairs if pair not in seen.rows]
         if unknown and seen.whole_s < began_s:
             found, _ = self._ask(*queries.among(unknown))
@@ -97,20 +102,24 @@ class InfluxCatalog:
             told = told.with_newer(timeframes, last)
         return told
 
-    def _newer(self, seen: _Seen, *, afresh: bool) -> _Seen:
-        """Add to what was seen what has been noted since."""
+    def _newer(self, seen: _Seen, pairs: Sequence[str] = (), *, afresh: bool) -> _Seen:
+        """Add to what was seen what has been noted since, of `pairs` alone if given; `afresh`: and told."""
+        condition, bound = queries.among(pairs) if pairs else ("", {})
         asked_s = time.monotonic()
         # By the host's clock at most: behind a point from the future nothing else would be seen.
         host_ms = time.time_ns() // 1_000_000
         start_ms = min(seen.newest_ms, host_ms) - _BACK_MS
-        statements = [queries.catalog_last("", start_ms)]
+        statements = [queries.catalog_last(condition, start_ms)]
         told, told_s, timeframes = seen.told, seen.told_s, timeframes_of(seen.rows.values())
         told_ms = told.since_ms(seen.newest_ms, host_ms)
-        tell = [queries.coverage_last(timeframes, told_ms), queries.lives_last(told_ms)]
+        tell = [
+            queries.coverage_last(timeframes, told_ms, condition),
+            queries.lives_last(told_ms, condition),
+        ]
         if (afresh or asked_s - told_s >= TOLD_S) and timeframes:
             statements += tell
             told_s = asked_s
-        last, *answers = self._http.ask(statements, {})
+        last, *answers = self._http.ask(statements, bound)
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -120,12 +129,15 @@ class InfluxCatalog:
         newest_ms = max(newest_ms, seen.newest_ms)
         if any(_is_relisted(seen.rows.get(pair), row) for pair, row in rows.items()):
             # Its lives have changed, too, perhaps: they are asked for now, and told by the next look at last.
-            answers = answers or self._http.ask(tell, {})
+            answers = answers or self._http.ask(tell, bound)
             told_s = -TOLD_S
         if answers:
             coverage, lives = answers
             told = told.with_newer(timeframes, coverage).with_lives(lives)
         rows = _joined(told, seen.rows, rows)
+        if pairs:
+            # Of the others nothing was asked.
+            return seen._replace(rows=rows, told=told, told_s=min(seen.told_s, told_s))
         return _Seen(rows, asked_s, seen.whole_s, newest_ms, told, told_s)
 
     def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:

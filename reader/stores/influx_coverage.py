@@ -94,7 +94,7 @@ class Told(NamedTuple):
 
     def with_lives(self, answer: StatementAnswer) -> "Told":
         """Add the answer to `queries.lives_last`."""
-        statements = {pair: dict(each) for pair, each in self.statements.items()}
+        statements, lives = dict(self.statements), dict(self.lives)
         for tags, rows in answer.by_tags(queries.LIVES):
             told_ms, text = rows[0]
             try:
@@ -103,8 +103,12 @@ class Told(NamedTuple):
                 raise answer.foreign(
                     f"{schema.FEED_COVERAGE} of {tags.get('pair')}: {error}"
                 ) from error
-            statements.setdefault(tags.get("pair", ""), {})[tags.get("collector", "")] = told
-        lives = {pair: joined(each.values()) for pair, each in statements.items()}
+            pair = tags.get("pair", "")
+            statements[pair] = {**statements.get(pair, {}), tags.get("collector", ""): told}
+            lives.pop(pair, None)
+        lives |= {
+            pair: joined(each.values()) for pair, each in statements.items() if pair not in lives
+        }
         return self._replace(statements=statements, lives=lives)
 
 
