@@ -6,9 +6,33 @@ import pandas as pd
 
 from marketfeed import schema
 from reader import frames, settlements
-from reader.life import Part, asked_across
+from reader.arguments import MAX_TIME_MS
+from reader.collected import of_lives
+from reader.life import Part, asked_across, before
 from reader.rows import CatalogRow, FundingRow
 from reader.stores.store import Store
+
+
+def asked(
+    store: Store,
+    entries: Mapping[str, CatalogRow],
+    since_ms: int | None,
+    until_ms: int | None,
+    now_ms: int,
+) -> pd.DataFrame:
+    """`history` of the only pair of `entries`, whose lives reach as far as its settlements."""
+    (pair,) = entries
+    end_ms = MAX_TIME_MS if until_ms is None else until_ms
+
+    def by(rows: Mapping[str, CatalogRow]) -> pd.DataFrame:
+        part = before(rows[pair].lives, until_ms, schema.MINUTE_MS)
+        return history(store, rows[pair], part, since_ms, end_ms, now_ms)
+
+    def newest_ms(found: pd.DataFrame) -> dict[str, int]:
+        return {pair: found["date"].iloc[-1].value // 1_000_000} if len(found) else {}
+
+    _, found = of_lives(store, entries, by, newest_ms)
+    return found
 
 
 def history(

@@ -15,6 +15,8 @@ PURE = True
 
 OPEN_MS: Final = 2**62
 """The end of what has none."""
+SOON_MS: Final = 4 * schema.MINUTE_MS
+"""No symbol comes back so soon after its end. What a collector that is well tells is not so old, either."""
 
 
 class LifeRow(NamedTuple):
@@ -149,6 +151,35 @@ def _as_one(first: _Told, other: _Told) -> _Told:
     newest = max(first, other, key=lambda one: (one.told_ms, one.life.end_ms))
     life = first.life._replace(ended_ms=newest.life.ended_ms)
     return _Told(life, newest.told_ms, first.follows)
+
+
+# --- what is not told yet -------------------------------------------------------------------------
+
+
+def may_be_another(lives: Sequence[LifeRow], lives_to_ms: int, newest_ms: int) -> bool:
+    """Whether rows up to `newest_ms` may be of a contract after `lives`, which tell up to `lives_to_ms`."""
+    return bool(lives) and lives[-1].end_ms > newest_ms > lives_to_ms + SOON_MS
+
+
+def with_listing(
+    lives: tuple[LifeRow, ...], listed_ms: int, lives_to_ms: int
+) -> tuple[LifeRow, ...]:
+    """The lives with one that was listed on a later day, and of which the catalog alone tells.
+
+    An older collector tells of no lives, but notes when the contract was listed that it collects. The date
+    may be wrong: where the last life has been told to go on well behind it, it does.
+    """
+    if not lives:
+        return lives
+    last = lives[-1]
+    days = [schema.floor_to(at, schema.DAY_MS) for at in (last.listed_ms, listed_ms)]
+    if days[1] <= days[0] or (last.ended_ms is not None and listed_ms < last.ended_ms):
+        return lives
+    if last.ended_ms is None:
+        if lives_to_ms > listed_ms + SOON_MS:
+            return lives
+        last = last._replace(ended_ms=listed_ms)
+    return (*lives[:-1], last, LifeRow(listed_ms, None, ""))
 
 
 # --- which one a question is about ----------------------------------------------------------------

@@ -8,6 +8,7 @@ import pandas as pd
 
 from marketfeed import schema
 from reader import frames
+from reader.collected import of_lives
 from reader.coverage import never_come
 from reader.frames import Floats, Times
 from reader.life import OPEN_MS, LifeRow, Part, asked_across, before
@@ -32,6 +33,28 @@ class MarkCandles(NamedTuple):
     made: Times
     absent: Times
     lives: Sequence[LifeRow]
+
+
+def asked(
+    store: Store,
+    entries: Mapping[str, CatalogRow],
+    length_ms: int,
+    start_ms: int,
+    until_ms: int | None,
+    now_ms: int,
+) -> MarkCandles:
+    """`read` of the only pair of `entries`, whose lives reach as far as its candles."""
+    (pair,) = entries
+
+    def by(rows: Mapping[str, CatalogRow]) -> MarkCandles:
+        return read(store, rows[pair], length_ms, start_ms, until_ms, now_ms)
+
+    def newest_ms(found: MarkCandles) -> dict[str, int]:
+        opens = _opens(found.values)
+        return {pair: min(int(opens[-1]) + length_ms, now_ms)} if len(opens) else {}
+
+    _, found = of_lives(store, entries, by, newest_ms)
+    return found
 
 
 def read(

@@ -10,9 +10,10 @@ import pandas as pd
 from marketfeed import schema
 from reader import frames
 from reader.arguments import CandleRequest, timestamp
+from reader.collected import of_lives
 from reader.coverage import never_come
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
-from reader.life import OPEN_MS, LifeRow, Part, asked_across
+from reader.life import OPEN_MS, LifeRow, Part, asked_across, before
 from reader.rows import CandleQuery, CandleRows, CatalogRow
 from reader.stores.store import Store
 
@@ -78,6 +79,32 @@ def _unknown_timeframe(entry: CatalogRow, timeframe: object) -> UnknownTimeframe
         timeframe,
         valid,
     )
+
+
+def read(
+    store: Store, collected: Mapping[str, CatalogRow], request: CandleRequest, now_ms: int
+) -> tuple[Mapping[str, CatalogRow], dict[str, frames.StoredCandles]]:
+    """Read what `request` asks for of each pair, and of which rows of the catalog that is."""
+
+    def by(entries: Mapping[str, CatalogRow]) -> dict[str, frames.StoredCandles]:
+        found: dict[str, frames.StoredCandles] = {}
+        for source, members in sources(entries.values(), request.timeframe).items():
+            parts = {
+                pair: before(entries[pair].lives, request.until_ms, request.length_ms)
+                for pair in members
+            }
+            found.update(read_series(store, parts, source, request))
+        return found
+
+    def newest_ms(found: Mapping[str, frames.StoredCandles]) -> dict[str, int]:
+        opens = {
+            pair: one.values[-1] if one.forming is None else one.forming
+            for pair, one in found.items()
+            if one.forming is not None or len(one.values)
+        }
+        return {pair: min(int(row[0]) + request.length_ms, now_ms) for pair, row in opens.items()}
+
+    return of_lives(store, collected, by, newest_ms)
 
 
 def read_series(

@@ -6,7 +6,7 @@ Nothing here ever answers an error with an empty frame: what cannot be answered 
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +17,7 @@ from reader import arguments, collected, frames, funding, latest, life, marks, o
 from reader.arguments import DEFAULT, MaxAge, Time
 from reader.errors import ArgumentError
 from reader.gaplog import GapLog
+from reader.rows import CatalogRow
 from reader.stores.address import URL_FORMS, URL_VARIABLE, open_store
 from reader.stores.store import Store
 from reader.values import FundingRate, Life, MarkPrice, PairInfo
@@ -210,8 +211,8 @@ class MarketReader:
     ) -> dict[str, pd.DataFrame]:
         names = arguments.pair_names(pairs)
         now_ms = self._now_ms()
-        entries = collected.entries(self._store, names)
-        groups = ohlcv.sources(entries.values(), timeframe)
+        entries: Mapping[str, CatalogRow] = collected.entries(self._store, names)
+        ohlcv.sources(entries.values(), timeframe)  # raises where one pair lacks it
         request = arguments.candle_request(
             timeframe,
             limit,
@@ -222,13 +223,7 @@ class MarketReader:
             max_age_s=max_age_s,
             columns=columns,
         )
-        found: dict[str, frames.StoredCandles] = {}
-        for source, members in groups.items():
-            parts = {
-                pair: life.before(entries[pair].lives, request.until_ms, request.length_ms)
-                for pair in members
-            }
-            found.update(ohlcv.read_series(self._store, parts, source, request))
+        entries, found = ohlcv.read(self._store, entries, request, now_ms)
         answer = ohlcv.judge(found, entries, request, self._store.source, now_ms, young_ok=young_ok)
         for pair, frame in answer.items():
             row = entries[pair].of(found[pair].part)
@@ -294,15 +289,17 @@ class MarketReader:
         Raises UnknownPairError, UnknownTimeframeError.
         """
         count = arguments.candles("n", n)
-        entries = collected.entries(self._store, [arguments.pair_name(pair)])
-        ((source, _),) = ohlcv.sources(entries.values(), timeframe).items()
+        entries: Mapping[str, CatalogRow] = collected.entries(
+            self._store, [arguments.pair_name(pair)]
+        )
+        ohlcv.sources(entries.values(), timeframe)
         request = arguments.candle_request(
             timeframe, count, None, None, include_forming=False, strict=False, max_age_s=math.inf
         )
         now_ms = self._now_ms()
-        part = life.current(entries[pair].lives)
-        found = ohlcv.read_series(self._store, {pair: part}, source, request)
-        return frames.is_ready(found[pair], request, entries[pair].of(part), count, now_ms)
+        entries, found = ohlcv.read(self._store, entries, request, now_ms)
+        entry = entries[pair].of(found[pair].part)
+        return frames.is_ready(found[pair], request, entry, count, now_ms)
 
     def version(self) -> Hashable:
         """Return a value that differs once anything may have been stored; for `wait_change`."""
@@ -349,8 +346,8 @@ class MarketReader:
         length_ms = ohlcv.length_ms(timeframe)
         start_ms = schema.ceil_to(arguments.time_ms("since", since), length_ms)
         until_ms = None if until is None else arguments.time_ms("until", until)
-        entry = collected.entries(self._store, [name])[name]
-        found = marks.read(self._store, entry, length_ms, start_ms, until_ms, self._now_ms())
+        entries = collected.entries(self._store, [name])
+        found = marks.asked(self._store, entries, length_ms, start_ms, until_ms, self._now_ms())
         attrs = {"pair": name, "timeframe": timeframe, "source": self._store.source}
         return marks.frame(found, attrs)
 
@@ -409,10 +406,9 @@ class MarketReader:
             raise ArgumentError(
                 f"since: must lie before until; found since={since!r}, until={until!r}"
             )
-        entry = collected.entries(self._store, [arguments.pair_name(pair)])[pair]
-        part = life.before(entry.lives, None if until is None else end_ms, schema.MINUTE_MS)
-        first_ms = None if since is None else start_ms
-        return funding.history(self._store, entry, part, first_ms, end_ms, self._now_ms())
+        entries = collected.entries(self._store, [arguments.pair_name(pair)])
+        first_ms, last_ms = (None if since is None else start_ms, None if until is None else end_ms)
+        return funding.asked(self._store, entries, first_ms, last_ms, self._now_ms())
 
     # --- what there is ----------------------------------------------------------------------------
 

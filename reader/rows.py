@@ -18,7 +18,9 @@ PURE = True
 class CatalogRow(NamedTuple):
     """What is collected of one pair, or was until its end. `dropped`: the settings have ended it.
 
-    `lives` are the contracts that it has been the name of, oldest first; none where nobody tells.
+    `lives` are the contracts that it has been the name of, oldest first; none where nobody tells. Of what
+    happened after `lives_to_ms` they may not tell yet. `noted_ms` is when the row was written, where that
+    matters.
     """
 
     pair: str
@@ -28,6 +30,8 @@ class CatalogRow(NamedTuple):
     ended_ms: int | None
     dropped: bool = False
     lives: tuple[LifeRow, ...] = ()
+    lives_to_ms: int = OPEN_MS
+    noted_ms: int = 0
 
     @classmethod
     def stored(

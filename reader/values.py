@@ -118,8 +118,9 @@ class PairInfo(NamedTuple):
 class Life(NamedTuple):
     """One contract that a pair has been the name of: a symbol can come back as another coin.
 
-    `symbol` is the exchange's name of it, `listed` when it was listed (None where that is not known), and
-    `ended` when it ended: None while it trades and no end is known. An announced one lies ahead.
+    `symbol` is the exchange's name of it (empty while an older collector alone tells of it), `listed` when it
+    was listed (None where that is not known), and `ended` when it ended: None while it trades and no end is
+    known. An announced one lies ahead.
     """
 
     symbol: str

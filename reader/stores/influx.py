@@ -38,7 +38,7 @@ from reader.stores import influx_candles
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import RowType, StatementAnswer
 from reader.stores.influx_catalog import InfluxCatalog
-from reader.stores.influx_http import InfluxHttp
+from reader.stores.influx_http import InfluxHttp, asked_again
 
 POLL_S: Final = 0.25
 
@@ -104,7 +104,7 @@ class InfluxStore:
         self._newest_ms: dict[str, int] = {}
         self._then: dict[str, tuple[int, Announced]] = {}
         try:
-            self._catalog = InfluxCatalog(http)
+            self._catalog = asked_again(InfluxCatalog)(http)
         except BaseException:
             http.close()
             raise
@@ -120,13 +120,17 @@ class InfluxStore:
 
     # --- questions --------------------------------------------------------------------------------
 
-    def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
+    @asked_again
+    def catalog(
+        self, pairs: Sequence[str] | None = None, *, afresh: bool = False
+    ) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given. Some seconds old at most."""
         if pairs is None:
-            return list(self._catalog.rows().values())
-        rows = self._catalog.rows(pairs)
+            return list(self._catalog.rows(afresh=afresh).values())
+        rows = self._catalog.rows(pairs, afresh=afresh)
         return [rows[pair] for pair in sorted(pairs) if pair in rows]
 
+    @asked_again
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query`, in the order of its pairs."""
         measurement = schema.ohlcv_measurement(query.timeframe)
@@ -136,6 +140,7 @@ class InfluxStore:
         self._note(measurement, (rows.newest_ms for rows in answer if rows.newest_ms is not None))
         return answer
 
+    @asked_again
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle."""
         pairs = [row.pair for row in self.catalog() if timeframe in row.timeframes]
@@ -152,27 +157,32 @@ class InfluxStore:
         )
         return {pair: row[0] for pair, row in rows.items()}
 
+    @asked_again
     def with_candle(self, timeframe: str, open_time_ms: int) -> set[str]:
         """The pairs whose closed candle of that open time is stored."""
         (answer,) = self._http.ask([queries.at(timeframe, open_time_ms)], {})
         return {pair for _, _, pair in answer.rows(queries.OPENS_OF) if pair is not None}
 
+    @asked_again
     def coverage(self, pairs: Sequence[str], timeframe: str) -> Mapping[str, Interval]:
         """Pair -> where its series is whole, as was told two minutes ago at most; without others."""
         self._catalog.rows()
         return self._catalog.coverage(pairs, timeframe)
 
+    @asked_again
     def mark_prices(self, pairs: Sequence[str]) -> Mapping[str, MarkRow]:
         """The newest mark price of each of `pairs`."""
         (rows,) = self._latest(pairs, _MARK_PRICE)
         return {pair: MarkRow(pair, *row) for pair, row in rows.items()}
 
+    @asked_again
     def mark_minutes(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
         """Each minute's mark prices with start <= time < end, shape (n, 5), ascending."""
         condition, bound = queries.among([pair])
         (answer,) = self._http.ask([queries.mark_minutes(condition, start_ms, end_ms)], bound)
         return answer.numbers(queries.MARK_MINUTES, 5).get(pair, np.empty((0, 5)))
 
+    @asked_again
     def mark_hours(self, pair: str, start_ms: int, end_ms: int) -> NDArray[np.float64]:
         """The hourly candles of the mark price with start <= open time < end, shape (n, 5), ascending."""
         condition, bound = queries.among([pair])
@@ -183,6 +193,7 @@ class InfluxStore:
         """Where they are whole, as was told two minutes ago at most."""
         return self.coverage([pair], schema.MARK_1H).get(pair)
 
+    @asked_again
     def funding_rates(self, pairs: Sequence[str]) -> Mapping[str, FundingRow]:
         """The newest running funding rate of each of `pairs`, with the newest settled one."""
         running, settled = self._latest(pairs, _FUNDING_RATE, _SETTLED_RATE)
@@ -207,6 +218,7 @@ class InfluxStore:
             for pair, (time_ms, rate, next_ms, noted) in running.items()
         }
 
+    @asked_again
     def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
         """Settlements with start <= time < end, oldest first; of one time the regular one first."""
         condition, bound = queries.among([pair])
@@ -214,6 +226,7 @@ class InfluxStore:
         points = answer.rows(queries.SETTLED_RATES)
         return [row for point in points for row in settled_rows(*point)]
 
+    @asked_again
     def announced(self, pair: str, start_ms: int) -> list[Announced]:
         """The settlements that running rates announced, from what stood at `start_ms` on."""
         condition, bound = queries.among([pair])

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from marketfeed import schema
 from reader.coverage import Interval
+from reader.life import with_listing
 from reader.rows import CatalogRow
 from reader.stores import influx_queries as queries
 from reader.stores.influx_answers import StatementAnswer
@@ -19,6 +20,9 @@ from reader.stores.influx_http import InfluxHttp
 
 CATALOG_S: Final = 5.0
 """Wall seconds for which the catalog is believed; a pair that is not in it is looked up at once."""
+
+FEW: Final = 16
+"""Up to so many pairs are looked at afresh by their names, more with all others."""
 
 WHOLE_S: Final = 3_600.0
 """Wall seconds after which all of it is looked at again: what came late may lie far back."""
@@ -52,14 +56,19 @@ class InfluxCatalog:
         """How many pairs were collected when it was last looked at."""
         return len(self._seen.rows)
 
-    def rows(self, pairs: Sequence[str] = ()) -> Mapping[str, CatalogRow]:
-        """What is collected, in the order of its pairs, up to CATALOG_S old; `pairs` are looked for."""
+    def rows(self, pairs: Sequence[str] = (), *, afresh: bool = False) -> Mapping[str, CatalogRow]:
+        """What is collected, in the order of its pairs, up to CATALOG_S old; `pairs` are looked for.
+
+        `afresh`: what is new of them, and what is told of them, as of now.
+        """
         began_s = time.monotonic()
         seen = self._seen
         if not seen.rows or began_s - seen.whole_s >= WHOLE_S:
             seen = self._whole()
         elif began_s - seen.asked_s >= CATALOG_S:
-            seen = self._newer(seen)
+            seen = self._newer(seen, afresh=afresh)
+        elif afresh:
+            seen = self._newer(seen, pairs if len(pairs) <= FEW else (), afresh=True)
         unknown = [pair for pair in pairs if pair not in seen.rows]
         if unknown and seen.whole_s < began_s:
             found, _ = self._ask(*queries.among(unknown))
@@ -93,25 +102,24 @@ class InfluxCatalog:
             told = told.with_newer(timeframes, last)
         return told
 
-    def _newer(self, seen: _Seen) -> _Seen:
-        """Add to what was seen what has been noted since."""
+    def _newer(self, seen: _Seen, pairs: Sequence[str] = (), *, afresh: bool) -> _Seen:
+        """Add to what was seen what has been noted since, of `pairs` alone if given; `afresh`: and told."""
+        condition, bound = queries.among(pairs) if pairs else ("", {})
         asked_s = time.monotonic()
         # By the host's clock at most: behind a point from the future nothing else would be seen.
         host_ms = time.time_ns() // 1_000_000
         start_ms = min(seen.newest_ms, host_ms) - _BACK_MS
-        statements = [queries.catalog_last("", start_ms)]
+        statements = [queries.catalog_last(condition, start_ms)]
         told, told_s, timeframes = seen.told, seen.told_s, timeframes_of(seen.rows.values())
-        if asked_s - told_s >= TOLD_S and timeframes:
-            told_ms = told.since_ms(seen.newest_ms, host_ms)
-            statements += [
-                queries.coverage_last(timeframes, told_ms),
-                queries.lives_last(told_ms),
-            ]
+        told_ms = told.since_ms(seen.newest_ms, host_ms)
+        tell = [
+            queries.coverage_last(timeframes, told_ms, condition),
+            queries.lives_last(told_ms, condition),
+        ]
+        if (afresh or asked_s - told_s >= TOLD_S) and timeframes:
+            statements += tell
             told_s = asked_s
-        last, *answers = self._http.ask(statements, {})
-        if answers:
-            coverage, lives = answers
-            told = told.with_newer(timeframes, coverage).with_lives(lives)
+        last, *answers = self._http.ask(statements, bound)
         since_ms = {pair: row.since_ms for pair, row in seen.rows.items()}
         rows, newest_ms = _rows(last, since_ms)
         new = [pair for pair in rows if pair not in seen.rows]
@@ -120,9 +128,16 @@ class InfluxCatalog:
             rows |= self._ask(*queries.among(new))[0]
         newest_ms = max(newest_ms, seen.newest_ms)
         if any(_is_relisted(seen.rows.get(pair), row) for pair, row in rows.items()):
-            # Its lives have changed, too, perhaps: they are asked for with the next look.
+            # Its lives have changed, too, perhaps: they are asked for now, and told by the next look at last.
+            answers = answers or self._http.ask(tell, bound)
             told_s = -TOLD_S
+        if answers:
+            coverage, lives = answers
+            told = told.with_newer(timeframes, coverage).with_lives(lives)
         rows = _joined(told, seen.rows, rows)
+        if pairs:
+            # Of the others nothing was asked.
+            return seen._replace(rows=rows, told=told, told_s=min(seen.told_s, told_s))
         return _Seen(rows, asked_s, seen.whole_s, newest_ms, told, told_s)
 
     def _ask(self, condition: str, bound: Mapping[str, str]) -> tuple[dict[str, CatalogRow], int]:
@@ -142,7 +157,8 @@ def _rows(last: StatementAnswer, since_ms: Mapping[str, int]) -> tuple[dict[str,
         if pair:
             # Without a first one it was noted after that was asked for: this is the first.
             began_ms = since_ms.get(pair, time_ms)
-            rows[pair] = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms, dropped)
+            row = CatalogRow.stored(pair, timeframes, began_ms, listed_ms, ended_ms, dropped)
+            rows[pair] = row._replace(noted_ms=time_ms)
             newest_ms = max(newest_ms, time_ms)
     return rows, newest_ms
 
@@ -154,6 +170,12 @@ def _is_relisted(before: CatalogRow | None, row: CatalogRow) -> bool:
 def _joined(told: Told, *parts: Mapping[str, CatalogRow]) -> dict[str, CatalogRow]:
     """Return the rows of all, a later part's before an earlier's, ordered by pair, with their lives."""
     rows = {pair: row for part in parts for pair, row in part.items()}
-    return {
-        pair: row._replace(lives=told.lives.get(pair, ())) for pair, row in sorted(rows.items())
-    }
+    return {pair: _with_lives(told, row) for pair, row in sorted(rows.items())}
+
+
+def _with_lives(told: Told, row: CatalogRow) -> CatalogRow:
+    lives, to_ms = told.lives.get(row.pair, ()), told.lives_to_ms(row.pair)
+    # A contract is collected once it has been listed: a date that lay ahead is no listing.
+    if row.listed_ms is not None and row.listed_ms <= row.noted_ms:
+        lives = with_listing(lives, row.listed_ms, to_ms)
+    return row._replace(lives=lives, lives_to_ms=to_ms)

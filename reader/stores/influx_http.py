@@ -3,17 +3,20 @@
 Connections are kept alive in a deque without locks: a thread takes one or makes one, and gives it back.
 After a fork the child drops those it inherited, whose other end belongs to the parent.
 
-Nothing is tried again, with one exception: a kept connection that the server has closed meanwhile is
-replaced. A query changes nothing, so asking twice is harmless.
+Nothing is tried again, with two exceptions: a kept connection that the server has closed meanwhile is
+replaced, and who asks by `asked_again` does so where a point lacked some of its fields. A query changes
+nothing, so asking twice is harmless.
 """
 
 import os
+import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from http.client import HTTPException
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import SplitResult, urlencode
 
 import msgspec
@@ -41,6 +44,12 @@ CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
 """Wall seconds for a connection, and for the server's next bytes."""
 
+AGAIN_S: Final = (0.05, 0.5)
+"""Wall seconds after which is asked again for points that are not as a marketfeed writes them."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _KEPT: Final = 8
 _PORTS: Final = {"http": 80, "https": 443}
 _NOT_FOUND: Final = (
@@ -49,6 +58,28 @@ _NOT_FOUND: Final = (
     "default retention policy not set",
     "database name required",
 )
+
+
+class ForeignPointsError(StoreUnavailableError):
+    """Points are not as a marketfeed writes them."""
+
+
+def asked_again(ask: Callable[P, T]) -> Callable[P, T]:
+    """`ask`, which is called again where it found points that no marketfeed wrote, as often as `AGAIN_S`.
+
+    An influxd stores the fields of a point one after another: read meanwhile, it lacks some of them.
+    """
+
+    @wraps(ask)
+    def asked(*args: P.args, **named: P.kwargs) -> T:
+        for pause_s in AGAIN_S:
+            try:
+                return ask(*args, **named)
+            except ForeignPointsError:
+                time.sleep(pause_s)
+        return ask(*args, **named)
+
+    return asked
 
 
 class Request(NamedTuple):
@@ -200,9 +231,10 @@ class InfluxHttp:
         return self._unavailable(f"could not answer: {error}")
 
     def _foreign(self, what: object) -> StoreUnavailableError:
-        return self._unavailable(
+        found = self._unavailable(
             f"holds points that no marketfeed wrote ({what}); `marketfeed check` says what clashes"
         )
+        return ForeignPointsError(str(found))
 
     def _unavailable(self, text: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"InfluxDB {self._address} {text}")

@@ -178,7 +178,7 @@ def mark_hours(condition: str, start_ms: int, end_ms: int) -> str:
     )
 
 
-def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
+def coverage_last(timeframes: Sequence[str], start_ms: int, condition: str = "") -> str:
     """What each collector has told last of each pair, at `start_ms` or later.
 
     That are two edges a timeframe, and up to when settlements are stored.
@@ -186,16 +186,16 @@ def coverage_last(timeframes: Sequence[str], start_ms: int) -> str:
     fields = [field for name in timeframes for field in schema.coverage_fields(_known(name))]
     return (
         f"SELECT {', '.join([*fields, schema.SETTLED_TO])} FROM {schema.FEED_COVERAGE} "
-        f"WHERE {_between(start_ms, OPEN_END_MS)} "
+        f"WHERE {condition}{_between(start_ms, OPEN_END_MS)} "
         "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
     )
 
 
-def lives_last(start_ms: int) -> str:
+def lives_last(start_ms: int, condition: str = "") -> str:
     """What each collector has told last of each pair's lives, at `start_ms` or later."""
     return (
         f"SELECT {schema.LIVES} FROM {schema.FEED_COVERAGE} "
-        f"WHERE {_between(start_ms, OPEN_END_MS)} "
+        f"WHERE {condition}{_between(start_ms, OPEN_END_MS)} "
         "GROUP BY pair, collector ORDER BY time DESC LIMIT 1"
     )
 

@@ -104,7 +104,9 @@ class SqliteStore:
 
     # --- questions --------------------------------------------------------------------------------
 
-    def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
+    def catalog(
+        self, pairs: Sequence[str] | None = None, *, afresh: bool = False
+    ) -> list[CatalogRow]:
         """What is collected, ordered by pair; of `pairs` alone if given."""
         text = queries.CATALOG if pairs is None else queries.CATALOG_OF
         bound = {} if pairs is None else {"pairs": json_of(pairs)}

@@ -37,8 +37,10 @@ class Store(Protocol):
     def poll_s(self) -> float:
         """Wall seconds between two looks at `version` while waiting."""
 
-    def catalog(self, pairs: Sequence[str] | None = None) -> list[CatalogRow]:
-        """What is collected, ordered by pair; of `pairs` alone if given."""
+    def catalog(
+        self, pairs: Sequence[str] | None = None, *, afresh: bool = False
+    ) -> list[CatalogRow]:
+        """What is collected, ordered by pair; of `pairs` alone if given. Some seconds old, or `afresh`."""
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
         """Answer `query` from one state of the store, in the order of its pairs."""

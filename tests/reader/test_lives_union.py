@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketfeed import schema
-from reader.life import ALL, LifeRow, Statement, asked_across, before, current, joined
+from reader.life import (
+    ALL,
+    SOON_MS,
+    LifeRow,
+    Statement,
+    asked_across,
+    before,
+    current,
+    joined,
+    may_be_another,
+    with_listing,
+)
 from reader.stores.lives_text import parsed
 
 D = schema.DAY_MS
@@ -197,3 +208,47 @@ def test_whatever_is_told_lives_do_not_overlap_and_each_time_has_one(
         assert part is ALL
     known = asked_across(lives, part, None)
     assert known == ([] if part.life is None else [part.life])
+
+
+# --- what the catalog alone tells -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lives", "listed", "to", "expected"),
+    [
+        pytest.param((), 90.5, 100, (), id="nobody tells of lives"),
+        pytest.param((OLD,), 90.5, 40.4, (OLD, life(90.5, None, "")), id="after an end"),
+        pytest.param((OLD,), 90.5, 100, (OLD, life(90.5, None, "")), id="after an end, and seen"),
+        pytest.param((OLD,), 10.3, 40.4, (OLD,), id="on the same day"),
+        pytest.param((OLD,), 9.3, 40.4, (OLD,), id="before it"),
+        pytest.param((OLD,), 30.3, 40.4, (OLD,), id="before its end"),
+        pytest.param((life(10),), 90.5, 89, (life(10, 90.5), life(90.5, None, "")), id="no end"),
+        pytest.param((life(10),), 90.5, 91, (life(10),), id="seen to go on"),
+        pytest.param((life(0),), 90.5, 91, (life(0),), id="without a beginning"),
+        pytest.param((OLD, NEW), 90.5, 80, (OLD, NEW), id="it is told"),
+    ],
+)
+def test_a_listing_of_which_the_catalog_alone_tells(
+    lives: tuple[LifeRow, ...], listed: float, to: float, expected: tuple[LifeRow, ...]
+) -> None:
+    assert with_listing(lives, int(listed * D), int(to * D)) == expected
+
+
+@given(st.integers(0, 20), st.integers(0, 20) | st.none(), st.integers(0, 20), st.integers(0, 20))
+@settings(deadline=None)
+def test_lives_with_a_listing_do_not_overlap(
+    begin: int, length: int | None, listed: int, to: int
+) -> None:
+    last = LifeRow(begin * H * 9, None if length is None else (begin + length) * H * 9, "A")
+    found = with_listing((last,), listed * H * 9, to * H * 9)
+    assert all(one.end_ms <= following.listed_ms for one, following in pairwise(found))
+    assert found[0].listed_ms == last.listed_ms
+    # Whose end is told keeps it.
+    assert last.ended_ms is None or found[0] == last
+
+
+def test_rows_beyond_what_is_told_may_be_anothers() -> None:
+    assert not may_be_another((), 0, 5 * D)
+    assert not may_be_another((OLD,), 0, 50 * D)  # none of them is behind its end
+    assert not may_be_another((NEW,), 95 * D, 95 * D + SOON_MS)
+    assert may_be_another((NEW,), 95 * D, 95 * D + SOON_MS + 1)

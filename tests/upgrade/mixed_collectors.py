@@ -21,8 +21,9 @@ What is expected of the **new** readers, at each look and, of all that has close
 
 What is expected of the **old** readers, in processes of their own:
 
-- No error, but for a contract without its first candle; no candle and no rate that the exchange does not
-  have; of the pairs that just trade, each due candle is there or told.
+- No error, but for a contract without its first candle, and a point that is read while it is written; no
+  candle and no rate that the exchange does not have; of the pairs that just trade, each due candle is there,
+  or told.
 - At the end they answer as they do on the other bucket, to which a collector of their version has shipped
   alone meanwhile, from the same exchange: the same candles, settlements, catalog, settled rates, and what a
   feeder is given; of what was missing there may be more. What they cannot know is so in both: they join both

@@ -1,13 +1,15 @@
 """A reader of one version in a process of its own: what it answers of all pairs, as plain JSON.
 
 Run as a program by the interpreter of one version or another; the standard library and `reader` are all that
-is imported. Settings are one JSON argument: `url`, `bucket`, `pairs`, `timeframes`, `since_ms`. Each line of
+is imported. Settings are one JSON argument: `url`, `bucket`, `pairs`, `timeframes`, `since_ms`; with `torn`
+it is asked again where a point was read while it was written, as released readers do not. Each line of
 standard input is the exchange's time in ms at which everything is asked; the answer is a line. What raises is
 `{"error": its class, "text": its words}` in the place of the answer.
 """
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -135,17 +137,30 @@ def error(one: Exception) -> dict[str, Any]:
     return {"error": type(one).__name__, "text": str(one)}
 
 
+TORN = "no marketfeed wrote"
+"""In the words of what a released reader raises where a point lacks some of its fields."""
+again_s: "list[float]" = []
+"""Wall seconds after which such a question is asked again."""
+
+
 def tried(ask: Callable[[], Any]) -> Any:
     """The answer, or what was raised."""
-    try:
-        return ask()
-    except Exception as problem:
-        return error(problem)
+    for pause_s in [*again_s, None]:
+        try:
+            return ask()
+        except Exception as problem:
+            found = problem
+        if pause_s is None or TORN not in str(found):
+            break
+        time.sleep(pause_s)
+    return error(found)
 
 
 def main() -> None:
     """See the module's docstring."""
-    look = Look(json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    again_s.extend([0.1, 1.0] if given.get("torn") else [])
+    look = Look(given)
     for line in sys.stdin:
         answer = look.answer(int(line))
         # What Freqtrade is given are rows of numbers, some of them of numpy.

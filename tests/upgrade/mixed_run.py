@@ -258,7 +258,7 @@ class Run:
         log = self._directory / "readers.log"
         with (
             Reader(log, Own(), {**given, "bucket": bucket}) as new,
-            Reader(log, self._version, {**given, "bucket": bucket}) as old,
+            Reader(log, self._version, {**given, "bucket": bucket, "torn": True}) as old,
         ):
             yield new, old
 
