@@ -57,7 +57,7 @@ import released  # noqa: E402
 MODULE: Final = "tests.upgrade.mixed_collectors"
 VERSIONS: Final = {"c63af64": released.COMMIT, "0.2.0": earlier.BEFORE_QUOTES}
 ORDERS: Final[tuple[Order, ...]] = get_args(Order)
-LEAD_S: Final = 30.0
+LEAD_S: Final = 90.0
 ENDS_S: Final = 600.0
 """Wall seconds for starting and ending."""
 _COLUMNS: Final = (
@@ -148,10 +148,10 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=int, default=60, help="of the exchange (60)")
-    parser.add_argument("--speed", type=float, default=15.0, help="exchange seconds a second (15)")
+    parser.add_argument("--speed", type=float, default=8.0, help="exchange seconds a second (8)")
     parser.add_argument("--lanes", type=int, default=2, help="combinations side by side (2)")
     parser.add_argument(
-        "--lead-s", type=float, default=LEAD_S, help="wall seconds for the collectors' start (30)"
+        "--lead-s", type=float, default=LEAD_S, help="wall seconds for the collectors' start (90)"
     )
     parser.add_argument("--versions", default=",".join(VERSIONS), help="only these, with commas")
     parser.add_argument("--orders", default=",".join(ORDERS), help="only these, with commas")
