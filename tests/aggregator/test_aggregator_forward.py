@@ -97,6 +97,10 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
             ((status, words, attempts),) = rows(
                 path, "SELECT status, answer, attempts FROM forward"
             )
+            if state == "found":
+                # By a look that was answered: that this ends its trouble comes after the note.
+                reasons = aggregator.aggregator.reasons
+                await until(lambda: not reasons(), lambda: f"{behaviour}: {reasons()}")
             health, answer = await aggregator.status("health")
             found = {"state": state, "status": status, "attempts": attempts, "health": health}
             found["words"] = EVERY_SORT[behaviour][2] in words or words
