@@ -107,8 +107,11 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
             found["posts"] = len(bot.posts)
             alarms = [reason for reason in answer["reasons"] if reason.startswith("forward lost")]
             found["alarms"] = len(alarms)
-        # It ends there, even if the aggregator is started again.
-        async with CountingBot(behaviour) as bot, running(one_vote(path, bot.url)) as aggregator:
+        # It ends there, even if the aggregator is started again. A vote that is decided late is no decision.
+        async with (
+            CountingBot(behaviour) as bot,
+            running(one_vote(path, bot.url, expire_s=10)) as aggregator,
+        ):
             await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
             # What was sent again would have been before the next one has ended.
             await end_states(path, 2)
