@@ -3,7 +3,9 @@
 Two decisions of a pair, one of each side, conflict when their windows opened less than a window apart,
 whenever they were decided. It is about opinions: what became of the orders does not matter.
 
-Times are ms since the epoch; those ahead of the clock count as now, at a start.
+Times are ms since the epoch; those ahead of the clock count as now, at a start and whenever all is built up
+anew. That moves what a clock which was set back has dated ahead, each time further. Windows are numbered in
+the order in which they open: where the times say another one, they tell nothing, and the two conflict.
 """
 
 from typing import Final, NamedTuple
@@ -50,11 +52,11 @@ class Passed:
         """Remember a trade of a bot's as a decision that passed when the trade opened."""
         self.note(pair, side, _NO_WINDOW, opened_ms, opened_ms)
 
-    def against(self, pair: str, side: Side, opened_ms: int) -> PassedDecision | None:
-        """The newest one of the other side whose window opened less than a window apart from `opened_ms`."""
+    def against(self, pair: str, side: Side, window: int, opened_ms: int) -> PassedDecision | None:
+        """The newest one of the other side that conflicts with `window`, which opened at `opened_ms`."""
+        own = PassedDecision(opened_ms, window, opened_ms)
         found = self._found.get((pair, OTHER[side]), ())
-        near = [passed for passed in found if self._near(passed.opened_ms, opened_ms)]
-        return max(near, default=None)
+        return max((passed for passed in found if self._conflict(passed, own)), default=None)
 
     def since(self, pair: str, side: Side, window: int) -> PassedDecision | None:
         """One of the other side that conflicts with the decision `window`, and whose window opened later."""
@@ -64,7 +66,7 @@ class Passed:
                     (
                         passed
                         for passed in self._found.get((pair, OTHER[side]), ())
-                        if self._near(passed.opened_ms, own.opened_ms) and _is_later(passed, own)
+                        if self._conflict(passed, own) and _is_later(passed, own)
                     ),
                     None,
                 )
@@ -79,8 +81,15 @@ class Passed:
             else:
                 del self._found[key]
 
-    def _near(self, opened_ms: int, other_ms: int) -> bool:
-        return abs(opened_ms - other_ms) < self._rules.window_ms
+    def _conflict(self, passed: PassedDecision, own: PassedDecision) -> bool:
+        apart_ms = abs(passed.opened_ms - own.opened_ms)
+        return apart_ms < self._rules.window_ms or _is_out_of_order(passed, own)
+
+
+def _is_out_of_order(passed: PassedDecision, own: PassedDecision) -> bool:
+    """Whether their times contradict their numbers: nobody knows how far apart they opened."""
+    earlier, later = sorted((passed, own), key=lambda decision: decision.window)
+    return earlier.window != _NO_WINDOW and earlier.opened_ms > later.opened_ms
 
 
 def _is_later(passed: PassedDecision, own: PassedDecision) -> bool:

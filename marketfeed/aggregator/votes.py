@@ -172,14 +172,19 @@ class Votes:
 
     def _decided_before(self, window: Window, now_ms: int) -> str | None:
         """The words for it when a window of the other side passed that opened less than one window apart."""
-        passed = self._passed.against(window.pair, window.side, window.opened_ms)
+        passed = self._passed.against(window.pair, window.side, window.number, window.opened_ms)
         if passed is None:
             return None
         age_s = (now_ms - passed.decided_ms) / 1000
-        apart_s = abs(window.opened_ms - passed.opened_ms) / 1000
+        apart_ms = abs(window.opened_ms - passed.opened_ms)
+        if apart_ms >= self._rules.window_ms:
+            return (
+                f"{OTHER[window.side]} was decided {age_s:.1f} s ago by a clock that has been set back, and "
+                "nobody knows how far apart the two windows opened"
+            )
         return (
             f"{OTHER[window.side]} was decided {age_s:.1f} s ago, and the two windows opened "
-            f"{apart_s:.1f} s apart, within one window"
+            f"{apart_ms / 1000:.1f} s apart, within one window"
         )
 
     def _forget(self, now_ms: int) -> None:
