@@ -3,6 +3,21 @@
 import asyncio
 import contextlib
 import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class ClockBase(NamedTuple):
+    """What a clock's times are counted from: `boot` names the run of the host, empty if nobody knows.
+
+    `booted_ms` is when that run began by this clock (ms since the epoch). It moves only when the wall clock is
+    set: slewing moves CLOCK_BOOTTIME as well.
+    """
+
+    boot: str
+    booted_ms: int
 
 
 class HostClock:
@@ -23,9 +38,21 @@ class HostClock:
         """Seconds since this clock was made."""
         return boottime_s() - self._started_s
 
+    def base(self) -> ClockBase:
+        """What its times are counted from."""
+        return ClockBase(boot_id(), int(self._started_ms - self._started_s * 1000.0))
+
     def offset_ms(self) -> float:
         """How far this clock is ahead of the wall clock, in ms."""
         return self.now_ms() - time.time() * 1000.0
+
+
+def boot_id() -> str:
+    """What the kernel calls this run of the host; empty if it does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def boottime_s() -> float:

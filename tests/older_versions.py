@@ -223,7 +223,7 @@ def content(path: Path) -> Content:
                 """SELECT name FROM sqlite_master WHERE type = 'table'
                    AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage',
                                     'quote_asked', 'life', 'mark_1h', 'series_coverage',
-                                    'series_deleted', 'beginning')"""
+                                    'series_deleted', 'beginning', 'clock')"""
             ).fetchall()
         }
         held["sequence"] = db.execute("SELECT id, next FROM sequence").fetchall()

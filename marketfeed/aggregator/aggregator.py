@@ -20,7 +20,7 @@ from marketfeed.aggregator.auth import Doorkeeper
 from marketfeed.aggregator.ballots import OTHER, Decision
 from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
-from marketfeed.aggregator.from_settings import quiet_ms_of, require_complete, rules_of
+from marketfeed.aggregator.from_settings import require_complete, rules_of, spans_of
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
@@ -82,7 +82,7 @@ class Aggregator:
         # a jump of the wall clock neither closes nor extends a window.
         self._clock = HostClock()
         self._counters = AggregatorCounters()
-        self._ledger = LedgerThread(settings.aggregator.ledger.path)
+        self._ledger = LedgerThread(settings.aggregator.ledger.path, self._clock.base())
         self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
         self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
@@ -115,16 +115,17 @@ class Aggregator:
                 lambda decision: _wake(forwarders, decision),
             )
             bots = self._bots(to_bots)
+            hear = partial(_hear, desk, forwarders)
             start = Start(
                 bots,
                 self._ledger,
                 desk,
                 self._clock.now_ms,
-                quiet_ms_of(self._settings.aggregator),
-                max(self._rules.cooldown_ms, 2 * self._rules.window_ms),
+                spans_of(self._settings.aggregator),
                 self._pace,
+                self._counters,
+                hear,
             )
-            hear = partial(_hear, desk, forwarders)
             forwarders |= self._forwarders(bots, desk, start, hear)
             shipper = None
             if self._settings.influxdb.url is not None:

@@ -4,7 +4,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from marketfeed.aggregator.ballots import Rules
+from marketfeed.aggregator.passed import kept_ms
 from marketfeed.aggregator.signals import SIDES, Electorate
+from marketfeed.aggregator.start import Spans
 from marketfeed.errors import SettingsError
 from marketfeed.settings.aggregator import AggregatorSettings
 
@@ -71,6 +73,15 @@ def rules_of(settings: AggregatorSettings) -> Rules:
     )
 
 
-def quiet_ms_of(settings: AggregatorSettings) -> int:
-    """For how long a ledger that may lack orders forwards nothing: none can be under way after it."""
-    return round(max(settings.unconfirmed_s, 2 * settings.window_s) * 1000)
+def spans_of(settings: AggregatorSettings) -> Spans:
+    """How long what was before a start matters.
+
+    After `quiet_ms` no order can be under way, and after `clock_quiet_ms` no conflict and no cool-down of
+    before can reach a later decision, whatever its times say.
+    """
+    rules = rules_of(settings)
+    return Spans(
+        quiet_ms=round(max(settings.unconfirmed_s, 2 * settings.window_s) * 1000),
+        clock_quiet_ms=max(rules.cooldown_ms, kept_ms(rules)),
+        asked_ms=max(rules.cooldown_ms, 2 * rules.window_ms),
+    )

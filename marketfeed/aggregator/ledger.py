@@ -36,6 +36,7 @@ from marketfeed.aggregator.ledger_tables import (
 )
 from marketfeed.aggregator.repeats import Earlier
 from marketfeed.aggregator.standing import AT_WORK, COOLING, Standing
+from marketfeed.clock import ClockBase
 from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
 from marketfeed.storage.database import has_been_open, translate_sqlite_errors
@@ -71,8 +72,11 @@ class Ledger(BegunFile):
     """What became of a predecessor that should stand here; empty when nothing is known to be lost."""
 
     @classmethod
-    def open(cls, path: Path, **how: Any) -> Self:
-        """Open or create the ledger at `path`, as `NumberedFile.open` says, and note what is lost."""
+    def open(cls, path: Path, clock: ClockBase | None = None, **how: Any) -> Self:
+        """Open or create the ledger at `path`, as `NumberedFile.open` says, and note what is lost.
+
+        `clock` is what the times of this run are counted from, as `begin` says.
+        """
         vanished = has_been_open(path) and not path.exists()
         ledger = super().open(path, **how)
         if ledger.set_aside is not None:
@@ -81,7 +85,7 @@ class Ledger(BegunFile):
             ledger.loss = f"the ledger {path} was gone, a fresh one was begun"
         try:
             with translate_sqlite_errors(cls.kind, path):
-                ledger.begin()
+                ledger.begin(clock)
         except BaseException:
             ledger.close()
             raise
@@ -338,6 +342,21 @@ class Ledger(BegunFile):
         if state == "sending":
             self.leave_mark()
         return forward
+
+    def end_queued(self, below_window: int, now_ms: int, words: str) -> list[Forward]:
+        """Have all that is queued of windows below one expire, durably; returns them as they stand then."""
+        queued = [it for it in self.forwards(("queued",)) if it.window < below_window]
+        if not queued:
+            return []
+        numbers = itertools.count(self._next_seq)
+        with self._transaction():
+            ended = [
+                self._enter(it.window, it.bot, "expired", now_ms, next(numbers), words)
+                for it in queued
+            ]
+            self._save_seq(seq := next(numbers))
+        self._next_seq = seq
+        return ended
 
     def _require_free(self, window: int, bot: BotName) -> None:
         """Within a transaction: raise PairAtWorkError while another order of its pair is at work."""

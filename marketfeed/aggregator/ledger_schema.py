@@ -73,8 +73,16 @@ CREATE TABLE beginning(
 _BEGUN: Final = f"""{_CREATE_BEGINNING};
 INSERT INTO beginning (id, name, held) VALUES (1, lower(hex(randomblob(8))), '{FRESH}')"""
 """In the transaction that makes the file: however soon a kill comes, it is known to be fresh."""
+_CREATE_CLOCK: Final = """
+CREATE TABLE IF NOT EXISTS clock(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    boot TEXT NOT NULL,
+    booted INTEGER NOT NULL
+)"""
+"""By which clock the times of the last start are: of which run of the host, and when that began by it."""
 _GROWN: Final = (
     _CREATE_BEGINNING.replace("TABLE", "TABLE IF NOT EXISTS"),
+    _CREATE_CLOCK,
     "INSERT OR IGNORE INTO beginning (id, name, held) VALUES (1, '', '')",
 )
 """For a file of before: it has no name yet, and whether it is the right one the mark beside it says."""
@@ -82,6 +90,7 @@ _GROWN: Final = (
 _CREATE: Final = f"""
 {_META};
 {_BEGUN};
+{_CREATE_CLOCK};
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL,
@@ -190,6 +199,7 @@ def _back_to_1(db: sqlite3.Connection) -> None:
     for statement in (
         "DROP TABLE meta",
         "DROP TABLE IF EXISTS beginning",
+        "DROP TABLE IF EXISTS clock",
         "ALTER TABLE sequence DROP COLUMN commits",
         "DROP VIEW forwarded",
         "DROP VIEW vote",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.clock import ClockBase
 from marketfeed.storage.file_thread import FileThread
 from marketfeed.storage.in_place import InPlace
 
@@ -11,15 +12,19 @@ from marketfeed.storage.in_place import InPlace
 class LedgerThread(FileThread[Ledger]):
     """The thread of the ledger at `path`; entering raises what `Ledger.open` raises.
 
-    One file for as long as this runs: a damaged one ends the service, and is set aside at the start.
+    One file for as long as this runs: a damaged one ends the service, and is set aside at the start. `clock`
+    is what the times of this run are counted from; None: they are not held against those before.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: ClockBase | None = None) -> None:
         super().__init__(KIND, path)
+        self._clock = clock
         self.loss = ""
         """What became of a ledger that should stand here; empty when nothing is known to be lost."""
         self.held = ""
         """Why nothing may be forwarded before the bots have been asked, as it was when it was opened."""
+        self.first_window = 1
+        """What was decided in an earlier run has a lower number, as windows are numbered."""
         self._in_place: InPlace | None = None
 
     def gone(self) -> str:
@@ -31,10 +36,11 @@ class LedgerThread(FileThread[Ledger]):
 
     def _open(self) -> None:
         # A predecessor that was killed may take a moment to go.
-        self._file = ledger = Ledger.open(self.path, wait_lock_s=2.0)
+        self._file = ledger = Ledger.open(self.path, self._clock, wait_lock_s=2.0)
         self.generation += 1
         self.loss = ledger.loss
         self.held = ledger.loss or ledger.held
+        self.first_window = ledger.next_number()
         self._in_place = ledger.in_place
         self.next_seq = ledger.next_seq
         self._look_beside()

@@ -9,6 +9,10 @@ that was sent right before may open only now. So:
 - A ledger that is fresh, is not the one that sent the last order from here, or does not know such a trade, is
   held: nothing is forwarded for `quiet_ms`, in which an order that was under way opens or never does. Then
   the bots are asked once more. The ledger remembers that it is held: a restart holds anew.
+- What waits in such a ledger may have been sent after the copy was made, and have closed again. It is never
+  sent, and ends before the ledger is held no more.
+- If this host's clock was set between two starts, nothing is forwarded until no conflict and no cool-down of
+  before could matter any more: `clock_quiet_ms`.
 
 `now_ms` is the time of the ledger, driven by the monotonic clock.
 """
@@ -26,8 +30,10 @@ import msgspec
 from marketfeed.aggregator.ensemble_tag import ensemble_side
 from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, BotError, Trade
 from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_beginning import CLOCK_SET
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unknown_trades import unknown_trades
@@ -42,6 +48,8 @@ SLOW_S: Final = 5.0
 NAMED: Final = 3
 """How many unknown trades of a bot `/health` names."""
 BEHIND: Final = "there are trades of ours in the bots that this ledger does not know"
+LACKS: Final = "the ledger may lack what became of it"
+"""Why what was decided in an earlier run is never sent by a ledger that is held."""
 
 
 class Holding(Protocol):
@@ -52,6 +60,18 @@ class Holding(Protocol):
 
     def hold(self, until_ms: int, why: str) -> None:
         """Forward nothing until then."""
+
+
+class Spans(msgspec.Struct, frozen=True):
+    """How long what was before a start matters, in ms.
+
+    A ledger that is held forwards nothing for `quiet_ms`, and for `clock_quiet_ms` when the clock was set.
+    Bots are asked for what they opened within `asked_ms`.
+    """
+
+    quiet_ms: int
+    clock_quiet_ms: int
+    asked_ms: int
 
 
 class _Unknown(msgspec.Struct, frozen=True):
@@ -102,21 +122,26 @@ class Start:
         ledger: LedgerThread,
         holding: Holding,
         now_ms: Callable[[], int],
-        quiet_ms: int,
-        span_ms: int,
+        spans: Spans,
         pace: Pace,
+        counters: AggregatorCounters,
+        heard: Callable[[Forward], None],
     ) -> None:
         self._sides = {side: _Asked(side, bot) for side, bot in bots.items()}
         self._ledger = ledger
         self._holding = holding
         self._now_ms = now_ms
-        self._quiet_ms = quiet_ms
-        self._span_ms = span_ms
+        self._spans = spans
+        self._quiet_ms = spans.quiet_ms
         self._pace = pace
+        self._counters = counters
+        self._heard = heard
         self._why = ""
         """Why the ledger is held; empty: it is not."""
         self._noted = ""
         """What of it the ledger has noted."""
+        self._ended = False
+        """Whether what waited in a ledger that is held has ended."""
         self._until_ms = 0
         self._refused: dict[str, tuple[int, str]] = {}
         """Pair -> up to when a decision of it knew nothing of a trade there, and of which."""
@@ -125,6 +150,8 @@ class Start:
     def begin(self) -> None:
         """Before a signal is taken: hold everything if the ledger is held, and have `holding` know."""
         self._noted = self._ledger.held
+        if CLOCK_SET in self._noted:
+            self._quiet_ms = max(self._spans.quiet_ms, self._spans.clock_quiet_ms)
         if self._noted:
             self._hold_all(self._noted)
 
@@ -148,8 +175,11 @@ class Start:
     def forbids(self, forward: Forward) -> str:
         """Why a queued order may never be sent; empty: nothing here speaks against it.
 
-        It was decided before a trade of its pair was met that the ledger does not know.
+        An earlier run decided it, and the ledger is held; or it was decided before a trade of its pair was
+        met that the ledger does not know.
         """
+        if self._why and forward.window < self._ledger.first_window:
+            return LACKS
         found_ms, words = self._refused.get(forward.pair, (0, ""))
         return words if forward.decided_ms <= found_ms else ""
 
@@ -164,7 +194,9 @@ class Start:
             shown = slow or bool(item.trouble) or item.asked_ms is not None
             if left_ms <= 0 and shown and (words := self.waits(side)):
                 found.append(f"nothing is forwarded to the bot of {side}: {words}")
-            named = [it.words() for it in item.unknown if now_ms < it.found_ms + self._span_ms]
+            named = [
+                it.words() for it in item.unknown if now_ms < it.found_ms + self._spans.asked_ms
+            ]
             if named:
                 more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
                 found.append(
@@ -181,6 +213,7 @@ class Start:
         Returns when that is so for all sides, and is noted.
         """
         item = self._sides[side]
+        await self._note()
         while not self._is_over():
             left_s = (self._held_until_ms(item) - self._now_ms()) / 1000
             if item.asked_ms is None or (left_s <= 0 and self._must_ask(item)):
@@ -194,7 +227,7 @@ class Start:
 
     async def _ask(self, side: Side, item: _Asked) -> None:
         began_ms = self._now_ms()
-        since_ms = began_ms - self._span_ms
+        since_ms = began_ms - self._spans.asked_ms
         try:
             trades = await item.bot.trades_since(since_ms, self._now_ms)
             # After the answer: what is sent now has its `sending` in here.
@@ -243,7 +276,7 @@ class Start:
             self._hold_all(BEHIND)
         if first and self._why:
             # From now, and not from the start: one that was frozen goes on with an order only now.
-            item.until_ms = now_ms + self._quiet_ms
+            item.until_ms = now_ms + self._spans.quiet_ms
 
     def _hold_all(self, why: str) -> None:
         self._why = why
@@ -255,7 +288,8 @@ class Start:
 
     async def _note(self) -> None:
         """Have the ledger know whether it is held. What cannot be noted is tried again."""
-        wanted = "" if self._is_settled() else self._why
+        ended = self._ended or not self._why or await self._end_queued()
+        wanted = "" if ended and self._is_settled() else self._why
         if wanted == self._noted:
             return
         try:
@@ -266,6 +300,30 @@ class Start:
         self._noted = wanted
         if not wanted:
             log.warning("the bots have been asked, orders are forwarded")
+
+    async def _end_queued(self) -> bool:
+        """End what an earlier run left queued; whether that is done. It is tried again until it is."""
+        words, now_ms = f"not sent before it expired: {LACKS}", self._now_ms()
+        try:
+            ended = await self._ledger.call(
+                lambda ledger: ledger.end_queued(self._ledger.first_window, now_ms, words)
+            )
+        except JournalError as error:
+            log.debug("not noted that what waited has ended error=%r", str(error))
+            return False
+        self._ended = True
+        for forward in ended:
+            self._counters.forwards[forward.side, "expired"] += 1
+            log.error(
+                "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+                forward.window,
+                forward.pair,
+                forward.side,
+                forward.tag,
+                words,
+            )
+            self._heard(forward)
+        return True
 
     # --- inside ---------------------------------------------------------------------------------------
 

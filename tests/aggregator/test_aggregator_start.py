@@ -204,7 +204,7 @@ def test_after_a_lost_ledger_the_bots_know(
 
 def restore(path: Path, *, all_files: bool) -> None:
     for old in path.glob("ledger.db*"):
-        if all_files or old.name.endswith(("-wal", "-shm")):
+        if all_files or old.name in {"ledger.db-wal", "ledger.db-shm"}:
             old.unlink()
     shutil.copy(path / "copy.db", path / "ledger.db")
 
@@ -228,7 +228,7 @@ def test_a_restored_older_copy_sends_nothing_twice(
             if not in_the_lock:
                 await until(lambda: states(tmp_path) == ["accepted"], "its answer")
             first.kill()
-            # As the documentation says: all files away, the copy in their place; or just copied over.
+            # All files away, the copy in their place; or the ledger's alone, as the documentation says.
             restore(tmp_path, all_files=all_files)
             async with running(load_settings(file, {})) as aggregator:
                 assert any(

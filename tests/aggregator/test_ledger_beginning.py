@@ -1,8 +1,11 @@
 """Whether a ledger is the one that sent the last order from here: fresh, moved, restored, of before."""
 
 import contextlib
+import re
+import shlex
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import pytest
 from decided import decide
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_beginning import OTHER
+from marketfeed.aggregator.ledger_beginning import CLOCK_SET, OTHER
 from marketfeed.aggregator.ledger_schema import FRESH
 from marketfeed.aggregator.sent_mark import Mark, SentMark
+from marketfeed.clock import ClockBase
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.in_place import InPlace
 
@@ -89,7 +93,22 @@ def move_all_away_first(path: Path, copy: Path) -> None:
     shutil.copy(copy, path)
 
 
-@pytest.mark.parametrize("restore", [copy_back, install, move_all_away_first])
+def as_documented(path: Path, copy: Path) -> None:
+    """With the very command of docs/operating.md, in the ledger's directory."""
+    text = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    (command,) = re.findall(r"^# (find .* ledger\.db .*)$", text, re.MULTILINE)
+    (old := path.with_name("old")).mkdir(exist_ok=True)
+    command = command.replace("/root/old", shlex.quote(str(old)))
+    subprocess.run(["bash", "-c", command], cwd=path.parent, check=True)
+    assert not path.exists()
+    assert SentMark(path).path.exists()
+    shutil.copy(copy, path)
+
+
+RESTORES = [copy_back, install, move_all_away_first, as_documented]
+
+
+@pytest.mark.parametrize("restore", RESTORES)
 def test_an_older_copy_is_held(path: Path, restore: Callable[[Path, Path], None]) -> None:
     settle(path)
     send(path)
@@ -164,13 +183,133 @@ def test_an_upgrade_is_no_doubt(path: Path) -> None:
     assert held(path) == ""
 
 
-def test_a_copy_of_before_the_upgrade_is_held(path: Path) -> None:
+@pytest.mark.parametrize("restore", [install, as_documented])
+def test_a_copy_of_before_the_upgrade_is_held(
+    path: Path, restore: Callable[[Path, Path], None]
+) -> None:
     settle(path)
-    copy = copy_of(path, "copy.db")
-    as_before(copy)
     send(path)
+    as_before(path)
+    SentMark(path).path.unlink()
+    copy = copy_of(path, "copy.db")
+    # The upgrade.
+    assert held(path) == ""
+    send(path, 2)
+    restore(path, copy)
+    assert held(path) == OTHER
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+def test_the_same_copy_put_back_again_is_held_again(
+    path: Path, restore: Callable[[Path, Path], None]
+) -> None:
+    settle(path)
+    send(path)
+    copy = copy_of(path, "copy.db")
+    for number in range(2, 5):
+        send(path, number)
+    for number in (7, 8):
+        restore(path, copy)
+        assert held(path) == OTHER
+        settle(path)
+        assert held(path) == ""
+        send(path, number)
+        assert held(path) == ""
+        for old in path.parent.glob("old-*"):
+            old.unlink()
+
+
+def test_what_an_older_copy_took_the_place_of_is_held_when_it_comes_back(path: Path) -> None:
+    """It has come further than the copy, and lacks what that one sent."""
+    settle(path)
+    send(path)
+    copy = copy_of(path, "copy.db")
+    for number in range(2, 9):
+        send(path, number)
+    original = copy_of(path, "original.db")
     install(path, copy)
     assert held(path) == OTHER
+    settle(path)
+    send(path, 50)
+    install(path, original)
+    assert held(path) == OTHER
+
+
+def test_a_held_copy_that_is_put_back_is_told_apart_from_itself(path: Path) -> None:
+    assert held(path) == FRESH
+    copy = copy_of(path, "copy.db")
+    settle(path)
+    send(path)
+    install(path, copy)
+    assert held(path) == FRESH
+    settle(path)
+    send(path, 9)
+    install(path, copy)
+    assert held(path) == FRESH
+
+
+# --- a clock that is set between two starts -----------------------------------------------------------------
+
+CLOCK = ClockBase("a boot", 1_795_000_000_000)
+
+
+def held_by(path: Path, clock: ClockBase | None) -> str:
+    with Ledger.open(path, clock) as ledger:
+        return ledger.held
+
+
+@pytest.mark.parametrize("by_ms", [-3_600_000, -2_001, 2_001, 3_600_000])
+def test_a_clock_that_was_set_holds_until_it_is_released(path: Path, by_ms: int) -> None:
+    settle(path)
+    assert held_by(path, CLOCK) == ""
+    assert held_by(path, CLOCK) == ""
+    moved = CLOCK._replace(booted_ms=CLOCK.booted_ms + by_ms)
+    assert held_by(path, moved) == CLOCK_SET
+    # By now the clock is known, and it is held all the same: nobody has waited yet.
+    assert held_by(path, moved) == CLOCK_SET
+    with Ledger.open(path, moved) as ledger:
+        ledger.release()
+    assert held_by(path, moved) == ""
+    # And set back to what it was.
+    assert held_by(path, CLOCK) == CLOCK_SET
+    assert held_by(path, CLOCK._replace(booted_ms=CLOCK.booted_ms - by_ms)) == CLOCK_SET
+
+
+def test_what_is_no_setting_of_the_clock_holds_nothing(path: Path) -> None:
+    settle(path)
+    for clock in (
+        CLOCK,
+        CLOCK._replace(booted_ms=CLOCK.booted_ms + 2_000),
+        None,
+        ClockBase("another boot", CLOCK.booted_ms + 3_600_000),
+        ClockBase("", CLOCK.booted_ms),
+        ClockBase("", CLOCK.booted_ms + 3_600_000),
+    ):
+        assert held_by(path, clock) == "", clock
+
+
+def test_a_clock_that_was_set_under_a_doubtful_ledger_is_named_too(path: Path) -> None:
+    settle(path)
+    assert held_by(path, CLOCK) == ""
+    SentMark(path).path.unlink()
+    moved = CLOCK._replace(booted_ms=CLOCK.booted_ms + 60_000)
+    assert held_by(path, moved) == f"{OTHER}, and {CLOCK_SET}"
+    assert held_by(path, CLOCK) == f"{OTHER}, and {CLOCK_SET}"
+
+
+def test_a_clock_that_cannot_be_noted_is_found_again(path: Path) -> None:
+    """A full disk: the doubt and the clock are one commit."""
+    settle(path)
+    assert held_by(path, CLOCK) == ""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON clock BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+        db.commit()
+    moved = CLOCK._replace(booted_ms=CLOCK.booted_ms + 60_000)
+    assert held_by(path, moved) == CLOCK_SET
+    assert held_by(path, CLOCK) == ""
+    assert held_by(path, moved) == CLOCK_SET
 
 
 def test_a_version_of_before_may_go_on_in_between(path: Path) -> None:
