@@ -141,12 +141,10 @@ class Aggregator:
     async def _serve(self, parts: _AggregatorParts, stop: asyncio.Event) -> None:
         settings = self._settings.aggregator
         desk, forwarders, shipper = parts.desk, parts.forwarders, parts.shipper
-        try:
-            await self._orphans.end(self._ledger, self._clock.now_ms())
-        except JournalError as error:
-            # The other side's orders do not wait for it; the next start tries again.
-            log.error("forwards of a side without a bot not ended error=%r", str(error))
-        # After it: an order that nobody can ask about would hold its pair.
+        now_ms, heard = self._clock.now_ms, partial(_hear, desk, forwarders)
+        ended = await self._orphans.end(self._ledger, now_ms, heard)
+        # After it: an order that nobody can ask about would hold its pair. If the disk refuses, the other
+        # side's orders do not wait for it.
         await desk.open()
         parts.start.begin()
         confidence = settings.missing_confidence
@@ -173,6 +171,9 @@ class Aggregator:
                 group.create_task(parts.start.run(side, forwarder.wake), name=f"ask {side}")
                 for side, forwarder in forwarders.items()
             ]
+            if not ended:
+                again = self._orphans.end_at_last(self._ledger, now_ms, heard)
+                ending.append(group.create_task(again, name="sides without a bot"))
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
             ending += [
@@ -316,6 +317,11 @@ class Aggregator:
         for forwarder in self._parts.forwarders.values():
             found.extend(forwarder.reasons())
         found.extend(self._parts.start.reasons())
+        if self._orphans.trouble:
+            found.append(
+                "forwards of a side without a bot have not ended, and may hold their pairs: "
+                f"{self._orphans.trouble.why}"
+            )
         for lost in self._lost().values():
             found.extend(f"forward lost: {words}" for words in lost)
         if (shipper := self._parts.shipper) is not None:
