@@ -58,7 +58,10 @@ def trade_id_of(data: object, pair: str) -> int | None:
     if not isinstance(data, dict) or data.get("pair", pair) != pair:
         return None
     found = data.get("trade_id")
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    if not isinstance(found, int) or isinstance(found, bool):
+        return None
+    # One that the ledger cannot hold is none.
+    return found if abs(found) < 1 << 63 else None
 
 
 def _of_words(error: str, pair: str) -> Meaning:

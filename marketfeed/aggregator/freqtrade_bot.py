@@ -341,7 +341,7 @@ def _trades(row: object, behind_ms: int) -> list[Trade]:
         found.pair,
         "short" if found.is_short else "long",
         found.enter_tag or "",
-        found.open_timestamp + behind_ms,
+        _bounded_ms(found.open_timestamp + behind_ms),
     )
     try:
         orders = msgspec.convert(found.orders, list[_OrderRow])
@@ -355,12 +355,20 @@ def _trades(row: object, behind_ms: int) -> list[Trade]:
                 trade,
                 tag=order.ft_order_tag or "",
                 # In service the exchange's time, in a dry run the bot's: the one that is less is safe.
-                opened_ms=(order.order_timestamp or 0) + min(behind_ms, 0),
+                opened_ms=_bounded_ms((order.order_timestamp or 0) + min(behind_ms, 0)),
                 added=True,
             )
             for order in entries[1:]
         ),
     ]
+
+
+def _bounded_ms(time_ms: int) -> int:
+    """A time that a calendar has: one far ahead, as of another unit, counts as now wherever it is met.
+
+    To leave such a trade out would hide it.
+    """
+    return min(max(time_ms, 0), _LATEST_MS)
 
 
 def _take(found: dict[int, list[Trade]], trades: list[Trade]) -> None:
@@ -385,11 +393,15 @@ def _are_older(rows: list[object], since_ms: int) -> bool:
 _ENTRY: Final[dict[Side, str]] = {"long": "buy", "short": "sell"}
 
 
-_Time = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_Time = Annotated[int, msgspec.Meta(ge=0)]
+_Id = Annotated[int, msgspec.Meta(gt=-(1 << 62), lt=1 << 62)]
+"""As far as the ledger can hold one."""
+_LATEST_MS: Final = 253_402_300_799_999
+"""The last of the year 9999."""
 
 
 class _TradeRow(msgspec.Struct):
-    trade_id: int
+    trade_id: _Id
     pair: str
     open_timestamp: _Time
     is_short: bool = False

@@ -20,7 +20,7 @@ that was sent right before may open only now. So:
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol
@@ -88,12 +88,19 @@ class _Unknown(msgspec.Struct, frozen=True):
 
     def words(self) -> str:
         """What `/health` and the log say of it."""
-        opened = datetime.fromtimestamp(self.trade.opened_ms / 1000, UTC)
         what = "enlarged" if self.trade.added else "opened"
         return (
             f"{self.trade.pair} trade {self.trade.trade_id} {self.trade.tag!r}, {what} "
-            f"{opened:%Y-%m-%d %H:%M:%S} UTC"
+            f"{_words_of(self.trade.opened_ms)}"
         )
+
+
+def _words_of(time_ms: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        # Of no calendar: whoever looks into the bot finds it by its number.
+        return f"at {time_ms}"
 
 
 class _Asked:
@@ -234,44 +241,47 @@ class Start:
             sent = await self._ledger.call(
                 lambda ledger: ledger.sent_since(side, since_ms - DAY_MS)
             )
+            self._take(side, item, trades, sent, began_ms)
         except (BotError, JournalError) as error:
             item.trouble.met(error)
-            return
         except Exception as error:
             # Whatever it has answered: nothing is sent to it, and the other bot's orders go on.
             if repr(error) != item.trouble.why:
                 log.exception("asking failed in an unforeseen way side=%s", side)
             item.trouble.met(repr(error))
-            return
-        item.trouble.end()
-        ours = [
-            trade
-            for trade in trades
-            if ensemble_side(trade.tag) and trade.opened_ms >= since_ms - CLOCK_TOLERANCE_MS
-        ]
+        else:
+            item.trouble.end()
+
+    def _take(
+        self,
+        side: Side,
+        item: _Asked,
+        trades: list[Trade],
+        sent: Sequence[Forward],
+        began_ms: int,
+    ) -> None:
+        """Take in what a bot has answered to the question of `began_ms`: all of it, or it is asked again."""
+        # Nothing is awaited in here: no decision and no order comes in between.
+        now_ms = self._now_ms()
+        since_ms = began_ms - self._spans.asked_ms - CLOCK_TOLERANCE_MS
+        ours = [it for it in trades if ensemble_side(it.tag) and it.opened_ms >= since_ms]
+        unknown = unknown_trades(ours, sent, now_ms)
+        known = {it.name for it in item.unknown}
+        found = [_Unknown(t, ensemble_side(t.tag) or side, now_ms) for t in unknown]
+        found = [it for it in found if it.name not in known]
+        named = [(it, it.words()) for it in found]
+        self._holding.merge_trades((it.trade.pair, it.side, it.trade.opened_ms) for it in found)
         first, item.asked_ms = item.asked_ms is None, began_ms
-        unknown = unknown_trades(ours, sent, self._now_ms())
+        item.unknown += found
         log.info(
             "bot asked what it has opened side=%s trades=%d unknown=%d",
             side,
             len(ours),
             len(unknown),
         )
-        self._take(side, item, unknown, first=first)
-
-    def _take(self, side: Side, item: _Asked, trades: list[Trade], *, first: bool) -> None:
-        # Nothing is awaited in here: no decision and no order comes in between.
-        now_ms = self._now_ms()
-        known = {it.name for it in item.unknown}
-        found = [_Unknown(t, ensemble_side(t.tag) or side, now_ms) for t in trades]
-        found = [it for it in found if it.name not in known]
-        item.unknown += found
-        for it in found:
-            log.error(
-                "trade of ours that the ledger does not know side=%s what=%s", side, it.words()
-            )
-            self._refused[it.trade.pair] = (now_ms, f"the bot of {side} has {it.words()}")
-        self._holding.merge_trades((it.trade.pair, it.side, it.trade.opened_ms) for it in found)
+        for it, words in named:
+            log.error("trade of ours that the ledger does not know side=%s what=%s", side, words)
+            self._refused[it.trade.pair] = (now_ms, f"the bot of {side} has {words}")
         if first and found and not self._why:
             self._hold_all(BEHIND)
         if first and self._why:

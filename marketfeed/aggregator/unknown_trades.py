@@ -3,6 +3,7 @@
 Such a trade means that the ledger was lost, or is an older copy: more may have been sent than stands in it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Trade
@@ -18,24 +19,35 @@ def unknown_trades(
     First a forward explains the trade that it names, then one that opened while it was at work; of several
     the nearest in time.
     """
-    left = list(trades)
-    free = [forward for forward in forwards if forward.sent_ms is not None]
+    free: dict[tuple[str, str], list[Forward]] = defaultdict(list)
+    for forward in forwards:
+        if forward.sent_ms is not None:
+            free[forward.pair, forward.tag].append(forward)
+    left = dict(enumerate(trades))
+    alike: dict[tuple[str, str], dict[int, Trade]] = defaultdict(dict)
+    for index, trade in left.items():
+        alike[trade.pair, trade.tag][index] = trade
+    for name, found in alike.items():
+        for index in _explained(found, free.get(name, []), now_ms):
+            del left[index]
+    return list(left.values())
+
+
+def _explained(trades: dict[int, Trade], forwards: list[Forward], now_ms: int) -> set[int]:
+    """Which of these trades are explained, all of one pair and tag: such are few."""
+    done, used = set[int](), set[int]()
     for explains in (_names, _may_have_opened):
         pairs = [
-            (forward, trade)
-            for trade in left
-            for forward in free
-            if _is_alike(forward, trade) and explains(forward, trade, now_ms)
+            (_apart_ms(forward, trade), index, number)
+            for index, trade in trades.items()
+            for number, forward in enumerate(forwards)
+            if index not in done and number not in used and explains(forward, trade, now_ms)
         ]
-        for forward, trade in sorted(pairs, key=lambda pair: _apart_ms(*pair)):
-            if forward in free and trade in left:
-                free.remove(forward)
-                left.remove(trade)
-    return left
-
-
-def _is_alike(forward: Forward, trade: Trade) -> bool:
-    return (forward.pair, forward.tag) == (trade.pair, trade.tag)
+        for _, index, number in sorted(pairs):
+            if index not in done and number not in used:
+                done.add(index)
+                used.add(number)
+    return done
 
 
 def _names(forward: Forward, trade: Trade, _now_ms: int) -> bool:

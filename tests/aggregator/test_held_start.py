@@ -219,3 +219,66 @@ def test_a_clock_that_is_set_between_two_starts(
                 assert not any(CLOCK_SET in it for it in aggregator.aggregator.reasons())
 
     asyncio.run(scenario())
+
+
+# --- odd answers of one bot ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opened_ms", [T0 * 1_000, 10**18, -(10**18)])
+def test_an_odd_time_ends_nothing(tmp_path: Path, opened_ms: int) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger.open(path).close()
+    odd = Trade(1, PAIR, "long", "long ensemble 3/5 conf=0.82 from=79", opened_ms)
+
+    async def scenario() -> None:
+        begun = Begun(path, odd)
+        async with begun.ledger:
+            await begun.ledger.call(Ledger.release)
+            begun.ledger.held = ""
+            begun.start.begin()
+            await asyncio.wait_for(_until_asked(begun), 30)
+            if opened_ms > 0:
+                assert begun.held.trades == [(PAIR, "long", opened_ms)]
+                assert any(f"opened at {opened_ms}" in it for it in begun.start.reasons())
+
+    asyncio.run(scenario())
+
+
+async def _until_asked(begun: Begun) -> None:
+    asking = asyncio.create_task(begun.start.run("long", lambda: None))
+    while not begun.bot.asked or begun.start.waits("long").startswith("it has to be asked"):
+        assert not asking.done() or asking.exception() is None
+        await asyncio.sleep(0)
+    asking.cancel()
+
+
+def test_what_cannot_be_taken_in_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent to that bot meanwhile, and nothing ends."""
+    path = tmp_path / "ledger.db"
+    Ledger.open(path).close()
+    found = Trade(1, PAIR, "long", "long ensemble 3/5 conf=0.82 from=79", T0 + 300_000)
+
+    async def scenario() -> None:
+        begun = Begun(path, found)
+        async with begun.ledger:
+            begun.start.begin()
+            with monkeypatch.context() as patch:
+
+                def refuse(_trades: object) -> None:
+                    raise RuntimeError("odd")
+
+                patch.setattr(begun.held, "merge_trades", refuse)
+                asking = asyncio.create_task(begun.start.run("long", lambda: None))
+                await until(lambda: begun.bot.asked >= 3, "three questions")
+                begun.now_ms += SPANS.quiet_ms + 1
+                assert "it has to be asked first" in begun.start.waits("long")
+                assert not asking.done()
+            await until(lambda: begun.held.trades, "the trade")
+            begun.now_ms += SPANS.quiet_ms + 1
+            await asyncio.wait_for(asking, 30)
+            assert begun.held.trades == [(PAIR, "long", T0 + 300_000)]
+            assert begun.start.waits("long") == ""
+
+    asyncio.run(scenario())

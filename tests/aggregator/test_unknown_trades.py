@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -10,6 +11,7 @@ from bot import Behaviour, CountingBot
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marketfeed.aggregator import unknown_trades as unknown
 from marketfeed.aggregator.ensemble_tag import ensemble_side
 from marketfeed.aggregator.freqtrade_bot import CLOSED_TRADES, Bot, BotError, Trade
 from marketfeed.aggregator.ledger_tables import Forward, State
@@ -130,6 +132,45 @@ def test_what_was_added_to_a_trade_is_an_order_of_its_own() -> None:
     assert unknown_trades([first, added], [one, two], NOW) == []
     assert unknown_trades([first, added], [one], NOW) == [added]
     assert unknown_trades([first, added], [two], NOW) == [first]
+
+
+def test_only_what_is_of_one_pair_and_tag_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once on the event loop, thousands of each: not every order with every trade."""
+    compared: list[int] = []
+    really = unknown._may_have_opened
+
+    def counted(*which: Any) -> bool:
+        compared.append(1)
+        return really(*which)
+
+    monkeypatch.setattr(unknown, "_may_have_opened", counted)
+    pairs = [f"P{index}/USDT:USDT" for index in range(500)]
+    sent = [
+        msgspec.structs.replace(forward("unknown"), pair=pair, window=number)
+        for number, pair in enumerate(pairs * 4)
+    ]
+    trades = [
+        msgspec.structs.replace(trade(number), pair=pair) for number, pair in enumerate(pairs * 5)
+    ]
+    assert unknown_trades(trades, sent, NOW) == trades[2_000:]
+    assert len(compared) == 500 * 4 * 5
+
+
+@pytest.mark.parametrize("time_ms", [T0 * 1_000, T0 * 10**6, 10**30, 0])
+def test_a_time_that_no_calendar_has_hides_no_trade(time_ms: int) -> None:
+    """As of a bot that counts in microseconds: it counts as now, and not as never."""
+
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            one = bot.add("BTC/USDT:USDT", TAG, 10)
+            bot.add("ETH/USDT:USDT", TAG, 10)
+            one["open_timestamp"] = time_ms
+            found = {it.pair: it.opened_ms for it in await since(bot, 300)}
+            assert len(found) == 2
+            assert 0 <= found["BTC/USDT:USDT"] <= 253_402_300_799_999
+            assert (found["BTC/USDT:USDT"] > now_ms()) == bool(time_ms)
+
+    asyncio.run(scenario())
 
 
 # --- how far back a bot is asked --------------------------------------------------------------------------
