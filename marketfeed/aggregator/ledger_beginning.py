@@ -111,7 +111,12 @@ class BegunFile(NumberedFile):
         with self._transaction():
             self.db.execute("UPDATE beginning SET name = ?, held = ?", (name, held))
             if clock is not None and self._has("clock"):
-                self.db.execute("REPLACE INTO clock (id, boot, booted) VALUES (1, ?, ?)", clock)
+                # Whatever else a newer version keeps in the row stays.
+                self.db.execute(
+                    """INSERT INTO clock (id, boot, booted) VALUES (1, ?, ?)
+                       ON CONFLICT (id) DO UPDATE SET boot = excluded.boot, booted = excluded.booted""",
+                    clock,
+                )
 
     def _clock_before(self) -> ClockBase | None:
         """What the times of the last start are counted from, as far as it was noted."""

@@ -19,6 +19,7 @@ from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Votes
+from marketfeed.clock import ClockBase
 from marketfeed.commands.check import check_file
 from marketfeed.errors import (
     JournalError,
@@ -457,7 +458,7 @@ def test_a_thousand_signals_are_one_commit(ledger: Ledger) -> None:
 def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     votes = Votes(RULES)
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, ClockBase("a boot", T0)) as ledger:
         receive(ledger, votes, key="k1")
         (decision,) = decide(ledger, votes, T0 + 60_000)
         ledger.note_shipped("bucket", of_all([(1, 2)], KIND))
@@ -466,7 +467,7 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     assert [event.what for event in flow.read()] == ["voted", "decided"]
     upgrade(path, (VERSION, 2, 2))
     assert flow.read() == []
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, ClockBase("a boot", T0 + 1_000)) as ledger:
         assert ledger.loss == ""
         assert ledger.passed_since(T0) == [decision]
         ledger.beat()
@@ -485,7 +486,7 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     # In signal, decision and forward a row of each version; all that stood there is as it was left.
     rows = dict.fromkeys(("signal", "decision", "forward"), (1, 1))
     alone = dict.fromkeys(("sequence", "heartbeat", "refused_line", "beginning"), (1, 0))
-    alone |= {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0)}
+    alone |= {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0), "clock": (1, 0)}
     assert added(path) == rows | alone
     events = ["sent", "answered", "voted", "decided"]
     assert [event.what for event in flow.read()] == events
