@@ -66,9 +66,10 @@ class Release:
         """
         if self._answered_since_s is None:
             self._answered_since_s, self._last_turn = now_s, last_turn
-        if last_turn != self._last_turn:
-            # Later or, by a clock that was set, earlier: a turn has ended. After a start it has ended none.
-            self._turned += int(bool(last_turn))
+        if last_turn is not None and last_turn != self._last_turn:
+            # Later or, by a clock that was set, earlier: a turn has ended. After a start it has ended none,
+            # and by the first that is told after nothing was, none is known to have.
+            self._turned += int(bool(last_turn) and self._last_turn is not None)
             self._last_turn = last_turn
         turned = self._turned >= TURNS or (last_turn is None and not unknown)
         if turned and now_s - self._answered_since_s >= self._settle_s:

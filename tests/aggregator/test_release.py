@@ -116,6 +116,15 @@ def test_of_a_bot_that_does_not_tell_its_turns_only_what_is_given_up_is_over() -
     assert not release.holds(0)
 
 
+def test_what_is_told_again_after_nothing_was_is_no_turn() -> None:
+    release = Release(SETTLE_S)
+    release.unknown()
+    looks(release, (0, None), (1, "a"), (2, None), (3, "a"), (4, None), (5, "a"), (60, None))
+    assert release.holds(1)
+    looks(release, (61, "b"), (62, None), (63, "c"))
+    assert not release.holds(1)
+
+
 EVENTS = st.one_of(
     st.tuples(st.just("look"), st.sampled_from(["a", "b", "c", "", None])),
     st.tuples(st.sampled_from(["no answer", "unknown", "word", "found", "lost"]), st.none()),
@@ -137,7 +146,8 @@ def test_no_other_order_goes_unless_the_rule_lets_it(
             case "look":
                 release.answered(now_s, last_turn, unknown)
                 since.append((now_s, last_turn, unknown))
-                turns = sum(1 for (_, a, _), (_, b, _) in pairwise(since) if b and a != b)
+                told = [turn for _, turn, _ in since if turn is not None]
+                turns = sum(1 for a, b in pairwise(told) if b and a != b)
                 long_enough = now_s - since[0][0] >= SETTLE_S
                 settled |= long_enough and (turns >= 2 or (last_turn is None and not unknown))
             case "no answer":
