@@ -1,13 +1,14 @@
 """Whether one bot takes orders now: what it has answered, and what it is asked for to know."""
 
+import asyncio
 import logging
 import time
 from typing import Final
 
-from marketfeed.aggregator.asking import Asking
+from marketfeed.aggregator.asking import Asking, BrokenOffError
 from marketfeed.aggregator.bot_answers import Meaning
-from marketfeed.aggregator.freqtrade_bot import Bot, BotError, NotSentError
-from marketfeed.aggregator.gate import Gate, Question
+from marketfeed.aggregator.freqtrade_bot import AnsweredError, Bot, BotError, NotSentError
+from marketfeed.aggregator.gate import Cause, Gate, Question
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
@@ -34,6 +35,10 @@ class Access:
         """What is wrong with the bot, for `/health`, since it answered well last."""
         self.ask_at_s = 0.0
         """When to ask it next how it is, if no order and no look shows it."""
+        self._told_s = 0.0
+        self._shut_since_s: float | None = None
+        self._asked_other_of = ""
+        self._overtaken = False
         self._side = side
         self._bot = bot
         self._other = other
@@ -41,11 +46,20 @@ class Access:
         self._ask = ask
         self._pace = pace
 
-    async def look(self, *, others_wait: bool) -> None:
-        """Ask how it is."""
-        await self._answers(self.gate.question)
-        pause_s = self._pace.again_s if others_wait else self._pace.probe_s
-        self.ask_at_s = time.monotonic() + pause_s
+    async def look(self, *, others_wait: bool, unless: asyncio.Event) -> None:
+        """Ask how it is; not to the end if nothing waits for the answer, and `unless` is set."""
+        idle = not others_wait and not self.gate.shut
+        await self._answers(self.gate.question, unless if idle else None)
+        now_s = time.monotonic()
+        if not others_wait and not (idle and unless.is_set()):
+            self.ask_at_s = now_s + self._pace.probe_s
+        elif not self.gate.shut:
+            self.ask_at_s = now_s + self._pace.again_s
+
+    def ask_soon(self) -> None:
+        """Something has come to wait: what the bot said a while ago may not be so any more."""
+        if self.gate.shut:
+            self.ask_at_s = min(self.ask_at_s, self._told_s + self._pace.again_s)
 
     async def has_room(self) -> bool:
         """Whether there is room for one more, and for those of which nobody knows whether they are open."""
@@ -59,8 +73,11 @@ class Access:
         if self._other is None:
             return None
         side = "short" if self._side == "long" else "long"
+        self._asked_other_of, self._overtaken = forward.pair, False
         try:
             trade = await self._ask(self._other.open_trade(forward.pair))
+        except BrokenOffError:
+            raise
         except Exception as error:
             words = f"the bot of {side} could not be asked whether it holds the pair: {error}"
             self.gate.wait("other bot", words, time.monotonic())
@@ -75,35 +92,47 @@ class Access:
         )
         return None if trade is None else f"the bot of {side} holds {forward.pair}: {trade}"
 
+    def other_sent(self, pair: str) -> None:
+        """The other side's bot has been sent an order of this pair."""
+        self._overtaken |= pair == self._asked_other_of
+
+    def is_overtaken(self, pair: str) -> bool:
+        """Whether it has been since it was asked last whether it holds this pair: its answer is old."""
+        return self._overtaken and pair == self._asked_other_of
+
     # --- what it has answered ---------------------------------------------------------------------------
 
     def answered(self) -> None:
         """It has answered something well."""
         self.gate.answered(None)
         if not self.gate.shut:
+            self._shut_since_s = None
             self.ask_at_s = time.monotonic() + self._pace.probe_s
         self.trouble.end()
 
     def shut_by(self, meaning: Meaning, words: str) -> None:
         """An order was answered with this."""
         self.gate.shut_by(meaning, words)
-        if self.gate.shut:
-            self.ask_at_s = time.monotonic() + self._pace.again_s
+        self._see()
         if meaning == "barred":
             self.trouble.met(f"it answers {words}")
 
     def failed(self, error: Exception) -> None:
         """It has not, or in a way that nobody foresaw."""
+        if isinstance(error, NotSentError):
+            self.trouble.met(words := f"not reachable: {error}")
+            if not self.gate.shut or self._cause == "unreachable":
+                self._see(self.gate.unreachable(words))
+            return
         if isinstance(error, BotError):
-            reached = "not reachable" if isinstance(error, NotSentError) else "not well"
-            self.trouble.met(f"{reached}: {error}")
+            self.trouble.met(f"not well: {error}")
             return
         words = f"not well: {error!r}"
         if words != self.trouble.why:
             log.error("asking failed in an unforeseen way side=%s", self._side, exc_info=error)
         self.trouble.met(words)
 
-    async def _answers(self, question: Question) -> bool:
+    async def _answers(self, question: Question, unless: asyncio.Event | None = None) -> bool:
         """Ask; whether it answers as a bot that takes orders."""
         good = True
         try:
@@ -112,31 +141,61 @@ class Access:
             elif question == "state":
                 good = await self._ask(self._bot.state()) in (RUNNING, None)
             else:
-                await self._ask(self._bot.probe())
+                await self._ask(self._bot.probe(), unless)
+        except BrokenOffError:
+            return False
         except Exception as error:
             # Whatever it has answered, the other bot's worker lives in the same process.
             self.failed(error)
-            if question == "count":
-                self._no_room(f"the bot could not be asked: {error}")
+            if not isinstance(error, NotSentError):
+                if question == "count":
+                    self.gate.room_unknown(f"the bot could not be asked: {error}")
+                self._see()
+                self._end_of_asking(error)
+            elif self._cause != "unreachable":
+                self._see()
             return False
         self.answered()
         self.gate.answered(question, good=good)
-        if self.gate.shut:
-            self.ask_at_s = time.monotonic() + self._pace.again_s
+        self._see()
         return good
 
     async def _asked_for_room(self) -> bool:
         unknown = self._orders.open
         count = await self._ask(self._bot.count())
-        if count is None:
-            # An order will tell, if there is none of which nobody knows.
-            good, words = not unknown, "the bot does not say how many trades it has"
-        else:
+        if count is not None:
             good, words = count.has_room(unknown), f"{count.current} trades of {count.max}"
-        if not good:
-            self._no_room(f"{words}, and {unknown} unknown" if unknown else words)
-        return good
+            if not good:
+                self.gate.no_room(f"{words}, and {unknown} unknown" if unknown else words)
+            return good
+        if unknown:
+            self.gate.room_unknown(f"the bot does not say, and {unknown} unknown")
+        # An order will tell, if there is none of which nobody knows.
+        return not unknown
 
-    def _no_room(self, words: str) -> None:
-        self.gate.no_room(words)
-        self.ask_at_s = time.monotonic() + self._pace.again_s
+    def _end_of_asking(self, error: Exception) -> None:
+        """Let an order try, now and then, where the question alone fails: it would fail for ever."""
+        since_s = self._shut_since_s
+        if since_s is None or not isinstance(error, AnsweredError):
+            return
+        # Of a bot that does not let us in only the first order is refused.
+        patient = self._cause == "password" or self._orders.open > 0
+        there = self._cause == "unreachable" and error.says_no
+        if there or (not patient and time.monotonic() - since_s >= self._pace.probe_s):
+            self.gate.let_one_try()
+            self._see()
+
+    @property
+    def _cause(self) -> Cause | None:
+        why = self.gate.why
+        return None if why is None else why.cause
+
+    def _see(self, pause_s: float | None = None) -> None:
+        """It has said how it is, or has not: when to ask again if that keeps orders back."""
+        self._told_s = time.monotonic()
+        if not self.gate.shut:
+            self._shut_since_s = None
+            return
+        if self._shut_since_s is None:
+            self._shut_since_s = self._told_s
+        self.ask_at_s = self._told_s + (self._pace.again_s if pause_s is None else pause_s)

@@ -9,6 +9,10 @@ from marketfeed.aggregator.freqtrade_bot import BotError
 T = TypeVar("T")
 
 
+class BrokenOffError(BotError):
+    """It was asked no longer: nothing is known of the bot by that."""
+
+
 class Asking:
     """Asks until `end`: from then on a question fails at once. An order is no question."""
 
@@ -24,16 +28,21 @@ class Asking:
         """Break off what is being asked."""
         self._ended.set()
 
-    async def __call__(self, question: Coroutine[Any, Any, T]) -> T:
-        """The answer. Raises what the question raises, and BotError when it was broken off."""
+    async def __call__(
+        self, question: Coroutine[Any, Any, T], unless: asyncio.Event | None = None
+    ) -> T:
+        """The answer. Raises what the question raises; BrokenOffError at the end, or once `unless` is set."""
         asked = asyncio.create_task(question)
-        ended = asyncio.create_task(self._ended.wait())
+        events = [self._ended] if unless is None else [self._ended, unless]
+        waits = [asyncio.create_task(event.wait()) for event in events]
         try:
-            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({asked, *waits}, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                raise BotError("the aggregator is stopping")
+                raise BrokenOffError(
+                    "the aggregator is stopping" if self.ended else "something else has come"
+                )
             return asked.result()
         finally:
-            for task in (asked, ended):
+            for task in (asked, *waits):
                 task.cancel()
-            await asyncio.gather(asked, ended, return_exceptions=True)
+            await asyncio.gather(asked, *waits, return_exceptions=True)

@@ -181,6 +181,7 @@ class Forwarder:
         self._queue.take(found)
         if found:
             self._search.orders.look_soon(time.monotonic())
+            self._access.ask_soon()
         else:
             # Otherwise the next step shows whether it can be written, too.
             self._notes.trouble.end()
@@ -211,7 +212,7 @@ class Forwarder:
             # Each of them waits for another order of its pair: whoever hears of its end wakes this one.
             return self._until(self._pace.again_s)
         if self._access.ask_at_s <= now_s:
-            await self._access.look(others_wait=bool(self._queue) and not waits)
+            await self._access.look(others_wait=bool(self._queue) and not waits, unless=self._woken)
             return 0.0
         return self._until(self._access.ask_at_s - now_s)
 

@@ -48,6 +48,11 @@ class AnsweredError(BotError):
         super().__init__(f"status {status}: {words}")
         self.status = status
 
+    @property
+    def says_no(self) -> bool:
+        """Whether it does not know or allow the question: it has been reached, unlike by a gateway's 5xx."""
+        return 400 <= self.status < 500
+
 
 class Answer(msgspec.Struct, frozen=True):
     """A bot's answer to an order: its HTTP status and message, and what became of the order by them.
@@ -205,11 +210,12 @@ class Bot:
         return rows, behind_ms
 
     async def _asked(self, path: str) -> object:
-        """The answer to a question that some bots do not know: None then."""
+        """The answer to a question that some bots, or what stands before them, deny: None then."""
         try:
             data, _ = await self._get(path, _LOOK_ANSWER_BYTES)
         except AnsweredError as error:
-            if error.status == 404:
+            # 401 is to whoever asks, and for that there is a remedy.
+            if error.says_no and error.status != 401:
                 return None
             raise
         return data
@@ -260,10 +266,13 @@ class Bot:
                 body = await _read(response, limit)
                 if response.status != 200:
                     raise AnsweredError(response.status, _hide(_words(body), headers))
-                return msgspec.json.decode(body), behind_ms
+                try:
+                    return msgspec.json.decode(body), behind_ms
+                except (msgspec.DecodeError, RecursionError) as error:
+                    raise AnsweredError(200, _text(error)) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSentError(_text(error)) from error
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise BotError(_hide(_text(error), headers)) from error
 
     def _headers(self) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """What keeps a bot's orders back, and until when. Pure; times are monotonic s.
 
-While it is full, paused or does not let us in, it is asked for that, and orders go on when it has answered
-well. For a moment nothing is sent, too, after it could not be reached, and after it was slow: its loop
-takes the same lock as an order, and would not get it between one order and the next.
+While it is full, paused, not to be reached or does not let us in, it is asked for that, and orders go on
+when it has answered well: what is tried with an order stands at `sending` meanwhile, and holds its pair. For
+a moment nothing is sent, too, after the other side's bot did not answer, and after this one was slow: its
+loop takes the same lock as an order, and would not get it between one order and the next.
 """
 
 from typing import Final, Literal
@@ -20,6 +21,7 @@ Cause = Literal[
     "password",
     "paused",
     "no room",
+    "room unknown",
     "unreachable",
     "other bot",
     "same pair",
@@ -28,11 +30,19 @@ Cause = Literal[
     "busy",
 ]
 """Why a forward waits: for another order whose outcome is unknown, for the bot to let us in, to run, to have
-room, to be reached; for the answer of the other side's bot; for another order of its pair; for what a
-start has to know first; for the ledger; for its turn."""
+room or to say whether it has, to be reached; for the answer of the other side's bot; for another order of
+its pair; for what a start has to know first; for the ledger; for its turn."""
 Question = Literal["version", "state", "count"]
 """What a bot is asked for, to know whether it takes orders."""
-_SHUT: Final[dict[Cause, Question]] = {"password": "version", "paused": "state", "no room": "count"}
+_SHUT: Final[dict[Cause, Question]] = {
+    "password": "version",
+    "paused": "state",
+    "no room": "count",
+    "room unknown": "count",
+    "unreachable": "version",
+}
+_ANY_ANSWER: Final[tuple[Cause, ...]] = ("password", "unreachable")
+"""Whoever answers anything well lets us in, and can be reached."""
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -89,20 +99,27 @@ class Gate:
         """It has no room for another trade."""
         self._shut = Why("no room", f"no room: {words}")
 
+    def room_unknown(self, words: str) -> None:
+        """It has not said whether it has room for another trade."""
+        self._shut = Why("room unknown", f"it is not known whether it has room: {words}")
+
     def answered(self, question: Question | None, *, good: bool = True) -> None:
         """The bot answered, to a `question` or anything else; `good`: as a bot does that takes orders."""
         self._failures = 0
-        self.over("unreachable")
         shut_by = None if self._shut is None else self._shut.cause
-        if shut_by == "password" or (good and question is not None and question == self.question):
+        asked = question is not None and question == self.question
+        if shut_by in _ANY_ANSWER or (good and asked):
             self._shut = None
 
-    def unreachable(self, words: str, now_s: float) -> None:
-        """Nothing of an order has left this host."""
+    def unreachable(self, words: str) -> float:
+        """Nothing of a request has left this host; returns for how long (s) to leave it alone."""
         self._failures += 1
-        pace = self._pace
-        self._open_at_s = now_s + backoff_s(self._failures, pace.retry_first_s, pace.retry_cap_s)
-        self._away = Why("unreachable", words)
+        self._shut = Why("unreachable", words)
+        return backoff_s(self._failures, self._pace.retry_first_s, self._pace.retry_cap_s)
+
+    def let_one_try(self) -> None:
+        """What it is asked for it never says: an order will tell."""
+        self._shut = None
 
     def wait(self, cause: Cause, words: str, now_s: float) -> None:
         """Try again in a moment."""
@@ -110,7 +127,7 @@ class Gate:
         self._open_at_s = now_s + self._pace.again_s
 
     def over(self, cause: Cause) -> None:
-        """What it waited for has come."""
+        """What it waited for has come, or nothing waits for it any more."""
         if self._away is not None and self._away.cause == cause:
             self._away, self._open_at_s = None, 0.0
 

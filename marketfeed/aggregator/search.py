@@ -6,7 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 from marketfeed.aggregator.asking import Asking
-from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, BotError, Trade
+from marketfeed.aggregator.freqtrade_bot import (
+    CLOCK_TOLERANCE_MS,
+    AnsweredError,
+    Bot,
+    BotError,
+    Trade,
+)
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Forward, State, found_words
 from marketfeed.aggregator.notes import Notes
@@ -96,7 +102,7 @@ class Search:
         last_turn: str | None = None
         try:
             trades = await self._ask(self._bot.trades(self._now_ms))
-            last_turn = await self._ask(self._bot.last_turn())
+            last_turn = await self._last_turn()
         except BotError as error:
             words, failure = f"the bot could not be asked: {error}", error
         except Exception as error:
@@ -112,6 +118,15 @@ class Search:
                 self.orders.unanswered()
             self.orders.looked(now_s, others_wait=others_wait)
         return failure
+
+    async def _last_turn(self) -> str | None:
+        try:
+            return await self._ask(self._bot.last_turn())
+        except AnsweredError as error:
+            if error.status == 401:
+                raise
+            # It has answered the look: that it never says this must not hold up its orders for ever.
+            return None
 
     # --- inside -----------------------------------------------------------------------------------------
 

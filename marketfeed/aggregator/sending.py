@@ -190,9 +190,7 @@ class Sender:
         try:
             answer = await self._bot.enter(sending)
         except NotSentError as error:
-            words = f"not reachable: {error}"
-            self._access.trouble.met(words)
-            gate.unreachable(words, time.monotonic())
+            self._access.failed(error)
             await self._send_back(sending, str(error))
             return
         except BotError as error:

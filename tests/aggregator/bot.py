@@ -105,6 +105,8 @@ class CountingBot:
         self.lock.set()
         self.ignores_offset = False
         self.ignores_order = False
+        self.denied: dict[str, int] = {}
+        """Address -> the HTTP status that it is answered, as by a proxy that lets only some through."""
         self.max_open_trades = -1
         """Negative: any number."""
         self.turn_s = 0.01
@@ -203,6 +205,8 @@ class CountingBot:
             return web.json_response({"detail": "Unauthorized"}, status=401)
         if self.behaviour == "freeze" and begun and request.method == "GET":
             await self._released.wait()
+        if (status := self.denied.get(request.path.rpartition("/")[2])) is not None:
+            return web.json_response({"detail": "denied"}, status=status)
         response = await handler(request)
         if "offset" in request.query:
             self.asked = True

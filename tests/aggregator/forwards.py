@@ -62,6 +62,7 @@ async def working(
     hooks: Hooks,
     ledger: LedgerThread | None = None,
     pace: Pace = QUICK,
+    unconfirmed_s: float = 0.8,
 ) -> AsyncIterator[Forwarder]:
     """A worker on the ledger in `path`, until the block ends. No start has asked the bot before it."""
     bot.asked = True
@@ -75,7 +76,7 @@ async def working(
             thread,
             now_ms,
             AggregatorCounters(),
-            Terms(expire_ms=60_000, unconfirmed_s=0.8),
+            Terms(expire_ms=60_000, unconfirmed_s=unconfirmed_s),
             hooks,
             pace,
         )

@@ -63,16 +63,31 @@ def test_after_a_slow_answer_the_bot_gets_a_pause() -> None:
     assert gate.why is None
 
 
-def test_it_is_tried_again_later_each_time_and_at_once_when_it_answers() -> None:
+def test_it_is_asked_later_each_time_and_anything_that_it_answers_opens() -> None:
     gate = Gate(PACE)
     for failures, pause_s in enumerate((0.1, 0.2, 0.4, 0.8, 1.0, 1.0)):
-        gate.unreachable(f"not reachable {failures}", 0.0)
-        assert gate.opens_at_s == pytest.approx(pause_s)
+        assert gate.unreachable(f"not reachable {failures}") == pytest.approx(pause_s)
     assert gate.why is not None
     assert gate.why.words == "not reachable 5"
+    # No order shows whether it is back: each would stand at `sending` meanwhile.
+    assert not gate.is_open(1e9)
+    assert gate.question == "version"
     gate.answered(None)
     assert gate.is_open(0.0)
     assert gate.why is None
+    assert gate.unreachable("not reachable") == pytest.approx(0.1)
+
+
+def test_what_it_never_says_an_order_may_tell() -> None:
+    gate = Gate(PACE)
+    gate.room_unknown("status 503")
+    assert gate.why is not None
+    assert gate.why.cause == "room unknown"
+    assert gate.question == "count"
+    gate.answered("count", good=False)
+    assert gate.shut
+    gate.let_one_try()
+    assert gate.is_open(0.0)
 
 
 def test_what_it_waits_for_may_come() -> None:
