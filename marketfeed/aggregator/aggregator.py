@@ -373,9 +373,12 @@ class Aggregator:
 
 def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
     desk.heard(forward)
-    if forward.state not in OPEN_STATES:
-        # One of the other side may have waited for it.
-        for forwarder in forwarders.values():
+    for side, forwarder in forwarders.items():
+        if side != forward.bot and forward.state == "sending":
+            forwarder.other_sent(forward.pair)
+        # One of the other side may have waited for its pair.
+        sent_back = forward.state == "queued" and forward.attempts > 0 and side != forward.bot
+        if sent_back or forward.state not in OPEN_STATES:
             forwarder.wake()
 
 

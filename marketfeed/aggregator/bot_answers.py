@@ -24,17 +24,24 @@ PREFIX: Final = "Error querying /api/v1/forceenter: "
 """How the `error` of Freqtrade's own 502 begins."""
 FULL: Final = "Maximum number of trades is reached."
 PAUSED: Final = ("trader is not running", "Bot is not in the correct state")
-REFUSED: Final = (
-    "Force_entry not enabled.",
-    "Can't go short on Spot markets.",
-    "Symbol does not exist or market is not active.",
-    "Wrong pair selected. Only pairs with stake-currency {word} allowed.",
+NOT_ENABLED: Final = "Force_entry not enabled."
+USUAL: Final = (
     "position for {pair} already open - id: {number}",
     "position for {pair} already open - id: {number} and has open order {word}",
     # No stake, the strategy's no, an order of which nothing was filled, or an open one that stays as it is.
     "Failed to enter position for {pair}.",
 )
+"""Refusals as they come in service."""
+REFUSED: Final = (
+    NOT_ENABLED,
+    "Can't go short on Spot markets.",
+    "Symbol does not exist or market is not active.",
+    "Wrong pair selected. Only pairs with stake-currency {word} allowed.",
+    *USUAL,
+)
 """`{pair}` is the pair of the order: what is said of another one was not said of this."""
+Refusal = Literal["usual", "every order", "other"]
+"""What a refusal says of the bot: nothing, that it takes no order at all, or that it is set up wrongly."""
 _PARTS: Final[Mapping[str, str]] = MappingProxyType({"{number}": "[0-9]+", "{word}": r"\S+"})
 
 
@@ -51,6 +58,22 @@ def meaning_of(status: int, data: object, pair: str) -> Meaning:
     if status == 422 and _is_list_of_mistakes(data):
         return "refused"
     return "unknown"
+
+
+def refusal_of(words: str, pair: str) -> Refusal:
+    """What the words with which an order of `pair` was refused say of the bot."""
+    words = words.removeprefix(PREFIX)
+    if words == NOT_ENABLED:
+        return "every order"
+    return "usual" if any(_is(words, template, pair) for template in USUAL) else "other"
+
+
+def trade_side_of(data: object) -> Literal["long", "short"] | None:
+    """The side of the trade that an answer names; None: it does not say."""
+    found = data.get("is_short") if isinstance(data, dict) else None
+    if not isinstance(found, bool):
+        return None
+    return "short" if found else "long"
 
 
 def trade_id_of(data: object, pair: str) -> int | None:

@@ -9,6 +9,7 @@ unless `release.py` says so. A bot that is full, paused or does not let us in is
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -21,7 +22,7 @@ from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
-from marketfeed.aggregator.queue import Queue, decided_ahead
+from marketfeed.aggregator.queue import Queue
 from marketfeed.aggregator.search import Search
 from marketfeed.aggregator.sending import Hooks, Sender
 from marketfeed.aggregator.signals import Side
@@ -44,6 +45,8 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 NO_HOOKS = Hooks()
+END_S: Final = 0.05
+"""For so long (wall s) at a time what has expired is noted, each in a commit; orders wait meanwhile."""
 
 
 class Forwarder:
@@ -81,6 +84,7 @@ class Forwarder:
             hooks,
             counters,
             now_ms,
+            self._why_waits,
         )
         self._woken = asyncio.Event()
         self._ending = False
@@ -138,7 +142,9 @@ class Forwarder:
                 self._queue and why.cause in ("unknown order", "other bot")
             ):
                 found.append(f"{bot}: {words}")
-        if expired := self.expired.reason(time.monotonic()):
+        now_s = time.monotonic()
+        found += [f"{bot}: {words}" for words in self._sender.refusals.reasons(now_s)]
+        if expired := self.expired.reason(now_s):
             found.append(f"{bot}: {expired}")
         if self._notes.trouble:
             found.append(f"forwards of {self.side} cannot be noted: {self._notes.trouble.why}")
@@ -149,6 +155,10 @@ class Forwarder:
     def wake(self) -> None:
         """There are new forwards in the ledger, or an order has ended for which some waited."""
         self._woken.set()
+
+    def other_sent(self, pair: str) -> None:
+        """The other side's bot has been sent an order of this pair."""
+        self._access.other_sent(pair)
 
     def end(self) -> None:
         """Finish the order that is under way, and return from `run`. What waits stays in the ledger."""
@@ -190,27 +200,34 @@ class Forwarder:
         """Do one thing that is due; returns how long there is nothing to do."""
         now_s = time.monotonic()
         self._mark_stall()
-        await self._end_what_is_over()
         if self._search.is_due(now_s):
             failure = await self._search.look(others_wait=bool(self._queue))
+            if self._ask.ended:
+                return 0.0
             if failure is None:
                 self._access.answered()
             else:
                 self._access.failed(failure)
             return 0.0
-        if self._search.orders.holding:
-            # Looks show how the bot is.
-            return self._until()
-        gate = self._access.gate
-        waits = bool(self._hooks.waits())
-        if self._queue and not gate.shut and not waits:
-            # Orders show it.
-            if now_s < gate.opens_at_s:
-                return self._until(gate.opens_at_s - now_s)
-            if await self._sender.send_best():
+        gate, waits = self._access.gate, bool(self._hooks.waits())
+        may_go = not (self._search.orders.holding or gate.shut or waits)
+        if may_go and self._queue and now_s >= gate.opens_at_s:
+            # The best one goes before those that have ended are noted.
+            sent = await self._sender.send_best()
+            if not await self._end_what_is_over() or sent:
                 return 0.0
             # Each of them waits for another order of its pair: whoever hears of its end wakes this one.
             return self._until(self._pace.again_s)
+        if not await self._end_what_is_over():
+            return 0.0
+        if not self._queue:
+            gate.over("other bot")
+        if self._search.orders.holding:
+            # Looks show how the bot is.
+            return self._until()
+        if self._queue and may_go:
+            # Orders show it.
+            return self._until(gate.opens_at_s - now_s)
         if self._access.ask_at_s <= now_s:
             await self._access.look(others_wait=bool(self._queue) and not waits, unless=self._woken)
             return 0.0
@@ -233,23 +250,22 @@ class Forwarder:
         else:
             self._queue.go_on(now_ms)
 
-    async def _end_what_is_over(self) -> None:
-        now_ms = self._now_ms()
+    async def _end_what_is_over(self) -> bool:
+        """End what may not be sent any more, one after another; False: there is more, and others join."""
+        until_s = time.monotonic() + END_S
         for forward in self._queue:
-            if words := self._hooks.forbids(forward):
-                await self._sender.end_unsent(forward, f"not sent before it expired: {words}")
-            elif not self._queue.is_over(forward, now_ms):
+            if (by := self._sender.ends_by(forward)) is None:
                 continue
-            elif decided_ahead(forward, now_ms):
-                words = "it was decided by a clock that was ahead, nobody knows how long ago"
-                await self._sender.end_unsent(forward, f"not sent before it expired: {words}")
-            else:
-                await self._sender.end_waiting(forward, self._why_waits(forward))
+            if time.monotonic() >= until_s or self._woken.is_set():
+                return False
+            await self._sender.end(forward, by)
+        return True
 
     def _why_waits(self, forward: Forward) -> Why:
-        if (why := self.why) is not None:
+        why, held = self.why, self._sender.is_held(forward)
+        if why is not None and not (held and why.cause == "other bot"):
             return why
-        if self._sender.is_held(forward):
+        if held:
             return Why("same pair", f"another order of {forward.pair} has not ended")
         if self.trouble:
             return Why("unreachable", self.trouble.why)

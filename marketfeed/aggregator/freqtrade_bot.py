@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import aiohttp
 import msgspec
 
-from marketfeed.aggregator.bot_answers import Meaning, meaning_of, trade_id_of
+from marketfeed.aggregator.bot_answers import Meaning, meaning_of, trade_id_of, trade_side_of
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
@@ -57,13 +57,14 @@ class AnsweredError(BotError):
 class Answer(msgspec.Struct, frozen=True):
     """A bot's answer to an order: its HTTP status and message, and what became of the order by them.
 
-    `trade_id` is the trade that it names.
+    `trade_id` is the trade that it names, and `side` that of this trade, if it says so.
     """
 
     status: int
     words: str
     meaning: Meaning
     trade_id: int | None = None
+    side: Side | None = None
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -147,7 +148,7 @@ class Bot:
                 data = _decoded(body)
                 meaning = meaning_of(response.status, data, forward.pair)
                 trade_id = trade_id_of(data, forward.pair) if meaning == "accepted" else None
-                return Answer(response.status, words, meaning, trade_id)
+                return Answer(response.status, words, meaning, trade_id, trade_side_of(data))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Both are raised before a connection stands.
             raise NotSentError(_text(error)) from error
@@ -162,6 +163,11 @@ class Bot:
         """What it does: "running", "paused", "stopped"; None: it does not say. Raises BotError."""
         found = await self._field("show_config", "state")
         return found if isinstance(found, str) else None
+
+    async def takes_forced(self) -> bool | None:
+        """Whether it takes orders by `forceenter` at all; None: it does not say. Raises BotError."""
+        found = await self._field("show_config", "force_entry_enable", None)
+        return found if isinstance(found, bool) else None
 
     async def last_turn(self) -> str | None:
         """When its loop last ended a turn, in its words: "" never, None: it does not say. Raises BotError."""
@@ -220,10 +226,10 @@ class Bot:
             raise
         return data
 
-    async def _field(self, path: str, name: str) -> object:
-        """One field of such an answer: it is False if there is none."""
+    async def _field(self, path: str, name: str, without: object = False) -> object:
+        """One field of such an answer; `without` if there is none."""
         data = await self._asked(path)
-        return data.get(name, False) if isinstance(data, dict) else False
+        return data.get(name, without) if isinstance(data, dict) else without
 
     async def trades_since(self, since_ms: int, now_ms: Callable[[], int]) -> list[Trade]:
         """All open trades, and all that have closed since then, by the clock that `now_ms` reads.

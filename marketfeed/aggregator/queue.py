@@ -102,5 +102,11 @@ class Queue:
         return now_ms >= self.expires_ms(forward, now_ms) or decided_ahead(forward, now_ms)
 
     def next_end_ms(self, now_ms: int) -> int | None:
-        """When the next one expires; None: nothing waits."""
-        return min((self.expires_ms(forward, now_ms) for forward in self), default=None)
+        """When the next one expires, if what is stalled remains so; None: nothing waits."""
+        return min((self._ends_ms(forward, now_ms) for forward in self), default=None)
+
+    def _ends_ms(self, forward: Forward, now_ms: int) -> int:
+        if self._stalled_since_ms is None or self.is_over(forward, now_ms):
+            return self.expires_ms(forward, now_ms)
+        # Until all that it may be extended by is used up, its end moves on with the clock.
+        return forward.expires_ms + self._extend_ms

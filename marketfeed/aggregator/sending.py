@@ -20,7 +20,8 @@ from marketfeed.aggregator.ledger import Ledger, PairAtWorkError
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
-from marketfeed.aggregator.queue import Queue, chosen_again
+from marketfeed.aggregator.queue import Queue, chosen_again, decided_ahead
+from marketfeed.aggregator.refusals import Refusals
 from marketfeed.aggregator.search import Search
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import LedgerError
@@ -60,9 +61,13 @@ class Sender:
         hooks: Hooks,
         counters: AggregatorCounters,
         now_ms: Callable[[], int],
+        why: Callable[[Forward], Why],
     ) -> None:
+        """`why` says for what a forward waits."""
         self.expired = Expired()
         """What expired while it waited for the bot."""
+        self.refusals = Refusals()
+        """What the bot refused, or opened on the other side."""
         self._side = side
         self._bot = bot
         self._queue = queue
@@ -72,21 +77,37 @@ class Sender:
         self._hooks = hooks
         self._counters = counters
         self._now_ms = now_ms
+        self._why = why
 
     async def send_best(self) -> bool:
-        """Send the best one that may go; False: none may, and none has ended."""
+        """Send the best one that may go, and nothing else; False: none may."""
         for forward in self._queue:
-            if words := self.speaks_against(forward):
-                await self.end_unsent(forward, words)
-                return True
-            if self.is_held(forward):
+            # What has ended has its turn afterwards: each takes a commit.
+            if self.is_held(forward) or self.ends_by(forward) is not None:
                 continue
-            if await self._is_free(forward) and await self._access.has_room():
+            if await self._is_free(forward) and await self._has_room(forward):
                 sending = await self._commit(forward)
                 if sending is not None and await self._may_go(sending):
                     await self._send(sending)
             return True
         return False
+
+    def ends_by(self, forward: Forward) -> str | Why | None:
+        """What ends it: words that speak against it, or what it has waited for too long. None: nothing."""
+        if words := self.speaks_against(forward):
+            return words
+        now_ms = self._now_ms()
+        if decided_ahead(forward, now_ms):
+            words = "it was decided by a clock that was ahead, nobody knows how long ago"
+            return f"not sent before it expired: {words}"
+        return self._why(forward) if self._queue.is_over(forward, now_ms) else None
+
+    async def end(self, forward: Forward, by: str | Why) -> None:
+        """It is not sent any more, by what `ends_by` says."""
+        if isinstance(by, str):
+            await self._end_unsent(forward, by)
+        elif await self._end_unsent(forward, f"not sent before it expired: {by.words}"):
+            self.expired.add(by.cause, time.monotonic())
 
     def speaks_against(self, forward: Forward) -> str | None:
         """Why it may not be sent any more."""
@@ -100,23 +121,20 @@ class Sender:
         pairs = self._search.orders.pairs
         return forward.pair in pairs or self._hooks.held(forward.pair, forward.window)
 
-    async def end_waiting(self, forward: Forward, why: Why) -> None:
-        """It has waited too long, for this."""
-        self.expired.add(why.cause, time.monotonic())
-        await self.end_unsent(forward, f"not sent before it expired: {why.words}")
-
-    async def end_unsent(self, forward: Forward, words: str) -> None:
-        """It is not sent any more."""
+    async def _end_unsent(self, forward: Forward, words: str) -> bool:
+        """It is not sent any more; whether the ledger has taken that."""
         self._queue.drop(forward.window)
-        if await self._notes.note(forward, "expired", words) is not None:
-            log.error(
-                "forward expired window=%d pair=%s side=%s tag=%r why=%r",
-                forward.window,
-                forward.pair,
-                forward.side,
-                forward.tag,
-                words,
-            )
+        if await self._notes.note(forward, "expired", words) is None:
+            return False
+        log.error(
+            "forward expired window=%d pair=%s side=%s tag=%r why=%r",
+            forward.window,
+            forward.pair,
+            forward.side,
+            forward.tag,
+            words,
+        )
+        return True
 
     # --- before the POST --------------------------------------------------------------------------------
 
@@ -127,8 +145,23 @@ class Sender:
         except BotError:
             return False
         if taken is not None:
-            await self.end_unsent(forward, taken)
-        return taken is None
+            await self._end_unsent(forward, taken)
+            return False
+        words = "the other side's bot took too long to say whether it holds the pair"
+        return not await self._is_over(forward, Why("other bot", words))
+
+    async def _has_room(self, forward: Forward) -> bool:
+        if not await self._access.has_room():
+            return False
+        words = "the bot took too long to say whether it has room"
+        return not await self._is_over(forward, Why("room unknown", words))
+
+    async def _is_over(self, forward: Forward, why: Why) -> bool:
+        """Whether it has waited too long, for this; then it has ended."""
+        over = self._queue.is_over(forward, self._now_ms())
+        if over:
+            await self.end(forward, why)
+        return over
 
     async def _commit(self, forward: Forward) -> Forward | None:
         """Note durably that it is sent; None if it was not: another one is better now, or it waits no more.
@@ -167,20 +200,21 @@ class Sender:
     async def _may_go(self, sending: Forward) -> bool:
         """Whether nothing has come up while the ledger noted it. If so, nothing is awaited until the POST."""
         if words := self._hooks.may_send():
-            await self.end_unsent(sending, f"not sent before it expired: {words}")
+            await self._end_unsent(sending, f"not sent before it expired: {words}")
             return False
         if words := self.speaks_against(sending):
-            await self.end_unsent(sending, words)
+            await self._end_unsent(sending, words)
             return False
         if self.is_held(sending):
             await self._send_back(sending, f"another order of {sending.pair} is at work")
             return False
-        if self._queue.is_over(sending, self._now_ms()):
-            # However long the disk took, nothing has been sent.
-            why = Why("ledger", "the ledger took too long to note that it is sent")
-            await self.end_waiting(sending, why)
+        if self._access.is_overtaken(sending.pair):
+            words = f"the other side's bot has got an order of {sending.pair} since it was asked"
+            await self._send_back(sending, words)
             return False
-        return True
+        # However long the disk took, nothing has been sent.
+        why = Why("ledger", "the ledger took too long to note that it is sent")
+        return not await self._is_over(sending, why)
 
     # --- the POST, and what follows ---------------------------------------------------------------------
 
@@ -226,6 +260,21 @@ class Sender:
             answer.status,
             answer.words,
         )
+        now_s = time.monotonic()
+        if answer.meaning == "refused":
+            self.refusals.refused(answer.words, sending.pair, now_s)
+        elif answer.meaning == "accepted":
+            self.refusals.accepted()
+            if answer.side not in (None, sending.side):
+                words = (
+                    f"it opened {sending.pair} {answer.words} {answer.side}, ordered {sending.side}"
+                )
+                log.critical(
+                    "ALARM the bot opened a trade of the other side window=%d words=%r",
+                    sending.window,
+                    words,
+                )
+                self.refusals.wrong_side(words, now_s)
         if answer.meaning in ("full", "paused"):
             await self._send_back(sending, answer.words, answer.status)
         elif answer.meaning == "accepted":

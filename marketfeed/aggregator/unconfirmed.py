@@ -115,7 +115,7 @@ class Unconfirmed:
         sent_ms = forward.changed_ms if forward.sent_ms is None else forward.sent_ms
         ahead = sent_ahead(forward, now_ms)
         since_ms = now_ms - LOOK_BACK_MS if ahead else sent_ms - CLOCK_TOLERANCE_MS
-        # Its ages: restarts must not put the alarm off, nor its end.
+        # Its age: restarts must not put the alarm off.
         age_s = max(now_ms - sent_ms, 0) / 1000
         sent_s = now_s - min(age_s, self._unconfirmed_s)
         item = Item(forward, since_ms, sent_s, self._pace.forget_s)
@@ -124,10 +124,9 @@ class Unconfirmed:
         if forward.state != "lost":
             self._release.unknown()
             return
+        # However long ago: the bot may have been frozen all the time, and still be at it.
         item.lose(forward.answer)
-        item.keep_s -= max(now_ms - forward.changed_ms, 0) / 1000
-        if item.keep_s > 0:
-            self._release.doubt()
+        self._release.doubt()
 
     def found(self, item: Item) -> None:
         """It has been found in the bot."""

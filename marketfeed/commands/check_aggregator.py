@@ -69,6 +69,9 @@ async def _check_bot(side: str, settings: BotSettings, session: aiohttp.ClientSe
     try:
         # Unlike /ping it needs the password, as an order does.
         await bot.probe()
+        if await bot.takes_forced() is False:
+            text = f"{bot.url} refuses every order: set force_entry_enable to true in its config"
+            return Finding(subject, "bad", text)
     except BotError as error:
         return Finding(subject, "warning", f"{bot.url}: {error}")
     return Finding(subject, "good", f"{bot.url} answers, and knows user and password")

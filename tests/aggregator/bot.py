@@ -105,6 +105,10 @@ class CountingBot:
         self.lock.set()
         self.ignores_offset = False
         self.ignores_order = False
+        self.refuses: str | None = None
+        """With which words of Freqtrade's it refuses every order."""
+        self.opens_short: bool | None = None
+        """What its trades are, whatever it is ordered; None: what is ordered."""
         self.denied: dict[str, int] = {}
         """Address -> the HTTP status that it is answered, as by a proxy that lets only some through."""
         self.max_open_trades = -1
@@ -225,6 +229,8 @@ class CountingBot:
         self.received_ms.append(now_ms)
         self._emit(b"o")
         behaviour = self.behaviour
+        if self.refuses is not None:
+            return _error(self.refuses)
         if behaviour == "mixed":
             (behaviour,) = random.choices(list(MIX), list(MIX.values()))
         match behaviour:
@@ -288,7 +294,9 @@ class CountingBot:
             "trade_id": len(self.trades) + 1,
             "pair": body["pair"],
             "is_open": True,
-            "is_short": body.get("side") == "short",
+            "is_short": body.get("side") == "short"
+            if self.opens_short is None
+            else self.opens_short,
             "enter_tag": body.get("entry_tag", "force_entry"),
             "leverage": body.get("leverage"),
             "open_rate": 1.0,
@@ -331,7 +339,7 @@ class CountingBot:
 
     async def _show_config(self, request: web.Request) -> web.StreamResponse:
         state = "paused" if self.behaviour == "paused" else "running"
-        return web.json_response({"state": state})
+        return web.json_response({"state": state, "force_entry_enable": self.refuses is None})
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
         # The first of its order are given: by id, the oldest by default, else by when they closed.

@@ -699,15 +699,36 @@ def test_a_restart_does_not_end_an_alarm(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_lost_one_of_long_ago_is_looked_for_once_after_a_start(tmp_path: Path) -> None:
+def test_a_lost_one_of_long_ago_is_looked_for_as_long_after_a_start(tmp_path: Path) -> None:
+    """The bot may have been frozen all the time: one answer proves nothing."""
+
     async def scenario() -> None:
         write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
-        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
+        pace = msgspec.structs.replace(QUICK, forget_s=1.0, look_lost_s=0.05)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url), pace) as aggregator:
+            await looked_again(bot)
+            assert len(await reasons_of(aggregator)) == 1
             async with asyncio.timeout(30):
-                while not bot.requests["status"] > 1 or await reasons_of(aggregator):
+                while await reasons_of(aggregator):
                     await asyncio.sleep(0.02)
-            # And the question of the start.
-            assert bot.requests["status"] == 2
+
+    asyncio.run(scenario())
+
+
+def test_after_a_lost_one_of_long_ago_others_wait_for_the_bot_s_loop(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write_forward(tmp_path, "sending", "unknown", "lost", age_ms=1_000_000)
+        async with CountingBot() as bot:
+            # It has just been thawed, and the order waits for its lock.
+            bot.turn_s = 0
+            async with running(one_vote(tmp_path, bot.url, expire_s=60)) as aggregator:
+                await aggregator.post("73", 0.9, pair="ETH/USDT:USDT")
+                await until(lambda: len(states(tmp_path)) == 2, "another decision")
+                asked = bot.requests["health"]
+                await until(lambda: bot.requests["health"] > asked + 8, "looks")
+                assert bot.posts == []
+                bot.turn_s = 0.01
+                await until(lambda: states(tmp_path) == ["lost", "accepted"], "the other order")
 
     asyncio.run(scenario())
 

@@ -148,6 +148,22 @@ def test_a_stall_of_before_the_decision_adds_nothing() -> None:
     assert queue.is_over(late, late.expires_ms + 3_000)
 
 
+def test_the_next_end_of_what_is_stalled_does_not_move_with_the_clock() -> None:
+    """Else whoever waits for it would wake every few ms for as long as nothing is sent."""
+    queue, item = Queue(EXPIRE_MS), forward(1, decided_ms=0)
+    queue.take([item])
+    now_ms = item.expires_ms - 2
+    assert queue.next_end_ms(now_ms) == item.expires_ms
+    queue.stall(now_ms, now_ms)
+    for _ in range(3):
+        assert queue.next_end_ms(now_ms) == item.expires_ms + EXPIRE_MS
+        assert not queue.is_over(item, now_ms)
+        now_ms += EXPIRE_MS // 4
+    now_ms = item.expires_ms + EXPIRE_MS
+    assert queue.is_over(item, now_ms)
+    assert queue.next_end_ms(now_ms) == now_ms
+
+
 def test_what_a_clock_that_was_ahead_decided_is_over() -> None:
     queue, item = Queue(EXPIRE_MS), forward(1, decided_ms=100_000)
     assert queue.is_over(item, 99_999)
