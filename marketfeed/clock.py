@@ -12,8 +12,8 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 class ClockBase(NamedTuple):
     """What a clock's times are counted from: `boot` names the run of the host, empty if nobody knows.
 
-    `booted_ms` is when that run began by this clock (ms since the epoch). It moves only when the wall clock is
-    set: slewing moves CLOCK_BOOTTIME as well.
+    `booted_ms` is when that run began by this clock (ms since the epoch). It moves only when the wall clock
+    is set: slewing moves CLOCK_BOOTTIME as well.
     """
 
     boot: str
