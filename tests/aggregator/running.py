@@ -77,11 +77,13 @@ def config(
     bot_timeout_s: float = 1,
     *,
     fresh: bool = False,
+    released: bool = False,
     **changes: Any,
 ) -> Path:
     """Write a config.yaml into `path`: ten feeders, `bots` by side, windows of 1 s unless changed.
 
-    A bot is the url of a `CountingBot`, or all of its settings. `fresh`: no ledger is made.
+    A bot is the url of a `CountingBot`, or all of its settings. `fresh`: no ledger is made. `released`: no
+    key that released versions refuse.
     """
     aggregator: dict[str, Any] = {
         "port": 0,
@@ -107,8 +109,9 @@ def config(
             for side, bot in bots.items()
         },
     }
-    if changes.get("on_conflict") != "both":
-        # Older versions do not know it; with both it says nothing.
+    if released:
+        del aggregator["unconfirmed_s"]
+    else:
         aggregator["early_grace_s"] = 0
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(aggregator.get(name), dict):
