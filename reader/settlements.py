@@ -25,15 +25,18 @@ def settled_rows(
 ) -> list[SettledRow]:
     """What InfluxDB has as one point: the settlements of a time, the regular one first.
 
-    Older collectors write no `kinds`: what they wrote last is taken for the regular one.
+    Older collectors write no `kinds`: what they wrote last is taken for the regular one. Off the hour it is
+    a special one: every regular interval is of whole hours.
     """
+    if not kinds:
+        kinds = schema.SPECIAL if time_ms % schema.HOUR_MS else schema.REGULAR
     return [
         SettledRow(
             time_ms,
             rate if kind == schema.REGULAR or special_rate is None else special_rate,
             kind,
         )
-        for kind in (kinds or schema.REGULAR).split(",")
+        for kind in kinds.split(",")
     ]
 
 

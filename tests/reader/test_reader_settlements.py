@@ -57,6 +57,14 @@ def test_what_was_taken_back_before_it_came_is_not_due() -> None:
     assert settlements.passed(announced[:2], hour(3)) == [hour(0), hour(1)]
 
 
+@pytest.mark.parametrize("kinds", [None, ""])
+@pytest.mark.parametrize(("at", "kind"), [(1, REGULAR), (0.75, SPECIAL)])
+def test_what_an_older_collector_wrote_is_a_special_one_off_the_hour(
+    kinds: str | None, at: float, kind: str
+) -> None:
+    assert settlements.settled_rows(hour(at), 0.1, None, kinds) == [(hour(at), 0.1, kind)]
+
+
 def test_it_is_due_ten_minutes_after_it_passed() -> None:
     announced = [Announced(hour(-1), hour(0)), Announced(hour(0), hour(8))]
     late_ms = schema.SETTLED_LATE_MS
