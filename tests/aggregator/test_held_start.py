@@ -142,6 +142,8 @@ def test_a_held_ledger_is_not_released_before_that_has_been_noted(tmp_path: Path
             begun.start.begin()
             asking = asyncio.create_task(begun.start.run("long", lambda: None))
             await until(lambda: begun.bot.asked == 1, "the question")
+            # Behind the ledger's part of the answer: the wait counts from when that is taken in.
+            await begun.ledger.call(lambda ledger: ledger.next_seq)
             begun.now_ms += SPANS.quiet_ms + 1
             await until(lambda: begun.bot.asked == 2, "the second question")
             for _ in range(50):
