@@ -475,11 +475,12 @@ class _Run:
     def _quiet_tasks(self, wanted: int = 0) -> int:
         """The fewest tasks at many looks: some come and go, for a request or a command.
 
-        Those of mark candles ask after each hour, for some minutes: until there are as few as `wanted`.
+        Those of mark candles ask after each hour, for some minutes: until there are as few as `wanted`, on a
+        busy machine for 30 s.
         """
         found = []
         calm_s = time.monotonic() + 2.0
-        until_s = calm_s + (HOURLY_S / self._options.speed if wanted else 0.0)
+        until_s = calm_s + (max(HOURLY_S / self._options.speed, 30.0) if wanted else 0.0)
         while time.monotonic() < calm_s or (min(found) > wanted and time.monotonic() < until_s):
             found.append(self._metric("marketfeed_tasks"))
             time.sleep(0.05)
