@@ -90,15 +90,12 @@ class Aggregators:
         assert self.states()[f"{name}B/USDT:USDT"] == "queued"
 
     async def settled(self, name: str) -> None:
-        """Wait until both have ended: the bot answers again, on a busy machine perhaps too late."""
+        """Wait until both have ended: the bot answers again."""
         self.bot.behaviour = "ok"
-        first, second = f"{name}A/USDT:USDT", f"{name}B/USDT:USDT"
-
-        def ended() -> bool:
-            states = self.states()
-            return states.get(first) == "found" and states.get(second) in ("accepted", "found")
-
-        await until(ended, lambda: f"{name}: {self.states()}")
+        ends = {f"{name}A/USDT:USDT": "found", f"{name}B/USDT:USDT": "accepted"}
+        await until(
+            lambda: ends.items() <= self.states().items(), lambda: f"{name}: {self.states()}"
+        )
 
     def states(self) -> dict[str, str]:
         """Pair -> the state of its forward."""
