@@ -171,8 +171,10 @@ def test_an_hour_that_the_exchange_does_not_have_is_a_reason_until_it_has_said_s
             seen: list[tuple[int, list[str]]] = []
 
             def said() -> bool:
-                seen.append((sim.now_ms(), reasons()))
-                return bool(seen[-1][1])
+                # The clock after the reasons: what they say was true by then.
+                found = reasons()
+                seen.append((sim.now_ms(), found))
+                return bool(found)
 
             await until(said)
             # None before its ten minutes are over.
