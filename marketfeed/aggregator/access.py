@@ -9,8 +9,7 @@ from marketfeed.aggregator.asking import Asking, BrokenOffError
 from marketfeed.aggregator.bot_answers import Meaning
 from marketfeed.aggregator.freqtrade_bot import AnsweredError, Bot, BotError, NotSentError
 from marketfeed.aggregator.gate import Cause, Gate, Question
-from marketfeed.aggregator.ledger_tables import Forward
-from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Unconfirmed
 from marketfeed.counters import Trouble
@@ -22,10 +21,19 @@ RUNNING: Final = "running"
 
 
 class Access:
-    """The way to one side's bot. Of a pair that the `other` side's bot holds nothing goes; None: all does."""
+    """The way to one bot. Of a pair that the `other` side's bot holds nothing goes; None: all does.
+
+    The other one of the meta bot, which gets both sides, is itself.
+    """
 
     def __init__(
-        self, side: Side, bot: Bot, other: Bot | None, orders: Unconfirmed, ask: Asking, pace: Pace
+        self,
+        side: BotName,
+        bot: Bot,
+        other: Bot | None,
+        orders: Unconfirmed,
+        ask: Asking,
+        pace: Pace,
     ) -> None:
         self.gate = Gate(pace)
         """What keeps orders back."""
@@ -68,10 +76,15 @@ class Access:
     async def pair_taken(self, forward: Forward) -> str | None:
         """How the other side's bot holds the pair of a forward: None, it does not.
 
+        A bot that gets both sides holds a pair on one of them at a time: an order of the other side would be
+        refused, or would enlarge what it holds. Of the same side it is sent, as to any bot.
+
         Raises BotError when nobody knows; nothing goes for a moment then.
         """
         if self._other is None:
             return None
+        if self._other is self._bot:
+            return await self._other_side_taken(forward)
         side = "short" if self._side == "long" else "long"
         self._asked_other_of, self._overtaken = forward.pair, False
         try:
@@ -91,6 +104,22 @@ class Access:
             trade or "no",
         )
         return None if trade is None else f"the bot of {side} holds {forward.pair}: {trade}"
+
+    async def _other_side_taken(self, forward: Forward) -> str | None:
+        """How this bot itself holds the pair on the other side."""
+        try:
+            trade = await self._ask(self._bot.open_trade(forward.pair, but=forward.side))
+        except BrokenOffError:
+            raise
+        except Exception as error:
+            self.failed(error)
+            words = f"the bot could not be asked whether it holds the pair: {error}"
+            if not self.gate.shut:
+                self.gate.wait("other bot", words, time.monotonic())
+            raise BotError(words) from error
+        self.answered()
+        self.gate.over("other bot")
+        return None if trade is None else f"it holds {forward.pair} on the other side: {trade}"
 
     def other_sent(self, pair: str) -> None:
         """The other side's bot has been sent an order of this pair."""

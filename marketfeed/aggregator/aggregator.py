@@ -24,8 +24,9 @@ from marketfeed.aggregator.from_settings import require_complete, rules_of, span
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
-from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward
+from marketfeed.aggregator.ledger_tables import META, OPEN_STATES, BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.meta import Meta
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
@@ -62,6 +63,7 @@ class _AggregatorParts(NamedTuple):
 
     desk: Desk
     forwarders: dict[Side, Forwarder]
+    meta: Meta | None
     start: Start
     doorkeeper: Doorkeeper
     shipper: Shipper | None
@@ -83,7 +85,10 @@ class Aggregator:
         self._clock = HostClock()
         self._counters = AggregatorCounters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path, self._clock.base())
-        self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
+        without: set[BotName] = {side for side in SIDES if side not in self._rules.bots}
+        if not self._rules.copies:
+            without.add(META)
+        self._orphans = Orphans(without, self._counters, pace)
         self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
         self._turns_proven = -1
@@ -112,12 +117,13 @@ class Aggregator:
                 self._ledger,
                 self._clock.now_ms,
                 self._counters,
-                lambda decision: _wake(forwarders, decision),
+                lambda decision: _wake(forwarders, meta, decision),
             )
             bots = self._bots(to_bots)
+            meta = self._meta(to_bots, desk)
             hear = partial(_hear, desk, forwarders)
             start = Start(
-                bots,
+                {side: bot for side, bot in bots.items()},  # noqa: C416 - of a wider type
                 self._ledger,
                 desk,
                 self._clock.now_ms,
@@ -131,7 +137,7 @@ class Aggregator:
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
                 shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
-            self._parts = _AggregatorParts(desk, forwarders, start, doorkeeper, shipper)
+            self._parts = _AggregatorParts(desk, forwarders, meta, start, doorkeeper, shipper)
             try:
                 await self._serve(self._parts, stop)
             finally:
@@ -174,6 +180,8 @@ class Aggregator:
             if not ended:
                 again = self._orphans.end_at_last(self._ledger, now_ms, heard)
                 ending.append(group.create_task(again, name="sides without a bot"))
+            if parts.meta is not None:
+                parts.meta.begin(group)
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
             ending += [
@@ -192,6 +200,8 @@ class Aggregator:
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
+                if parts.meta is not None:
+                    parts.meta.end()
                 for task in ending:
                     task.cancel()
                 if shipper is not None:
@@ -204,6 +214,22 @@ class Aggregator:
             for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
             if settings.url
         }
+
+    def _meta(self, session: aiohttp.ClientSession, desk: Desk) -> Meta | None:
+        settings = self._settings.aggregator
+        if not self._rules.copies:
+            return None
+        return Meta(
+            Bot(settings.bots.meta, session),
+            self._ledger,
+            self._rules,
+            settings.unconfirmed_s,
+            desk.contested,
+            self._clock.now_ms,
+            spans_of(settings),
+            self._pace,
+            self._counters,
+        )
 
     def _forwarders(
         self,
@@ -317,6 +343,8 @@ class Aggregator:
         for forwarder in self._parts.forwarders.values():
             found.extend(forwarder.reasons())
         found.extend(self._parts.start.reasons())
+        if self._parts.meta is not None:
+            found.extend(self._parts.meta.reasons())
         if self._orphans.trouble:
             found.append(
                 "forwards of a side without a bot have not ended, and may hold their pairs: "
@@ -334,15 +362,23 @@ class Aggregator:
 
     def _lost(self) -> dict[str, list[str]]:
         found = self._orphans.lost()
-        if self._parts is not None:
-            for side, worker in self._parts.forwarders.items():
-                found[side] = list(worker.lost.values())
+        for side, worker in self._workers().items():
+            found[side] = list(worker.lost.values())
+        return found
+
+    def _workers(self) -> dict[BotName, Forwarder]:
+        if (parts := self._parts) is None:
+            return {}
+        found: dict[BotName, Forwarder] = {}
+        found.update((side, worker) for side, worker in parts.forwarders.items())
+        if parts.meta is not None:
+            found[META] = parts.meta.worker
         return found
 
     def report(self) -> AggregatorReport:
         """All that `/status` and `/metrics` show."""
         reasons, parts, counters = self.reasons(), self._parts, self._counters
-        forwarders = {} if parts is None else parts.forwarders
+        forwarders = self._workers()
         return AggregatorReport(
             version=__version__,
             healthy=not reasons,
@@ -372,6 +408,9 @@ class Aggregator:
 
 
 def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
+    if forward.bot == META:
+        # What becomes of a copy is nothing to the two others.
+        return
     desk.heard(forward)
     for side, forwarder in forwarders.items():
         if side != forward.bot and forward.state == "sending":
@@ -382,6 +421,8 @@ def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> No
             forwarder.wake()
 
 
-def _wake(forwarders: dict[Side, Forwarder], decision: Decision) -> None:
+def _wake(forwarders: dict[Side, Forwarder], meta: Meta | None, decision: Decision) -> None:
     if (forwarder := forwarders.get(decision.side)) is not None:
         forwarder.wake()
+    if meta is not None:
+        meta.wake()

@@ -18,14 +18,13 @@ from marketfeed.aggregator.asking import Asking
 from marketfeed.aggregator.expired import Expired
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.gate import Why
-from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
 from marketfeed.aggregator.queue import Queue
 from marketfeed.aggregator.search import Search
 from marketfeed.aggregator.sending import Hooks, Sender
-from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
@@ -36,12 +35,14 @@ class Terms(msgspec.Struct, frozen=True):
 
     What waits behind an order of which nobody knows what became may expire up to `expire_ms` later. Such an
     order is lost `unconfirmed_s` after it was sent. Of a pair that the `other` side's bot holds nothing is
-    sent; None: it is not asked.
+    sent; None: it is not asked. With `own_pairs` this bot itself is asked, and of a pair that it
+    holds on one side nothing is sent for the other: see `Access.pair_taken`.
     """
 
     expire_ms: int
     unconfirmed_s: float
     other: Bot | None = None
+    own_pairs: bool = False
 
 
 NO_HOOKS = Hooks()
@@ -50,11 +51,14 @@ END_S: Final = 0.05
 
 
 class Forwarder:
-    """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock."""
+    """The worker of one bot, of a side or the meta bot.
+
+    `now_ms` is the time of the ledger, driven by the monotonic clock.
+    """
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         bot: Bot,
         ledger: LedgerThread,
         now_ms: Callable[[], int],
@@ -73,7 +77,8 @@ class Forwarder:
         self._queue = Queue(terms.expire_ms)
         self._notes = Notes(side, ledger, now_ms, counters, hooks.heard, pace.ledger_retry_s)
         self._search = Search(side, bot, self._notes, self._ask, now_ms, pace, terms.unconfirmed_s)
-        self._access = Access(side, bot, terms.other, self._search.orders, self._ask, pace)
+        other = bot if terms.own_pairs else terms.other
+        self._access = Access(side, bot, other, self._search.orders, self._ask, pace)
         self._sender = Sender(
             side,
             bot,
@@ -189,6 +194,7 @@ class Forwarder:
             self._woken.set()
             return
         self._queue.take(found)
+        self._hooks.fetched(found)
         if found:
             self._search.orders.look_soon(time.monotonic())
             self._access.ask_soon()

@@ -22,7 +22,7 @@ def is_configured(settings: AggregatorSettings) -> bool:
 
 def _is_begun(settings: AggregatorSettings) -> bool:
     """Whether it has an account or a bot's password: the shipped example has neither."""
-    bots = (settings.bots.long, settings.bots.short)
+    bots = (settings.bots.long, settings.bots.short, settings.bots.meta)
     return bool(settings.accounts) or any(bot.password or bot.password_file for bot in bots)
 
 
@@ -53,6 +53,8 @@ async def check_aggregator(settings: Settings, session: aiohttp.ClientSession) -
     findings.append(check_file(KIND, aggregator.ledger.path)[0])
     findings.append(await _check_bot("long", aggregator.bots.long, session))
     findings.append(await _check_bot("short", aggregator.bots.short, session))
+    if aggregator.bots.meta.url:
+        findings.append(await _check_bot("meta", aggregator.bots.meta, session))
     return findings
 
 
