@@ -48,14 +48,14 @@ class ForwardsFile(BegunFile):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self._keeps_copies = self._has(table_of(META))
+        self.keeps_copies = self._has(table_of(META))
         """A file that could not be grown, as on a full disk, has no place for copies."""
 
     def forwards(
         self, states: Sequence[State] = OPEN_STATES, bot: BotName | None = None
     ) -> list[Forward]:
         """The forwards in `states`, to the bot of any side or to this one, oldest first."""
-        if bot == META and not self._keeps_copies:
+        if bot == META and not self.keeps_copies:
             return []
         marks = ",".join("?" * len(states))
         rows = self.db.execute(
@@ -66,7 +66,7 @@ class ForwardsFile(BegunFile):
 
     def standing_since(self, since_ms: int, bot: BotName | None = None) -> list[Forward]:
         """The forwards in an open state, and of those that opened a trade, or may have, the newer ones."""
-        if bot == META and not self._keeps_copies:
+        if bot == META and not self.keeps_copies:
             return []
         states = ",".join(repr(state) for state in COOLING)
         rows = self.db.execute(
@@ -78,7 +78,7 @@ class ForwardsFile(BegunFile):
 
     def _copy(self, window: int, now_ms: int, numbers: Iterator[int]) -> None:
         """Within a transaction: have the meta bot get a decision as well. Nothing is looked at for it."""
-        if self._keeps_copies:
+        if self.keeps_copies:
             self.db.execute(
                 _QUEUE.format(table=table_of(META)), (window, META, now_ms, next(numbers))
             )
@@ -241,14 +241,14 @@ class ForwardsFile(BegunFile):
     def _no_copy_of_it(self) -> str:
         """The condition that a decision has no copy any more."""
         known = f"SELECT window FROM {table_of(META)}"
-        return f"AND window NOT IN ({known})" if self._keeps_copies else ""
+        return f"AND window NOT IN ({known})" if self.keeps_copies else ""
 
     def _delete_copies(self, oldest_ms: int, below_seq: int, at_once: int) -> int:
         """Within a transaction: delete copies as retention says, and those whose decision is gone.
 
         Decisions are deleted without their copies by an older marketfeed that went on with the file.
         """
-        if not self._keeps_copies:
+        if not self.keeps_copies:
             return 0
         open_states = ",".join(repr(state) for state in OPEN_STATES)
         return self.db.execute(

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 END_S: Final = 5.0
 """A stop waits so long (wall s) for its order: one that hangs must not put off the two others' next start."""
+AFTER_S: Final = 0.1
+"""So long (wall s) a copy is left alone after its decision: the order to the bot of its side leaves first."""
 SHOWN_S: Final = 300.0
 """A failure of its worker is a reason in `/health` for so long."""
 STUCK_S: Final = 300.0
@@ -71,6 +73,7 @@ class Meta:
         self._failed: tuple[float, str] | None = None
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._waking: asyncio.TimerHandle | None = None
         self.worker = self._new_worker()
         """What sends its orders, for the report."""
 
@@ -88,6 +91,8 @@ class Meta:
             found.append(
                 f"bot of {META}: its worker has stood for {now_s - self.worker.turned_s:.0f} s"
             )
+        if not self._ledger.keeps_copies:
+            found.append(f"bot of {META}: the ledger has no place for copies")
         found += self.worker.reasons()
         for words in self._start.reasons():
             found.append(words if f"bot of {META}" in words else f"bot of {META}: {words}")
@@ -101,7 +106,12 @@ class Meta:
         self._task = group.create_task(self._run(), name=f"forward {META}")
 
     def wake(self) -> None:
-        """There are new copies in the ledger."""
+        """There are new copies in the ledger. They are looked at in a moment."""
+        if self._waking is None:
+            self._waking = asyncio.get_running_loop().call_later(AFTER_S, self._wake)
+
+    def _wake(self) -> None:
+        self._waking = None
         self.worker.wake()
 
     def end(self) -> None:

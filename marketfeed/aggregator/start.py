@@ -312,7 +312,10 @@ class Start:
         self._why = why
         self._until_ms = self._now_ms() + self._quiet_ms
         log.warning(
-            "nothing is forwarded for a while why=%r for_s=%.1f", why, self._quiet_ms / 1000
+            "nothing is forwarded for a while to=%s why=%r for_s=%.1f",
+            self._book.bot or "both",
+            why,
+            self._quiet_ms / 1000,
         )
         self._holding.hold(self._until_ms, why)
 
@@ -329,7 +332,9 @@ class Start:
             return
         self._noted = wanted
         if not wanted:
-            log.warning("the bots have been asked, orders are forwarded")
+            log.warning(
+                "the bots have been asked, orders are forwarded to=%s", self._book.bot or "both"
+            )
 
     async def _end_queued(self) -> bool:
         """End what an earlier run left queued; whether that is done. It is tried again until it is."""

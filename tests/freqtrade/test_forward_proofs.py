@@ -1,6 +1,6 @@
 """The proofs of what is forwarded, in short and with scripted bots: the commands run, and find nothing.
 
-With real bots, and as long as they are: `make test-freqtrade WHAT="burst conflicts recovery ledgers kills"`.
+With real bots, and as long as they are: `make test-freqtrade WHAT="burst conflicts recovery ledgers meta kills"`.
 """
 
 import json
@@ -22,6 +22,7 @@ LIMIT_S = 400.0
         "examples",
         "burst --pairs 60 --window-s 3",
         "conflicts --window-s 6",
+        "meta --calm 4 --burst 4 --kills 1",
         "kills --quick",
     ],
 )
