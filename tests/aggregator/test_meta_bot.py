@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 from bot import CountingBot
-from running import PAIR, Running, config, end_states, rows, running, settings, settle, states
+from running import (
+    END_STATES,
+    PAIR,
+    Running,
+    config,
+    end_states,
+    rows,
+    running,
+    settings,
+    settle,
+    states,
+)
 
 from marketfeed.aggregator.aggregator import Aggregator
 from marketfeed.aggregator.events import Flow, recent
@@ -37,6 +48,8 @@ def copies(path: Path) -> list[str]:
 
 async def decide(aggregator: Running, path: Path, side: str = "long", pair: str = PAIR) -> None:
     """Post a vote, and wait for its decision."""
+    # While an order of its side is under way, a pair is skipped.
+    await until(lambda: {*states(path)} <= {*END_STATES}, "no order under way")
     (before,) = rows(path, "SELECT count(*) FROM decision")
     # Another one than any before: the same would be a repeat.
     confidence = 0.8 + next(NUMBERS) / 1_000
