@@ -222,7 +222,9 @@ class Rhythms:
                 if one.live_to_ms is not None and one.live_to_ms >= young_ms
             ]
         if not starts_ms:
-            assert not looks or not every or all(one.live_to_ms is None for one in every)
+            # Who joined lately has not been heard, as in a halt of all: else the look is for it.
+            lately = [one for one in every if looks and one.live_from_ms >= now_ms - HOUR_MS]
+            assert all(one.live_to_ms is None for one in lately)
             return
         end_ms = schema.to_minute(now_ms) + MINUTE_MS
         where = TimeRange(min(starts_ms) - EARLIER_MS, end_ms)
