@@ -46,13 +46,16 @@ NEWEST_SHARE: Final = 0.5
 """How often the newest candles are looked at, and not any of the whole history."""
 KEPT: Final = 100
 AGAIN_AFTER_S: Final = 600.0
-"""Exchange seconds until an answer without a stored candle is asked for again: exchangeInfo answers meanwhile."""
+"""Exchange seconds until a range is asked for again whose answer lacked what is stored.
+
+exchangeInfo answers meanwhile, which tells whether it is the same contract.
+"""
 DOUBTED_AT_ONCE: Final = 1_000
 """So many ranges at most wait to be asked for again; what comes on top is met again by chance."""
 
 
 class _Doubted(NamedTuple):
-    """A range to be asked for again at `due_s` (monotonic exchange s): the first answer lacked what is stored of `open_ms`."""
+    """A range to be asked for again at `due_s` (monotonic exchange s): an answer lacked `open_ms` of it."""
 
     series: CandleSeries
     time_range: TimeRange
