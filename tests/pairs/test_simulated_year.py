@@ -112,6 +112,23 @@ def test_settlements_are_right_at_every_day_s_end(seed: int) -> None:
         assert wrong == [], day
 
 
+def test_a_contract_that_joins_in_a_halt_of_all_is_looked_for_once_it_is_heard() -> None:
+    rhythms = Rhythms(random.Random(1), START_MS, every_h=10**9)
+    contracts = {"C0": (object(), START_MS, None)}
+    heard = True
+    for hour in range(60):
+        if hour == 30:
+            contracts["C1"] = (object(), START_MS + 30 * schema.HOUR_MS, None)
+        heard = not 26 <= hour < 34
+        rhythms.pass_hour(START_MS + hour * schema.HOUR_MS, contracts, lambda *_: heard)  # noqa: B023
+        if hour == 31:
+            # Settled last more than an hour before, and not heard yet: nothing is to be asked.
+            assert rhythms.look_ms is None
+            assert rhythms.followed["C1"].live_to_ms is None
+    assert list(rhythms.wrong(START_MS + 60 * schema.HOUR_MS)) == []
+    assert rhythms.followed["C1"].stored
+
+
 @pytest.mark.parametrize(
     ("where", "name", "planted"),
     [
