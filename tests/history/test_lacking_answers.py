@@ -24,7 +24,8 @@ from marketfeed.history.background import History
 from marketfeed.history.continuous_audit import AGAIN_AFTER_S, Auditor
 from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.coverage import Promise
+from marketfeed.journal.coverage import AGAIN_AFTER_MS as SECOND_ANSWER_MS
+from marketfeed.journal.coverage import LATE_FOR_MS, Promise
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.schema import DAY_MS, HOUR_MS, MARK_1H
@@ -253,5 +254,32 @@ def test_a_pair_that_is_perhaps_replaced_is_neither_audited_nor_are_its_mark_can
             assert exchange.asked == 2
             (covered,) = found.writer.mark_coverage.values()
             assert covered.holes == ()
+
+    asyncio.run(run())
+
+
+def test_what_was_believed_absent_is_promised_no_more_once_another_contract_has_the_symbol(
+    path: Path,
+) -> None:
+    """Its answers may come some minutes before exchangeInfo's: what they lacked was the older one's."""
+    exchange = Exchange()
+
+    async def run() -> None:
+        async with place(path, exchange) as found:
+            key = (PAIR, MARK_1H)
+            await look_through(found.writer)
+            longer = Promise(PAIR, MARK_1H, NOW_MS, (HOURS + 3) * HOUR_MS)
+            await found.writer.call(lambda journal: journal.promise([longer]))
+            (hole,) = found.writer.mark_coverage[key].holes
+            for now_ms in (NOW_MS, NOW_MS + max(SECOND_ANSWER_MS, LATE_FOR_MS)):
+                batch = Batch()
+                batch.absent = [(key, hole.time_range, now_ms)]
+                await found.writer.call(lambda journal, batch=batch: journal.write(batch))
+            (absent,) = found.writer.mark_coverage[key].holes
+            assert absent.is_absent
+            new = longer._replace(listed_ms=hour(-1) + 60_000)
+            await found.writer.call(lambda journal: journal.promise([new]))
+            covered = found.writer.mark_coverage[key]
+            assert (covered.from_ms, covered.holes) == (hour(-1), ())
 
     asyncio.run(run())
