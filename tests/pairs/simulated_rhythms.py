@@ -398,6 +398,8 @@ def _wrong_interval(one: Settling) -> Iterator[str]:
         passed = settlements.passed(one.announced, row.time_ms)
         between = [at_ms for at_ms in passed if at_ms > last_ms]
     found = settlements.interval_h(row, one.settled_to_ms, between)
-    true_ms = max(at for at, kind in one.published if kind == REGULAR and at <= one.said_ms)
-    if found is not None and found * HOUR_MS != one.heard_next_ms - true_ms:
+    # None where it halted before its first one, which is settled all the same.
+    before = (at for at, kind in one.published if kind == REGULAR and at <= one.said_ms)
+    true_ms = max(before, default=None)
+    if found is not None and (true_ms is None or found * HOUR_MS != one.heard_next_ms - true_ms):
         yield f"an interval of {found} h: {row}, settled last at {true_ms}"

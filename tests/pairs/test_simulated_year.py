@@ -20,6 +20,9 @@ from tests.pairs import simulated_rhythms, simulated_year
 from tests.pairs.simulated_rhythms import Rhythms
 from tests.pairs.simulated_year import START_MS, Year
 
+FIRST, SECOND = object(), object()
+"""Two contracts."""
+
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_series_is_right_at_every_day_s_end(seed: int) -> None:
@@ -127,6 +130,21 @@ def test_a_contract_that_joins_in_a_halt_of_all_is_looked_for_once_it_is_heard()
             assert rhythms.followed["C1"].live_to_ms is None
     assert list(rhythms.wrong(START_MS + 60 * schema.HOUR_MS)) == []
     assert rhythms.followed["C1"].stored
+
+
+def test_a_contract_that_halts_before_its_first_settlement_has_no_interval() -> None:
+    rhythms = Rhythms(random.Random(1), START_MS, every_h=10**9)
+    listed_ms = START_MS + 30 * schema.HOUR_MS
+    for hour in range(60):
+        now_ms = START_MS + hour * schema.HOUR_MS
+        contracts = {"C0": (FIRST, START_MS, None)}
+        if hour >= 30:
+            contracts["C1"] = (SECOND, listed_ms, None)
+        rhythms.pass_hour(now_ms, contracts, lambda pair, _: pair == "C0" or hour == 30)  # noqa: B023
+        assert list(rhythms.wrong(now_ms + schema.HOUR_MS)) == []
+    one = rhythms.followed["C1"]
+    assert one.said_ms is not None
+    assert min(at_ms for at_ms, _ in one.stored) > one.said_ms
 
 
 @pytest.mark.parametrize(
