@@ -146,5 +146,5 @@ def start_fault(rest_url: str, fault: dict[str, Any]) -> None:
     request = urllib.request.Request(  # noqa: S310 - loopback
         rest_url + "/simulator/faults", json.dumps(fault).encode(), method="POST"
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310 - loopback
         assert answer.status == 200

@@ -185,7 +185,7 @@ def test_no_name_server_at_the_start(
             collector.line("exchange not ready error='http://exchange.invalid/")
             # It is notified, too, of what is waited for.
             assert "exchange.invalid" in str(collector.health().json["reasons"])
-        assert collector.stop(timeout_s=20.0) == 0, collector.log
+        assert collector.stop() == 0, collector.log
         assert "Traceback" not in collector.log
     scoreboard.add(
         Row(

@@ -110,7 +110,7 @@ def minutes_ago(sim: Exchange, minutes: int) -> str:
     return f"{datetime.fromtimestamp(now_ms / 1000 - minutes * 60, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
-@pytest.mark.long
+@pytest.mark.long(30)
 def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=3, speed=10.0, timeframes="1m,3m,5m") as sim:
         config = configured(tmp_path, sim, held_port(), days=3, weight=2_400)

@@ -18,7 +18,7 @@ from marketfeed.simulator.server import SimulatorOptions
 START_MS: Final = 1_792_800_000_000
 LENGTH_MS: Final = TIMEFRAMES_MS["15m"]
 SPEED: Final = 120.0
-WAIT_S: Final = 60.0
+WAIT_S: Final = 180.0
 FIRST, SECOND = "BTCUSDT", "ETHUSDT"
 MISSING_MS: Final = START_MS - 8 * HOUR_MS
 """Of the first pair this candle is odd from the start on."""

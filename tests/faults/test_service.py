@@ -35,7 +35,7 @@ def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
 
 def faults(venue: Exchange, method: str, fault: dict[str, object] | None = None) -> None:
     """Start a fault, or end all of them."""
-    with closing(HTTPConnection(urlsplit(venue.rest_url).netloc, timeout=30.0)) as connection:
+    with closing(HTTPConnection(urlsplit(venue.rest_url).netloc, timeout=180.0)) as connection:
         connection.request(method, "/simulator/faults", json.dumps(fault))
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()

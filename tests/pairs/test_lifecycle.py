@@ -263,7 +263,7 @@ def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
             async with _running(path, sim, {"pairs": names}, history) as following:
                 await until(lambda: following.filled == 2)
                 sim.change(SetStatus(pair, "TRADING"))
-                await until(lambda: following.filled == 3, timeout_s=30.0)
+                await until(lambda: following.filled == 3)
                 await until(lambda: pair in following.catalog())
                 with following.reader() as reader:
                     assert len(reader.get_ohlcv(pair, "1m", 1_000, max_age_s=None)) == 1_000
@@ -293,7 +293,7 @@ def test_a_pair_that_ends_while_its_history_is_filled_is_filled_all_the_same(pat
             await until(lambda: following.filled == 2)
             with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
                 await until(lambda: _open_history(db, pair) == 0)
-            await until(lambda: following.collector.report().state == "well", timeout_s=20.0)
+            await until(lambda: following.collector.report().state == "well")
 
     uvloop.run(run())
 
