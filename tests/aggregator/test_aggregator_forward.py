@@ -78,8 +78,8 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
     async def forwarded(path: Path, behaviour: Behaviour) -> dict[str, Any]:
         path.mkdir()  # noqa: ASYNC240 - a test's own
         # All at once: only who is waited for in vain has short limits, whatever else the machine does.
-        timeout_s = 2.5 if behaviour in IN_VAIN else 30
-        unconfirmed_s = 4.0 if EVERY_SORT[behaviour][0] == "lost" else 30.0
+        timeout_s = 2.5 if behaviour in IN_VAIN else 60
+        unconfirmed_s = 4.0 if EVERY_SORT[behaviour][0] == "lost" else 180.0
         async with (
             CountingBot(behaviour, slow_s=4.0) as bot,
             running(
@@ -87,7 +87,7 @@ def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
                     path,
                     bot.url,
                     bot_timeout_s=timeout_s,
-                    expire_s=60,
+                    expire_s=180,
                     unconfirmed_s=unconfirmed_s,
                 )
             ) as aggregator,
