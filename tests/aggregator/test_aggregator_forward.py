@@ -74,6 +74,7 @@ IN_VAIN: set[Behaviour] = {"slow", "hang", "hang_empty", "freeze"}
 """Of these the answer does not come within the bot's time."""
 
 
+@pytest.mark.long(20)
 def test_every_sort_of_bot_has_its_end_state(tmp_path: Path) -> None:
     async def forwarded(path: Path, behaviour: Behaviour) -> dict[str, Any]:
         path.mkdir()  # noqa: ASYNC240 - a test's own

@@ -153,7 +153,7 @@ def often(**more: float) -> Ages:
     return Ages(**{"roll_from_s": 20.0, "roll_before_s": 40.0, "hard_s": NEVER_S, **more})
 
 
-@pytest.mark.long(30)
+@pytest.mark.long(25)
 def test_no_candle_is_lost_over_many_rollovers(path: Path) -> None:
     time_range: list[int] = []
     held: list[Rolling] = []

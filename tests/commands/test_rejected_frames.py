@@ -110,6 +110,7 @@ def test_an_export_that_cannot_be_written_is_reported_in_a_line(
         assert done.stderr == f"marketfeed: --export {target}: No such file or directory\n"
 
 
+@pytest.mark.long(15)
 def test_frames_of_a_running_collector(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=2) as venue:
         config = write_config(tmp_path, venue.ws_url, venue.rest_url)

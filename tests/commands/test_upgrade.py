@@ -298,7 +298,7 @@ def started(config: Path, simulator: dict[str, str], *options: str) -> tuple[str
     return first[0], " ".join(done.stdout.split())
 
 
-@pytest.mark.long(30)
+@pytest.mark.long(12)
 def test_run_goes_on_with_version_2_until_it_is_reported(
     config: Path, path: Path, simulator: dict[str, str]
 ) -> None:

@@ -74,6 +74,7 @@ def clock(tmp_path: Path) -> WallClock:
     return WallClock(tmp_path)
 
 
+@pytest.mark.long(25)
 def test_a_wall_clock_that_jumps_moves_nothing(
     tmp_path: Path, venue: Exchange, clock: WallClock, scoreboard: Scoreboard
 ) -> None:
@@ -120,6 +121,7 @@ def wall_clock_ms(report: dict[str, Any]) -> float:
     return float(exchange_ms - ahead_ms)
 
 
+@pytest.mark.long(12)
 @pytest.mark.parametrize("offset", ["+3h", "-3h"])
 def test_retention_deletes_nothing_for_a_wrong_wall_clock(
     tmp_path: Path, venue: Exchange, clock: WallClock, offset: str

@@ -110,7 +110,7 @@ def test_a_full_disk_is_reported_and_heals(
     )
 
 
-@pytest.mark.long(30)
+@pytest.mark.long(20)
 def test_memory_is_bounded_while_the_disk_is_full(disk: Path, scoreboard: Scoreboard) -> None:
     done = subprocess.run(
         [*on_small_disk(disk, FLOOD_DISK_BYTES), sys.executable, FLOOD, disk, str(FLOOD_MARKS)],

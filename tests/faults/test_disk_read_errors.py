@@ -150,6 +150,7 @@ def chosen(reads: int, count: int) -> Sequence[int]:
     )
 
 
+@pytest.mark.long(30)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 def test_no_read_error_at_a_start_sets_a_healthy_journal_aside(
     left: Path,

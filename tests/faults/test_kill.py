@@ -29,6 +29,7 @@ START_S, EACH_S = 180.0, 10.0
 """Far more than it takes: to end a run that hangs."""
 
 
+@pytest.mark.long(40)
 def test_kills_lose_nothing_that_was_committed(tmp_path: Path, scoreboard: Scoreboard) -> None:
     done = subprocess.run(
         [sys.executable, RUNNER, str(KILLS), str(SEED), str(tmp_path)],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from proc_commands import Collecting, get, run_command, run_marketfeed, write_config
 from scripted_rest import Asked, scripted_rest
 
@@ -56,6 +57,7 @@ class Odd:
         return body
 
 
+@pytest.mark.long(15)
 def test_an_odd_row_costs_itself_alone(tmp_path: Path) -> None:
     odd = Odd()
     journal = tmp_path / "journal.db"

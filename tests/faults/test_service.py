@@ -55,6 +55,7 @@ def url(log: Path) -> str:
     return found[-1].rsplit("status_url=", 1)[1]
 
 
+@pytest.mark.long(15)
 def test_an_exchange_outage_restarts_nothing(
     tmp_path: Path, venue: Exchange, scoreboard: Scoreboard
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_hung_event_loop_is_restarted(
     scoreboard.add(Row(fault="hung event loop", lost="what was not committed", whole_after_s=None))
 
 
+@pytest.mark.long(18)
 def test_a_hung_disk_is_restarted_and_the_log_tells_where_it_hung(
     tmp_path: Path, venue: Exchange, scoreboard: Scoreboard
 ) -> None:

@@ -135,7 +135,7 @@ def test_an_outage_is_in_no_interval(server: Influxd, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.long(30)
+@pytest.mark.long(20)
 def test_a_killed_shipper_has_said_nothing_that_the_bucket_lacks(
     server: Influxd, tmp_path: Path
 ) -> None:

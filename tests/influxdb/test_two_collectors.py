@@ -111,7 +111,7 @@ def marks(path: Path) -> set[tuple[str, int, float, float]]:
         return set(db.execute(text))
 
 
-@pytest.mark.long(30)
+@pytest.mark.long(40)
 def test_either_of_two_collectors_may_die(influxd: Influxd, database: str, tmp_path: Path) -> None:
     arguments = (f"--pairs={PAIRS}", f"--timeframes={','.join(TIMEFRAMES)}", f"--speed={SPEED}")
     with Process(tmp_path / "exchange.log", "simulate", *arguments, "--port=0") as simulator:
