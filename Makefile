@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Images for containers often set it. Then each of the thousand processes that tests start compiles all it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Most tests wait most of their time: eight at once on two cores, and two for each further core. Each has its share
 # of the long ones (tests/dealing.py). Whoever is done takes over from another.
