@@ -45,7 +45,7 @@ class Proofs:
             tests = ["tests/faults/test_fault_exchange_frames.py"]
         done = run(
             ["-m", "pytest", "-q", *tests, f"--junitxml={junit}"],
-            1_200.0,
+            1_800.0,
             python=sys.executable,
             log=self._logs / "faults.log",
             environment={VARIABLE: str(board), **_LONG},
