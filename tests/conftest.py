@@ -46,7 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _long_s(item: pytest.Item) -> float:
     mark = item.get_closest_marker("long")
-    return 0.0 if mark is None else float(mark.args[0])
+    if mark is None:
+        return 0.0
+    if not mark.args:
+        raise pytest.UsageError(f"{item.nodeid}: found long, expected long(seconds)")
+    return float(mark.args[0])
 
 
 @pytest.hookimpl(optionalhook=True)
