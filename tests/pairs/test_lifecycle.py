@@ -129,7 +129,7 @@ def run_following(
     **options: Any,
 ) -> None:
     async def run() -> None:
-        chosen = {"pairs": 6, "timeframes": ("1m", "3m"), "speed": 240.0, **options}
+        chosen = {"pairs": 6, "timeframes": ("1m", "3m"), "speed": 120.0, **options}
         async with (
             Simulator(SimulatorOptions(**chosen)) as sim,
             _running(path, sim, exchange or {}) as following,
@@ -214,7 +214,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[0].pair
         before = following.undisturbed()
-        end_ms = following.sim.change(Delist(pair, in_s=300.0))
+        end_ms = following.sim.change(Delist(pair, in_s=900.0))
         await until(lambda: following.catalog()[pair].ended_ms == end_ms)
         assert following.sim.now_ms() < end_ms
         assert following.pairs == 6
