@@ -29,6 +29,7 @@ from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
+from marketfeed.aggregator.refused_notes import RefusedNotes
 from marketfeed.aggregator.sending import Hooks
 from marketfeed.aggregator.signals import SIDES, Defaults, Side
 from marketfeed.aggregator.start import Start
@@ -83,6 +84,8 @@ class Aggregator:
         self._clock = HostClock()
         self._counters = AggregatorCounters()
         self._ledger = LedgerThread(settings.aggregator.ledger.path, self._clock.base())
+        accounts = (account.username for account in settings.aggregator.accounts)
+        self._refused = RefusedNotes(self._ledger, self._clock.now_ms, accounts)
         self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
         self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
@@ -94,7 +97,11 @@ class Aggregator:
         """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
         settings = self._settings.aggregator
         exposition = AggregatorExposition(self._counters, self.report)
-        page = AggregatorPage(self.report, self._ledger.path, lambda: self._ledger.next_seq)
+        page = AggregatorPage(
+            self.report,
+            self._ledger.path,
+            lambda: self._ledger.next_seq + self._refused.stored,
+        )
         doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
         # Fresh connections only: a POST must not meet one that the bot has just closed.
         connector = aiohttp.TCPConnector(force_close=True)
@@ -162,6 +169,7 @@ class Aggregator:
             pairs if isinstance(pairs, tuple) else (),
             self._counters,
             self.reasons,
+            self._refused,
         )
         async with asyncio.TaskGroup() as group:
             deciding = group.create_task(desk.run(), name="desk")
@@ -180,6 +188,7 @@ class Aggregator:
                 group.create_task(self._keep_ledger(shipper), name="retention"),
                 group.create_task(self._look_beside(), name="set aside"),
                 group.create_task(self._stay_in_place(), name="in place"),
+                group.create_task(self._refused.run(), name="refused posts"),
             ]
             try:
                 async with api:
@@ -189,6 +198,7 @@ class Aggregator:
                     log.info("stopping")
                 desk.end()
                 await deciding
+                await self._refused.store()
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
@@ -328,9 +338,11 @@ class Aggregator:
             shipping = shipper.report()
             if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
                 found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
-        for feeder, value in self._counters.often_missing(time.monotonic()):
-            found.append(f"signals of feeder {feeder} often lack a {value}")
         return found
+
+    def warnings(self) -> list[str]:
+        """What one sender does wrong: it is to be known, and no reason for the others not to be well."""
+        return [*self._counters.often_missing(time.monotonic()), *self._refused.warnings()]
 
     def _lost(self) -> dict[str, list[str]]:
         found = self._orphans.lost()
@@ -368,6 +380,8 @@ class Aggregator:
             shipping=None if parts is None or parts.shipper is None else parts.shipper.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
+            warnings=self.warnings(),
+            refused_by_account=self._refused.by_account(),
         )
 
 
