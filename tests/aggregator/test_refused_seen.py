@@ -188,6 +188,3 @@ def test_a_flood_of_bad_posts_is_bounded_beside_good_ones(tmp_path: Path) -> Non
     size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
     ((used,),) = rows(tmp_path, size)
     sys.stdout.write(f"{FLOOD} bad, {good} good: {len(kept)} rows, {used} bytes\n")
-
-
-# --- starts that fail -----------------------------------------------------------------------------
