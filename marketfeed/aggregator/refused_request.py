@@ -38,7 +38,7 @@ class _Tried(NamedTuple):
 
 
 def refused_request(
-    request: web.Request,
+    request: web.BaseRequest,
     status: int,
     why: Why | None,
     caller: Caller | None,
@@ -92,7 +92,7 @@ def no_http(address: str, error: str, now_ms: int) -> RefusedPost:
     )
 
 
-def _tried(request: web.Request, doorkeeper: Doorkeeper) -> _Tried:
+def _tried(request: web.BaseRequest, doorkeeper: Doorkeeper) -> _Tried:
     """As whom the caller tried to be let in, and why that fails."""
     authorization = request.headers.get("Authorization")
     found = doorkeeper.named_in(authorization)
@@ -110,7 +110,7 @@ def _tried(request: web.Request, doorkeeper: Doorkeeper) -> _Tried:
     return _Tried(name, "unknown", Why("unknown_account", "no account of this name"))
 
 
-def _no_such_address(request: web.Request) -> str:
+def _no_such_address(request: web.BaseRequest) -> str:
     if request.path.endswith(_LOGIN):
         return "no login by token (JWT) here: every request shows name and password (HTTP Basic)"
     return "nothing takes this here: signals go to POST /api/v1/forceenter"
