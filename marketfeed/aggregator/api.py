@@ -21,7 +21,7 @@ from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.inbox import Desk, Post, kept_body
 from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, AggregatorCounters
 from marketfeed.aggregator.refused_notes import RefusedNotes
-from marketfeed.aggregator.refused_request import Why, no_http, refused_request
+from marketfeed.aggregator.refused_request import Why, no_http, refused_request, sentence_of
 from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake, read_signal
 from marketfeed.service.listen import listen
 
@@ -230,8 +230,8 @@ class Api:
             if mistake.reason in ("missing_confidence", "missing_feeder"):
                 value = mistake.reason.removeprefix("missing_")
                 self._note_missing(request, refused.feeder or NOBODY, value, refused=True)
-        sentence = "; ".join(mistake.message for mistake in refused.mistakes)
-        request[_WHY] = Why(refused.reason, sentence, refused.feeder or "", body)
+        sentences = "; ".join(map(sentence_of, refused.mistakes))
+        request[_WHY] = Why(refused.reason, sentences, refused.feeder or "", body)
         return _json({"detail": [mistake.plain() for mistake in refused.mistakes]}, 422)
 
     def _note_missing(

@@ -167,7 +167,7 @@ class RefusedPosts:
         found = [_warning(it) for it in lately[:WARNINGS_SHOWN]]
         if (more := len(lately) - WARNINGS_SHOWN) > 0:
             found.append(
-                f"posts of {more} more senders were refused: see `marketfeed signals --refused`"
+                f"requests of {more} more senders were refused: see `marketfeed signals --refused`"
             )
         return found
 
@@ -238,8 +238,8 @@ def _warning(sender: _Sender) -> str:
     last, times = sender.last, sender.times
     since, at = _time(sender.since_ms), _time(last.last_ms)
     if times == 1:
-        return f"{last.who()}: a post was refused at {at}: {last.why()}"
-    return f"{last.who()}: {times} posts refused since {since}, the last at {at}: {last.why()}"
+        return f"{last.who()}: a request was refused at {at}: {last.why()}"
+    return f"{last.who()}: {times} requests refused since {since}, the last at {at}: {last.why()}"
 
 
 def _time(time_ms: int) -> str:

@@ -12,11 +12,14 @@ from aiohttp import web
 
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.refused_posts import MAX_NAME, MAX_SENTENCE, Identity, RefusedPost
+from marketfeed.aggregator.signals import SignalMistake
 
 _PATH: Final = re.compile(r"(/[a-z_]{1,16}|/v[0-9]){1,4}")
 """A path that may be shown: words alone. A webhook's may hold its secret."""
 _ELSEWHERE: Final = "(another path)"
 _LOGIN: Final = "/token/login"
+_SIGNALS: Final = ("/forceenter", "/forcebuy")
+_QUESTIONS: Final = ("GET", "HEAD", "OPTIONS")
 
 
 class Why(NamedTuple):
@@ -45,16 +48,19 @@ def refused_request(
     doorkeeper: Doorkeeper,
     now_ms: int,
 ) -> RefusedPost | None:
-    """What is noted of it; None: nothing, as it is no post and nobody tried to be let in.
+    """What is noted of it; None: nothing, as it is a question that sends no signal and tries no password.
 
     `caller` is None when no password was shown.
     """
     tried = _tried(request, doorkeeper)
     if why is None and status in (401, 429):
         why = tried.why if status == 401 else Why("limited", "too many wrong passwords")
+    is_question = request.method in _QUESTIONS
     if why is None and status in (404, 405):
+        if is_question and not request.path.endswith(_SIGNALS):
+            return None
         why = Why("no_such_address", _no_such_address(request))
-    if why is None or (request.method in ("GET", "HEAD", "OPTIONS") and tried.identity == "none"):
+    if why is None or (is_question and tried.identity == "none"):
         return None
     body = why.body
     return RefusedPost(
@@ -71,6 +77,14 @@ def refused_request(
         first_ms=now_ms,
         last_ms=now_ms,
     )
+
+
+def sentence_of(mistake: SignalMistake) -> str:
+    """A mistake of a body in words that name its field."""
+    field, text = mistake.loc[-1], mistake.message
+    if mistake.reason == "not_json" and mistake.context:
+        text = f"{text}: {mistake.context.get('error', '')}"
+    return text if isinstance(field, int) or field in text else f"{field}: {text}"
 
 
 def no_http(address: str, error: str, now_ms: int) -> RefusedPost:

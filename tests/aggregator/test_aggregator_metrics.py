@@ -29,7 +29,7 @@ REPORT = AggregatorReport(
     shipping=None,
     rss_bytes=7_000_000,
     cpu_s=8.5,
-    warnings=["account fleet at 127.0.0.1: a post was refused"],
+    warnings=["account fleet at 127.0.0.1: a request was refused"],
     refused_by_account={"fleet": {"401": 20, "422": 21}, "?": {"401": 22}},
 )
 

@@ -51,7 +51,7 @@ def test_votes_and_forwards_show_while_the_page_is_open(tmp_path: Path) -> None:
                     assert (await line.post("73", 0.9, auth=("fleet", "a guess")))[0] == 401
                 await shows("refused", "account fleet at 127.0.0.1, feeder 73", "422 no confidence")
                 await shows("refused", "401 wrong password", "2")
-                await shows("warnings", "account fleet at 127.0.0.1: 2 posts refused since")
+                await shows("warnings", "account fleet at 127.0.0.1: 2 requests refused since")
                 await shows("headline", "● All is well")
                 assert await asyncio.to_thread(axe_violations, driver) == []
                 script: Callable[[str], object] = driver.execute_script

@@ -111,11 +111,11 @@ def test_a_flood_of_strangers_takes_no_room_of_an_account() -> None:
     assert sum(post.times for post in waiting) == 30_001
     first, *others = posts.warnings(1.0)
     assert first == (
-        "account fleet at 10.0.0.7: a post was refused at 14:13:20 UTC: "
+        "account fleet at 10.0.0.7: a request was refused at 14:13:20 UTC: "
         "422 of feeder 73: no confidence"
     )
     assert len(others) == WARNINGS_SHOWN
-    assert others[-1].startswith("posts of 990 more senders were refused: see ")
+    assert others[-1].startswith("requests of 990 more senders were refused: see ")
 
 
 def test_a_sender_has_a_line_a_minute_for_each_status() -> None:
@@ -132,12 +132,12 @@ def test_a_warning_ends_some_time_after_the_last_post() -> None:
     posts.add(like(last_ms=T0 + 60_000), 60.0)
     (words,) = posts.warnings(60.0 + WARN_FOR_S - 1)
     assert words.startswith(
-        "account fleet at 10.0.0.7: 2 posts refused since 14:13:20 UTC, the last at 14:14:20 UTC: "
+        "account fleet at 10.0.0.7: 2 requests refused since 14:13:20 UTC, the last at 14:14:20 UTC: "
     )
     assert posts.warnings(60.0 + WARN_FOR_S) == []
     posts.add(POST, 2 * WARN_FOR_S)
     assert posts.warnings(2 * WARN_FOR_S)[0].startswith(
-        "account fleet at 10.0.0.7: a post was refused at"
+        "account fleet at 10.0.0.7: a request was refused at"
     )
 
 

@@ -56,10 +56,12 @@ def test_a_wrong_password_s_sender_is_found(tmp_path: Path) -> None:
         assert post(door, b" " * 20_000, basic(FLEET)) == 413
         elsewhere = f"{process.url}/{SECRET}/token/login?password={SECRET}"
         assert post(elsewhere, BODY, basic(FLEET)) == 405
+        assert post(door, BODY[:-1], basic(FLEET)) == 422
+        assert post(door, b'{"pair": 5}', basic(FLEET)) == 422
     finally:
         assert process.stop() == 0
     found = {(row["status"], row["reason"]): row for row in refused(tmp_path)}
-    assert len(found) == 7
+    assert len(found) == 9
     wrong = found[401, "wrong_password"]
     assert (wrong["account"], wrong["identity"], wrong["times"]) == ("fleet", "claimed", 3)
     assert (wrong["address"], wrong["sentence"]) == ("127.0.0.1", "wrong password")
@@ -78,6 +80,8 @@ def test_a_wrong_password_s_sender_is_found(tmp_path: Path) -> None:
     other = found[405, "no_such_address"]
     assert other["request"] == "POST (another path)"
     assert "JWT" in other["sentence"]
+    assert found[422, "not_json"]["sentence"] == "JSON decode error: Input data was truncated"
+    assert found[422, "bad_pair"]["sentence"].startswith("pair: Input should be a valid string; ")
     table = run_marketfeed("signals", "--refused", "--config", tmp_path / "config.yaml").stdout
     assert "account fleet at 127.0.0.1" in table
     assert "wrong password (POST /api/v1/forceenter; first " in table
@@ -109,9 +113,9 @@ def test_one_sender_s_mistakes_are_a_warning_of_that_sender(tmp_path: Path) -> N
             assert often.endswith(
                 "often lack a confidence, the last from account fleet at 127.0.0.1"
             )
-            assert fleet.startswith("account fleet at 127.0.0.1: 20 posts refused since ")
+            assert fleet.startswith("account fleet at 127.0.0.1: 20 requests refused since ")
             assert "422 of feeder 73: no confidence: expected the field confidence" in fleet
-            assert root.startswith("127.0.0.1 as 'root': a post was refused at ")
+            assert root.startswith("127.0.0.1 as 'root': a request was refused at ")
             _, report = await aggregator.status()
             assert report["warnings"] == health["warnings"]
             assert report["refused_by_account"] == {"fleet": {"422": 20}, "?": {"401": 1}}
