@@ -42,7 +42,6 @@ class RefusedFile(BegunFile):
             (change,) = self.db.execute(
                 "SELECT coalesce(max(change), 0) + 1 FROM refused_post"
             ).fetchone()
-            senders = set()
             for post in posts:
                 self.db.execute(
                     f"""INSERT INTO refused_post (key, sender, change, {_COLUMNS})
@@ -53,9 +52,11 @@ class RefusedFile(BegunFile):
                             last = max(last, excluded.last), times = times + excluded.times""",
                     (post.key(), post.sender(), change, *msgspec.structs.astuple(post)),
                 )
-                senders.add(post.sender())
                 change += 1
-            for sender in senders:
+            crowded = self.db.execute(
+                f"SELECT sender FROM refused_post GROUP BY sender HAVING count(*) > {ALIKE_OF_SENDER}"
+            ).fetchall()
+            for (sender,) in crowded:
                 self._drop_but(ALIKE_OF_SENDER, "WHERE sender = ?", "change DESC", sender)
             self._drop_but(KEPT, "", f"{_RANK}, change DESC")
 

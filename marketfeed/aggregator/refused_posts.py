@@ -23,8 +23,8 @@ RANKS: Final[tuple[Identity, ...]] = ("shown", "claimed", "unknown", "none")
 
 ALIKE_OF_SENDER: Final = 20
 """Rows of one sender that are kept apart."""
-ALIKE_PENDING: Final = 500
-"""Rows that wait to be stored; they are stored once a second."""
+ALIKE_PENDING: Final = 200
+"""Rows of strangers that are stored at once, each second: a signal waits some milliseconds behind them."""
 SENDERS_KEPT: Final = 1_000
 MAX_NAME: Final = 64
 MAX_SENTENCE: Final = 300
