@@ -4,7 +4,10 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -12,14 +15,16 @@ from urllib.request import Request, urlopen
 
 import aiohttp
 from bot import CountingBot
-from running import FLEET, LONG, Process, basic, config, rows, running, settings
+from running import DEADLINE_S, FLEET, LONG, Process, basic, config, rows, running, settings
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
 
-from proc_commands import run_marketfeed
+from proc_commands import MARKETFEED, environment, run_marketfeed
 
+from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_refused import KEPT
-from tests.waiting import until
+from marketfeed.aggregator.refused_posts import RefusedPost
+from tests.waiting import until, wait_until
 
 SECRET = "s3cret-of-nobody"  # noqa: S105 - invented
 BODY = json.dumps({"pair": "BTC/USDT:USDT", "enter_tag": "long from 73"}).encode()
@@ -95,6 +100,51 @@ def test_a_wrong_password_s_sender_is_found(tmp_path: Path) -> None:
     assert SECRET not in "".join(process.lines) + table + flow
 
 
+def test_who_follows_sees_a_refused_post_come(tmp_path: Path) -> None:
+    log = tmp_path / "followed"
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        file = config(tmp_path, {"long": "http://127.0.0.1:9"}, fresh=True)
+        refused_post = wrong_password(1_790_000_000_000)
+        ledger.note_refused([refused_post])
+        for options, words in (
+            (("--refused", "--follow", "--json"), '"sentence":"wrong password"'),
+            (("--follow",), "account fleet at 10.0.0.7: 401: wrong password"),
+        ):
+            with (
+                log.open("w") as out,
+                subprocess.Popen(
+                    [*MARKETFEED, "signals", *options, "--config", str(file)],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment(),
+                ) as follower,
+            ):
+                try:
+                    wait_until(lambda w=words: w in log.read_text())
+                    ledger.note_refused([refused_post])
+                    wait_until(lambda w=words: log.read_text().count(w) == 2)
+                finally:
+                    follower.send_signal(signal.SIGINT)
+                assert follower.wait(DEADLINE_S) == 0
+
+
+def wrong_password(at_ms: int) -> RefusedPost:
+    return RefusedPost(
+        account="fleet",
+        identity="claimed",
+        address="10.0.0.7",
+        feeder="",
+        request="POST /api/v1/forceenter",
+        status=401,
+        reason="wrong_password",
+        sentence="wrong password",
+        digest=b"",
+        body_bytes=None,
+        first_ms=at_ms,
+        last_ms=at_ms,
+    )
+
+
 def test_one_sender_s_mistakes_are_a_warning_of_that_sender(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
@@ -159,6 +209,8 @@ def test_a_flood_of_bad_posts_is_bounded_beside_good_ones(tmp_path: Path) -> Non
             async with session.post(url, data=body, headers=headers) as answer:
                 assert answer.status in (401, 422, 429)
 
+    waits_s: list[float] = []
+
     async def scenario(url: str) -> int:
         good = 0
         async with aiohttp.ClientSession() as session:
@@ -177,8 +229,10 @@ def test_a_flood_of_bad_posts_is_bounded_beside_good_ones(tmp_path: Path) -> Non
     async def send_good(session: aiohttp.ClientSession, url: str, number: int) -> None:
         tag = f"long from {LONG[number % 5]} conf=0.9"
         body = json.dumps({"pair": f"P{number}/USDT:USDT", "enter_tag": tag}).encode()
+        started_s = time.monotonic()
         async with session.post(url, data=body, headers=basic(FLEET)) as answer:
             assert answer.status == 200, await answer.text()
+        waits_s.append(time.monotonic() - started_s)
 
     process = Process(config(tmp_path, {"long": "http://127.0.0.1:9"}, window_s=600))
     try:
@@ -191,4 +245,8 @@ def test_a_flood_of_bad_posts_is_bounded_beside_good_ones(tmp_path: Path) -> Non
     assert sum("post refused" in line for line in process.lines) < 100
     size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
     ((used,),) = rows(tmp_path, size)
-    sys.stdout.write(f"{FLOOD} bad, {good} good: {len(kept)} rows, {used} bytes\n")
+    half_s, most_s = sorted(waits_s)[good // 2], sorted(waits_s)[good * 99 // 100]
+    sys.stdout.write(
+        f"{FLOOD} bad, {good} good answered in {half_s * 1e3:.0f} ms (p99 {most_s * 1e3:.0f} ms): "
+        f"{len(kept)} rows, {used} bytes\n"
+    )
