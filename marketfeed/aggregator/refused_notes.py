@@ -1,4 +1,4 @@
-"""Refused posts as they come: counted, logged, warned of, and stored within a second."""
+"""Refused posts as they come: counted, logged, warned of, and stored soon."""
 
 import asyncio
 import logging
@@ -15,7 +15,9 @@ from marketfeed.errors import JournalError
 log = logging.getLogger(__name__)
 
 STORE_EVERY_S: Final = 1.0
-"""Wall seconds between two commits: a flood costs the signals beside it no more than these."""
+STORE_SELDOM_S: Final = 15.0
+"""Wall seconds between two commits: doubled while posts are refused all the time, so that a flood costs the
+signals beside it next to none."""
 
 
 class RefusedNotes:
@@ -60,13 +62,17 @@ class RefusedNotes:
         self._come.set()
 
     async def run(self) -> None:
-        """Store what has come, once a second, until cancelled. Nothing rests on it: a full disk waits."""
+        """Store what has come, until cancelled. Nothing rests on it: what a full disk refuses waits."""
+        pause_s = STORE_EVERY_S
         while True:
+            if not self._come.is_set():
+                pause_s = STORE_EVERY_S
             await self._come.wait()
             self._come.clear()
             if not await self.store():
                 self._come.set()
-            await asyncio.sleep(STORE_EVERY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, STORE_SELDOM_S)
 
     async def store(self) -> bool:
         """Store what has come; whether that is done. What could not be stored waits, within bounds."""

@@ -10,6 +10,7 @@ import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -98,6 +99,7 @@ class RefusedPost(msgspec.Struct, frozen=True):
         return f"{self.status}{of}: {self.sentence}"
 
 
+@lru_cache(maxsize=4 * SENDERS_KEPT)
 def network(address: str) -> str:
     """The address of who has one alone: of IPv6 that is a /64."""
     try:

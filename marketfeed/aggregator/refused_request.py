@@ -136,5 +136,6 @@ def _shown(path: str) -> str:
 
 def _plain(text: str, at_most: int) -> str:
     """The text without what would move a terminal's cursor, and cut."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= at_most else text[: at_most - 1] + "…"
