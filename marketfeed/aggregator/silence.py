@@ -16,7 +16,7 @@ from marketfeed.schema import DAY_MS
 
 log = logging.getLogger(__name__)
 
-SLICE: Final = 5_000
+SLICE: Final = 2_000
 """Signals that one look goes through: a few ms of the ledger's thread."""
 RETRY_S: Final = 5.0
 SILENT_MS: Final = DAY_MS
