@@ -53,6 +53,10 @@ def test_votes_and_forwards_show_while_the_page_is_open(tmp_path: Path) -> None:
                 await shows("refused", "401 wrong password", "2")
                 await shows("warnings", "account fleet at 127.0.0.1: 2 requests refused since")
                 await shows("headline", "● All is well")
+                await shows("panels", "Bot of long", "running", "USDT, futures")
+                bot.config = {"state": "stopped", "stake_currency": "USDC"}
+                await shows("reasons", "bot of long: it is not running: its state is stopped")
+                await shows("warnings", "bot of long: its stake_currency is USDC")
                 assert await asyncio.to_thread(axe_violations, driver) == []
                 script: Callable[[str], object] = driver.execute_script
                 for width, height in ((390, 844), (320, 640)):
