@@ -103,7 +103,9 @@ def _aliases(value: object) -> object:
     """A mapping as it is kept. Raises every mistake of it where it stands."""
     if isinstance(value, dict):
         value = tuple(value.items())
-    if not isinstance(value, tuple) or any(not isinstance(it, tuple) for it in value):
+    if not isinstance(value, tuple) or any(
+        not isinstance(it, tuple) or len(it) != 2 for it in value
+    ):
         raise expected(_ALIASES)
     taken: dict[object, object] = {}
     mistakes: list[tuple[tuple[str | int, ...], PydanticCustomError, object]] = []
