@@ -4,6 +4,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from marketfeed.aggregator.ballots import Rules
+from marketfeed.aggregator.ledger_tables import META, BotName
 from marketfeed.aggregator.passed import kept_ms
 from marketfeed.aggregator.signals import SIDES, Electorate
 from marketfeed.aggregator.start import Spans
@@ -19,7 +20,8 @@ def require_complete(settings: AggregatorSettings) -> None:
     mistakes = []
     if not settings.accounts:
         mistakes.append(
-            "aggregator.accounts: expected at least one, or nobody may post; found none"
+            "aggregator.accounts: expected at least one, or nobody may post (`marketfeed hash-password` "
+            "makes its hash); found none"
         )
     if not settings.feeders.long and not settings.feeders.short:
         mistakes.append("aggregator.feeders: expected feeders of at least one side; found none")
@@ -78,6 +80,12 @@ def rules_of(settings: AggregatorSettings) -> Rules:
         ),
         copies=bots.meta.url is not None,
     )
+
+
+def without_bot(rules: Rules) -> set[BotName]:
+    """The sides that have no bot, and the meta bot if there is none."""
+    found: set[BotName] = {side for side in SIDES if side not in rules.bots}
+    return found if rules.copies else {*found, META}
 
 
 def spans_of(settings: AggregatorSettings) -> Spans:

@@ -13,6 +13,7 @@ import msgspec
 
 from marketfeed.aggregator.ballots import FORWARD, SKIP, Decision, Vote
 from marketfeed.aggregator.ledger_forwards import ForwardsFile
+from marketfeed.aggregator.ledger_refused import RefusedFile
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
@@ -45,7 +46,7 @@ ROOM_BYTES: Final = 65_536
 _READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 
 
-class Ledger(ForwardsFile):
+class Ledger(ForwardsFile, RefusedFile):
     """The one writer of a ledger file."""
 
     kind = KIND

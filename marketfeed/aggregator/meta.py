@@ -11,23 +11,26 @@ dies it is started again here, and finds in the ledger what was under way, as af
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
 from marketfeed.aggregator.ballots import Key, Rules
 from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
+from marketfeed.aggregator.from_settings import spans_of
 from marketfeed.aggregator.ledger_tables import META, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
+from marketfeed.aggregator.reasons import Kind, Reason
 from marketfeed.aggregator.sending import Hooks
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.standing import Standing
-from marketfeed.aggregator.start import META_BOOK, Spans, Start
+from marketfeed.aggregator.start import META_BOOK, Start
 from marketfeed.aggregator.timing import Pace
 from marketfeed.clock import wait_at_most
 from marketfeed.errors import JournalError
+from marketfeed.settings.aggregator import AggregatorSettings
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +52,10 @@ class Meta:
         bot: Bot,
         ledger: LedgerThread,
         rules: Rules,
-        unconfirmed_s: float,
+        settings: AggregatorSettings,
+        quote: str,
         contested: Callable[[Forward], str | None],
         now_ms: Callable[[], int],
-        spans: Spans,
         pace: Pace,
         counters: AggregatorCounters,
     ) -> None:
@@ -63,10 +66,18 @@ class Meta:
         self._now_ms = now_ms
         self._pace = pace
         self._counters = counters
-        self._terms = Terms(rules.expire_ms, unconfirmed_s, own_pairs=True)
+        self._terms = Terms(rules.expire_ms, settings.unconfirmed_s, quote=quote, own_pairs=True)
         self._trades: list[tuple[str, Side, int]] = []
         self._start = Start(
-            {META: bot}, ledger, self, now_ms, spans, pace, counters, self._hear, META_BOOK
+            {META: bot},
+            ledger,
+            self,
+            now_ms,
+            spans_of(settings),
+            pace,
+            counters,
+            self._hear,
+            META_BOOK,
         )
         self._standing = Standing(rules.cooldown_ms)
         self._newest: dict[Key, int] = {}
@@ -79,24 +90,18 @@ class Meta:
 
     # --- what it reports --------------------------------------------------------------------------------
 
-    def reasons(self) -> list[str]:
+    def reasons(self) -> Iterator[Reason]:
         """What is not well with the bot and its orders. It holds nothing but its own copies."""
         now_s = time.monotonic()
-        found = []
         if self._failed is not None and now_s - self._failed[0] < SHOWN_S:
-            found.append(
-                f"bot of {META}: its worker failed, and was started again: {self._failed[1]}"
-            )
-        elif now_s - self.worker.turned_s > STUCK_S:
-            found.append(
-                f"bot of {META}: its worker has stood for {now_s - self.worker.turned_s:.0f} s"
-            )
+            yield Kind.META_FAILED.reason(more=self._failed[1])
+        elif (stood_s := now_s - self.worker.turned_s) > STUCK_S:
+            yield Kind.META_STANDS.reason(N=f"{stood_s:.0f}")
         if not self._ledger.keeps_copies:
-            found.append(f"bot of {META}: the ledger has no place for copies")
-        found += self.worker.reasons()
-        for words in self._start.reasons():
-            found.append(words if f"bot of {META}" in words else f"bot of {META}: {words}")
-        return found
+            yield Kind.NO_COPIES.reason()
+        yield from self.worker.reasons()
+        for kind, text in self._start.reasons():
+            yield Reason(kind, text if f"bot of {META}" in text else f"bot of {META}: {text}")
 
     # --- from outside -----------------------------------------------------------------------------------
 
