@@ -355,6 +355,7 @@ class Aggregator:
             ledger_schema=about_version(KIND, self._ledger.version),
             signals={" ".join(key): count for key, count in counters.signals.items()},
             strength_texts=dict(counters.strength_texts),
+            contradictions={" ".join(key): n for key, n in counters.contradictions.items()},
             refused=dict(counters.refused),
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},

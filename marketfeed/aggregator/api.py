@@ -20,7 +20,8 @@ from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.inbox import Desk, Post, kept_body
 from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, AggregatorCounters
-from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake, read_signal
+from marketfeed.aggregator.signal_body import read_signal
+from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake
 from marketfeed.service.listen import listen
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,13 @@
 """What went through the aggregator: event by event, and the newest; read beside the ledger's writer."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.json import encode
 
-from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_schema import KIND, columns_beside
+from marketfeed.aggregator.mean import confidence_text
 from marketfeed.storage.reading import reading
 
 NEWEST: Final = 200
@@ -48,12 +50,17 @@ class Flow:
             after = self._after_seq
             (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
             signals = db.execute(
-                """SELECT received, CASE outcome WHEN 'voted' THEN 'voted' ELSE 'received' END,
-                          window, pair, side, called, confidence, answer
-                   FROM signal WHERE seq > ?""",
+                # One of two constants.
+                f"""SELECT received, CASE outcome WHEN 'voted' THEN 'voted' ELSE 'received' END,
+                           window, pair, side, called, confidence, answer, {columns_beside(db)}
+                    FROM signal WHERE seq > ?""",  # noqa: S608
                 (after,),
             )
-            events.extend(Event(*row) for row in signals)
+            for row in signals:
+                *_, answer, strength_text, unknown_fields = row
+                beside = _beside(strength_text, unknown_fields)
+                text = "; ".join(filter(None, (answer, beside)))
+                events.append(Event(*row[:7], text=text))
             decisions = db.execute(
                 """SELECT decided, CASE outcome WHEN 'forward' THEN 'decided' ELSE 'skipped' END,
                           window, pair, side, "primary", confidence,
@@ -92,7 +99,10 @@ class Flow:
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """A signal as it was taken down, without what may identify its sender."""
+    """A signal as it was taken down, without what may identify its sender.
+
+    Its confidence, and that of a decision, is rounded to two decimals, half up.
+    """
 
     number: int
     received_ms: int
@@ -102,6 +112,8 @@ class Posted(msgspec.Struct, frozen=True):
     confidence: float
     outcome: str
     window: int
+    beside: str
+    """A strength that is a text, and fields that are not read, in words."""
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -134,8 +146,9 @@ def recent(path: Path, limit: int) -> Recent:
     """What the ledger at `path` holds last, read beside its writer. Raises JournalError."""
     with reading(KIND, path) as db:
         posted = db.execute(
-            """SELECT number, received, pair, side, feeder, confidence, outcome, window
-               FROM signal ORDER BY number DESC LIMIT ?""",
+            f"""SELECT number, received, pair, side, feeder, confidence, outcome, window,
+                       {columns_beside(db)}
+                FROM signal ORDER BY number DESC LIMIT ?""",  # noqa: S608
             (limit,),
         ).fetchall()
         decided = db.execute(
@@ -145,4 +158,21 @@ def recent(path: Path, limit: int) -> Recent:
                ORDER BY decided DESC, decision.window DESC LIMIT ?""",
             (limit,),
         ).fetchall()
-    return Recent([Posted(*row) for row in posted], [Decided(*row) for row in decided])
+    return Recent(
+        [_rounded(Posted(*row[:8], beside=_beside(*row[8:]))) for row in posted],
+        [_rounded(Decided(*row)) for row in decided],
+    )
+
+
+_S = TypeVar("_S", Posted, Decided)
+
+
+def _rounded(shown: _S) -> _S:
+    return msgspec.structs.replace(shown, confidence=float(confidence_text(shown.confidence)))
+
+
+def _beside(strength_text: str | None, unknown_fields: str | None) -> str:
+    # As JSON, so that nothing in it moves a terminal's cursor.
+    strength = "" if strength_text is None else f"strength {encode(strength_text).decode()}"
+    unread = "" if unknown_fields is None else f"not read {unknown_fields}"
+    return ", ".join(filter(None, (strength, unread)))
