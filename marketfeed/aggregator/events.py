@@ -60,7 +60,7 @@ class Flow:
                 *_, answer, strength_text, unknown_fields = row
                 beside = _beside(strength_text, unknown_fields)
                 text = "; ".join(filter(None, (answer, beside)))
-                events.append(Event(*row[:7], text=text))
+                events.append(Event(*(*row[:7], text)))
             decisions = db.execute(
                 """SELECT decided, CASE outcome WHEN 'forward' THEN 'decided' ELSE 'skipped' END,
                           window, pair, side, "primary", confidence,
@@ -159,7 +159,7 @@ def recent(path: Path, limit: int) -> Recent:
             (limit,),
         ).fetchall()
     return Recent(
-        [_rounded(Posted(*row[:8], beside=_beside(*row[8:]))) for row in posted],
+        [_rounded(Posted(*(*row[:8], _beside(*row[8:])))) for row in posted],
         [_rounded(Decided(*row)) for row in decided],
     )
 
