@@ -4,6 +4,7 @@ A confidence is the decimal number that was posted, as the shortest text of its 
 0.7 three times is less than 2.1, and 0.815 less than it is written.
 """
 
+import functools
 from collections.abc import Iterable
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
@@ -58,6 +59,7 @@ class Mean(NamedTuple):
         return float(Fraction(self.total) / self.votes)
 
 
+@functools.lru_cache(1_024)
 def confidence_text(confidence: float, places: int = 2) -> str:
     """A confidence with so many decimals, half up."""
     return Mean(exact(confidence), 1).text(places)

@@ -6,7 +6,7 @@ from marketfeed.errors import ListenError
 
 
 async def listen(
-    runner: web.AppRunner, host: str, port: int, section: str, backlog: int = 128
+    runner: web.BaseRunner, host: str, port: int, section: str, backlog: int = 128
 ) -> str:
     """Set `runner` up and listen; returns the URL, with the port taken where `port` is 0.
 
