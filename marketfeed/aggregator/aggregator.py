@@ -74,7 +74,7 @@ class Aggregator:
     """
 
     def __init__(self, settings: Settings, pace: Pace = DEFAULT_PACE) -> None:
-        require_complete(settings.aggregator)
+        require_complete(settings.aggregator, pace.searched_s)
         self._settings = settings
         self._pace = pace
         self._rules = rules_of(settings.aggregator)
