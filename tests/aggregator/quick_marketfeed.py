@@ -1,4 +1,4 @@
-"""`marketfeed` as a program, whose aggregator takes settings by which an order is lost before its answer is late.
+"""`marketfeed`, whose aggregator takes settings by which an order is lost before its answer is late.
 
 In service that is refused (`require_complete`); tests of a start cannot wait for that long.
 """

@@ -53,7 +53,7 @@ def test_a_bot_that_is_set_up_to_take_no_order_is_not_well(tmp_path: Path) -> No
     async def scenario() -> None:
         async with CountingBot() as bot, aiohttp.ClientSession() as session:
             bot.refuses = "Force_entry not enabled."
-            given = one_vote(tmp_path, bot.url)
+            given = one_vote(tmp_path, bot.url, unconfirmed_s=11)
             (found,) = [
                 it for it in await check_aggregator(given, session) if it.subject == "bot long"
             ]
