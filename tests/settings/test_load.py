@@ -144,6 +144,7 @@ def test_the_defaults() -> None:
             },
             "unconfirmed_s": 40.0,
             "opposite_open": "send",
+            "outside_whitelist": "send",
         },
     }
 
