@@ -55,7 +55,7 @@ QUICK = Pace(
     place_s=0.1,
 )
 QUICK_MARKETFEED = (sys.executable, str(Path(__file__).with_name("quick_marketfeed.py")))
-DEADLINE_S = 30.0
+DEADLINE_S = 180.0
 
 
 def basic(auth: Login | None) -> dict[str, str]:
