@@ -59,7 +59,7 @@ class Kind(Enum):
     SHIPPING = ("shipping to InfluxDB is {STATE} for {N} s: {more}", "InfluxDB acknowledges again")
     LINES_REFUSED = ("InfluxDB refused lines, the last of them {N} s ago: {more}", _LATELY)
     HELD = (
-        "InfluxDB refuses rows of {N} shards, they wait: {more}; `marketfeed check` says what clashes",
+        "InfluxDB refuses rows of {N} shards, they wait: {more}",
         "it takes a line of each",
     )
     CONNECTION = ("{NAME} is {STATE}: {more}", "it is open")
