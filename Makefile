@@ -28,7 +28,7 @@ help:
 	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, bots, benchmarks and soaks, written to PROOFS.md (5 hours)"
 	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
-	@echo "make test-freqtrade  a real Freqtrade on the store and behind the aggregator: 75 minutes (WHAT=wheel, ensemble, live, …)"
+	@echo "make test-freqtrade  a real Freqtrade on the store and behind the aggregator: 80 minutes (WHAT=wheel, ensemble, live, …)"
 	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
 	@echo "make clean  remove the virtual environment and caches"
 

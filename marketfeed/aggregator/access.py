@@ -10,9 +10,8 @@ from marketfeed.aggregator.bot_answers import Meaning
 from marketfeed.aggregator.bot_config import BotConfig
 from marketfeed.aggregator.freqtrade_bot import AnsweredError, Bot, BotError, NotSentError
 from marketfeed.aggregator.gate import Cause, Gate, Question
-from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.reasons import Kind, Reason
-from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Unconfirmed
 from marketfeed.aggregator.whitelists import Whitelists
@@ -25,14 +24,15 @@ BARRED: Final = (401, 403, 404)
 
 
 class Access:
-    """The way to one side's bot. Of a pair that the `other` side's bot holds nothing goes; None: all does.
+    """The way to one bot. Of a pair that the `other` side's bot holds nothing goes; None: all does.
 
-    The bot's whitelist is told to `whitelists`; None: it is not asked for it.
+    The other one of the meta bot, which gets both sides, is itself. The bot's whitelist is told to
+    `whitelists`; None: it is not asked for it.
     """
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         bot: Bot,
         other: Bot | None,
         orders: Unconfirmed,
@@ -109,10 +109,15 @@ class Access:
     async def pair_taken(self, forward: Forward) -> str | None:
         """How the other side's bot holds the pair of a forward: None, it does not.
 
+        A bot that gets both sides holds a pair on one of them at a time: an order of the other side would be
+        refused, or would enlarge what it holds. Of the same side it is sent, as to any bot.
+
         Raises BotError when nobody knows; nothing goes for a moment then.
         """
         if self._other is None:
             return None
+        if self._other is self._bot:
+            return await self._other_side_taken(forward)
         side = "short" if self._side == "long" else "long"
         self._asked_other_of, self._overtaken = forward.pair, False
         try:
@@ -132,6 +137,22 @@ class Access:
             trade or "no",
         )
         return None if trade is None else f"the bot of {side} holds {forward.pair}: {trade}"
+
+    async def _other_side_taken(self, forward: Forward) -> str | None:
+        """How this bot itself holds the pair on the other side."""
+        try:
+            trade = await self._ask(self._bot.open_trade(forward.pair, but=forward.side))
+        except BrokenOffError:
+            raise
+        except Exception as error:
+            self.failed(error)
+            words = f"the bot could not be asked whether it holds the pair: {error}"
+            if not self.gate.shut:
+                self.gate.wait("other bot", words, time.monotonic())
+            raise BotError(words) from error
+        self.answered()
+        self.gate.over("other bot")
+        return None if trade is None else f"it holds {forward.pair} on the other side: {trade}"
 
     def other_sent(self, pair: str) -> None:
         """The other side's bot has been sent an order of this pair."""

@@ -20,12 +20,13 @@ from marketfeed.aggregator.auth import Doorkeeper
 from marketfeed.aggregator.ballots import OTHER, Decision
 from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
-from marketfeed.aggregator.from_settings import require_complete, rules_of, spans_of
+from marketfeed.aggregator.from_settings import require_complete, rules_of, spans_of, without_bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
-from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward
+from marketfeed.aggregator.ledger_tables import META, OPEN_STATES, BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.meta import Meta
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
@@ -66,6 +67,7 @@ class _AggregatorParts(NamedTuple):
 
     desk: Desk
     forwarders: dict[Side, Forwarder]
+    meta: Meta | None
     start: Start
     doorkeeper: Doorkeeper
     shipper: Shipper | None
@@ -92,7 +94,7 @@ class Aggregator:
         self._ledger = LedgerThread(settings.aggregator.ledger.path, self._clock.base())
         accounts = (account.username for account in settings.aggregator.accounts)
         self._refused = RefusedNotes(self._ledger, self._clock.now_ms, accounts)
-        self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
+        self._orphans = Orphans(without_bot(self._rules), self._counters, pace)
         self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
         self._turns_proven = -1
@@ -125,13 +127,14 @@ class Aggregator:
                 self._ledger,
                 self._clock.now_ms,
                 self._counters,
-                lambda decision: _wake(forwarders, decision),
+                lambda decision: _wake(forwarders, meta, decision),
                 self._whitelists,
             )
             bots = self._bots(to_bots)
+            meta = self._meta(to_bots, desk)
             hear = partial(_hear, desk, forwarders)
             start = Start(
-                bots,
+                {side: bot for side, bot in bots.items()},  # noqa: C416 - of a wider type
                 self._ledger,
                 desk,
                 self._clock.now_ms,
@@ -145,7 +148,7 @@ class Aggregator:
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
                 shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
-            self._parts = _AggregatorParts(desk, forwarders, start, doorkeeper, shipper)
+            self._parts = _AggregatorParts(desk, forwarders, meta, start, doorkeeper, shipper)
             try:
                 await self._serve(self._parts, stop)
             finally:
@@ -189,6 +192,8 @@ class Aggregator:
             if not ended:
                 again = self._orphans.end_at_last(self._ledger, now_ms, heard)
                 ending.append(group.create_task(again, name="sides without a bot"))
+            if parts.meta is not None:
+                parts.meta.begin(group)
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
             ending += [
@@ -210,6 +215,8 @@ class Aggregator:
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
+                if parts.meta is not None:
+                    parts.meta.end()
                 for task in ending:
                     task.cancel()
                 if shipper is not None:
@@ -222,6 +229,14 @@ class Aggregator:
             for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
             if settings.url
         }
+
+    def _meta(self, session: aiohttp.ClientSession, desk: Desk) -> Meta | None:
+        own, quote = self._settings.aggregator, self._settings.exchange.quote
+        if not self._rules.copies:
+            return None
+        bot, clock = Bot(own.bots.meta, session), self._clock
+        given = (own, quote, desk.contested, clock.now_ms, self._pace, self._counters)
+        return Meta(bot, self._ledger, self._rules, *given)
 
     def _forwarders(
         self,
@@ -340,6 +355,8 @@ class Aggregator:
         for forwarder in parts.forwarders.values():
             yield from forwarder.reasons()
         yield from parts.start.reasons()
+        if parts.meta is not None:
+            yield from parts.meta.reasons()
         if self._orphans.trouble:
             yield Kind.ORPHANS.reason(more=self._orphans.trouble.why)
         for lost in self._lost().values():
@@ -351,23 +368,30 @@ class Aggregator:
 
     def warnings(self) -> list[str]:
         """What asks for a hand, though the aggregator is well: of bots, of silent feeders, of senders."""
-        found = [] if self._parts is None else list(self._parts.forwarders.values())
-        of_bots = [words for forwarder in found for words in forwarder.warnings()]
+        of_bots = [words for worker in self._workers().values() for words in worker.warnings()]
         of_feeders = self._silence.warnings(self._clock.now_ms())
         of_senders = [*self._counters.often_missing(time.monotonic()), *self._refused.warnings()]
         return of_bots + of_feeders + of_senders
 
     def _lost(self) -> dict[str, list[str]]:
         found = self._orphans.lost()
-        if self._parts is not None:
-            for side, worker in self._parts.forwarders.items():
-                found[side] = list(worker.lost.values())
+        for side, worker in self._workers().items():
+            found[side] = list(worker.lost.values())
+        return found
+
+    def _workers(self) -> dict[BotName, Forwarder]:
+        if (parts := self._parts) is None:
+            return {}
+        found: dict[BotName, Forwarder] = {}
+        found.update((side, worker) for side, worker in parts.forwarders.items())
+        if parts.meta is not None:
+            found[META] = parts.meta.worker
         return found
 
     def report(self) -> AggregatorReport:
         """All that `/status` and `/metrics` show."""
         reasons, parts, counters = self.reasons(), self._parts, self._counters
-        forwarders = {} if parts is None else parts.forwarders
+        forwarders = self._workers()
         return AggregatorReport(
             version=__version__,
             healthy=not reasons,
@@ -405,6 +429,9 @@ class Aggregator:
 
 
 def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
+    if forward.bot == META:
+        # What becomes of a copy is nothing to the two others.
+        return
     desk.heard(forward)
     for side, forwarder in forwarders.items():
         if side != forward.bot and forward.state == "sending":
@@ -415,6 +442,8 @@ def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> No
             forwarder.wake()
 
 
-def _wake(forwarders: dict[Side, Forwarder], decision: Decision) -> None:
+def _wake(forwarders: dict[Side, Forwarder], meta: Meta | None, decision: Decision) -> None:
     if (forwarder := forwarders.get(decision.side)) is not None:
         forwarder.wake()
+    if meta is not None:
+        meta.wake()

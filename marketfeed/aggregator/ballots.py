@@ -39,6 +39,8 @@ class Rules(msgspec.Struct, frozen=True):
     bots: tuple[Side, ...] = SIDES
     """The sides that have a bot."""
     early_grace_ms: int | None = 0
+    copies: bool = False
+    """Whether the meta bot gets each forward as well."""
 
 
 class Vote(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.ledger_tables import BotName
 
 PURE = True
 
@@ -54,11 +54,11 @@ def config_of(data: object) -> BotConfig:
     )
 
 
-def unsuited(config: BotConfig, side: Side, quote: str) -> list[str]:
-    """What of it does not suit orders of `side` for pairs that are quoted in `quote`; each a sentence."""
+def unsuited(config: BotConfig, side: BotName, quote: str) -> list[str]:
+    """What of it does not suit orders of `side` (meta: both) for pairs quoted in `quote`; each a sentence."""
     found = []
     if config.trading_mode == "spot":
-        cannot = "opens no shorts and " if side == "short" else ""
+        cannot = "opens no shorts and " if side != "long" else ""
         found.append(
             f"its trading_mode is spot: it {cannot}does not know pairs such as BTC/{quote}:{quote}; "
             "set it to futures in its config"

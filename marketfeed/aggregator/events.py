@@ -1,5 +1,6 @@
 """What went through the aggregator: event by event, and the newest; read beside the ledger's writer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -7,13 +8,14 @@ import msgspec
 from msgspec.json import encode
 
 from marketfeed.aggregator.ledger_refused import KEPT, Refused, refused_in
-from marketfeed.aggregator.ledger_schema import KIND, columns_beside
+from marketfeed.aggregator.ledger_schema import COPIED, KIND, columns_beside, has_copies
 from marketfeed.aggregator.mean import confidence_text
 from marketfeed.aggregator.refused_posts import RefusedPost
 from marketfeed.storage.reading import reading
 
 NEWEST: Final = 200
 """Votes that a first look goes back by default."""
+_FORWARD: Final = "window, bot, pair, side, state, changed, sent, answered, status, answer, tag"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -21,7 +23,7 @@ class Event(msgspec.Struct, frozen=True):
 
     `what`: received (a repeat, which counts once), voted, refused (a post that was no signal), decided,
     skipped, sent, answered, unknown, or another state of a forward. `who`: the feeder as it called itself,
-    the primary one of a decision, or the bot's side. A refused post has no window, pair and side.
+    the primary one of a decision, or the bot: its side, or meta. A refused post has no window, pair and side.
     """
 
     time_ms: int
@@ -41,7 +43,7 @@ class Flow:
         self._path = path
         self._after_seq: int | None = None
         self._after_change = 0
-        self._sent: set[tuple[int, int]] = set()
+        self._sent: set[tuple[int, str, int]] = set()
 
     def read(self, newest: int = NEWEST) -> list[Event]:
         """What is new since the last call, in its order; at the first call what followed the newest votes."""
@@ -81,33 +83,36 @@ class Flow:
             # No older ones than the votes that a first look goes back to.
             since_ms = min(event.time_ms for event in events) if is_cut else 0
             events.extend(_of_refused(row) for row in refused if row.post.last_ms >= since_ms)
-            for (
-                window,
-                pair,
-                side,
-                state,
-                changed,
-                sent,
-                answered,
-                status,
-                answer,
-                tag,
-            ) in db.execute(
-                """SELECT window, pair, side, state, changed, sent, answered, status, answer, tag
-                   FROM forwarded WHERE seq > ?""",
-                (after,),
-            ):
-                if sent is not None and (window, sent) not in self._sent:
-                    self._sent.add((window, sent))
-                    events.append(Event(sent, "sent", window, pair, side, side, None, tag))
-                if state in ("queued", "sending"):
-                    continue
-                what = "answered" if state in ("accepted", "refused") else state
-                text = f"{state} {status}: {answer}" if status is not None else answer
-                at_ms = changed if answered is None else answered
-                events.append(Event(at_ms, what, window, pair, side, side, None, text))
+            forwards = ["forwarded", *([COPIED] if has_copies(db) else [])]
+            for table in forwards:
+                found = db.execute(f"SELECT {_FORWARD} FROM {table} WHERE seq > ?", (after,))  # noqa: S608
+                events.extend(event for row in found for event in self._of_forward(*row))
         self._after_seq = next_seq - 1
         return sorted(events, key=lambda event: (event.time_ms, event.window))
+
+    def _of_forward(
+        self,
+        window: int,
+        bot: str,
+        pair: str,
+        side: str,
+        state: str,
+        changed_ms: int,
+        sent_ms: int | None,
+        answered_ms: int | None,
+        status: int | None,
+        answer: str,
+        tag: str,
+    ) -> Iterator[Event]:
+        if sent_ms is not None and (window, bot, sent_ms) not in self._sent:
+            self._sent.add((window, bot, sent_ms))
+            yield Event(sent_ms, "sent", window, pair, side, bot, None, tag)
+        if state in ("queued", "sending"):
+            return
+        what = "answered" if state in ("accepted", "refused") else state
+        text = f"{state} {status}: {answer}" if status is not None else answer
+        at_ms = changed_ms if answered_ms is None else answered_ms
+        yield Event(at_ms, what, window, pair, side, bot, None, text)
 
 
 class RefusedFlow:
@@ -152,7 +157,10 @@ class Posted(msgspec.Struct, frozen=True):
 
 
 class Decided(msgspec.Struct, frozen=True):
-    """A decision and how its forward stands; `state` None: there is none."""
+    """A decision and how its forward stands; `state` None: there is none.
+
+    `meta_state` and `meta_status` are those of its copy for the meta bot.
+    """
 
     window: int
     decided_ms: int
@@ -168,6 +176,8 @@ class Decided(msgspec.Struct, frozen=True):
     changed_ms: int | None
     attempts: int | None
     status: int | None
+    meta_state: str | None = None
+    meta_status: int | None = None
 
 
 class NotTaken(msgspec.Struct, frozen=True):
@@ -200,11 +210,16 @@ def recent(path: Path, limit: int) -> Recent:
                 FROM signal ORDER BY number DESC LIMIT ?""",  # noqa: S608
             (limit,),
         ).fetchall()
+        copies = has_copies(db)
+        meta = "copy.state, copy.status" if copies else "NULL, NULL"
+        join = "LEFT JOIN meta_forward AS copy ON copy.window = decision.window" if copies else ""
         decided = db.execute(
-            """SELECT decision.window, decided, pair, decision.side, outcome, reasons, votes, of,
-                      confidence, "primary", state, changed, attempts, status
-               FROM decision LEFT JOIN forward ON forward.window = decision.window
-               ORDER BY decided DESC, decision.window DESC LIMIT ?""",
+            # Constants alone.
+            f"""SELECT decision.window, decided, pair, decision.side, outcome, reasons, votes, of,
+                      confidence, "primary", forward.state, forward.changed, forward.attempts,
+                      forward.status, {meta}
+               FROM decision LEFT JOIN forward ON forward.window = decision.window {join}
+               ORDER BY decided DESC, decision.window DESC LIMIT ?""",  # noqa: S608
             (limit,),
         ).fetchall()
         refused = [

@@ -20,7 +20,7 @@ from marketfeed.aggregator.bot_config import unsuited
 from marketfeed.aggregator.expired import Expired
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.gate import Why
-from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
@@ -28,7 +28,6 @@ from marketfeed.aggregator.queue import Queue
 from marketfeed.aggregator.reasons import Kind, Reason
 from marketfeed.aggregator.search import Search
 from marketfeed.aggregator.sending import Hooks, Sender
-from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.status_report import BotReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
 from marketfeed.aggregator.whitelists import Whitelists
@@ -42,7 +41,8 @@ class Terms(msgspec.Struct, frozen=True):
     What waits behind an order of which nobody knows what became may expire up to `expire_ms` later. Such an
     order is lost `unconfirmed_s` after it was sent. Of a pair that the `other` side's bot holds nothing is
     sent; None: it is not asked. `whitelists` is told the bot's; None: it is not asked. Pairs are quoted in
-    `quote`.
+    `quote`. With `own_pairs` this bot itself is asked for its open trades, and of a pair that it holds on one
+    side nothing is sent for the other: see `Access.pair_taken`.
     """
 
     expire_ms: int
@@ -50,6 +50,7 @@ class Terms(msgspec.Struct, frozen=True):
     other: Bot | None = None
     whitelists: Whitelists | None = None
     quote: str = "USDT"
+    own_pairs: bool = False
 
 
 NO_HOOKS = Hooks()
@@ -60,11 +61,14 @@ END_S: Final = 0.05
 
 
 class Forwarder:
-    """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock."""
+    """The worker of one bot, of a side or the meta bot.
+
+    `now_ms` is the time of the ledger, driven by the monotonic clock.
+    """
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         bot: Bot,
         ledger: LedgerThread,
         now_ms: Callable[[], int],
@@ -84,8 +88,9 @@ class Forwarder:
         self._notes = Notes(side, ledger, now_ms, counters, hooks.heard, pace.ledger_retry_s)
         self._search = Search(side, bot, self._notes, self._ask, now_ms, pace, terms.unconfirmed_s)
         self._terms = terms
+        other = bot if terms.own_pairs else terms.other
         self._access = Access(
-            side, bot, terms.other, self._search.orders, self._ask, pace, terms.whitelists
+            side, bot, other, self._search.orders, self._ask, pace, terms.whitelists
         )
         self._sender = Sender(
             side,
@@ -250,6 +255,7 @@ class Forwarder:
             self._woken.set()
             return
         self._queue.take(found)
+        self._hooks.fetched(found)
         if found:
             self._search.orders.look_soon(time.monotonic())
             self._access.ask_soon()

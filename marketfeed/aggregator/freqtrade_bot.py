@@ -185,14 +185,17 @@ class Bot:
         except msgspec.ValidationError:
             return None
 
-    async def open_trade(self, pair: str) -> str | None:
-        """What it calls the trade of this pair that it has open; None: it has none. Raises BotError."""
+    async def open_trade(self, pair: str, but: Side | None = None) -> str | None:
+        """What it calls the trade of this pair that it has open; None: it has none. Raises BotError.
+
+        One that is surely of the side `but` does not count.
+        """
         rows, _ = await self._rows("status")
         for row in rows:
             if not isinstance(row, dict) or not isinstance(row.get("pair"), str):
                 # Nobody knows of which pair that is.
                 raise BotError(f"{self._base}/status: no list of trades")
-            if row["pair"] == pair:
+            if row["pair"] == pair and (but is None or row.get("is_short") is not (but == "short")):
                 return f"trade {row.get('trade_id')}"
         return None
 

@@ -4,6 +4,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from marketfeed.aggregator.ballots import Rules
+from marketfeed.aggregator.ledger_tables import META, BotName
 from marketfeed.aggregator.passed import kept_ms
 from marketfeed.aggregator.signals import SIDES, Electorate
 from marketfeed.aggregator.start import Spans
@@ -33,7 +34,13 @@ def require_complete(
     bots = {"long": settings.bots.long, "short": settings.bots.short}
     if not any(bot.url for bot in bots.values()):
         mistakes.append("aggregator.bots: expected the url of at least one bot; found none")
-    for side, bot in bots.items():
+    meta = settings.bots.meta
+    if meta.url and _place(meta.url) in [_place(bot.url) for bot in bots.values() if bot.url]:
+        mistakes.append(
+            "aggregator.bots.meta.url: expected a third bot, as one of the two would get its orders twice; "
+            f"found {meta.url}"
+        )
+    for side, bot in (bots | {"meta": meta}).items():
         if bot.url and bot.password is None and bot.password_file is None:
             mistakes.append(
                 f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
@@ -86,7 +93,14 @@ def rules_of(settings: AggregatorSettings) -> Rules:
         bots=tuple(
             side for side, bot in zip(SIDES, (bots.long, bots.short), strict=True) if bot.url
         ),
+        copies=bots.meta.url is not None,
     )
+
+
+def without_bot(rules: Rules) -> set[BotName]:
+    """The sides that have no bot, and the meta bot if there is none."""
+    found: set[BotName] = {side for side in SIDES if side not in rules.bots}
+    return found if rules.copies else {*found, META}
 
 
 def spans_of(settings: AggregatorSettings) -> Spans:

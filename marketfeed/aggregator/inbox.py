@@ -285,6 +285,7 @@ class Desk:
                 now_ms=now_ms,
                 cooldown_ms=self._rules.cooldown_ms,
                 queued=self._queued(decisions),
+                copies=self._rules.copies,
             )
             recorded = await self._ledger.call(record)
             self._counters.commits += 1

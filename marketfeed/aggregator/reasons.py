@@ -77,6 +77,15 @@ class Kind(Enum):
         "forward lost: {more}",
         "it is found, or its bot has answered for 15 min without it",
     )
+    META_FAILED = (
+        "bot of meta: its worker failed, and was started again: {more}",
+        "5 min after the last",
+    )
+    META_STANDS = ("bot of meta: its worker has stood for {N} s", "it turns")
+    NO_COPIES = (
+        "bot of meta: the ledger has no place for copies",
+        "a start that finds room on the disk",
+    )
     SHIPPING = ("shipping to InfluxDB is {STATE}: {more}", "InfluxDB acknowledges again")
 
     def __init__(self, words: str, ends: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final, Literal
 
 from marketfeed.aggregator.ballots import FORWARD, Decision
-from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.ledger_tables import BotName
 
 PURE = True
 
@@ -23,14 +23,14 @@ class Whitelists:
     """The whitelists of the bots. With `rule` "skip" nothing is forwarded of a pair outside."""
 
     def __init__(self, rule: Literal["send", "skip"] = "send") -> None:
-        self.outside: Counter[Side] = Counter()
+        self.outside: Counter[BotName] = Counter()
         """By side: decisions of pairs that were outside, since the start."""
         self.rule: Final = rule
-        self._lists: dict[Side, Collection[str]] = {}
-        self._met: dict[Side, dict[str, int]] = {}
-        self._in_doubt: set[Side] = set()
+        self._lists: dict[BotName, Collection[str]] = {}
+        self._met: dict[BotName, dict[str, int]] = {}
+        self._in_doubt: set[BotName] = set()
 
-    def take(self, side: Side, pairs: Collection[str] | None) -> None:
+    def take(self, side: BotName, pairs: Collection[str] | None) -> None:
         """The bot of `side` has answered; None: with no list."""
         self._in_doubt.discard(side)
         if pairs is None:
@@ -40,16 +40,16 @@ class Whitelists:
         met = self._met.get(side, {})
         self._met[side] = {pair: at_ms for pair, at_ms in met.items() if pair not in pairs}
 
-    def size(self, side: Side) -> int | None:
+    def size(self, side: BotName) -> int | None:
         """How many pairs are on it; None: not known."""
         pairs = self._lists.get(side)
         return None if pairs is None else len(pairs)
 
-    def in_doubt(self, side: Side) -> bool:
+    def in_doubt(self, side: BotName) -> bool:
         """Whether a pair outside was decided since its bot was asked: the list may have changed."""
         return side in self._in_doubt
 
-    def met(self, side: Side, now_ms: int) -> list[str]:
+    def met(self, side: BotName, now_ms: int) -> list[str]:
         """The pairs outside that were decided within a day, the newest first."""
         found = [
             pair for pair, at_ms in self._met.get(side, {}).items() if now_ms - at_ms < KEPT_MS
@@ -58,13 +58,13 @@ class Whitelists:
 
     # --- decisions ------------------------------------------------------------------------------------
 
-    def against(self, pair: str, side: Side) -> str | None:
+    def against(self, pair: str, side: BotName) -> str | None:
         """Why nothing is forwarded of this pair; None: nothing speaks against it."""
         if self.rule == "skip" and self._is_outside(pair, side):
             return f"{pair} is not on the whitelist of the bot of {side}"
         return None
 
-    def remark(self, pair: str, side: Side) -> tuple[str, ...]:
+    def remark(self, pair: str, side: BotName) -> tuple[str, ...]:
         """What a decision that is forwarded says of it."""
         if self._is_outside(pair, side):
             return (f"sent though {pair} is not on the whitelist of the bot of {side}",)
@@ -84,6 +84,6 @@ class Whitelists:
             while len(met) > KEPT:
                 del met[next(iter(met))]
 
-    def _is_outside(self, pair: str, side: Side) -> bool:
+    def _is_outside(self, pair: str, side: BotName) -> bool:
         pairs = self._lists.get(side)
         return pairs is not None and pair not in pairs

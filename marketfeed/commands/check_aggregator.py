@@ -6,7 +6,7 @@ from marketfeed.aggregator.bot_config import unsuited
 from marketfeed.aggregator.freqtrade_bot import Bot, BotError
 from marketfeed.aggregator.from_settings import require_complete
 from marketfeed.aggregator.ledger_schema import KIND
-from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.ledger_tables import BotName
 from marketfeed.commands.check import check_file
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import SettingsError
@@ -27,7 +27,7 @@ def is_configured(settings: AggregatorSettings) -> bool:
 
 def _is_begun(settings: AggregatorSettings) -> bool:
     """Whether it has an account or a bot's password: the shipped example has neither."""
-    bots = (settings.bots.long, settings.bots.short)
+    bots = (settings.bots.long, settings.bots.short, settings.bots.meta)
     return bool(settings.accounts) or any(bot.password or bot.password_file for bot in bots)
 
 
@@ -59,6 +59,8 @@ async def check_aggregator(settings: Settings, session: aiohttp.ClientSession) -
     findings.append(check_file(KIND, aggregator.ledger.path)[0])
     findings.append(await _check_bot("long", aggregator.bots.long, quote, session))
     findings.append(await _check_bot("short", aggregator.bots.short, quote, session))
+    if aggregator.bots.meta.url:
+        findings.append(await _check_bot("meta", aggregator.bots.meta, quote, session))
     return findings
 
 
@@ -67,7 +69,7 @@ def _mistakes(error: SettingsError) -> list[str]:
 
 
 async def _check_bot(
-    side: Side, settings: BotSettings, quote: str, session: aiohttp.ClientSession
+    side: BotName, settings: BotSettings, quote: str, session: aiohttp.ClientSession
 ) -> Finding:
     subject = f"bot {side}"
     if settings.url is None:

@@ -216,10 +216,14 @@ class BotSettings(Section):
 
 
 class BotsSettings(Section):
-    """The bot of each side: a decision goes to the bot of its own side only."""
+    """The bot of each side: a decision goes to the bot of its own side only, and a copy of it to `meta`.
+
+    `meta` with `url` None: there is no such third bot.
+    """
 
     long: BotSettings = BotSettings()
     short: BotSettings = BotSettings()
+    meta: BotSettings = BotSettings()
 
 
 class LedgerSettings(Section):

@@ -1,7 +1,7 @@
 """The proofs of what is forwarded, in short and with scripted bots: the commands run, and find nothing.
 
 With real bots, and as long as they are:
-`make test-freqtrade WHAT="burst conflicts recovery health ledgers kills"`.
+`make test-freqtrade WHAT="burst conflicts recovery health ledgers meta kills"`.
 """
 
 import json
@@ -22,6 +22,7 @@ LIMIT_S = 900.0
         pytest.param("examples", marks=pytest.mark.long(11)),
         pytest.param("burst --pairs 60 --window-s 3", marks=pytest.mark.long(40)),
         pytest.param("conflicts --window-s 6", marks=pytest.mark.long(95)),
+        pytest.param("meta --calm 4 --burst 4 --kills 1", marks=pytest.mark.long(50)),
         pytest.param("kills --quick", marks=pytest.mark.long(70)),
     ],
 )

@@ -62,6 +62,7 @@ def test_the_shipped_file_has_every_key_and_no_secret() -> None:
         "aggregator.status.token",
         "aggregator.bots.long.password",
         "aggregator.bots.short.password",
+        "aggregator.bots.meta.password",
     }
     assert keys == variables().keys() - secrets
     assert all(variables()[secret] in SHIPPED.read_text() for secret in secrets)
@@ -143,7 +144,7 @@ def test_the_defaults() -> None:
                     "timeout_s": 20.0,
                     "stakeamount": None,
                 }
-                for side in ("long", "short")
+                for side in ("long", "short", "meta")
             },
             "unconfirmed_s": 40.0,
             "opposite_open": "send",

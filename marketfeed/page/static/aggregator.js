@@ -43,12 +43,19 @@ function fill(body, rows, nothing) {
   );
 }
 
+// What the meta bot made of its copy.
+function copy(decided) {
+  if (decided.meta_state === null) return "";
+  const [sign, words] = FORWARDS[decided.meta_state] ?? ["▲", decided.meta_state];
+  return ` · meta ${sign} ${words}`;
+}
+
 function forward(decided) {
   if (decided.state === null) return "–";
   const [sign, words, kind] = FORWARDS[decided.state] ?? ["▲", decided.state, "warn"];
   const status = decided.status === null ? "" : ` (${decided.status})`;
   const tries = decided.attempts > 1 ? `, ${decided.attempts} attempts` : "";
-  return [`${sign} ${words}${status}${tries}`, kind];
+  return [`${sign} ${words}${status}${tries}${copy(decided)}`, kind];
 }
 
 async function recent(seq) {
