@@ -173,9 +173,12 @@ def test_who_does_not_read_its_answer_is_cut() -> None:
             await cut(reader)
             writer.close()
         # Who reads gets all of it. (The bound would cut an honest client of a busy machine.)
-        async with serving(Limits()) as (url, _, _), aiohttp.ClientSession() as session:
-            async with session.get(f"{url}/large") as answer:
-                assert len(await answer.read()) == len(LARGE)
+        async with (
+            serving(Limits()) as (url, _, _),
+            aiohttp.ClientSession() as session,
+            session.get(f"{url}/large") as answer,
+        ):
+            assert len(await answer.read()) == len(LARGE)
 
     uvloop.run(run())
 
