@@ -175,7 +175,10 @@ class MarketReader:
         max_age_s: MaxAge = DEFAULT,
         columns: Iterable[str] = (),
     ) -> dict[str, pd.DataFrame]:
-        """Return `get_ohlcv` of many pairs, pair -> frame in their order, in one query.
+        """Return `get_ohlcv` of many pairs, pair -> frame in their order, all up to the same close.
+
+        The newest open time of all is fixed first, and every pair is cut there: a candle that closes while
+        they are read is in none of the frames. A journal is asked pair by pair: no transaction stays open.
 
         One pair that is unknown, stale or (with `strict`) has a gap makes the call raise; the error
         names all such pairs. A pair that was listed so lately that its first candle has not closed is
