@@ -61,8 +61,10 @@ class WalWatch:
             self._before, self.holders = (), []
             return
         now = readers(self._path) or set()
-        self.holders = [process(pid) for pid in held_by(self._before, now)]
-        self._before = now
+        # Who comes and goes is not there at one of these looks.
+        held = set(self._before) & now
+        self.holders = [process(pid) for pid in held_by(held, now)]
+        self._before = held or now
         if not was_above:
             log.error(
                 "journal's -wal is above its bound, retention waits bytes=%d bound=%d; %s",

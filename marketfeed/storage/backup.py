@@ -63,7 +63,8 @@ def back_up(
     """Copy the file at `source` to `destination`. `report_progress` is called with stage and fraction.
 
     `compact` leaves out the pages that are free. `check` has a copy above CHECKED_BYTES checked whole, too.
-    The `-wal` may grow by `wal_bound_bytes` meanwhile.
+    The `-wal` may grow by `wal_bound_bytes` meanwhile. Not in a process that has the file open: closing a
+    descriptor of it ends all of SQLite's locks there.
 
     Raises BackupError: nothing stands at `destination` then that was not there before. Raises what
     `inspect` raises when `source` is no file of that kind.

@@ -9,6 +9,8 @@ import contextlib
 import os
 import pwd
 import struct
+import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +24,13 @@ _READ_LOCKS: Final = range(123, 128)
 # Behind two headers of 48 bytes and a count: what each of the five sees.
 _MARKS: Final = struct.Struct("=5I")
 _MARKS_AT: Final = 100
+_READ_MARKS: Final = f"""
+import sys
+with open(sys.argv[1], "rb") as file:
+    file.seek({_MARKS_AT})
+    sys.stdout.buffer.write(file.read({_MARKS.size}))
+"""
+_READ_S: Final = 5.0
 _LOCKS: Final = Path("/proc/locks")
 _PROC: Final = Path("/proc")
 
@@ -42,10 +51,11 @@ def wal_bytes(path: Path) -> int:
         return 0
 
 
-def readers(path: Path, locks: Path = _LOCKS) -> set[Held] | None:
+def readers(path: Path, locks: Path = _LOCKS, *, marks: bool = False) -> set[Held] | None:
     """Who has a transaction open on the file at `path`; None where this process may not see locks.
 
-    Not that of a stopped file, which has no `-shm`: nobody is in anybody's way there.
+    Not that of a stopped file, which has no `-shm`: nobody is in anybody's way there. `marks` tells what each
+    of them sees; that takes a process of its own.
     """
     try:
         shm = Path(f"{path}-shm").stat()
@@ -55,14 +65,14 @@ def readers(path: Path, locks: Path = _LOCKS) -> set[Held] | None:
         text = locks.read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    marks = _marks(path)
+    frames = _frames(path) if marks else None
     lines = [line for line in map(_parsed, text.splitlines()) if line is not None]
     mine = [line for line in lines if line.inode == shm.st_ino]
     device = os.major(shm.st_dev), os.minor(shm.st_dev)
     # The kernel names the file system's device; of some file systems stat tells another one.
     on_device = [line for line in mine if line.device == device] or mine
     return {
-        Held(line.pid, byte, None if marks is None else marks[byte - _READ_LOCKS.start])
+        Held(line.pid, byte, None if frames is None else frames[byte - _READ_LOCKS.start])
         for line in on_device
         for byte in _READ_LOCKS
         if line.first <= byte <= line.last
@@ -72,7 +82,7 @@ def readers(path: Path, locks: Path = _LOCKS) -> set[Held] | None:
 def held_by(before: Collection[Held], now: Collection[Held]) -> list[int]:
     """The processes that were in one transaction at both looks, by their numbers.
 
-    One that comes and goes has another lock, or sees more of the `-wal`, unless nothing was committed.
+    One that comes and goes sees more of the `-wal` the next time, if something was committed.
     """
     return sorted({one.pid for one in set(before) & set(now)})
 
@@ -123,11 +133,17 @@ def _user(uids: str) -> Iterator[str]:
             yield f"user {uid}"
 
 
-def _marks(path: Path) -> tuple[int, ...] | None:
+def _frames(path: Path) -> tuple[int, ...] | None:
+    """What each of the five locks' readers sees of the `-wal`; None where that cannot be read."""
+    # By another process: closing a descriptor of the -shm ends all POSIX locks that this one has on it,
+    # those of an open file's writer among them.
+    command = [sys.executable, "-I", "-S", "-c", _READ_MARKS, f"{path}-shm"]
     try:
-        with Path(f"{path}-shm").open("rb") as file:
-            return _MARKS.unpack(os.pread(file.fileno(), _MARKS.size, _MARKS_AT))
-    except (OSError, struct.error):
+        done = subprocess.run(  # noqa: S603 - our own words, and a path
+            command, capture_output=True, check=True, timeout=_READ_S
+        )
+        return _MARKS.unpack(done.stdout)
+    except (OSError, subprocess.SubprocessError, struct.error):
         return None
 
 
