@@ -22,7 +22,7 @@ from marketfeed.storage.wal import HELD_S
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 600.0
-PAUSE: Final = 9.0
+PAUSE: Final = 5.0
 """So many times as long as a slice took nothing is deleted after it: commits of new data go first."""
 PAUSE_AT_MOST_S: Final = 1.0
 FRUITLESS_TURNS: Final = 5

@@ -93,14 +93,16 @@ class Made(NamedTuple):
 
 def make(path: Path, rows: int, report_progress: ReportProgress = lambda _: None) -> Made:
     """Write a journal of about so many rows to `path`, where there is none; it is closed, as after a stop."""
-    hours = max(round(FULL_DAYS * 24 * rows / FULL_ROWS), 8)
+    others_rows = OTHERS_CANDLES * (ALL_PAIRS - workload.PAIRS)
+    core = rows - others_rows if rows > 4 * others_rows else rows
+    hours = max(round(FULL_DAYS * 24 * core / FULL_ROWS), 8)
     end_ms = schema.floor_to(workload.START_MS + FULL_DAYS * schema.DAY_MS, schema.DAY_MS)
     start_ms = end_ms - hours * schema.HOUR_MS
     instruments = workload.listed()
     known = {one.pair for one in instruments}
     others = [one for one in catalogue.instruments(ALL_PAIRS) if one.pair not in known]
     others_ms = OTHERS_CANDLES * schema.TIMEFRAMES_MS[OTHERS_TIMEFRAME]
-    if hours * schema.HOUR_MS < others_ms:
+    if core == rows or hours * schema.HOUR_MS < others_ms:
         others = []
     with Journal.open(path) as journal:
         batch = Batch()
