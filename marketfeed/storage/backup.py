@@ -14,7 +14,6 @@ import errno
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +33,10 @@ _CHUNK_BYTES: Final = 16 * 1024 * 1024
 """Copied between two turns of the progress bar."""
 _CHECKING_FROM: Final = 0.7
 """Where on the bar copying ends and checking begins."""
-_POLL_S: Final = 0.1
+_LOOK_S: Final = 0.1
+"""Wall seconds between two turns of the progress bar while compacting."""
+_STEPS: Final = 10_000
+"""Steps of SQLite's machine between two looks at the clock."""
 _NOT_WITHIN_THE_KERNEL: Final = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 ReportProgress = Callable[[str, float], None]
@@ -154,33 +156,31 @@ def _compact(
             int(db.execute(f"PRAGMA {name}").fetchone()[0])
             for name in ("page_count", "freelist_count", "page_size")
         )
-        done = threading.Event()
-        too_large: list[BackupError] = []
+        wanted = max((pages - free) * page_bytes, 1)
+        failed: list[BackupError] = []
+        looked_s = time.monotonic()
 
-        def watch() -> None:
-            wanted = max((pages - free) * page_bytes, 1)
-            while not done.wait(_POLL_S):
-                with contextlib.suppress(OSError):
-                    fraction = min(unfinished.stat().st_size / wanted, 1.0)
-                    report_progress("compacting", _CHECKING_FROM * fraction)
+        def look() -> bool:
+            """Report how far it is; whether it is to be given up."""
+            nonlocal looked_s
+            if time.monotonic() - looked_s >= _LOOK_S:
+                looked_s = time.monotonic()
+                fraction = min(unfinished.stat().st_size / wanted, 1.0)
+                report_progress("compacting", _CHECKING_FROM * fraction)
                 try:
                     _require_small(source, most_wal_bytes)
                 except BackupError as error:
-                    too_large.append(error)
-                    db.interrupt()
-                    return
+                    failed.append(error)
+            return bool(failed)
 
-        watching = threading.Thread(target=watch, name="compacting")
-        watching.start()
+        db.set_progress_handler(look, _STEPS)
         try:
-            db.execute("VACUUM INTO ?", (os.fsencode(unfinished).decode(errors="surrogateescape"),))
+            # A path as SQLite takes it, whatever its bytes are.
+            db.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(unfinished),))
         except sqlite3.OperationalError:
-            if too_large:
-                raise too_large[0] from None
+            if failed:
+                raise failed[0] from None
             raise
-        finally:
-            done.set()
-            watching.join()
 
 
 def _require_small(source: Path, most_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,9 +11,15 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from marketfeed.binance.budget import Budget
+from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.binance.rest_queue import Turns
 from marketfeed.collector import trimming
+from marketfeed.collector.reporter import Reporter
 from marketfeed.collector.trimming import Trimming
+from marketfeed.collector.upkeep import Upkeep
 from marketfeed.collector.wal_watch import WalWatch
+from marketfeed.counters import CollectorCounters
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal import retention
 from marketfeed.journal.batch import Batch
@@ -22,6 +29,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import MarkPrice
 from marketfeed.schema import HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import JournalSettings
+from marketfeed.storage import wal
 from tests.waiting import until
 
 T0 = 1_790_000_001_000
@@ -259,3 +267,28 @@ def test_a_slice_stops_in_the_middle_of_a_block_and_goes_on_there(tmp_path: Path
         assert sweep.rows == 99 * len(PAIRS)
         newest_ms = T0 + 1_299 * 3_000
         assert oldest_ms(path) >= newest_ms - HOUR_MS >= T0 + 4 * MINUTE_MS
+
+
+def test_a_large_wal_is_a_reason_and_status_says_that_retention_waits(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def scenario(writer: JournalWriter) -> None:
+        clock = ExchangeClock()
+        turns = Turns(Budget(1_200), clock)
+        upkeep = Upkeep(settings_of(path, 10**9), clock, writer, turns)
+        reporter = Reporter(("1m",), clock, CollectorCounters(), writer, turns, upkeep)
+        upkeep.wal.bound_bytes = 2_000_000
+        assert not [text for text in reporter.report().reasons if "-wal" in text]
+        with reader_in_a_transaction(path):
+            await grow_wal(writer, upkeep.wal)
+            report = reporter.report()
+            (reason,) = [text for text in report.reasons if "-wal" in text]
+            assert "marketfeed check" in reason
+            assert reason.endswith("(until it is folded back)")
+            assert report.journal.wal_bytes > 2_000_000
+            assert "nothing is deleted" in report.journal.retention_waits
+            # This process is the one that holds it: seen at a second look.
+            upkeep.wal.look()
+            assert reporter.report().journal.wal_held_by == [wal.process(os.getpid())]
+
+    run(path, scenario, steps=10)
