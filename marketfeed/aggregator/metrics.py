@@ -23,10 +23,11 @@ _PREFIX: Final = "marketfeed_aggregator_"
 
 
 class AggregatorCounters:
-    """What the aggregator has done since it started."""
+    """What the aggregator has done since it started. `heard` is told of each feeder's signals: when (ms)."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[str, int], None] = lambda _feeder, _ms: None) -> None:
         self.started_s = time.time()
+        self.heard = heard
         self.signals: Counter[tuple[str, str]] = Counter()
         """By feeder and outcome."""
         self.strength_texts: Counter[str] = Counter()
@@ -150,5 +151,38 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
         _PREFIX,
         ("expired_forwards", ("side", "why"), "Forwards that expired while they waited", expired),
     )
+    yield from _of_bots(report)
     build = ("build_info", ("version",), "Version", {__version__: 1})
     yield from labelled(GaugeMetricFamily, "marketfeed_", build)
+
+
+def _of_bots(report: AggregatorReport) -> Iterable[Metric]:
+    """Every counter is there with 0 from the start: increase() does not see the first event of another."""
+    bots = report.bots
+    refused = {(side, why): n for side, bot in bots.items() for why, n in bot.refusals.items()}
+    outside = {side: bot.outside_whitelist for side, bot in bots.items()}
+    expired = {side: bot.expired_with_room for side, bot in bots.items()}
+    barred = {side: int(bot.barred) for side, bot in bots.items()}
+    yield from labelled(
+        CounterMetricFamily,
+        _PREFIX,
+        ("refused_orders", ("side", "why"), "Orders that the bot refused", refused),
+        ("outside_whitelist", ("side",), "Decisions of pairs that the bot does not list", outside),
+        (
+            "expired_with_room",
+            ("side",),
+            "Forwards that expired though the bot was not full",
+            expired,
+        ),
+    )
+    yield from labelled(
+        GaugeMetricFamily,
+        _PREFIX,
+        ("bot_barred", ("side",), "1 while the bot answers 401, 403 or 404", barred),
+        (
+            "feeder_silent_seconds",
+            ("feeder",),
+            "Since its last signal; since the start, if it has never posted",
+            report.silent_s,
+        ),
+    )

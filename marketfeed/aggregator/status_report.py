@@ -5,6 +5,28 @@ import msgspec
 from marketfeed.influxdb.shipper import ShipReport
 
 
+class BotReport(msgspec.Struct, frozen=True):
+    """How a bot is by its own last answers; None: it has not said.
+
+    `max_open_trades` is negative without a limit. `barred`: it answers 401, 403 or 404. `whitelist` is how
+    many pairs are on it, `outside_whitelist` how many decisions were of other pairs, `outside_pairs` which
+    within a day. `refusals` counts the orders that it refused, by why. `expired_with_room` are those that
+    expired although it was not full.
+    """
+
+    state: str | None
+    force_entry_enable: bool | None
+    max_open_trades: float | None
+    stake_currency: str | None
+    trading_mode: str | None
+    barred: bool
+    whitelist: int | None
+    outside_whitelist: int
+    outside_pairs: list[str]
+    refusals: dict[str, int]
+    expired_with_room: int
+
+
 class AggregatorReport(msgspec.Struct, frozen=True):
     """The aggregator's report. Counts of forwards are by side, `strength_texts` by feeder.
 
@@ -39,6 +61,12 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     shipping: ShipReport | None
     rss_bytes: int
     cpu_s: float
+    bots: dict[str, BotReport] = {}
+    """By side."""
+    silent_s: dict[str, float] = {}
+    """By feeder: since its last signal, as far as that is known."""
+    warnings: list[str] = []
+    """What asks for a hand, though the aggregator is well."""
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

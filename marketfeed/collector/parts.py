@@ -109,6 +109,7 @@ class CollectorParts:
             lambda: self.roster.instruments,
             self.holes,
             lambda: self.roster.ended,
+            lambda: source.book.perhaps_replaced,
         )
         self.settled_rates = SettledRates(
             rest,

@@ -232,6 +232,8 @@ class AggregatorSettings(Section):
     unconfirmed_s: Annotated[Number, Field(ge=0.1, le=3600)] = 40.0
     # Of a pair that the other side's bot holds.
     opposite_open: Literal["send", "skip"] = "send"
+    # Of a pair that is not on its bot's whitelist; Freqtrade's forceenter takes it.
+    outside_whitelist: Literal["send", "skip"] = "send"
 
     @field_validator("accounts", mode="after")
     @classmethod

@@ -20,6 +20,7 @@ from marketfeed import __version__
 from marketfeed.aggregator.api import TIMEOUT_S
 from marketfeed.aggregator.auth import FAILURES, Caller, Doorkeeper, Limiter, hash_password
 from marketfeed.aggregator.inbox import MAX_KEPT_BODY
+from marketfeed.aggregator.reasons import Kind
 from marketfeed.settings.aggregator import Account, AggregatorSettings
 from tests.waiting import until
 
@@ -113,7 +114,7 @@ def test_a_stated_default_is_counted_and_alarms_when_frequent(tmp_path: Path) ->
             status, answer = await aggregator.status("health")
             assert (status, answer["reasons"]) == (
                 503,
-                ["signals of feeder 73 often lack a confidence"],
+                [str(Kind.LACKING.reason(F="73", VALUE="confidence"))],
             )
             assert rows(tmp_path, "SELECT DISTINCT confidence, defaulted FROM signal") == [
                 (0.75, "confidence")

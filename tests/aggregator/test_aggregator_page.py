@@ -42,6 +42,10 @@ def test_votes_and_forwards_show_while_the_page_is_open(tmp_path: Path) -> None:
                 other = "ETH/USDT:USDT"
                 assert (await line.post("75a", 0.8, pair=other))[0] == 200
                 await shows("decided", other, "skip", "1 of 5", "–")
+                await shows("panels", "Bot of long", "running", "USDT, futures")
+                bot.config = {"state": "stopped", "stake_currency": "USDC"}
+                await shows("reasons", "bot of long: it is not running: its state is stopped")
+                await shows("warnings", "bot of long: its stake_currency is USDC")
                 assert await asyncio.to_thread(axe_violations, driver) == []
                 await asyncio.to_thread(driver.resize, 320, 640)
                 width = "return [document.documentElement.scrollWidth, window.innerWidth]"

@@ -103,6 +103,7 @@ def test_the_defaults() -> None:
             "bucket": "market_data",
             "token": None,
             "token_file": None,
+            "ca_file": None,
         },
         "status": {
             "host": "127.0.0.1",
@@ -143,6 +144,7 @@ def test_the_defaults() -> None:
             },
             "unconfirmed_s": 40.0,
             "opposite_open": "send",
+            "outside_whitelist": "send",
         },
     }
 
