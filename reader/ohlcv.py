@@ -13,7 +13,7 @@ from reader.arguments import CandleRequest, timestamp
 from reader.collected import of_lives
 from reader.coverage import never_come
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
-from reader.life import OPEN_MS, LifeRow, Part, asked_across, before
+from reader.life import OPEN_MS, LifeRow, Part, asked_across, before, current
 from reader.rows import CandleQuery, CandleRows, CatalogRow
 from reader.stores.store import Store
 
@@ -63,6 +63,25 @@ def sources_of_any(entries: Sequence[CatalogRow], timeframe: object) -> dict[str
         and schema.resampling_source(timeframe, entry.timeframes) is not None
     ]
     return sources(fitting or entries, timeframe)
+
+
+def newest(store: Store, timeframe: str) -> dict[str, int]:
+    """Return pair -> open time (ms) of its current life's newest closed candle, be it put together."""
+    catalog = store.catalog()
+    owned = {row.pair: current(row.lives) for row in catalog}
+    groups = sources_of_any(catalog, timeframe)
+    length_ms = schema.TIMEFRAMES_MS[timeframe]
+    answer: dict[str, int] = {}
+    for source, members in groups.items():
+        opens_ms = store.newest(source)
+        source_ms = schema.TIMEFRAMES_MS[source]
+        for pair in members:
+            if pair in opens_ms:
+                first_ms, end_ms = owned[pair].owned(length_ms)
+                end_ms = min(end_ms, schema.floor_to(opens_ms[pair] + source_ms, length_ms))
+                if end_ms > first_ms:
+                    answer[pair] = end_ms - length_ms
+    return answer
 
 
 def _unknown_timeframe(entry: CatalogRow, timeframe: object) -> UnknownTimeframeError:
