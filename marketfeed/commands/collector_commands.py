@@ -134,13 +134,13 @@ def backup(
     ] = False,
     whole_check: Annotated[
         bool,
-        typer.Option("--check", help="Check all of the copy, also of one above 1 GB (minutes)."),
+        typer.Option("--check", help="Check all of the copy, also of one above 256 MB (minutes)."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copy the journal (or the ledger) into one file, as it stands now; its writer may run meanwhile.
 
-    A copy up to 1 GB is checked whole before it gets its name. Another user than the collector's has to be
+    A copy up to 256 MB is checked whole before it gets its name. Another user than the collector's has to be
     in its group.
     To restore it: stop the collector, move journal.db, journal.db-wal and journal.db-shm away together, put
     the copy in the place of journal.db with the collector's user and group, and start again.

@@ -27,7 +27,7 @@ from marketfeed.storage.files import connect_read_only, is_stopped
 from marketfeed.storage.reading import inspect
 from marketfeed.storage.wal import WAL_BOUND_BYTES, wal_bytes
 
-CHECKED_BYTES: Final = 10**9
+CHECKED_BYTES: Final = 256 * 10**6
 """A copy up to this size is checked whole, a larger one when asked: of 7 GB that takes minutes."""
 _CHUNK_BYTES: Final = 16 * 1024 * 1024
 """Copied between two turns of the progress bar."""
