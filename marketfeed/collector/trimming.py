@@ -84,11 +84,12 @@ class Trimming:
     async def trim(self, shipper: Shipper | None) -> None:
         """Do so once. Raises JournalError."""
         below_seq = None if shipper is None else shipper.shipped_below()
+        generation = self._writer.generation
         for sweep in await self._writer.call(
             lambda journal: retention.expired(journal, self._keep_ms, below_seq)
         ):
-            await self._sweep(sweep)
-        await self._fit()
+            await self._sweep(sweep, generation)
+        await self._fit(generation)
         await self._writer.take_stock()
         self._taken = await self._writer.call(
             lambda journal: retention.taken(journal, self._keep_ms)
@@ -105,25 +106,33 @@ class Trimming:
             if not self._wal.is_above:
                 return
 
-    async def _sweep(self, sweep: Sweep) -> None:
-        while not (sweep.is_done or self._wal.is_above):
+    async def _sweep(self, sweep: Sweep, generation: int) -> None:
+        def go_on(journal: Journal) -> bool:
+            # A fresh file in the place of a damaged one has other rows, and none too many.
+            if self._writer.generation != generation:
+                return False
+            journal.sweep(sweep)
+            return not sweep.is_done
+
+        more = not sweep.is_done
+        while more and not self._wal.is_above:
             started_s = time.monotonic()
-            await self._writer.call(lambda journal: journal.sweep(sweep))
+            more = await self._writer.call(go_on)
             took_s = time.monotonic() - started_s
             await asyncio.sleep(min(PAUSE * took_s, PAUSE_AT_MOST_S))
 
-    async def _fit(self) -> None:
+    async def _fit(self, generation: int) -> None:
         """Delete what the disk budget does not hold, a hundredth of a table at a time."""
         rows = fruitless = 0
         table, before_ms = "", 0
-        while not self._wal.is_above:
+        while not self._wal.is_above and self._writer.generation == generation:
             sweep = await self._writer.call(
                 lambda journal: retention.over_budget(journal, self._settings.max_bytes)
             )
             if sweep is None:
                 break
             await self._note_gap(sweep)
-            await self._sweep(sweep)
+            await self._sweep(sweep, generation)
             rows += sweep.rows
             table, before_ms = sweep.table, sweep.before_ms
             fruitless = 0 if sweep.pages_freed > 0 else fruitless + 1

@@ -204,6 +204,27 @@ def test_commits_pass_between_the_slices_of_retention(
     assert sum(between) > 5
 
 
+def test_a_fresh_file_in_the_place_of_a_damaged_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.db"
+    sweep = Journal.sweep
+
+    async def scenario(writer: JournalWriter) -> None:
+        def then_another(self: Journal, one: Sweep) -> int:
+            writer.generation += 1
+            return sweep(self, one)
+
+        monkeypatch.setattr(Journal, "sweep", then_another)
+        trim = Trimming(settings_of(path, 1, mark_price="1h"), writer, WalWatch(path))
+        await trim.trim(None)
+
+    run(path, scenario)
+    # The one slice that was under way, of eight pairs and three hours.
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM mark_price").fetchone()[0] > 7 * STEPS
+
+
 def test_above_its_bound_the_wal_holds_up_all_deleting(tmp_path: Path) -> None:
     """A reader in a transaction, on a journal over its budget: no row goes before it has ended."""
     path = tmp_path / "journal.db"
