@@ -30,6 +30,7 @@ from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExpositi
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
 from marketfeed.aggregator.reasons import Kind, Reason
+from marketfeed.aggregator.refused_notes import RefusedNotes
 from marketfeed.aggregator.sending import Hooks
 from marketfeed.aggregator.signals import SIDES, Defaults, Side
 from marketfeed.aggregator.silence import Silence
@@ -89,6 +90,8 @@ class Aggregator:
         self._whitelists = Whitelists(settings.aggregator.outside_whitelist)
         self._counters = AggregatorCounters(self._silence.heard)
         self._ledger = LedgerThread(settings.aggregator.ledger.path, self._clock.base())
+        accounts = (account.username for account in settings.aggregator.accounts)
+        self._refused = RefusedNotes(self._ledger, self._clock.now_ms, accounts)
         self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
         self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
@@ -100,7 +103,11 @@ class Aggregator:
         """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
         settings = self._settings.aggregator
         exposition = AggregatorExposition(self._counters, self.report)
-        page = AggregatorPage(self.report, self._ledger.path, lambda: self._ledger.next_seq)
+        page = AggregatorPage(
+            self.report,
+            self._ledger.path,
+            lambda: self._ledger.next_seq + self._refused.stored,
+        )
         doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
         # Fresh connections only: a POST must not meet one that the bot has just closed.
         connector = aiohttp.TCPConnector(force_close=True)
@@ -169,6 +176,7 @@ class Aggregator:
             pairs if isinstance(pairs, tuple) else (),
             self._counters,
             self.reasons,
+            self._refused,
         )
         async with asyncio.TaskGroup() as group:
             deciding = group.create_task(desk.run(), name="desk")
@@ -188,6 +196,7 @@ class Aggregator:
                 group.create_task(self._look_beside(), name="set aside"),
                 group.create_task(self._stay_in_place(), name="in place"),
                 group.create_task(self._silence.look_back(self._ledger), name="silent feeders"),
+                group.create_task(self._refused.run(), name="refused posts"),
             ]
             try:
                 async with api:
@@ -197,6 +206,7 @@ class Aggregator:
                     log.info("stopping")
                 desk.end()
                 await deciding
+                await self._refused.store()
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
@@ -338,14 +348,14 @@ class Aggregator:
             shipping = parts.shipper.report()
             if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
                 yield Kind.SHIPPING.reason(STATE=shipping.state, more=shipping.trouble)
-        for feeder, value in self._counters.often_missing(time.monotonic()):
-            yield Kind.LACKING.reason(F=feeder, VALUE=value)
 
     def warnings(self) -> list[str]:
-        """What asks for a hand, though the aggregator is well."""
+        """What asks for a hand, though the aggregator is well: of bots, of silent feeders, of senders."""
         found = [] if self._parts is None else list(self._parts.forwarders.values())
         of_bots = [words for forwarder in found for words in forwarder.warnings()]
-        return of_bots + self._silence.warnings(self._clock.now_ms())
+        of_feeders = self._silence.warnings(self._clock.now_ms())
+        of_senders = [*self._counters.often_missing(time.monotonic()), *self._refused.warnings()]
+        return of_bots + of_feeders + of_senders
 
     def _lost(self) -> dict[str, list[str]]:
         found = self._orphans.lost()
@@ -389,6 +399,7 @@ class Aggregator:
                 for feeder, ms in self._silence.silent_ms(self._clock.now_ms()).items()
             },
             warnings=self.warnings(),
+            refused_by_account=self._refused.by_account(),
         )
 
 

@@ -78,10 +78,6 @@ class Kind(Enum):
         "it is found, or its bot has answered for 15 min without it",
     )
     SHIPPING = ("shipping to InfluxDB is {STATE}: {more}", "InfluxDB acknowledges again")
-    LACKING = (
-        "signals of feeder {F} often lack a {VALUE}",
-        "they are fewer than 10 within an hour",
-    )
 
     def __init__(self, words: str, ends: str) -> None:
         self.words = words

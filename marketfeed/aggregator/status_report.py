@@ -33,7 +33,8 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     `waits_for` is what keeps back those that are `waiting`, in a word and in words, empty when nothing does;
     `expired` counts those that expired while they waited, by that word.
     `bot_trouble` is what is wrong with the bot of a side, empty when nothing is; `limited_addresses` counts
-    accounts and addresses that are refused after failures.
+    accounts and addresses that are refused after failures. `warnings` are the mistakes of senders, which are
+    no reason not to be well; `refused_by_account` counts refused posts by account and status.
     """
 
     version: str
@@ -67,6 +68,7 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     """By feeder: since its last signal, as far as that is known."""
     warnings: list[str] = []
     """What asks for a hand, though the aggregator is well."""
+    refused_by_account: dict[str, dict[str, int]] = {}
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

@@ -16,9 +16,12 @@ from marketfeed.settings.model import AggregatorSettings, Settings
 
 def is_configured(settings: AggregatorSettings) -> bool:
     """Whether somebody has set up an aggregator at all."""
-    feeders, bots = settings.feeders, settings.bots
+    bots = settings.bots
     return bool(
-        settings.accounts or feeders.long or feeders.short or bots.long.url or bots.short.url
+        settings.accounts
+        or settings.feeders != AggregatorSettings().feeders
+        or bots.long.url
+        or bots.short.url
     )
 
 

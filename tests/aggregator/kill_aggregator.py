@@ -38,7 +38,7 @@ from marketfeed.settings.model import Settings
 from marketfeed.storage.reading import inspect
 from tests.ports import held_port
 
-GIVE_UP_S: Final = 20.0
+GIVE_UP_S: Final = 180.0
 PAIR_EVERY_S: Final = 0.1
 WINDOW_S: Final = 0.1
 BOT_TIMEOUT_S: Final = 0.5

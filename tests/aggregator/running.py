@@ -52,7 +52,7 @@ QUICK = Pace(
     ledger_retry_s=0.05,
     place_s=0.1,
 )
-DEADLINE_S = 30.0
+DEADLINE_S = 180.0
 
 
 def basic(auth: Login | None) -> dict[str, str]:

@@ -29,6 +29,8 @@ REPORT = AggregatorReport(
     shipping=None,
     rss_bytes=7_000_000,
     cpu_s=8.5,
+    warnings=["account fleet at 127.0.0.1: a request was refused"],
+    refused_by_account={"fleet": {"401": 20, "422": 21}, "?": {"401": 22}},
     bots={
         "long": BotReport(
             state="running",
@@ -80,6 +82,9 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
         'forwards_total{side="short",state="accepted"}': 13.0,
         'strength_texts_total{feeder="73"}': 14.0,
         'refused_total{reason="bad_key"}': 15.0,
+        'refused_posts_total{account="fleet",status="401"}': 20.0,
+        'refused_posts_total{account="fleet",status="422"}': 21.0,
+        'refused_posts_total{account="?",status="401"}': 22.0,
         'requests_total{status="200"}': 16.0,
         "commits_total": 17.0,
         "commit_seconds_total": 0.5,
@@ -92,6 +97,7 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
         "start_time_seconds": 9.0,
         "healthy": 0.0,
         "unhealthy_reasons": 3.0,
+        "warnings": 1.0,
         "open_windows": 4.0,
         "pending_signals": 5.0,
         "limited_addresses": 6.0,

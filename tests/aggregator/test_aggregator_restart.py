@@ -259,7 +259,7 @@ def command(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -381,7 +381,7 @@ def test_signals_follow(tmp_path: Path) -> None:
             try:
                 await aggregator.post("73", 0.9)
                 whats = []
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(180):
                     while "answered" not in whats:
                         event = json.loads(await process.stdout.readline())
                         whats.append(event["what"])

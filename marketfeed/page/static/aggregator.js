@@ -81,6 +81,16 @@ async function recent(seq) {
       ]),
       "None yet",
     );
+    fill(
+      element("refused"),
+      body.refused.map((one) => [
+        time(one.last_ms).slice(5),
+        one.feeder ? `${one.who}, feeder ${one.feeder}` : one.who,
+        count(one.times),
+        [`${one.status} ${one.sentence}`, "warn"],
+      ]),
+      "None yet",
+    );
     shown = seq;
     element("problem").hidden = true;
   } catch (error) {
