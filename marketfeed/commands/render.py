@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from marketfeed.aggregator.events import Event
+from marketfeed.aggregator.mean import confidence_text
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import JournalReport, StatusReport
 from marketfeed.commands.finding import Finding
@@ -261,7 +262,7 @@ def show_flow(events: Sequence[Event], *, title: bool = False) -> None:
         )
     for event in events:
         at = datetime.fromtimestamp(event.time_ms / 1000, UTC)
-        confidence = "" if event.confidence is None else f"{event.confidence:.2f}"
+        confidence = "" if event.confidence is None else confidence_text(event.confidence)
         text = line(
             f"{at:%Y-%m-%d %H:%M:%S}.{event.time_ms % 1000:03d}",
             event.what,

@@ -15,6 +15,7 @@ from running import (
     FLEET,
     PAIR,
     QUICK,
+    QUICK_MARKETFEED,
     Process,
     Running,
     basic,
@@ -27,6 +28,7 @@ from running import (
 
 from marketfeed.aggregator.aggregator import Aggregator
 from marketfeed.aggregator.ledger_beginning import OTHER
+from marketfeed.aggregator.timing import DEFAULT_PACE
 from marketfeed.errors import JournalWriteError
 from marketfeed.settings.load import load_settings
 from tests.waiting import until
@@ -122,7 +124,7 @@ def test_a_restart_in_the_wait_waits_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with CountingBot() as bot:
             file = config(tmp_path, {"long": bot.url}, fresh=True, **ONE)
-            first = await asyncio.to_thread(Process, file)
+            first = await asyncio.to_thread(Process, file, QUICK_MARKETFEED)
             first.kill()
             async with running(load_settings(file, {})) as aggregator:
                 (reason,) = await reasons(aggregator)
@@ -223,7 +225,7 @@ def test_a_restored_older_copy_sends_nothing_twice(
         async with CountingBot() as bot:
             file = config(tmp_path, {"long": bot.url}, 30, **ONE)
             shutil.copy(tmp_path / "ledger.db", tmp_path / "copy.db")
-            first = await asyncio.to_thread(Process, file)
+            first = await asyncio.to_thread(Process, file, QUICK_MARKETFEED)
             if in_the_lock:
                 bot.lock.clear()
             await post(first.url)
@@ -397,7 +399,8 @@ def test_a_ledger_that_is_taken_away_ends_it(
     async def scenario() -> None:
         async with CountingBot() as bot:
             given = settings(tmp_path, {"long": bot.url}, **ONE)
-            aggregator = Aggregator(given)
+            pace = msgspec.structs.replace(DEFAULT_PACE, searched_s=QUICK.searched_s)
+            aggregator = Aggregator(given, pace)
             task = asyncio.create_task(aggregator.run(asyncio.Event()))
             await until(lambda: aggregator.url, "the door")
             await post(aggregator.url)
@@ -449,7 +452,7 @@ def test_a_real_process_ends_and_its_successor_waits(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with CountingBot() as bot:
             file = config(tmp_path, {"long": bot.url}, 30, **ONE)
-            first = await asyncio.to_thread(Process, file)
+            first = await asyncio.to_thread(Process, file, QUICK_MARKETFEED)
             try:
                 bot.lock.clear()
                 await post(first.url)
