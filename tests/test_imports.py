@@ -60,6 +60,7 @@ ONLY_IN = {
         "marketfeed/storage/numbered_file.py",
         "marketfeed/storage/reading.py",
         "reader/stores/sqlite.py",
+        "reader/stores/sqlite_errors.py",
     },
     "sdnotify": {"marketfeed/service/systemd.py"},
     "pandas": {name for name in NAMES if name.startswith("reader/")},

@@ -107,6 +107,7 @@ class Collector:
             beside = [
                 asyncio.create_task(self._upkeep.keep_budget(), name="budget"),
                 asyncio.create_task(self._upkeep.look_beside(), name="set aside"),
+                asyncio.create_task(self._upkeep.wal.run(), name="wal"),
             ]
             try:
                 listing = await source.load(stop)
@@ -170,7 +171,7 @@ class Collector:
                         group.create_task(self._once_stamped(parts.history.run), name="history"),
                         group.create_task(parts.pair_lifecycle.run(), name="pairs"),
                         group.create_task(upkeep.keep_clock(parts.rest), name="clock"),
-                        group.create_task(upkeep.keep_journal(shipper), name="retention"),
+                        group.create_task(upkeep.trimming.run(shipper), name="retention"),
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
                         group.create_task(upkeep.keep_stock(), name="stock"),
                     ]

@@ -56,6 +56,7 @@ class Kind(Enum):
     SET_ASIDE = ("a damaged journal was set aside: {more}", "the file is removed")
     SETS_ASIDE = ("{N} damaged journals were set aside: {more}", "the files are removed")
     UNWRITTEN = ("the journal cannot be written for {N} s", "a commit succeeds")
+    WAL = ("the journal's -wal has {N} MB and grows: {more}", "it is folded back")
     SHIPPING = ("shipping to InfluxDB is {STATE} for {N} s: {more}", "InfluxDB acknowledges again")
     LINES_REFUSED = ("InfluxDB refused lines, the last of them {N} s ago: {more}", _LATELY)
     HELD = (
@@ -156,6 +157,9 @@ class Judge:
             yield Kind.SET_ASIDE.reason(more=aside_advice(beside))
         elif beside:
             yield Kind.SETS_ASIDE.reason(N=len(beside), more=aside_advice(beside))
+        wal = self._upkeep.wal
+        if wal.is_above:
+            yield Kind.WAL.reason(N=f"{wal.bytes / 1e6:,.0f}", more=wal.why())
 
     def _of_stores(self, parts: CollectorParts) -> Iterator[Reason]:
         if failing := parts.intake.trouble:

@@ -60,6 +60,12 @@ class JournalReport(msgspec.Struct, frozen=True):
     """The old name of `rejected_frames`, kept for one release."""
     refused_lines: int
     set_aside: str | None
+    wal_bytes: int = 0
+    """What its `-wal` has."""
+    wal_held_by: list[str] = []
+    """Who keeps it from being folded back, while it is above its bound, and as far as that can be seen."""
+    retention_waits: str = ""
+    """Why nothing is deleted now, neither by age nor by `journal.max_bytes`."""
 
 
 class StatusReport(msgspec.Struct, frozen=True):

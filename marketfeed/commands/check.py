@@ -22,6 +22,7 @@ from marketfeed.binance.symbols import (
     parse_exchange_info,
     stream_name,
 )
+from marketfeed.commands.check_wal import WalCheck
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
@@ -37,6 +38,10 @@ from marketfeed.storage.versions import about_version
 CLOCK_TOLERANCE_MS: Final = 1_000.0
 """Beyond this, readers on this host would misjudge the age of data."""
 FIRST_DATA_S: Final = 10.0
+_COMPACT: Final = {
+    "journal": "marketfeed backup --compact",
+    "ledger": "marketfeed backup --ledger --compact",
+}
 NAMED: Final = 10
 """So many rows that could not be understood are named."""
 
@@ -57,6 +62,18 @@ async def check(
     at what `marketfeed aggregate` needs.
     """
     findings = check_journal(settings)
+    reading = WalCheck(settings.journal.path)
+    findings += await _check_others(settings, live, store, aggregator)
+    return findings + await reading.findings()
+
+
+async def _check_others(
+    settings: Settings,
+    live: LiveCheck | None,
+    store: StoreCheck | None,
+    aggregator: StoreCheck | None,
+) -> list[Finding]:
+    findings: list[Finding] = []
     async with aiohttp.ClientSession() as session:
         for look in (store, aggregator):
             if look is not None:
@@ -101,14 +118,20 @@ def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
         return Finding(kind.name, "good", f"{path} will be created"), 0
     held = f", in use by process {found.holder}" if found.holder else ""
     text = f"{path}: {found.bytes_used:,} bytes{held}, {about_version(kind, found.version)}"
+    if found.free_bytes:
+        text += (
+            f"; {found.free_bytes:,} bytes of it are free, and used again: `{_COMPACT[kind.name]}` and a "
+            "swap give them back to the disk"
+        )
     return Finding(kind.name, "good", text), found.bytes_used
 
 
 def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:
     place = next(parent for parent in path.parents if parent.exists())
     free_bytes = shutil.disk_usage(place).free
-    text = f"{free_bytes:,} bytes free, the journal may still grow by {max_bytes - used_bytes:,}"
-    enough = free_bytes >= max_bytes - used_bytes
+    more_bytes = max(max_bytes - used_bytes, 0)
+    text = f"{free_bytes:,} bytes free, the journal may still grow by {more_bytes:,}"
+    enough = free_bytes >= more_bytes
     return Finding("disk", "good" if enough else "warning", text)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from marketfeed.aggregator.events import Event
 from marketfeed.aggregator.mean import confidence_text
 from marketfeed.binance.rest_queue import RestReport
-from marketfeed.collector.status_report import StatusReport
+from marketfeed.collector.status_report import JournalReport, StatusReport
 from marketfeed.commands.finding import Finding
 from marketfeed.commands.pairs import Dropped, PairChoices
 from marketfeed.commands.rejected_frames import FrameText
@@ -54,7 +54,7 @@ def backup_text(report: BackupReport) -> str:
     """What was copied, in a line."""
     return (
         f"{report.path}: {report.bytes / 1e6:,.1f} MB, schema version {report.schema_version}, "
-        f"checked, {report.seconds:.1f} s"
+        f"{'checked' if report.checked else 'not checked whole (--check)'}, {report.seconds:.1f} s"
     )
 
 
@@ -182,6 +182,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("settled funding", _settled(report.settled)),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
         ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
+        ("its -wal", _wal(report.journal)),
         ("", report.journal.schema),
         ("waiting for a commit", f"{report.journal.pending:,}"),
         ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
@@ -222,6 +223,12 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
             Text(connection.last_error),
         )
     return [headline, *warnings, facts, candles, connections]
+
+
+def _wal(journal: JournalReport) -> str:
+    held = f", held by {', '.join(journal.wal_held_by)}" if journal.wal_held_by else ""
+    waits = f"; {journal.retention_waits}" if journal.retention_waits else ""
+    return f"{journal.wal_bytes:,} bytes{held}{waits}"
 
 
 _EVENT_STYLES = {

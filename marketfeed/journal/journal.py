@@ -7,6 +7,7 @@ Its rows are numbered, as `storage/numbered_file.py` says.
 """
 
 import contextlib
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,13 +15,13 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import marks, quotes, refused_candles, retention, rows, tables
+from marketfeed.journal import marks, quotes, refused_candles, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
 from marketfeed.journal.covering import Change, Covering
 from marketfeed.journal.migrations import back_to_2, grow, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
-from marketfeed.journal.retention import DeleteRange
+from marketfeed.journal.retention import Sweep
 from marketfeed.records import REGULAR, Candle, FundingSettled, Gap, Life
 from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
@@ -28,9 +29,6 @@ from marketfeed.storage.numbered_file import NumberedFile
 
 REJECTED_FRAMES_KEPT: Final = 1_000
 REJECTED_FRAME_BYTES: Final = 4_096
-
-_COVERED: Final = (schema.TABLE_CANDLE, schema.TABLE_MARK_1H)
-"""The tables of whose series coverage tells."""
 
 KIND: Final = Kind(
     name="journal",
@@ -259,28 +257,25 @@ class Journal(NumberedFile, JournalReads):
         with self._transaction():
             self._save(name, body, saved_ms)
 
-    def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
-        """Delete what a range names. Returns the number of rows.
+    def sweep(self, sweep: Sweep) -> int:
+        """Delete what comes next of a sweep, in one transaction of a few ms; returns how many rows.
 
-        Rows from `below_seq` on stay, whatever their age: they have not been shipped yet.
+        Raises JournalWriteError: nothing is gone then, and the same comes next.
         """
-        pair = next(
-            (name for name, number in self._pair_ids.items() if number == delete_range.pair_id),
-            None,
-        )
-        of_marks = delete_range.table == schema.TABLE_MARK_1H
+        started_s = time.perf_counter()
+        of_marks = sweep.table == schema.TABLE_MARK_1H
         covering = self._covering if self._marks is None or not of_marks else self._marks
         with self._changing_coverage(covering) as change:
-            deleted = retention.delete(
-                self.db, delete_range, self._next_seq if below_seq is None else below_seq
-            )
-            if delete_range.table == schema.TABLE_CANDLE:
-                self._deleted_candles = deleted
-            elif of_marks and deleted:
-                self.db.execute(marks.DELETED, (deleted,))
-            if pair is not None and delete_range.table in _COVERED:
-                covering.delete(change, pair, delete_range.before_ms, deleted=deleted > 0)
-        return deleted
+            done = sweep.delete(self.db, self._next_seq)
+            if sweep.table == schema.TABLE_CANDLE:
+                self._deleted_candles = done.rows
+            elif of_marks and done.rows:
+                self.db.execute(marks.DELETED, (done.rows,))
+            names = ((pair, done.had.get(number)) for pair, number in self._pair_ids.items())
+            had = {pair: had for pair, had in names if had is not None}
+            covering.delete(change, had, done.before_ms)
+        sweep.commit(done, time.perf_counter() - started_s)
+        return done.rows
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -140,6 +140,10 @@ class InfluxStore:
         self._note(measurement, (rows.newest_ms for rows in answer if rows.newest_ms is not None))
         return answer
 
+    def last_close(self, pairs: Sequence[str], timeframe: str) -> int | None:
+        """None: one query answers for all pairs."""
+        return None
+
     @asked_again
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle."""

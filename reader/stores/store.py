@@ -43,7 +43,13 @@ class Store(Protocol):
         """What is collected, ordered by pair; of `pairs` alone if given. Some seconds old, or `afresh`."""
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
-        """Answer `query` from one state of the store, in the order of its pairs."""
+        """Answer `query`, in the order of its pairs: each from one state of the store."""
+
+    def last_close(self, pairs: Sequence[str], timeframe: str) -> int | None:
+        """When the newest closed candle of all of `pairs` closed (ms), of a stored timeframe.
+
+        None without any, and from a store that answers for all pairs from one state.
+        """
 
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle."""
