@@ -44,6 +44,7 @@ KIND: Final = Kind(
     ways_back=MappingProxyType({3: back_to_2}),
     measurements=tables.MEASUREMENTS,
     grow=grow,
+    refillable=True,
 )
 
 
@@ -70,12 +71,11 @@ class Journal(NumberedFile, JournalReads):
         self._settled: dict[str, tuple[int, float]] = {}
         super().__init__(database)
 
-    def require_whole(self, *, at_start: bool = False) -> None:
+    def require_whole(self, *, at_start: bool = False) -> str:
         """Look whether readers can still read the newest rows from the disk. From any thread.
 
-        `at_start` looks at what a collector reads before its first commit, too. Raises
-        JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no damage to
-        pages that it finds in memory.
+        `at_start` looks at what a collector reads before its first commit, too. Returns and raises what
+        `Database.require_whole` does. A commit notices no damage to pages that it finds in memory.
         """
         begins = READ_AT_START if self.version < 3 else READ_AT_START_3
         if self.has_quotes:
@@ -84,7 +84,7 @@ class Journal(NumberedFile, JournalReads):
             begins = (*begins, "SELECT * FROM life")
         if self.has_marks:
             begins = (*begins, *marks.READ_AT_START)
-        self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
+        return self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     @property
     def coverage(self) -> Mapping[Key, Covered]:

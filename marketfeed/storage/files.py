@@ -22,6 +22,14 @@ def identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def wal_bytes(path: Path) -> int:
+    """How large the `-wal` of the file at `path` is; 0 without one. Raises OSError."""
+    try:
+        return Path(f"{path}-wal").stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 def is_stopped(path: Path) -> bool:
     """Whether nobody writes the file: it is whole by itself then, and is opened as `immutable`.
 

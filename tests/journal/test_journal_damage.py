@@ -162,7 +162,7 @@ def test_a_start_sets_a_file_aside_whatever_of_it_is_damaged(path: Path, table: 
     overwrite(path, [root_of(path, table)])
 
     async def start() -> Path | None:
-        async with JournalWriter(path, check_s=0.0) as writer:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
             await writer.call(fill)
             assert writer.generation == 1
             return writer.set_aside
@@ -176,7 +176,10 @@ def test_a_start_sets_a_file_aside_whatever_of_it_is_damaged(path: Path, table: 
 @pytest.mark.parametrize("table", MEETING)
 def test_what_a_call_meets_while_running_replaces_the_file(path: Path, table: str) -> None:
     async def run() -> None:
-        async with JournalWriter(path, check_s=0.0) as writer, collecting(writer) as intake:
+        async with (
+            JournalWriter(path, again_after_s=(0.0, 0.0)) as writer,
+            collecting(writer) as intake,
+        ):
             await writer.call(fill)
             await writer.save_document("kept", b"text", T0)
             await writer.call(to_the_disk)
@@ -203,7 +206,7 @@ def test_what_is_met_again_in_a_file_that_was_gone_on_with_is_believed(path: Pat
     """An old page that neither the check nor a start's questions come to."""
 
     async def run() -> None:
-        async with JournalWriter(path, check_s=0.0) as writer, collecting(writer):
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer, collecting(writer):
             many = Batch()
             many.candles = [candle(number) for number in range(5_000)]
             await writer.call(lambda journal: journal.write(many))
