@@ -55,6 +55,11 @@ class Kind(Enum):
     NO_PAIRS = (NONE_COLLECTED, "one of them is")
     SET_ASIDE = ("a damaged journal was set aside: {more}", "the file is removed")
     SETS_ASIDE = ("{N} damaged journals were set aside: {more}", "the files are removed")
+    READ_FAILED = ("the journal could not be read, the last time {N} s ago: {more}", _LATELY)
+    UNREADABLE = (
+        "{N} ranges of the journal cannot be read: {more}",
+        "they can be, or the journal is replaced",
+    )
     UNWRITTEN = ("the journal cannot be written for {N} s", "a commit succeeds")
     SHIPPING = ("shipping to InfluxDB is {STATE} for {N} s: {more}", "InfluxDB acknowledges again")
     LINES_REFUSED = ("InfluxDB refused lines, the last of them {N} s ago: {more}", _LATELY)
@@ -152,6 +157,12 @@ class Judge:
             yield Kind.SET_ASIDE.reason(more=aside_advice(beside))
         elif beside:
             yield Kind.SETS_ASIDE.reason(N=len(beside), more=aside_advice(beside))
+        if unreadable := self._upkeep.check.unreadable:
+            yield Kind.UNREADABLE.reason(N=len(unreadable), more=named(map(str, unreadable)))
+        failed = self._writer.failed_reads
+        # In wall time: it is the disk's.
+        if failed.ago_s < LATELY_S:
+            yield Kind.READ_FAILED.reason(N=f"{failed.ago_s:.0f}", more=failed.why)
 
     def _of_stores(self, parts: CollectorParts) -> Iterator[Reason]:
         if failing := parts.intake.trouble:

@@ -56,6 +56,7 @@ class Reporter:
         self._counters = counters
         self._writer = writer
         self._turns = turns
+        self._upkeep = upkeep
         self._judge = Judge(clock, writer, turns, upkeep, shipping_trouble_s)
         self._filling_is_healthy = filling_is == HTTPStatus.OK
         self._started_s = time.monotonic()
@@ -211,6 +212,7 @@ class Reporter:
             dead_letters=writer.rejected_frames,
             refused_lines=writer.refused_lines,
             set_aside=None if writer.set_aside is None else str(writer.set_aside),
+            check=None if self.parts is None else self._upkeep.check.report(),
         )
 
     def _shipping(self) -> ShipReport | None:

@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from marketfeed.binance.rest_queue import RestReport
+from marketfeed.collector.checking import CheckReport
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
@@ -60,6 +61,8 @@ class JournalReport(msgspec.Struct, frozen=True):
     """The old name of `rejected_frames`, kept for one release."""
     refused_lines: int
     set_aside: str | None
+    check: CheckReport | None = None
+    """Of the check that runs behind; None before it has begun to collect."""
 
 
 class StatusReport(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from marketfeed import schema
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
+from marketfeed.collector.checking import JournalCheck
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.influxdb.shipper import Shipper
@@ -53,6 +54,8 @@ class Upkeep:
             log, "exchange's time not known", "exchange's time known again"
         )
         """Why the exchange's time could not be taken over, when it was asked last."""
+        self.check = JournalCheck(writer, clock)
+        """The check that runs behind."""
         self._settings = settings
         self._clock = clock
         self._writer = writer

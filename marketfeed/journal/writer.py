@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from marketfeed.journal.coverage import Covered, Key
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.damage import meaning_of
 from marketfeed.storage.file_thread import FileThread
+from marketfeed.storage.files import identity
 from marketfeed.storage.opening import AGAIN_AFTER_S
 
 log = logging.getLogger(__name__)
@@ -163,6 +166,7 @@ class JournalWriter(FileThread[Journal]):
             if self._unanswered is not None and journal.next_seq > 1:
                 self._unanswered(journal)
 
+        started_s = time.monotonic()
         self._file = journal = Journal.open(self.path, again_after_s=self._again_after_s, look=look)
         journal.gap_states = self.gap_states
         self.next_seq = journal.next_seq
@@ -170,10 +174,15 @@ class JournalWriter(FileThread[Journal]):
             self.set_aside = journal.set_aside
         self.generation += 1
         self._look_beside()
+        log.info("journal open seconds=%.2f path=%s", time.monotonic() - started_s, self.path)
 
     def _replace(self) -> None:
+        found = identity(self.path)
         self._close()
         self._open()
+        if identity(self.path) != found:
+            # It tells of another file.
+            self.failed_reads.at_s = -math.inf
         self._run(self._save_documents)
         # Last: what failed for another reason (a full disk) is tried again with the same file.
         self._unanswered = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from marketfeed.errors import JournalError, JournalWriteError
-from marketfeed.storage.files import BESIDE, connect_read_only, identity
+from marketfeed.storage.files import BESIDE, connect_read_only, identity, is_stopped
 from marketfeed.storage.meaning import Meaning, meaning_of_code, meaning_of_verdict
 
 _MARK: Final = ".corrupt-"
@@ -77,19 +77,19 @@ def check(db: sqlite3.Connection, check_s: float) -> None:
     _judge(verdict)
 
 
-def check_whole(path: Path) -> tuple[Meaning, str] | None:
+def check_whole(name: str, path: Path) -> tuple[Meaning, str] | None:
     """What SQLite finds wrong in the whole file, read beside its writer, in its words; None: it is whole.
 
-    Takes minutes for a large file, and the writer's `-wal` grows meanwhile. Raises sqlite3.Error when that
-    cannot be found out: the file is busy, there is no memory.
+    Takes minutes for a large file, and the writer's `-wal` grows meanwhile. Raises JournalError when that
+    cannot be found out: the `name` is busy, there is no memory.
     """
-    with contextlib.closing(connect_read_only(path)) as db:
-        try:
+    try:
+        with contextlib.closing(connect_read_only(path, immutable=is_stopped(path))) as db:
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.DatabaseError as error:
-            if meaning_of(error) is Meaning.REFUSED:
-                raise
-            return meaning_of(error), str(error)
+    except sqlite3.Error as error:
+        if meaning_of(error) is Meaning.REFUSED:
+            raise JournalError(f"{name} {path}: could not be checked: {error}") from error
+        return meaning_of(error), str(error)
     meaning = meaning_of_verdict(verdict)
     return None if meaning is None else (meaning, " ".join(verdict.split()))
 

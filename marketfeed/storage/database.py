@@ -34,6 +34,8 @@ CHECK_S: Final = 5.0
 """Wall seconds for the consistency check at the start of a small file."""
 WAL_BYTES: Final = 64 << 20
 """To so much a `-wal` shrinks when it begins anew. A larger one was left by a kill, beside a reader."""
+_RECOVERED_BYTES_PER_S: Final = 5e6
+"""Of a slow disk."""
 
 Step: TypeAlias = Sequence[str] | Callable[[sqlite3.Connection], None]
 """What takes a file to another version, as statements or a function; it runs inside a transaction."""
@@ -93,6 +95,15 @@ def transaction(db: sqlite3.Connection, mode: str = "IMMEDIATE") -> Iterator[Non
             if db.in_transaction:
                 db.execute("ROLLBACK")
         raise
+
+
+def recovery_s(path: Path) -> float:
+    """Wall seconds that opening the file at `path` may take for its `-wal`; 0 for one of the usual size."""
+    try:
+        size = wal_bytes(path.resolve())
+    except OSError:
+        return 0.0
+    return 0.0 if size <= WAL_BYTES else 60.0 + size / _RECOVERED_BYTES_PER_S
 
 
 def has_been_open(path: Path) -> bool:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-AGAIN_AFTER_S: Final = (2.0, 8.0)
+AGAIN_AFTER_S: Final = (1.0, 5.0)
 """Wall seconds until what may be a failed read is asked for again; what fails after all of them is lost.
 
 Long enough for a disk that was away for a moment, and shorter than systemd's watchdog waits.

@@ -275,6 +275,7 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
         ):
             await until(lambda: delivering(collector))
             writer = collector._writer
+            writer._again_after_s = (0.0, 0.0)
 
             def spoil(journal: Journal) -> None:
                 db = journal.db

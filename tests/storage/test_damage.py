@@ -152,7 +152,7 @@ def test_sqlites_locks_outlast_a_reading(tmp_path: Path) -> None:
         assert before
         require_readable("journal", path)
         assert locks_of(path) == before
-        assert check_whole(path) is None
+        assert check_whole("journal", path) is None
 
 
 def locks_of(path: Path) -> list[str]:
