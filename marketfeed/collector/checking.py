@@ -6,7 +6,6 @@ are told by their own errors. It is set aside when a call of the collector's mee
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
 from typing import Final
@@ -15,7 +14,7 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.binance.exchange_clock import ExchangeClock
-from marketfeed.errors import JournalError
+from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.slices import Position, SlicedCheck, Unreadable
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.storage.damage import meaning_of
@@ -115,7 +114,7 @@ class JournalCheck:
                     await self._check()
                 elif saved.unreadable:
                     await self._look_again()
-            except (sqlite3.Error, JournalError, OSError) as error:
+            except (JournalError, OSError) as error:
                 log.warning("journal not checked, trying again later error=%r", str(error))
             await asyncio.sleep(self._look_every_s)
 
@@ -169,7 +168,7 @@ class JournalCheck:
             started_s = time.monotonic()
             try:
                 goes_on = await asyncio.to_thread(check.step)
-            except sqlite3.Error as error:
+            except JournalWriteError as error:
                 if not meaning_of(error).is_of_reading:
                     raise
                 await asyncio.to_thread(check.close)

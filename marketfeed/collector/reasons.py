@@ -139,7 +139,7 @@ class Judge:
         self, stage: str, source: InstrumentSource | None, parts: CollectorParts | None
     ) -> list[Reason]:
         """What is wrong now; `source` and `parts` are None until there are any."""
-        found = [*_of_stage(stage), *_of_listing(source), *self._of_files()]
+        found = [*_of_stage(stage), *_of_listing(source), *self._of_files(parts)]
         if parts is None:
             return found
         return [
@@ -151,12 +151,15 @@ class Judge:
             *self._of_the_past(parts),
         ]
 
-    def _of_files(self) -> Iterator[Reason]:
+    def _of_files(self, parts: CollectorParts | None) -> Iterator[Reason]:
         beside = self._writer.beside
-        if len(beside) == 1:
-            yield Kind.SET_ASIDE.reason(more=aside_advice(beside))
-        elif beside:
-            yield Kind.SETS_ASIDE.reason(N=len(beside), more=aside_advice(beside))
+        if beside:
+            known = [] if parts is None else parts.history.aside.report()
+            advice = aside_advice(beside, {one.path for one in known if one.state == "drained"})
+            if len(beside) == 1:
+                yield Kind.SET_ASIDE.reason(more=advice)
+            else:
+                yield Kind.SETS_ASIDE.reason(N=len(beside), more=advice)
         if unreadable := self._upkeep.check.unreadable:
             yield Kind.UNREADABLE.reason(N=len(unreadable), more=named(map(str, unreadable)))
         failed = self._writer.failed_reads

@@ -213,6 +213,7 @@ class Reporter:
             refused_lines=writer.refused_lines,
             set_aside=None if writer.set_aside is None else str(writer.set_aside),
             check=None if self.parts is None else self._upkeep.check.report(),
+            aside=[] if self.parts is None else self.parts.history.aside.report(),
         )
 
     def _shipping(self) -> ShipReport | None:

@@ -7,6 +7,7 @@ import msgspec
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.checking import CheckReport
 from marketfeed.gaps.healer import HealReport
+from marketfeed.history.aside_fill import AsideReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.shipper import ShipReport
@@ -63,6 +64,8 @@ class JournalReport(msgspec.Struct, frozen=True):
     set_aside: str | None
     check: CheckReport | None = None
     """Of the check that runs behind; None before it has begun to collect."""
+    aside: list[AsideReport] = []
+    """The damaged ones that lie beside it, and what has been taken over of each."""
 
 
 class StatusReport(msgspec.Struct, frozen=True):

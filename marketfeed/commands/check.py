@@ -26,11 +26,12 @@ from marketfeed.commands.finding import Finding
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.history.background import kept_ms, uses_archive
+from marketfeed.journal.aside import bytes_of
 from marketfeed.journal.journal import KIND
 from marketfeed.pairs.selection import NONE_COLLECTED, Listing, left_out, select
 from marketfeed.records import MarkPrice
 from marketfeed.settings.model import ExchangeSettings, Settings
-from marketfeed.storage.damage import check_whole
+from marketfeed.storage.damage import check_whole, set_aside_beside
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
 from marketfeed.storage.versions import about_version
@@ -126,8 +127,18 @@ def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:
     place = next(parent for parent in path.parents if parent.exists())
     free_bytes = shutil.disk_usage(place).free
     text = f"{free_bytes:,} bytes free, the journal may still grow by {max_bytes - used_bytes:,}"
+    # They lie there until somebody deletes them, and what is taken over of them is there twice.
+    if beside := _bytes_aside(path):
+        text += f", and {beside:,} more lie in damaged ones that were set aside"
     enough = free_bytes >= max_bytes - used_bytes
     return Finding("disk", "good" if enough else "warning", text)
+
+
+def _bytes_aside(path: Path) -> int:
+    try:
+        return sum(bytes_of(Path(name)) for name in set_aside_beside(path))
+    except OSError:
+        return 0
 
 
 async def _check_clock(rest: BinanceRest) -> Finding:

@@ -16,7 +16,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from marketfeed import schema
+from marketfeed.errors import JournalWriteError
+from marketfeed.journal.journal import KIND
 from marketfeed.storage.damage import meaning_of
+from marketfeed.storage.database import translate_sqlite_errors
 from marketfeed.storage.files import connect_read_only, is_stopped
 
 SLICE_S: Final = 1.0
@@ -92,11 +95,16 @@ def _shown(key: int, *, is_time: bool) -> str:
     return datetime.fromtimestamp(key / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
+def _words(error: Exception) -> str:
+    """SQLite's own, without the path before them."""
+    return str(error.__cause__ or error)
+
+
 class SlicedCheck:
     """A check of the journal at `path`, from `position` on. Not safe for concurrent calls.
 
-    `step` raises sqlite3.Error: what `damage.meaning_of` calls a failed read or damage may be asked for again
-    by another `step`. It is `skip` that takes it as a finding and goes on behind it.
+    `step` raises JournalWriteError: what `damage.meaning_of` calls a failed read or damage may be asked for
+    again by another `step`. It is `skip` that takes it as a finding and goes on behind it.
     """
 
     def __init__(self, path: Path, position: Position | None = None) -> None:
@@ -130,7 +138,24 @@ class SlicedCheck:
             self._db = None
 
     def step(self) -> bool:
-        """Read the next slice; False when there is none left. Raises sqlite3.Error."""
+        """Read the next slice; False when there is none left. Raises JournalWriteError."""
+        with translate_sqlite_errors(KIND, self._path):
+            return self._step()
+
+    def skip(self, error: JournalWriteError) -> None:
+        """Take in that the slice cannot be read, and go on behind what cannot. Raises JournalWriteError.
+
+        Rows before it are read first, in ever smaller slices.
+        """
+        with translate_sqlite_errors(KIND, self._path):
+            self._skip(error)
+
+    def reads(self, found: Unreadable) -> bool:
+        """Whether what was found before can be read by now. Raises what says nothing of the file."""
+        with translate_sqlite_errors(KIND, self._path):
+            return self._reads(found)
+
+    def _step(self) -> bool:
         db = self._connected()
         if self._walks is None:
             self._walks = _walks(db)
@@ -155,11 +180,7 @@ class SlicedCheck:
         self._go_on(walk, found)
         return True
 
-    def skip(self, error: sqlite3.Error) -> None:
-        """Take in that the slice cannot be read, and go on behind what cannot. Raises sqlite3.Error.
-
-        Rows before it are read first, in ever smaller slices.
-        """
+    def _skip(self, error: Exception) -> None:
         if self._walks is None:
             raise error
         walk = self._walks[self._number]
@@ -167,11 +188,10 @@ class SlicedCheck:
             again = self._approach(walk)
             if again is None:
                 return
-            error = again
         since = self._position.at
         until = self._readable_from(walk, since)
         self.unreadable.append(
-            Unreadable(walk.name, walk.label, since, until, str(error), is_time=walk.step > 1)
+            Unreadable(walk.name, walk.label, since, until, _words(error), is_time=walk.step > 1)
         )
         self._rows = _ROWS_FIRST
         self._go_on(walk, until)
@@ -195,8 +215,7 @@ class SlicedCheck:
                 return None
         return None
 
-    def reads(self, found: Unreadable) -> bool:
-        """Whether what was found before can be read by now. Raises what says nothing of the file."""
+    def _reads(self, found: Unreadable) -> bool:
         db = self._connected()
         walk = next((one for one in _walks(db) if one.name == found.walk), None)
         if walk is None:
@@ -213,7 +232,9 @@ class SlicedCheck:
 
     def _connected(self) -> sqlite3.Connection:
         if self._db is None:
-            self._db = connect_read_only(self._path, immutable=is_stopped(self._path))
+            self._db = connect_read_only(
+                self._path, immutable=is_stopped(self._path), any_thread=True
+            )
             self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         return self._db
 

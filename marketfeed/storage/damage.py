@@ -5,7 +5,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -191,9 +191,17 @@ def aside_reason(name: str, found: Sequence[str]) -> str:
     )
 
 
-def aside_advice(found: Sequence[str]) -> str:
-    """Which files were set aside, and what is to be done about them."""
+def aside_advice(found: Sequence[str], drained: Container[str] = ()) -> str:
+    """Which files were set aside, and what is to be done about them.
+
+    Of those that are `drained` all that can be read has been taken over.
+    """
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    if all(one in drained for one in found):
+        return (
+            f"{', '.join(found[:_NAMED])}{more}: all of it that can be read was taken over; look at the disk, "
+            "and delete it (-wal and -shm, too)"
+        )
     return (
         f"{', '.join(found[:_NAMED])}{more}: what only it held is missing here (`sqlite3 FILE .recover` "
         "gets out what is readable); look at the disk, and remove it (-wal and -shm, too) when done"
