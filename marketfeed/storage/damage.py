@@ -199,7 +199,7 @@ def aside_advice(found: Sequence[str], drained: Container[str] = ()) -> str:
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     if all(one in drained for one in found):
         return (
-            f"{', '.join(found[:_NAMED])}{more}: all of it that can be read was taken over; look at the disk, "
+            f"{', '.join(found[:_NAMED])}{more}: all that can be read was taken over; look at the disk, "
             "and delete it (-wal and -shm, too)"
         )
     return (

@@ -43,7 +43,7 @@ class Proofs:
             1_200.0,
             python=sys.executable,
             log=self._logs / "faults.log",
-            environment={VARIABLE: str(board), "READ_ERRORS": "12"},
+            environment={VARIABLE: str(board), "READ_ERRORS": "12", "DISK_ERRORS": "25"},
         )
         section.took(done)
         hours, every = ("0.5", "0.7") if self._quick else ("8", "1.5")
