@@ -188,7 +188,7 @@ class AsideFill:
             return False
         one.state = "reading"
         try:
-            await self._take_candles(one, aside, generation)
+            await self._take_candles(one, aside, generation, all_rows=with_rows)
             if with_rows:
                 await self._take_rows(one, aside, generation)
         except JournalError as error:
@@ -201,11 +201,13 @@ class AsideFill:
         one.trouble = ""
         return True
 
-    async def _take_candles(self, one: _Aside, aside: AsideJournal, generation: int) -> None:
+    async def _take_candles(
+        self, one: _Aside, aside: AsideJournal, generation: int, *, all_rows: bool
+    ) -> None:
         for key in aside.series():
             if key[1] == schema.MARK_1H and not self._writer.has_marks:
                 continue
-            for time_range in self._wanted(key):
+            for time_range in self._wanted(key, all_rows=all_rows):
                 async for page in _in_thread(aside.candles(key, time_range)):
                     batch = Batch(candles=page)
                     await self._write(generation, lambda journal: journal.write(batch))  # noqa: B023
@@ -219,12 +221,13 @@ class AsideFill:
                     lambda journal: journal.add_rows(upsert, pair, rows),  # noqa: B023
                 )
 
-    def _wanted(self, key: Key) -> list[TimeRange]:
-        """What is missing of a series; all of it where nothing is promised."""
+    def _wanted(self, key: Key, *, all_rows: bool) -> list[TimeRange]:
+        """What is missing of a series; with `all_rows` of what is promised to nobody, too."""
         covered = self._writer.all_coverage.get(key)
         if covered is None:
-            return [TimeRange(0, self._now_ms())]
-        return [hole.time_range for hole in covered.holes]
+            return [TimeRange(0, self._now_ms())] if all_rows else []
+        older = [TimeRange(0, covered.from_ms)] if all_rows else []
+        return [*older, *(hole.time_range for hole in covered.holes)]
 
     async def _write(self, generation: int, write: Callable[[Journal], int]) -> int:
         if self._writer.generation != generation:

@@ -19,13 +19,13 @@ from marketfeed.journal.coverage import HISTORY_GAP, Key
 from marketfeed.journal.covering import read_coverage
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
+from marketfeed.journal.slices import readable_from
 from marketfeed.records import Candle
 from marketfeed.storage.damage import meaning_of
 from marketfeed.storage.database import recognise
 from marketfeed.storage.files import BESIDE, connect_read_only, is_stopped
 
 PAGE_ROWS: Final = 1_000
-_LAST_KEY: Final = 1 << 60
 
 Row: TypeAlias = tuple[object, ...]
 
@@ -195,8 +195,8 @@ class AsideJournal:
                 rows = self._reads().db.execute(text, (pair_id, at, limit)).fetchall()
             except sqlite3.Error as error:
                 self._meet(error)
-                if limit > 2:
-                    limit = max(2, limit // 8)
+                if limit > 1:
+                    limit = max(1, limit // 8)
                     continue
                 behind = self._readable_from(text, pair_id, at, step)
                 if behind is None:
@@ -216,15 +216,11 @@ class AsideJournal:
             limit = min(limit * 2, PAGE_ROWS)
 
     def _readable_from(self, text: str, pair_id: int, at: int, step: int) -> int | None:
-        while step < _LAST_KEY:
-            try:
-                row = self._reads().db.execute(text, (pair_id, at + step, 1)).fetchone()
-            except sqlite3.Error as error:
-                self._meet(error)
-                step *= 2
-                continue
+        def first_from(key: int) -> int | None:
+            row = self._reads().db.execute(text, (pair_id, key, 1)).fetchone()
             return None if row is None else int(row[0])
-        return None
+
+        return readable_from(first_from, self._meet, at, step)
 
     def _oldest_ms(self, key: Key, since_ms: int = 0) -> int | None:
         """The oldest row of a series from a time on; where that cannot be read, that time."""

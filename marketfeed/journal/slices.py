@@ -9,6 +9,7 @@ What only `quick_check` finds (a free list in disorder, an index that lacks rows
 
 import sqlite3
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +25,8 @@ from marketfeed.storage.files import connect_read_only, is_stopped
 
 SLICE_S: Final = 1.0
 """Wall seconds of a slice at most: one that takes longer is broken off, and made smaller."""
+_BETWEEN: Final = 5_000
+"""Of SQLite's instructions, between two looks at the time."""
 _AIM_S: Final = 0.15
 _ROWS_FIRST: Final = 2_000
 _ROWS_MOST: Final = 50_000
@@ -31,6 +34,7 @@ _CACHE_KIB: Final = 2_000
 """Nothing is read twice."""
 _NEAR: Final = 100
 """Slices until the row that cannot be read: eight of a size, each an eighth of the one before."""
+_LAST_KEY: Final = 1 << 60
 _BEGIN: Final = -(1 << 62)
 _SERIES: Final = (
     ("candle", "open_time"),
@@ -182,7 +186,10 @@ class SlicedCheck:
 
     def _skip(self, error: Exception) -> None:
         if self._walks is None:
-            raise error
+            # What names all others. Whoever opens such a file meets it at once.
+            self._walks = []
+            self.unreadable.append(Unreadable("pair", "table pair", _BEGIN, None, _words(error)))
+            return
         walk = self._walks[self._number]
         if walk.column:
             again = self._approach(walk)
@@ -257,17 +264,50 @@ class SlicedCheck:
         """The first key behind `at` from which on a row can be read; None: none to its end."""
         if not walk.column:
             return None
-        step = walk.step
-        start = 0 if at == _BEGIN else at
-        while step < 1 << 60:
-            try:
-                return _next(self._connected(), walk, start + step, 0, None)
-            except sqlite3.Error as error:
-                if not meaning_of(error).is_of_reading:
-                    raise
-                self.close()
-                step *= 2
+        return readable_from(
+            lambda key: _next(self._connected(), walk, key, 0, None),
+            self._meet,
+            0 if at == _BEGIN else at,
+            walk.step,
+        )
+
+    def _meet(self, error: sqlite3.Error) -> None:
+        if not meaning_of(error).is_of_reading:
+            raise error
+        self.close()
+
+
+def readable_from(
+    first_from: Callable[[int], int | None],
+    meet: Callable[[sqlite3.Error], None],
+    at: int,
+    step: int,
+) -> int | None:
+    """The first key behind `at` from which on rows can be read again; None: none to the end.
+
+    `first_from` gives the first key that is not less than its argument. Keys lie about `step` apart. `meet`
+    is called with what could not be read.
+    """
+    bad, wide = at, step
+    while wide < _LAST_KEY:
+        try:
+            found = first_from(at + wide)
+            break
+        except sqlite3.Error as error:
+            meet(error)
+            bad, wide = at + wide, 2 * wide
+    else:
         return None
+    # The last step may have gone over rows that can be read.
+    good = at + wide
+    while good - bad > step:
+        middle = bad + (good - bad) // 2
+        try:
+            found, good = first_from(middle), middle
+        except sqlite3.Error as error:
+            meet(error)
+            bad = middle
+    return found
 
 
 def _next(
@@ -280,7 +320,7 @@ def _next(
             pass
         return None
     if deadline_s is not None and rows > 1:
-        db.set_progress_handler(lambda: time.monotonic() > deadline_s, 5_000)
+        db.set_progress_handler(lambda: time.monotonic() > deadline_s, _BETWEEN)
     try:
         text = f"""SELECT {walk.column} FROM {walk.table} WHERE {walk.where}{walk.column} >= ?
                    ORDER BY {walk.column} LIMIT 1 OFFSET ?"""  # noqa: S608

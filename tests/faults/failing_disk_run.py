@@ -1,4 +1,4 @@
-"""A journal (or a ledger) on a disk that errs: a process, preloaded with `failing_disk.c`, forks for each case.
+"""A journal (or a ledger) on a disk that errs: a process, preloaded with `failing_disk.c`, forks for each.
 
 `python failing_disk_run.py DIRECTORY CASES SEED` tries so many random positions of each error, once and from
 then on, and prints what came of each as a line of JSON. Run by a test, which makes the library.

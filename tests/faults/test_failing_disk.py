@@ -1,7 +1,8 @@
 """Calls of SQLite's that fail with EIO, ENOMEM or ENOSPC at random positions, once and from then on.
 
 No healthy file is set aside, and what was stored stays stored. A sector that is bad for good costs a journal
-its place, and a ledger never. DISK_ERRORS says how many positions of each error are tried (`make proofs`: 25).
+its place, and a ledger never. DISK_ERRORS says how many positions of each error are tried (`make proofs`:
+25).
 """
 
 import json
