@@ -42,7 +42,13 @@ async def journal(path: Path, reads: int) -> dict[str, object]:
                     damaged.clear()
                 except JournalError:
                     continue
-        return {"met": met, "counts": sorted(counts), "set_aside": str(writer.set_aside or "")}
+        why = writer.failed_reads.why
+        return {
+            "met": met,
+            "why": why,
+            "counts": sorted(counts),
+            "set_aside": str(writer.set_aside or ""),
+        }
 
 
 async def ledger(path: Path) -> dict[str, object]:

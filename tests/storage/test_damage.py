@@ -9,6 +9,7 @@ import pytest
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.journal import Journal
 from marketfeed.storage.damage import (
+    aside_advice,
     aside_reason,
     check_whole,
     damage,
@@ -186,3 +187,8 @@ def test_a_reason_says_where_and_what_to_do() -> None:
     assert "remove it" in one
     many = aside_reason("ledger", [f"/{n}" for n in range(5)])
     assert many.startswith("5 damaged ledgers were set aside: /0, /1, /2 and 2 more: ")
+
+
+def test_advice_on_what_was_taken_over_says_that_it_may_be_deleted() -> None:
+    assert "what only it held is missing" in aside_advice(["/a", "/b"], {"/a"})
+    assert "all that can be read was taken over" in aside_advice(["/a", "/b"], {"/a", "/b"})
