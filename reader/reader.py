@@ -58,6 +58,7 @@ class MarketReader:
         bucket: str | None = None,
         now_ms: Callable[[], int] | None = None,
         timeout_s: float | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open the store at `url`, by default `MARKETFEED_URL` of the environment.
 
@@ -66,7 +67,8 @@ class MarketReader:
         collector ships to: `bucket` of it (`MARKETFEED_BUCKET`, market_data), with `token`
         (`MARKETFEED_TOKEN` or `MARKETFEED_TOKEN_FILE`; the file is read again when the server refuses
         its token). `timeout_s` is how long such a server may keep silent before a call raises (wall
-        seconds, 30 by default). `now_ms` gives exchange time in ms, for readers of a simulated exchange.
+        seconds, 30 by default), `ca_file` (`MARKETFEED_CA_FILE`) the certificate of a private authority
+        (PEM) for https. `now_ms` gives exchange time in ms, for readers of a simulated exchange.
 
         Raises ArgumentError for a missing or wrong address, StoreUnavailableError, StoreAuthError.
         """
@@ -79,7 +81,9 @@ class MarketReader:
             raise ArgumentError(
                 f"timeout_s: a number of seconds above 0 is expected, found {timeout_s!r}"
             )
-        store = open_store(address, token=token, bucket=bucket, timeout_s=timeout_s)
+        store = open_store(
+            address, token=token, bucket=bucket, timeout_s=timeout_s, ca_file=ca_file
+        )
         return cls(store, _wall_ms if now_ms is None else now_ms)
 
     def __enter__(self) -> Self:

@@ -111,6 +111,7 @@ class CollectorParts:
             lambda: self.roster.instruments,
             self.holes,
             lambda: self.roster.ended,
+            lambda: source.book.perhaps_replaced,
             lambda: not self.promises.unpromised(),
         )
         self.settled_rates = SettledRates(

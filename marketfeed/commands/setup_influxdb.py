@@ -27,13 +27,15 @@ async def setup_influx(
     influx = settings.influxdb
     admin = InfluxAdmin(influx, session)
     done: list[Finding] = []
+    org_id = ""
     what = "database" if influx.api == "v1" else "bucket"
     demanded: list[tuple[Kind, Path]] = []
     try:
         if influx.api == "v1":
             is_there = influx.bucket in await admin.databases()
         else:
-            is_there = await admin.bucket_id() is not None
+            is_there = await admin.is_there()
+            org_id = "" if is_there else await admin.org_id()
         if ship_again or not is_there:
             # First: killed in between, it must not leave a new bucket of which no shipper knows.
             found, demanded = await asyncio.to_thread(_demand_again, settings, ship_again)
@@ -44,7 +46,7 @@ async def setup_influx(
             await admin.create_database()
             done.append(Finding(what, "good", f"{influx.bucket!r} created"))
         else:
-            await admin.create_bucket()
+            await admin.create_bucket(org_id)
             done.append(Finding(what, "good", f"{influx.bucket!r} created, without expiry"))
         demanded = []
         if influx.api == "v1":
@@ -56,7 +58,7 @@ async def setup_influx(
             done.append(Finding("mapping", "good", f"{influx.bucket!r} created for InfluxQL"))
     except InfluxError as error:
         if demanded and error.refused and not ship_again:
-            # Perhaps it is there, and the token may not see it: nothing was created, nothing is to be filled.
+            # Nothing was created, nothing is to be filled. (Without an answer it may have been: then it is.)
             done = await asyncio.to_thread(_withdraw, settings, demanded)
         done.append(Finding("influxdb", "bad", str(error)))
     return done

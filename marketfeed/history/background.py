@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from typing import Final
 
 import aiohttp
@@ -105,8 +105,10 @@ def make_backfill(
 class History:
     """Fills and audits the history of `instruments()` in the journal of `writer`.
 
-    Of what has `ended` while this runs it fills what is missing, and audits nothing. `are_promised` as in
-    `AsideFill`.
+    Of what has `ended` while this runs it fills what is missing, and audits nothing. Of pairs that are
+    `perhaps_replaced` REST's answers may be another contract's: they are not audited, and their mark candles
+    not fetched, as rows from before the other's listing would be stored as the older one's.
+    `are_promised` as in `AsideFill`.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class History:
         instruments: Callable[[], Sequence[Instrument]],
         holes: Holes,
         ended: Callable[[], Sequence[Instrument]] = lambda: (),
+        perhaps_replaced: Callable[[], Container[str]] = lambda: (),
         are_promised: Callable[[], bool] = lambda: True,
     ) -> None:
         self.aside = AsideFill(writer, settings.journal.max_bytes, clock.certain_ms, are_promised)
@@ -142,18 +145,19 @@ class History:
                 CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
             ]
 
+        def sure() -> list[Instrument]:
+            unsure = perhaps_replaced()
+            return [one for one in instruments() if one.pair not in unsure]
+
         def audited() -> list[CandleSeries]:
             marks = (schema.MARK_1H,) if writer.has_marks else ()
-            return [
-                *series(),
-                *(CandleSeries(one, name) for one in instruments() for name in marks),
-            ]
+            return [CandleSeries(one, name) for one in sure() for name in (*timeframes, *marks)]
 
         self.marks = MarkCandles(
             writer,
             rest,
             clock,
-            instruments,
+            sure,
             holes.ended_ms,
             kept_ms(settings) // schema.DAY_MS,
             settings.journal.max_bytes,

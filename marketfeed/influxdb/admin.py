@@ -16,13 +16,15 @@ import msgspec
 from marketfeed import schema
 from marketfeed.errors import MarketfeedError, words_of
 from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.tls import trust_of, with_advice
 from marketfeed.influxdb.writer import InfluxWriter, auth_headers, hide_token, token_of
 from marketfeed.settings.model import InfluxSettings
 
 if TYPE_CHECKING:
-    from influxdb_client import InfluxDBClient
+    from influxdb_client import Bucket, InfluxDBClient
 
 TIMEOUT_S: Final = 10.0
+_ID: Final = re.compile(r"[0-9a-f]{16}")
 _TYPES: Final = {float: "float", int: "integer", str: "string", bool: "boolean"}
 
 
@@ -104,7 +106,9 @@ class InfluxAdmin:
     async def version(self) -> str:
         """The server's version, by `/ping`."""
         try:
-            async with self._session.get(self._url + "/ping", timeout=self._timeout) as answer:
+            async with self._session.get(
+                self._url + "/ping", timeout=self._timeout, ssl=trust_of(self._settings)
+            ) as answer:
                 await answer.read()
                 if answer.status >= 400:
                     raise InfluxError(
@@ -112,7 +116,7 @@ class InfluxAdmin:
                     )
                 return answer.headers.get("X-Influxdb-Version", "unknown")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+            raise self._unreachable(error) from error
 
     async def query(self, text: str, db: str | None = None) -> list[_ResultSeries]:
         """Run one InfluxQL statement of ours (no foreign text in it) and return its series."""
@@ -134,11 +138,19 @@ class InfluxAdmin:
         try:
             headers = auth_headers(self._settings)
             async with self._session.request(
-                method, self._url + "/query", params=params, headers=headers, timeout=self._timeout
+                method,
+                self._url + "/query",
+                params=params,
+                headers=headers,
+                timeout=self._timeout,
+                ssl=trust_of(self._settings),
             ) as answer:
                 return answer.status, hide_token(await answer.read(), headers)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise InfluxError(f"{self._url}: {words_of(error)}") from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: BaseException) -> InfluxError:
+        return InfluxError(f"{self._url}: {with_advice(words_of(error), self._settings)}")
 
     async def may_write(self) -> Verdict:
         """Try a write without any line: the rights are looked at before the lines are."""
@@ -217,13 +229,31 @@ class InfluxAdmin:
 
     # --- 2.x: organisation, bucket, mapping ---------------------------------------------------------
 
-    async def bucket_id(self) -> str | None:
-        """The bucket's id on 2.x, None if there is none that this token sees."""
-        return await asyncio.to_thread(self._bucket_id)
+    async def is_there(self) -> bool:
+        """Whether the organisation has the bucket on 2.x, whatever this token may do with it.
 
-    async def create_bucket(self) -> None:
-        """Create the bucket on 2.x, without an expiry, and its InfluxQL mapping if that is missing."""
-        await asyncio.to_thread(self._create_bucket)
+        Only a write is told apart by organisation for a token that may not read organisations: a list of
+        buckets holds those of others, too.
+        """
+        verdict = await self.may_write()
+        if verdict.action in ("retryable", "throttled"):
+            raise InfluxError(f"{self._url}: {verdict.text}")
+        if not verdict.text.startswith("status 404"):
+            return True
+        if "organization" in verdict.text:
+            raise InfluxError(
+                f"influxdb.org: the server has no organisation {self._settings.org!r} ({verdict.text})",
+                404,
+            )
+        return False
+
+    async def org_id(self) -> str:
+        """The organisation's id on 2.x; a name needs the right to read organisations."""
+        return await asyncio.to_thread(self._org_id)
+
+    async def create_bucket(self, org_id: str) -> None:
+        """Create the bucket on 2.x, without an expiry."""
+        await asyncio.to_thread(self._create_bucket, org_id)
 
     async def create_mapping(self) -> None:
         """Create the InfluxQL mapping (DBRP) of the bucket on 2.x."""
@@ -237,37 +267,63 @@ class InfluxAdmin:
             token=token_of(self._settings) or "",
             org=self._settings.org,
             timeout=int(TIMEOUT_S * 1000),
+            ssl_ca_cert=None if self._settings.ca_file is None else str(self._settings.ca_file),
         )
 
-    def _bucket_id(self) -> str | None:
+    def _org_id(self) -> str:
+        org = self._settings.org or ""
+        if _ID.fullmatch(org):
+            return org
         with _errors_as_ours(self._settings), self._client() as client:
-            bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
-            return None if bucket is None else str(bucket.id)
+            found = client.organizations_api().find_organizations(org=org)
+        if not found:
+            # Answered so to a token without read:orgs, whatever the name.
+            raise InfluxError(
+                f"{self._url}: this token may not read organisations, so the id of {org!r} is not known: set "
+                "influxdb.org to its id (16 hexadecimal digits, in the address of InfluxDB's page), or give "
+                "the token the right to read organisations",
+                403,
+            )
+        return str(found[0].id)
+
+    def _bucket(self) -> "Bucket":
+        """The bucket as this token sees it."""
+        org, name = self._settings.org or "", self._settings.bucket
+        with _errors_as_ours(self._settings), self._client() as client:
+            buckets = client.buckets_api()
+            found = buckets.find_buckets(name=name).buckets or []
+            if len({bucket.org_id for bucket in found}) > 1:
+                # Of several organisations; an id is needed to tell which.
+                wanted = self._org_id()
+                found = [bucket for bucket in found if bucket.org_id == wanted]
+            if not found or (_ID.fullmatch(org) and found[0].org_id != org):
+                raise InfluxError(
+                    f"{self._url}: this token does not see the bucket {name!r}: it needs the right to read it"
+                )
+            return found[0]
 
     def _expiry_s(self) -> int:
-        with _errors_as_ours(self._settings), self._client() as client:
-            bucket = client.buckets_api().find_bucket_by_name(self._settings.bucket)
-            if bucket is None:
-                raise InfluxError(f"{self._url}: this token does not see the bucket")
-            rules = bucket.retention_rules or ()
-            return min((int(rule.every_seconds or 0) for rule in rules), default=0)
+        rules = self._bucket().retention_rules or ()
+        return min((int(rule.every_seconds or 0) for rule in rules), default=0)
 
-    def _create_bucket(self) -> None:
+    def _create_bucket(self, org_id: str) -> None:
+        from influxdb_client import Bucket  # noqa: PLC0415 - imported only when needed
+
         with _errors_as_ours(self._settings), self._client() as client:
             client.buckets_api().create_bucket(
-                bucket_name=self._settings.bucket, org=self._settings.org
+                bucket=Bucket(name=self._settings.bucket, org_id=org_id, retention_rules=[])
             )
 
     def _create_mapping(self) -> None:
         from influxdb_client import DBRPCreate  # noqa: PLC0415 - imported only when needed
         from influxdb_client.service.dbr_ps_service import DBRPsService  # noqa: PLC0415
 
-        bucket = self._bucket_id()
+        bucket = self._bucket()
         with _errors_as_ours(self._settings), self._client() as client:
             DBRPsService(client.api_client).post_dbrp(
                 dbrp_create=DBRPCreate(
-                    org=self._settings.org,
-                    bucket_id=bucket,
+                    org_id=bucket.org_id,
+                    bucket_id=bucket.id,
                     database=self._settings.bucket,
                     retention_policy="autogen",
                     default=True,

@@ -23,9 +23,14 @@ _ABOUT_LINES: Final = (
     "partial write",
     "field type conflict",
     "beyond retention",
+    "outside retention",
 )
 
-_BEYOND_RETENTION: Final = re.compile(r"beyond retention policy dropped=(\d{1,9})\b")
+_BEYOND_RETENTION: Final = re.compile(
+    # Up to 1.11 and 2.7.11; then since 1.12 and 2.7.12, whose last number is beyond the text that is kept.
+    r"beyond retention policy dropped=(\d{1,9})\b"
+    r"|partial write: dropped (\d{1,9}) points outside retention policy"
+)
 
 Action = Literal["acknowledged", "retryable", "throttled", "rejected", "misconfigured"]
 
@@ -66,13 +71,13 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
         return Verdict(
             "misconfigured", f"{text} (an InfluxDB answers a write with 204, this is none)"
         )
-    if status in (400, 413, 422):
+    if status in (400, 413, 422) or (status == 500 and _BEYOND_RETENTION.search(text)):
         # 2.x stores nothing of a batch with a line that does not parse (400); 1.x (400 "partial
         # write") and 2.x (422) store the other lines. Sending those again is harmless in all cases.
         blames_lines = status != 400 or any(word in text for word in _ABOUT_LINES)
         # One for each line. (What is dropped for its fields' types may be counted by field.)
         too_old = _BEYOND_RETENTION.search(text)
-        dropped = 0 if too_old is None else int(too_old[1])
+        dropped = 0 if too_old is None else int(too_old[1] or too_old[2])
         return Verdict("rejected", text, blames_lines=blames_lines, beyond_retention=dropped)
     if status in (429, 503):
         return Verdict("throttled", text, _bounded_s(headers.get("Retry-After"), now_s))

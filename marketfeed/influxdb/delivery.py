@@ -78,7 +78,10 @@ class Delivery:
             # All of them: halving a long history that the bucket does not keep would take for ever.
             refused.extend((text, verdict.text) for text in texts)
         elif len(texts) > 1:
-            middle = len(texts) // 2
+            if verdict.beyond_retention:
+                # What a bucket keeps has one lower end: the oldest lines are those that are too old.
+                texts = sorted(texts, key=_time_of)
+            middle = verdict.beyond_retention or len(texts) // 2
             await self._deliver(texts[:middle], refused, doubted)
             await self._deliver(texts[middle:], refused, doubted)
         else:
@@ -95,3 +98,8 @@ class Delivery:
                 refused.append((texts[0], verdict.text))
             else:
                 doubted += texts
+
+
+def _time_of(text: str) -> int:
+    """The time at a line's end."""
+    return int(text.rpartition(" ")[2])

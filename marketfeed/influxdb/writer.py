@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from marketfeed.influxdb.answers import Verdict, judge, judge_failure
+from marketfeed.influxdb.tls import trust_of, with_advice
 from marketfeed.settings.addresses import is_loopback
 from marketfeed.settings.model import InfluxSettings
 from marketfeed.settings.secrets import SecretSource
@@ -68,6 +69,7 @@ class InfluxWriter:
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
                 allow_redirects=False,
+                ssl=trust_of(self._settings),
             ) as response:
                 # The first bytes hold the error's message; no more than that is wanted.
                 answer = hide_token(await response.content.read(_ANSWER_BYTES), headers)
@@ -76,7 +78,7 @@ class InfluxWriter:
             connected = not isinstance(error, aiohttp.ClientConnectorError)
             verdict = judge_failure(error, connected=connected)
             words = hide_token(verdict.text.encode(), headers).decode()
-            return msgspec.structs.replace(verdict, text=words)
+            return msgspec.structs.replace(verdict, text=with_advice(words, self._settings))
 
 
 def target_of(settings: InfluxSettings) -> str:

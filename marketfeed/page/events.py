@@ -1,11 +1,16 @@
 """Server-sent events: what has changed, to every page that is open.
 
 Nothing runs while nobody listens: a snapshot is taken when a listener's turn has come, once a second (wall)
-for all of them. A listener that does not take its events is dropped; it may come again.
+for all of them. A listener that does not take its events is dropped; it may come again. Small events fill no
+buffer for minutes, so what the other host has not acknowledged is looked at, too: a place is for who reads.
 """
 
 import asyncio
+import fcntl
 import logging
+import socket
+import struct
+import termios
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -18,8 +23,10 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 1.0
 MAX_LISTENERS: Final = 16
-WRITE_WITHIN_S: Final = 5.0
-"""Wall seconds in which a listener must take an event when the buffers before it are full (64 KB)."""
+WRITE_WITHIN_S: Final = 10.0
+"""Wall seconds in which a listener must take an event when the buffers before it are full."""
+_BUFFER_BYTES: Final = 32 * 1024
+"""Of the kernel, for what a listener has not taken."""
 _SHARED_FOR_S: Final = 0.9 * EVERY_S
 
 
@@ -87,11 +94,13 @@ class Events:
             }
         )
         sent = b""
+        waiting = _Unread(request, self._write_within_s)
         try:
             async with asyncio.timeout(self._write_within_s):
                 await response.prepare(request)
                 await response.write(b"retry: 2000\n\n")
             while not self._closing.is_set():
+                waiting.look(time.monotonic())
                 snapshot = self._snapshot()
                 text = b"event: now\ndata: %b\n\n" % snapshot.now
                 if snapshot.seldom != sent:
@@ -107,3 +116,31 @@ class Events:
         except ConnectionError:
             pass  # it has gone
         return response
+
+
+class _Unread:
+    """How long a listener's host has had bytes to acknowledge at every look."""
+
+    def __init__(self, request: web.Request, at_most_s: float) -> None:
+        self._socket: socket.socket | None = (
+            None if request.transport is None else request.transport.get_extra_info("socket")
+        )
+        self._at_most_s = at_most_s
+        self._since_s: float | None = None
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+
+    def look(self, now_s: float) -> None:
+        """Look once. Raises TimeoutError when none of the looks of `at_most_s` found all acknowledged."""
+        if self._socket is None or self._socket.fileno() < 0 or not _unacknowledged(self._socket):
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s
+        elif now_s - self._since_s >= self._at_most_s:
+            raise TimeoutError
+
+
+def _unacknowledged(connected: socket.socket) -> int:
+    """Bytes that the other host has not acknowledged yet (tcp(7): SIOCOUTQ, which is TIOCOUTQ)."""
+    answer = fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])

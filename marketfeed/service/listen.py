@@ -1,19 +1,33 @@
 """Listening on an address of the settings, with an error that names the setting when that fails."""
 
+import asyncio
+
 from aiohttp import web
 
 from marketfeed.errors import ListenError
+from marketfeed.service.connections import Connections
 
 
 async def listen(
-    runner: web.AppRunner, host: str, port: int, section: str, backlog: int = 128
+    runner: web.AppRunner,
+    host: str,
+    port: int,
+    section: str,
+    backlog: int = 128,
+    connections: Connections | None = None,
 ) -> str:
     """Set `runner` up and listen; returns the URL, with the port taken where `port` is 0.
 
-    `section` is where config.yaml has `host` and `port`. Raises ListenError; the runner is clean then.
+    `section` is where config.yaml has `host` and `port`; `connections` bounds those who connect. Raises
+    ListenError; the runner is clean then.
     """
+    if connections is not None:
+        connections.add_to(runner.app)
     await runner.setup()
-    site = web.TCPSite(runner, host, port, backlog=backlog)
+    if connections is None:
+        site: web.BaseSite = web.TCPSite(runner, host, port, backlog=backlog)
+    else:
+        site = _BoundedSite(runner, host, port, backlog, connections)
     try:
         await site.start()
     except BaseException as error:
@@ -26,3 +40,27 @@ async def listen(
     taken_host, taken_port = runner.addresses[0][:2]
     name = f"[{taken_host}]" if ":" in taken_host else taken_host
     return f"http://{name}:{taken_port}"
+
+
+class _BoundedSite(web.BaseSite):
+    """A listening socket whose connections are those of `connections`."""
+
+    def __init__(
+        self, runner: web.AppRunner, host: str, port: int, backlog: int, connections: Connections
+    ) -> None:
+        super().__init__(runner, backlog=backlog)
+        self._host, self._port, self._connections = host, port, connections
+
+    @property
+    def name(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        await super().start()
+        assert self._runner.server is not None  # noqa: S101 - BaseSite demands it
+        self._server = await asyncio.get_running_loop().create_server(
+            self._connections.over(self._runner.server),
+            self._host,
+            self._port,
+            backlog=self._backlog,
+        )

@@ -11,6 +11,13 @@ from typing import Protocol, Self
 import msgspec
 from aiohttp import web
 
+from marketfeed.service.connections import (
+    DEFAULT_LIMITS,
+    KEEP_ALIVE_S,
+    Connections,
+    Limits,
+    RequestLog,
+)
 from marketfeed.service.guard import HEALTH, TRUSTED, Guard
 from marketfeed.service.listen import listen
 from marketfeed.settings.secrets import SecretSource
@@ -61,10 +68,12 @@ class StatusServer:
         report: Callable[[], Report],
         exposition: Metrics,
         page: Page | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._settings = settings
         self._guard = Guard(settings.host, SecretSource(settings.token, settings.token_file))
         self._page = page
+        self._connections = Connections(limits)
         self._report = report
         self._exposition = exposition
         self._runner: web.AppRunner | None = None
@@ -78,9 +87,15 @@ class StatusServer:
         app.router.add_get("/metrics", self._metrics)
         if self._page is not None:
             self._page.add_to(app)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=1.0,
+            keepalive_timeout=KEEP_ALIVE_S,
+            logger=RequestLog(),
+        )
         host, port, section = self._settings.host, self._settings.port, self._settings.section
-        self.url = await listen(self._runner, host, port, section)
+        self.url = await listen(self._runner, host, port, section, connections=self._connections)
         log.info("status listening status_url=%s", self.url)
         return self
 

@@ -9,10 +9,11 @@ stands there and where. A secret is never shown: not by an error, nor by `repr`,
 same way, but raise pydantic's ValidationError.
 """
 
+import ssl
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from marketfeed.settings.addresses import address
 from marketfeed.settings.aggregator import AggregatorSettings
@@ -79,12 +80,25 @@ class JournalSettings(Section):
     retention: RetentionSettings = RetentionSettings()
 
 
+def _authority(path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except (OSError, ssl.SSLError):
+        raise expected(
+            "a file of certificates (PEM) that exists and that this user may read"
+        ) from None
+    return path
+
+
 class InfluxSettings(Section):
     """The InfluxDB that rows are shipped to; `url` None: none, the journal is the store.
 
-    `api` v2 writes to /api/v2/write, v1 to /write?db=BUCKET. At most one of `token` and `token_file` is
-    set. The file is there and readable when settings are loaded, and is read when the token is used, so
-    that a new token needs no restart.
+    `api` v2 writes to /api/v2/write, v1 to /write?db=BUCKET. `org` is the organisation's name or id.
+    `ca_file` holds the certificate of a private authority (PEM), for https. At most one of `token` and
+    `token_file` is set. The file is there and readable when settings are loaded, and is read when the token
+    is used, so that a new token needs no restart.
     """
 
     url: Annotated[str, address("http", "https")] | None = None
@@ -94,6 +108,17 @@ class InfluxSettings(Section):
     bucket: Name = "market_data"
     token: Secret | None = None
     token_file: Annotated[AbsolutePath | None, secret_file("influxdb.token")] = None
+    ca_file: Annotated[AbsolutePath | None, AfterValidator(_authority)] = None
+
+    @field_validator("bucket", mode="after")
+    @classmethod
+    def _bucket(cls, bucket: str) -> str:
+        if "/" in bucket:
+            # As a bucket it can be made, and is never found again by a reader.
+            raise expected(
+                "a name without a slash: InfluxQL takes what follows one as a retention policy"
+            )
+        return bucket
 
     @field_validator("org", mode="after")
     @classmethod

@@ -12,6 +12,7 @@ URL_VARIABLE: Final = "MARKETFEED_URL"
 TOKEN_VARIABLE: Final = "MARKETFEED_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE_VARIABLE: Final = "MARKETFEED_TOKEN_FILE"  # noqa: S105
 BUCKET_VARIABLE: Final = "MARKETFEED_BUCKET"
+CA_FILE_VARIABLE: Final = "MARKETFEED_CA_FILE"
 BUCKET: Final = "market_data"
 URL_FORMS: Final = (
     "sqlite:////absolute/path/journal.db, sqlite:///relative/path/journal.db or http(s)://host:8086"
@@ -24,11 +25,12 @@ def open_store(
     token: str | None = None,
     bucket: str | None = None,
     timeout_s: float | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
 ) -> Store:
     """Open the store at `url`.
 
-    `token` and `bucket`, by default those of the environment, and `timeout_s` are for a database over
-    HTTP.
+    `token`, `bucket` and `ca_file`, by default those of the environment, and `timeout_s` are for a database
+    over HTTP.
 
     Raises ArgumentError for an address that cannot be used, StoreUnavailableError, StoreAuthError.
     """
@@ -37,7 +39,7 @@ def open_store(
     except ValueError as error:
         raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected: {error}") from None
     if parts.scheme in ("http", "https"):
-        return _open_influx(parts, token, bucket, timeout_s)
+        return _open_influx(parts, token, bucket, timeout_s, ca_file)
     if parts.scheme != "sqlite":
         # Not echoed: an address may hold a password.
         raise ArgumentError(f"{URL_VARIABLE}: {URL_FORMS} is expected; another address was found")
@@ -56,7 +58,11 @@ def open_store(
 
 
 def _open_influx(
-    url: SplitResult, token: str | None, bucket: str | None, timeout_s: float | None
+    url: SplitResult,
+    token: str | None,
+    bucket: str | None,
+    timeout_s: float | None,
+    ca_file: str | os.PathLike[str] | None,
 ) -> Store:
     if "@" in url.netloc:
         raise ArgumentError(
@@ -80,7 +86,27 @@ def _open_influx(
         return _token() if token is None else _checked("token", token)
 
     read_s = READ_S if timeout_s is None else timeout_s
-    return InfluxStore(InfluxHttp(url, database, current_token, read_s=read_s))
+    authority = _authority(ca_file) if url.scheme == "https" else None
+    http = InfluxHttp(url, database, current_token, read_s=read_s, ca_file=authority)
+    return InfluxStore(http)
+
+
+def _authority(ca_file: str | os.PathLike[str] | None) -> str | None:
+    """The file of a private authority's certificate, None for the system's authorities."""
+    name = CA_FILE_VARIABLE if ca_file is None else "ca_file"
+    path = os.environ.get(CA_FILE_VARIABLE) or None if ca_file is None else os.fspath(ca_file)
+    if path is None:
+        return None
+    import ssl  # noqa: PLC0415 - for https alone
+
+    try:
+        ssl.create_default_context(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        raise ArgumentError(
+            f"{name}: a file of certificates (PEM) is expected, found {path!r}: "
+            f"{error.strerror or 'it holds none'}"
+        ) from None
+    return path
 
 
 def _token() -> str | None:

@@ -101,7 +101,7 @@ class InfluxHttp:
 
     `url` has a scheme and a host. `token` gives the token as it is now (`user:password` for 1.x), None
     where none is needed; it is asked again when the server refuses one. `read_s` is how long the server
-    may keep silent. Safe in threads and after a fork.
+    may keep silent, `ca_file` the certificate of a private authority (PEM). Safe in threads and after a fork.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class InfluxHttp:
         token: Callable[[], str | None] = lambda: None,
         *,
         read_s: float = READ_S,
+        ca_file: str | None = None,
     ) -> None:
         self._secure = url.scheme == "https"
         self._host = url.hostname or ""
@@ -121,6 +122,7 @@ class InfluxHttp:
         self._read_token = token
         self._token = token()
         self._read_s = read_s
+        self._ca_file = ca_file
         self._idle: deque[HTTPConnection] = deque()
         self._pid = os.getpid()
         self._closed = False
@@ -290,8 +292,11 @@ class InfluxHttp:
             return None
 
     def _connect(self) -> HTTPConnection:
-        kind = HTTPSConnection if self._secure else HTTPConnection
-        connection = kind(self._host, self._port, timeout=CONNECT_S)
+        connection = (
+            HTTPSConnection(self._host, self._port, timeout=CONNECT_S, ca_certs=self._ca_file)
+            if self._secure
+            else HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        )
         try:
             connection.connect()
         except BaseException:
@@ -318,6 +323,12 @@ class InfluxHttp:
             return f"no answer within {self._read_s:g} s"
         if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
             return f"no connection within {CONNECT_S:g} s"
+        if "certificate verify failed" in str(error).lower():
+            trusted = self._ca_file or "the system's authorities"
+            return (
+                f"its certificate is not trusted by {trusted}; MARKETFEED_CA_FILE or ca_file= names a "
+                "private authority's certificate"
+            )
         cause = error.__cause__ if isinstance(error, NewConnectionError) else None
         return getattr(cause, "strerror", None) or str(error) or type(error).__name__
 

@@ -198,10 +198,12 @@ class SqliteStore:
         rows = self._rows(queries.SETTLED, **bound)
         return [SettledRow(*row) for row in rows]
 
-    def announced(self, pair: str, start_ms: int) -> list[Announced]:
-        """The settlements that running rates announced, from what stood at `start_ms` on."""
-        rows = self._rows(queries.ANNOUNCED, pair=pair, start=start_ms)
-        return [Announced(*row) for row in rows]
+    def announced(self, since_ms: Mapping[str, int]) -> Mapping[str, list[Announced]]:
+        """The settlements that running rates announced, from what stood at each pair's time on."""
+        return {
+            pair: [Announced(*row) for row in self._rows(queries.ANNOUNCED, pair=pair, start=at)]
+            for pair, at in since_ms.items()
+        }
 
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
         """Up to when (ms, exclusive) all settlements of each of `pairs` are stored."""

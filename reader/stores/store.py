@@ -78,10 +78,10 @@ class Store(Protocol):
     def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
         """Settlements with start <= time < end, oldest first; of one time the regular one first."""
 
-    def announced(self, pair: str, start_ms: int) -> list[Announced]:
-        """The settlements that running rates announced, each change of them, oldest first.
+    def announced(self, since_ms: Mapping[str, int]) -> Mapping[str, list[Announced]]:
+        """Pair -> the settlements that its running rates announced, each change of them, oldest first.
 
-        The first is what stood at `start_ms`, if a running rate of then is stored.
+        `since_ms` is pair -> from when on. The first is what stood then, if a running rate of then is stored.
         """
 
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:

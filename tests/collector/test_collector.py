@@ -296,6 +296,12 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
             # The feed was not disturbed, and goes on into the fresh file.
             await until(lambda: pairs_stored() == PAIRS)
             await until(lambda: "was set aside" in "".join(collector.report().reasons))
+            # Whatever it has beside that page is taken over, and then it may go.
+            await until(
+                lambda: [one.state for one in collector.report().journal.aside] == ["drained"]
+            )
+            assert "was taken over" in "".join(collector.report().reasons)
+            assert collector.report().journal.aside[0].rows > 0
             for file in path.parent.glob("*.corrupt-*"):
                 file.unlink()
             await until(lambda: delivering(collector))

@@ -1,9 +1,10 @@
 """An InfluxDB 2.x for tests: its routes and its rules for errors, in front of a real influxd 1.6.7.
 
 The lines and queries go through to influxd, which stores and answers them. What 1.x has not is made
-here, after the sources of 2.7: organisations, buckets, tokens and their rights, the InfluxQL mappings,
-`/api/v2/write` (400 and nothing stored for a line that does not parse, 422 for lines that were refused
-while the others were stored), 429 and 503. And it can be made to fail (`faults`).
+here, after the answers of a real 2.7.12 (`tests/data/influxdb_2.7.12_answers.json`, which a test asks of
+it): organisations, buckets, tokens and their rights, the InfluxQL mappings, `/api/v2/write` (400 and
+nothing stored for a line that does not parse, 422 for lines that were refused while the others were
+stored), 429 and 503. And it can be made to fail (`faults`).
 
 It runs in a thread with a loop of its own, so that tests may be synchronous or not.
 """
@@ -13,21 +14,29 @@ import itertools
 import json
 import re
 import threading
+from base64 import b64decode
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from front_faults import TOO_LARGE, Answer, Cut, Fault, Partial, Slow
 from influxd import Influxd, quoted
 
 from tests.ports import held_port
 
-VERSION = "v2.7.6"
-MAX_BODY_BYTES = 50 * 2**20
-_PRECISIONS = {"ns": "n", "us": "u", "ms": "ms", "s": "s"}
+VERSION = "v2.7.12"
+_OURS_BYTES = 2**30
+_PRECISIONS = {"": "n", "ns": "n", "us": "u", "ms": "ms", "s": "s"}
+_TOO_OLD = re.compile(r"points beyond retention policy dropped=(\d+)")
+_NOT_IMPLEMENTED = re.compile(
+    r"\s*(CREATE DATABASE|DROP SERIES|SHOW SHARDS|SHOW SERIES CARDINALITY|SELECT .* INTO )",
+    re.IGNORECASE,
+)
+_MAPPED_NAME = re.compile(r"[\w.\- ]+")
 
 # Lines that surely parse, as all of ours are written; influxd itself is asked about any other.
 _NAME = r"(?:[^\s\x00-\x1f\x7f,=\\\"#]|\\[,= ])+"
@@ -51,11 +60,12 @@ class Bucket:
 
 @dataclass
 class Rights:
-    """What a token may: names of buckets, `*` for all; `manage` to create buckets and mappings."""
+    """What a token may: names of buckets, `*` for all; `manage` to create some, `orgs` to read of orgs."""
 
     read: frozenset[str] = frozenset("*")
     write: frozenset[str] = frozenset("*")
     manage: bool = True
+    orgs: bool = True
 
     def may(self, names: frozenset[str], bucket: str) -> bool:
         return "*" in names or bucket in names
@@ -77,7 +87,8 @@ class Front:
     """A 2.x server on loopback. A context manager; it keeps its port over `refuse` and `accept`.
 
     `virtual_mappings`: InfluxQL finds buckets by their name, as since 2.5. `json_only`: answers are JSON
-    whatever was asked for, as InfluxDB 3 gives them.
+    whatever was asked for, as InfluxDB 3 gives them. `max_body_bytes`: a limit, as some proxies and services
+    have one. `old_words`: what is too old is said as up to 2.7.11.
     """
 
     def __init__(
@@ -88,7 +99,8 @@ class Front:
         token: str = "operator-token",  # noqa: S107 - of a test
         virtual_mappings: bool = True,
         json_only: bool = False,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        max_body_bytes: int | None = None,
+        old_words: bool = False,
     ) -> None:
         self.org = org
         self.token = token
@@ -96,6 +108,7 @@ class Front:
         self.virtual_mappings = virtual_mappings
         self.json_only = json_only
         self.max_body_bytes = max_body_bytes
+        self.old_words = old_words
         self.counts = Counts()
         self.buckets: dict[str, Bucket] = {}
         self.mappings: list[dict[str, Any]] = []
@@ -104,7 +117,7 @@ class Front:
         self._faults: deque[Fault | None] = deque()
         self._always: Fault | None = None
         self._numbers = itertools.count(0x0A00_0000_0000_0000)
-        self._org_id = self._next_id()
+        self.org_id = self._next_id()
         self._scratch = f"front {id(self):x}"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
@@ -141,6 +154,18 @@ class Front:
         self.buckets[name] = bucket
         return bucket
 
+    def expire(self, name: str, expiry_s: int) -> None:
+        """Have a bucket keep points for so long (an hour at least), 0: for ever."""
+        bucket = self.buckets[name]
+        bucket.expiry_s = expiry_s
+        duration = f"{expiry_s}s" if expiry_s else "INF"
+        # As a server chooses them.
+        shard = "1h" if 0 < expiry_s < 2 * 86_400 else "1d" if 0 < expiry_s < 180 * 86_400 else "7d"
+        self.influxd.query(
+            f"ALTER RETENTION POLICY autogen ON {quoted(bucket.database)} "
+            f"DURATION {duration} SHARD DURATION {shard}"
+        )
+
     def fail(self, *faults: Fault | None) -> None:
         """Meet the next writes with these faults, one each; None is none."""
         self._faults.extend(faults)
@@ -163,12 +188,13 @@ class Front:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _start(self) -> None:
-        application = web.Application(client_max_size=2 * self.max_body_bytes)
+        application = web.Application(client_max_size=_OURS_BYTES)
         application.add_routes(
             [
                 web.get("/ping", self._ping),
                 web.get("/health", self._health),
                 web.post("/api/v2/write", self._write),
+                web.post("/api/v2/delete", self._delete),
                 web.route("*", "/query", self._query),
                 web.get("/api/v2/orgs", self._orgs),
                 web.get("/api/v2/buckets", self._get_buckets),
@@ -239,18 +265,22 @@ class Front:
             text = "invalid precision; valid precision units are ns, us, ms, and s"
             return _error(400, "invalid", text)
         org, name = request.query.get("org", ""), request.query.get("bucket", "")
-        if org not in (self.org, self._org_id):
+        org = org or request.query.get("orgID", "")
+        if not org:
+            return _error(400, "invalid", "Please provide either orgID or org")
+        if org not in (self.org, self.org_id):
             return _error(404, "not found", f'organization name "{org}" not found')
         bucket = self._bucket(name)
         if bucket is None:
-            return _error(404, "not found", f'bucket "{name}" not found')
+            text = f'bucket "{name}" not found' if name else "bucket not found"
+            return _error(404, "not found", text)
         if not rights.may(rights.write, bucket.name):
             return _error(403, "forbidden", "insufficient permissions for write")
-        if len(body) > self.max_body_bytes:
+        if self.max_body_bytes is not None and len(body) > self.max_body_bytes:
             return _error(TOO_LARGE.status, TOO_LARGE.code, TOO_LARGE.message)
         lines = [line for line in body.split(b"\n") if line.strip()]
         if not lines:
-            return _error(400, "invalid", "writing requires points")
+            return web.Response(status=204)
         if (refused := await self._first_unparsable(lines, precision)) is not None:
             return _error(400, "invalid", refused)
         if partial:
@@ -263,12 +293,25 @@ class Front:
         if partial:
             answer_text = "partial write: field type conflict: made to fail dropped=1"
         if answer_text.startswith("partial write"):
+            answer_text = self._newer_words(answer_text, bucket)
             text = f"failure writing points to database: {answer_text}"
             return _error(422, "unprocessable entity", text)
         if status != 204:
             text = f"unexpected error writing points to database: {answer_text}"
             return _error(500, "internal error", text)
         return web.Response(status=204)
+
+    def _newer_words(self, text: str, bucket: Bucket) -> str:
+        """What 1.6 says of points that are too old, as 2.7.12 does."""
+        found = _TOO_OLD.search(text)
+        if self.old_words or found is None:
+            return text
+        bound = "of KEY at TIME dropped because it violates a Retention Policy Lower Bound at TIME"
+        return (
+            f"partial write: dropped {found[1]} points outside retention policy of duration "
+            f"{bucket.expiry_s // 3600}h0m0s - oldest point {bound}, newest point {bound} {'.' * 200} "
+            f"dropped={found[1]} for database: {bucket.id} for retention policy: autogen"
+        )
 
     async def _first_unparsable(self, lines: Iterable[bytes], precision: str) -> str | None:
         """Why the first line that does not parse does not, in influxd's words."""
@@ -292,38 +335,79 @@ class Front:
             text = await answer.text()
         return answer.status, json.loads(text)["error"] if text else ""
 
+    async def _delete(self, request: web.Request) -> web.Response:
+        """Delete by times, both inclusive, and a predicate of equal tags."""
+        rights, bucket = self._rights(request), self._bucket(request.query.get("bucket", ""))
+        if rights is None:
+            return _error(401, "unauthorized", "unauthorized access")
+        if bucket is None or not rights.may(rights.write, bucket.name):
+            return _error(403, "forbidden", "insufficient permissions to delete")
+        wanted = await request.json()
+        if re.search(r"=~|\bOR\b", predicate := wanted.get("predicate", "")):
+            return _error(400, "invalid", "the logical operator OR is not supported yet")
+        condition = f"time >= '{wanted['start']}' AND time <= '{wanted['stop']}'"
+        for name, value in re.findall(r'([\w"]+)\s*=\s*"((?:[^"\\]|\\.)*)"', predicate):
+            condition += f""" AND {quoted(name.strip('"'))} = '{value}'"""
+        text = f"DELETE FROM /.*/ WHERE {condition}"  # noqa: S608 - of tests
+        await asyncio.to_thread(self.influxd.query, text, bucket.database)
+        return web.Response(status=204)
+
     # --- reading ----------------------------------------------------------------------------------
 
     async def _query(self, request: web.Request) -> web.Response:
         self.counts.queries += 1
-        rights = self._rights(request)
+        rights = self._query_rights(request)
         if rights is None:
-            return _error(401, "unauthorized", "unauthorized access")
+            given = request.headers.get("Authorization", "").startswith("Token ")
+            return _error(401, "unauthorized", "Unauthorized" if given else "unauthorized access")
         form = {**request.query, **await request.post()}
         text = str(form.get("q", ""))
+        if found := _NOT_IMPLEMENTED.match(text):
+            return _results({"error": f"not implemented: {found[1].strip().upper()}"})
         readable = {
             name: bucket
             for name, bucket in self._databases().items()
             if rights.may(rights.read, bucket.name)
         }
         if text.strip().upper() == "SHOW DATABASES":
-            series = {"name": "databases", "columns": ["name"], "values": [[n] for n in readable]}
-            return web.json_response({"results": [{"statement_id": 0, "series": [series]}]})
+            series = {"name": "databases", "columns": ["name"]}
+            if readable:
+                series["values"] = [[n] for n in readable]
+            return _results({"series": [series]})
         name = str(form.get("db", ""))
         if name not in readable:
-            error = f"database not found: {name}"
-            return web.json_response({"results": [{"statement_id": 0, "error": error}]})
+            return _results({"error": f"database not found: {name}"})
+        if text.strip().upper() == "SHOW RETENTION POLICIES":
+            columns = ["name", "duration", "shardGroupDuration", "replicaN", "default"]
+            values = [["autogen", "0s", "168h0m0s", 1, True]]
+            return _results({"series": [{"columns": columns, "values": values}]})
         form["db"] = readable[name].database
         accept = {"Accept": "" if self.json_only else request.headers.get("Accept", "")}
         async with self._session.post(
             f"{self.influxd.url}/query", data=form, headers=accept
         ) as answer:
             body = await answer.read()
+        if answer.status == 400:
+            packed = answer.content_type == "application/x-msgpack"
+            said = msgspec.msgpack.decode(body) if packed else json.loads(body)
+            text = said["error"].removeprefix("error parsing query: ")
+            return _error(400, "invalid", f"failed to parse query: {text}")
+        if text.lstrip().upper().startswith("DELETE") and b'"error"' not in body:
+            return web.json_response({})
         return web.Response(status=answer.status, body=body, content_type=answer.content_type)
+
+    def _query_rights(self, request: web.Request) -> Rights | None:
+        """Those of a token in `Token …`, or as the password of `Basic …`."""
+        scheme, _, rest = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Basic":
+            return self._rights(request)
+        return self.tokens.get(b64decode(rest).decode().partition(":")[2])
 
     def _databases(self) -> dict[str, Bucket]:
         """What InfluxQL calls the buckets: mappings that were made, and names if they are virtual."""
         names = dict(self.buckets) if self.virtual_mappings else {}
+        # InfluxQL takes what follows a slash as a retention policy.
+        names = {name: bucket for name, bucket in names.items() if "/" not in name}
         by_id = {bucket.id: bucket for bucket in self.buckets.values()}
         names.update({item["database"]: by_id[item["bucketID"]] for item in self.mappings})
         return names
@@ -333,10 +417,13 @@ class Front:
     async def _orgs(self, request: web.Request) -> web.Response:
         if self._rights(request) is None:
             return _error(401, "unauthorized", "unauthorized access")
+        rights = self._rights(request)
         name = request.query.get("org")
+        if rights is not None and not rights.orgs:
+            return web.json_response({"links": {"self": "/api/v2/orgs"}, "orgs": []})
         if name not in (None, self.org):
             return _error(404, "not found", f'organization name "{name}" not found')
-        return web.json_response({"orgs": [{"id": self._org_id, "name": self.org}]})
+        return web.json_response({"orgs": [{"id": self.org_id, "name": self.org}]})
 
     async def _get_buckets(self, request: web.Request) -> web.Response:
         rights = self._rights(request)
@@ -356,6 +443,13 @@ class Front:
         if (refusal := self._unmanageable(request, "buckets")) is not None:
             return refusal
         wanted = await request.json()
+        for is_bad, words in (
+            ('"' in wanted["name"], "Bucket names may not include quotation marks"),
+            (wanted["name"].startswith("_"), "Buckets may not start with underscore"),
+        ):
+            if is_bad:
+                text = f"bucket name {wanted['name']} is invalid. {words}"
+                return _error(400, "invalid", text)
         if wanted["name"] in self.buckets:
             text = f"bucket with name {wanted['name']} already exists"
             return _error(422, "conflict", text)
@@ -363,12 +457,16 @@ class Front:
         return web.json_response(self._bucket_body(bucket), status=201)
 
     async def _get_mappings(self, request: web.Request) -> web.Response:
-        if self._rights(request) is None:
+        rights = self._rights(request)
+        if rights is None:
             return _error(401, "unauthorized", "unauthorized access")
+        if not {"org", "orgID"} & set(request.query):
+            return _error(400, "invalid", "either 'org' or 'orgID' must be provided")
+        mapped = {item["database"] for item in self.mappings}
         virtual = [
             self._mapping_body(bucket.id, bucket.id, name, virtual=True)
             for name, bucket in self.buckets.items()
-            if self.virtual_mappings
+            if self.virtual_mappings and name not in mapped and rights.may(rights.read, name)
         ]
         wanted = {key: request.query[key] for key in ("bucketID", "db") if key in request.query}
         content = [
@@ -380,11 +478,19 @@ class Front:
         return web.json_response({"content": content})
 
     async def _post_mapping(self, request: web.Request) -> web.Response:
-        if (refusal := self._unmanageable(request, "buckets")) is not None:
-            return refusal
+        rights = self._rights(request)
+        if rights is None:
+            return _error(401, "unauthorized", "unauthorized access")
         wanted = await request.json()
-        if wanted["bucketID"] not in {bucket.id for bucket in self.buckets.values()}:
+        if not _MAPPED_NAME.fullmatch(wanted["database"]):
+            words = "database must contain at least one character and only be letters, numbers"
+            return _error(400, "invalid", f"DBRP provided is invalid: {words}, '_', '-', and '.'")
+        bucket = self._bucket(wanted["bucketID"])
+        if bucket is None:
             return _error(404, "not found", "bucket not found")
+        if not (rights.may(rights.read, bucket.name) and rights.may(rights.write, bucket.name)):
+            text = f"write:orgs/{self.org_id}/buckets/{bucket.id} is unauthorized"
+            return _error(401, "unauthorized", text)
         if any(item["database"] == wanted["database"] for item in self.mappings):
             text = "another DBRP mapping with same orgID, db, and rp exists"
             return _error(422, "conflict", text)
@@ -399,14 +505,14 @@ class Front:
         if rights is None:
             return _error(401, "unauthorized", "unauthorized access")
         if not rights.manage:
-            text = f"write:orgs/{self._org_id}/{what} is unauthorized"
+            text = f"write:orgs/{self.org_id}/{what} is unauthorized"
             return _error(401, "unauthorized", text)
         return None
 
     def _bucket_body(self, bucket: Bucket) -> dict[str, Any]:
         return {
             "id": bucket.id,
-            "orgID": self._org_id,
+            "orgID": self.org_id,
             "type": "user",
             "name": bucket.name,
             "retentionRules": [{"type": "expire", "everySeconds": bucket.expiry_s}]
@@ -423,7 +529,7 @@ class Front:
             "database": database,
             "retention_policy": "autogen",
             "default": True,
-            "orgID": self._org_id,
+            "orgID": self.org_id,
             "bucketID": bucket_id,
             "virtual": virtual,
         }
@@ -458,6 +564,10 @@ def _error(status: int, code: str, message: str) -> web.Response:
         status=status,
         headers={"X-Platform-Error-Code": code},
     )
+
+
+def _results(result: dict[str, Any]) -> web.Response:
+    return web.json_response({"results": [{"statement_id": 0, **result}]})
 
 
 def _cut(request: web.Request) -> web.StreamResponse:

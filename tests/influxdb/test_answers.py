@@ -1,10 +1,22 @@
 """Every answer of the table has its verdict."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed.influxdb.answers import MAX_RETRY_AFTER_S, judge, judge_failure
+
+# What a real 2.7.12 answered, word for word; from the project's shared cases.
+RECORDED = Path(__file__).parents[1] / "data" / "influxdb_2.7.12_answers.json"
+
+
+def recorded(case: str) -> bytes:
+    """The body of a recorded answer."""
+    (found,) = (one for one in json.loads(RECORDED.read_bytes()) if one["case"] == case)
+    return str(found["answer"]).encode()
 
 
 @pytest.mark.parametrize(
@@ -111,8 +123,20 @@ def test_no_answer_is_tried_again() -> None:
         (b'{"message":"failed: partial write: points beyond retention policy dropped=3"}', 3),
         (b'{"error":"partial write: field type conflict: x dropped=9"}', 0),
         (b'{"error":"points beyond retention policy dropped=many"}', 0),
+        (recorded("older than the bucket's expiry, one good"), 2),
+        (
+            b'{"error":"partial write: dropped 7 points outside retention policy of duration 1h0m0s - '
+            + b"x" * 500
+            + b' dropped=7 for database: d"}',
+            7,
+        ),
+        (b'{"error":"partial write: dropped many points outside retention policy"}', 0),
     ],
 )
 def test_how_many_lines_are_too_old(body: bytes, too_old: int) -> None:
-    verdict = judge(422, body, {}, 0.0)
-    assert (verdict.action, verdict.beyond_retention) == ("rejected", too_old)
+    for status in (400, 422):
+        verdict = judge(status, body, {}, 0.0)
+        assert (verdict.action, verdict.beyond_retention) == ("rejected", too_old)
+        assert verdict.blames_lines
+    # 2.0 answers so; without a number of lines that are too old it is a fault of the server.
+    assert judge(500, body, {}, 0.0).action == ("rejected" if too_old else "retryable")

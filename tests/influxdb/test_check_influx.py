@@ -14,6 +14,7 @@ import pytest
 from front import Front, Rights
 from front_faults import SERVER_ERROR, UNAVAILABLE
 from influxd import Influxd, quoted
+from pydantic import ValidationError
 from shipped import Target, marketfeed, v1_target, v2_target
 
 from marketfeed.commands.check_influxdb import check_influx
@@ -21,7 +22,7 @@ from marketfeed.commands.finding import Finding
 from marketfeed.commands.setup_influxdb import setup_influx
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import Journal
-from marketfeed.settings.model import Settings
+from marketfeed.settings.model import InfluxSettings, Settings
 from tests.shipped_ranges import of_all, ranges_of
 
 T0_MS = 1_767_225_600_000
@@ -308,6 +309,76 @@ def test_a_token_that_sees_no_bucket_has_nothing_shipped_again(
     with Journal.open(given.journal.path) as journal:
         assert journal.forget_if_demanded(where) == ship_again
         assert ranges_of(journal.shipped(where)) == ([] if ship_again else [(1, 5_000)])
+
+
+def test_a_token_that_may_not_read_organisations_says_what_to_give(v2: Target) -> None:
+    assert v2.front is not None
+    v2.front.tokens["buckets"] = Rights(orgs=False)
+    (item,) = set_up(v2, token="buckets", bucket="later")  # noqa: S106
+    assert item.verdict == "bad"
+    assert re.search(r"may not read organisations.*set influxdb.org to its id", item.text), (
+        item.text
+    )
+    assert "later" not in v2.front.buckets
+    done = set_up(v2, token="buckets", bucket="later", org=v2.front.org_id)  # noqa: S106
+    assert [item.verdict for item in done] == ["good", "good"]
+    assert "later" in v2.front.buckets
+    # With the id in place of the name everything else goes on as before.
+    assert {i.verdict for i in checked(v2, bucket="later", org=v2.front.org_id)} == {"good"}
+
+
+def test_nothing_is_demanded_of_a_token_that_may_not_read_organisations(
+    v2: Target, tmp_path: Path
+) -> None:
+    assert v2.front is not None
+    v2.front.tokens["buckets"] = Rights(orgs=False)
+    given = Settings.model_validate(
+        {
+            "journal": {"path": str(tmp_path / "journal.db")},
+            "influxdb": {**v2.settings, "token": "buckets", "bucket": "later"},
+        }
+    )
+    where = target_of(given.influxdb)
+    with Journal.open(given.journal.path) as journal:
+        journal.note_shipped(where, of_all([(1, 5_000)]))
+
+    async def ask() -> list[Finding]:
+        async with aiohttp.ClientSession() as session:
+            return await setup_influx(given, session)
+
+    assert [(item.subject, item.verdict) for item in asyncio.run(ask())] == [("influxdb", "bad")]
+    with Journal.open(given.journal.path) as journal:
+        assert not journal.forget_if_demanded(where)
+
+
+def test_an_organisation_that_is_misspelt_is_named(v2: Target) -> None:
+    (item,) = set_up(v2, org="fleeet")
+    assert (item.subject, item.verdict) == ("influxdb", "bad")
+    assert item.text.startswith("influxdb.org: the server has no organisation 'fleeet'")
+    assert checked(v2, org="fleeet")[-1].verdict != "good"
+
+
+def test_least_rights(v2: Target) -> None:
+    """Of one bucket each: to write, as a collector's; to read, as a reader's."""
+    assert v2.front is not None
+    here, none = frozenset({"market_data"}), frozenset[str]()
+    v2.front.tokens["writer"] = Rights(none, here, manage=False, orgs=False)
+    v2.front.tokens["both"] = Rights(here, here, manage=False, orgs=False)
+    done = set_up(v2, token="both")  # noqa: S106
+    assert [(item.subject, item.verdict) for item in done] == [
+        ("bucket", "good"),
+        ("mapping", "good"),
+    ]
+    assert {item.verdict for item in checked(v2, token="both")} == {"good"}  # noqa: S106
+    assert bad(checked(v2, token="writer")) == [UNMAPPED]  # noqa: S106
+    (*_, last) = set_up(v2, token="writer")  # noqa: S106
+    assert (last.subject, last.verdict) == ("influxdb", "bad")
+    assert "does not see the bucket 'market_data': it needs the right to read it" in last.text
+
+
+def test_a_bucket_that_influxql_cannot_name_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(ValidationError, match="a name without a slash"):
+        InfluxSettings.model_validate({"bucket": "a/b"})
 
 
 def test_a_server_that_is_not_there_or_not_well(v2: Target) -> None:

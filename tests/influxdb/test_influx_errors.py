@@ -100,7 +100,7 @@ def test_before_2_5_a_bucket_needs_a_mapping(influxd: Influxd) -> None:
 def test_without_a_token_or_with_a_wrong_one(filled: Front) -> None:
     for options in ({}, {"token": "wrong-secret"}):
         with pytest.raises(
-            StoreAuthError, match=r"401: unauthorized.*MARKETFEED_TOKEN_FILE"
+            StoreAuthError, match=r"401: [Uu]nauthorized.*MARKETFEED_TOKEN_FILE"
         ) as caught:
             connect(filled.url, **options)
         assert "wrong-secret" not in str(caught.value)
@@ -383,9 +383,26 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
             )
             return done.stdout
 
-        assert "certificate verify failed" in read(server.url)
+        assert "MARKETFEED_CA_FILE or ca_file= names a private authority" in read(server.url)
         assert read(server.url, SSL_CERT_FILE=str(certificate)) == "[]\n"
+        assert read(server.url, MARKETFEED_CA_FILE=str(certificate)) == "[]\n"
+        with MarketReader.connect(server.url, ca_file=certificate) as reader:
+            assert reader.pairs() == []
+        # The system's authorities are no part of it.
+        other = tmp_path / "other"
+        other.mkdir()
+        assert "is not trusted by" in read(
+            server.url, MARKETFEED_CA_FILE=str(self_signed(other)[0])
+        )
         assert "cannot be reached" in read(server.url.replace("https:", "http:"))
+
+
+def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    for path in (empty, tmp_path / "missing.pem"):
+        with pytest.raises(ArgumentError, match=f"ca_file: .*{path.name}"):
+            MarketReader.connect("https://influxdb.example:8086", ca_file=path)
 
 
 # --- addresses and the environment ------------------------------------------------------------------

@@ -128,6 +128,27 @@ def test_who_takes_no_events_is_dropped_and_the_others_go_on() -> None:
     uvloop.run(run())
 
 
+def test_who_reads_nothing_of_small_events_is_dropped_too() -> None:
+    async def run() -> None:
+        events = Events("/events", lambda: Snapshot(b"{}", b"x" * 3_000), write_within_s=1.5)
+        async with serving(events) as (url, runner), aiohttp.ClientSession() as session:
+            silent = socket.socket()
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+            silent.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(silent, runner.addresses[0])
+            await loop.sock_sendall(silent, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with session.get(url) as answer:
+                await until(lambda: events.listeners == 2)
+                reading = asyncio.create_task(_read_on(answer))
+                await until(lambda: events.listeners == 1)
+                assert not reading.done()
+                reading.cancel()
+            silent.close()
+
+    uvloop.run(run())
+
+
 async def _read_on(answer: aiohttp.ClientResponse) -> None:
     async for _ in answer.content.iter_any():
         pass

@@ -103,6 +103,7 @@ def test_the_defaults() -> None:
             "bucket": "market_data",
             "token": None,
             "token_file": None,
+            "ca_file": None,
         },
         "status": {
             "host": "127.0.0.1",

@@ -11,6 +11,7 @@ from marketfeed.errors import SettingsError
 from marketfeed.settings.load import load_settings, variables
 from marketfeed.settings.model import Duration, RetentionSettings, Settings, TopPairs
 from marketfeed.settings.sources import MAX_CREDENTIAL_BYTES
+from marketfeed.simulator.tls import self_signed
 
 CANARY = "c4n4ry"
 
@@ -52,6 +53,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "influxdb.bucket": "b",
         "influxdb.token": "t",
         "influxdb.token_file": str(token_file),
+        "influxdb.ca_file": str(self_signed(tmp_path)[0]),
         "status.host": "::1",
         "status.port": "0",
         "status.token": "sixteen-or-longer",
