@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import msgspec
@@ -32,6 +33,7 @@ RETRY_S: Final = 60.0
 ROOM_KEPT: Final = 0.9
 """Share of `journal.max_bytes` up to which is taken over: beyond it would soon be deleted again."""
 _STOCK_EVERY: Final = 50
+_FOR_EVER: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class AsideReport(msgspec.Struct, frozen=True):
@@ -77,7 +79,8 @@ class _Aside:
 class AsideFill:
     """Takes over from the journals that lie beside that of `writer`, within its disk budget `max_bytes`.
 
-    `are_promised` says whether the journal's promises are made: before that nobody knows its holes.
+    `are_promised` says whether the journal's promises are made: before that nobody knows its holes. `keep_ms`
+    is for how long rows are kept, by table: older ones are not taken.
     """
 
     def __init__(
@@ -86,7 +89,9 @@ class AsideFill:
         max_bytes: int,
         now_ms: Callable[[], int],
         are_promised: Callable[[], bool],
+        keep_ms: Mapping[str, int] = _FOR_EVER,
     ) -> None:
+        self._keep_ms = keep_ms
         self._writer = writer
         self._now_ms = now_ms
         self._max_bytes = max_bytes
@@ -215,7 +220,7 @@ class AsideFill:
 
     async def _take_rows(self, one: _Aside, aside: AsideJournal, generation: int) -> None:
         for table, upsert in TAKEN.items():
-            async for pair, rows in _in_thread(aside.rows(table)):
+            async for pair, rows in _in_thread(aside.rows(table, self._since_ms(table))):
                 one.rows += await self._write(
                     generation,
                     lambda journal: journal.add_rows(upsert, pair, rows),  # noqa: B023
@@ -223,11 +228,16 @@ class AsideFill:
 
     def _wanted(self, key: Key, *, all_rows: bool) -> list[TimeRange]:
         """What is missing of a series; with `all_rows` of what is promised to nobody, too."""
+        since_ms = self._since_ms(schema.TABLE_CANDLE)
         covered = self._writer.all_coverage.get(key)
         if covered is None:
-            return [TimeRange(0, self._now_ms())] if all_rows else []
-        older = [TimeRange(0, covered.from_ms)] if all_rows else []
+            return [TimeRange(since_ms, self._now_ms())] if all_rows else []
+        older = [TimeRange(since_ms, covered.from_ms)] if all_rows else []
         return [*older, *(hole.time_range for hole in covered.holes)]
+
+    def _since_ms(self, table: str) -> int:
+        keep_ms = self._keep_ms.get(table)
+        return 0 if keep_ms is None else max(0, self._now_ms() - keep_ms)
 
     async def _write(self, generation: int, write: Callable[[Journal], int]) -> int:
         if self._writer.generation != generation:

@@ -124,7 +124,18 @@ class History:
         perhaps_replaced: Callable[[], Container[str]] = lambda: (),
         are_promised: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.aside = AsideFill(writer, settings.journal.max_bytes, clock.certain_ms, are_promised)
+        kept = settings.journal.retention
+        self.aside = AsideFill(
+            writer,
+            settings.journal.max_bytes,
+            clock.certain_ms,
+            are_promised,
+            {
+                schema.TABLE_CANDLE: kept.candles.ms,
+                schema.TABLE_MARK_PRICE: kept.mark_price.ms,
+                schema.TABLE_FUNDING_RATE: kept.funding_rate.ms,
+            },
+        )
         self._is_wanted = settings.history.days > 0
         # Without history, too: what an outage has left may reach further back than healing does.
         self.backfill = make_backfill(

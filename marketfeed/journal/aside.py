@@ -142,8 +142,11 @@ class AsideJournal:
                 # A bad page, or nothing for a while.
                 at_ms = max(at_ms, self._oldest_ms(key, at_ms) or time_range.end_ms)
 
-    def rows(self, table: str) -> Iterator[tuple[str | None, list[Row]]]:
-        """The rows of one of `TAKEN`, pair by pair (None: of all), by pages, without pair and number."""
+    def rows(self, table: str, since_ms: int = 0) -> Iterator[tuple[str | None, list[Row]]]:
+        """The rows of one of `TAKEN`, pair by pair (None: of all), by pages, without pair and number.
+
+        Those from `since_ms` on, but of gaps all.
+        """
         if table == "gap":
             yield from self._gaps()
             return
@@ -152,7 +155,7 @@ class AsideJournal:
             "ORDER BY time LIMIT ?"
         )
         for pair, pair_id in self._pairs.items():
-            for page in self._pages(text, pair_id, _STEPS_MS[table]):
+            for page in self._pages(text, pair_id, since_ms, _STEPS_MS[table]):
                 good = [
                     row
                     for row in page
@@ -188,8 +191,8 @@ class AsideJournal:
             for start in range(0, len(rows), PAGE_ROWS):
                 yield pair, rows[start : start + PAGE_ROWS]
 
-    def _pages(self, text: str, pair_id: int, step: int) -> Iterator[list[Row]]:
-        at, limit = 0, PAGE_ROWS
+    def _pages(self, text: str, pair_id: int, at: int, step: int) -> Iterator[list[Row]]:
+        limit = PAGE_ROWS
         while True:
             try:
                 rows = self._reads().db.execute(text, (pair_id, at, limit)).fetchall()

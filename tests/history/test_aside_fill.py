@@ -192,6 +192,27 @@ def test_a_bad_page_costs_its_own_rows(tmp_path: Path, table: str) -> None:
             assert len(missing) <= (cells + 2 if name == table else 0), name
 
 
+def test_what_would_be_deleted_for_its_age_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    set_aside(path)
+    keep_ms = {"candle": HOUR_MS, "mark_price": END_MS - T0 - 3_000, "funding_rate": DAY_MS}
+
+    async def run() -> None:
+        async with JournalWriter(path) as writer:
+            aside = AsideFill(writer, 1 << 40, lambda: END_MS, lambda: True, keep_ms)
+            running = asyncio.create_task(aside.run())
+            await until(lambda: aside.report() and aside.report()[0].state == "drained")
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
+    found = rows(path)
+    assert {len(found[name]) for name in ("mark_1h", "candle")} == {1, 60}
+    assert len(found["mark_price"]) == 2_499
+    assert len(found["funding_rate"]) == DAY_MS // MINUTE_MS
+    assert len(found["funding_settled"]) == 6
+
+
 def test_what_is_no_journal_gives_nothing_and_stops_nothing(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     spoilt = tmp_path / "journal.db.corrupt-20260101T000000.000000Z"
