@@ -41,6 +41,7 @@ COMMANDS = {name for name in NAMES if name.endswith("_commands.py")} | {
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
+        "marketfeed/aggregator/ledger_refused.py",
         "marketfeed/aggregator/ledger_schema.py",
         "marketfeed/influxdb/outbox.py",
         "marketfeed/journal/aside.py",
@@ -73,6 +74,7 @@ ONLY_IN = {
         *COMMANDS,
         "marketfeed/commands/render.py",
         "marketfeed/commands/render_history.py",
+        "marketfeed/commands/render_refused.py",
     },
 }
 TOUCHES_THE_WORLD = {

@@ -20,6 +20,8 @@ from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.inbox import Desk, Post, kept_body
 from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, AggregatorCounters
+from marketfeed.aggregator.refused_notes import RefusedNotes
+from marketfeed.aggregator.refused_request import Why, no_http, refused_request, sentence_of
 from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake, read_signal
 from marketfeed.service.listen import listen
 
@@ -29,9 +31,10 @@ http_log = logging.getLogger(f"{__name__}.http")
 MAX_BODY: Final = 16 * 1024
 TIMEOUT_S: Final = 5.0
 PREFIX: Final = "/api/v1"
-MALFORMED_EVERY_S: Final = 60.0
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 _CALLER: Final = web.RequestKey("caller", Caller)
+_WHY: Final = web.RequestKey("why", Why)
+"""Why a request is refused, where whoever refuses it knows more than the status says."""
 
 _CONFIG: Final = {
     "version": __version__,
@@ -69,6 +72,7 @@ class Api:
         whitelist: tuple[str, ...],
         counters: AggregatorCounters,
         health: Callable[[], list[str]],
+        notes: RefusedNotes,
     ) -> None:
         self.url = ""
         self._host = host
@@ -81,7 +85,8 @@ class Api:
         self._counters = counters
         self._health = health
         self._runner: web.AppRunner | None = None
-        self._malformed = _Malformed(counters)
+        self._notes = notes
+        self._malformed = _Malformed(counters, notes)
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._outermost])
@@ -119,6 +124,8 @@ class Api:
             logger=http_log,
         )
         http_log.addFilter(self._malformed)
+        # What is no HTTP at all, aiohttp logs as a matter of debugging; the filter lets no such line pass.
+        http_log.setLevel(logging.DEBUG)
         self.url = await listen(self._runner, self._host, self._port, "aggregator", backlog=512)
         log.info("aggregator listening url=%s", self.url)
         return self
@@ -127,6 +134,7 @@ class Api:
         if self._runner is not None:
             await self._runner.cleanup()
             http_log.removeFilter(self._malformed)
+            http_log.setLevel(logging.NOTSET)
 
     # --- around every request -------------------------------------------------------------------------
 
@@ -143,7 +151,21 @@ class Api:
             if status == 404:
                 response = _json({"detail": "Not Found"}, status)
         self._counters.requests[response.status] += 1
+        if 400 <= response.status < 500:
+            self._note_refused(request, response.status)
         return response
+
+    def _note_refused(self, request: web.Request, status: int) -> None:
+        post = refused_request(
+            request,
+            status,
+            request.get(_WHY),
+            request.get(_CALLER),
+            self._doorkeeper,
+            self._notes.now_ms(),
+        )
+        if post is not None:
+            self._notes.refuse(post)
 
     def _known(self, handler: Handler) -> Handler:
         """Let only callers in who have shown their password."""
@@ -172,61 +194,74 @@ class Api:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not _KEY.fullmatch(key):
             return self._refuse(
-                _mistake("bad_key", "header", "Idempotency-Key", "1 to 200 printable characters")
+                request,
+                _mistake("bad_key", "header", "Idempotency-Key", "1 to 200 printable characters"),
             )
         if request.content_length is not None and request.content_length > MAX_BODY:
-            return self._too_large()
+            return self._too_large(request)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 body = await request.read()
         except TimeoutError:
-            return self._closed(_json({"detail": "Request body did not come in time"}, 408))
+            return self._cut_off(request, 408, "too_slow", "Request body did not come in time")
         except web.HTTPRequestEntityTooLarge:
-            return self._too_large()
+            return self._too_large(request)
         except web.RequestPayloadError:
-            return self._closed(_json({"detail": "Request body was cut off"}, 400))
+            return self._cut_off(request, 400, "cut_off", "Request body was cut off")
         signal = read_signal(body, self._electorate, self._defaults, caller.feeder)
         if isinstance(signal, Refused):
-            return self._refuse(signal)
+            return self._refuse(request, signal, body)
         for value in signal.defaulted:
-            self._note_missing(signal.feeder, value, "took the default")
+            self._note_missing(request, signal.feeder, value)
         post = Post(signal, caller.username, request.remote or "?", key, kept_body(body))
         reply = await self._desk.post(post)
         if reply.status == 200:
             return _json({"status": reply.text})
         if reply.status == 422:
-            return self._refuse(_mistake("key_reused", "header", "Idempotency-Key", reply.text))
+            reused = _mistake("key_reused", "header", "Idempotency-Key", reply.text)
+            return self._refuse(request, reused, body)
         return _json({"error": f"Error querying {request.path}: {reply.text}"}, reply.status)
 
-    def _refuse(self, refused: Refused) -> web.StreamResponse:
+    def _refuse(
+        self, request: web.Request, refused: Refused, body: bytes | None = None
+    ) -> web.StreamResponse:
         self._counters.refused[refused.reason] += 1
         for mistake in refused.mistakes:
             if mistake.reason in ("missing_confidence", "missing_feeder"):
                 value = mistake.reason.removeprefix("missing_")
-                self._note_missing(refused.feeder or NOBODY, value, "was rejected")
-        log.warning(
-            "signal refused feeder=%s reasons=%r",
-            refused.feeder or NOBODY,
-            "; ".join(mistake.message for mistake in refused.mistakes),
-        )
+                self._note_missing(request, refused.feeder or NOBODY, value, refused=True)
+        sentences = "; ".join(map(sentence_of, refused.mistakes))
+        request[_WHY] = Why(refused.reason, sentences, refused.feeder or "", body)
         return _json({"detail": [mistake.plain() for mistake in refused.mistakes]}, 422)
 
-    def _note_missing(self, feeder: str, value: str, what: str) -> None:
-        lately = self._counters.note_missing(feeder, value, time.monotonic())
+    def _note_missing(
+        self, request: web.Request, feeder: str, value: str, *, refused: bool = False
+    ) -> None:
+        sender = f"account {request[_CALLER].username} at {request.remote or '?'}"
+        lately = self._counters.note_missing(feeder, value, time.monotonic(), sender)
+        if refused:
+            # It has a line as a refused post.
+            return
         log.log(
             logging.ERROR if lately == MISSING_ALARM else logging.WARNING,
-            "signal without %s %s feeder=%s lately=%d",
+            "signal without %s took the default feeder=%s lately=%d",
             value,
-            what,
             feeder,
             lately,
         )
 
-    def _too_large(self) -> web.StreamResponse:
+    def _too_large(self, request: web.Request) -> web.StreamResponse:
         self._counters.refused["too_large"] += 1
-        return self._closed(_json({"detail": f"Request body is larger than {MAX_BODY} bytes"}, 413))
+        return self._cut_off(
+            request, 413, "too_large", f"Request body is larger than {MAX_BODY} bytes"
+        )
 
-    def _closed(self, response: web.Response) -> web.Response:
+    def _cut_off(
+        self, request: web.Request, status: int, reason: str, sentence: str
+    ) -> web.StreamResponse:
+        """Refuse a body that was not read to its end: what follows on the connection is no request."""
+        request[_WHY] = Why(reason, sentence)
+        response = _json({"detail": sentence}, status)
         response.force_close()
         return response
 
@@ -252,29 +287,25 @@ class Api:
 
 
 class _Malformed(logging.Filter):
-    """Counts what is no HTTP, and lets it be logged in one line every `MALFORMED_EVERY_S`.
+    """Has what is no HTTP noted as a refused post, and logged as one.
 
     aiohttp logs each with a traceback: whoever reaches the port, without a password, could fill the disk.
     """
 
-    def __init__(self, counters: AggregatorCounters) -> None:
+    def __init__(self, counters: AggregatorCounters, notes: RefusedNotes) -> None:
         super().__init__()
         self._counters = counters
-        self._logged_s = -MALFORMED_EVERY_S
+        self._notes = notes
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
-            return True
+            return record.levelno > logging.DEBUG
         self._counters.refused["malformed"] += 1
-        now_s = time.monotonic()
-        if now_s - self._logged_s < MALFORMED_EVERY_S:
-            return False
-        self._logged_s = now_s
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.msg, record.args = "malformed request error=%s", (type(error).__name__,)
-        record.exc_info = record.exc_text = None
-        return True
+        # aiohttp names who sent it.
+        address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "?"
+        self._notes.refuse(no_http(address, type(error).__name__, self._notes.now_ms()))
+        return False
 
 
 def _mistake(reason: str, where: str, name: str, message: str) -> Refused:

@@ -16,7 +16,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -45,6 +45,14 @@ class Caller(msgspec.Struct, frozen=True):
 
     username: str
     feeder: str | None
+
+
+class Named(NamedTuple):
+    """The name that a caller tried. `known`: it is an account's; `swapped`: the password is one's name."""
+
+    name: bytes
+    known: bool
+    swapped: bool
 
 
 Denied = Literal["wrong", "limited", "busy"]
@@ -141,6 +149,15 @@ class Doorkeeper:
         if credentials is not None and credentials[0] in self._accounts:
             return TURN_S
         return self._limiter.wait_s(address, self._elapsed_s())
+
+    def named_in(self, authorization: str | None) -> Named | None:
+        """The name in a header, whether its password is right or not; None: there is none."""
+        credentials = basic_credentials(authorization)
+        if credentials is None:
+            return None
+        name, password = credentials
+        known = name in self._accounts
+        return Named(name, known, not known and password in self._accounts)
 
     async def who(self, authorization: str | None, address: str) -> Caller | Denied:
         """Who sends this header from this address."""

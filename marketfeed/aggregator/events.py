@@ -5,7 +5,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from marketfeed.aggregator.ledger_refused import KEPT, Refused, refused_in
 from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.refused_posts import RefusedPost
 from marketfeed.storage.reading import reading
 
 NEWEST: Final = 200
@@ -15,9 +17,9 @@ NEWEST: Final = 200
 class Event(msgspec.Struct, frozen=True):
     """One thing that happened to a signal or a decision, at `time_ms` (ms since the epoch).
 
-    `what`: received (a repeat, which counts once), voted, decided, skipped, sent, answered, unknown, or
-    another state of a forward. `who`: the feeder as it called itself, the primary one of a decision, or
-    the bot's side.
+    `what`: received (a repeat, which counts once), voted, refused (a post that was no signal), decided,
+    skipped, sent, answered, unknown, or another state of a forward. `who`: the feeder as it called itself,
+    the primary one of a decision, or the bot's side. A refused post has no window, pair and side.
     """
 
     time_ms: int
@@ -36,15 +38,20 @@ class Flow:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._after_seq: int | None = None
+        self._after_change = 0
         self._sent: set[tuple[int, int]] = set()
 
     def read(self, newest: int = NEWEST) -> list[Event]:
         """What is new since the last call, in its order; at the first call what followed the newest votes."""
         events: list[Event] = []
         with reading(KIND, self._path) as db:
+            kept, is_cut = KEPT, False
             if self._after_seq is None:
-                rows = db.execute("SELECT seq FROM signal ORDER BY seq DESC LIMIT ?", (newest,))
+                rows = db.execute(
+                    "SELECT seq FROM signal ORDER BY seq DESC LIMIT ?", (newest,)
+                ).fetchall()
                 self._after_seq = min((row[0] for row in rows), default=1) - 1
+                kept, is_cut = newest, len(rows) == newest
             after = self._after_seq
             (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
             signals = db.execute(
@@ -62,6 +69,11 @@ class Flow:
                 (after,),
             )
             events.extend(Event(*row) for row in decisions)
+            refused = refused_in(db, kept, self._after_change)
+            self._after_change = max((row.change for row in refused), default=self._after_change)
+            # No older ones than the votes that a first look goes back to.
+            since_ms = min(event.time_ms for event in events) if is_cut else 0
+            events.extend(_of_refused(row) for row in refused if row.post.last_ms >= since_ms)
             for (
                 window,
                 pair,
@@ -89,6 +101,29 @@ class Flow:
                 events.append(Event(at_ms, what, window, pair, side, side, None, text))
         self._after_seq = next_seq - 1
         return sorted(events, key=lambda event: (event.time_ms, event.window))
+
+
+class RefusedFlow:
+    """The same of refused posts alone. Raises JournalError as `Flow` does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._after_change = 0
+
+    def read(self, newest: int = KEPT) -> list[RefusedPost]:
+        """The rows that are new or have risen since the last call, oldest first; at most so many."""
+        with reading(KIND, self._path) as db:
+            found = refused_in(db, newest, self._after_change)
+        self._after_change = max((row.change for row in found), default=self._after_change)
+        return [row.post for row in reversed(found)]
+
+
+def _of_refused(row: Refused) -> Event:
+    post = row.post
+    text = f"{post.who()}: {post.why()}"
+    if post.times > 1:
+        text += f" ({post.times} times)"
+    return Event(post.last_ms, "refused", 0, "", "", post.feeder, None, text)
 
 
 class Posted(msgspec.Struct, frozen=True):
@@ -123,11 +158,25 @@ class Decided(msgspec.Struct, frozen=True):
     status: int | None
 
 
+class NotTaken(msgspec.Struct, frozen=True):
+    """Refused posts that are alike, in words."""
+
+    last_ms: int
+    first_ms: int
+    times: int
+    who: str
+    feeder: str
+    status: int
+    request: str
+    sentence: str
+
+
 class Recent(NamedTuple):
-    """The newest signals and decisions, newest first."""
+    """The newest signals, decisions and refused posts, newest first."""
 
     posted: list[Posted]
     decided: list[Decided]
+    refused: list[NotTaken]
 
 
 def recent(path: Path, limit: int) -> Recent:
@@ -145,4 +194,17 @@ def recent(path: Path, limit: int) -> Recent:
                ORDER BY decided DESC, decision.window DESC LIMIT ?""",
             (limit,),
         ).fetchall()
-    return Recent([Posted(*row) for row in posted], [Decided(*row) for row in decided])
+        refused = [
+            NotTaken(
+                it.last_ms,
+                it.first_ms,
+                it.times,
+                it.who(),
+                it.feeder,
+                it.status,
+                it.request,
+                it.sentence,
+            )
+            for it in (row.post for row in refused_in(db, limit))
+        ]
+    return Recent([Posted(*row) for row in posted], [Decided(*row) for row in decided], refused)

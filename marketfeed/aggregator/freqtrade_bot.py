@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from marketfeed.aggregator.bot_answers import Meaning, meaning_of, trade_id_of, trade_side_of
+from marketfeed.aggregator.bot_config import BotConfig, config_of, whitelist_of
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
@@ -155,19 +156,21 @@ class Bot:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise BotError(_hide(_text(error), headers)) from error
 
-    async def probe(self) -> None:
-        """Ask for the bot's version, which needs the password. Raises BotError."""
-        await self._get("version", _ORDER_ANSWER_BYTES)
+    async def config(self) -> BotConfig:
+        """What it says of itself, which needs the password. Raises BotError."""
+        try:
+            data, _ = await self._get("show_config", _ORDER_ANSWER_BYTES)
+        except AnsweredError as error:
+            if not error.says_no or error.status == 401:
+                raise
+            # A proxy may deny that alone: then the version shows whether it lets us in.
+            await self._get("version", _ORDER_ANSWER_BYTES)
+            return BotConfig()
+        return config_of(data)
 
-    async def state(self) -> str | None:
-        """What it does: "running", "paused", "stopped"; None: it does not say. Raises BotError."""
-        found = await self._field("show_config", "state")
-        return found if isinstance(found, str) else None
-
-    async def takes_forced(self) -> bool | None:
-        """Whether it takes orders by `forceenter` at all; None: it does not say. Raises BotError."""
-        found = await self._field("show_config", "force_entry_enable", None)
-        return found if isinstance(found, bool) else None
+    async def whitelist(self) -> frozenset[str] | None:
+        """The pairs on its whitelist; None: it does not say. Raises BotError."""
+        return whitelist_of(await self._asked("whitelist"))
 
     async def last_turn(self) -> str | None:
         """When its loop last ended a turn, in its words: "" never, None: it does not say. Raises BotError."""

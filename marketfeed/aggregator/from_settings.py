@@ -19,7 +19,8 @@ def require_complete(settings: AggregatorSettings) -> None:
     mistakes = []
     if not settings.accounts:
         mistakes.append(
-            "aggregator.accounts: expected at least one, or nobody may post; found none"
+            "aggregator.accounts: expected at least one, or nobody may post (`marketfeed hash-password` "
+            "makes its hash); found none"
         )
     if not settings.feeders.long and not settings.feeders.short:
         mistakes.append("aggregator.feeders: expected feeders of at least one side; found none")

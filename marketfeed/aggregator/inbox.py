@@ -24,6 +24,7 @@ from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.standing import Standing
 from marketfeed.aggregator.votes import Votes
+from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, JournalWriteError
@@ -82,6 +83,7 @@ class Desk:
         now_ms: Callable[[], int],
         counters: AggregatorCounters,
         on_forward: Callable[[Decision], None],
+        whitelists: Whitelists | None = None,
     ) -> None:
         self.trouble = Trouble(
             log, "votes cannot be stored", "ledger takes votes again", logging.ERROR
@@ -95,7 +97,8 @@ class Desk:
         self._counters = counters
         self._on_forward = on_forward
         self._standing = Standing(rules.cooldown_ms)
-        self._votes = Votes(rules, self._standing)
+        self._whitelists = Whitelists() if whitelists is None else whitelists
+        self._votes = Votes(rules, self._standing, self._whitelists)
         self._number = 1
         self._pending: list[_Waiting] = []
         self._woken = asyncio.Event()
@@ -178,7 +181,7 @@ class Desk:
         # From here on nothing is awaited: what has been committed since is heard of after it.
         self._number = stored.next_number
         self._standing = Standing.of(stored.forwards, rules.cooldown_ms, now_ms)
-        self._votes = Votes(rules, self._standing)
+        self._votes = Votes(rules, self._standing, self._whitelists)
         for decision in stored.passed:
             self._votes.remember(decision, now_ms)
         for earlier in stored.counted:
@@ -285,6 +288,7 @@ class Desk:
             self._announce(decision)
         for receipt in receipts:
             signal = receipt.vote.signal
+            self._counters.heard(signal.feeder, receipt.vote.received_ms)
             self._counters.signals[signal.feeder, receipt.outcome] += 1
             if signal.strength_text is not None:
                 self._counters.strength_texts[signal.feeder] += 1
@@ -330,6 +334,7 @@ class Desk:
 
     def _announce(self, decision: Decision) -> None:
         self._counters.decisions[decision.side, decision.outcome] += 1
+        self._whitelists.decided(decision)
         log.info(
             "decided outcome=%s window=%d pair=%s tag=%r feeders=%s reasons=%r",
             decision.outcome,

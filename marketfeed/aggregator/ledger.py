@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from marketfeed.aggregator.ballots import FORWARD, SKIP, Decision, Vote
-from marketfeed.aggregator.ledger_beginning import BegunFile
+from marketfeed.aggregator.ledger_refused import RefusedFile
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
@@ -63,7 +63,7 @@ class PairAtWorkError(LedgerError):
         self.forward = forward
 
 
-class Ledger(BegunFile):
+class Ledger(RefusedFile):
     """The one writer of a ledger file."""
 
     kind = KIND

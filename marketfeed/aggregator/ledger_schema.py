@@ -80,9 +80,21 @@ CREATE TABLE IF NOT EXISTS clock(
     booted INTEGER NOT NULL
 )"""
 """By which clock the times of the last start are: of which run of the host, and when that began by it."""
+_CREATE_REFUSED_POST: Final = """
+CREATE TABLE IF NOT EXISTS refused_post(
+    key BLOB PRIMARY KEY,
+    sender TEXT NOT NULL, change INTEGER NOT NULL,
+    account TEXT NOT NULL, identity TEXT NOT NULL, address TEXT NOT NULL,
+    feeder TEXT NOT NULL, request TEXT NOT NULL,
+    status INTEGER NOT NULL, reason TEXT NOT NULL, sentence TEXT NOT NULL,
+    digest BLOB NOT NULL, body_bytes INTEGER,
+    first INTEGER NOT NULL, last INTEGER NOT NULL, times INTEGER NOT NULL
+) WITHOUT ROWID"""
+"""Counted posts that were no signal: see `ledger_refused`. Not shipped, so without numbers."""
 _GROWN: Final = (
     _CREATE_BEGINNING.replace("TABLE", "TABLE IF NOT EXISTS"),
     _CREATE_CLOCK,
+    _CREATE_REFUSED_POST,
     "INSERT OR IGNORE INTO beginning (id, name, held) VALUES (1, '', '')",
 )
 """For a file of before: it has no name yet, and whether it is the right one the mark beside it says."""
@@ -91,6 +103,7 @@ _CREATE: Final = f"""
 {_META};
 {_BEGUN};
 {_CREATE_CLOCK};
+{_CREATE_REFUSED_POST};
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL,
@@ -200,6 +213,7 @@ def _back_to_1(db: sqlite3.Connection) -> None:
         "DROP TABLE meta",
         "DROP TABLE IF EXISTS beginning",
         "DROP TABLE IF EXISTS clock",
+        "DROP TABLE IF EXISTS refused_post",
         "ALTER TABLE sequence DROP COLUMN commits",
         "DROP VIEW forwarded",
         "DROP VIEW vote",

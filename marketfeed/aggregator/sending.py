@@ -261,8 +261,11 @@ class Sender:
             answer.words,
         )
         now_s = time.monotonic()
+        self.refusals.answered(answer.meaning, answer.words, sending.pair)
         if answer.meaning == "refused":
             self.refusals.refused(answer.words, sending.pair, now_s)
+            if self.refusals.of_all(now_s):
+                self._access.ask_now()
         elif answer.meaning == "accepted":
             self.refusals.accepted()
             if answer.side not in (None, sending.side):

@@ -34,6 +34,7 @@ from marketfeed.aggregator.ledger_beginning import CLOCK_SET
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
+from marketfeed.aggregator.reasons import Kind, Reason
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unknown_trades import unknown_trades
@@ -190,26 +191,29 @@ class Start:
         found_ms, words = self._refused.get(forward.pair, (0, ""))
         return words if forward.decided_ms <= found_ms else ""
 
-    def reasons(self) -> list[str]:
+    def reasons(self) -> list[Reason]:
         """Why the aggregator is not well, as far as it is seen here. Each ends by itself."""
         found = []
         now_ms = self._now_ms()
         if (left_ms := self._until_ms - now_ms) > 0:
-            found.append(f"{self._why}: nothing is forwarded for another {left_ms / 1000:.0f} s")
+            found.append(Kind.HELD.reason(more=self._why, N=f"{left_ms / 1000:.0f}"))
         slow = time.monotonic() - self._began_s > SLOW_S
         for side, item in self._sides.items():
             shown = slow or bool(item.trouble) or item.asked_ms is not None
-            if left_ms <= 0 and shown and (words := self.waits(side)):
-                found.append(f"nothing is forwarded to the bot of {side}: {words}")
+            held_ms = self._held_until_ms(item) - now_ms
+            if left_ms <= 0 and shown and held_ms > 0:
+                why = f"bot of {side}: {self._why}"
+                found.append(Kind.HELD.reason(more=why, N=f"{held_ms / 1000:.0f}"))
+            elif left_ms <= 0 and shown and self._must_ask(item):
+                why = item.trouble.why or "no answer yet"
+                found.append(Kind.UNASKED.reason(SIDE=side, more=why))
             named = [
                 it.words() for it in item.unknown if now_ms < it.found_ms + self._spans.asked_ms
             ]
             if named:
                 more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
-                found.append(
-                    f"the bot of {side} has trades of ours that the ledger does not know: "
-                    f"{'; '.join(named[:NAMED])}{more}"
-                )
+                words = f"{'; '.join(named[:NAMED])}{more}"
+                found.append(Kind.UNKNOWN_TRADES.reason(SIDE=side, more=words))
         return found
 
     # --- the asking -----------------------------------------------------------------------------------

@@ -294,6 +294,7 @@ _EVENT_STYLES = {
     "found": "green",
     "skipped": "yellow",
     "received": "dim",
+    "refused": "yellow",
     "expired": "bold red",
     "unknown": "bold red",
     "lost": "bold red",
@@ -321,7 +322,7 @@ def show_flow(events: Sequence[Event], *, title: bool = False) -> None:
         text = line(
             f"{at:%Y-%m-%d %H:%M:%S}.{event.time_ms % 1000:03d}",
             event.what,
-            str(event.window),
+            str(event.window or ""),
             event.pair,
             event.side,
             event.who,

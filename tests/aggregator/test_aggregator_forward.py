@@ -30,6 +30,7 @@ from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
+from marketfeed.aggregator.reasons import Kind
 from marketfeed.aggregator.signals import Electorate, Signal
 from marketfeed.aggregator.votes import Votes
 from marketfeed.clock import HostClock
@@ -615,7 +616,7 @@ def test_a_clock_that_was_set_is_reported(tmp_path: Path, set_s: int, words: str
             (reason,) = health["reasons"]
             assert reason == (
                 f"this host's clock has been set {words} since the start: times are by the old one "
-                "until a restart"
+                "(until a restart)"
             )
 
     asyncio.run(scenario())
@@ -760,9 +761,8 @@ def test_a_side_whose_bot_is_gone_leaves_nothing_open(
             assert answer.startswith(words)
             lost = await reasons_of(aggregator)
             assert len(lost) == int(end == "lost")
-            assert (await aggregator.status())[1]["lost"].get("long", []) == [
-                reason.removeprefix("forward lost: ") for reason in lost
-            ]
+            told = (await aggregator.status())[1]["lost"].get("long", [])
+            assert [str(Kind.LOST.reason(more=words)) for words in told] == lost
             assert bot.posts == []
 
     asyncio.run(scenario())

@@ -487,6 +487,7 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     rows = dict.fromkeys(("signal", "decision", "forward"), (1, 1))
     alone = dict.fromkeys(("sequence", "heartbeat", "refused_line", "beginning"), (1, 0))
     alone |= {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0), "clock": (1, 0)}
+    alone |= {"refused_post": (0, 0)}
     assert added(path) == rows | alone
     events = ["sent", "answered", "voted", "decided"]
     assert [event.what for event in flow.read()] == events

@@ -177,7 +177,7 @@ def test_a_clock_that_was_set_holds_for_a_cool_down(tmp_path: Path, why: str, fo
             begun.start.begin()
             assert (begun.held.until_ms, begun.held.why) == (begun.now_ms + for_ms, why)
             (reason,) = begun.start.reasons()
-            assert reason == f"{why}: nothing is forwarded for another {for_ms // 1000} s"
+            assert reason.text == f"{why}: nothing is forwarded for another {for_ms // 1000} s"
 
     asyncio.run(scenario())
 
@@ -241,7 +241,7 @@ def test_an_odd_time_ends_nothing(tmp_path: Path, opened_ms: int) -> None:
             await asyncio.wait_for(_until_asked(begun), 30)
             if opened_ms > 0:
                 assert begun.held.trades == [(PAIR, "long", opened_ms)]
-                assert any(f"opened at {opened_ms}" in it for it in begun.start.reasons())
+                assert any(f"opened at {opened_ms}" in it.text for it in begun.start.reasons())
 
     asyncio.run(scenario())
 

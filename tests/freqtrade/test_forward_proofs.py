@@ -1,6 +1,7 @@
 """The proofs of what is forwarded, in short and with scripted bots: the commands run, and find nothing.
 
-With real bots, and as long as they are: `make test-freqtrade WHAT="burst conflicts recovery ledgers kills"`.
+With real bots, and as long as they are:
+`make test-freqtrade WHAT="burst conflicts recovery health ledgers kills"`.
 """
 
 import json

@@ -16,6 +16,7 @@ _WHOLE: Final[dict[str, tuple[str, ...]]] = {
     "burst": (),
     "conflicts": (),
     "recovery": (),
+    "health": (),
     "ledgers": (),
     "kills": ("--decisions", "1000", "--seed", "1"),
 }

@@ -81,6 +81,16 @@ async function recent(seq) {
       ]),
       "None yet",
     );
+    fill(
+      element("refused"),
+      body.refused.map((one) => [
+        time(one.last_ms).slice(5),
+        one.feeder ? `${one.who}, feeder ${one.feeder}` : one.who,
+        count(one.times),
+        [`${one.status} ${one.sentence}`, "warn"],
+      ]),
+      "None yet",
+    );
     shown = seq;
     element("problem").hidden = true;
   } catch (error) {
@@ -96,6 +106,24 @@ const listed = (counts) => {
   return rows.length ? rows.map(([name, value]) => [name, count(value)]) : [["None yet", "–"]];
 };
 const sum = (counts) => Object.values(counts).reduce((total, value) => total + value, 0);
+
+// What a bot says of itself, and the orders that it refused, by why.
+function bot(told) {
+  const said = (value) => (value === null ? "not told" : String(value));
+  const outside = told.outside_pairs.length ? `: ${told.outside_pairs.slice(0, 3).join(", ")}` : "";
+  return [
+    ["State", said(told.state), told.state === "running" || told.state === null ? "" : "bad"],
+    ["Takes forced entries", said(told.force_entry_enable), told.force_entry_enable === false ? "bad" : ""],
+    ["Open trades at most", told.max_open_trades < 0 ? "any number" : said(told.max_open_trades)],
+    ["Stake, mode", `${said(told.stake_currency)}, ${said(told.trading_mode)}`],
+    ["Pairs on its whitelist", said(told.whitelist)],
+    ["Decisions of others", `${count(told.outside_whitelist)}${outside}`],
+    ["Expired though not full", count(told.expired_with_room), warnIf(told.expired_with_room)],
+    ...Object.entries(told.refusals)
+      .filter(([, value]) => value)
+      .map(([why, value]) => [`Refused: ${why}`, count(value)]),
+  ];
+}
 
 function now({ status, next_seq: seq }) {
   headline(status, "Marketfeed aggregator");
@@ -113,6 +141,7 @@ function now({ status, next_seq: seq }) {
     ["Forwards not confirmed", count(sum(status.unsettled)), warnIf(sum(status.unsettled))],
     ["Forwards lost", count(lost), badIf(lost)],
   ]);
+  for (const [side, told] of Object.entries(status.bots)) panels.show(`Bot of ${side}`, bot(told));
   panels.show("Signals", listed(status.signals));
   panels.show("Refused", listed(status.refused));
   panels.show("Decisions", listed(status.decisions));
