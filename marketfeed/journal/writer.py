@@ -1,6 +1,7 @@
 """The journal on a thread of its own, and a fresh one in its place when it is damaged."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -49,6 +50,8 @@ class JournalWriter(FileThread[Journal]):
         self._gaps_held = Counter[str](), Counter[str]()
         self._documents: dict[str, tuple[bytes, int]] = {}
         self._again_after_s = tuple(again_after_s)
+        # Which file that is that is open, or was last.
+        self._opened: tuple[int, int] | None = None
         # The call that could not read to the end.
         self._unanswered: Question | None = None
 
@@ -168,6 +171,8 @@ class JournalWriter(FileThread[Journal]):
 
         started_s = time.monotonic()
         self._file = journal = Journal.open(self.path, again_after_s=self._again_after_s, look=look)
+        with contextlib.suppress(OSError):
+            self._opened = identity(self.path)
         journal.gap_states = self.gap_states
         self.next_seq = journal.next_seq
         if journal.set_aside is not None:
@@ -177,10 +182,10 @@ class JournalWriter(FileThread[Journal]):
         log.info("journal open seconds=%.2f path=%s", time.monotonic() - started_s, self.path)
 
     def _replace(self) -> None:
-        found = identity(self.path)
+        before = self._opened
         self._close()
         self._open()
-        if identity(self.path) != found:
+        if self._opened != before:
             # It tells of another file.
             self.failed_reads.at_s = -math.inf
         self._run(self._save_documents)

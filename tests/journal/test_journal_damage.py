@@ -267,6 +267,29 @@ def test_what_can_be_read_when_asked_again_is_answered(path: Path) -> None:
     assert set_aside(path) == []
 
 
+def test_what_was_met_of_another_file_is_over_with_it(path: Path, tmp_path: Path) -> None:
+    """A file that was taken away, while another one came to stand there, as a restored backup does."""
+
+    async def run() -> None:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
+            await writer.call(fill)
+            take_away(path, tmp_path)
+            with pytest.raises(JournalWriteError, match="another file stands in its place"):
+                await writer.require_whole()
+            assert writer.failed_reads.ago_s < math.inf
+            await writer.replace()
+            assert writer.failed_reads.ago_s == math.inf
+
+    asyncio.run(run())
+    assert set_aside(path) == []
+
+
+def take_away(path: Path, directory: Path) -> None:
+    for suffix in ("", "-wal", "-shm", ".lock"):
+        Path(f"{path}{suffix}").rename(directory / f"away{suffix}")
+    Journal.open(path).close()
+
+
 def test_a_disk_that_takes_no_fresh_one_keeps_the_old_one(path: Path) -> None:
     with Journal.open(path) as journal:
         fill(journal)
