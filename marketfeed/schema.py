@@ -172,6 +172,8 @@ AGGREGATOR_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
             "leverage": float,
             "price": float,
             "strength": float,
+            "strength_text": str,
+            "unknown_fields": str,
             "called": str,
             "tag": str,
             "window": int,

@@ -73,6 +73,7 @@ ONLY_IN = {
     "rich": {
         *COMMANDS,
         "marketfeed/commands/render.py",
+        "marketfeed/commands/render_demo.py",
         "marketfeed/commands/render_history.py",
         "marketfeed/commands/render_refused.py",
     },
@@ -245,3 +246,7 @@ def test_the_aggregator_loads_nothing_of_the_collector() -> None:
     not_its_own = {"binance", "ingest", "gaps", "history", "pairs", "collector", "commands"}
     of_others = {f"marketfeed.{package}" for package in not_its_own}
     assert {"cryptofeed", "influxdb_client", *of_others} & loaded == set()
+
+
+def test_commands_that_show_something_do_not_load_pandas() -> None:
+    assert {"pandas", "reader"} & loaded_by("marketfeed.commands.render") == set()

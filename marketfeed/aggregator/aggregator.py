@@ -78,7 +78,7 @@ class Aggregator:
     """
 
     def __init__(self, settings: Settings, pace: Pace = DEFAULT_PACE) -> None:
-        require_complete(settings.aggregator)
+        require_complete(settings.aggregator, pace.searched_s)
         self._settings = settings
         self._pace = pace
         self._rules = rules_of(settings.aggregator)
@@ -380,6 +380,7 @@ class Aggregator:
             ledger_schema=about_version(KIND, self._ledger.version),
             signals={" ".join(key): count for key, count in counters.signals.items()},
             strength_texts=dict(counters.strength_texts),
+            contradictions={" ".join(key): n for key, n in counters.contradictions.items()},
             refused=dict(counters.refused),
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},

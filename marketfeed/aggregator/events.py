@@ -1,12 +1,14 @@
 """What went through the aggregator: event by event, and the newest; read beside the ledger's writer."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.json import encode
 
 from marketfeed.aggregator.ledger_refused import KEPT, Refused, refused_in
-from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_schema import KIND, columns_beside
+from marketfeed.aggregator.mean import confidence_text
 from marketfeed.aggregator.refused_posts import RefusedPost
 from marketfeed.storage.reading import reading
 
@@ -55,12 +57,17 @@ class Flow:
             after = self._after_seq
             (next_seq,) = db.execute("SELECT next FROM sequence").fetchone()
             signals = db.execute(
-                """SELECT received, CASE outcome WHEN 'voted' THEN 'voted' ELSE 'received' END,
-                          window, pair, side, called, confidence, answer
-                   FROM signal WHERE seq > ?""",
+                # One of two constants.
+                f"""SELECT received, CASE outcome WHEN 'voted' THEN 'voted' ELSE 'received' END,
+                           window, pair, side, called, confidence, answer, {columns_beside(db)}
+                    FROM signal WHERE seq > ?""",  # noqa: S608
                 (after,),
             )
-            events.extend(Event(*row) for row in signals)
+            for row in signals:
+                *_, answer, strength_text, unknown_fields = row
+                beside = _beside(strength_text, unknown_fields)
+                text = "; ".join(filter(None, (answer, beside)))
+                events.append(Event(*(*row[:7], text)))
             decisions = db.execute(
                 """SELECT decided, CASE outcome WHEN 'forward' THEN 'decided' ELSE 'skipped' END,
                           window, pair, side, "primary", confidence,
@@ -127,7 +134,10 @@ def _of_refused(row: Refused) -> Event:
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """A signal as it was taken down, without what may identify its sender."""
+    """A signal as it was taken down, without what may identify its sender.
+
+    Its confidence, and that of a decision, is rounded to two decimals, half up.
+    """
 
     number: int
     received_ms: int
@@ -137,6 +147,8 @@ class Posted(msgspec.Struct, frozen=True):
     confidence: float
     outcome: str
     window: int
+    beside: str
+    """A strength that is a text, and fields that are not read, in words."""
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -183,8 +195,9 @@ def recent(path: Path, limit: int) -> Recent:
     """What the ledger at `path` holds last, read beside its writer. Raises JournalError."""
     with reading(KIND, path) as db:
         posted = db.execute(
-            """SELECT number, received, pair, side, feeder, confidence, outcome, window
-               FROM signal ORDER BY number DESC LIMIT ?""",
+            f"""SELECT number, received, pair, side, feeder, confidence, outcome, window,
+                       {columns_beside(db)}
+                FROM signal ORDER BY number DESC LIMIT ?""",  # noqa: S608
             (limit,),
         ).fetchall()
         decided = db.execute(
@@ -207,4 +220,22 @@ def recent(path: Path, limit: int) -> Recent:
             )
             for it in (row.post for row in refused_in(db, limit))
         ]
-    return Recent([Posted(*row) for row in posted], [Decided(*row) for row in decided], refused)
+    return Recent(
+        [_rounded(Posted(*(*row[:8], _beside(*row[8:])))) for row in posted],
+        [_rounded(Decided(*row)) for row in decided],
+        refused,
+    )
+
+
+_S = TypeVar("_S", Posted, Decided)
+
+
+def _rounded(shown: _S) -> _S:
+    return msgspec.structs.replace(shown, confidence=float(confidence_text(shown.confidence)))
+
+
+def _beside(strength_text: str | None, unknown_fields: str | None) -> str:
+    # As JSON, so that nothing in it moves a terminal's cursor.
+    strength = "" if strength_text is None else f"strength {encode(strength_text).decode()}"
+    unread = "" if unknown_fields is None else f"not read {unknown_fields}"
+    return ", ".join(filter(None, (strength, unread)))

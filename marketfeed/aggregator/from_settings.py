@@ -7,6 +7,7 @@ from marketfeed.aggregator.ballots import Rules
 from marketfeed.aggregator.passed import kept_ms
 from marketfeed.aggregator.signals import SIDES, Electorate
 from marketfeed.aggregator.start import Spans
+from marketfeed.aggregator.timing import DEFAULT_PACE
 from marketfeed.errors import SettingsError
 from marketfeed.settings.aggregator import AggregatorSettings
 
@@ -14,8 +15,13 @@ _THIS_HOST: Final = ("localhost", "127.0.0.1", "::1")
 """What one bot on this host may be called."""
 
 
-def require_complete(settings: AggregatorSettings) -> None:
-    """Raise SettingsError, with every mistake, when the aggregator could not do its work with these."""
+def require_complete(
+    settings: AggregatorSettings, searched_s: float = DEFAULT_PACE.searched_s
+) -> None:
+    """Raise SettingsError, with every mistake, when the aggregator could not do its work with these.
+
+    `searched_s`: so long after a bot's time-out the trade of an order is looked for (`Pace`).
+    """
     mistakes = []
     if not settings.accounts:
         mistakes.append(
@@ -32,6 +38,15 @@ def require_complete(settings: AggregatorSettings) -> None:
             mistakes.append(
                 f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
                 f"MARKETFEED_AGGREGATOR__BOTS__{side.upper()}__PASSWORD; found none"
+            )
+    for side, bot in bots.items():
+        least_s = bot.timeout_s + searched_s
+        if bot.url and settings.unconfirmed_s < least_s:
+            # Else an order is lost, and alarms, before its answer is due or its trade can be found.
+            mistakes.append(
+                f"aggregator.unconfirmed_s: expected at least {least_s:g}, which is "
+                f"aggregator.bots.{side}.timeout_s ({bot.timeout_s:g}) and {searched_s:g} s to look for the "
+                f"trade; found {settings.unconfirmed_s:g}"
             )
     if len(places := [_place(bot.url) for bot in bots.values() if bot.url]) > len(set(places)):
         mistakes.append(

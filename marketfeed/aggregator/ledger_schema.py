@@ -201,6 +201,12 @@ def _grow(db: sqlite3.Connection) -> None:
         log.warning("ledger not grown, going on with it as it is error=%r", str(error))
 
 
+def columns_beside(db: sqlite3.Connection) -> str:
+    """The columns of what a signal has beside its vote, of any version: those of version 1 have none."""
+    found = db.execute("SELECT 1 FROM pragma_table_info('signal') WHERE name = 'unknown_fields'")
+    return "strength_text, unknown_fields" if found.fetchone() else "NULL, NULL"
+
+
 def _back_to_1(db: sqlite3.Connection) -> None:
     """Forwards to a bot that version 1 does not know are left out; a leverage that was left to a bot is 1.
 

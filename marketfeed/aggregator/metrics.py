@@ -31,7 +31,9 @@ class AggregatorCounters:
         self.signals: Counter[tuple[str, str]] = Counter()
         """By feeder and outcome."""
         self.strength_texts: Counter[str] = Counter()
-        """By feeder: signals stored whose strength is a text, which stands in the body alone."""
+        """By feeder: signals stored whose strength is a text."""
+        self.contradictions: Counter[tuple[str, str]] = Counter()
+        """By feeder and value: signals stored whose field and tag say different things of it."""
         self.refused: Counter[str] = Counter()
         """By reason: posts that were no signal."""
         self.missing: Counter[tuple[str, str]] = Counter()
@@ -108,6 +110,12 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
             ("feeder",),
             "Signals stored whose strength is a text",
             c.strength_texts,
+        ),
+        (
+            "contradictions",
+            ("feeder", "value"),
+            "Signals stored whose field and tag contradict each other",
+            c.contradictions,
         ),
         ("refused", ("reason",), "Posts that were no signal", c.refused),
         (

@@ -58,6 +58,8 @@ def _vote(row: Row) -> str:
         leverage,
         price,
         strength,
+        strength_text,
+        unknown_fields,
     ) = row
     numbers = {
         "confidence": confidence,
@@ -66,7 +68,10 @@ def _vote(row: Row) -> str:
         "strength": strength,
     }
     pair_tag = lines.escape_tag(pair)
-    return lines.signal_text(pair_tag, side, feeder, received_ms, numbers, called, tag, window)
+    texts = {"strength_text": strength_text, "unknown_fields": unknown_fields}
+    return lines.signal_text(
+        pair_tag, side, feeder, received_ms, numbers, called, tag, window, texts
+    )
 
 
 def _decision(row: Row) -> str:
@@ -102,7 +107,8 @@ _FORWARD_FIELDS = frozenset({"status", "sent", "answered", "state"})
 _COLUMNS = MappingProxyType(
     {
         "vote": (
-            "received, pair, side, feeder, called, tag, window, confidence, leverage, price, strength"
+            "received, pair, side, feeder, called, tag, window, confidence, leverage, price, strength, "
+            "strength_text, unknown_fields"
         ),
         "decision": (
             'decided, pair, side, "primary", outcome, reasons, votes, of, confidence, tag, leverage'

@@ -49,6 +49,8 @@ class AggregatorReport(msgspec.Struct, frozen=True):
     """Which schema version the ledger has, and what that means for others."""
     signals: dict[str, int]
     strength_texts: dict[str, int]
+    contradictions: dict[str, int]
+    """Signals whose field and tag contradict each other, by feeder and value."""
     refused: dict[str, int]
     decisions: dict[str, int]
     forwards: dict[str, int]

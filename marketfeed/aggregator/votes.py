@@ -115,8 +115,12 @@ class Votes:
         return decisions
 
     def next_due_ms(self) -> int | None:
-        """When the next window is decided if no vote comes; None: there is none."""
-        return self._next_ms(0) if self._open else None
+        """Before this no window is decided, if no vote comes; None: there is none.
+
+        It may be earlier than it would have to be: `due` at that time knows better. To look through all
+        windows after every vote would cost more than all else about it.
+        """
+        return self._idle_until_ms if self._open else None
 
     def open_windows(self) -> int:
         """How many windows are open."""

@@ -182,6 +182,7 @@ def _shipping(report: ShipReport | None) -> Iterable[Metric]:
         _PREFIX,
         ("unshipped_rows", "Rows that InfluxDB has not acknowledged", report.unshipped),
         ("ship_trouble_seconds", "For how long shipping has been failing", report.trouble_for_s),
+        ("held_shards", "Measurements and shards that InfluxDB refuses", len(report.held)),
         ("ship_parked", "1 while rights, address or settings are wrong", report.state == "parked"),
     )
 

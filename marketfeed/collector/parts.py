@@ -25,6 +25,7 @@ from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
 from marketfeed.history.archive_rates import ArchiveRates
 from marketfeed.history.background import History, kept_ms, uses_archive
 from marketfeed.history.funding import SettledRates
+from marketfeed.influxdb.expiry import Expiry
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
@@ -165,6 +166,8 @@ class CollectorParts:
                 now_ms=clock.now_ms,
                 coverage=lambda: writer.all_coverage,
                 lives=lambda: source.book.lives,
+                documents=writer,
+                keeps_ms=Expiry(settings.influxdb, session).keeps_ms,
             )
             log.info("shipping to target=%r", influx.target)
 

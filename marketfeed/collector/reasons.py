@@ -63,6 +63,10 @@ class Kind(Enum):
     UNWRITTEN = ("the journal cannot be written for {N} s", "a commit succeeds")
     SHIPPING = ("shipping to InfluxDB is {STATE} for {N} s: {more}", "InfluxDB acknowledges again")
     LINES_REFUSED = ("InfluxDB refused lines, the last of them {N} s ago: {more}", _LATELY)
+    HELD = (
+        "InfluxDB refuses rows of {N} shards, they wait: {more}",
+        "it takes a line of each",
+    )
     CONNECTION = ("{NAME} is {STATE}: {more}", "it is open")
     CONNECTION_SILENT = ("{NAME} is silent for {N} s", "frames come again")
     APART = (
@@ -178,6 +182,8 @@ class Judge:
                 STATE=shipping.state, N=f"{shipping.trouble_for_s:.0f}", more=shipping.trouble
             )
         yield from self._lately(Kind.LINES_REFUSED, parts.shipper.refusals)
+        if shipping.held:
+            yield Kind.HELD.reason(N=len(shipping.held), more=named(shipping.held))
 
     def _of_exchange(self, parts: CollectorParts) -> Iterator[Reason]:
         if ahead_s := self._clock.frames_ahead_s():

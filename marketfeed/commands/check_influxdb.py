@@ -64,8 +64,7 @@ async def _check_expiry(settings: Settings, admin: InfluxAdmin) -> list[Finding]
         return []
     text = (
         f"bucket {bucket!r} keeps its points for {Duration(keeps_ms)}, the journal its candles for "
-        f"{wanted} (journal.retention.candles): what is older is refused, put aside and not to be read "
-        "there"
+        f"{wanted} (journal.retention.candles): what is older is not sent, and not to be read there"
     )
     return [Finding("influxdb retention", "warning", text)]
 

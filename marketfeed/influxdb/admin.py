@@ -16,6 +16,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.errors import MarketfeedError, words_of
 from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.expiry import Expiry
 from marketfeed.influxdb.tls import trust_of, with_advice
 from marketfeed.influxdb.writer import InfluxWriter, auth_headers, hide_token, token_of
 from marketfeed.settings.model import InfluxSettings
@@ -161,16 +162,14 @@ class InfluxAdmin:
         return [str(row[0]) for item in await self.query("SHOW DATABASES") for row in item.values]
 
     async def keeps_ms(self) -> int | None:
-        """For how long the bucket keeps points, by the time they bear; None: for ever."""
-        if self._settings.api == "v2":
-            seconds = await asyncio.to_thread(self._expiry_s)
-            return seconds * 1000 or None
-        for series in await self.query("SHOW RETENTION POLICIES", self._settings.bucket):
-            for row in series.values:
-                policy = dict(zip(series.columns, row, strict=True))
-                if policy["default"]:
-                    return _go_duration_ms(str(policy["duration"])) or None
-        return None
+        """For how long the bucket keeps points, by the time they bear; None: for ever.
+
+        Raises InfluxError where this token may not see it.
+        """
+        found = await Expiry(self._settings, self._session).keeps_ms()
+        if found is None:
+            raise InfluxError(f"{self._url}: this token does not see the bucket")
+        return found or None
 
     async def create_database(self) -> None:
         """Create the bucket's database on 1.x."""
@@ -302,10 +301,6 @@ class InfluxAdmin:
                 )
             return found[0]
 
-    def _expiry_s(self) -> int:
-        rules = self._bucket().retention_rules or ()
-        return min((int(rule.every_seconds or 0) for rule in rules), default=0)
-
     def _create_bucket(self, org_id: str) -> None:
         from influxdb_client import Bucket  # noqa: PLC0415 - imported only when needed
 
@@ -329,12 +324,6 @@ class InfluxAdmin:
                     default=True,
                 )
             )
-
-
-def _go_duration_ms(text: str) -> int:
-    """What Go writes of a duration, such as 720h0m0s; 0s is none."""
-    units = {"h": schema.HOUR_MS, "m": schema.MINUTE_MS, "s": schema.SECOND_MS}
-    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", text))
 
 
 @contextlib.contextmanager

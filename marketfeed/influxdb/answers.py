@@ -32,6 +32,8 @@ _BEYOND_RETENTION: Final = re.compile(
     r"|partial write: dropped (\d{1,9}) points outside retention policy"
 )
 
+_CONFLICT: Final = re.compile(r'field type conflict: input field "[^"]*" on measurement "([^"]+)"')
+
 Action = Literal["acknowledged", "retryable", "throttled", "rejected", "misconfigured"]
 
 
@@ -48,7 +50,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `text` is the server's message, for people. `blames_lines`: the message is about lines, so that a
     halving will find the bad ones; otherwise it may be the request that is wrong. So many as
-    `beyond_retention` are older than what the bucket keeps. `pending`: the lines may be carried out
+    `beyond_retention` are older than what the bucket keeps; `conflict` is a measurement of which the bucket
+    holds a field of another type. `pending`: the lines may be carried out
     yet, even after what is sent later. `answered`: the server (or a proxy before it) has answered.
     """
 
@@ -57,6 +60,7 @@ class Verdict(msgspec.Struct, frozen=True):
     after_s: float | None = None
     blames_lines: bool = False
     beyond_retention: int = 0
+    conflict: str = ""
     pending: bool = False
     answered: bool = True
 
@@ -78,7 +82,14 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
         # One for each line. (What is dropped for its fields' types may be counted by field.)
         too_old = _BEYOND_RETENTION.search(text)
         dropped = 0 if too_old is None else int(too_old[1] or too_old[2])
-        return Verdict("rejected", text, blames_lines=blames_lines, beyond_retention=dropped)
+        conflict = _CONFLICT.search(text)
+        return Verdict(
+            "rejected",
+            text,
+            blames_lines=blames_lines,
+            beyond_retention=dropped,
+            conflict="" if conflict is None else conflict[1],
+        )
     if status in (429, 503):
         return Verdict("throttled", text, _bounded_s(headers.get("Retry-After"), now_s))
     if status >= 500:

@@ -7,7 +7,7 @@ may be fewer candles in a bucket's interval than the bucket has, never more.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -168,12 +168,13 @@ def intervals(
     unacknowledged: Unacknowledged,
     refused: Refused,
     line_keys: Mapping[Key, str],
+    held: Callable[[str], Sequence[TimeRange]] = lambda _: (),
 ) -> dict[Key, TimeRange]:
     """The interval of each series that is promised, and about which something is known.
 
     `stored` is coverage as of before the rows were looked at, `kept` as of afterwards: what was deleted
     meanwhile has not been found among the rows, and was perhaps never shipped. `line_keys` name the series
-    in `refused`.
+    in `refused`. `held` says where rows of a measurement have been passed over.
     """
     lacking = unacknowledged.ranges()
     is_known = unacknowledged.is_whole and not refused.is_unknown
@@ -182,8 +183,8 @@ def intervals(
         now = kept.get(key)
         if now is None:
             continue
-        mine = lacking.get(key, [])
         name = line_keys[key]
+        mine = [*lacking.get(key, ()), *held(name.partition(",")[0])]
         if name in refused.opens_ms or name in refused.gone_ms:
             length_ms = schema.SERIES_MS[key[1]]
             mine = mine + [TimeRange(at, at + length_ms) for at in refused.opens_ms.get(name, ())]
@@ -203,14 +204,15 @@ def settled_parts(
     line_keys: Mapping[str, str],
     told: Iterable[str],
     since_ms: int = 0,
+    held: Sequence[TimeRange] = (),
 ) -> dict[Key, TimeRange]:
     """Up to when a bucket has each pair's settlements, as an empty part that stands there.
 
     `settled_to_ms` is that of what is stored and acknowledged. It ends at the first that was refused; which
     one that is of those that are told no more, is not known. `line_keys` name the pairs in `refused`. Of one
     that was `told`, and is not known any more, 0 is said: the point of the hour has the field.
-    What was refused of before `since_ms` does not matter: readers look no further back, and a bucket with an
-    expiry refuses all that is older than that.
+    So it does where settlements are `held`. What was refused of before `since_ms` does not matter: readers
+    look no further back, and a bucket with an expiry refuses all that is older than that.
     """
     found: dict[Key, TimeRange] = {}
     for pair, name in line_keys.items():
@@ -218,6 +220,9 @@ def settled_parts(
         if refused.is_unknown or refused.gone_ms.get(name, -1) >= since_ms:
             to_ms = 0
         to_ms = min([to_ms, *(at for at in refused.opens_ms.get(name, ()) if at >= since_ms)])
+        to_ms = min(
+            [to_ms, *(one.start_ms for one in held if one.end_ms > since_ms and one.start_ms)]
+        )
         if to_ms or pair in told:
             found[pair, schema.SETTLED_TO] = TimeRange(to_ms, to_ms)
     return found

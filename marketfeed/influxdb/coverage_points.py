@@ -32,6 +32,11 @@ SETTLED_MATTER_MS: Final = 14 * schema.DAY_MS
 
 Coverage = Mapping[Key, Covered]
 LivesOf = Mapping[str, Sequence[Life]]
+Held = Callable[[str], Sequence[TimeRange]]
+
+
+def _nothing(_: str) -> Sequence[TimeRange]:
+    return ()
 
 
 class CoveragePoints:
@@ -91,8 +96,8 @@ class CoveragePoints:
             )
         self._refused = refused
 
-    def lines(self, now_s: float) -> list[str]:
-        """The lines to write now.
+    def lines(self, now_s: float, held: Held = _nothing) -> list[str]:
+        """The lines to write now; `held` says where rows of a measurement have been passed over.
 
         After `look`, once the file's thread has done all that the rows told of: coverage follows its rows.
         """
@@ -100,8 +105,8 @@ class CoveragePoints:
         marks = {key: one for key, one in self._before.items() if key[1] == schema.MARK_1H}
         candles = {key: one for key, one in self._before.items() if key not in marks}
         found = {
-            **intervals(candles, now, self._unacknowledged, self._refused, names),
-            **intervals(marks, now, self._unacknowledged_marks, self._refused, names),
+            **intervals(candles, now, self._unacknowledged, self._refused, names, held),
+            **intervals(marks, now, self._unacknowledged_marks, self._refused, names, held),
         }
         settled = {
             pair: f"{schema.FUNDING_SETTLED},pair={lines.escape_tag(pair)}" for pair, _ in found
@@ -112,6 +117,7 @@ class CoveragePoints:
             settled,
             self._settled_told,
             self._now_ms() - SETTLED_MATTER_MS,
+            held(schema.FUNDING_SETTLED),
         )
         self._due = self._points.due(found, now_s)
         self._lives_due = {

@@ -1,10 +1,15 @@
-"""Lines to the server, request by request: what is refused is halved until the bad lines stand alone."""
+"""Lines to the server, request by request: what is refused is parted until the bad lines stand alone.
+
+By age, where the server says how many are too old; by measurement and shard, where it says that a type does
+not fit, for a whole shard is refused then; otherwise in halves.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.holds import grouped, measurement_of, shard_of, time_of
 from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 
@@ -28,16 +33,26 @@ class NotNowError(Exception):
 class Delivery:
     """Has `influx` take lines. Raises NotNowError; lines that it will never take are returned.
 
-    `unanswered_lines` are the lines whose newest state must be the last that the server carries out.
+    `unanswered_lines` are the lines whose newest state must be the last that the server carries out. `hold`
+    takes lines of one measurement and shard that the bucket refuses for a field's type, with the server's
+    words; without it they are returned, too. `keeps_ms` says for how long the bucket keeps points.
     """
 
-    def __init__(self, influx: InfluxWriter, unanswered_lines: UnansweredLines) -> None:
+    def __init__(
+        self,
+        influx: InfluxWriter,
+        unanswered_lines: UnansweredLines,
+        hold: Callable[[list[str], str], None] | None = None,
+        keeps_ms: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self.requests = 0
         self.acknowledged_s: float | None = None
         """When something was last acknowledged (monotonic)."""
         self._influx = influx
         self._unanswered = unanswered_lines
         self._refused_in_a_row = 0
+        self._hold = hold
+        self._keeps_ms = keeps_ms
 
     async def rows(self, texts: list[str], at_once: int) -> Refused:
         """Deliver lines of rows, `at_once` in a request; those without an answer are in doubt."""
@@ -59,6 +74,18 @@ class Delivery:
                 await self._deliver(doubted, refused)
         return refused
 
+    async def is_taken(self, text: str) -> bool:
+        """Send one line; whether it was taken, not refused. Raises NotNowError."""
+        verdict = await self._influx.write([text])
+        self.requests += 1
+        if verdict.action == "acknowledged":
+            self.acknowledged_s = time.monotonic()
+            self._unanswered.answered(self.acknowledged_s)
+        elif verdict.action != "rejected":
+            # As it was refused before, it is nothing that may be carried out late.
+            raise NotNowError(verdict)
+        return verdict.action == "acknowledged"
+
     async def _deliver(
         self, texts: list[str], refused: Refused, doubted: list[str] | None = None
     ) -> None:
@@ -77,13 +104,11 @@ class Delivery:
         elif verdict.beyond_retention >= len(texts):
             # All of them: halving a long history that the bucket does not keep would take for ever.
             refused.extend((text, verdict.text) for text in texts)
-        elif len(texts) > 1:
-            if verdict.beyond_retention:
-                # What a bucket keeps has one lower end: the oldest lines are those that are too old.
-                texts = sorted(texts, key=_time_of)
-            middle = verdict.beyond_retention or len(texts) // 2
-            await self._deliver(texts[:middle], refused, doubted)
-            await self._deliver(texts[middle:], refused, doubted)
+        elif len(parts := self._parts(texts, verdict)) > 1:
+            for part in parts:
+                await self._deliver(part, refused, doubted)
+        elif self._hold is not None and verdict.conflict == measurement_of(texts[0]):
+            self._hold(texts, verdict.text)
         else:
             # Of doubted ones no good lines stand in between that would end the row.
             if doubted is not None:
@@ -99,7 +124,16 @@ class Delivery:
             else:
                 doubted += texts
 
-
-def _time_of(text: str) -> int:
-    """The time at a line's end."""
-    return int(text.rpartition(" ")[2])
+    def _parts(self, texts: list[str], verdict: Verdict) -> list[list[str]]:
+        """What is sent apart of refused lines; one part: they stand alone."""
+        if verdict.beyond_retention:
+            # What a bucket keeps has one lower end: the oldest lines are those that are too old.
+            texts = sorted(texts, key=time_of)
+            return [texts[: verdict.beyond_retention], texts[verdict.beyond_retention :]]
+        parts = grouped(texts, measurement_of)
+        if len(parts) == 1 and self._hold and verdict.conflict == measurement_of(texts[0]):
+            keeps_ms = self._keeps_ms()
+            return grouped(texts, lambda text: shard_of(time_of(text), keeps_ms))
+        if len(parts) == 1 and len(texts) > 1:
+            return [texts[: len(texts) // 2], texts[len(texts) // 2 :]]
+        return parts

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from marketfeed import schema
+from marketfeed.grid import TimeRange
 from marketfeed.influxdb import bucket_coverage
 from marketfeed.influxdb import line_protocol as lines
 from marketfeed.influxdb.bucket_coverage import Look, Refused, Unacknowledged
-from marketfeed.influxdb.outbox import Outbox, Row, Source, each, key_of
+from marketfeed.influxdb.outbox import Outbox, Place, Row, Source, Write, each, key_of
 from marketfeed.journal import refused_candles, tables
 from marketfeed.journal.coverage import HISTORY_GAP, Key
 from marketfeed.journal.journal import KIND
@@ -204,6 +205,55 @@ class JournalOutbox(Outbox):
         refused = Refused(opens, told.gone, is_unknown=not is_all)
         self._refused = state, refused
         return refused
+
+    def between(
+        self, measurement: str | None, span: TimeRange, place: Place, max_lines: int
+    ) -> tuple[list[str], Place | None]:
+        """Rows of a measurement (None: of all) in `span` as lines, the newest of a series first."""
+        found: list[str] = []
+        with self._one_state():
+            pair_ids = sorted({tables.NO_PAIR, *self._all_tags()})
+            series = self._series(measurement)
+            for number, (table, where, keys, write) in enumerate(
+                series[place.table :], place.table
+            ):
+                # All of a pair at once where rows of one time are not one point: they are few.
+                is_paged = table not in ("gap", "catalog")
+                for pair_id in pair_ids:
+                    if (number, pair_id) < (place.table, place.pair_id):
+                        continue
+                    is_here = (number, pair_id) == (place.table, place.pair_id)
+                    before_ms = min(span.end_ms, place.before_ms if is_here else span.end_ms)
+                    if len(found) >= max_lines:
+                        return found, Place(number, pair_id, before_ms)
+                    room = max_lines - len(found) if is_paged else -1
+                    rows = self._db.execute(
+                        f"SELECT seq, {self._columns[table]} FROM {table} WHERE {where} pair_id = ? "
+                        f"AND {_TIME[table]} >= ? AND {_TIME[table]} < ? "
+                        f"ORDER BY {_TIME[table]} DESC LIMIT ?",
+                        (*keys, pair_id, span.start_ms, before_ms, room),
+                    ).fetchall()
+                    found += write(rows) if rows else []
+                    if is_paged and len(rows) == room:
+                        (last_ms,) = self._db.execute(
+                            f"SELECT {_TIME[table]} FROM {table} WHERE seq = ?", (rows[-1][0],)
+                        ).fetchone()
+                        return found, Place(number, pair_id, last_ms)
+        return found, None
+
+    def _series(self, measurement: str | None) -> list[tuple[str, str, tuple[int, ...], Write]]:
+        """Table, condition with its values, and writer, of the rows that make a measurement (None: any)."""
+        found: list[tuple[str, str, tuple[int, ...], Write]] = []
+        for source in self._sources:
+            if source.table == "candle":
+                found += [
+                    ("candle", "timeframe_ms = ? AND", (length_ms,), source.write)
+                    for length_ms, name in _OHLCV.items()
+                    if measurement in (None, name)
+                ]
+            elif measurement in (None, source.measurement):
+                found.append((source.table, "", (), source.write))
+        return found
 
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:
         """For each line that of the same point as the file holds it now; None where it holds none.

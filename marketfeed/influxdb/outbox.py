@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent
 
 from marketfeed.errors import JournalError
+from marketfeed.grid import TimeRange
 from marketfeed.influxdb.bucket_coverage import NONE_REFUSED, Refused, Unacknowledged
 from marketfeed.storage.acknowledged import notes_of
 from marketfeed.storage.database import Kind
@@ -41,6 +42,17 @@ class Source(NamedTuple):
     table: str
     measurement: str
     write: Write
+
+
+class Place(NamedTuple):
+    """How far rows of a range have been read: which table, which pair, and down to which time (ms)."""
+
+    table: int
+    pair_id: int
+    before_ms: int
+
+
+START: Final = Place(0, -1, 2**62)
 
 
 class ShipBatch(NamedTuple):
@@ -132,6 +144,15 @@ class Outbox(abc.ABC):
     def look_at_marks(self, unacknowledged: Unacknowledged, acknowledged: Acknowledged) -> None:
         """Look at the rows of mark candles that are not `acknowledged`."""
         return
+
+    def between(
+        self, measurement: str | None, span: TimeRange, place: Place, max_lines: int
+    ) -> tuple[list[str], Place | None]:
+        """Rows of a measurement (None: of all) in `span` as lines, from `place` on; returns where to go on.
+
+        None there: that was all.
+        """
+        return [], None
 
     @abc.abstractmethod
     def as_they_stand(self, texts: Iterable[str]) -> list[str | None]:

@@ -25,6 +25,16 @@ class Shipped(Protocol):
         """Keep lines that `target` refused; returns how many older ones are gone by that."""
 
 
+class Documents(Protocol):
+    """Where a journal's documents are kept, also over a journal that takes another one's place."""
+
+    async def save_document(self, name: str, body: bytes, saved_ms: int) -> None:
+        """Keep a document under `name`."""
+
+    async def load_document(self, name: str) -> tuple[bytes, int] | None:
+        """A document and when it was saved, None if there is none."""
+
+
 class Writer(Protocol):
     """The writer of such a file; `generation` rises when another file takes its place."""
 

@@ -11,7 +11,7 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -21,15 +21,20 @@ import msgspec
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
+from marketfeed.grid import TimeRange
 from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints, LivesOf
 from marketfeed.influxdb.delivery import Delivery, NotNowError
+from marketfeed.influxdb.doubts import Doubts
+from marketfeed.influxdb.held_back import HeldBack
+from marketfeed.influxdb.holds import ALL, Again
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
-from marketfeed.influxdb.outbox import Outbox, ShipBatch
-from marketfeed.influxdb.shipped_file import Shipped, Writer
-from marketfeed.influxdb.unanswered import MOST_LINES, UnansweredLines
+from marketfeed.influxdb.outbox import Outbox, Place, ShipBatch
+from marketfeed.influxdb.pace import DEFAULT_PACE, Pace
+from marketfeed.influxdb.shipped_file import Documents, Shipped, Writer
+from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.storage.ranges import Acknowledged
 
@@ -44,34 +49,11 @@ LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
 
 
-class Pace(msgspec.Struct, frozen=True):
-    """How shipping is paced, in wall seconds.
-
-    A request holds at most `max_lines`; while there are fewer to ship, turns are `turn_s` apart. After
-    failures the wait is drawn from 0 to `backoff_first_s` doubled with each, `backoff_cap_s` at most;
-    when rights or settings are wrong it is `parked_s`. A stop waits `last_s` for a server that hangs.
-    What was sent without an answer is looked at again `recheck_after_s` after the server has answered.
-    What the bucket has of each series is said at least `coverage_every_s`.
-    """
-
-    max_lines: int = 5_000
-    turn_s: float = 1.0
-    forming_every_s: float = 5.0
-    backoff_first_s: float = 1.0
-    backoff_cap_s: float = 10.0
-    parked_s: float = 30.0
-    last_s: float = 10.0
-    recheck_after_s: float = 60.0
-    coverage_every_s: float = 60.0
-
-
-DEFAULT_PACE: Final = Pace()
-
-
 class ShipReport(msgspec.Struct, frozen=True):
     """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`.
 
-    `in_doubt` are lines that were sent without an answer, or whose answer may be carried out late.
+    `in_doubt` are lines that were sent without an answer, or whose answer may be carried out late; `held`
+    names the measurements and shards whose rows wait, because the bucket refuses them.
     """
 
     target: str
@@ -84,6 +66,7 @@ class ShipReport(msgspec.Struct, frozen=True):
     batches: int
     acknowledged_ago_s: float | None
     in_doubt: int
+    held: list[str] = []
 
 
 class _Look(NamedTuple):
@@ -94,11 +77,21 @@ class _Look(NamedTuple):
     now_s: float
 
 
+class _Taken(NamedTuple):
+    """What is to be shipped next, of how many rows, whether there may be more, and what goes beside it."""
+
+    batch: ShipBatch
+    rows: int
+    is_full: bool
+    look: _Look | None
+
+
 class Shipper:
     """Ships what `writer` has stored to `influx`; `run` goes on until `end` and one last turn.
 
     `now_ms` is the exchange's time, at which a catalog is shipped again, `coverage` tells what the file
-    holds of candles, and `lives` of which contracts: a ledger has none of these.
+    holds of candles, and `lives` of which contracts: a ledger has none of these. In `documents` it is kept
+    what the bucket refuses as a whole, and `keeps_ms` asks for how long it keeps points.
     """
 
     def __init__(
@@ -110,6 +103,8 @@ class Shipper:
         now_ms: Callable[[], int] | None = None,
         coverage: Callable[[], Coverage] | None = None,
         lives: Callable[[], LivesOf] | None = None,
+        documents: Documents | None = None,
+        keeps_ms: Callable[[], Awaitable[int | None]] | None = None,
     ) -> None:
         self._writer = writer
         self._open_file = open_outbox
@@ -120,7 +115,10 @@ class Shipper:
         self._generation = 0
         self._shipped = Acknowledged({})
         self._unanswered = UnansweredLines(pace.recheck_after_s)
-        self._delivery = Delivery(influx, self._unanswered)
+        self.held = HeldBack(influx.target, documents, now_ms, keeps_ms)
+        self._delivery = Delivery(
+            influx, self._unanswered, self.held.hold, lambda: self.held.book.keeps_ms
+        )
         self._states = States(pace.forming_every_s, now_ms)
         self._coverage = CoveragePoints(
             influx.target, pace.coverage_every_s, coverage, now_ms, lives
@@ -131,6 +129,13 @@ class Shipper:
         self._batch_size = pace.max_lines
         self._state = "shipping"
         self._trouble = Trouble(log, "shipping waits, all is kept", "shipping again")
+        self._doubts = Doubts(
+            self._unanswered,
+            self._delivery,
+            self._as_they_stand,
+            self._put_aside,
+            lambda: self._trouble.failures,
+        )
         self._unshipped = 0
         self._counted_s = -COUNT_EVERY_S
         self.lines = 0
@@ -153,6 +158,7 @@ class Shipper:
             batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
             in_doubt=len(self._unanswered),
+            held=[str(hold) for hold in self.held.book.holds],
         )
 
     def shipped_below(self) -> int:
@@ -187,8 +193,8 @@ class Shipper:
         """Ship turn after turn; returns after a failure, once it has been waited for."""
         try:
             await self._begin()
-            await self._probe()
-            await self._recheck(time.monotonic())
+            await self._doubts.probe(self._batch_size)
+            await self._doubts.recheck(time.monotonic(), self._batch_size)
             if (hold_s := self._unanswered.hold_s(time.monotonic())) > 0:
                 await self._rest(hold_s)
                 return
@@ -201,17 +207,18 @@ class Shipper:
                     or self._generation != self._writer.generation
                 ):
                     started_s = time.monotonic()
-                    batch, full, look = await ahead
+                    batch, rows, full, look = await ahead
                     if full:
                         # The next batch is read while this one travels.
                         assumed = self._shipped.copy()
                         for piece in batch.covers:
                             assumed.add(piece)
                         ahead = asyncio.create_task(self._take(assumed))
-                    await self._recheck(started_s)
-                    acknowledged = await self._ship(batch)
+                    await self._doubts.recheck(started_s, self._batch_size)
+                    acknowledged = await self._ship(batch, rows)
                     if look is not None:
                         await self._ship_states(look)
+                    await self._tend(started_s, full=full)
                     self._recovered()
                     await noting
                     # Saved while the next batch travels: what is not saved is sent again, harmlessly.
@@ -247,6 +254,7 @@ class Shipper:
                 "everything is shipped again, as was demanded target=%r", self._influx.target
             )
             self._counted_s = -COUNT_EVERY_S
+        await self.held.begin(anew=begins_again)
         self._is_demanded = False
         self._states.begin_anew()
         self._coverage.begin_anew()
@@ -256,20 +264,20 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                batch, full, _ = await self._take(self._shipped)
-                await self._note(await self._ship(batch))
+                batch, rows, full, _ = await self._take(self._shipped)
+                await self._note(await self._ship(batch, rows))
                 if not full:
                     break
             # There will be no better time for it.
-            await self._recheck(math.inf)
+            await self._doubts.recheck(math.inf, self._batch_size)
         except (NotNowError, JournalError) as error:
             log.info("stopping with rows unshipped: they are in the journal error=%r", str(error))
 
-    async def _take(self, shipped: Acknowledged) -> tuple[ShipBatch, bool, _Look | None]:
-        """Read what is to be shipped next, whether there may be more of it, and what goes beside it."""
+    async def _take(self, shipped: Acknowledged) -> _Taken:
+        """Read what is to be shipped next."""
         batch_size, target = self._batch_size, self._influx.target
 
-        def take() -> tuple[ShipBatch, bool, _Look | None]:
+        def take() -> _Taken:
             outbox = self._the_outbox()
             look = None
             if self._states.are_due(now_s := time.monotonic()):
@@ -280,64 +288,22 @@ class Shipper:
                 self._unshipped = outbox.count_unshipped(shipped)
                 self._counted_s = time.monotonic()
             batch = outbox.newest(shipped, batch_size)
-            return batch, len(batch.lines) >= batch_size, look
+            rows = len(batch.lines)
+            sent = batch._replace(lines=self.held.sent(batch.lines))
+            return _Taken(sent, rows, rows >= batch_size, look)
 
         return await self._in_thread(take)
 
-    async def _ship(self, batch: ShipBatch) -> list[tuple[str, int, int]]:
+    async def _ship(self, batch: ShipBatch, rows: int) -> list[tuple[str, int, int]]:
         """Have the server take a batch; returns the ranges to note, grown together."""
         if batch.lines:
             refused = await self._delivery.rows(batch.lines, self._batch_size)
             if refused:
                 await self._put_aside(refused)
             self.lines += len(batch.lines) - len(refused)
-            self._unshipped = max(0, self._unshipped - len(batch.lines))
+        self._unshipped = max(0, self._unshipped - rows)
+        await self.held.save()
         return [grown for piece in batch.covers for grown in self._shipped.add(piece)]
-
-    async def _probe(self) -> None:
-        """Ask a server that gave no answer with a line that it may have already, and with no other.
-
-        So an outage leaves one batch in doubt, however often it is tried. When it answers with an error
-        of its own, new rows are tried every second time: the line's own shard may fail, and nothing else.
-        """
-        while lines := self._unanswered.unanswered(1):
-            standing = await self._as_they_stand(lines)
-            texts = [text for text in standing if text is not None]
-            self._unanswered.drop(lines)
-            if not texts:
-                continue
-            # Last in the row: the next time it is another one's turn.
-            self._unanswered.add(lines)
-            try:
-                await self._delivery.rows(texts, self._batch_size)
-            except NotNowError as error:
-                verdict = error.verdict
-                only_this = verdict.pending and verdict.answered and self._trouble.failures % 2 == 0
-                if not only_this or len(self._unanswered) >= MOST_LINES:
-                    raise
-            return
-
-    async def _recheck(self, now_s: float) -> None:
-        """Send again what has changed since it was sent without an answer: the server may have undone it."""
-        while lines := self._unanswered.due(now_s):
-            standing = await self._as_they_stand(lines)
-            changed = [
-                text
-                for text, sent in zip(standing, lines, strict=True)
-                if text is not None and text != sent
-            ]
-            if changed:
-                log.info("sent again after a request without an answer lines=%d", len(changed))
-                try:
-                    refused = await self._delivery.rows(changed, self._batch_size)
-                except NotNowError:
-                    # Some time later again, and not before everything else.
-                    self._unanswered.rechecked(len(lines))
-                    self._unanswered.add(changed)
-                    raise
-                if refused:
-                    await self._put_aside(refused)
-            self._unanswered.rechecked(len(lines))
 
     async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
         return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
@@ -359,7 +325,7 @@ class Shipper:
     async def _ship_states(self, look: _Look) -> None:
         self._is_demanded, fresh, now_s = look
         # After the candles of which it speaks.
-        texts = [*fresh.texts, *await self._coverage_lines(now_s)]
+        texts = self.held.sent([*fresh.texts, *await self._coverage_lines(now_s)])
         refused = await self._delivery.states(texts, self._batch_size)
         # Counted, not put aside: the next state comes, they would push out all other lines, and sent
         # again one day they would undo a later state.
@@ -380,7 +346,30 @@ class Shipper:
         if self._is_demanded or self._generation != self._writer.generation:
             # Rows of one file say nothing of another.
             return []
-        return await self._in_thread(lambda: self._coverage.lines(now_s))
+        return await self._in_thread(lambda: self._coverage.lines(now_s, self.held.lacking))
+
+    async def _tend(self, started_s: float, *, full: bool) -> None:
+        """See to what is held back: first what is new, then for the rest of a turn what is sent again."""
+        await self.held.look(started_s)
+        every_s = self._pace.probe_every_s
+        await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
+        while not full and time.monotonic() - started_s < self._pace.turn_s:
+            sent = await self.held.send_again(
+                self._delivery, self._between, self._put_aside, self._batch_size
+            )
+            self.lines += sent
+            if not sent or self._ending.is_set():
+                break
+        await self.held.save()
+
+    async def _between(
+        self, again: Again, place: Place, max_lines: int
+    ) -> tuple[list[str], Place | None]:
+        measurement = None if again.measurement == ALL else again.measurement
+        span = TimeRange(again.start_ms, again.end_ms)
+        return await self._in_thread(
+            lambda: self._the_outbox().between(measurement, span, place, max_lines)
+        )
 
     async def _put_aside(self, refused: list[tuple[str, str]]) -> None:
         log.error(

@@ -12,7 +12,7 @@ from marketfeed.service.connections import Connections
 
 
 async def listen(
-    runner: web.AppRunner,
+    runner: web.BaseRunner,
     host: str,
     port: int,
     section: str,
@@ -25,6 +25,8 @@ async def listen(
     ListenError; the runner is clean then.
     """
     if connections is not None:
+        if not isinstance(runner, web.AppRunner):
+            raise TypeError("only an application's connections are bounded")
         connections.add_to(runner.app)
     await runner.setup()
     if connections is None:
@@ -57,7 +59,7 @@ class _BoundedSite(web.BaseSite):
     """A listening socket whose connections are those of `connections`."""
 
     def __init__(
-        self, runner: web.AppRunner, host: str, port: int, backlog: int, connections: Connections
+        self, runner: web.BaseRunner, host: str, port: int, backlog: int, connections: Connections
     ) -> None:
         super().__init__(runner, backlog=backlog)
         self._host, self._port, self._connections = host, port, connections

@@ -21,6 +21,7 @@ SEED = int(os.environ.get("SEED", "1"))
 FUZZ = ("fuzz", "invented-fuzz-password")
 
 
+@pytest.mark.long(20)
 def test_hostile_requests_beside_feeders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     accounts = [{"username": name, "hash": quick_hash(word)} for name, word in (FLEET, FUZZ)]
 

@@ -16,6 +16,7 @@ REPORT = AggregatorReport(
     ledger_schema="schema version 2",
     signals={},
     strength_texts={},
+    contradictions={},
     refused={},
     decisions={},
     forwards={},
@@ -58,6 +59,7 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
     counters.decisions["long", "forward"] = 12
     counters.forwards["short", "accepted"] = 13
     counters.strength_texts["73"] = 14
+    counters.contradictions["73", "confidence"] = 15
     counters.refused["bad_key"] = 15
     counters.requests[200] = 16
     counters.commits, counters.commit_s = 17, 0.5
@@ -81,6 +83,7 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
         'decisions_total{outcome="forward",side="long"}': 12.0,
         'forwards_total{side="short",state="accepted"}': 13.0,
         'strength_texts_total{feeder="73"}': 14.0,
+        'contradictions_total{feeder="73",value="confidence"}': 15.0,
         'refused_total{reason="bad_key"}': 15.0,
         'refused_posts_total{account="fleet",status="401"}': 20.0,
         'refused_posts_total{account="fleet",status="422"}': 21.0,

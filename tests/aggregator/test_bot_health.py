@@ -161,7 +161,7 @@ def test_a_bot_of_the_wrong_kind_warns_until_it_is_another(tmp_path: Path) -> No
         async with CountingBot() as long, CountingBot() as short:
             short.config = {"trading_mode": "spot"}
             long.config = {"stake_currency": "BNFCR", "max_open_trades": 0}
-            given = settings(tmp_path, {"long": long.url, "short": short.url})
+            given = settings(tmp_path, {"long": long.url, "short": short.url}, unconfirmed_s=11)
             async with running(given) as aggregator:
                 warned = aggregator.aggregator.warnings
                 await until(lambda: len(warned()) == 3, warned)
@@ -204,7 +204,7 @@ def test_check_says_the_same(
     async def scenario() -> None:
         async with CountingBot() as bot, aiohttp.ClientSession() as session:
             bot.config = config
-            found = await check_aggregator(one_vote(tmp_path, bot.url), session)
+            found = await check_aggregator(one_vote(tmp_path, bot.url, unconfirmed_s=11), session)
             (one,) = [it for it in found if it.subject == "bot long"]
             assert (one.verdict, words in one.text) == (verdict, True)
 

@@ -96,7 +96,7 @@ def test_a_bot_that_is_set_up_to_take_no_order_is_not_well(tmp_path: Path) -> No
         async with CountingBot() as bot, aiohttp.ClientSession() as session:
             bot.refuses = "Force_entry not enabled."
             bot.config = {"force_entry_enable": None}
-            given = one_vote(tmp_path, bot.url)
+            given = one_vote(tmp_path, bot.url, unconfirmed_s=11)
             async with running(given) as aggregator:
                 await aggregator.post("73", 0.9)
                 assert await end_states(tmp_path) == ["refused"]

@@ -17,7 +17,8 @@ import uvloop
 
 from marketfeed import schema
 from marketfeed.influxdb.journal_outbox import JournalOutbox
-from marketfeed.influxdb.shipper import DEFAULT_PACE, Shipper
+from marketfeed.influxdb.pace import DEFAULT_PACE
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal

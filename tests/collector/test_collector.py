@@ -388,10 +388,7 @@ def test_history_of_a_journal_that_was_replaced_is_filled_at_once(path: Path) ->
                 await asyncio.sleep(0.005)
             remove(path)
             await until(lambda: collector.report().journal.generation == 2)
-            await until(
-                lambda: history().complete and history().stored > 2_000,
-                timeout_s=30.0,
-            )
+            await until(lambda: history().complete and history().stored > 2_000)
 
     uvloop.run(run())
 

@@ -152,6 +152,7 @@ def chosen(reads: int, count: int) -> Sequence[int]:
     )
 
 
+@pytest.mark.long(30)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 def test_no_read_error_at_a_start_sets_a_healthy_journal_aside(
     left: Path,
@@ -212,7 +213,7 @@ def started(config: Path, directory: Path, when: str) -> tuple[str, str]:
             except ValueError:
                 return False  # it has just ended: no answer
 
-        wait_until(is_through, timeout_s=2 * TIMEOUT_S)
+        wait_until(is_through, timeout_s=TIMEOUT_S)
         if collector.process.poll() is None:
             end_traced(collector)
             return "went on", collector.log
@@ -229,7 +230,7 @@ def run_child(directory: Path, when: str, *arguments: str | Path) -> tuple[int, 
         capture_output=True,
         text=True,
         check=False,
-        timeout=2 * TIMEOUT_S,
+        timeout=TIMEOUT_S,
         env=traced_environment(),
     )
     failed = trace.read_text().count("INJECTED")

@@ -11,7 +11,8 @@ import uvloop
 from aiohttp import web
 from filled import QUICK
 
-from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.pace import Pace
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings

@@ -1,6 +1,6 @@
 """Rows to ship, in every table, and the pace of a test."""
 
-from marketfeed.influxdb.shipper import Pace
+from marketfeed.influxdb.pace import Pace
 from marketfeed.journal.batch import Batch
 from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
 

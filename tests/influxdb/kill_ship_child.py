@@ -13,7 +13,8 @@ import aiohttp
 import uvloop
 
 from marketfeed.influxdb.answers import Verdict
-from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.pace import Pace
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal

@@ -20,7 +20,9 @@ from influxd import Influxd
 from marketfeed.commands.compare_influxdb import InfluxComparison, compare
 from marketfeed.influxdb.admin import InfluxAdmin
 from marketfeed.influxdb.coverage_points import LivesOf
-from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.expiry import Expiry
+from marketfeed.influxdb.pace import Pace
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.settings.model import InfluxSettings
@@ -69,8 +71,13 @@ async def shipping(
     pace: Pace = QUICK,
     now_ms: Callable[[], int] | None = None,
     lives: Callable[[], LivesOf] | None = None,
+    *,
+    holds: bool = False,
 ) -> AsyncIterator[tuple[JournalWriter, Shipper]]:
-    """A journal and its shipper, which is stopped at the end as a collector does."""
+    """A journal and its shipper, which is stopped at the end as a collector does.
+
+    `holds`: what the bucket refuses as a whole is held, as a collector's shipper does.
+    """
     influx = InfluxSettings.model_validate(dict(settings))
     async with aiohttp.ClientSession() as session, JournalWriter(path) as writer:
         shipper = Shipper(
@@ -80,6 +87,8 @@ async def shipping(
             now_ms=now_ms,
             coverage=lambda: writer.coverage,
             lives=lives,
+            documents=writer if holds else None,
+            keeps_ms=Expiry(influx, session).keeps_ms if holds else None,
         )
         task = asyncio.create_task(shipper.run())
         try:
@@ -106,6 +115,6 @@ def marketfeed(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
         env=dict(environment),
     )

@@ -14,7 +14,7 @@ from shipped import shipping
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange
-from marketfeed.influxdb.shipper import Pace
+from marketfeed.influxdb.pace import Pace
 from marketfeed.journal.batch import Batch, Due
 from marketfeed.journal.coverage import Covered, Key, Promise
 from marketfeed.journal.journal import Journal

@@ -16,9 +16,10 @@ from marketfeed.influxdb.bucket_coverage import (
     Unacknowledged,
     interval,
     intervals,
+    settled_parts,
 )
 from marketfeed.journal.coverage import Covered, Hole, Key
-from marketfeed.schema import MINUTE_MS
+from marketfeed.schema import MINUTE_MS, SETTLED_TO
 from marketfeed.storage.ranges import Ranges
 
 KEY = ("BTC/USDT:USDT", "1m")
@@ -279,3 +280,31 @@ def test_what_could_not_be_written_is_due_again() -> None:
     assert not points.due(series, 3.0)
     assert points.due({KEY: minutes(1, 1)}, 4.0)
     assert points.due({KEY: minutes(1, 1)}, 5.0)
+
+
+def test_what_was_passed_over_is_in_no_interval() -> None:
+    stored = {KEY: covered("........"), OTHER: covered("........")}
+    nothing = Unacknowledged()
+
+    def held(measurement: str) -> list[TimeRange]:
+        return [minutes(2, 4)] if measurement == "ohlcv_1m" else []
+
+    names = NAMES | {OTHER: "ohlcv_3m,pair=ETH/USDT:USDT"}
+    found = intervals(stored, stored, nothing, NONE_REFUSED, names, held)
+    assert found == {KEY: minutes(4, 8), OTHER: minutes(0, 8)}
+
+
+def test_settlements_end_where_they_were_passed_over() -> None:
+    day = 24 * 60
+    told = {"BTC/USDT:USDT": 30 * day * MINUTE_MS}
+    names = {"BTC/USDT:USDT": "funding_settled,pair=BTC/USDT:USDT"}
+
+    def parts(*held: TimeRange) -> dict[Key, TimeRange]:
+        return settled_parts(told, NONE_REFUSED, names, (), 16 * day * MINUTE_MS, held)
+
+    key = ("BTC/USDT:USDT", SETTLED_TO)
+    assert parts() == {key: minutes(30 * day, 30 * day)}
+    assert parts(minutes(20 * day, 27 * day)) == {key: minutes(20 * day, 20 * day)}
+    # Of before what readers look at; and what a bucket keeps no more.
+    assert parts(minutes(1 * day, 8 * day)) == {key: minutes(30 * day, 30 * day)}
+    assert parts(minutes(0, 17 * day)) == {key: minutes(30 * day, 30 * day)}

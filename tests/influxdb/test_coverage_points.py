@@ -15,7 +15,8 @@ from marketfeed.grid import TimeRange
 from marketfeed.influxdb.coverage_points import CoveragePoints
 from marketfeed.influxdb.journal_outbox import KIND, JournalOutbox
 from marketfeed.influxdb.line_protocol import coverage_text, escape_tag
-from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.pace import Pace
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.batch import Batch, Due
 from marketfeed.journal.coverage import Covered, Promise

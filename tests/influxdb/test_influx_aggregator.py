@@ -132,7 +132,7 @@ def test_a_text_strength_does_not_park_shipping(
         with_text,
         with_text.replace(b"73", b"79").replace(b'"high"', b'"0.8"'),
         with_text.replace(b"73", b"75").replace(b'"high"', b"null"),
-        with_text.replace(b"73", b"108").replace(b'"high"', b"-1.5"),
+        with_text.replace(b"73", b"108").replace(b'"high"', b'-1.5,"model":"a \\"b\\", c=1\\n"'),
     ]
     shipped = "SELECT 1 FROM shipped, sequence WHERE last = next - 1 AND first = 1"
 
@@ -177,3 +177,8 @@ def test_a_text_strength_does_not_park_shipping(
         "75": None,
         "108": -1.5,
     }
+    assert {point.get("strength_text") for point in found.values()} == {"high", None}
+    assert found["73"]["strength_text"] == "high"
+    assert {
+        feeder: point.get("unknown_fields") for feeder, point in found.items()
+    } == dict.fromkeys(("74", "73", "79", "75")) | {"108": '{"model":"a \\"b\\", c=1\\n"}'}

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from marketfeed import schema
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.outbox import ShipBatch
-from marketfeed.influxdb.shipper import Pace, Shipper
+from marketfeed.influxdb.pace import Pace
+from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter, target_of
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal

@@ -17,7 +17,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.service.systemd import STATUS_CHARS, SystemdNotifier, extending_start
 from tests.waiting import until
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 180.0
 
 
 class Listener:

@@ -16,6 +16,9 @@ const FORWARDS = {
   lost: ["✕", "lost: look into the bot", "bad"],
 };
 
+// Characters of what a signal has beside its vote: `marketfeed signals` shows all of it.
+const MOST_BESIDE = 80;
+
 const element = (id) => document.getElementById(id);
 const panels = new Panels(element("panels"));
 let shown = -1;
@@ -78,6 +81,7 @@ async function recent(seq) {
         one.feeder,
         one.confidence.toFixed(2),
         [one.outcome, one.outcome === "voted" ? "" : "warn"],
+        one.beside.length > MOST_BESIDE ? `${one.beside.slice(0, MOST_BESIDE)}…` : one.beside,
       ]),
       "None yet",
     );
@@ -143,6 +147,11 @@ function now({ status, next_seq: seq }) {
   ]);
   for (const [side, told] of Object.entries(status.bots)) panels.show(`Bot of ${side}`, bot(told));
   panels.show("Signals", listed(status.signals));
+  const contradicting = Object.entries(status.contradictions);
+  if (contradicting.length) {
+    const rows = contradicting.map(([name, value]) => [name, count(value), "warn"]);
+    panels.show("Field and tag contradict each other", rows);
+  }
   panels.show("Refused", listed(status.refused));
   panels.show("Decisions", listed(status.decisions));
   panels.show("Forwards", listed(status.forwards));
