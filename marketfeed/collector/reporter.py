@@ -219,6 +219,8 @@ class Reporter:
             wal_bytes=self._upkeep.wal.bytes,
             wal_held_by=self._upkeep.wal.holders,
             retention_waits=self._upkeep.trimming.waits,
+            check=None if self.parts is None else self._upkeep.check.report(),
+            aside=[] if self.parts is None else self.parts.history.aside.report(),
         )
 
     def _shipping(self) -> ShipReport | None:

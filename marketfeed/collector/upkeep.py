@@ -9,6 +9,7 @@ from typing import Final
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
+from marketfeed.collector.checking import JournalCheck
 from marketfeed.collector.trimming import Trimming
 from marketfeed.collector.wal_watch import WalWatch
 from marketfeed.counters import Trouble
@@ -48,6 +49,8 @@ class Upkeep:
         """Why the exchange's time could not be taken over, when it was asked last."""
         self.wal = WalWatch(settings.path)
         self.trimming = Trimming(settings, writer, self.wal)
+        self.check = JournalCheck(writer, clock)
+        """The check that runs behind."""
         self._clock = clock
         self._writer = writer
         self._turns = turns

@@ -27,10 +27,12 @@ from marketfeed.commands.finding import Finding
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.history.background import kept_ms, uses_archive
+from marketfeed.journal.aside import bytes_of
 from marketfeed.journal.journal import KIND
 from marketfeed.pairs.selection import NONE_COLLECTED, Listing, left_out, select
 from marketfeed.records import MarkPrice
 from marketfeed.settings.model import ExchangeSettings, Settings
+from marketfeed.storage.damage import check_whole, set_aside_beside
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
 from marketfeed.storage.versions import about_version
@@ -55,13 +57,15 @@ async def check(
     live: LiveCheck | None = None,
     store: StoreCheck | None = None,
     aggregator: StoreCheck | None = None,
+    *,
+    whole: bool = False,
 ) -> list[Finding]:
     """Look at everything that a collector with these settings needs; changes nothing.
 
     `live` looks at all streams; without it one stream is tried. `store` looks at InfluxDB, `aggregator`
-    at what `marketfeed aggregate` needs.
+    at what `marketfeed aggregate` needs. `whole`: all of the journal's file is read.
     """
-    findings = check_journal(settings)
+    findings = check_journal(settings, whole=whole)
     reading = WalCheck(settings.journal.path)
     findings += await _check_others(settings, live, store, aggregator)
     return findings + await reading.findings()
@@ -94,13 +98,28 @@ async def _check_others(
     return findings
 
 
-def check_journal(settings: Settings) -> list[Finding]:
-    """Look at the journal's file, its directory and the room on its disk."""
+def check_journal(settings: Settings, *, whole: bool = False) -> list[Finding]:
+    """Look at the journal's file, its directory and the room on its disk; `whole`: at every page, too."""
     path = settings.journal.path.absolute()
     finding, used_bytes = check_file(KIND, path)
     if finding.verdict == "bad":
         return [finding]
-    return [finding, _check_room(path, settings.journal.max_bytes, used_bytes)]
+    findings = [finding, _check_room(path, settings.journal.max_bytes, used_bytes)]
+    return [*findings, check_pages(KIND, path)] if whole and path.exists() else findings
+
+
+def check_pages(kind: Kind, path: Path) -> Finding:
+    """Have SQLite look over every page of a durable file, beside its writer: minutes for a large one."""
+    started_s = time.monotonic()
+    try:
+        found = check_whole(kind.name, path)
+    except JournalError as error:
+        return Finding(kind.name, "bad", str(error))
+    if found is None:
+        text = f"{path}: every page is in order ({time.monotonic() - started_s:.0f} s)"
+        return Finding(kind.name, "good", text)
+    meaning, words = found
+    return Finding(kind.name, "bad", f"{path}: {meaning.value}: {words}")
 
 
 def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
@@ -131,8 +150,18 @@ def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:
     free_bytes = shutil.disk_usage(place).free
     more_bytes = max(max_bytes - used_bytes, 0)
     text = f"{free_bytes:,} bytes free, the journal may still grow by {more_bytes:,}"
+    # They lie there until somebody deletes them, and what is taken over of them is there twice.
+    if beside := _bytes_aside(path):
+        text += f", and {beside:,} more lie in damaged ones that were set aside"
     enough = free_bytes >= more_bytes
     return Finding("disk", "good" if enough else "warning", text)
+
+
+def _bytes_aside(path: Path) -> int:
+    try:
+        return sum(bytes_of(Path(name)) for name in set_aside_beside(path))
+    except OSError:
+        return 0
 
 
 async def _check_clock(rest: BinanceRest) -> Finding:

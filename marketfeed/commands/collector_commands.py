@@ -93,6 +93,14 @@ def check(
             show_default=False,
         ),
     ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Look over every page of the journal, too: minutes for a large one, and its -wal grows "
+            "meanwhile if a collector runs.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Report what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
@@ -112,7 +120,7 @@ def check(
         proving = None if live is None else partial(prove, seconds=live)
         store = None if settings.influxdb.url is None else check_influx
         aggregator = check_aggregator if is_configured(settings.aggregator) else None
-        findings = uvloop.run(look(settings, proving, store, aggregator))
+        findings = uvloop.run(look(settings, proving, store, aggregator, whole=whole))
     _show_findings(findings, as_json=as_json)
 
 

@@ -17,6 +17,7 @@ from marketfeed.collector.status_report import JournalReport, StatusReport
 from marketfeed.commands.finding import Finding
 from marketfeed.commands.pairs import Dropped, PairChoices
 from marketfeed.commands.rejected_frames import FrameText
+from marketfeed.commands.render_journal import of_journal
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
@@ -187,6 +188,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("waiting for a commit", f"{report.journal.pending:,}"),
         ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
         ("given up", _counts(report.journal.records_given_up)),
+        *of_journal(report.journal),
         ("rejected frames kept", f"{report.journal.rejected_frames:,}"),
         ("shipping", _shipping(report.shipping)),
         ("REST", _rest(report.rest)),

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import marks, quotes, refused_candles, rows, tables
+from marketfeed.journal import marks, quotes, refused_candles, rejected, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
 from marketfeed.journal.covering import Change, Covering
@@ -26,9 +26,6 @@ from marketfeed.records import REGULAR, Candle, FundingSettled, Gap, Life
 from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
 from marketfeed.storage.numbered_file import NumberedFile
-
-REJECTED_FRAMES_KEPT: Final = 1_000
-REJECTED_FRAME_BYTES: Final = 4_096
 
 KIND: Final = Kind(
     name="journal",
@@ -42,6 +39,7 @@ KIND: Final = Kind(
     ways_back=MappingProxyType({3: back_to_2}),
     measurements=tables.MEASUREMENTS,
     grow=grow,
+    refillable=True,
 )
 
 
@@ -68,12 +66,11 @@ class Journal(NumberedFile, JournalReads):
         self._settled: dict[str, tuple[int, float]] = {}
         super().__init__(database)
 
-    def require_whole(self, *, at_start: bool = False) -> None:
+    def require_whole(self, *, at_start: bool = False) -> str:
         """Look whether readers can still read the newest rows from the disk. From any thread.
 
-        `at_start` looks at what a collector reads before its first commit, too. Raises
-        JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no damage to
-        pages that it finds in memory.
+        `at_start` looks at what a collector reads before its first commit, too. Returns and raises what
+        `Database.require_whole` does. A commit notices no damage to pages that it finds in memory.
         """
         begins = READ_AT_START if self.version < 3 else READ_AT_START_3
         if self.has_quotes:
@@ -82,7 +79,7 @@ class Journal(NumberedFile, JournalReads):
             begins = (*begins, "SELECT * FROM life")
         if self.has_marks:
             begins = (*begins, *marks.READ_AT_START)
-        self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
+        return self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     @property
     def coverage(self) -> Mapping[Key, Covered]:
@@ -138,7 +135,7 @@ class Journal(NumberedFile, JournalReads):
             else:
                 seq = self._run(tables.CATALOG_2, rows.catalog_rows_2(batch.catalog, ids, seq), seq)
             changed = self.db.total_changes - before
-            self._write_rejected_frames(batch)
+            rejected.write(self.db, batch.rejected_frames)
             self._save_seq(seq)
         self._next_seq = seq
         self._covering.publish(change)
@@ -172,6 +169,25 @@ class Journal(NumberedFile, JournalReads):
         self._next_seq = seq
         self._covering.publish(change)
         self._publish_marks(marks_change)
+        return changed
+
+    def add_rows(
+        self, upsert: tables.Upsert, pair: str | None, others: Sequence[tuple[object, ...]]
+    ) -> int:
+        """Add rows of a pair (None: of all) as another journal has them; returns how many are new here.
+
+        Each without the pair, which is its first column, and the number, its last. Raises JournalWriteError.
+        """
+        with self._transaction():
+            pair_id = tables.NO_PAIR if pair is None else self._id_of(pair)
+            before, first = self.db.total_changes, self._next_seq
+            seq = self._run(
+                upsert, [(pair_id, *row, n) for n, row in enumerate(others, first)], first
+            )
+            changed = self.db.total_changes - before
+            self._save_seq(seq)
+        self._next_seq = seq
+        self._settled = self.newest_settled()
         return changed
 
     def fill_quotes(self, candles: Sequence[Candle], asked: Mapping[Key, int]) -> int:
@@ -421,16 +437,3 @@ class Journal(NumberedFile, JournalReads):
                 or (item.time_ms == known[0] and item.kind == REGULAR)
             ):
                 self._settled[item.pair] = item.time_ms, item.rate
-
-    def _write_rejected_frames(self, batch: Batch) -> None:
-        frames = batch.rejected_frames[-REJECTED_FRAMES_KEPT:]
-        if not frames:
-            return
-        self.db.executemany(
-            "INSERT INTO dead_letter (received, reason, frame) VALUES (?, ?, ?)",
-            [(item.received_ms, item.reason, item.frame[:REJECTED_FRAME_BYTES]) for item in frames],
-        )
-        self.db.execute(
-            "DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter) - ?",
-            (REJECTED_FRAMES_KEPT,),
-        )

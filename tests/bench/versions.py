@@ -131,7 +131,7 @@ def deletions(path: Path, *, counting: bool, share: float = 0.1) -> tuple[float,
         db.execute("DROP TRIGGER candle_deleted")
         if counting:
             db.execute(tables.CANDLE_DELETED)
-    with Journal.open(copy, check_s=0) as journal:
+    with Journal.open(copy) as journal:
         started_s, cpu_s = time.perf_counter(), time.process_time()
         before_ms = T0 + int(rows // SERIES * share) * schema.MINUTE_MS
         gone = delete(journal, "candle", range(1, SERIES + 1), before_ms)
@@ -145,7 +145,7 @@ def deletions(path: Path, *, counting: bool, share: float = 0.1) -> tuple[float,
 def writes(path: Path, *, counting: bool, candles: int, times: int) -> tuple[float, float]:
     """Wall and CPU µs of a `Journal.write` of so many new candles; `counting`: with its commits counted."""
     copy = Path(shutil.copy(path, path.with_name("written.db")))
-    with Journal.open(copy, check_s=0) as journal:
+    with Journal.open(copy) as journal:
         journal._counts_commits = counting
         start = T0 + 10_000_000 * schema.MINUTE_MS
         batches = []

@@ -274,6 +274,7 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
         ):
             await until(lambda: delivering(collector))
             writer = collector._writer
+            writer._again_after_s = (0.0, 0.0)
 
             def spoil(journal: Journal) -> None:
                 db = journal.db
@@ -294,6 +295,12 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
             # The feed was not disturbed, and goes on into the fresh file.
             await until(lambda: pairs_stored() == PAIRS)
             await until(lambda: "was set aside" in "".join(collector.report().reasons))
+            # Whatever it has beside that page is taken over, and then it may go.
+            await until(
+                lambda: [one.state for one in collector.report().journal.aside] == ["drained"]
+            )
+            assert "was taken over" in "".join(collector.report().reasons)
+            assert collector.report().journal.aside[0].rows > 0
             for file in path.parent.glob("*.corrupt-*"):
                 file.unlink()
             await until(lambda: delivering(collector))

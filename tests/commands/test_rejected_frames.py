@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import REJECTED_FRAME_BYTES, Journal
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.rejected import REJECTED_FRAME_BYTES
 from marketfeed.records import RejectedFrame
 from tests.faults.proc_commands import (
     Collecting,

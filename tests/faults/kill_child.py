@@ -105,8 +105,8 @@ class _ReportingWriter(JournalWriter):
         super().__init__(path)
         self._report = report
 
-    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
-        super()._open(distrusted=distrusted, proven=proven)
+    def _open(self) -> None:
+        super()._open()
         assert self._file is not None
         self._file = _ReportingJournal(self._file._database, self._report)
         set_aside = None if self.set_aside is None else str(self.set_aside)

@@ -27,7 +27,7 @@ from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.counters import CollectorCounters, rss_bytes
 from marketfeed.ingest.intake import REJECTED_FRAMES_PER_COMMIT, Intake
-from marketfeed.journal.journal import REJECTED_FRAMES_KEPT
+from marketfeed.journal.rejected import REJECTED_FRAMES_KEPT
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, MarkPrice
 

@@ -58,7 +58,7 @@ class History:
         self.healed = healed_rows(self.journal.db)
 
     def opened(self) -> Journal:
-        journal = Journal.open(self.path, check_s=0.0)
+        journal = Journal.open(self.path)
         # What is tested is what stands in the file, not that the disk has it.
         journal.db.execute("PRAGMA synchronous = OFF")
         return journal

@@ -24,7 +24,8 @@ from marketfeed.errors import (
     JournalWriteError,
 )
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import KIND, REJECTED_FRAMES_KEPT, Journal
+from marketfeed.journal.journal import KIND, Journal
+from marketfeed.journal.rejected import REJECTED_FRAMES_KEPT
 from marketfeed.journal.retention import expired, over_budget
 from marketfeed.records import (
     Candle,

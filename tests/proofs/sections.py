@@ -17,7 +17,12 @@ from tests.proofs.section import Section, Table, markdown
 
 PEER_3: Final = "python3.13"
 PEER_VENV: Final = ROOT / ".venv-proofs"
-_LONG: Final = {"READ_ERRORS": "12", "FRAMES": "1000000", "MARKETFEED_TEST_ROLLOVERS": "30"}
+_LONG: Final = {
+    "READ_ERRORS": "12",
+    "DISK_ERRORS": "25",
+    "FRAMES": "1000000",
+    "MARKETFEED_TEST_ROLLOVERS": "30",
+}
 """How often what the suite does in short is done here."""
 
 

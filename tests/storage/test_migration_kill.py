@@ -159,7 +159,8 @@ def test_a_journal_that_gains_what_its_version_has_by_now(tmp_path: Path, killer
             assert answers(reader) == answered
         ended[has_grown] += 1
     tell(ended)
-    assert ended[False] >= POINTS * 3 // 5
+    # Little is read before it grows: no check runs at the opening.
+    assert ended[False] >= POINTS // 3
 
 
 def test_what_is_promised_is_whole_or_gone(tmp_path: Path, killer: Killer) -> None:
