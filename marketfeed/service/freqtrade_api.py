@@ -97,7 +97,11 @@ class FreqtradeApi:
         return rows, behind_ms
 
     async def get(
-        self, path: str, limit: int, now_ms: Callable[[], int] = lambda: 0
+        self,
+        path: str,
+        limit: int,
+        now_ms: Callable[[], int] = lambda: 0,
+        decode: Callable[[bytes], Any] = msgspec.json.decode,
     ) -> tuple[Any, int]:
         """The decoded answer, and how far (ms) the bot's clock is behind this host's. Raises BotError.
 
@@ -117,7 +121,7 @@ class FreqtradeApi:
                 if response.status != 200:
                     raise AnsweredError(response.status, hide(words_in(body), headers))
                 try:
-                    return msgspec.json.decode(body), behind_ms
+                    return decode(body), behind_ms
                 except (msgspec.DecodeError, RecursionError) as error:
                     raise AnsweredError(200, failure_text(error)) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
