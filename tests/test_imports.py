@@ -75,6 +75,7 @@ ONLY_IN = {
     "rich": {
         *COMMANDS,
         "marketfeed/commands/render.py",
+        "marketfeed/commands/render_bots.py",
         "marketfeed/commands/render_demo.py",
         "marketfeed/commands/render_history.py",
         "marketfeed/commands/render_refused.py",

@@ -60,10 +60,17 @@ class FleetBot(Section):
         return self.bucket or f"{name}_trades"
 
 
+class _Fleet(dict[str, FleetBot]):
+    """Bots by name, as all settings are with a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
 def _names(fleet: dict[str, FleetBot]) -> dict[str, FleetBot]:
     what = "a bot's name: 1 to 32 letters, digits, _ or -"
     all_of(((name,), expected(what), name) for name in fleet if not _BOT.fullmatch(name))
-    return fleet
+    return _Fleet(fleet)
 
 
 Fleet = Annotated[
@@ -94,7 +101,7 @@ class BotsSettings(Section):
     """The bots' records. Without a fleet there is nothing to record."""
 
     books: BooksSettings = BooksSettings()
-    fleet: Fleet = Field(default={})
+    fleet: Fleet = _Fleet()
     poll: Annotated[Duration, Field(ge=Duration.parse("1s"), le=Duration.parse("1h"))] = (
         Duration.parse("60s")
     )
