@@ -26,7 +26,7 @@ from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints, LivesOf
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.doubts import Doubts
-from marketfeed.influxdb.held_back import HeldBack
+from marketfeed.influxdb.held_back import HeldBack, is_state
 from marketfeed.influxdb.holds import ALL, Again
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
@@ -352,13 +352,17 @@ class Shipper:
         """See to what is held back: first what is new, then for the rest of a turn what is sent again."""
         await self.held.look(started_s)
         every_s = self._pace.probe_every_s
-        await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
-        while not full and time.monotonic() - started_s < self._pace.turn_s:
+        released = await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
+        if any(map(is_state, released)):
+            # Noted as shipped, and never taken: a catalog would come tomorrow.
+            self._states.begin_anew()
+        # One batch at least: a server that needs a turn for what is new would never get what waited.
+        while not (full or self._ending.is_set()):
             sent = await self.held.send_again(
                 self._delivery, self._between, self._put_aside, self._batch_size
             )
             self.lines += sent
-            if not sent or self._ending.is_set():
+            if not sent or time.monotonic() - started_s >= self._pace.turn_s:
                 break
         await self.held.save()
 
