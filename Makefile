@@ -22,7 +22,7 @@ help:
 	@echo "make test   the tests"
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
-	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, bots, benchmarks and soaks, written to PROOFS.md (5 hours)"
+	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, refusals, bots, benchmarks and soaks, written to PROOFS.md (5 hours)"
 	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
 	@echo "make test-freqtrade  a real Freqtrade on the store and behind the aggregator: 75 minutes (WHAT=wheel, ensemble, live, …)"

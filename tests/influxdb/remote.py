@@ -244,7 +244,8 @@ def summary(terminalreporter: pytest.TerminalReporter) -> None:
     stats, reasons = terminalreporter.stats, dict[str, int]()
     for report in stats.get("skipped", []):
         *_, words = report.longrepr
-        why = words.removeprefix("Skipped: ")
+        # Hypothesis adds the example to it.
+        why = words.removeprefix("Skipped: ").partition("\n")[0]
         reasons[why] = reasons.get(why, 0) + 1
     ran = {name: len(stats.get(name, [])) for name in ("passed", "failed", "error")}
     terminalreporter.section(f"against {os.environ[URL]}")
