@@ -8,7 +8,7 @@ from marketfeed.binance.rest_queue import RestReport
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 
 HealthState: TypeAlias = Literal["filling", "well", "not well"]
 """`filling`: nothing is wrong, and some of what is promised has never been there yet."""

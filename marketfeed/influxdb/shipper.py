@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-import msgspec
-
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
@@ -33,6 +31,7 @@ from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
 from marketfeed.influxdb.outbox import Outbox, Place, ShipBatch
 from marketfeed.influxdb.pace import DEFAULT_PACE, Pace
+from marketfeed.influxdb.ship_report import HELD_NAMED, ShipReport
 from marketfeed.influxdb.shipped_file import Documents, Shipped, Writer
 from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
@@ -47,26 +46,6 @@ FEWEST_LINES: Final = 100
 COUNT_EVERY_S: Final = 15.0
 LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
-
-
-class ShipReport(msgspec.Struct, frozen=True):
-    """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`.
-
-    `in_doubt` are lines that were sent without an answer, or whose answer may be carried out late; `held`
-    names the measurements and shards whose rows wait, because the bucket refuses them.
-    """
-
-    target: str
-    state: str
-    trouble: str
-    trouble_for_s: float
-    unshipped: int
-    lines: int
-    refused: int
-    batches: int
-    acknowledged_ago_s: float | None
-    in_doubt: int
-    held: list[str]
 
 
 class _Look(NamedTuple):
@@ -147,6 +126,7 @@ class Shipper:
         """How shipping goes now."""
         now_s = time.monotonic()
         acknowledged_s = self._delivery.acknowledged_s
+        holds = self.held.book.holds
         return ShipReport(
             target=self._influx.target,
             state=self._state,
@@ -158,7 +138,8 @@ class Shipper:
             batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
             in_doubt=len(self._unanswered),
-            held=[str(hold) for hold in self.held.book.holds],
+            held=[str(hold) for hold in holds[:HELD_NAMED]],
+            held_shards=len(holds),
         )
 
     def shipped_below(self) -> int:

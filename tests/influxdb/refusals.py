@@ -110,7 +110,8 @@ class CountingFront(Front):
         response = await super()._store(request, body, partial=partial)
         newest: dict[str, int] = {}
         is_of_week = False
-        lines = body.decode().split("\n")
+        # A question of rights has none.
+        lines = [line for line in body.decode().split("\n") if line.strip()]
         for line in lines:
             name, at_ms = measurement_of(line), time_of(line)
             newest[name] = max(newest.get(name, 0), at_ms)
