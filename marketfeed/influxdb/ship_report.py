@@ -28,5 +28,5 @@ class ShipReport(msgspec.Struct, frozen=True):
     batches: int
     acknowledged_ago_s: float | None
     in_doubt: int
-    held: list[str]
-    held_shards: int
+    held: list[str] = []
+    held_shards: int = 0
