@@ -22,12 +22,14 @@ from marketfeed.influxdb.expiry import Expiry
 from marketfeed.influxdb.held_back import HeldBack
 from marketfeed.influxdb.holds import Again, shard_of
 from marketfeed.influxdb.unanswered import UnansweredLines
-from marketfeed.influxdb.writer import InfluxWriter
+from marketfeed.influxdb.writer import InfluxWriter, target_of
 from marketfeed.journal.batch import Batch
+from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, MarkPrice
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import InfluxSettings
+from marketfeed.storage.acknowledged import demand_again
 from tests.waiting import until
 
 NOW_MS = time.time_ns() // 1_000_000
@@ -267,3 +269,32 @@ def test_an_answer_that_is_none_of_an_influxdb_says_nothing_of_the_expiry(
             await runner.cleanup()
 
     assert uvloop.run(asked()) is None
+
+
+def test_all_that_is_shipped_again_while_rows_are_held_comes_once_they_are_taken(
+    target: Target, path: Path
+) -> None:
+    target.write(f"ohlcv_1m,pair=OLD/USDT:USDT trades=6.0 {WEEK + 5}")
+    name = target_of(InfluxSettings.model_validate(dict(target.settings)))
+
+    async def run() -> None:
+        async with shipping(path, target.settings, PACE, lambda: NOW_MS, holds=True) as (
+            writer,
+            shipper,
+        ):
+            await write(writer, candle(WEEK), MarkPrice(PAIRS[0], WEEK, 7.0, 8.0))
+            await until(lambda: bool(shipper.report().held))
+            await until(lambda: shipper.shipped_below() == writer.next_seq)
+            book = shipper.held.book
+            demand_again(KIND, path, name)
+            await until(lambda: shipper.held.book is not book, "begun anew")
+            await until(lambda: bool(shipper.report().held))
+            await until(lambda: shipper.shipped_below() == writer.next_seq)
+            # Demanded once more while what waited is being sent.
+            empty(target)
+            demand_again(KIND, path, name)
+            await until(lambda: values(target, "trades", "ohlcv_1m") == [5])
+            await until(lambda: values(target, "mark_price", "mark_price") == [7.0])
+            await until(lambda: not shipper.report().held and shipper.held.book.again is None)
+
+    uvloop.run(run())
