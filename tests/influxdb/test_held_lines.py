@@ -229,10 +229,11 @@ def test_what_waited_is_sent_though_each_turn_takes_longer_than_it_should(
             writer,
             shipper,
         ):
-            await write(writer, candle(WEEK))
+            # The newest is what is tried.
+            await write(writer, candle(WEEK), candle(WEEK + MINUTE_MS))
             await until(lambda: bool(shipper.report().held))
             empty(target)
-            await until(lambda: values(target, "trades", "ohlcv_1m") == [5])
+            await until(lambda: values(target, "trades", "ohlcv_1m") == [5, 5])
 
     uvloop.run(run())
 
