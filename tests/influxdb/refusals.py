@@ -6,7 +6,7 @@
   bucket in which an older writer has left an integer where we write a float, in one measurement of the old
   week. The lag of all other measurements is from the row's commit to its acknowledgement, by what this
   process sees of the journal and of the requests.
-* `too old`: 5,000 points older than what the bucket keeps among 100 that are not, beside a point every
+* `too old`: 5,000 points older than what the bucket keeps among 100 that are not, beside a candle every
   0.1 s, in the words of up to 2.7.11 and of later versions. The token may not read buckets, so that their
   expiry is not seen.
 * `expiry`: a journal of 400 days, a bucket of 30.
@@ -299,22 +299,28 @@ async def written(writer: JournalWriter, *records: Candle | MarkPrice) -> None:
     await writer.call(lambda journal: journal.write(batch))
 
 
+def minute_candle(at_ms: int) -> Candle:
+    """One of a minute."""
+    end_ms = at_ms + MINUTE_MS
+    return Candle("LIVE/USDT:USDT", "1m", at_ms, 1.5, 2.5, 1.0, 2.0, 3.0, 4.0, 1.0, 5, True, end_ms)
+
+
 async def live(writer: JournalWriter, front: CountingFront, is_over: Callable[[], bool]) -> float:
-    """Commit a point every 0.1 s until it is over; returns the longest until one was acknowledged."""
+    """Commit a candle every 0.1 s until it is over; returns the longest until one was acknowledged."""
     commits: list[tuple[int, float]] = []
     ending_s = time.monotonic() + 240.0
+    at_ms = time.time_ns() // 1_000_000 // MINUTE_MS * MINUTE_MS
     while not is_over() or len(commits) < 50:
         if time.monotonic() > ending_s:
             raise TimeoutError("not shipped")
-        at_ms = time.time_ns() // 1_000_000
-        await written(writer, MarkPrice("LIVE/USDT:USDT", at_ms, 7.0, 8.0))
+        at_ms += MINUTE_MS
+        await written(writer, minute_candle(at_ms))
         commits.append((at_ms, time.monotonic()))
         await asyncio.sleep(0.1)
-    newest_ms = commits[-1][0]
-    await until(lambda: any(one.newest.get("mark_price", 0) >= newest_ms for one in front.requests))
+    await until(lambda: any(one.newest.get(CLASHING, 0) >= at_ms for one in front.requests))
     acknowledged = [one for one in front.requests if one.status == 204]
     return max(
-        next(one.at_s for one in acknowledged if one.newest.get("mark_price", 0) >= at_ms) - at_s
+        next(one.at_s for one in acknowledged if one.newest.get(CLASHING, 0) >= at_ms) - at_s
         for at_ms, at_s in commits
     )
 
@@ -322,8 +328,10 @@ async def live(writer: JournalWriter, front: CountingFront, is_over: Callable[[]
 def too_old(folder: Path, *, old_words: bool) -> list[Check]:
     """See the module's docstring."""
     now_ms = time.time_ns() // 1_000_000
-    old = [MarkPrice("OLD/USDT:USDT", now_ms - DAY_MS + n, 7.0, 8.0) for n in range(5_000)]
-    good = [MarkPrice("GOOD/USDT:USDT", now_ms - MINUTE_MS + n, 7.0, 8.0) for n in range(100)]
+    # One for each second: of more the journal keeps the first.
+    second_ms = now_ms // 1_000 * 1_000
+    old = [MarkPrice("OLD/USDT:USDT", second_ms - DAY_MS + n * 1_000, 7, 8) for n in range(5_000)]
+    good = [MarkPrice("GOOD/USDT:USDT", second_ms - n * 1_000, 7.0, 8.0) for n in range(100)]
     mixed = [one for n in range(100) for one in (*old[n * 50 : n * 50 + 50], good[n])]
 
     async def run(front: CountingFront) -> tuple[float, int]:
@@ -339,7 +347,7 @@ def too_old(folder: Path, *, old_words: bool) -> list[Check]:
         front.expire(BUCKET, 3_600)
         front.tokens["writer"] = Rights(read=frozenset(), manage=False, orgs=False)
         lag_s, refused = uvloop.run(run(front))
-        # All but those of live points alone.
+        # All but those of live candles alone.
         requests = [one for one in front.requests if one.status != 204 or one.lines >= 50]
         text = "SELECT count(mark_price) FROM mark_price WHERE pair = 'GOOD/USDT:USDT'"
         found = front.influxd.query(text, front.buckets[BUCKET].database)
