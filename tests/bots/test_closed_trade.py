@@ -1,6 +1,8 @@
 """A bot's JSON becomes a record, or a sentence that names what is wrong with it."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,3 +121,17 @@ def test_exits_of_custom_data() -> None:
     assert exits_in(answer(exits), 8) == exits_in(None, 7) == Exits()
     with pytest.raises(RefusedTradeError, match="no percent"):
         exits_in(answer({"stop": -1.48}), 7)
+
+
+def test_what_a_real_freqtrade_answers() -> None:
+    file = Path(__file__).parents[1] / "data" / "freqtrade_2026.9_closed_trades.json"
+    answer = json.loads(file.read_text())
+    rows = answer["trades"]["trades"]
+    plain, short, long = (closed_trade(row, 1_796_200_000_000) for row in rows)
+    assert (long.side, long.leverage, long.exit_reason) == ("long", 3.0, "roi_optuna")
+    # 1.1 % by its rates, less both fees: the position's, and three times that with leverage.
+    assert long.position_profit == pytest.approx(0.011 - 0.0010, abs=2e-5)
+    assert short.position_profit == pytest.approx(-0.01512 - 0.0010, abs=2e-5)
+    assert (short.votes, short.of, short.confidence, short.primary) == (4, 5, 0.91, "120")
+    assert (plain.enter_tag, plain.votes, plain.duration_s) == ("", None, 9553.0)
+    assert exits_in(answer["custom_data"], 1) == Exits(-0.0148, 0.01, "bin")
