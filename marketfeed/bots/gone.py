@@ -15,6 +15,7 @@ import aiohttp
 from marketfeed.bots.books import Books
 from marketfeed.bots.books_thread import BooksThread
 from marketfeed.counters import Trouble
+from marketfeed.errors import JournalWriteError
 from marketfeed.influxdb.erase import EraseError, erase
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.settings.model import InfluxSettings
@@ -50,13 +51,17 @@ class GonePoints:
         self.erased = 0
 
     async def run(self) -> None:
-        """Take them out, on and on. Raises JournalError: the books refuse."""
+        """Take them out, on and on. Raises JournalError when the books are damaged."""
         while True:
             try:
                 while await self.take_out():
                     pass
                 self.trouble.end()
             except EraseError as error:
+                self.trouble.met(error)
+            except JournalWriteError as error:
+                if error.damaged:
+                    raise
                 self.trouble.met(error)
             await asyncio.sleep(self._every_s)
 

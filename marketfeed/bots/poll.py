@@ -20,6 +20,7 @@ from marketfeed.bots.bot_reader import PAGE, BotReader
 from marketfeed.bots.closed_trade import ClosedTrade, Exits, RefusedTradeError, exits_in
 from marketfeed.bots.reading import Reading, absent, is_another_database, must_read_all
 from marketfeed.counters import Trouble
+from marketfeed.errors import JournalWriteError
 from marketfeed.service.freqtrade_api import BotError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,11 @@ class Poller:
         )
         self.refused: dict[str, str] = {}
         """Trades that cannot be recorded, with the reason."""
+        self.refused_exits: dict[str, str] = {}
+        """Trades that are recorded, but for what their custom data says of their exits."""
+        self.unstored = Trouble(
+            log, f"trades cannot be stored bot={name}", f"trades are stored again bot={name}"
+        )
         self.lacking = 0
         """How many closed trades fewer were read than the bot says it has."""
         self.total: int | None = None
@@ -82,10 +88,20 @@ class Poller:
         self.turned_s = time.monotonic()
 
     async def run(self) -> None:
-        """Look on and on; whatever a bot answers ends nothing. Raises JournalError: the books refuse."""
+        """Look on and on; whatever a bot answers ends nothing, nor does a full disk.
+
+        Raises JournalError when the books are damaged, or cannot be read.
+        """
         while True:
             started_s = time.monotonic()
-            await self.look()
+            try:
+                await self.look()
+                self.unstored.end()
+            except JournalWriteError as error:
+                if error.damaged:
+                    raise
+                # Nothing is lost by it: the bot is asked for the same again.
+                self.unstored.met(error)
             await asyncio.sleep(max(0.0, self._pace.every_s - (time.monotonic() - started_s)))
 
     async def look(self) -> None:
@@ -192,7 +208,7 @@ class Poller:
                 exits = exits_in(answer, key[1])
             except RefusedTradeError as error:
                 log.warning("exits of a trade refused bot=%s why=%r", self.name, str(error))
-                self.refused[f"exits of trade {key[1]}"] = str(error)
+                self.refused_exits[f"exits of trade {key[1]}"] = str(error)
                 exits = Exits()
             await self._books.call(partial(Books.note_exits, bot=self.name, found=[(key, exits)]))
             self.turned_s = time.monotonic()

@@ -14,6 +14,7 @@ class Kind(Enum):
 
     SET_ASIDE = ("damaged books were set aside: {more}", "the file is removed")
     STARTING = ("the bots' records are starting", "the bots are asked")
+    UNSTORED = ("{BOT}: trades cannot be stored: {more}", "they are stored")
     UNREACHABLE = ("{BOT}: not reachable: {more}", "it answers")
     LACKING = (
         "{BOT}: {N} closed trades fewer were read than it says it has",

@@ -195,7 +195,7 @@ class BotsService:
             total=poller.total,
             recorded={origin: n for (bot, origin), n in self._counts.items() if bot == name},
             lacking=poller.lacking,
-            refused=dict(poller.refused),
+            refused=poller.refused | poller.refused_exits,
             struck=poller.struck,
             databases=poller.databases,
             looks=poller.looks,
@@ -205,13 +205,15 @@ class BotsService:
 
 
 def _reasons_of(name: str, poller: Poller) -> Iterator[Reason]:
+    if poller.unstored:
+        yield Kind.UNSTORED.reason(BOT=name, more=poller.unstored.why)
     if poller.trouble:
         yield Kind.UNREACHABLE.reason(BOT=name, more=poller.trouble.why)
     if poller.lacking:
         yield Kind.LACKING.reason(BOT=name, N=poller.lacking)
-    if poller.refused:
-        named = [f"{what}: {why}" for what, why in list(poller.refused.items())[:NAMED]]
-        yield Kind.REFUSED.reason(BOT=name, N=len(poller.refused), more="; ".join(named))
+    if refused := poller.refused | poller.refused_exits:
+        named = [f"{what}: {why}" for what, why in list(refused.items())[:NAMED]]
+        yield Kind.REFUSED.reason(BOT=name, N=len(refused), more="; ".join(named))
     if abs(poller.behind_ms) > CLOCKS_APART_MS:
         way = "behind" if poller.behind_ms > 0 else "ahead of"
         yield Kind.CLOCK.reason(BOT=name, N=f"{abs(poller.behind_ms) / 1000:.0f}", BACK=way)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from marketfeed.bots.books import Kept
+from marketfeed.bots.books import Books, Kept
 from marketfeed.bots.books_reading import read_trades
 from marketfeed.bots.books_thread import BooksThread
 from marketfeed.bots.bot_reader import BotReader
@@ -18,6 +18,7 @@ from marketfeed.bots.poll import Poller, PollPace
 from marketfeed.bots.verify import verify
 from marketfeed.settings.model import Settings
 from tests.bots.fleet import START_MS, RecordedBot, settings_for, trade
+from tests.waiting import until
 
 QUICK = PollPace(every_s=0.05, page_s=0.0, whole_s=1e9, again_s=0.0, exits=1000, exits_s=0.0)
 BOT = "BOT1"
@@ -172,6 +173,8 @@ def test_exits_are_asked_for_once(tmp_path: Path) -> None:
         found = kept(tmp_path)[2].trade
         assert (found.stop, found.target, found.source) == (-0.0148, 0.01, "bin")
         assert kept(tmp_path)[3].trade.stop is None
+        # The trade is there: all is not read again for it.
+        assert (list(poller.refused_exits), poller.refused) == (["exits of trade 3"], {})
 
     run(tmp_path, RecordedBot([trade(n) for n in range(1, 4)]), scenario)
 
@@ -210,3 +213,21 @@ def test_feeders_come_from_the_ledger(tmp_path: Path) -> None:
         assert kept(tmp_path)[2].trade.feeders == "73,74,79"
 
     run(tmp_path, RecordedBot([row]), scenario)
+
+
+def test_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    async def scenario(_bot: RecordedBot, poller: Poller, _settings: Settings) -> None:
+        def limit(books: Books, pages: int) -> None:
+            books.db.execute(f"PRAGMA max_page_count = {pages}")
+
+        await poller._books.call(lambda books: limit(books, 1))
+        task = asyncio.create_task(poller.run())
+        await until(lambda: poller.unstored, "the refusal")
+        assert "full" in poller.unstored.why
+        await poller._books.call(lambda books: limit(books, 1_000_000))
+        await until(lambda: len(kept(tmp_path)) == 500 or task.done(), "all trades")
+        await until(lambda: not poller.unstored or task.done(), "the end of it")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(tmp_path, RecordedBot([trade(n) for n in range(1, 501)]), scenario)
