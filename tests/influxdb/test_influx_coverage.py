@@ -62,7 +62,7 @@ def lacking(both: Both, *slots: int) -> None:
 
 def absent(reader: MarketReader) -> list[int]:
     found = reader.get_ohlcv(PAIR, "3m", since=START_MS).attrs["absent"]
-    return [(time.value // 1_000_000 - START_MS) // M3 for time in found]
+    return [(time - START_MS) // M3 for time in found]
 
 
 # --- both stores ----------------------------------------------------------------------------------------
