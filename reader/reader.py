@@ -137,7 +137,8 @@ class MarketReader(ConnectsAnew):
         range), absent (those of `missing` that the exchange twice answered without), forming (whether the
         last row is the forming candle), and short: why the frame does not reach as far back as asked, None
         where it does. That is "listed" (the pair was listed then), "history" (what the collectors tell of
-        begins later: nothing older is promised, or it is not filled yet) or "unknown" (they tell nothing). A gap
+        begins later: nothing older is promised, or it is not filled yet) or "unknown" (they tell nothing).
+        A gap
         is logged once; `strict` raises GapError instead, also of absent candles. `lives` are the contracts
         [listed, ended or None, symbol] (ms) whose stored candles were asked for, oldest first: the frame is
         of the last, and with `strict` there may be no other. A time of which nothing is told has symbol "".
