@@ -174,6 +174,9 @@ class Collector:
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
                         group.create_task(upkeep.keep_stock(), name="stock"),
                     ]
+                    if parts.reconciler is not None:
+                        comparing = parts.reconciler.run()
+                        background.append(group.create_task(comparing, name="compare"))
                     await stop.wait()
                     self._reporter.stage = "stopping"
                     log.info("stopping")

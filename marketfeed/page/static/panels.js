@@ -64,6 +64,15 @@ export function shipping(report, none) {
   ];
 }
 
+function comparing(report) {
+  if (!report) return [];
+  const off = report.state === "comparing" ? report.state : `${report.state}: ${report.why}`;
+  return [
+    ["Compared with the journal", off],
+    ["Rows it had lost", count(report.lacking), warnIf(report.lacking)],
+  ];
+}
+
 // A collector's panels.
 export function showCollector(panels, { status, close_lag_ms: lag }) {
   const silent = Math.max(0, sum(status.overdue) - sum(status.overdue_of_halted));
@@ -152,6 +161,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Refused lines kept", count(journal.refused_lines), warnIf(journal.refused_lines)],
     ...(journal.set_aside ? [["Set aside as damaged", journal.set_aside, "warn"]] : []),
     ...shipping(status.shipping, "none: the journal is the store"),
+    ...comparing(status.comparing),
   ]);
   panels.show(
     "Timeframes",
