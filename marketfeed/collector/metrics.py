@@ -217,13 +217,8 @@ def _comparing(report: CompareReport | None) -> Iterable[Metric]:
         ("bucket_mismatch_rate", "Share of compared tiles that were wrong", report.mismatch_rate),
         ("bucket_left_tiles", "Tiles that differ by another collector's rows", report.left),
         ("compare_off", "1 while the bucket is not compared", report.state == "off"),
+        ("compare_age_seconds", "Since the last hours were compared", report.last_look_ago_s),
     )
-    if report.last_look_ago_s is not None:
-        yield from plain(
-            GaugeMetricFamily,
-            _PREFIX,
-            ("compare_age_seconds", "Since the last hours were compared", report.last_look_ago_s),
-        )
 
 
 def _rest(report: RestReport) -> Iterable[Metric]:

@@ -34,7 +34,9 @@ class BucketNumbers:
         for series in await self._ask(measurement, field, where):
             for _, value in series.values:
                 found.setdefault(series.tags.get("pair", ""), []).append(value)
-        return {pair: Numbers(int(both[0]), both[1]) for pair, both in found.items()}
+        return {
+            pair: Numbers(int(both[0]), both[1]) for pair, both in found.items() if len(both) == 2
+        }
 
     async def of_pair(
         self, measurement: str, field: str, pair: str, start_ms: int, end_ms: int, step_ms: int

@@ -5,7 +5,7 @@ On a connection of its own, and pair by pair: no read holds the file's log back 
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange
@@ -81,6 +81,8 @@ class JournalNumbers(JournalOutbox):
         super().__init__(path, collector)
         self._hours: dict[tuple[str, int, int, int], Numbers] = {}
         self._seen: int | None = None
+        # What was read of lines that were put aside, and by what it is seen that there are others.
+        self._put_aside: tuple[tuple[Any, ...], tuple[set[tuple[str, int]], int]] | None = None
 
     def held(self) -> list[Held]:
         """What there is to compare."""
@@ -217,12 +219,17 @@ class JournalNumbers(JournalOutbox):
         places: set[tuple[str, int]] = set()
         too_old_ms = 0
         with self._one_state():
+            text = "SELECT count(*), max(id) FROM refused_line"
+            state = (target, *self._db.execute(text).fetchone())
+            if self._put_aside is not None and self._put_aside[0] == state:
+                return self._put_aside[1]
             for line, answer in self._db.execute(
                 "SELECT line, answer FROM refused_line WHERE target = ?", (target,)
             ):
                 places.add((key_of(line), time_of(line)))
                 if "retention policy" in answer:
                     too_old_ms = max(too_old_ms, time_of(line) + 1)
+        self._put_aside = state, (places, too_old_ms)
         return places, too_old_ms
 
 

@@ -22,6 +22,9 @@ MOST_MENDED: Final = 1_000
 """More lacking rows of a look than these are sent as ranges of their measurement."""
 AGAIN_AFTER_S: Final = 600.0
 """Where another collector adds to a tile all the time, its rows are read again so often at most."""
+TRY_AGAIN_S: Final = 60.0
+TRY_AT_MOST_S: Final = 86_400.0
+"""Until a tile that lacks after it was sent is sent again: doubled with each time, a day at most."""
 _SENT_KEPT: Final = 200_000
 _REMEMBERED: Final = 200_000
 _UNESCAPED_BLANK: Final = re.compile(r"(?<!\\) ")
@@ -81,7 +84,7 @@ class CompareReport(msgspec.Struct, frozen=True):
     held others; `mended` rows were sent again one by one, `lacking` rows were found to be missing in all, and
     `ranges` and `everything` say how often a range or the whole journal was sent again for it. `foreign` are
     other values that were left, `left` tiles that differ for good. `asked_s` is how long the server was
-    asked for in all, ages are wall seconds.
+    asked for in all, ages are wall seconds (before the first look, since the start).
     """
 
     target: str
@@ -99,7 +102,7 @@ class CompareReport(msgspec.Struct, frozen=True):
     rounds: int
     round_part: float
     asked_s: float
-    last_look_ago_s: float | None
+    last_look_ago_s: float
     last_round_ago_s: float | None
 
     @property
@@ -114,11 +117,17 @@ class _Left(NamedTuple):
     read_s: float
 
 
+class _Tried(NamedTuple):
+    times: int
+    sent_s: float
+
+
 class Memory:
-    """What is known of tiles that differ for good, and which other values have been sent once."""
+    """What is known of tiles that differ for good or after they were sent, and other values sent once."""
 
     def __init__(self) -> None:
         self._left: dict[tuple[str, str, int], _Left] = {}
+        self._tried: dict[tuple[str, str, int], _Tried] = {}
         self._sent: dict[int, None] = {}
 
     def __len__(self) -> int:
@@ -128,7 +137,12 @@ class Memory:
         """Whether a tile is to be looked into: it differs, and not as it is known to."""
         if found.ours == found.theirs:
             self._left.pop(found.tile.key, None)
+            self._tried.pop(found.tile.key, None)
             return False
+        if (tried := self._tried.get(found.tile.key)) is not None:
+            # What is read there may not be what is written: a name that is mapped to another bucket.
+            wait_s = min(TRY_AGAIN_S * float(1 << min(tried.times - 1, 20)), TRY_AT_MOST_S)
+            return now_s - tried.sent_s >= wait_s
         left = self._left.get(found.tile.key)
         if left is None:
             return True
@@ -144,9 +158,16 @@ class Memory:
     def leave(self, found: Differing, now_s: float) -> None:
         """Its rows were read, and there was nothing to send."""
         self._left.pop(found.tile.key, None)
+        self._tried.pop(found.tile.key, None)
         self._left[found.tile.key] = _Left(found.ours, found.theirs, now_s)
         if len(self._left) > _REMEMBERED:
             self._left.pop(next(iter(self._left)))
+
+    def sent(self, found: Differing, now_s: float) -> None:
+        """Rows of it are sent again: it is equal soon, or waits longer from time to time."""
+        tried = self._tried.get(found.tile.key, _Tried(0, now_s))
+        self._tried[found.tile.key] = _Tried(tried.times + 1, now_s)
+        self._left.pop(found.tile.key, None)
 
     def unsent(self, lines: Iterable[str]) -> list[str]:
         """Those of lines with other values that have not been sent: each is, once.

@@ -18,6 +18,7 @@ from marketfeed.influxdb.admin import InfluxError, UnreadableError
 from marketfeed.influxdb.both_sides import BothSides, NotNowError, Step
 from marketfeed.influxdb.holds import Again
 from marketfeed.influxdb.journal_numbers import SMALL, Series, rows_a_day
+from marketfeed.influxdb.line_protocol import LineError
 from marketfeed.influxdb.reconcile import (
     MOST_MENDED,
     NONE,
@@ -46,7 +47,8 @@ class ComparePace(msgspec.Struct, frozen=True):
     Recent hours are looked at `look_every_s`, what differs again `again_after_s` later. A round over all days
     takes `round_s` at most, the next begins `round_every_s` after it began; meanwhile the server is asked for
     `share` of the time. Small measurements are read `small_every_s`. Where the bucket may not be read that is
-    tried again `off_s` later, and the whole journal is sent again `everything_every_s` at most.
+    tried again `off_s` later. The whole journal is sent again after twice `everything_every_s` at the
+    soonest, then after twice as long each time.
     """
 
     look_every_s: float = 60.0
@@ -108,7 +110,7 @@ class Reconciler:
         # Two collectors of a bucket need not ask at the same times.
         self._step_due_s = self._small_due_s = now_s + random.uniform(0.0, pace.look_every_s)
         self._everything_s: float | None = None
-        self._looked_s: float | None = None
+        self._looked_s = now_s
         self._round_ended_s: float | None = None
 
     def report(self) -> CompareReport:
@@ -131,7 +133,7 @@ class Reconciler:
             rounds=counts.rounds,
             round_part=self._steps_done / self._steps_of_round if self._steps_of_round else 0.0,
             asked_s=self._sides.asked_s,
-            last_look_ago_s=None if self._looked_s is None else now_s - self._looked_s,
+            last_look_ago_s=now_s - self._looked_s,
             last_round_ago_s=None if self._round_ended_s is None else now_s - self._round_ended_s,
         )
 
@@ -161,7 +163,7 @@ class Reconciler:
                 log.warning("the bucket may not be read, it is not compared error=%r", str(error))
             self._state, self._why = "off", str(error)
             return self._pace.off_s
-        except (InfluxError, JournalError, NotNowError) as error:
+        except (InfluxError, JournalError, LineError, NotNowError) as error:
             self._state, self._why = "waiting", str(error)
             return self._pace.wait_s
         self._state, self._why = "comparing", ""
@@ -259,19 +261,28 @@ class Reconciler:
     async def _mend(self, series: Series, found: Sequence[Differing]) -> None:
         """Have sent what tiles lack that differ twice."""
         if any(one.theirs == NONE for one in found) and await self._is_emptied():
+            self._note_sent(found)
             await self._send_everything()
         lacking = sum(one.lacking for one in found)
         if lacking > MOST_MENDED:
             lack = [one for one in found if one.lacking]
+            self._note_sent(lack)
             self._send_ranges(series.measurement, lack, lacking)
             found = [one for one in found if not one.lacking]
         sent: list[str] = []
         for one in found:
             lines = self._send(await self._sides.rows(series, one))
             sent += lines
-            if not lines:
+            if lines:
+                self._note_sent([one])
+            else:
                 self._memory.leave(one, time.monotonic())
         self._tell(series.measurement, sent)
+
+    def _note_sent(self, found: Sequence[Differing]) -> None:
+        now_s = time.monotonic()
+        for one in found:
+            self._memory.sent(one, now_s)
 
     def _send(self, judged: Judged) -> list[str]:
         """Have lines sent again; returns those that are."""
@@ -309,7 +320,9 @@ class Reconciler:
         )
 
     async def _is_emptied(self) -> bool:
-        now_s, every_s = time.monotonic(), self._pace.everything_every_s
+        now_s = time.monotonic()
+        # A bucket that keeps nothing is sent all ever more rarely.
+        every_s = self._pace.everything_every_s * 2 ** min(self._counts.everything, 5)
         if self._everything_s is not None and now_s - self._everything_s < every_s:
             return False
         return await self._sides.are_old_tiles_empty()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from marketfeed.influxdb.reconcile import (
     AGAIN_AFTER_S,
     NONE,
+    TRY_AGAIN_S,
     Differing,
     Memory,
     Numbers,
@@ -67,6 +68,19 @@ def test_a_tile_that_fills_is_read_now_and_then() -> None:
     same = differing((10, 1.0), (10, 1.5))
     memory.leave(same, 0.0)
     assert not memory.differs(differing((12, 1.2), (12, 1.9)), 1.0)
+
+
+def test_a_tile_that_lacks_after_it_was_sent_waits_ever_longer() -> None:
+    """A name may be mapped to another bucket: what is written is never read there."""
+    memory, found, now_s, sent = Memory(), differing((9, 1.0), (0, 0.0)), 0.0, 0
+    while now_s < 30 * 86_400:
+        if memory.differs(found, now_s):
+            memory.sent(found, now_s)
+            sent += 1
+        now_s += TRY_AGAIN_S
+    assert 30 < sent < 45
+    assert not memory.differs(differing((9, 1.0), (9, 1.0)), now_s)
+    assert memory.differs(found, now_s), "another loss is mended at once"
 
 
 def test_other_values_are_sent_once() -> None:
