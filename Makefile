@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Images for containers often set it. Then each of the thousand processes that tests start compiles all it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
-# Tests wait half of their time: two at once for each core. Whoever is done takes over from another.
-SIDE_BY_SIDE ?= $(shell expr 2 '*' "$$(nproc)")
+# Most tests wait most of their time: eight at once on two cores, and two for each further core. Each has its share
+# of the long ones (tests/dealing.py). Whoever is done takes over from another.
+SIDE_BY_SIDE ?= $(shell expr 4 + 2 '*' "$$(nproc)")
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(SIDE_BY_SIDE) --dist=worksteal
 
 # The packages of Debian and Ubuntu that are needed: printed when an installation fails, below pip's output.
@@ -25,7 +28,7 @@ help:
 	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, bots, benchmarks and soaks, written to PROOFS.md (5 hours)"
 	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
-	@echo "make test-freqtrade  a real Freqtrade on the store and behind the aggregator: 75 minutes (WHAT=wheel, ensemble, live, …)"
+	@echo "make test-freqtrade  a real Freqtrade on the store and behind the aggregator: 80 minutes (WHAT=wheel, ensemble, live, …)"
 	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
 	@echo "make clean  remove the virtual environment and caches"
 

@@ -172,6 +172,8 @@ AGGREGATOR_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
             "leverage": float,
             "price": float,
             "strength": float,
+            "strength_text": str,
+            "unknown_fields": str,
             "called": str,
             "tag": str,
             "window": int,
@@ -189,13 +191,19 @@ AGGREGATOR_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
             "answer": str,
             "sent": int,
             "answered": int,
+            "meta_state": str,
+            "meta_status": int,
+            "meta_answer": str,
+            "meta_sent": int,
+            "meta_answered": int,
         },
     }
 )
 """Fields of the aggregator's measurements, which have the tags `pair` and `side`.
 
 `signal` has the tag `feeder` and the time of receipt; `ensemble` the tag `primary` and the time of the
-decision. What became of a decision's forward is added to the decision's point.
+decision. What became of a decision's forward is added to the decision's point, and in `meta_…` what became of
+its copy for the meta bot.
 """
 
 

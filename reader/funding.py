@@ -47,7 +47,7 @@ def history(
     known_ms = store.settled_to([pair]).get(pair)
     first_ms = max(asked_ms, known_ms or 0, now_ms - settlements.KNOWN_FOR_MS)
     # What stood just before: at the time itself the next one is announced.
-    announced = store.announced(pair, first_ms - 1)
+    announced = store.announced({pair: first_ms - 1})[pair]
     every = store.settled_rates(pair, start_ms or 0, end_ms)
     rows = [row for row in every if row.time_ms >= asked_ms]
     older = every[: len(every) - len(rows)]
@@ -72,14 +72,19 @@ def history(
 
 def intervals_h(store: Store, rows: Mapping[str, FundingRow]) -> dict[str, float | None]:
     """Hours from the last settlement to the next one of each pair, None where that is not sure."""
-    found: dict[str, float | None] = {}
     known_ms = store.settled_to(list(rows))
+    # It was changed since, or has passed and is not stored yet: as of all pairs, soon after a settlement.
+    since_ms = {
+        pair: row.regular_ms
+        for pair, row in rows.items()
+        if row.regular_ms is not None and row.then_next_ms != row.next_funding_time_ms
+    }
+    announced = store.announced(since_ms)
+    found: dict[str, float | None] = {}
     for pair, row in rows.items():
-        between: list[int] = []
-        if row.regular_ms is not None and row.then_next_ms != row.next_funding_time_ms:
-            # It was changed since, or has passed and is not stored yet.
-            announced = store.announced(pair, row.regular_ms)
-            times_ms = settlements.passed(announced, row.time_ms)
-            between = [at for at in times_ms if at > row.regular_ms]
+        since, between = since_ms.get(pair), []
+        if since is not None:
+            times_ms = settlements.passed(announced[pair], row.time_ms)
+            between = [at for at in times_ms if at > since]
         found[pair] = settlements.interval_h(row, known_ms.get(pair), between)
     return found

@@ -13,7 +13,7 @@ from reader.arguments import CandleRequest, timestamp
 from reader.collected import of_lives
 from reader.coverage import never_come
 from reader.errors import GapError, StaleDataError, UnknownTimeframeError, listing
-from reader.life import OPEN_MS, LifeRow, Part, asked_across, before
+from reader.life import OPEN_MS, LifeRow, Part, asked_across, before, current
 from reader.rows import CandleQuery, CandleRows, CatalogRow
 from reader.stores.store import Store
 
@@ -65,6 +65,25 @@ def sources_of_any(entries: Sequence[CatalogRow], timeframe: object) -> dict[str
     return sources(fitting or entries, timeframe)
 
 
+def newest(store: Store, timeframe: str) -> dict[str, int]:
+    """Return pair -> open time (ms) of its current life's newest closed candle, be it put together."""
+    catalog = store.catalog()
+    owned = {row.pair: current(row.lives) for row in catalog}
+    groups = sources_of_any(catalog, timeframe)
+    length_ms = schema.TIMEFRAMES_MS[timeframe]
+    answer: dict[str, int] = {}
+    for source, members in groups.items():
+        opens_ms = store.newest(source)
+        source_ms = schema.TIMEFRAMES_MS[source]
+        for pair in members:
+            if pair in opens_ms:
+                first_ms, end_ms = owned[pair].owned(length_ms)
+                end_ms = min(end_ms, schema.floor_to(opens_ms[pair] + source_ms, length_ms))
+                if end_ms > first_ms:
+                    answer[pair] = end_ms - length_ms
+    return answer
+
+
 def _unknown_timeframe(entry: CatalogRow, timeframe: object) -> UnknownTimeframeError:
     valid = [
         name
@@ -84,7 +103,12 @@ def _unknown_timeframe(entry: CatalogRow, timeframe: object) -> UnknownTimeframe
 def read(
     store: Store, collected: Mapping[str, CatalogRow], request: CandleRequest, now_ms: int
 ) -> tuple[Mapping[str, CatalogRow], dict[str, frames.StoredCandles]]:
-    """Read what `request` asks for of each pair, and of which rows of the catalog that is."""
+    """Read what `request` asks for of each pair, and of which rows of the catalog that is.
+
+    The newest close of all pairs is fixed first, and every pair is cut there: what closes while pair after
+    pair is read is in none of the frames.
+    """
+    cut_ms = _last_close(store, collected, request) if len(collected) > 1 else OPEN_MS
 
     def by(entries: Mapping[str, CatalogRow]) -> dict[str, frames.StoredCandles]:
         found: dict[str, frames.StoredCandles] = {}
@@ -93,7 +117,7 @@ def read(
                 pair: before(entries[pair].lives, request.until_ms, request.length_ms)
                 for pair in members
             }
-            found.update(read_series(store, parts, source, request))
+            found.update(read_series(store, parts, source, request, cut_ms))
         return found
 
     def newest_ms(found: Mapping[str, frames.StoredCandles]) -> dict[str, int]:
@@ -107,10 +131,25 @@ def read(
     return of_lives(store, collected, by, newest_ms)
 
 
+def _last_close(store: Store, collected: Mapping[str, CatalogRow], request: CandleRequest) -> int:
+    closes_ms = [
+        store.last_close(members, source)
+        for source, members in sources(collected.values(), request.timeframe).items()
+    ]
+    return max(filter(None, closes_ms), default=OPEN_MS)
+
+
 def read_series(
-    store: Store, parts: Mapping[str, Part], source: str, request: CandleRequest
+    store: Store,
+    parts: Mapping[str, Part],
+    source: str,
+    request: CandleRequest,
+    cut_ms: int = OPEN_MS,
 ) -> dict[str, frames.StoredCandles]:
-    """Read the series that `request` asks for, of each pair a part, from the stored timeframe `source`."""
+    """Read the series that `request` asks for, of each pair a part, from the stored timeframe `source`.
+
+    As if nothing that closes after `cut_ms` were stored.
+    """
     source_ms = schema.TIMEFRAMES_MS[source]
     length_ms = request.length_ms
     per_candle = length_ms // source_ms
@@ -123,7 +162,9 @@ def read_series(
     found: dict[str, frames.StoredCandles] = {}
     across_ms: dict[str, int] = {}
     # Of all pairs at first as if nothing else were stored: nearly always there is nothing.
-    left = dict.fromkeys(parts, (0, OPEN_MS))
+    left = dict.fromkeys(
+        parts, (0, cut_ms if cut_ms == OPEN_MS else schema.floor_to(cut_ms, source_ms))
+    )
     while left:
         again: dict[str, tuple[int, int]] = {}
         short: dict[str, tuple[int, int]] = {}

@@ -13,7 +13,7 @@ from typing import Self
 import pandas as pd
 
 from marketfeed import schema
-from reader import arguments, collected, frames, funding, latest, life, marks, ohlcv, running
+from reader import arguments, collected, frames, funding, latest, marks, ohlcv, running
 from reader.arguments import DEFAULT, MaxAge, Time
 from reader.errors import ArgumentError
 from reader.gaplog import GapLog
@@ -179,7 +179,10 @@ class MarketReader:
         max_age_s: MaxAge = DEFAULT,
         columns: Iterable[str] = (),
     ) -> dict[str, pd.DataFrame]:
-        """Return `get_ohlcv` of many pairs, pair -> frame in their order, in one query.
+        """Return `get_ohlcv` of many pairs, pair -> frame in their order, all up to the same close.
+
+        The newest open time of all is fixed first, and every pair is cut there: a candle that closes while
+        they are read is in none of the frames. A journal is asked pair by pair: no transaction stays open.
 
         One pair that is unknown, stale or (with `strict`) has a gap makes the call raise; the error
         names all such pairs. A pair that was listed so lately that its first candle has not closed is
@@ -244,21 +247,7 @@ class MarketReader:
         Pairs without a candle are left out, ended ones are not. In a resampled timeframe it is the
         newest candle whose last part is stored. Those of a pair's current life alone count.
         """
-        catalog = self._store.catalog()
-        owned = {row.pair: life.current(row.lives) for row in catalog}
-        groups = ohlcv.sources_of_any(catalog, timeframe)
-        length_ms = schema.TIMEFRAMES_MS[timeframe]
-        answer: dict[str, int] = {}
-        for source, members in groups.items():
-            newest = self._store.newest(source)
-            source_ms = schema.TIMEFRAMES_MS[source]
-            for pair in members:
-                if pair in newest:
-                    first_ms, end_ms = owned[pair].owned(length_ms)
-                    end_ms = min(end_ms, schema.floor_to(newest[pair] + source_ms, length_ms))
-                    if end_ms > first_ms:
-                        answer[pair] = end_ms - length_ms
-        return answer
+        return ohlcv.newest(self._store, timeframe)
 
     def wait_closed(self, timeframe: str, open_time: Time, timeout_s: float) -> tuple[str, ...]:
         """Wait until the candle of `open_time` is stored for every live pair; return the pairs without.

@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.dealing import dealt
 from tests.faults import scoreboard
 
 NOBODY = 65534
@@ -37,9 +38,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ROWS_BEFORE] = len(scoreboard.read_rows(path))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the long ones: side by side, whoever were left with one of them would end alone."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    begun_by: dict[str, Any] = getattr(config, "workerinput", {})
+    items[:] = dealt(items, _long_s, begun_by.get("workercount", 1))
+
+
+def _long_s(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("long")
+    if mark is None:
+        return 0.0
+    if not mark.args:
+        raise pytest.UsageError(f"{item.nodeid}: found long, expected long(seconds)")
+    return float(mark.args[0])
 
 
 @pytest.hookimpl(optionalhook=True)

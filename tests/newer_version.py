@@ -43,7 +43,7 @@ def grow(db: sqlite3.Connection, meta: tuple[int, int, int] = LETS_IN) -> None:
 
 def upgrade(path: Path, meta: tuple[int, int, int] = LETS_IN, then: str = "") -> Path:
     """`grow` the file at `path` in one transaction, and run one more statement."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30.0)) as db:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=180.0)) as db:
         db.execute("BEGIN EXCLUSIVE")
         grow(db, meta)
         db.execute(then)

@@ -223,7 +223,8 @@ def content(path: Path) -> Content:
                 """SELECT name FROM sqlite_master WHERE type = 'table'
                    AND name NOT IN ('meta', 'shipped', 'shipping', 'sequence', 'coverage',
                                     'quote_asked', 'life', 'mark_1h', 'series_coverage',
-                                    'series_deleted', 'beginning', 'clock')"""
+                                    'series_deleted', 'beginning', 'clock',
+                                    'meta_forward', 'meta_start', 'refused_post')"""
             ).fetchall()
         }
         held["sequence"] = db.execute("SELECT id, next FROM sequence").fetchall()

@@ -41,15 +41,19 @@ COMMANDS = {name for name in NAMES if name.endswith("_commands.py")} | {
 ONLY_IN = {
     "cryptofeed": {"marketfeed/binance/feed.py"},
     "sqlite3": {
+        "marketfeed/aggregator/ledger_refused.py",
         "marketfeed/aggregator/ledger_schema.py",
         "marketfeed/influxdb/outbox.py",
+        "marketfeed/journal/aside.py",
         "marketfeed/journal/documents.py",
         "marketfeed/journal/migrations.py",
         "marketfeed/journal/marks.py",
         "marketfeed/journal/quotes.py",
         "marketfeed/journal/reads.py",
         "marketfeed/journal/refused_lines.py",
+        "marketfeed/journal/rejected.py",
         "marketfeed/journal/retention.py",
+        "marketfeed/journal/slices.py",
         "marketfeed/journal/view.py",
         "marketfeed/storage/acknowledged.py",
         "marketfeed/storage/backup.py",
@@ -57,8 +61,10 @@ ONLY_IN = {
         "marketfeed/storage/database.py",
         "marketfeed/storage/files.py",
         "marketfeed/storage/numbered_file.py",
+        "marketfeed/storage/opening.py",
         "marketfeed/storage/reading.py",
         "reader/stores/sqlite.py",
+        "reader/stores/sqlite_errors.py",
     },
     "sdnotify": {"marketfeed/service/systemd.py"},
     "pandas": {name for name in NAMES if name.startswith("reader/")},
@@ -68,7 +74,9 @@ ONLY_IN = {
     "rich": {
         *COMMANDS,
         "marketfeed/commands/render.py",
+        "marketfeed/commands/render_demo.py",
         "marketfeed/commands/render_history.py",
+        "marketfeed/commands/render_refused.py",
     },
 }
 TOUCHES_THE_WORLD = {
@@ -239,3 +247,7 @@ def test_the_aggregator_loads_nothing_of_the_collector() -> None:
     not_its_own = {"binance", "ingest", "gaps", "history", "pairs", "collector", "commands"}
     of_others = {f"marketfeed.{package}" for package in not_its_own}
     assert {"cryptofeed", "influxdb_client", *of_others} & loaded == set()
+
+
+def test_commands_that_show_something_do_not_load_pandas() -> None:
+    assert {"pandas", "reader"} & loaded_by("marketfeed.commands.render") == set()

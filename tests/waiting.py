@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-TIMEOUT_S: Final = 120.0
+TIMEOUT_S: Final = 180.0
 """For whatever is waited for: far more than it takes."""
 
 

@@ -7,25 +7,38 @@ from typing import Final
 
 from marketfeed.aggregator.asking import Asking, BrokenOffError
 from marketfeed.aggregator.bot_answers import Meaning
+from marketfeed.aggregator.bot_config import BotConfig
 from marketfeed.aggregator.freqtrade_bot import AnsweredError, Bot, BotError, NotSentError
 from marketfeed.aggregator.gate import Cause, Gate, Question
-from marketfeed.aggregator.ledger_tables import Forward
-from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.ledger_tables import BotName, Forward
+from marketfeed.aggregator.reasons import Kind, Reason
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Unconfirmed
+from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.counters import Trouble
 
 log = logging.getLogger(__name__)
 
-RUNNING: Final = "running"
-"""The state of a Freqtrade bot that takes orders."""
+BARRED: Final = (401, 403, 404)
+"""Whoever is answered with these has the wrong password or address, or comes to a proxy that bars it."""
 
 
 class Access:
-    """The way to one side's bot. Of a pair that the `other` side's bot holds nothing goes; None: all does."""
+    """The way to one bot. Of a pair that the `other` side's bot holds nothing goes; None: all does.
+
+    The other one of the meta bot, which gets both sides, is itself. The bot's whitelist is told to
+    `whitelists`; None: it is not asked for it.
+    """
 
     def __init__(
-        self, side: Side, bot: Bot, other: Bot | None, orders: Unconfirmed, ask: Asking, pace: Pace
+        self,
+        side: BotName,
+        bot: Bot,
+        other: Bot | None,
+        orders: Unconfirmed,
+        ask: Asking,
+        pace: Pace,
+        whitelists: Whitelists | None = None,
     ) -> None:
         self.gate = Gate(pace)
         """What keeps orders back."""
@@ -33,8 +46,15 @@ class Access:
             log, f"bot in trouble side={side}", f"bot answers again side={side}", logging.ERROR
         )
         """What is wrong with the bot, for `/health`, since it answered well last."""
+        self.config = BotConfig()
+        """What it said of itself last."""
+        self.told_config_s = 0.0
+        """When it was asked for that (monotonic)."""
         self.ask_at_s = 0.0
-        """When to ask it next how it is, if no order and no look shows it."""
+        """When to ask it next how it is, while nothing waits for it."""
+        self._ail = Kind.ODD
+        self._whitelists = whitelists
+        self._whitelist_asked_s: float | None = None
         self._told_s = 0.0
         self._shut_since_s: float | None = None
         self._asked_other_of = ""
@@ -46,15 +66,36 @@ class Access:
         self._ask = ask
         self._pace = pace
 
+    @property
+    def barred(self) -> bool:
+        """Whether it does not let us in."""
+        return bool(self.trouble) and self._ail is Kind.BARRED
+
+    def reason(self) -> Reason | None:
+        """What is wrong with it, as far as it keeps it from answering; None: nothing."""
+        if not self.trouble:
+            return None
+        return Reason(self._ail, f"bot of {self._side}: {self.trouble.why}")
+
     async def look(self, *, others_wait: bool, unless: asyncio.Event) -> None:
         """Ask how it is; not to the end if nothing waits for the answer, and `unless` is set."""
-        idle = not others_wait and not self.gate.shut
-        await self._answers(self.gate.question, unless if idle else None)
+        idle, question = not others_wait and not self.gate.shut, self.gate.question
+        answered = await self._answers(question, unless if idle else None)
+        if not others_wait and not self.trouble and not unless.is_set():
+            if question != "config":
+                # A bot that is full may be stopped as well.
+                answered = await self._answers("config", unless)
+            if answered:
+                await self._ask_whitelist(unless)
         now_s = time.monotonic()
         if not others_wait and not (idle and unless.is_set()):
             self.ask_at_s = now_s + self._pace.probe_s
         elif not self.gate.shut:
             self.ask_at_s = now_s + self._pace.again_s
+
+    def ask_now(self) -> None:
+        """An order has shown that it is not as it said: it is asked in its next idle moment."""
+        self.ask_at_s = 0.0
 
     def ask_soon(self) -> None:
         """Something has come to wait: what the bot said a while ago may not be so any more."""
@@ -68,10 +109,15 @@ class Access:
     async def pair_taken(self, forward: Forward) -> str | None:
         """How the other side's bot holds the pair of a forward: None, it does not.
 
+        A bot that gets both sides holds a pair on one of them at a time: an order of the other side would be
+        refused, or would enlarge what it holds. Of the same side it is sent, as to any bot.
+
         Raises BotError when nobody knows; nothing goes for a moment then.
         """
         if self._other is None:
             return None
+        if self._other is self._bot:
+            return await self._other_side_taken(forward)
         side = "short" if self._side == "long" else "long"
         self._asked_other_of, self._overtaken = forward.pair, False
         try:
@@ -92,6 +138,22 @@ class Access:
         )
         return None if trade is None else f"the bot of {side} holds {forward.pair}: {trade}"
 
+    async def _other_side_taken(self, forward: Forward) -> str | None:
+        """How this bot itself holds the pair on the other side."""
+        try:
+            trade = await self._ask(self._bot.open_trade(forward.pair, but=forward.side))
+        except BrokenOffError:
+            raise
+        except Exception as error:
+            self.failed(error)
+            words = f"the bot could not be asked whether it holds the pair: {error}"
+            if not self.gate.shut:
+                self.gate.wait("other bot", words, time.monotonic())
+            raise BotError(words) from error
+        self.answered()
+        self.gate.over("other bot")
+        return None if trade is None else f"it holds {forward.pair} on the other side: {trade}"
+
     def other_sent(self, pair: str) -> None:
         """The other side's bot has been sent an order of this pair."""
         self._overtaken |= pair == self._asked_other_of
@@ -107,7 +169,9 @@ class Access:
         self.gate.answered(None)
         if not self.gate.shut:
             self._shut_since_s = None
-            self.ask_at_s = time.monotonic() + self._pace.probe_s
+        if self.trouble:
+            # It may have been started anew, with another list.
+            self._whitelist_asked_s = None
         self.trouble.end()
 
     def shut_by(self, meaning: Meaning, words: str) -> None:
@@ -115,22 +179,26 @@ class Access:
         self.gate.shut_by(meaning, words)
         self._see()
         if meaning == "barred":
-            self.trouble.met(f"it answers {words}")
+            self._meet(Kind.BARRED, words)
 
     def failed(self, error: Exception) -> None:
         """It has not, or in a way that nobody foresaw."""
         if isinstance(error, NotSentError):
-            self.trouble.met(words := f"not reachable: {error}")
+            self._meet(Kind.UNREACHABLE, str(error))
             if not self.gate.shut or self._cause == "unreachable":
-                self._see(self.gate.unreachable(words))
+                self._see(self.gate.unreachable(self.trouble.why))
             return
         if isinstance(error, BotError):
-            self.trouble.met(f"not well: {error}")
+            barred = isinstance(error, AnsweredError) and error.status in BARRED
+            self._meet(Kind.BARRED if barred else Kind.ODD, str(error))
             return
-        words = f"not well: {error!r}"
-        if words != self.trouble.why:
+        if Kind.ODD.of_bot(repr(error)) != self.trouble.why:
             log.error("asking failed in an unforeseen way side=%s", self._side, exc_info=error)
-        self.trouble.met(words)
+        self._meet(Kind.ODD, repr(error))
+
+    def _meet(self, ail: Kind, words: str) -> None:
+        self._ail = ail
+        self.trouble.met(ail.of_bot(words))
 
     async def _answers(self, question: Question, unless: asyncio.Event | None = None) -> bool:
         """Ask; whether it answers as a bot that takes orders."""
@@ -138,10 +206,13 @@ class Access:
         try:
             if question == "count":
                 good = await self._asked_for_room()
-            elif question == "state":
-                good = await self._ask(self._bot.state()) in (RUNNING, None)
             else:
-                await self._ask(self._bot.probe(), unless)
+                asked_s = time.monotonic()
+                config = await self._ask(self._bot.config(), unless)
+                if config != self.config:
+                    self._whitelist_asked_s = None
+                self.config, self.told_config_s = config, asked_s
+                good = not config.not_running
         except BrokenOffError:
             return False
         except Exception as error:
@@ -157,8 +228,28 @@ class Access:
             return False
         self.answered()
         self.gate.answered(question, good=good)
+        if question == "config" and not good:
+            self.gate.not_running(self.config.not_running)
         self._see()
         return good
+
+    async def _ask_whitelist(self, unless: asyncio.Event) -> None:
+        """Ask for it, if it is time. Nothing waits for it: what fails is asked again with the next probe."""
+        whitelists, now_s = self._whitelists, time.monotonic()
+        if whitelists is None:
+            return
+        every_s = self._pace.whitelist_s
+        if whitelists.in_doubt(self._side):
+            every_s = min(every_s, self._pace.whitelist_again_s)
+        if self._whitelist_asked_s is not None and now_s - self._whitelist_asked_s < every_s:
+            return
+        try:
+            pairs = await self._ask(self._bot.whitelist(), unless)
+        except Exception as error:
+            log.debug("whitelist not told side=%s error=%r", self._side, str(error))
+            return
+        self._whitelist_asked_s = now_s
+        whitelists.take(self._side, pairs)
 
     async def _asked_for_room(self) -> bool:
         unknown = self._orders.open

@@ -8,7 +8,7 @@ what has not been sent stays in the ledger.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -20,20 +20,25 @@ from marketfeed.aggregator.auth import Doorkeeper
 from marketfeed.aggregator.ballots import OTHER, Decision
 from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
-from marketfeed.aggregator.from_settings import require_complete, rules_of, spans_of
+from marketfeed.aggregator.from_settings import require_complete, rules_of, spans_of, without_bot
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
-from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward
+from marketfeed.aggregator.ledger_tables import META, OPEN_STATES, BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.meta import Meta
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
 from marketfeed.aggregator.outbox import LedgerOutbox
 from marketfeed.aggregator.page import AggregatorPage
+from marketfeed.aggregator.reasons import Kind, Reason
+from marketfeed.aggregator.refused_notes import RefusedNotes
 from marketfeed.aggregator.sending import Hooks
 from marketfeed.aggregator.signals import SIDES, Defaults, Side
+from marketfeed.aggregator.silence import Silence
 from marketfeed.aggregator.start import Start
 from marketfeed.aggregator.status_report import AggregatorReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
+from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.aggregator.without_bot import Orphans
 from marketfeed.clock import HostClock
 from marketfeed.counters import cpu_s, rss_bytes
@@ -43,7 +48,7 @@ from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.service.status_port import StatusServer
 from marketfeed.service.systemd import SystemdNotifier
 from marketfeed.settings.model import Settings
-from marketfeed.storage.damage import aside_reason
+from marketfeed.storage.damage import aside_advice
 from marketfeed.storage.versions import about_version
 
 log = logging.getLogger(__name__)
@@ -62,6 +67,7 @@ class _AggregatorParts(NamedTuple):
 
     desk: Desk
     forwarders: dict[Side, Forwarder]
+    meta: Meta | None
     start: Start
     doorkeeper: Doorkeeper
     shipper: Shipper | None
@@ -74,16 +80,21 @@ class Aggregator:
     """
 
     def __init__(self, settings: Settings, pace: Pace = DEFAULT_PACE) -> None:
-        require_complete(settings.aggregator)
+        require_complete(settings.aggregator, pace.searched_s)
         self._settings = settings
         self._pace = pace
         self._rules = rules_of(settings.aggregator)
         # Never set by a server: the host's time at the start, carried on by the monotonic clock, so that
         # a jump of the wall clock neither closes nor extends a window.
         self._clock = HostClock()
-        self._counters = AggregatorCounters()
+        feeders = settings.aggregator.feeders
+        self._silence = Silence((*feeders.long, *feeders.short), self._clock.now_ms())
+        self._whitelists = Whitelists(settings.aggregator.outside_whitelist)
+        self._counters = AggregatorCounters(self._silence.heard)
         self._ledger = LedgerThread(settings.aggregator.ledger.path, self._clock.base())
-        self._orphans = Orphans(set(SIDES) - set(self._rules.bots), self._counters, pace)
+        accounts = (account.username for account in settings.aggregator.accounts)
+        self._refused = RefusedNotes(self._ledger, self._clock.now_ms, accounts)
+        self._orphans = Orphans(without_bot(self._rules), self._counters, pace)
         self._parts: _AggregatorParts | None = None
         self._listening = asyncio.Event()
         self._turns_proven = -1
@@ -94,7 +105,11 @@ class Aggregator:
         """Serve until `stop` is set. Raises JournalError and its children, and whatever kills a task."""
         settings = self._settings.aggregator
         exposition = AggregatorExposition(self._counters, self.report)
-        page = AggregatorPage(self.report, self._ledger.path, lambda: self._ledger.next_seq)
+        page = AggregatorPage(
+            self.report,
+            self._ledger.path,
+            lambda: self._ledger.next_seq + self._refused.stored,
+        )
         doorkeeper = Doorkeeper(settings.accounts, self._clock.elapsed_s)
         # Fresh connections only: a POST must not meet one that the bot has just closed.
         connector = aiohttp.TCPConnector(force_close=True)
@@ -112,12 +127,14 @@ class Aggregator:
                 self._ledger,
                 self._clock.now_ms,
                 self._counters,
-                lambda decision: _wake(forwarders, decision),
+                lambda decision: _wake(forwarders, meta, decision),
+                self._whitelists,
             )
             bots = self._bots(to_bots)
+            meta = self._meta(to_bots, desk)
             hear = partial(_hear, desk, forwarders)
             start = Start(
-                bots,
+                {side: bot for side, bot in bots.items()},  # noqa: C416 - of a wider type
                 self._ledger,
                 desk,
                 self._clock.now_ms,
@@ -131,7 +148,7 @@ class Aggregator:
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
                 shipper = Shipper(self._ledger, influx, open_outbox=LedgerOutbox)
-            self._parts = _AggregatorParts(desk, forwarders, start, doorkeeper, shipper)
+            self._parts = _AggregatorParts(desk, forwarders, meta, start, doorkeeper, shipper)
             try:
                 await self._serve(self._parts, stop)
             finally:
@@ -162,6 +179,7 @@ class Aggregator:
             pairs if isinstance(pairs, tuple) else (),
             self._counters,
             self.reasons,
+            self._refused,
         )
         async with asyncio.TaskGroup() as group:
             deciding = group.create_task(desk.run(), name="desk")
@@ -174,12 +192,16 @@ class Aggregator:
             if not ended:
                 again = self._orphans.end_at_last(self._ledger, now_ms, heard)
                 ending.append(group.create_task(again, name="sides without a bot"))
+            if parts.meta is not None:
+                parts.meta.begin(group)
             if shipper is not None:
                 group.create_task(shipper.run(), name="ship")
             ending += [
                 group.create_task(self._keep_ledger(shipper), name="retention"),
                 group.create_task(self._look_beside(), name="set aside"),
                 group.create_task(self._stay_in_place(), name="in place"),
+                group.create_task(self._silence.look_back(self._ledger), name="silent feeders"),
+                group.create_task(self._refused.run(), name="refused posts"),
             ]
             try:
                 async with api:
@@ -189,9 +211,12 @@ class Aggregator:
                     log.info("stopping")
                 desk.end()
                 await deciding
+                await self._refused.store()
             finally:
                 for forwarder in forwarders.values():
                     forwarder.end()
+                if parts.meta is not None:
+                    parts.meta.end()
                 for task in ending:
                     task.cancel()
                 if shipper is not None:
@@ -204,6 +229,14 @@ class Aggregator:
             for side, settings in zip(SIDES, (bots.long, bots.short), strict=True)
             if settings.url
         }
+
+    def _meta(self, session: aiohttp.ClientSession, desk: Desk) -> Meta | None:
+        own, quote = self._settings.aggregator, self._settings.exchange.quote
+        if not self._rules.copies:
+            return None
+        bot, clock = Bot(own.bots.meta, session), self._clock
+        given = (own, quote, desk.contested, clock.now_ms, self._pace, self._counters)
+        return Meta(bot, self._ledger, self._rules, *given)
 
     def _forwarders(
         self,
@@ -224,6 +257,8 @@ class Aggregator:
                     self._rules.expire_ms,
                     settings.unconfirmed_s,
                     bots.get(OTHER[side]) if settings.opposite_open == "skip" else None,
+                    self._whitelists,
+                    self._settings.exchange.quote,
                 ),
                 Hooks(
                     heard=heard,
@@ -301,48 +336,62 @@ class Aggregator:
         return f"{count} feeders, {bots} bots, {state}{more}"
 
     def reasons(self) -> list[str]:
-        """Why the aggregator is not well; nothing: it is."""
-        found = []
-        if self._ledger.beside:
-            found.append(aside_reason("ledger", self._ledger.beside))
+        """Why the aggregator is not well, each with its end; nothing: it is."""
+        return [str(reason) for reason in self._reasons()]
+
+    def _reasons(self) -> Iterator[Reason]:
+        if len(beside := self._ledger.beside) == 1:
+            yield Kind.SET_ASIDE.reason(more=aside_advice(beside))
+        elif beside:
+            yield Kind.SETS_ASIDE.reason(N=len(beside), more=aside_advice(beside))
         if abs(ahead_s := self._clock.offset_ms() / 1000) > CLOCK_TROUBLE_S:
-            found.append(
-                f"this host's clock has been set {'back' if ahead_s > 0 else 'forward'} by "
-                f"{abs(ahead_s):.0f} s since the start: times are by the old one until a restart"
-            )
-        if self._parts is None:
-            return [*found, "starting"]
-        if self._parts.desk.trouble:
-            found.append(f"signals cannot be stored: {self._parts.desk.trouble.why}")
-        for forwarder in self._parts.forwarders.values():
-            found.extend(forwarder.reasons())
-        found.extend(self._parts.start.reasons())
+            way = "back" if ahead_s > 0 else "forward"
+            yield Kind.CLOCK_SET.reason(BACK=way, N=f"{abs(ahead_s):.0f}")
+        if (parts := self._parts) is None:
+            yield Kind.STARTING.reason()
+            return
+        if parts.desk.trouble:
+            yield Kind.UNSTORED.reason(more=parts.desk.trouble.why)
+        for forwarder in parts.forwarders.values():
+            yield from forwarder.reasons()
+        yield from parts.start.reasons()
+        if parts.meta is not None:
+            yield from parts.meta.reasons()
         if self._orphans.trouble:
-            found.append(
-                "forwards of a side without a bot have not ended, and may hold their pairs: "
-                f"{self._orphans.trouble.why}"
-            )
+            yield Kind.ORPHANS.reason(more=self._orphans.trouble.why)
         for lost in self._lost().values():
-            found.extend(f"forward lost: {words}" for words in lost)
-        if (shipper := self._parts.shipper) is not None:
-            shipping = shipper.report()
+            yield from (Kind.LOST.reason(more=words) for words in lost)
+        if parts.shipper is not None:
+            shipping = parts.shipper.report()
             if shipping.trouble_for_s > SHIPPING_TROUBLE_S:
-                found.append(f"shipping to InfluxDB is {shipping.state}: {shipping.trouble}")
-        for feeder, value in self._counters.often_missing(time.monotonic()):
-            found.append(f"signals of feeder {feeder} often lack a {value}")
-        return found
+                yield Kind.SHIPPING.reason(STATE=shipping.state, more=shipping.trouble)
+
+    def warnings(self) -> list[str]:
+        """What asks for a hand, though the aggregator is well: of bots, of silent feeders, of senders."""
+        of_bots = [words for worker in self._workers().values() for words in worker.warnings()]
+        of_feeders = self._silence.warnings(self._clock.now_ms())
+        of_senders = [*self._counters.often_missing(time.monotonic()), *self._refused.warnings()]
+        return of_bots + of_feeders + of_senders
 
     def _lost(self) -> dict[str, list[str]]:
         found = self._orphans.lost()
-        if self._parts is not None:
-            for side, worker in self._parts.forwarders.items():
-                found[side] = list(worker.lost.values())
+        for side, worker in self._workers().items():
+            found[side] = list(worker.lost.values())
+        return found
+
+    def _workers(self) -> dict[BotName, Forwarder]:
+        if (parts := self._parts) is None:
+            return {}
+        found: dict[BotName, Forwarder] = {}
+        found.update((side, worker) for side, worker in parts.forwarders.items())
+        if parts.meta is not None:
+            found[META] = parts.meta.worker
         return found
 
     def report(self) -> AggregatorReport:
         """All that `/status` and `/metrics` show."""
         reasons, parts, counters = self.reasons(), self._parts, self._counters
-        forwarders = {} if parts is None else parts.forwarders
+        forwarders = self._workers()
         return AggregatorReport(
             version=__version__,
             healthy=not reasons,
@@ -355,6 +404,7 @@ class Aggregator:
             ledger_schema=about_version(KIND, self._ledger.version),
             signals={" ".join(key): count for key, count in counters.signals.items()},
             strength_texts=dict(counters.strength_texts),
+            contradictions={" ".join(key): n for key, n in counters.contradictions.items()},
             refused=dict(counters.refused),
             decisions={" ".join(key): count for key, count in counters.decisions.items()},
             forwards={" ".join(key): count for key, count in counters.forwards.items()},
@@ -368,10 +418,20 @@ class Aggregator:
             shipping=None if parts is None or parts.shipper is None else parts.shipper.report(),
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
+            bots={side: worker.report() for side, worker in forwarders.items()},
+            silent_s={
+                feeder: ms / 1000
+                for feeder, ms in self._silence.silent_ms(self._clock.now_ms()).items()
+            },
+            warnings=self.warnings(),
+            refused_by_account=self._refused.by_account(),
         )
 
 
 def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
+    if forward.bot == META:
+        # What becomes of a copy is nothing to the two others.
+        return
     desk.heard(forward)
     for side, forwarder in forwarders.items():
         if side != forward.bot and forward.state == "sending":
@@ -382,6 +442,8 @@ def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> No
             forwarder.wake()
 
 
-def _wake(forwarders: dict[Side, Forwarder], decision: Decision) -> None:
+def _wake(forwarders: dict[Side, Forwarder], meta: Meta | None, decision: Decision) -> None:
     if (forwarder := forwarders.get(decision.side)) is not None:
         forwarder.wake()
+    if meta is not None:
+        meta.wake()

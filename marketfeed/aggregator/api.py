@@ -20,7 +20,10 @@ from marketfeed import __version__
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.inbox import Desk, Post, kept_body
 from marketfeed.aggregator.metrics import MISSING_ALARM, NOBODY, AggregatorCounters
-from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake, read_signal
+from marketfeed.aggregator.refused_notes import RefusedNotes
+from marketfeed.aggregator.refused_request import Why, no_http, refused_request, sentence_of
+from marketfeed.aggregator.signal_body import read_signal
+from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake
 from marketfeed.service.listen import listen
 
 log = logging.getLogger(__name__)
@@ -29,9 +32,10 @@ http_log = logging.getLogger(f"{__name__}.http")
 MAX_BODY: Final = 16 * 1024
 TIMEOUT_S: Final = 5.0
 PREFIX: Final = "/api/v1"
-MALFORMED_EVERY_S: Final = 60.0
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 _CALLER: Final = web.RequestKey("caller", Caller)
+_WHY: Final = web.RequestKey("why", Why)
+"""Why a request is refused, where whoever refuses it knows more than the status says."""
 
 _CONFIG: Final = {
     "version": __version__,
@@ -49,7 +53,7 @@ _CONFIG: Final = {
     "strategy": "ensemble",
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Api:
@@ -69,6 +73,7 @@ class Api:
         whitelist: tuple[str, ...],
         counters: AggregatorCounters,
         health: Callable[[], list[str]],
+        notes: RefusedNotes,
     ) -> None:
         self.url = ""
         self._host = host
@@ -80,13 +85,14 @@ class Api:
         self._whitelist = whitelist
         self._counters = counters
         self._health = health
-        self._runner: web.AppRunner | None = None
-        self._malformed = _Malformed(counters)
+        self._runner: web.BaseRunner | None = None
+        self._handlers: dict[tuple[str, str], Handler] = {}
+        """By method and path. A dictionary costs a post a fifth less than `web.Application`."""
+        self._notes = notes
+        self._malformed = _Malformed(counters, notes)
 
     async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._outermost])
-        route = app.router
-        route.add_get(f"{PREFIX}/ping", _always({"status": "pong"}))
+        self._handlers = {("GET", f"{PREFIX}/ping"): _always({"status": "pong"})}
         for name, handler in (
             ("version", _always({"version": __version__})),
             ("health", self._api_health),
@@ -105,20 +111,22 @@ class Api:
                 ),
             ),
         ):
-            route.add_get(f"{PREFIX}/{name}", self._known(handler))
+            self._handlers["GET", f"{PREFIX}/{name}"] = self._known(handler)
         for name in ("forceenter", "forcebuy"):
-            route.add_post(f"{PREFIX}/{name}", self._known(self._forceenter))
+            self._handlers["POST", f"{PREFIX}/{name}"] = self._known(self._forceenter)
         # aiohttp closes a connection whose request line and headers have not come within this time.
-        self._runner = web.AppRunner(
-            app,
+        server = web.Server(
+            self._outermost,
             access_log=None,
-            shutdown_timeout=2.0,
             keepalive_timeout=TIMEOUT_S,
             lingering_time=1.0,
             auto_decompress=False,
             logger=http_log,
         )
+        self._runner = web.ServerRunner(server, shutdown_timeout=2.0)
         http_log.addFilter(self._malformed)
+        # What is no HTTP at all, aiohttp logs as a matter of debugging; the filter lets no such line pass.
+        http_log.setLevel(logging.DEBUG)
         self.url = await listen(self._runner, self._host, self._port, "aggregator", backlog=512)
         log.info("aggregator listening url=%s", self.url)
         return self
@@ -127,28 +135,41 @@ class Api:
         if self._runner is not None:
             await self._runner.cleanup()
             http_log.removeFilter(self._malformed)
+            http_log.setLevel(logging.NOTSET)
 
     # --- around every request -------------------------------------------------------------------------
 
-    @web.middleware
-    async def _outermost(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
+    async def _outermost(self, request: web.BaseRequest) -> web.StreamResponse:
+        method = "GET" if request.method == "HEAD" else request.method
+        handler = self._handlers.get((method, request.path))
+        if handler is not None:
             response = await handler(request)
-        except web.HTTPException as error:
+        elif method == "GET" and ("POST", request.path) not in self._handlers:
+            response = _json({"detail": "Not Found"}, 404)
+        else:
             # Freqtrade answers a POST to what it does not know with 405.
-            status = 405 if error.status == 404 and request.method != "GET" else error.status
-            response = _json(
-                {"detail": error.reason if status == error.status else "Method Not Allowed"}, status
-            )
-            if status == 404:
-                response = _json({"detail": "Not Found"}, status)
+            response = _json({"detail": "Method Not Allowed"}, 405)
         self._counters.requests[response.status] += 1
+        if 400 <= response.status < 500:
+            self._note_refused(request, response.status)
         return response
+
+    def _note_refused(self, request: web.BaseRequest, status: int) -> None:
+        post = refused_request(
+            request,
+            status,
+            request.get(_WHY),
+            request.get(_CALLER),
+            self._doorkeeper,
+            self._notes.now_ms(),
+        )
+        if post is not None:
+            self._notes.refuse(post)
 
     def _known(self, handler: Handler) -> Handler:
         """Let only callers in who have shown their password."""
 
-        async def asked(request: web.Request) -> web.StreamResponse:
+        async def asked(request: web.BaseRequest) -> web.StreamResponse:
             address = request.remote or "?"
             authorization = request.headers.get("Authorization")
             caller = await self._doorkeeper.who(authorization, address)
@@ -167,72 +188,84 @@ class Api:
 
     # --- a signal -------------------------------------------------------------------------------------
 
-    async def _forceenter(self, request: web.Request) -> web.StreamResponse:
+    async def _forceenter(self, request: web.BaseRequest) -> web.StreamResponse:
         caller = request[_CALLER]
         key = request.headers.get("Idempotency-Key")
         if key is not None and not _KEY.fullmatch(key):
             return self._refuse(
-                _mistake("bad_key", "header", "Idempotency-Key", "1 to 200 printable characters")
+                request,
+                _mistake("bad_key", "header", "Idempotency-Key", "1 to 200 printable characters"),
             )
         if request.content_length is not None and request.content_length > MAX_BODY:
-            return self._too_large()
+            return self._too_large(request)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                body = await request.read()
+            body = await _read(request)
         except TimeoutError:
-            return self._closed(_json({"detail": "Request body did not come in time"}, 408))
-        except web.HTTPRequestEntityTooLarge:
-            return self._too_large()
+            return self._cut_off(request, 408, "too_slow", "Request body did not come in time")
         except web.RequestPayloadError:
-            return self._closed(_json({"detail": "Request body was cut off"}, 400))
+            return self._cut_off(request, 400, "cut_off", "Request body was cut off")
+        if len(body) > MAX_BODY:
+            return self._too_large(request)
         signal = read_signal(body, self._electorate, self._defaults, caller.feeder)
         if isinstance(signal, Refused):
-            return self._refuse(signal)
+            return self._refuse(request, signal, body)
         for value in signal.defaulted:
-            self._note_missing(signal.feeder, value, "took the default")
+            self._note_missing(request, signal.feeder, value)
         post = Post(signal, caller.username, request.remote or "?", key, kept_body(body))
         reply = await self._desk.post(post)
         if reply.status == 200:
             return _json({"status": reply.text})
         if reply.status == 422:
-            return self._refuse(_mistake("key_reused", "header", "Idempotency-Key", reply.text))
+            reused = _mistake("key_reused", "header", "Idempotency-Key", reply.text)
+            return self._refuse(request, reused, body)
         return _json({"error": f"Error querying {request.path}: {reply.text}"}, reply.status)
 
-    def _refuse(self, refused: Refused) -> web.StreamResponse:
+    def _refuse(
+        self, request: web.BaseRequest, refused: Refused, body: bytes | None = None
+    ) -> web.StreamResponse:
         self._counters.refused[refused.reason] += 1
         for mistake in refused.mistakes:
             if mistake.reason in ("missing_confidence", "missing_feeder"):
                 value = mistake.reason.removeprefix("missing_")
-                self._note_missing(refused.feeder or NOBODY, value, "was rejected")
-        log.warning(
-            "signal refused feeder=%s reasons=%r",
-            refused.feeder or NOBODY,
-            "; ".join(mistake.message for mistake in refused.mistakes),
-        )
+                self._note_missing(request, refused.feeder or NOBODY, value, refused=True)
+        sentences = "; ".join(map(sentence_of, refused.mistakes))
+        request[_WHY] = Why(refused.reason, sentences, refused.feeder or "", body)
         return _json({"detail": [mistake.plain() for mistake in refused.mistakes]}, 422)
 
-    def _note_missing(self, feeder: str, value: str, what: str) -> None:
-        lately = self._counters.note_missing(feeder, value, time.monotonic())
+    def _note_missing(
+        self, request: web.BaseRequest, feeder: str, value: str, *, refused: bool = False
+    ) -> None:
+        sender = f"account {request[_CALLER].username} at {request.remote or '?'}"
+        lately = self._counters.note_missing(feeder, value, time.monotonic(), sender)
+        if refused:
+            # It has a line as a refused post.
+            return
         log.log(
             logging.ERROR if lately == MISSING_ALARM else logging.WARNING,
-            "signal without %s %s feeder=%s lately=%d",
+            "signal without %s took the default feeder=%s lately=%d",
             value,
-            what,
             feeder,
             lately,
         )
 
-    def _too_large(self) -> web.StreamResponse:
+    def _too_large(self, request: web.BaseRequest) -> web.StreamResponse:
         self._counters.refused["too_large"] += 1
-        return self._closed(_json({"detail": f"Request body is larger than {MAX_BODY} bytes"}, 413))
+        return self._cut_off(
+            request, 413, "too_large", f"Request body is larger than {MAX_BODY} bytes"
+        )
 
-    def _closed(self, response: web.Response) -> web.Response:
+    def _cut_off(
+        self, request: web.BaseRequest, status: int, reason: str, sentence: str
+    ) -> web.StreamResponse:
+        """Refuse a body that was not read to its end: what follows on the connection is no request."""
+        request[_WHY] = Why(reason, sentence)
+        response = _json({"detail": sentence}, status)
         response.force_close()
         return response
 
     # --- what clients ask besides ---------------------------------------------------------------------
 
-    async def _api_health(self, request: web.Request) -> web.StreamResponse:
+    async def _api_health(self, request: web.BaseRequest) -> web.StreamResponse:
         # Always 200, as a bot's; whether it is well is inside, and in /health of the status port.
         reasons = self._health()
         started_s = self._counters.started_s
@@ -252,29 +285,43 @@ class Api:
 
 
 class _Malformed(logging.Filter):
-    """Counts what is no HTTP, and lets it be logged in one line every `MALFORMED_EVERY_S`.
+    """Has what is no HTTP noted as a refused post, and logged as one.
 
     aiohttp logs each with a traceback: whoever reaches the port, without a password, could fill the disk.
     """
 
-    def __init__(self, counters: AggregatorCounters) -> None:
+    def __init__(self, counters: AggregatorCounters, notes: RefusedNotes) -> None:
         super().__init__()
         self._counters = counters
-        self._logged_s = -MALFORMED_EVERY_S
+        self._notes = notes
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
-            return True
+            return record.levelno > logging.DEBUG
         self._counters.refused["malformed"] += 1
-        now_s = time.monotonic()
-        if now_s - self._logged_s < MALFORMED_EVERY_S:
-            return False
-        self._logged_s = now_s
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.msg, record.args = "malformed request error=%s", (type(error).__name__,)
-        record.exc_info = record.exc_text = None
-        return True
+        # aiohttp names who sent it.
+        address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "?"
+        self._notes.refuse(no_http(address, type(error).__name__, self._notes.now_ms()))
+        return False
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    """The body; of one beyond MAX_BODY what had come when that was seen. Raises TimeoutError."""
+    content = request.content
+    if content.is_eof():
+        # It came with the headers, as most do: a time limit costs more than to read it.
+        return content.read_nowait()
+    body = bytearray()
+    async with asyncio.timeout(TIMEOUT_S):
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await request.writer.drain()
+            # As aiohttp's applications do it: the answer has not begun yet.
+            request.writer.output_size = 0
+        while len(body) <= MAX_BODY and (chunk := await content.readany()):
+            body += chunk
+    return bytes(body)
 
 
 def _mistake(reason: str, where: str, name: str, message: str) -> Refused:
@@ -290,7 +337,7 @@ def _json(value: object, status: int = 200) -> web.Response:
 def _always(value: object) -> Handler:
     """What answers with `value`, whatever is asked."""
 
-    async def answer(_: web.Request) -> web.StreamResponse:
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
         return _json(value)
 
     return answer

@@ -39,6 +39,8 @@ class Rules(msgspec.Struct, frozen=True):
     bots: tuple[Side, ...] = SIDES
     """The sides that have a bot."""
     early_grace_ms: int | None = 0
+    copies: bool = False
+    """Whether the meta bot gets each forward as well."""
 
 
 class Vote(msgspec.Struct, frozen=True):
@@ -56,6 +58,7 @@ class Vote(msgspec.Struct, frozen=True):
 class Decision(msgspec.Struct, frozen=True):
     """What a window came to. `window` is the number of its first vote.
 
+    `confidence` is the mean, as the nearest double; in `tag` and `reasons` it is rounded once, half up.
     `primary` is the feeder with the highest confidence, as it called itself. Forwarded until
     `expires_ms`, with `tag`, `leverage`, `ordertype` and, of a limit order, `price`.
     """

@@ -42,6 +42,13 @@ REFUSED: Final = (
 """`{pair}` is the pair of the order: what is said of another one was not said of this."""
 Refusal = Literal["usual", "every order", "other"]
 """What a refusal says of the bot: nothing, that it takes no order at all, or that it is set up wrongly."""
+Count = Literal[
+    "full", "already open", "not entered", "rights", "force entry off", "paused", "other"
+]
+"""As what an answer that is no trade is counted. rights: 401, 403 or 404."""
+COUNTS: Final[tuple[Count, ...]] = (
+    *("full", "already open", "not entered", "rights", "force entry off", "paused", "other"),
+)
 _PARTS: Final[Mapping[str, str]] = MappingProxyType({"{number}": "[0-9]+", "{word}": r"\S+"})
 
 
@@ -66,6 +73,22 @@ def refusal_of(words: str, pair: str) -> Refusal:
     if words == NOT_ENABLED:
         return "every order"
     return "usual" if any(_is(words, template, pair) for template in USUAL) else "other"
+
+
+def count_of(meaning: Meaning, words: str, pair: str) -> Count | None:
+    """As what an answer to an order of `pair` is counted; None: it is a trade, or nobody knows."""
+    if meaning in ("accepted", "unknown"):
+        return None
+    if meaning == "barred":
+        return "rights"
+    if meaning in ("full", "paused"):
+        return meaning
+    words = words.removeprefix(PREFIX)
+    if words == NOT_ENABLED:
+        return "force entry off"
+    if any(_is(words, template, pair) for template in USUAL[:-1]):
+        return "already open"
+    return "not entered" if _is(words, USUAL[-1], pair) else "other"
 
 
 def trade_side_of(data: object) -> Literal["long", "short"] | None:

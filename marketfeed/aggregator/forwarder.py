@@ -15,18 +15,22 @@ import msgspec
 
 from marketfeed.aggregator.access import Access
 from marketfeed.aggregator.asking import Asking
+from marketfeed.aggregator.bot_answers import COUNTS
+from marketfeed.aggregator.bot_config import unsuited
 from marketfeed.aggregator.expired import Expired
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.gate import Why
-from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
 from marketfeed.aggregator.queue import Queue
+from marketfeed.aggregator.reasons import Kind, Reason
 from marketfeed.aggregator.search import Search
 from marketfeed.aggregator.sending import Hooks, Sender
-from marketfeed.aggregator.signals import Side
+from marketfeed.aggregator.status_report import BotReport
 from marketfeed.aggregator.timing import DEFAULT_PACE, Pace
+from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 
@@ -36,25 +40,35 @@ class Terms(msgspec.Struct, frozen=True):
 
     What waits behind an order of which nobody knows what became may expire up to `expire_ms` later. Such an
     order is lost `unconfirmed_s` after it was sent. Of a pair that the `other` side's bot holds nothing is
-    sent; None: it is not asked.
+    sent; None: it is not asked. `whitelists` is told the bot's; None: it is not asked. Pairs are quoted in
+    `quote`. With `own_pairs` this bot itself is asked for its open trades, and of a pair that it holds on one
+    side nothing is sent for the other: see `Access.pair_taken`.
     """
 
     expire_ms: int
     unconfirmed_s: float
     other: Bot | None = None
+    whitelists: Whitelists | None = None
+    quote: str = "USDT"
+    own_pairs: bool = False
 
 
 NO_HOOKS = Hooks()
+NAMED: Final = 3
+"""How many pairs outside the whitelist are named."""
 END_S: Final = 0.05
 """For so long (wall s) at a time what has expired is noted, each in a commit; orders wait meanwhile."""
 
 
 class Forwarder:
-    """The worker of one side's bot. `now_ms` is the time of the ledger, driven by the monotonic clock."""
+    """The worker of one bot, of a side or the meta bot.
+
+    `now_ms` is the time of the ledger, driven by the monotonic clock.
+    """
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         bot: Bot,
         ledger: LedgerThread,
         now_ms: Callable[[], int],
@@ -73,7 +87,11 @@ class Forwarder:
         self._queue = Queue(terms.expire_ms)
         self._notes = Notes(side, ledger, now_ms, counters, hooks.heard, pace.ledger_retry_s)
         self._search = Search(side, bot, self._notes, self._ask, now_ms, pace, terms.unconfirmed_s)
-        self._access = Access(side, bot, terms.other, self._search.orders, self._ask, pace)
+        self._terms = terms
+        other = bot if terms.own_pairs else terms.other
+        self._access = Access(
+            side, bot, other, self._search.orders, self._ask, pace, terms.whitelists
+        )
         self._sender = Sender(
             side,
             bot,
@@ -132,23 +150,71 @@ class Forwarder:
         why = self.why if self._queue else None
         return ("", "") if why is None else (why.cause, why.words)
 
-    def reasons(self) -> list[str]:
+    def reasons(self) -> list[Reason]:
         """What is not well with the bot and its orders. That it is full is as it should be."""
-        bot = f"bot of {self.side}"
-        found = [f"{bot}: {self.trouble.why}"] if self.trouble else []
-        if (why := self.why) is not None:
-            words = f"{why.words}, {self.waiting} wait" if self._queue else why.words
-            if why.cause == "paused" or (
-                self._queue and why.cause in ("unknown order", "other bot")
-            ):
-                found.append(f"{bot}: {words}")
-        now_s = time.monotonic()
-        found += [f"{bot}: {words}" for words in self._sender.refusals.reasons(now_s)]
-        if expired := self.expired.reason(now_s):
-            found.append(f"{bot}: {expired}")
+        access, refusals, now_s = self._access, self._sender.refusals, time.monotonic()
+        found = [] if (ail := access.reason()) is None else [ail]
+        why, waits = self.why, f", {self.waiting} wait" if self._queue else ""
+        if why is not None and why.cause == "paused" and not self.trouble:
+            found.append(self._reason(Kind.NOT_RUNNING, f"{_of(Kind.NOT_RUNNING, why)}{waits}"))
+        if why is not None and self._queue and why.cause == "unknown order":
+            found.append(self._reason(Kind.UNKNOWN_ORDER, f"{_of(Kind.UNKNOWN_ORDER, why)}{waits}"))
+        if why is not None and self._queue and why.cause == "other bot":
+            found.append(Reason(Kind.OTHER_BOT, f"bot of {self.side}: {why.words}{waits}"))
+        if access.config.force_entry_enable:
+            refusals.takes_all(access.told_config_s)
+        if words := refusals.of_all(now_s):
+            found.append(self._reason(Kind.FORCE_OFF, words))
+        elif access.config.force_entry_enable is False:
+            found.append(self._reason(Kind.FORCE_OFF, "force_entry_enable is false in its config"))
+        elif (several := refusals.several(now_s)) is not None:
+            found.append(self._reason(Kind.REFUSES, several[1], N=several[0]))
+        if words := refusals.other_side(now_s):
+            found.append(Reason(Kind.WRONG_SIDE, f"bot of {self.side}: {words}"))
+        if expired := self.expired.lately(now_s):
+            causes = ", ".join(f"{cause} {count}" for cause, count in expired.most_common())
+            found.append(self._reason(Kind.EXPIRED, causes, N=expired.total()))
         if self._notes.trouble:
-            found.append(f"forwards of {self.side} cannot be noted: {self._notes.trouble.why}")
+            found.append(self._reason(Kind.UNNOTED, self._notes.trouble.why))
         return found
+
+    def _reason(self, kind: Kind, more: str, **values: object) -> Reason:
+        return kind.reason(SIDE=self.side, more=more, **values)
+
+    def warnings(self) -> list[str]:
+        """What does not suit the orders, though the bot answers well."""
+        bot = f"bot of {self.side}"
+        found = [
+            f"{bot}: {words}"
+            for words in unsuited(self._access.config, self.side, self._terms.quote)
+        ]
+        lists = self._terms.whitelists
+        # With `send` they are traded: shown, and no warning.
+        skipped = lists is not None and lists.rule == "skip"
+        if lists is not None and skipped and (met := lists.met(self.side, self._now_ms())):
+            more = f" and {len(met) - NAMED} more" if len(met) > NAMED else ""
+            found.append(
+                f"{bot}: nothing is sent for pairs that are not on its whitelist, within a day "
+                f"{', '.join(met[:NAMED])}{more}"
+            )
+        return found
+
+    def report(self) -> BotReport:
+        """What it says of itself, and what it answered to orders."""
+        config, lists = self._access.config, self._terms.whitelists
+        return BotReport(
+            state=config.state,
+            force_entry_enable=config.force_entry_enable,
+            max_open_trades=config.max_open_trades,
+            stake_currency=config.stake_currency,
+            trading_mode=config.trading_mode,
+            barred=self._access.barred,
+            whitelist=None if lists is None else lists.size(self.side),
+            outside_whitelist=0 if lists is None else lists.outside[self.side],
+            outside_pairs=[] if lists is None else lists.met(self.side, self._now_ms()),
+            refusals={what: self._sender.refusals.counts[what] for what in COUNTS},
+            expired_with_room=self.expired.with_room,
+        )
 
     # --- from outside -----------------------------------------------------------------------------------
 
@@ -189,6 +255,7 @@ class Forwarder:
             self._woken.set()
             return
         self._queue.take(found)
+        self._hooks.fetched(found)
         if found:
             self._search.orders.look_soon(time.monotonic())
             self._access.ask_soon()
@@ -270,3 +337,8 @@ class Forwarder:
         if self.trouble:
             return Why("unreachable", self.trouble.why)
         return Why("busy", "others went first")
+
+
+def _of(kind: Kind, why: Why) -> str:
+    """What a reason goes on with, of words that begin as it does."""
+    return why.words.removeprefix(kind.of_bot(""))

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from marketfeed.aggregator.bot_answers import Meaning, meaning_of, trade_id_of, trade_side_of
+from marketfeed.aggregator.bot_config import BotConfig, config_of, whitelist_of
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
 from marketfeed.errors import MarketfeedError
@@ -155,19 +156,21 @@ class Bot:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise BotError(_hide(_text(error), headers)) from error
 
-    async def probe(self) -> None:
-        """Ask for the bot's version, which needs the password. Raises BotError."""
-        await self._get("version", _ORDER_ANSWER_BYTES)
+    async def config(self) -> BotConfig:
+        """What it says of itself, which needs the password. Raises BotError."""
+        try:
+            data, _ = await self._get("show_config", _ORDER_ANSWER_BYTES)
+        except AnsweredError as error:
+            if not error.says_no or error.status == 401:
+                raise
+            # A proxy may deny that alone: then the version shows whether it lets us in.
+            await self._get("version", _ORDER_ANSWER_BYTES)
+            return BotConfig()
+        return config_of(data)
 
-    async def state(self) -> str | None:
-        """What it does: "running", "paused", "stopped"; None: it does not say. Raises BotError."""
-        found = await self._field("show_config", "state")
-        return found if isinstance(found, str) else None
-
-    async def takes_forced(self) -> bool | None:
-        """Whether it takes orders by `forceenter` at all; None: it does not say. Raises BotError."""
-        found = await self._field("show_config", "force_entry_enable", None)
-        return found if isinstance(found, bool) else None
+    async def whitelist(self) -> frozenset[str] | None:
+        """The pairs on its whitelist; None: it does not say. Raises BotError."""
+        return whitelist_of(await self._asked("whitelist"))
 
     async def last_turn(self) -> str | None:
         """When its loop last ended a turn, in its words: "" never, None: it does not say. Raises BotError."""
@@ -182,14 +185,17 @@ class Bot:
         except msgspec.ValidationError:
             return None
 
-    async def open_trade(self, pair: str) -> str | None:
-        """What it calls the trade of this pair that it has open; None: it has none. Raises BotError."""
+    async def open_trade(self, pair: str, but: Side | None = None) -> str | None:
+        """What it calls the trade of this pair that it has open; None: it has none. Raises BotError.
+
+        One that is surely of the side `but` does not count.
+        """
         rows, _ = await self._rows("status")
         for row in rows:
             if not isinstance(row, dict) or not isinstance(row.get("pair"), str):
                 # Nobody knows of which pair that is.
                 raise BotError(f"{self._base}/status: no list of trades")
-            if row["pair"] == pair:
+            if row["pair"] == pair and (but is None or row.get("is_short") is not (but == "short")):
                 return f"trade {row.get('trade_id')}"
         return None
 

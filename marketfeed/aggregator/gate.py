@@ -32,14 +32,14 @@ Cause = Literal[
 """Why a forward waits: for another order whose outcome is unknown, for the bot to let us in, to run, to have
 room or to say whether it has, to be reached; for the answer of the other side's bot; for another order of
 its pair; for what a start has to know first; for the ledger; for its turn."""
-Question = Literal["version", "state", "count"]
+Question = Literal["config", "count"]
 """What a bot is asked for, to know whether it takes orders."""
 _SHUT: Final[dict[Cause, Question]] = {
-    "password": "version",
-    "paused": "state",
+    "password": "config",
+    "paused": "config",
     "no room": "count",
     "room unknown": "count",
-    "unreachable": "version",
+    "unreachable": "config",
 }
 _ANY_ANSWER: Final[tuple[Cause, ...]] = ("password", "unreachable")
 """Whoever answers anything well lets us in, and can be reached."""
@@ -70,7 +70,7 @@ class Gate:
     @property
     def question(self) -> Question:
         """What to ask the bot for next."""
-        return "version" if self._shut is None else _SHUT[self._shut.cause]
+        return "config" if self._shut is None else _SHUT[self._shut.cause]
 
     @property
     def shut(self) -> bool:
@@ -91,9 +91,13 @@ class Gate:
         if meaning == "full":
             self.no_room(words)
         elif meaning == "paused":
-            self._shut = Why("paused", f"it is paused: {words}")
+            self.not_running(words)
         elif meaning == "barred":
             self._shut = Why("password", f"it does not let us in: {words}")
+
+    def not_running(self, words: str) -> None:
+        """It takes no orders now: it is paused, stopped or loads its config."""
+        self._shut = Why("paused", f"it is not running: {words}")
 
     def no_room(self, words: str) -> None:
         """It has no room for another trade."""

@@ -20,19 +20,26 @@ from marketfeed.aggregator.ballots import FORWARD, Counted, Decision, Rules, Vot
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import Answered, Forward, Receipt
 from marketfeed.aggregator.ledger_thread import LedgerThread
+from marketfeed.aggregator.mean import confidence_text
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.standing import Standing
 from marketfeed.aggregator.votes import Votes
+from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 
 log = logging.getLogger(__name__)
 
+LATER: Final = "a later version refuses it with 422"
+"""What becomes of a signal whose field and tag contradict each other."""
 MAX_PENDING: Final = 5_000
 """Signals that wait for a commit at most; more are refused (503), so that memory stays bounded."""
 MAX_TURN: Final = 1_000
+GATHER_S: Final = 0.001
+"""For so long a turn waits for more signals, after one that had several: a commit for ten costs hardly more
+than one for two (PostgreSQL's `commit_delay` and `commit_siblings`)."""
 RETRY_S: Final = 0.5
 MAX_KEPT_BODY: Final = 1_024
 """Bytes of a body that the ledger keeps; feeders' own have a few hundred."""
@@ -82,6 +89,7 @@ class Desk:
         now_ms: Callable[[], int],
         counters: AggregatorCounters,
         on_forward: Callable[[Decision], None],
+        whitelists: Whitelists | None = None,
     ) -> None:
         self.trouble = Trouble(
             log, "votes cannot be stored", "ledger takes votes again", logging.ERROR
@@ -95,11 +103,14 @@ class Desk:
         self._counters = counters
         self._on_forward = on_forward
         self._standing = Standing(rules.cooldown_ms)
-        self._votes = Votes(rules, self._standing)
+        self._whitelists = Whitelists() if whitelists is None else whitelists
+        self._votes = Votes(rules, self._standing, self._whitelists)
         self._number = 1
         self._pending: list[_Waiting] = []
         self._woken = asyncio.Event()
         self._ending = False
+        self._crowded = False
+        """Whether the last turn had several signals: then there are most often more to come."""
         self._newest_ms = 0
         self._hold: tuple[int, str] | None = None
         self._trades: list[tuple[str, Side, int]] = []
@@ -178,7 +189,7 @@ class Desk:
         # From here on nothing is awaited: what has been committed since is heard of after it.
         self._number = stored.next_number
         self._standing = Standing.of(stored.forwards, rules.cooldown_ms, now_ms)
-        self._votes = Votes(rules, self._standing)
+        self._votes = Votes(rules, self._standing, self._whitelists)
         for decision in stored.passed:
             self._votes.remember(decision, now_ms)
         for earlier in stored.counted:
@@ -200,6 +211,7 @@ class Desk:
             await self._wait()
             self.turns += 1
             taken, self._pending = self._pending[:MAX_TURN], self._pending[MAX_TURN:]
+            self._crowded = len(taken) > 1
             try:
                 await self._turn(taken)
                 self.trouble.end()
@@ -220,6 +232,8 @@ class Desk:
             wait_s = PROVE_EVERY_S if wait_s is None else min(wait_s, PROVE_EVERY_S)
         if not (self._pending or self._ending):
             await wait_at_most(wait_s, self._woken)
+        if self._crowded and 0 < len(self._pending) < MAX_TURN and not self._ending:
+            await asyncio.sleep(GATHER_S)
         # After the wait: who wakes it in the middle of a turn gets another one.
         self._woken.clear()
 
@@ -271,6 +285,7 @@ class Desk:
                 now_ms=now_ms,
                 cooldown_ms=self._rules.cooldown_ms,
                 queued=self._queued(decisions),
+                copies=self._rules.copies,
             )
             recorded = await self._ledger.call(record)
             self._counters.commits += 1
@@ -285,9 +300,12 @@ class Desk:
             self._announce(decision)
         for receipt in receipts:
             signal = receipt.vote.signal
+            self._counters.heard(signal.feeder, receipt.vote.received_ms)
             self._counters.signals[signal.feeder, receipt.outcome] += 1
             if signal.strength_text is not None:
                 self._counters.strength_texts[signal.feeder] += 1
+            if signal.contradictions:
+                self._note_contradictions(signal)
         for waiting, status, text in replies:
             waiting.reply(status, text)
 
@@ -328,8 +346,22 @@ class Desk:
                 forward.answer,
             )
 
+    def _note_contradictions(self, signal: Signal) -> None:
+        for found in signal.contradictions:
+            counted = self._counters.contradictions
+            counted[signal.feeder, found.value] += 1
+            # The first of a run: the others are counted, and in the ledger's answers.
+            if counted[signal.feeder, found.value] == 1:
+                log.warning(
+                    "field and tag of a signal contradict each other feeder=%s pair=%s found=%r",
+                    signal.feeder,
+                    signal.pair,
+                    found.words(),
+                )
+
     def _announce(self, decision: Decision) -> None:
         self._counters.decisions[decision.side, decision.outcome] += 1
+        self._whitelists.decided(decision)
         log.info(
             "decided outcome=%s window=%d pair=%s tag=%r feeders=%s reasons=%r",
             decision.outcome,
@@ -359,7 +391,12 @@ def _sentence(signal: Signal, counted: Counted, received_ms: int) -> str:
     if counted.outcome == "duplicate":
         return f"repeated: this signal of feeder {signal.posted_as} for {what} counts once"
     closes_s = max(counted.closes_ms - received_ms, 0) / 1000
-    return (
-        f"signal of feeder {signal.posted_as} for {what} counted, conf={signal.confidence:.2f}: "
+    text = (
+        f"signal of feeder {signal.posted_as} for {what} counted, "
+        f"conf={confidence_text(signal.confidence)}: "
         f"{counted.votes}/{counted.electorate_size} votes, decided in {closes_s:.1f} s"
     )
+    if signal.contradictions:
+        both = " and ".join(found.words() for found in signal.contradictions)
+        text += f"; field and tag contradict each other ({both}): the field counts, {LATER}"
+    return text

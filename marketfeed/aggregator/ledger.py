@@ -12,40 +12,33 @@ from typing import Any, Final, Self
 import msgspec
 
 from marketfeed.aggregator.ballots import FORWARD, SKIP, Decision, Vote
-from marketfeed.aggregator.ledger_beginning import BegunFile
+from marketfeed.aggregator.ledger_forwards import ForwardsFile
+from marketfeed.aggregator.ledger_refused import RefusedFile
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import (
     DECISION_COLUMNS,
     DECISION_ROW,
-    FORWARDS,
     OPEN_STATES,
     SIGNAL_COLUMNS,
     SIGNAL_ROW,
-    STEPS,
     Answered,
     AtStart,
-    BotName,
     Forward,
     Receipt,
     Recorded,
-    State,
     decision_of,
     decision_row,
     signal_of,
     signal_row,
 )
 from marketfeed.aggregator.repeats import Earlier
-from marketfeed.aggregator.standing import AT_WORK, COOLING, Standing
+from marketfeed.aggregator.standing import Standing
 from marketfeed.clock import ClockBase
-from marketfeed.errors import LedgerError
 from marketfeed.schema import DAY_MS
 from marketfeed.storage.database import has_been_open, translate_sqlite_errors
 
 DELETED_AT_ONCE: Final = 5_000
 """Rows that one transaction of retention deletes at most, so that signals pass in between."""
-
-ANSWERED_BEFORE_MS: Final = 600_000
-"""An order that was answered so long before another was sent has no trade that opened after that."""
 
 ROOM_BYTES: Final = 65_536
 """What `prove_room` writes: a commit of a few votes is half of it."""
@@ -53,17 +46,7 @@ ROOM_BYTES: Final = 65_536
 _READ_FIRST: Final = ("SELECT next FROM sequence", "SELECT max(number) FROM signal")
 
 
-class PairAtWorkError(LedgerError):
-    """Nothing may be sent for this pair yet: `forward`, as the ledger has it, is sending or unknown."""
-
-    def __init__(self, forward: Forward) -> None:
-        super().__init__(
-            f"pair {forward.pair}: the order of window {forward.window} ({forward.side}) is {forward.state}"
-        )
-        self.forward = forward
-
-
-class Ledger(BegunFile):
+class Ledger(ForwardsFile, RefusedFile):
     """The one writer of a ledger file."""
 
     kind = KIND
@@ -140,12 +123,15 @@ class Ledger(BegunFile):
         now_ms: int,
         cooldown_ms: int = 0,
         queued: Collection[int] = (),
+        *,
+        copies: bool = False,
     ) -> Recorded:
         """Store votes, decisions and the forwards that follow from them, in one transaction.
 
         A forward takes the place of one of its pair and side that has not been sent: that one is expired. Of
         the windows `queued`, whoever decided believed so; one that has been sent since, or another order of
         the pair that is at work, ends the new decision as a skip instead. So no two are ever under way.
+        With `copies` the meta bot gets each of these forwards as well, whatever becomes of it.
         """
         numbers = itertools.count(self._next_seq)
         with self._transaction():
@@ -160,7 +146,9 @@ class Ledger(BegunFile):
                 known = [*self.forwards(), *self._forwards_of(queued)]
                 standing = Standing.of(known, cooldown_ms, now_ms)
             for decision in decisions:
-                as_stored, forwards = self._decide(decision, standing, now_ms, numbers)
+                as_stored, forwards = self._decide(
+                    decision, standing, now_ms, numbers, copies=copies
+                )
                 stored.append(as_stored)
                 changed += forwards
             self._save_seq(seq := next(numbers))
@@ -168,7 +156,13 @@ class Ledger(BegunFile):
         return Recorded(stored, changed)
 
     def _decide(
-        self, decision: Decision, standing: Standing, now_ms: int, numbers: Iterator[int]
+        self,
+        decision: Decision,
+        standing: Standing,
+        now_ms: int,
+        numbers: Iterator[int],
+        *,
+        copies: bool,
     ) -> tuple[Decision, list[Forward]]:
         """Store a decision within the transaction, as the orders stand in it."""
         pair, side, window = decision.pair, decision.side, decision.window
@@ -187,12 +181,9 @@ class Ledger(BegunFile):
             self._enter(older, side, "expired", now_ms, next(numbers), words)
             for older in standing.queued(pair, side)
         ]
-        self.db.execute(
-            """INSERT INTO forward (window, bot, state, changed, attempts, answer, seq)
-               VALUES (?, ?, 'queued', ?, 0, '', ?)""",
-            (window, side, now_ms, next(numbers)),
-        )
-        changed.append(self._forward(window, side))
+        changed.append(self._queue(window, side, now_ms, numbers))
+        if copies:
+            self._copy(window, now_ms, numbers)
         for forward in changed:
             standing.heard(forward, now_ms)
         return decision, changed
@@ -207,7 +198,7 @@ class Ledger(BegunFile):
             self.undecided(),
             self.passed_since(passed_ms),
             self.counted_since(counted_ms),
-            self._standing_since(cooled_ms),
+            self.standing_since(cooled_ms),
             self.next_number(),
         )
 
@@ -238,165 +229,6 @@ class Ledger(BegunFile):
         )
         return [Earlier(*row) for row in rows]
 
-    # --- forwards ---------------------------------------------------------------------------------
-
-    def forwards(
-        self, states: Sequence[State] = OPEN_STATES, bot: BotName | None = None
-    ) -> list[Forward]:
-        """The forwards in `states`, to any bot or this one, oldest first."""
-        marks = ",".join("?" * len(states))
-        rows = self.db.execute(
-            f"{FORWARDS} WHERE state IN ({marks}) ORDER BY decision.window", tuple(states)
-        )
-        return [Forward(*row) for row in rows if bot is None or row[1] == bot]
-
-    def _standing_since(self, since_ms: int) -> list[Forward]:
-        """The forwards in an open state, and of those that opened a trade, or may have, the newer ones."""
-        states = ",".join(repr(state) for state in COOLING)
-        rows = self.db.execute(
-            f"{FORWARDS} WHERE state IN ({states}) AND changed >= ? ORDER BY decision.window",
-            (since_ms,),
-        )
-        return [*self.forwards(), *(Forward(*row) for row in rows)]
-
-    def _forwards_of(self, windows: Iterable[int]) -> list[Forward]:
-        found = []
-        for window in windows:
-            rows = self.db.execute(f"{FORWARDS} WHERE forward.window = ?", (window,))
-            found += [Forward(*row) for row in rows]
-        return found
-
-    def _forward(self, window: int, bot: BotName) -> Forward:
-        row = self.db.execute(
-            f"{FORWARDS} WHERE forward.window = ? AND bot = ?", (window, bot)
-        ).fetchone()
-        return Forward(*row)
-
-    def sent_since(self, bot: BotName, decided_ms: int) -> list[Forward]:
-        """The forwards that were sent to a bot, or may have been, of decisions since then, oldest first."""
-        rows = self.db.execute(
-            f"""{FORWARDS}
-                WHERE decided >= ? AND bot = ? AND sent IS NOT NULL ORDER BY decision.window""",
-            (decided_ms, bot),
-        )
-        return [Forward(*row) for row in rows]
-
-    def is_another_s(
-        self, forward: Forward, trade_id: int, opened_by_ms: int, since_ms: int, *, added: bool
-    ) -> bool:
-        """Whether a trade of this pair, side and tag is another forward's than this one.
-
-        It is that of the forward which opened it by its `trade_id`, sent within a day of it and not answered
-        long before this one was sent: a bot with a fresh database counts anew. One that none has opened by
-        its id (or an order `added` to a trade, which has no id) is that of the newest forward which had been
-        sent when it opened, by `opened_by_ms`. This one's trade opened after `since_ms`.
-        """
-        (found,) = self.db.execute(
-            """SELECT EXISTS(SELECT 1 FROM forwarded
-                WHERE bot = :bot AND pair = :pair AND side = :side AND tag = :tag AND window != :window AND (
-                    state IN ('accepted', 'found') AND NOT :added AND abs(sent - :by) < :day
-                        AND (state = 'found' OR answered >= :since)
-                        AND trade_id = :trade_id
-                    OR window > :window AND sent <= :by AND (state IN ('sending', 'unknown', 'lost')
-                        OR :added AND state IN ('accepted', 'found'))))""",
-            {
-                "bot": forward.bot,
-                "pair": forward.pair,
-                "side": forward.side,
-                "tag": forward.tag,
-                "window": forward.window,
-                "trade_id": trade_id,
-                "by": opened_by_ms,
-                "added": added,
-                "day": DAY_MS,
-                "since": since_ms - ANSWERED_BEFORE_MS,
-            },
-        ).fetchone()
-        return bool(found)
-
-    def step(
-        self,
-        window: int,
-        bot: BotName,
-        state: State,
-        now_ms: int,
-        answer: str = "",
-        status: int | None = None,
-        trade_id: int | None = None,
-    ) -> Forward:
-        """Take a forward to `state`, durably; returns it as it stands then.
-
-        `trade_id` is the trade that it has opened. Raises LedgerError when it is not in a state from which
-        that may be entered: a second POST is prevented here, whatever its caller believes. So is one beside
-        another of its pair, on either side: PairAtWorkError, and it may be tried again. From `sending`,
-        `queued` and `expired` are for callers that know that nothing has left this host, and `queued` also
-        for those who have the bot's own word that it has opened nothing.
-        """
-        seq = self._next_seq
-        with self._transaction():
-            if state == "sending":
-                self._require_free(window, bot)
-            forward = self._enter(window, bot, state, now_ms, seq, answer, status, trade_id)
-            self._save_seq(seq + 1)
-        self._next_seq = seq + 1
-        if state == "sending":
-            self.leave_mark()
-        return forward
-
-    def end_queued(self, below_window: int, now_ms: int, words: str) -> list[Forward]:
-        """Have all that is queued of windows below one expire, durably; returns them as they stand then."""
-        queued = [it for it in self.forwards(("queued",)) if it.window < below_window]
-        if not queued:
-            return []
-        numbers = itertools.count(self._next_seq)
-        with self._transaction():
-            ended = [
-                self._enter(it.window, it.bot, "expired", now_ms, next(numbers), words)
-                for it in queued
-            ]
-            self._save_seq(seq := next(numbers))
-        self._next_seq = seq
-        return ended
-
-    def _require_free(self, window: int, bot: BotName) -> None:
-        """Within a transaction: raise PairAtWorkError while another order of its pair is at work."""
-        pairs = {forward.pair for forward in self._forwards_of([window])}
-        for other in self.forwards(AT_WORK):
-            if other.pair in pairs and (other.window, other.bot) != (window, bot):
-                raise PairAtWorkError(other)
-
-    def _enter(
-        self,
-        window: int,
-        bot: BotName,
-        state: State,
-        now_ms: int,
-        seq: int,
-        answer: str = "",
-        status: int | None = None,
-        trade_id: int | None = None,
-    ) -> Forward:
-        """The same, within a transaction."""
-        allowed = STEPS[state]
-        origins = ",".join(repr(origin) for origin in allowed)
-        values = {"window": window, "bot": bot, "state": state, "now": now_ms, "answer": answer}
-        changed = self.db.execute(
-            f"""UPDATE forward SET state = :state, changed = :now, seq = :seq,
-                    answer = :answer, status = :status, trade_id = :trade_id,
-                    attempts = attempts + (:state = 'sending'),
-                    sent = CASE WHEN :state = 'sending' THEN :now
-                                WHEN :state NOT IN ('queued', 'expired') THEN sent END,
-                    answered = CASE WHEN :state IN ('accepted', 'refused', 'found') THEN :now END
-                WHERE window = :window AND bot = :bot AND state IN ({origins})""",
-            values | {"status": status, "trade_id": trade_id, "seq": seq},
-        ).rowcount
-        if changed != 1:
-            raise LedgerError(
-                f"forward of window {window} to bot {bot}: not {' or '.join(allowed)}, "
-                f"so it cannot be {state}"
-            )
-        return self._forward(window, bot)
-
     # --- retention ---------------------------------------------------------------------------------
 
     def delete_old(self, keep_ms: int, below_seq: int | None = None) -> int:
@@ -413,6 +245,7 @@ class Ledger(BegunFile):
         below = self._next_seq if below_seq is None else below_seq
         old = (oldest_ms, below)
         open_states = ",".join(repr(state) for state in OPEN_STATES)
+        no_copy = self._no_copy_of_it
         with self._transaction():
             gone = self.db.execute(
                 f"""DELETE FROM forward WHERE window IN (
@@ -420,6 +253,7 @@ class Ledger(BegunFile):
                     AND seq < ? AND state NOT IN ({open_states})""",
                 old,
             ).rowcount
+            gone += self._delete_copies(*old, DELETED_AT_ONCE)
             gone += self.db.execute(
                 f"""DELETE FROM signal WHERE number IN (
                         SELECT number FROM signal WHERE received < ? AND seq < ?
@@ -429,7 +263,7 @@ class Ledger(BegunFile):
             gone += self.db.execute(
                 f"""DELETE FROM decision WHERE window IN (
                         SELECT window FROM decision WHERE decided < ? AND seq < ?
-                        AND window NOT IN (SELECT window FROM forward)
+                        AND window NOT IN (SELECT window FROM forward) {no_copy}
                         AND window NOT IN (SELECT window FROM signal) LIMIT {DELETED_AT_ONCE})""",
                 old,
             ).rowcount

@@ -46,6 +46,20 @@ class BegunFile(NumberedFile):
         self._save_beginning(self._name, why, self._clock)
         self.held = why
 
+    @property
+    def copies_held(self) -> str:
+        """Why nothing may be sent to the meta bot, by an earlier run; empty: nothing speaks against it."""
+        if not self._has("meta_start"):
+            return ""
+        found = self.db.execute("SELECT held FROM meta_start").fetchone()
+        return "" if found is None else str(found[0])
+
+    def hold_copies(self, why: str) -> None:
+        """The same as `hold`, of the meta bot alone: it is asked in its own time."""
+        if self._has("meta_start"):
+            with self._transaction():
+                self.db.execute("UPDATE meta_start SET held = ?", (why,))
+
     def release(self) -> None:
         """Note that the bots have been asked: what this ledger does not know of is known."""
         self.hold("")

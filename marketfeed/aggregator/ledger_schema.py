@@ -80,17 +80,59 @@ CREATE TABLE IF NOT EXISTS clock(
     booted INTEGER NOT NULL
 )"""
 """By which clock the times of the last start are: of which run of the host, and when that began by it."""
+_CREATE_REFUSED_POST: Final = """
+CREATE TABLE IF NOT EXISTS refused_post(
+    key BLOB PRIMARY KEY,
+    sender TEXT NOT NULL, change INTEGER NOT NULL,
+    account TEXT NOT NULL, identity TEXT NOT NULL, address TEXT NOT NULL,
+    feeder TEXT NOT NULL, request TEXT NOT NULL,
+    status INTEGER NOT NULL, reason TEXT NOT NULL, sentence TEXT NOT NULL,
+    digest BLOB NOT NULL, body_bytes INTEGER,
+    first INTEGER NOT NULL, last INTEGER NOT NULL, times INTEGER NOT NULL
+) WITHOUT ROWID"""
+"""Counted posts that were no signal: see `ledger_refused`. Not shipped, so without numbers."""
 _GROWN: Final = (
     _CREATE_BEGINNING.replace("TABLE", "TABLE IF NOT EXISTS"),
     _CREATE_CLOCK,
+    _CREATE_REFUSED_POST,
     "INSERT OR IGNORE INTO beginning (id, name, held) VALUES (1, '', '')",
 )
 """For a file of before: it has no name yet, and whether it is the right one the mark beside it says."""
+
+_COPIES: Final = (
+    """
+CREATE TABLE IF NOT EXISTS meta_forward(
+    window INTEGER NOT NULL, bot TEXT NOT NULL,
+    state TEXT NOT NULL, changed INTEGER NOT NULL,
+    attempts INTEGER NOT NULL, sent INTEGER, answered INTEGER,
+    status INTEGER, answer TEXT NOT NULL, trade_id INTEGER, seq INTEGER NOT NULL,
+    PRIMARY KEY (window, bot)
+) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS meta_forward_state ON meta_forward(state)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS meta_forward_seq ON meta_forward(seq)",
+    """
+CREATE TABLE IF NOT EXISTS meta_start(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    held TEXT NOT NULL
+)""",
+    "INSERT OR IGNORE INTO meta_start (id, held) VALUES (1, '')",
+)
+"""What the meta bot gets, apart from `forward`, and why nothing may be sent to it yet.
+
+An older marketfeed that goes on with the file takes each forward for one of its side. No view: its way back
+to version 1 makes `decision` anew, and SQLite refuses that while an unknown view reads it.
+"""
+
+COPIED: Final = """(
+    SELECT copy.*, decision.pair, decision.side, decision."primary", decision.decided, decision.tag
+    FROM meta_forward AS copy JOIN decision ON decision.window = copy.window)"""
+"""What the meta bot got, as the view `forwarded` shows the others: to be read from."""
 
 _CREATE: Final = f"""
 {_META};
 {_BEGUN};
 {_CREATE_CLOCK};
+{_CREATE_REFUSED_POST};
 CREATE TABLE sequence(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     next INTEGER NOT NULL,
@@ -120,6 +162,7 @@ CREATE UNIQUE INDEX signal_seq ON signal(seq);
 {_CREATE_OPENED};
 {_CREATE_FORWARD};
 {_VIEWS};
+{";".join(_COPIES)};
 {acknowledged.CREATE_SHIPPED.strip().removesuffix(";")};
 """
 
@@ -127,6 +170,12 @@ MEASUREMENTS: Final = (schema.SIGNAL, schema.ENSEMBLE)
 """Whose rows a ledger numbers."""
 _OPENED: Final = "'trade ' || CAST(substr(answer, 7) AS INTEGER)"
 """How an answer of version 1 begins that names a trade."""
+
+
+def has_copies(db: sqlite3.Connection) -> bool:
+    """Whether a ledger has a place for copies: not if it is of before, or could not be grown."""
+    found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta_forward'").fetchone()
+    return found is not None
 
 
 def _made_anew(table: str, create: str, columns: str, values: str) -> list[str]:
@@ -170,6 +219,7 @@ def _to_2(db: sqlite3.Connection) -> None:
                 THEN CAST(substr(answer, 7) AS INTEGER) END""",
         ),
         *_VIEWS.split(";"),
+        *_COPIES,
     ):
         db.execute(statement)
     acknowledged.name_measurements(db, MEASUREMENTS)
@@ -179,13 +229,19 @@ def _grow(db: sqlite3.Connection) -> None:
     """Add what version 2 has gained since its first day: older writers and readers do not mind it."""
     try:
         with transaction(db):
-            for statement in (_CREATE_OPENED, *_GROWN):
+            for statement in (_CREATE_OPENED, *_GROWN, *_COPIES):
                 db.execute(statement)
     except sqlite3.OperationalError as error:
         if is_damage(error) or is_failed_read(error):
             raise
         # A full disk, most often. Without a commit nothing is forwarded, and a start must not fail for it.
         log.warning("ledger not grown, going on with it as it is error=%r", str(error))
+
+
+def columns_beside(db: sqlite3.Connection) -> str:
+    """The columns of what a signal has beside its vote, of any version: those of version 1 have none."""
+    found = db.execute("SELECT 1 FROM pragma_table_info('signal') WHERE name = 'unknown_fields'")
+    return "strength_text, unknown_fields" if found.fetchone() else "NULL, NULL"
 
 
 def _back_to_1(db: sqlite3.Connection) -> None:
@@ -200,6 +256,9 @@ def _back_to_1(db: sqlite3.Connection) -> None:
         "DROP TABLE meta",
         "DROP TABLE IF EXISTS beginning",
         "DROP TABLE IF EXISTS clock",
+        "DROP TABLE IF EXISTS meta_forward",
+        "DROP TABLE IF EXISTS meta_start",
+        "DROP TABLE IF EXISTS refused_post",
         "ALTER TABLE sequence DROP COLUMN commits",
         "DROP VIEW forwarded",
         "DROP VIEW vote",

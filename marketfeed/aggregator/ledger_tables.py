@@ -26,6 +26,8 @@ PURE = True
 
 BotName = Literal["long", "short", "meta"]
 """Which bot: that of a side, or one that gets both."""
+META: Final = "meta"
+"""The bot that gets a copy of each forward of both sides."""
 State = Literal["queued", "sending", "unknown", "accepted", "refused", "expired", "found", "lost"]
 STEPS: Final[Mapping[State, tuple[State, ...]]] = MappingProxyType(
     {
@@ -144,10 +146,20 @@ SIGNAL_ROW: Final = (
     f"{SIGNAL_COLUMNS}, outcome, window, answer, seq"
 )
 DECISION_ROW: Final = f"{DECISION_COLUMNS}, seq"
-FORWARDS: Final = """
+_FORWARDS: Final = """
 SELECT decision.window, bot, pair, side, "primary", tag, leverage, ordertype, price, decided, expires,
        state, changed, attempts, sent, answered, status, answer, trade_id, votes, of, confidence
-FROM forward JOIN decision ON decision.window = forward.window"""
+FROM {table} AS forward JOIN decision ON decision.window = forward.window"""
+
+
+def table_of(bot: BotName | None) -> str:
+    """The table in which forwards to this bot stand; None: to the bots of the sides."""
+    return "meta_forward" if bot == META else "forward"
+
+
+def forwards_in(table: str) -> str:
+    """The statement that selects the forwards of a table, called `forward` in it, as `Forward` takes them."""
+    return _FORWARDS.format(table=table)
 
 
 def signal_row(receipt: Receipt, seq: int) -> tuple[Any, ...]:

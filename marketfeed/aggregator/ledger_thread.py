@@ -23,6 +23,10 @@ class LedgerThread(FileThread[Ledger]):
         """What became of a ledger that should stand here; empty when nothing is known to be lost."""
         self.held = ""
         """Why nothing may be forwarded before the bots have been asked, as it was when it was opened."""
+        self.copies_held = ""
+        """The same of the meta bot alone, of an earlier run."""
+        self.keeps_copies = True
+        """Whether the file has a place for copies."""
         self.first_window = 1
         """What was decided in an earlier run has a lower number, as windows are numbered."""
         self._in_place: InPlace | None = None
@@ -40,6 +44,8 @@ class LedgerThread(FileThread[Ledger]):
         self.generation += 1
         self.loss = ledger.loss
         self.held = ledger.loss or ledger.held
+        self.copies_held = ledger.copies_held
+        self.keeps_copies = ledger.keeps_copies
         self.first_window = ledger.next_number()
         self._in_place = ledger.in_place
         self.next_seq = ledger.next_seq

@@ -23,14 +23,17 @@ _PREFIX: Final = "marketfeed_aggregator_"
 
 
 class AggregatorCounters:
-    """What the aggregator has done since it started."""
+    """What the aggregator has done since it started. `heard` is told of each feeder's signals: when (ms)."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[str, int], None] = lambda _feeder, _ms: None) -> None:
         self.started_s = time.time()
+        self.heard = heard
         self.signals: Counter[tuple[str, str]] = Counter()
         """By feeder and outcome."""
         self.strength_texts: Counter[str] = Counter()
-        """By feeder: signals stored whose strength is a text, which stands in the body alone."""
+        """By feeder: signals stored whose strength is a text."""
+        self.contradictions: Counter[tuple[str, str]] = Counter()
+        """By feeder and value: signals stored whose field and tag say different things of it."""
         self.refused: Counter[str] = Counter()
         """By reason: posts that were no signal."""
         self.missing: Counter[tuple[str, str]] = Counter()
@@ -47,19 +50,22 @@ class AggregatorCounters:
         self.ledger_failures = 0
         self.close_to_send = Tally(SEND_LAG_BUCKETS_MS)
         self._missing_s: dict[tuple[str, str], deque[float]] = {}
+        self._missing_from: dict[tuple[str, str], str] = {}
 
-    def note_missing(self, feeder: str, value: str, now_s: float) -> int:
-        """Count a signal of `feeder` without `value`; returns how many there were lately."""
+    def note_missing(self, feeder: str, value: str, now_s: float, sender: str) -> int:
+        """Count a signal of `feeder` without `value` from `sender`; returns how many there were lately."""
         self.missing[feeder, value] += 1
+        self._missing_from[feeder, value] = sender
         times = self._missing_s.setdefault((feeder, value), deque(maxlen=MISSING_ALARM))
         times.append(now_s)
         return self._lately(times, now_s)
 
-    def often_missing(self, now_s: float) -> list[tuple[str, str]]:
-        """The (feeder, value) that are missing so often that it alarms."""
+    def often_missing(self, now_s: float) -> list[str]:
+        """Which feeders' signals lack a value so often that it is to be known, and who sent the last."""
         return [
-            key
-            for key, times in self._missing_s.items()
+            f"signals of feeder {feeder} often lack a {value}, the last from "
+            f"{self._missing_from[feeder, value]}"
+            for (feeder, value), times in self._missing_s.items()
             if self._lately(times, now_s) >= MISSING_ALARM
         ]
 
@@ -87,6 +93,11 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
         ("wrong_passwords", "Requests with a wrong password", c.wrong_passwords),
         ("cpu_seconds", "CPU time, user and system", report.cpu_s),
     )
+    refused_posts = {
+        (account, status): count
+        for account, counts in report.refused_by_account.items()
+        for status, count in counts.items()
+    }
     yield from labelled(
         CounterMetricFamily,
         _PREFIX,
@@ -100,7 +111,19 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
             "Signals stored whose strength is a text",
             c.strength_texts,
         ),
+        (
+            "contradictions",
+            ("feeder", "value"),
+            "Signals stored whose field and tag contradict each other",
+            c.contradictions,
+        ),
         ("refused", ("reason",), "Posts that were no signal", c.refused),
+        (
+            "refused_posts",
+            ("account", "status"),
+            "Posts refused, by the account that was named (? is any that is none)",
+            refused_posts,
+        ),
         ("requests", ("status",), "Requests by status", c.requests),
     )
     yield histogram(
@@ -114,6 +137,7 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
         ("start_time_seconds", "Wall time of the start", c.started_s),
         ("healthy", "1 if /health answers 200", int(report.healthy)),
         ("unhealthy_reasons", "Reasons that /health gives", len(report.reasons)),
+        ("warnings", "Warnings that /health gives", len(report.warnings)),
         ("open_windows", "Windows that collect votes", report.open_windows),
         ("pending_signals", "Signals received and not yet committed", report.pending),
         (
@@ -150,5 +174,38 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
         _PREFIX,
         ("expired_forwards", ("side", "why"), "Forwards that expired while they waited", expired),
     )
+    yield from _of_bots(report)
     build = ("build_info", ("version",), "Version", {__version__: 1})
     yield from labelled(GaugeMetricFamily, "marketfeed_", build)
+
+
+def _of_bots(report: AggregatorReport) -> Iterable[Metric]:
+    """Every counter is there with 0 from the start: increase() does not see the first event of another."""
+    bots = report.bots
+    refused = {(side, why): n for side, bot in bots.items() for why, n in bot.refusals.items()}
+    outside = {side: bot.outside_whitelist for side, bot in bots.items()}
+    expired = {side: bot.expired_with_room for side, bot in bots.items()}
+    barred = {side: int(bot.barred) for side, bot in bots.items()}
+    yield from labelled(
+        CounterMetricFamily,
+        _PREFIX,
+        ("refused_orders", ("side", "why"), "Orders that the bot refused", refused),
+        ("outside_whitelist", ("side",), "Decisions of pairs that the bot does not list", outside),
+        (
+            "expired_with_room",
+            ("side",),
+            "Forwards that expired though the bot was not full",
+            expired,
+        ),
+    )
+    yield from labelled(
+        GaugeMetricFamily,
+        _PREFIX,
+        ("bot_barred", ("side",), "1 while the bot answers 401, 403 or 404", barred),
+        (
+            "feeder_silent_seconds",
+            ("feeder",),
+            "Since its last signal; since the start, if it has never posted",
+            report.silent_s,
+        ),
+    )

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import Forward, State
+from marketfeed.aggregator.ledger_tables import BotName, Forward, State
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
-from marketfeed.aggregator.signals import Side
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError, LedgerError
 
@@ -23,7 +22,7 @@ class Notes:
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         ledger: LedgerThread,
         now_ms: Callable[[], int],
         counters: AggregatorCounters,

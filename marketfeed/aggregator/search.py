@@ -14,9 +14,8 @@ from marketfeed.aggregator.freqtrade_bot import (
     Trade,
 )
 from marketfeed.aggregator.ledger import Ledger
-from marketfeed.aggregator.ledger_tables import Forward, State, found_words
+from marketfeed.aggregator.ledger_tables import BotName, Forward, State, found_words
 from marketfeed.aggregator.notes import Notes
-from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Item, Unconfirmed, alarm, sent_ahead
 
@@ -28,7 +27,7 @@ class Search:
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         bot: Bot,
         notes: Notes,
         ask: Asking,

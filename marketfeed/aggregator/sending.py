@@ -16,14 +16,14 @@ from marketfeed.aggregator.access import Access
 from marketfeed.aggregator.expired import Expired
 from marketfeed.aggregator.freqtrade_bot import Answer, Bot, BotError, NotSentError
 from marketfeed.aggregator.gate import Why
-from marketfeed.aggregator.ledger import Ledger, PairAtWorkError
-from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_forwards import PairAtWorkError
+from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
 from marketfeed.aggregator.queue import Queue, chosen_again, decided_ahead
 from marketfeed.aggregator.refusals import Refusals
 from marketfeed.aggregator.search import Search
-from marketfeed.aggregator.signals import Side
 from marketfeed.errors import LedgerError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Hooks(msgspec.Struct, frozen=True):
     `contested`: why a forward may not be sent any more, because of what was decided; `forbids`: because of
     anything else. `held`: whether another order of a pair than that of a window is at work, to whichever bot.
     `waits`: why nothing is sent yet. `may_send`, asked between the commit of `sending` and its POST: why
-    it may not be sent after all.
+    it may not be sent after all. `fetched` is told of all that is queued, whenever that is read.
     """
 
     heard: Callable[[Forward], None] = lambda _: None
@@ -45,6 +45,7 @@ class Hooks(msgspec.Struct, frozen=True):
     held: Callable[[str, int], bool] = lambda _pair, _window: False
     waits: Callable[[], str | None] = lambda: None
     may_send: Callable[[], str | None] = lambda: None
+    fetched: Callable[[list[Forward]], None] = lambda _: None
 
 
 class Sender:
@@ -52,7 +53,7 @@ class Sender:
 
     def __init__(
         self,
-        side: Side,
+        side: BotName,
         bot: Bot,
         queue: Queue,
         access: Access,
@@ -261,8 +262,11 @@ class Sender:
             answer.words,
         )
         now_s = time.monotonic()
+        self.refusals.answered(answer.meaning, answer.words, sending.pair)
         if answer.meaning == "refused":
             self.refusals.refused(answer.words, sending.pair, now_s)
+            if self.refusals.of_all(now_s):
+                self._access.ask_now()
         elif answer.meaning == "accepted":
             self.refusals.accepted()
             if answer.side not in (None, sending.side):

@@ -113,11 +113,16 @@ class Standing:
                 return f"the order of window {window} ({order.side}) is being sent"
             if order.state == "unknown":
                 return f"what became of the order of window {window} ({order.side}) is not known"
-        if (left_ms := self._cools_until_ms(pair, side) - now_ms) > 0:
-            return f"cool-down for another {left_ms / 1000:.1f} s"
+        if (words := self.cools(pair, side, now_ms)) is not None:
+            return words
         if (left_ms := self._held_until_ms - now_ms) > 0:
             return f"{self._held_why}: nothing is forwarded for another {left_ms / 1000:.1f} s"
         return None
+
+    def cools(self, pair: str, side: Side, now_ms: int) -> str | None:
+        """How long this pair and side cools down, in words; None: it does not."""
+        left_ms = self._cools_until_ms(pair, side) - now_ms
+        return f"cool-down for another {left_ms / 1000:.1f} s" if left_ms > 0 else None
 
     def held(self, pair: str, but_window: int | None = None) -> bool:
         """Whether an order of this pair is at work, on either side, other than that of `but_window`."""

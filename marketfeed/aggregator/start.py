@@ -22,8 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -31,9 +30,10 @@ from marketfeed.aggregator.ensemble_tag import ensemble_side
 from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, BotError, Trade
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_beginning import CLOCK_SET
-from marketfeed.aggregator.ledger_tables import Forward
+from marketfeed.aggregator.ledger_tables import META, BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
+from marketfeed.aggregator.reasons import Kind, Reason
 from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unknown_trades import unknown_trades
@@ -103,10 +103,29 @@ def _words_of(time_ms: int) -> str:
         return f"at {time_ms}"
 
 
+class Book(NamedTuple):
+    """What of the ledger a start is about: the bots of both sides, or the meta bot.
+
+    `held` is why nothing may be forwarded, and what of it is noted; `hold` notes it. `bot` is whose queued
+    forwards end in a ledger that is held; None: those of both sides.
+    """
+
+    held: Callable[[LedgerThread], tuple[str, str]]
+    hold: Callable[[Ledger, str], None]
+    bot: BotName | None
+
+
+SIDES_BOOK: Final = Book(lambda ledger: (ledger.held, ledger.held), Ledger.hold, None)
+META_BOOK: Final = Book(
+    lambda ledger: (ledger.held or ledger.copies_held, ledger.copies_held), Ledger.hold_copies, META
+)
+"""A doubtful ledger is one for the meta bot, too. The two others do not wait for its answers."""
+
+
 class _Asked:
     """How far it has come with one bot."""
 
-    def __init__(self, side: Side, bot: Bot) -> None:
+    def __init__(self, side: BotName, bot: Bot) -> None:
         self.bot = bot
         self.asked_ms: int | None = None
         """When the last question was put that has been answered."""
@@ -121,11 +140,11 @@ class _Asked:
 
 
 class Start:
-    """What is asked and waited for at a start, for the sides that have a bot."""
+    """What is asked and waited for at a start, for these bots: those of the sides, or the meta bot."""
 
     def __init__(
         self,
-        bots: Mapping[Side, Bot],
+        bots: Mapping[BotName, Bot],
         ledger: LedgerThread,
         holding: Holding,
         now_ms: Callable[[], int],
@@ -133,7 +152,9 @@ class Start:
         pace: Pace,
         counters: AggregatorCounters,
         heard: Callable[[Forward], None],
+        book: Book = SIDES_BOOK,
     ) -> None:
+        self._book = book
         self._sides = {side: _Asked(side, bot) for side, bot in bots.items()}
         self._ledger = ledger
         self._holding = holding
@@ -156,15 +177,15 @@ class Start:
 
     def begin(self) -> None:
         """Before a signal is taken: hold everything if the ledger is held, and have `holding` know."""
-        self._noted = self._ledger.held
-        if CLOCK_SET in self._noted:
+        why, self._noted = self._book.held(self._ledger)
+        if CLOCK_SET in why:
             self._quiet_ms = max(self._spans.quiet_ms, self._spans.clock_quiet_ms)
-        if self._noted:
-            self._hold_all(self._noted)
+        if why:
+            self._hold_all(why)
 
     # --- what follows from it -------------------------------------------------------------------------
 
-    def waits(self, side: Side) -> str:
+    def waits(self, side: BotName) -> str:
         """Why no order may be sent to the bot of `side` now; empty: nothing here speaks against it."""
         item = self._sides[side]
         left_ms = self._held_until_ms(item) - self._now_ms()
@@ -175,7 +196,7 @@ class Start:
             return f"it has to be asked first what it has opened: {why}"
         return ""
 
-    def may_not_send(self, side: Side) -> str:
+    def may_not_send(self, side: BotName) -> str:
         """The same between the commit of `sending` and its POST: that may stand in a deleted file."""
         return self._ledger.gone() or self.waits(side)
 
@@ -190,31 +211,34 @@ class Start:
         found_ms, words = self._refused.get(forward.pair, (0, ""))
         return words if forward.decided_ms <= found_ms else ""
 
-    def reasons(self) -> list[str]:
+    def reasons(self) -> list[Reason]:
         """Why the aggregator is not well, as far as it is seen here. Each ends by itself."""
         found = []
         now_ms = self._now_ms()
         if (left_ms := self._until_ms - now_ms) > 0:
-            found.append(f"{self._why}: nothing is forwarded for another {left_ms / 1000:.0f} s")
+            found.append(Kind.HELD.reason(more=self._why, N=f"{left_ms / 1000:.0f}"))
         slow = time.monotonic() - self._began_s > SLOW_S
         for side, item in self._sides.items():
             shown = slow or bool(item.trouble) or item.asked_ms is not None
-            if left_ms <= 0 and shown and (words := self.waits(side)):
-                found.append(f"nothing is forwarded to the bot of {side}: {words}")
+            held_ms = self._held_until_ms(item) - now_ms
+            if left_ms <= 0 and shown and held_ms > 0:
+                why = f"bot of {side}: {self._why}"
+                found.append(Kind.HELD.reason(more=why, N=f"{held_ms / 1000:.0f}"))
+            elif left_ms <= 0 and shown and self._must_ask(item):
+                why = item.trouble.why or "no answer yet"
+                found.append(Kind.UNASKED.reason(SIDE=side, more=why))
             named = [
                 it.words() for it in item.unknown if now_ms < it.found_ms + self._spans.asked_ms
             ]
             if named:
                 more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
-                found.append(
-                    f"the bot of {side} has trades of ours that the ledger does not know: "
-                    f"{'; '.join(named[:NAMED])}{more}"
-                )
+                words = f"{'; '.join(named[:NAMED])}{more}"
+                found.append(Kind.UNKNOWN_TRADES.reason(SIDE=side, more=words))
         return found
 
     # --- the asking -----------------------------------------------------------------------------------
 
-    async def run(self, side: Side, opened: Callable[[], None]) -> None:
+    async def run(self, side: BotName, opened: Callable[[], None]) -> None:
         """Ask the bot of `side`, however long it takes; `opened` is called when orders may go to it.
 
         Returns when that is so for all sides, and is noted.
@@ -232,7 +256,7 @@ class Start:
                 pause_s = self._pace.look_s
                 await asyncio.sleep(pause_s if left_s <= 0 else min(left_s, pause_s))
 
-    async def _ask(self, side: Side, item: _Asked) -> None:
+    async def _ask(self, side: BotName, item: _Asked) -> None:
         began_ms = self._now_ms()
         since_ms = began_ms - self._spans.asked_ms
         try:
@@ -254,7 +278,7 @@ class Start:
 
     def _take(
         self,
-        side: Side,
+        side: BotName,
         item: _Asked,
         trades: list[Trade],
         sent: Sequence[Forward],
@@ -267,7 +291,7 @@ class Start:
         ours = [it for it in trades if ensemble_side(it.tag) and it.opened_ms >= since_ms]
         unknown = unknown_trades(ours, sent, now_ms)
         known = {it.name for it in item.unknown}
-        found = [_Unknown(t, ensemble_side(t.tag) or side, now_ms) for t in unknown]
+        found = [_Unknown(t, ensemble_side(t.tag) or t.side, now_ms) for t in unknown]
         found = [it for it in found if it.name not in known]
         named = [(it, it.words()) for it in found]
         self._holding.merge_trades((it.trade.pair, it.side, it.trade.opened_ms) for it in found)
@@ -292,7 +316,10 @@ class Start:
         self._why = why
         self._until_ms = self._now_ms() + self._quiet_ms
         log.warning(
-            "nothing is forwarded for a while why=%r for_s=%.1f", why, self._quiet_ms / 1000
+            "nothing is forwarded for a while to=%s why=%r for_s=%.1f",
+            self._book.bot or "both",
+            why,
+            self._quiet_ms / 1000,
         )
         self._holding.hold(self._until_ms, why)
 
@@ -303,27 +330,31 @@ class Start:
         if wanted == self._noted:
             return
         try:
-            await self._ledger.call(partial(Ledger.hold, why=wanted))
+            await self._ledger.call(lambda ledger: self._book.hold(ledger, wanted))
         except JournalError as error:
             log.debug("not noted whether the ledger is held error=%r", str(error))
             return
         self._noted = wanted
         if not wanted:
-            log.warning("the bots have been asked, orders are forwarded")
+            log.warning(
+                "the bots have been asked, orders are forwarded to=%s", self._book.bot or "both"
+            )
 
     async def _end_queued(self) -> bool:
         """End what an earlier run left queued; whether that is done. It is tried again until it is."""
         words, now_ms = f"not sent before it expired: {LACKS}", self._now_ms()
         try:
             ended = await self._ledger.call(
-                lambda ledger: ledger.end_queued(self._ledger.first_window, now_ms, words)
+                lambda ledger: ledger.end_queued(
+                    self._ledger.first_window, now_ms, words, self._book.bot
+                )
             )
         except JournalError as error:
             log.debug("not noted that what waited has ended error=%r", str(error))
             return False
         self._ended = True
         for forward in ended:
-            self._counters.forwards[forward.side, "expired"] += 1
+            self._counters.forwards[forward.bot, "expired"] += 1
             log.error(
                 "forward expired window=%d pair=%s side=%s tag=%r why=%r",
                 forward.window,

@@ -15,10 +15,12 @@ class Pace(msgspec.Struct, frozen=True):
     `slow_s` or more it gets nothing for a quarter of that time, `pause_s` at most.
 
     An unknown outcome is looked for every `look_s`, and others wait until the bot has answered looks for
-    `settle_s`. Once it is lost it is looked for every `look_lost_s`, until the bot has answered looks for
-    `forget_s`. After a start, those that were lost within `recall_s` are looked for again. A bot that
-    nothing is sent to is asked for its version every `probe_s`. Every `whole_s` is looked whether the
-    ledger's file is readable, and every `place_s` whether it is still the one in its place.
+    `settle_s`. Settings in which an order is lost within `searched_s` after its bot's time-out are refused.
+    Once it is lost it is looked for every `look_lost_s`, until the bot has answered looks for `forget_s`.
+    After a start, those that were lost within `recall_s` are looked for again. A bot is asked how it is every
+    `probe_s`, when nothing waits for it, and for its whitelist every `whitelist_s`; after `whitelist_again_s`
+    already if a pair outside was decided. Every `whole_s` is looked whether the ledger's file is readable,
+    and every `place_s` whether it is still the one in its place.
     """
 
     retry_first_s: float = 0.1
@@ -28,10 +30,13 @@ class Pace(msgspec.Struct, frozen=True):
     pause_s: float = 1.0
     look_s: float = 1.0
     settle_s: float = 10.0
+    searched_s: float = 10.0
     look_lost_s: float = 15.0
     forget_s: float = 900.0
     recall_s: float = 86_400.0
     probe_s: float = 30.0
+    whitelist_s: float = 3_600.0
+    whitelist_again_s: float = 60.0
     ledger_retry_s: float = 0.5
     whole_s: float = 60.0
     place_s: float = 1.0

@@ -11,11 +11,14 @@ Times are ms since the epoch, by a clock that the monotonic one drives.
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from marketfeed.aggregator.ballots import OTHER, Counted, Decision, Key, Rules, Vote
 from marketfeed.aggregator.passed import Passed
 from marketfeed.aggregator.repeats import Earlier, Repeats
 from marketfeed.aggregator.signals import SIDES, Side
 from marketfeed.aggregator.standing import Standing
+from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.aggregator.window import Window
 
 PURE = True
@@ -28,11 +31,17 @@ class Votes:
     """All open windows, and what is remembered of the decided ones. Not thread-safe.
 
     Whoever drives it passes times that do not go back, and calls `due` before every `add`. What the orders
-    of the past came to is in `standing`, which others tell.
+    of the past came to is in `standing`, which others tell, as they do what is in `whitelists`.
     """
 
-    def __init__(self, rules: Rules, standing: Standing | None = None) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        standing: Standing | None = None,
+        whitelists: Whitelists | None = None,
+    ) -> None:
         self._rules = rules
+        self._whitelists = Whitelists() if whitelists is None else whitelists
         self._standing = Standing(rules.cooldown_ms) if standing is None else standing
         self._open: dict[Key, Window] = {}
         self._passed = Passed(rules)
@@ -106,8 +115,12 @@ class Votes:
         return decisions
 
     def next_due_ms(self) -> int | None:
-        """When the next window is decided if no vote comes; None: there is none."""
-        return self._next_ms(0) if self._open else None
+        """Before this no window is decided, if no vote comes; None: there is none.
+
+        It may be earlier than it would have to be: `due` at that time knows better. To look through all
+        windows after every vote would cost more than all else about it.
+        """
+        return self._idle_until_ms if self._open else None
 
     def open_windows(self) -> int:
         """How many windows are open."""
@@ -150,7 +163,10 @@ class Votes:
         decisions: list[Decision] = []
         for item in both:
             of = self._sizes[item.side]
-            decisions.append(item.decision(self._rules, of, now_ms, against, passed=passed))
+            decision = item.decision(self._rules, of, now_ms, against, passed=passed)
+            if not against and (said := self._whitelists.remark(item.pair, item.side)):
+                decision = msgspec.structs.replace(decision, reasons=(*decision.reasons, *said))
+            decisions.append(decision)
             del self._open[item.pair, item.side]
             if passed:
                 self._passed.note(item.pair, item.side, item.number, item.opened_ms, now_ms)
@@ -168,6 +184,8 @@ class Votes:
             words = self._standing.against(window.pair, window.side, now_ms)
         if words is None and window.side not in self._rules.bots:
             words = f"no bot is set for {window.side}"
+        if words is None:
+            words = self._whitelists.against(window.pair, window.side)
         return [] if words is None else [words]
 
     def _decided_before(self, window: Window, now_ms: int) -> str | None:

@@ -3,9 +3,8 @@
 The latest vote of a feeder counts, once. Times are ms since the epoch.
 """
 
-import math
-
 from marketfeed.aggregator.ballots import FORWARD, SKIP, Decision, Rules, Vote
+from marketfeed.aggregator.mean import Mean
 from marketfeed.aggregator.signals import Side
 
 PURE = True
@@ -33,10 +32,9 @@ class Window:
         """Count a vote instead of an earlier one of its feeder."""
         self.votes[vote.signal.feeder] = vote
 
-    def confidence(self) -> float:
-        """The average, rounded so that three times 0.7 is not below 0.7."""
-        found = [vote.signal.confidence for vote in self.votes.values()]
-        return round(math.fsum(found) / len(found), 6)
+    def confidence(self) -> Mean:
+        """The mean of the votes' confidences."""
+        return Mean.of(vote.signal.confidence for vote in self.votes.values())
 
     def failures(self, rules: Rules, of: int, now_ms: int) -> list[str]:
         """What keeps these votes, of `of` that there may be, from passing as they stand."""
@@ -48,8 +46,9 @@ class Window:
             )
         if len(self.votes) < rules.min_agreements:
             found.append(f"{len(self.votes)} of {of} votes, {rules.min_agreements} needed")
-        if (confidence := self.confidence()) < rules.min_confidence:
-            found.append(f"confidence {confidence:.4f}, {rules.min_confidence:g} needed")
+        least = rules.min_confidence
+        if (confidence := self.confidence()).is_below(least):
+            found.append(f"confidence {confidence.text_below(least)}, {least:g} needed")
         return found
 
     def decision(
@@ -59,7 +58,7 @@ class Window:
         primary = self._primary()
         signal = primary.signal
         votes, confidence = len(self.votes), self.confidence()
-        reasons = list(against) or [f"{votes} of {of} votes, confidence {confidence:.4f}"]
+        reasons = list(against) or [f"{votes} of {of} votes, confidence {confidence.text(4)}"]
         leverage = rules.default_leverage if signal.leverage is None else signal.leverage
         if leverage is not None and leverage > rules.max_leverage:
             reasons.append(
@@ -82,10 +81,10 @@ class Window:
             reasons=tuple(reasons),
             votes=votes,
             electorate_size=of,
-            confidence=confidence,
+            confidence=confidence.nearest(),
             primary=signal.posted_as,
             feeders=tuple(sorted(self.votes)),
-            tag=f"{self.side} ensemble {votes}/{of} conf={confidence:.2f} from={signal.posted_as}",
+            tag=f"{self.side} ensemble {votes}/{of} conf={confidence.text()} from={signal.posted_as}",
             leverage=leverage,
             ordertype=ordertype,
             price=signal.price if ordertype == "limit" else None,

@@ -1,4 +1,4 @@
-"""At a start: the forwards of a side whose bot has been taken out of the settings.
+"""At a start: the forwards of a side, or copies, whose bot has been taken out of the settings.
 
 Nobody sends them, and there is nobody who could be asked: they end here, with the alarm if need be.
 """
@@ -8,10 +8,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from marketfeed.aggregator.ledger_tables import OPEN_STATES, Forward, State
+from marketfeed.aggregator.ledger_tables import META, OPEN_STATES, BotName, Forward, State
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.metrics import AggregatorCounters
-from marketfeed.aggregator.signals import Side
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import alarm, lost_words
 from marketfeed.counters import Trouble
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 class Orphans:
     """The forwards of `sides`, which have no bot."""
 
-    def __init__(self, sides: Iterable[Side], counters: AggregatorCounters, pace: Pace) -> None:
+    def __init__(self, sides: Iterable[BotName], counters: AggregatorCounters, pace: Pace) -> None:
         self.trouble = Trouble(
             log,
             "forwards of a side without a bot not ended, trying again",
@@ -31,7 +30,7 @@ class Orphans:
             logging.ERROR,
         )
         """Why they have not ended, for `/health`: until then, such an order may hold its pair."""
-        self._lost: dict[Side, list[tuple[float, str]]] = {side: [] for side in sides}
+        self._lost: dict[BotName, list[tuple[float, str]]] = {side: [] for side in sides}
         self._counters = counters
         self._pace = pace
 
@@ -53,7 +52,10 @@ class Orphans:
         """
         states: tuple[State, ...] = (*OPEN_STATES, "lost")
         try:
-            for forward in await ledger.call(lambda ledger: ledger.forwards(states)):
+            found = await ledger.call(
+                lambda ledger: [*ledger.forwards(states), *ledger.forwards(states, META)]
+            )
+            for forward in found:
                 if forward.bot in self._lost:
                     heard(await self._end(forward, now_ms(), ledger))
         except JournalError as error:
@@ -82,7 +84,7 @@ class Orphans:
         why = f"no bot is set for {forward.bot}"
         if forward.state == "queued":
             ended = await step("expired", f"not sent before it expired: {why}")
-            self._counters.forwards[forward.side, "expired"] += 1
+            self._counters.forwards[forward.bot, "expired"] += 1
             log.error("forward expired window=%d pair=%s why=%r", forward.window, forward.pair, why)
             return ended
         if forward.state == "sending":
@@ -95,9 +97,9 @@ class Orphans:
             why = f"{why} that could be asked; before that: {forward.answer}"
             forward = await step("lost", why)
             alarm(forward, why)
-            self._counters.forwards[forward.side, "lost"] += 1
+            self._counters.forwards[forward.bot, "lost"] += 1
         words = lost_words(forward, forward.answer)
-        if words not in [known for _, known in self._lost[forward.side]]:
+        if words not in [known for _, known in self._lost[forward.bot]]:
             until_s = time.monotonic() + self._pace.forget_s - age_s
-            self._lost[forward.side].append((until_s, words))
+            self._lost[forward.bot].append((until_s, words))
         return forward

@@ -6,8 +6,9 @@ so that nothing that was received is lost.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Final
 
 import aiohttp
@@ -29,8 +30,9 @@ from marketfeed.counters import CollectorCounters
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.service.status_port import StatusServer
-from marketfeed.service.systemd import SystemdNotifier
+from marketfeed.service.systemd import SystemdNotifier, extending_start
 from marketfeed.settings.model import Settings
+from marketfeed.storage.database import recovery_s
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class Collector:
         page = CollectorPage(self._settings, reporter, self._counters)
         async with (
             StatusServer(status, self.report, exposition, page),
-            self._writer,
+            self._journal(),
             aiohttp.ClientSession() as session,
             SystemdNotifier(self._prove_alive, reporter.headline, stop),
         ):
@@ -107,6 +109,7 @@ class Collector:
             beside = [
                 asyncio.create_task(self._upkeep.keep_budget(), name="budget"),
                 asyncio.create_task(self._upkeep.look_beside(), name="set aside"),
+                asyncio.create_task(self._upkeep.wal.run(), name="wal"),
             ]
             try:
                 listing = await source.load(stop)
@@ -130,6 +133,14 @@ class Collector:
                 # What fails here must not hide what has ended the run.
                 await asyncio.gather(*beside, return_exceptions=True)
         log.info("stopped frames=%d rows=%d", self._counters.frames, self._counters.rows_changed)
+
+    @contextlib.asynccontextmanager
+    async def _journal(self) -> AsyncIterator[None]:
+        """The journal open; systemd is asked for time while a large wal is recovered."""
+        async with contextlib.AsyncExitStack() as stack:
+            async with extending_start(recovery_s(self._writer.path)):
+                await stack.enter_async_context(self._writer)
+            yield
 
     def _heard_ms(self, pair: str) -> int:
         parts = self._reporter.parts
@@ -170,9 +181,10 @@ class Collector:
                         group.create_task(self._once_stamped(parts.history.run), name="history"),
                         group.create_task(parts.pair_lifecycle.run(), name="pairs"),
                         group.create_task(upkeep.keep_clock(parts.rest), name="clock"),
-                        group.create_task(upkeep.keep_journal(shipper), name="retention"),
+                        group.create_task(upkeep.trimming.run(shipper), name="retention"),
                         group.create_task(upkeep.watch_journal(intake), name="damage"),
                         group.create_task(upkeep.keep_stock(), name="stock"),
+                        group.create_task(upkeep.check.run(), name="check"),
                     ]
                     if parts.reconciler is not None:
                         comparing = parts.reconciler.run()

@@ -105,6 +105,7 @@ def _reported(
         ("pairs", "Pairs collected", r.pairs),
         ("pending_records", "Records received and not yet committed", r.journal.pending),
         ("journal_bytes", "Bytes of the journal in use", r.journal.bytes_used),
+        ("journal_wal_bytes", "Bytes of the journal's -wal", r.journal.wal_bytes),
         ("rejected_frames", "Frames that could not be used, kept", r.journal.rejected_frames),
         (
             "dead_letters",

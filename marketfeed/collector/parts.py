@@ -1,7 +1,7 @@
 """The parts of a collector, put together: from the exchange's frames to what readers have."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import aiohttp
@@ -33,6 +33,7 @@ from marketfeed.influxdb.reconciler import Reconciler
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
+from marketfeed.journal.coverage import Key
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.catalog import Catalog
 from marketfeed.pairs.lifecycle import PairLifecycle
@@ -96,6 +97,7 @@ class CollectorParts:
             self._on_promised,
             lambda: self.roster.ended,
             lambda: (schema.MARK_1H,) if writer.has_marks else (),
+            self._aside_from_ms,
         )
         self.supervisor = Supervisor(
             self.intake, clock, counters, instruments, timeframes, mark_price_every_ms, self.holes
@@ -114,6 +116,8 @@ class CollectorParts:
             lambda: self.roster.instruments,
             self.holes,
             lambda: self.roster.ended,
+            lambda: source.book.perhaps_replaced,
+            lambda: not self.promises.unpromised(),
         )
         self.settled_rates = SettledRates(
             rest,
@@ -229,6 +233,9 @@ class CollectorParts:
         """The newest stored candle of each series that is collected: open time by pair and timeframe."""
         newest = self.intake.freshness.newest_open_ms
         return {key: at_ms for key, at_ms in newest.items() if key[0] in self.roster}
+
+    async def _aside_from_ms(self) -> Mapping[Key, int]:
+        return await self.history.aside.promised_from_ms()
 
     def _on_journal_replaced(self) -> None:
         self._catalog.note_all()

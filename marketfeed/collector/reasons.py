@@ -55,11 +55,17 @@ class Kind(Enum):
     NO_PAIRS = (NONE_COLLECTED, "one of them is")
     SET_ASIDE = ("a damaged journal was set aside: {more}", "the file is removed")
     SETS_ASIDE = ("{N} damaged journals were set aside: {more}", "the files are removed")
+    READ_FAILED = ("the journal could not be read, the last time {N} s ago: {more}", _LATELY)
+    UNREADABLE = (
+        "{N} ranges of the journal cannot be read: {more}",
+        "they can be, or the journal is replaced",
+    )
     UNWRITTEN = ("the journal cannot be written for {N} s", "a commit succeeds")
+    WAL = ("the journal's -wal has {N} MB and grows: {more}", "it is folded back")
     SHIPPING = ("shipping to InfluxDB is {STATE} for {N} s: {more}", "InfluxDB acknowledges again")
     LINES_REFUSED = ("InfluxDB refused lines, the last of them {N} s ago: {more}", _LATELY)
     HELD = (
-        "InfluxDB refuses rows of {N} shards, they wait: {more}; `marketfeed check` says what clashes",
+        "InfluxDB refuses rows of {N} shards, they wait: {more}",
         "it takes a line of each",
     )
     CONNECTION = ("{NAME} is {STATE}: {more}", "it is open")
@@ -138,7 +144,7 @@ class Judge:
         self, stage: str, source: InstrumentSource | None, parts: CollectorParts | None
     ) -> list[Reason]:
         """What is wrong now; `source` and `parts` are None until there are any."""
-        found = [*_of_stage(stage), *_of_listing(source), *self._of_files()]
+        found = [*_of_stage(stage), *_of_listing(source), *self._of_files(parts)]
         if parts is None:
             return found
         return [
@@ -150,12 +156,24 @@ class Judge:
             *self._of_the_past(parts),
         ]
 
-    def _of_files(self) -> Iterator[Reason]:
+    def _of_files(self, parts: CollectorParts | None) -> Iterator[Reason]:
         beside = self._writer.beside
-        if len(beside) == 1:
-            yield Kind.SET_ASIDE.reason(more=aside_advice(beside))
-        elif beside:
-            yield Kind.SETS_ASIDE.reason(N=len(beside), more=aside_advice(beside))
+        if beside:
+            known = [] if parts is None else parts.history.aside.report()
+            advice = aside_advice(beside, {one.path for one in known if one.state == "drained"})
+            if len(beside) == 1:
+                yield Kind.SET_ASIDE.reason(more=advice)
+            else:
+                yield Kind.SETS_ASIDE.reason(N=len(beside), more=advice)
+        if unreadable := self._upkeep.check.unreadable:
+            yield Kind.UNREADABLE.reason(N=len(unreadable), more=named(map(str, unreadable)))
+        failed = self._writer.failed_reads
+        # In wall time: it is the disk's.
+        if failed.ago_s < LATELY_S:
+            yield Kind.READ_FAILED.reason(N=f"{failed.ago_s:.0f}", more=failed.why)
+        wal = self._upkeep.wal
+        if wal.is_above:
+            yield Kind.WAL.reason(N=f"{wal.bytes / 1e6:,.0f}", more=wal.why())
 
     def _of_stores(self, parts: CollectorParts) -> Iterator[Reason]:
         if failing := parts.intake.trouble:

@@ -56,6 +56,7 @@ class Reporter:
         self._counters = counters
         self._writer = writer
         self._turns = turns
+        self._upkeep = upkeep
         self._judge = Judge(clock, writer, turns, upkeep, shipping_trouble_s)
         self._filling_is_healthy = filling_is == HTTPStatus.OK
         self._started_s = time.monotonic()
@@ -109,7 +110,7 @@ class Reporter:
             rss_bytes=rss_bytes(),
             cpu_s=cpu_s(),
             tasks=len(asyncio.all_tasks()),
-            warnings=[] if parts is None else parts.pair_lifecycle.absent.warnings(),
+            warnings=self._warnings(),
             oldest_hole_s=missing.oldest_s,
             missing_of_ended=missing.of_ended,
             absent_candles=missing.absent,
@@ -179,6 +180,10 @@ class Reporter:
         pairs = collected - parts.pair_lifecycle.absent.pairs
         return unpromised or parts.holes.is_filling(pairs) or parts.history.marks.is_filling(pairs)
 
+    def _warnings(self) -> list[str]:
+        absent = [] if self.parts is None else self.parts.pair_lifecycle.absent.warnings()
+        return [*absent, *self._upkeep.trimming.warnings()]
+
     def _ready_pairs(self, now_ms: int) -> int:
         """How many pairs have the newest candles of all timeframes, as many as a feeder asks for at most."""
         parts = self.parts
@@ -214,6 +219,11 @@ class Reporter:
             dead_letters=writer.rejected_frames,
             refused_lines=writer.refused_lines,
             set_aside=None if writer.set_aside is None else str(writer.set_aside),
+            wal_bytes=self._upkeep.wal.bytes,
+            wal_held_by=self._upkeep.wal.holders,
+            retention_waits=self._upkeep.trimming.waits,
+            check=None if self.parts is None else self._upkeep.check.report(),
+            aside=[] if self.parts is None else self.parts.history.aside.report(),
         )
 
     def _shipping(self) -> ShipReport | None:

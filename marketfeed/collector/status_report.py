@@ -5,7 +5,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from marketfeed.binance.rest_queue import RestReport
+from marketfeed.collector.checking import CheckReport
 from marketfeed.gaps.healer import HealReport
+from marketfeed.history.aside_fill import AsideReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.reconcile import CompareReport
@@ -61,6 +63,16 @@ class JournalReport(msgspec.Struct, frozen=True):
     """The old name of `rejected_frames`, kept for one release."""
     refused_lines: int
     set_aside: str | None
+    wal_bytes: int = 0
+    """What its `-wal` has."""
+    wal_held_by: list[str] = []
+    """Who keeps it from being folded back, while it is above its bound, and as far as that can be seen."""
+    retention_waits: str = ""
+    """Why nothing is deleted now, neither by age nor by `journal.max_bytes`."""
+    check: CheckReport | None = None
+    """Of the check that runs behind; None before it has begun to collect."""
+    aside: list[AsideReport] = []
+    """The damaged ones that lie beside it, and what has been taken over of each."""
 
 
 class StatusReport(msgspec.Struct, frozen=True):

@@ -4,24 +4,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
 from typing import Final
 
-from marketfeed import schema
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest import BinanceRest
 from marketfeed.binance.rest_queue import Turns
+from marketfeed.collector.checking import JournalCheck
+from marketfeed.collector.trimming import Trimming
+from marketfeed.collector.wal_watch import WalWatch
 from marketfeed.counters import Trouble
 from marketfeed.errors import ExchangeError, JournalError, backoff_s
-from marketfeed.influxdb.shipper import Shipper
 from marketfeed.ingest.intake import Intake
-from marketfeed.journal import retention
-from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import RETRY_CAP_S
-from marketfeed.records import Gap
 from marketfeed.settings.model import JournalSettings
 
 log = logging.getLogger(__name__)
@@ -29,7 +24,6 @@ log = logging.getLogger(__name__)
 CLOCK_SYNC_EVERY_S: Final = 600.0
 CLOCK_DOUBT_EVERY_S: Final = 3.0
 """Wall seconds until the exchange's time is asked again: at most, and when it is not known or doubted."""
-RETENTION_EVERY_S: Final = 600.0
 REST_BUDGET: Final = "rest_budget"
 """The document in which a journal keeps what was asked of the exchange: a ban holds for whoever asks next."""
 KEEP_BUDGET_EVERY_S: Final = 1.0
@@ -53,7 +47,10 @@ class Upkeep:
             log, "exchange's time not known", "exchange's time known again"
         )
         """Why the exchange's time could not be taken over, when it was asked last."""
-        self._settings = settings
+        self.wal = WalWatch(settings.path)
+        self.trimming = Trimming(settings, writer, self.wal)
+        self.check = JournalCheck(writer, clock)
+        """The check that runs behind."""
         self._clock = clock
         self._writer = writer
         self._turns = turns
@@ -93,33 +90,6 @@ class Upkeep:
         finally:
             await save_budget(self._writer, self._turns)
 
-    async def keep_journal(self, shipper: Shipper | None) -> None:
-        """Delete what is older than the settings keep, and what the disk budget does not hold.
-
-        What has not been shipped stays, whatever its age; only the disk budget goes before that.
-        """
-        settings = self._settings
-        keep_ms = {
-            schema.TABLE_CANDLE: settings.retention.candles.ms,
-            schema.TABLE_MARK_1H: settings.retention.candles.ms,
-            schema.TABLE_MARK_PRICE: settings.retention.mark_price.ms,
-            schema.TABLE_FUNDING_RATE: settings.retention.funding_rate.ms,
-        }
-        while True:
-            try:
-                expired = await self._writer.call(
-                    lambda journal: retention.expired(journal, keep_ms)
-                )
-                await self._delete(expired, None if shipper is None else shipper.shipped_below())
-                while delete_ranges := await self._writer.call(
-                    lambda journal: retention.over_budget(journal, settings.max_bytes)
-                ):
-                    await self._give_up(delete_ranges)
-                await self._writer.take_stock()
-            except JournalError as error:
-                log.warning("retention failed, trying again later error=%r", str(error))
-            await asyncio.sleep(RETENTION_EVERY_S)
-
     async def keep_stock(self) -> None:
         """Count now and then what the journal holds."""
         while True:
@@ -146,36 +116,6 @@ class Upkeep:
                 if bad_looks == 2:
                     intake.on_damage(error)
                     bad_looks = 0
-
-    async def _delete(self, delete_ranges: Sequence[DeleteRange], below_seq: int | None) -> int:
-        # Call by call, so that commits of new data pass in between.
-        def deleting(delete_range: DeleteRange) -> Callable[[Journal], int]:
-            return lambda journal: journal.delete(delete_range, below_seq)
-
-        return sum(
-            [await self._writer.call(deleting(delete_range)) for delete_range in delete_ranges]
-        )
-
-    async def _give_up(self, delete_ranges: Sequence[DeleteRange]) -> None:
-        """Delete what the disk budget does not hold: the same range of one table, of all pairs."""
-        delete_range = delete_ranges[0]
-        start_ms = (
-            delete_range.before_ms if delete_range.oldest_ms is None else delete_range.oldest_ms
-        )
-        batch = Batch()
-        reason = f"{delete_range.table} deleted: journal.max_bytes"
-        kind = f"disk_budget_{delete_range.table}"
-        batch.extend([Gap(kind, None, start_ms, delete_range.before_ms, "unresolvable", reason)])
-        # First: after a stop or a kill in between, no row is gone of which no gap tells.
-        await self._writer.call(lambda journal: journal.write(batch))
-        rows = await self._delete(delete_ranges, None)
-        log.error(
-            "journal over its disk budget, deleted table=%s rows=%d from_ms=%d before_ms=%d",
-            delete_range.table,
-            rows,
-            start_ms,
-            delete_range.before_ms,
-        )
 
 
 async def save_budget(writer: JournalWriter, turns: Turns) -> bool:

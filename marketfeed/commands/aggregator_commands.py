@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -48,16 +49,25 @@ def signals(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C, with what comes.")
     ] = False,
-    newest: Annotated[int, typer.Option(min=1, help="How many votes to go back.")] = 200,
+    newest: Annotated[
+        int, typer.Option(min=1, help="How many votes, or refused posts, to go back.")
+    ] = 200,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="The posts that were refused alone: whose, and why.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; with --follow one object a line.")
     ] = False,
 ) -> None:
-    """Show what went through the aggregator: received, voted, decided, sent, answered."""
+    """Show what went through the aggregator: received, voted, refused, decided, sent, answered."""
     from marketfeed.aggregator.events import Flow
     from marketfeed.commands.render import show_flow
 
-    flow = Flow(settings_of(config).aggregator.ledger.path)
+    path = settings_of(config).aggregator.ledger.path
+    if refused:
+        _show_refused(path, follow=follow, newest=newest, as_json=as_json)
+        return
+    flow = Flow(path)
     events = flow.read(newest)
     if not follow:
         if as_json:
@@ -75,3 +85,27 @@ def signals(
                 show_flow(events)
             time.sleep(0.5)
             events = flow.read()
+
+
+def _show_refused(path: Path, *, follow: bool, newest: int, as_json: bool) -> None:
+    from marketfeed.aggregator.events import RefusedFlow
+    from marketfeed.commands.render_refused import refused_plain, show_refused
+
+    flow = RefusedFlow(path)
+    posts = flow.read(newest)
+    if not follow:
+        if as_json:
+            print_json({"refused": [refused_plain(post) for post in posts]})
+        else:
+            show_refused(posts, title=True)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        show_refused([], title=not as_json)
+        while True:
+            if as_json:
+                for post in posts:
+                    typer.echo(msgspec.json.encode(refused_plain(post)).decode())
+            else:
+                show_refused(posts)
+            time.sleep(0.5)
+            posts = flow.read()

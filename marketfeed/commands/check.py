@@ -22,14 +22,17 @@ from marketfeed.binance.symbols import (
     parse_exchange_info,
     stream_name,
 )
+from marketfeed.commands.check_wal import WalCheck
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import ExchangeError, JournalError, words_of
 from marketfeed.grid import TILE_CANDLES
 from marketfeed.history.background import kept_ms, uses_archive
+from marketfeed.journal.aside import bytes_of
 from marketfeed.journal.journal import KIND
 from marketfeed.pairs.selection import NONE_COLLECTED, Listing, left_out, select
 from marketfeed.records import MarkPrice
 from marketfeed.settings.model import ExchangeSettings, Settings
+from marketfeed.storage.damage import check_whole, set_aside_beside
 from marketfeed.storage.database import Kind
 from marketfeed.storage.reading import inspect
 from marketfeed.storage.versions import about_version
@@ -37,6 +40,10 @@ from marketfeed.storage.versions import about_version
 CLOCK_TOLERANCE_MS: Final = 1_000.0
 """Beyond this, readers on this host would misjudge the age of data."""
 FIRST_DATA_S: Final = 10.0
+_COMPACT: Final = {
+    "journal": "marketfeed backup --compact",
+    "ledger": "marketfeed backup --ledger --compact",
+}
 NAMED: Final = 10
 """So many rows that could not be understood are named."""
 
@@ -50,13 +57,27 @@ async def check(
     live: LiveCheck | None = None,
     store: StoreCheck | None = None,
     aggregator: StoreCheck | None = None,
+    *,
+    whole: bool = False,
 ) -> list[Finding]:
     """Look at everything that a collector with these settings needs; changes nothing.
 
     `live` looks at all streams; without it one stream is tried. `store` looks at InfluxDB, `aggregator`
-    at what `marketfeed aggregate` needs.
+    at what `marketfeed aggregate` needs. `whole`: all of the journal's file is read.
     """
-    findings = check_journal(settings)
+    findings = check_journal(settings, whole=whole)
+    reading = WalCheck(settings.journal.path)
+    findings += await _check_others(settings, live, store, aggregator)
+    return findings + await reading.findings()
+
+
+async def _check_others(
+    settings: Settings,
+    live: LiveCheck | None,
+    store: StoreCheck | None,
+    aggregator: StoreCheck | None,
+) -> list[Finding]:
+    findings: list[Finding] = []
     async with aiohttp.ClientSession() as session:
         for look in (store, aggregator):
             if look is not None:
@@ -77,13 +98,28 @@ async def check(
     return findings
 
 
-def check_journal(settings: Settings) -> list[Finding]:
-    """Look at the journal's file, its directory and the room on its disk."""
+def check_journal(settings: Settings, *, whole: bool = False) -> list[Finding]:
+    """Look at the journal's file, its directory and the room on its disk; `whole`: at every page, too."""
     path = settings.journal.path.absolute()
     finding, used_bytes = check_file(KIND, path)
     if finding.verdict == "bad":
         return [finding]
-    return [finding, _check_room(path, settings.journal.max_bytes, used_bytes)]
+    findings = [finding, _check_room(path, settings.journal.max_bytes, used_bytes)]
+    return [*findings, check_pages(KIND, path)] if whole and path.exists() else findings
+
+
+def check_pages(kind: Kind, path: Path) -> Finding:
+    """Have SQLite look over every page of a durable file, beside its writer: minutes for a large one."""
+    started_s = time.monotonic()
+    try:
+        found = check_whole(kind.name, path)
+    except JournalError as error:
+        return Finding(kind.name, "bad", str(error))
+    if found is None:
+        text = f"{path}: every page is in order ({time.monotonic() - started_s:.0f} s)"
+        return Finding(kind.name, "good", text)
+    meaning, words = found
+    return Finding(kind.name, "bad", f"{path}: {meaning.value}: {words}")
 
 
 def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
@@ -101,15 +137,31 @@ def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
         return Finding(kind.name, "good", f"{path} will be created"), 0
     held = f", in use by process {found.holder}" if found.holder else ""
     text = f"{path}: {found.bytes_used:,} bytes{held}, {about_version(kind, found.version)}"
+    if found.free_bytes:
+        text += (
+            f"; {found.free_bytes:,} bytes of it are free, and used again: `{_COMPACT[kind.name]}` and a "
+            "swap give them back to the disk"
+        )
     return Finding(kind.name, "good", text), found.bytes_used
 
 
 def _check_room(path: Path, max_bytes: int, used_bytes: int) -> Finding:
     place = next(parent for parent in path.parents if parent.exists())
     free_bytes = shutil.disk_usage(place).free
-    text = f"{free_bytes:,} bytes free, the journal may still grow by {max_bytes - used_bytes:,}"
-    enough = free_bytes >= max_bytes - used_bytes
+    more_bytes = max(max_bytes - used_bytes, 0)
+    text = f"{free_bytes:,} bytes free, the journal may still grow by {more_bytes:,}"
+    # They lie there until somebody deletes them, and what is taken over of them is there twice.
+    if beside := _bytes_aside(path):
+        text += f", and {beside:,} more lie in damaged ones that were set aside"
+    enough = free_bytes >= more_bytes
     return Finding("disk", "good" if enough else "warning", text)
+
+
+def _bytes_aside(path: Path) -> int:
+    try:
+        return sum(bytes_of(Path(name)) for name in set_aside_beside(path))
+    except OSError:
+        return 0
 
 
 async def _check_clock(rest: BinanceRest) -> Finding:

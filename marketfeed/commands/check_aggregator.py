@@ -2,9 +2,11 @@
 
 import aiohttp
 
+from marketfeed.aggregator.bot_config import unsuited
 from marketfeed.aggregator.freqtrade_bot import Bot, BotError
 from marketfeed.aggregator.from_settings import require_complete
 from marketfeed.aggregator.ledger_schema import KIND
+from marketfeed.aggregator.ledger_tables import BotName
 from marketfeed.commands.check import check_file
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import SettingsError
@@ -14,15 +16,18 @@ from marketfeed.settings.model import AggregatorSettings, Settings
 
 def is_configured(settings: AggregatorSettings) -> bool:
     """Whether somebody has set up an aggregator at all."""
-    feeders, bots = settings.feeders, settings.bots
+    bots = settings.bots
     return bool(
-        settings.accounts or feeders.long or feeders.short or bots.long.url or bots.short.url
+        settings.accounts
+        or settings.feeders != AggregatorSettings().feeders
+        or bots.long.url
+        or bots.short.url
     )
 
 
 def _is_begun(settings: AggregatorSettings) -> bool:
     """Whether it has an account or a bot's password: the shipped example has neither."""
-    bots = (settings.bots.long, settings.bots.short)
+    bots = (settings.bots.long, settings.bots.short, settings.bots.meta)
     return bool(settings.accounts) or any(bot.password or bot.password_file for bot in bots)
 
 
@@ -50,9 +55,12 @@ async def check_aggregator(settings: Settings, session: aiohttp.ClientSession) -
         if default != "reject":
             text = f"signals without a {value} are taken with {value} {default}"
             findings.append(Finding("aggregator", "warning", text))
+    quote = settings.exchange.quote
     findings.append(check_file(KIND, aggregator.ledger.path)[0])
-    findings.append(await _check_bot("long", aggregator.bots.long, session))
-    findings.append(await _check_bot("short", aggregator.bots.short, session))
+    findings.append(await _check_bot("long", aggregator.bots.long, quote, session))
+    findings.append(await _check_bot("short", aggregator.bots.short, quote, session))
+    if aggregator.bots.meta.url:
+        findings.append(await _check_bot("meta", aggregator.bots.meta, quote, session))
     return findings
 
 
@@ -60,7 +68,9 @@ def _mistakes(error: SettingsError) -> list[str]:
     return [line.strip() for line in str(error).splitlines()[1:]]
 
 
-async def _check_bot(side: str, settings: BotSettings, session: aiohttp.ClientSession) -> Finding:
+async def _check_bot(
+    side: BotName, settings: BotSettings, quote: str, session: aiohttp.ClientSession
+) -> Finding:
     subject = f"bot {side}"
     if settings.url is None:
         text = f"aggregator.bots.{side}.url is null: decisions of this side are not forwarded"
@@ -68,10 +78,15 @@ async def _check_bot(side: str, settings: BotSettings, session: aiohttp.ClientSe
     bot = Bot(settings, session)
     try:
         # Unlike /ping it needs the password, as an order does.
-        await bot.probe()
-        if await bot.takes_forced() is False:
-            text = f"{bot.url} refuses every order: set force_entry_enable to true in its config"
-            return Finding(subject, "bad", text)
+        config = await bot.config()
     except BotError as error:
         return Finding(subject, "warning", f"{bot.url}: {error}")
+    bad = unsuited(config, side, quote)
+    if config.force_entry_enable is False:
+        bad.insert(0, "it refuses every order: set force_entry_enable to true in its config")
+    if bad:
+        return Finding(subject, "bad", f"{bot.url}: {'; '.join(bad)}")
+    if config.not_running:
+        text = f"{bot.url} takes no orders: {config.not_running}"
+        return Finding(subject, "warning", text)
     return Finding(subject, "good", f"{bot.url} answers, and knows user and password")

@@ -93,6 +93,14 @@ def check(
             show_default=False,
         ),
     ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Look over every page of the journal, too: minutes for a large one, and its -wal grows "
+            "meanwhile if a collector runs.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Report what is wrong with settings, journal and exchange. Changes nothing; exit 1 if anything is bad.
@@ -112,7 +120,7 @@ def check(
         proving = None if live is None else partial(prove, seconds=live)
         store = None if settings.influxdb.url is None else check_influx
         aggregator = check_aggregator if is_configured(settings.aggregator) else None
-        findings = uvloop.run(look(settings, proving, store, aggregator))
+        findings = uvloop.run(look(settings, proving, store, aggregator, whole=whole))
     _show_findings(findings, as_json=as_json)
 
 
@@ -124,11 +132,24 @@ def backup(
     ledger: Annotated[
         bool, typer.Option("--ledger", help="The aggregator's ledger instead of the journal.")
     ] = False,
+    compact: Annotated[
+        bool,
+        typer.Option(
+            "--compact",
+            help="Leave out what is free in the file. To shrink it: stop the collector first, then put the "
+            "copy in its place.",
+        ),
+    ] = False,
+    whole_check: Annotated[
+        bool,
+        typer.Option("--check", help="Check all of the copy, also of one above 256 MB (minutes)."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copy the journal (or the ledger) into one file, as it stands now; its writer may run meanwhile.
 
-    The copy is checked before it gets its name. Another user than the collector's has to be in its group.
+    A copy up to 256 MB is checked whole before it gets its name. Another user than the collector's has to be
+    in its group.
     To restore it: stop the collector, move journal.db, journal.db-wal and journal.db-shm away together, put
     the copy in the place of journal.db with the collector's user and group, and start again.
 
@@ -140,7 +161,7 @@ def backup(
 
     kind, path = kind_and_path(settings_of(config), ledger=ledger)
     with stages(quiet=as_json) as progress:
-        done = back_up(kind, path, destination, progress)
+        done = back_up(kind, path, destination, progress, compact=compact, check=whole_check)
     if as_json:
         print_json(done)
     else:

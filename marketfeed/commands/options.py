@@ -107,7 +107,10 @@ def settings_of(config: Path | None) -> "Settings":
 
 
 def run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run a service; SIGTERM and Ctrl-C set the event that it gets. Exit 1 when it dies."""
+    """Run a service; SIGTERM and Ctrl-C set the event that it gets. Exit 1 when it dies.
+
+    Raises MarketfeedError when it has ended for reasons that are known, of whichever of its tasks.
+    """
 
     async def with_signals() -> None:
         stop = asyncio.Event()
@@ -121,5 +124,21 @@ def run_until_signal(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
     except MarketfeedError:
         raise
     except Exception as error:
+        if (known := _known(error)) is not None:
+            raise known from None
         log.critical("died error=%r", str(error), exc_info=error)
         raise typer.Exit(1) from error
+
+
+def _known(error: BaseException) -> MarketfeedError | None:
+    """What tasks have died of, in one sentence; None if any has died of what nobody foresaw."""
+    if isinstance(error, MarketfeedError):
+        return error
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    found = [_known(inner) for inner in error.exceptions]
+    known = [inner for inner in found if inner is not None]
+    if len(known) < len(found):
+        return None
+    texts = list(dict.fromkeys(str(inner) for inner in known))
+    return known[0] if len(texts) == 1 else MarketfeedError("; ".join(texts))

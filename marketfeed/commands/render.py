@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from marketfeed.aggregator.events import Event
+from marketfeed.aggregator.mean import confidence_text
 from marketfeed.binance.rest_queue import RestReport
-from marketfeed.collector.status_report import StatusReport
-from marketfeed.commands.demo_report import DemoReport, DemoResult, SeriesResult
+from marketfeed.collector.status_report import JournalReport, StatusReport
 from marketfeed.commands.finding import Finding
 from marketfeed.commands.pairs import Dropped, PairChoices
 from marketfeed.commands.rejected_frames import FrameText
+from marketfeed.commands.render_journal import of_journal
 from marketfeed.gaps.healer import HealReport
 from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
@@ -54,7 +55,7 @@ def backup_text(report: BackupReport) -> str:
     """What was copied, in a line."""
     return (
         f"{report.path}: {report.bytes / 1e6:,.1f} MB, schema version {report.schema_version}, "
-        f"checked, {report.seconds:.1f} s"
+        f"{'checked' if report.checked else 'not checked whole (--check)'}, {report.seconds:.1f} s"
     )
 
 
@@ -62,67 +63,6 @@ def conversion_text(kind: Kind, done: Conversion) -> str:
     """What became of a file's schema version, in a line."""
     what = "was so already" if done.before == done.after else f"was {done.before}"
     return f"{done.path}: {about_version(kind, done.after)} ({what}, {done.seconds:.2f} s)"
-
-
-def demo_tables(result: DemoResult) -> list[RenderableType]:
-    """The demonstration's outcome: per timeframe, in total, and a sample as the reader gives it."""
-    report = result.report
-    table = Table(title="Stored candles against the exchange's own")
-    for name in ("timeframe", "pairs", "exchange", "stored", "missing", "wrong"):
-        table.add_column(name, justify="left" if name == "timeframe" else "right")
-    for timeframe in report.timeframes:
-        _add_series_row(table, timeframe, [s for s in result.series if s.timeframe == timeframe])
-    table.add_section()
-    _add_series_row(table, "all", result.series)
-    facts = Table(show_header=False, box=None)
-    latency = report.close_to_reader_ms
-    for name, value in (
-        ("frames received", f"{report.frames:,} ({report.seconds:g} s at speed {report.speed:g})"),
-        ("mark prices", f"{report.mark_prices:,}"),
-        ("funding rates", f"{report.funding_rates:,}"),
-        (
-            "closing frame sent → readable",
-            f"p50 {latency.p50} ms, p99 {latency.p99} ms, max {latency.max} ms",
-        ),
-        ("collector's memory", f"{report.rss_mb} MB"),
-    ):
-        facts.add_row(name, value)
-    if report.influxdb is not None:
-        influx = report.influxdb
-        facts.add_row(
-            "InfluxDB",
-            f"{influx.rows:,} rows of the journal, {influx.missing} missing or different, "
-            f"{influx.extra} extra; {influx.unequal_frames} of {influx.frames} frames unequal",
-        )
-    notes = [Text(note, style="yellow") for note in report.notes]
-    return [table, facts, Text(f"\n{result.sample}\n"), *notes, _demo_verdict(report)]
-
-
-def _demo_verdict(report: DemoReport) -> Text:
-    if report.good:
-        return Text(
-            "missing 0, wrong 0: every candle is there with its numbers.", style="bold green"
-        )
-    lines = [f"missing {report.missing}, wrong {report.wrong}", *report.differences]
-    if report.influxdb is not None and not report.influxdb.good:
-        lines.append("InfluxDB does not hold what the journal has")
-    return Text("\n".join(lines), style="bold red")
-
-
-def _add_series_row(table: Table, name: str, series: Sequence[SeriesResult]) -> None:
-    missing, wrong = sum(s.missing for s in series), sum(s.wrong for s in series)
-    table.add_row(
-        name,
-        f"{len({s.pair for s in series})}",
-        f"{sum(s.expected for s in series):,}",
-        f"{sum(s.stored for s in series):,}",
-        _alarming(missing),
-        _alarming(wrong),
-    )
-
-
-def _alarming(count: int) -> Text:
-    return Text(f"{count:,}", style="green" if count == 0 else "bold red")
 
 
 _STYLES = {"good": "green", "warning": "yellow", "bad": "bold red"}
@@ -243,10 +183,12 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         ("settled funding", _settled(report.settled)),
         ("oldest mark price", "not all there yet" if mark_age is None else f"{mark_age:.1f} s"),
         ("journal", f"{report.journal.path} ({report.journal.bytes_used:,} bytes)"),
+        ("its -wal", _wal(report.journal)),
         ("", report.journal.schema),
         ("waiting for a commit", f"{report.journal.pending:,}"),
         ("commits, failed", f"{report.journal.commits:,}, {report.journal.commit_failures:,}"),
         ("given up", _counts(report.journal.records_given_up)),
+        *of_journal(report.journal),
         ("rejected frames kept", f"{report.journal.rejected_frames:,}"),
         ("shipping", _shipping(report.shipping)),
         ("REST", _rest(report.rest)),
@@ -285,6 +227,12 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
     return [headline, *warnings, facts, candles, connections]
 
 
+def _wal(journal: JournalReport) -> str:
+    held = f", held by {', '.join(journal.wal_held_by)}" if journal.wal_held_by else ""
+    waits = f"; {journal.retention_waits}" if journal.retention_waits else ""
+    return f"{journal.wal_bytes:,} bytes{held}{waits}"
+
+
 _EVENT_STYLES = {
     "decided": "bold green",
     "sent": "cyan",
@@ -292,6 +240,7 @@ _EVENT_STYLES = {
     "found": "green",
     "skipped": "yellow",
     "received": "dim",
+    "refused": "yellow",
     "expired": "bold red",
     "unknown": "bold red",
     "lost": "bold red",
@@ -315,11 +264,11 @@ def show_flow(events: Sequence[Event], *, title: bool = False) -> None:
         )
     for event in events:
         at = datetime.fromtimestamp(event.time_ms / 1000, UTC)
-        confidence = "" if event.confidence is None else f"{event.confidence:.2f}"
+        confidence = "" if event.confidence is None else confidence_text(event.confidence)
         text = line(
             f"{at:%Y-%m-%d %H:%M:%S}.{event.time_ms % 1000:03d}",
             event.what,
-            str(event.window),
+            str(event.window or ""),
             event.pair,
             event.side,
             event.who,

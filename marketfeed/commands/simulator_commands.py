@@ -46,7 +46,8 @@ def demo(
     """
     from marketfeed.commands.demo import run_demo
     from marketfeed.commands.demo_report import DemoOptions
-    from marketfeed.commands.render import demo_tables, stages
+    from marketfeed.commands.render import stages
+    from marketfeed.commands.render_demo import demo_tables
 
     options = DemoOptions(pairs, read_timeframes(timeframes), seconds, speed, keep, influx)
     with stages(quiet=as_json) as progress:

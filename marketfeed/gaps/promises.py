@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -38,7 +38,8 @@ class Promises:
     `instruments` gives what is collected, `keep_ms` how far back the settings ask for it. `on_promised` is
     called when something was promised, or found missing among stored rows. `ended` gives what is not
     collected any more, each with its end. `others` gives what is kept of a pair beside its timeframes:
-    its mark candles, where the journal has a place for them.
+    its mark candles, where the journal has a place for them. `aside_from_ms` gives from where on journals
+    that were set aside, and are not taken over yet, promised each series: a fresh one promises as much.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Promises:
         on_promised: Callable[[], None] = lambda: None,
         ended: Callable[[], Sequence[Instrument]] = lambda: (),
         others: Callable[[], Sequence[str]] = lambda: (),
+        aside_from_ms: Callable[[], Awaitable[Mapping[Key, int]]] | None = None,
     ) -> None:
         self._writer = writer
         self._clock = clock
@@ -60,6 +62,7 @@ class Promises:
         self._on_promised = on_promised
         self._ended = ended
         self._others = others
+        self._aside_from_ms = aside_from_ms
         self._woken = asyncio.Event()
         self._anew = False
         # From where on each series was promised last.
@@ -152,6 +155,13 @@ class Promises:
         return (*self._timeframes, *self._others())
 
     async def _promise(self, instruments: Sequence[Instrument], *, only: bool = False) -> None:
+        aside_ms = _NOTHING
+        if self._aside_from_ms is not None and any(
+            (one.pair, timeframe) not in self._writer.all_coverage
+            for one in instruments
+            for timeframe in self._series()
+        ):
+            aside_ms = await self._aside_from_ms()
         every = promises(
             instruments,
             self._series(),
@@ -159,6 +169,7 @@ class Promises:
             self._keep_ms,
             candle_due_ms(self._clock.speed),
             self._from_ms,
+            aside_ms,
         )
         await self._writer.call(lambda journal: journal.promise(every, only=only))
 
@@ -174,11 +185,13 @@ def promises(
     keep_ms: int,
     due_after_ms: int = CANDLE_DUE_MS,
     from_ms: Mapping[Key, int] = _NOTHING,
+    aside_ms: Mapping[Key, int] = _NOTHING,
 ) -> list[Promise]:
     """What to keep of instruments: `keep_ms` back, and of a new listing all of it.
 
     `from_ms` is from where on series were promised when their journal had to be replaced: as many of
-    these as a feeder asks for are still due.
+    these as a feeder asks for are still due. `aside_ms` is the same of journals that were set aside: all of
+    it is.
     """
     found = []
     for one in instruments:
@@ -191,6 +204,8 @@ def promises(
             before_ms = from_ms.get((one.pair, timeframe))
             if before_ms is not None:
                 reach_ms = max(reach_ms, min(now_ms - before_ms, TILE_CANDLES * length_ms))
+            if (one.pair, timeframe) in aside_ms:
+                reach_ms = max(reach_ms, now_ms - aside_ms[one.pair, timeframe])
             found.append(
                 Promise(
                     one.pair,

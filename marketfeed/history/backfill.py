@@ -108,6 +108,7 @@ class Backfill:
     What has `ended` is filled, too, and no part of the report.
     `within` (exchange time): this is filled and nothing else, the newest candles too, as nobody else heals
     them; what closes later is not waited for. `newest_too`: the newest as they come, for the same reason.
+    `first` is run before anything is asked for: another source, which fills what it has.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Backfill:
         ended: Callable[[], Sequence[tuple[Instrument, Sequence[str]]]] = lambda: (),
         within: TimeRange | None = None,
         newest_too: bool = False,
+        first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._writer = writer
         self._rest = rest
@@ -133,6 +135,7 @@ class Backfill:
         self._holes = HistoryHoles(holes, clock, series, within, ended, newest_too=newest_too)
         self._days = days
         self._max_bytes = max_bytes
+        self._first = first
         self._archive = (
             None if archive is None else ArchiveFill(archive, source, self._holes.of, self._store)
         )
@@ -279,6 +282,8 @@ class Backfill:
             )
 
     async def _fill(self) -> None:
+        if self._first is not None and self._holes.lacking():
+            await self._first()
         lacking = self._holes.lacking()
         if not lacking:
             self._progressed_s = self._clock.elapsed_s()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from typing import Final
 
 import aiohttp
@@ -16,6 +16,7 @@ from marketfeed.binance.symbols import Instrument
 from marketfeed.gaps.holes import Holes
 from marketfeed.grid import TimeRange
 from marketfeed.history.archive_fill import Source
+from marketfeed.history.aside_fill import AsideFill
 from marketfeed.history.backfill import Backfill, HistoryReport
 from marketfeed.history.continuous_audit import AuditingReport, Auditor
 from marketfeed.history.marks import MarkCandles
@@ -79,10 +80,11 @@ def make_backfill(
     *,
     ended: Callable[[], Sequence[Instrument]] = lambda: (),
     within: TimeRange | None = None,
+    first: Callable[[], Awaitable[None]] | None = None,
 ) -> Backfill:
     """A backfill of these instruments in all timeframes of the settings.
 
-    `source` auto: as `exchange.archive` says. `ended` and `within` as in Backfill.
+    `source` auto: as `exchange.archive` says. `ended`, `within` and `first` as in Backfill.
     """
     return Backfill(
         writer,
@@ -96,13 +98,17 @@ def make_backfill(
         source,
         ended=lambda: [(one, settings.exchange.timeframes) for one in ended()],
         within=within,
+        first=first,
     )
 
 
 class History:
     """Fills and audits the history of `instruments()` in the journal of `writer`.
 
-    Of what has `ended` while this runs it fills what is missing, and audits nothing.
+    Of what has `ended` while this runs it fills what is missing, and audits nothing. Of pairs that are
+    `perhaps_replaced` REST's answers may be another contract's: they are not audited, and their mark candles
+    not fetched, as rows from before the other's listing would be stored as the older one's.
+    `are_promised` as in `AsideFill`.
     """
 
     def __init__(
@@ -115,11 +121,33 @@ class History:
         instruments: Callable[[], Sequence[Instrument]],
         holes: Holes,
         ended: Callable[[], Sequence[Instrument]] = lambda: (),
+        perhaps_replaced: Callable[[], Container[str]] = lambda: (),
+        are_promised: Callable[[], bool] = lambda: True,
     ) -> None:
+        kept = settings.journal.retention
+        self.aside = AsideFill(
+            writer,
+            settings.journal.max_bytes,
+            clock.certain_ms,
+            are_promised,
+            {
+                schema.TABLE_CANDLE: kept.candles.ms,
+                schema.TABLE_MARK_PRICE: kept.mark_price.ms,
+                schema.TABLE_FUNDING_RATE: kept.funding_rate.ms,
+            },
+        )
         self._is_wanted = settings.history.days > 0
         # Without history, too: what an outage has left may reach further back than healing does.
         self.backfill = make_backfill(
-            settings, writer, rest, session, clock, instruments, holes, ended=ended
+            settings,
+            writer,
+            rest,
+            session,
+            clock,
+            instruments,
+            holes,
+            ended=ended,
+            first=self.aside.fill,
         )
         timeframes = settings.exchange.timeframes
 
@@ -128,22 +156,24 @@ class History:
                 CandleSeries(one, timeframe) for one in instruments() for timeframe in timeframes
             ]
 
+        def sure() -> list[Instrument]:
+            unsure = perhaps_replaced()
+            return [one for one in instruments() if one.pair not in unsure]
+
         def audited() -> list[CandleSeries]:
             marks = (schema.MARK_1H,) if writer.has_marks else ()
-            return [
-                *series(),
-                *(CandleSeries(one, name) for one in instruments() for name in marks),
-            ]
+            return [CandleSeries(one, name) for one in sure() for name in (*timeframes, *marks)]
 
         self.marks = MarkCandles(
             writer,
             rest,
             clock,
-            instruments,
+            sure,
             holes.ended_ms,
             kept_ms(settings) // schema.DAY_MS,
             settings.journal.max_bytes,
             ended,
+            self.aside.fill,
         )
         share = settings.history.weight_per_minute // AUDIT_SHARE
         self._auditor = Auditor(writer, rest, clock, audited, share)
@@ -174,6 +204,7 @@ class History:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.backfill.run(), name="backfill")
             group.create_task(self.marks.run(), name="mark candles")
+            group.create_task(self.aside.run(), name="set aside")
             # Their weight is for history while there is any to fill.
             group.create_task(self._after_history(self._auditor.run), name="audit")
             group.create_task(self._after_history(self._quote_volumes.run), name="quote volumes")

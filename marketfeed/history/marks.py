@@ -7,7 +7,7 @@ first. What is missing ten minutes after its hour is put down as a gap, and is a
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Final
 
 from marketfeed import schema
@@ -46,6 +46,7 @@ class MarkCandles:
         days: int,
         max_bytes: int,
         ended: Callable[[], Sequence[Instrument]] = lambda: (),
+        first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._writer = writer
         self._clock = clock
@@ -64,6 +65,7 @@ class MarkCandles:
             max_bytes,
             ended=lambda: [(one, SERIES) for one in ended()] if writer.has_marks else [],
             newest_too=True,
+            first=first,
         )
 
     def report(self) -> HistoryReport | None:

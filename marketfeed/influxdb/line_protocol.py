@@ -298,12 +298,15 @@ def signal_text(
     called: str,
     tag: str,
     window: int,
+    texts: Mapping[str, str | None],
 ) -> str:
-    """The line of one vote; `numbers` that are None are left out."""
+    """The line of one vote; `numbers` and `texts` that are None are left out."""
+    there = {"called": called, "tag": _one_line(tag)}
+    there |= {name: _one_line(text) for name, text in texts.items() if text is not None}
+    strings = "".join(f"{_string(name, text)}," for name, text in there.items())
     return (
         f"{schema.SIGNAL},feeder={escape_tag(feeder)},pair={pair_tag},side={side} "
-        f"{_numbers(numbers)}{_string('called', called)},{_string('tag', _one_line(tag))},"
-        f"window={window}i {received_ms}"
+        f"{_numbers(numbers)}{strings}window={window}i {received_ms}"
     )
 
 

@@ -67,7 +67,7 @@ class ShipReport(msgspec.Struct, frozen=True):
     batches: int
     acknowledged_ago_s: float | None
     in_doubt: int
-    held: list[str]
+    held: list[str] = []
 
 
 class _Look(NamedTuple):

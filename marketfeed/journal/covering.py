@@ -265,12 +265,12 @@ class Covering:
         lacking = self._reads.holes(*key, TimeRange(down_to_ms, known.looked_ms))
         change.become(key, coverage.looked(known, down_to_ms, lacking))
 
-    def delete(self, change: Change, pair: str, before_ms: int, *, deleted: bool) -> None:
-        """Take in that a pair's candles of before `before_ms` were deleted, if there were any."""
-        for key in [key for key in self._series if key[0] == pair]:
+    def delete(self, change: Change, deleted: Mapping[str, bool], before_ms: int) -> None:
+        """Take in that candles of before `before_ms` were deleted; by pair, whether there were any."""
+        for key in [key for key in self._series if key[0] in deleted]:
             known = self._series[key]
             kept_ms = schema.ceil_to(before_ms, schema.SERIES_MS[key[1]])
-            if deleted or (known.holes and known.holes[0].start_ms < kept_ms):
+            if deleted[key[0]] or (known.holes and known.holes[0].start_ms < kept_ms):
                 change.become(key, coverage.stored_before(known, kept_ms))
 
     def release(self, change: Change, keys: Iterable[Key]) -> None:

@@ -7,6 +7,7 @@ Its rows are numbered, as `storage/numbered_file.py` says.
 """
 
 import contextlib
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,23 +15,17 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import marks, quotes, refused_candles, retention, rows, tables
+from marketfeed.journal import marks, quotes, refused_candles, rejected, rows, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
 from marketfeed.journal.covering import Change, Covering
 from marketfeed.journal.migrations import back_to_2, grow, to_3
 from marketfeed.journal.reads import READ_AT_START, READ_AT_START_3, READ_FIRST, JournalReads
-from marketfeed.journal.retention import DeleteRange
+from marketfeed.journal.retention import Sweep
 from marketfeed.records import REGULAR, Candle, FundingSettled, Gap, Life
 from marketfeed.storage import acknowledged
 from marketfeed.storage.database import Database, Kind
 from marketfeed.storage.numbered_file import NumberedFile
-
-REJECTED_FRAMES_KEPT: Final = 1_000
-REJECTED_FRAME_BYTES: Final = 4_096
-
-_COVERED: Final = (schema.TABLE_CANDLE, schema.TABLE_MARK_1H)
-"""The tables of whose series coverage tells."""
 
 KIND: Final = Kind(
     name="journal",
@@ -44,6 +39,7 @@ KIND: Final = Kind(
     ways_back=MappingProxyType({3: back_to_2}),
     measurements=tables.MEASUREMENTS,
     grow=grow,
+    refillable=True,
 )
 
 
@@ -70,12 +66,11 @@ class Journal(NumberedFile, JournalReads):
         self._settled: dict[str, tuple[int, float]] = {}
         super().__init__(database)
 
-    def require_whole(self, *, at_start: bool = False) -> None:
+    def require_whole(self, *, at_start: bool = False) -> str:
         """Look whether readers can still read the newest rows from the disk. From any thread.
 
-        `at_start` looks at what a collector reads before its first commit, too. Raises
-        JournalWriteError (`damaged`), as `Database.require_whole` says. A commit notices no damage to
-        pages that it finds in memory.
+        `at_start` looks at what a collector reads before its first commit, too. Returns and raises what
+        `Database.require_whole` does. A commit notices no damage to pages that it finds in memory.
         """
         begins = READ_AT_START if self.version < 3 else READ_AT_START_3
         if self.has_quotes:
@@ -84,7 +79,7 @@ class Journal(NumberedFile, JournalReads):
             begins = (*begins, "SELECT * FROM life")
         if self.has_marks:
             begins = (*begins, *marks.READ_AT_START)
-        self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
+        return self._database.require_whole((*READ_FIRST, *begins) if at_start else READ_FIRST)
 
     @property
     def coverage(self) -> Mapping[Key, Covered]:
@@ -140,7 +135,7 @@ class Journal(NumberedFile, JournalReads):
             else:
                 seq = self._run(tables.CATALOG_2, rows.catalog_rows_2(batch.catalog, ids, seq), seq)
             changed = self.db.total_changes - before
-            self._write_rejected_frames(batch)
+            rejected.write(self.db, batch.rejected_frames)
             self._save_seq(seq)
         self._next_seq = seq
         self._covering.publish(change)
@@ -174,6 +169,25 @@ class Journal(NumberedFile, JournalReads):
         self._next_seq = seq
         self._covering.publish(change)
         self._publish_marks(marks_change)
+        return changed
+
+    def add_rows(
+        self, upsert: tables.Upsert, pair: str | None, others: Sequence[tuple[object, ...]]
+    ) -> int:
+        """Add rows of a pair (None: of all) as another journal has them; returns how many are new here.
+
+        Each without the pair, which is its first column, and the number, its last. Raises JournalWriteError.
+        """
+        with self._transaction():
+            pair_id = tables.NO_PAIR if pair is None else self._id_of(pair)
+            before, first = self.db.total_changes, self._next_seq
+            seq = self._run(
+                upsert, [(pair_id, *row, n) for n, row in enumerate(others, first)], first
+            )
+            changed = self.db.total_changes - before
+            self._save_seq(seq)
+        self._next_seq = seq
+        self._settled = self.newest_settled()
         return changed
 
     def fill_quotes(self, candles: Sequence[Candle], asked: Mapping[Key, int]) -> int:
@@ -259,28 +273,25 @@ class Journal(NumberedFile, JournalReads):
         with self._transaction():
             self._save(name, body, saved_ms)
 
-    def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
-        """Delete what a range names. Returns the number of rows.
+    def sweep(self, sweep: Sweep) -> int:
+        """Delete what comes next of a sweep, in one transaction of a few ms; returns how many rows.
 
-        Rows from `below_seq` on stay, whatever their age: they have not been shipped yet.
+        Raises JournalWriteError: nothing is gone then, and the same comes next.
         """
-        pair = next(
-            (name for name, number in self._pair_ids.items() if number == delete_range.pair_id),
-            None,
-        )
-        of_marks = delete_range.table == schema.TABLE_MARK_1H
+        started_s = time.perf_counter()
+        of_marks = sweep.table == schema.TABLE_MARK_1H
         covering = self._covering if self._marks is None or not of_marks else self._marks
         with self._changing_coverage(covering) as change:
-            deleted = retention.delete(
-                self.db, delete_range, self._next_seq if below_seq is None else below_seq
-            )
-            if delete_range.table == schema.TABLE_CANDLE:
-                self._deleted_candles = deleted
-            elif of_marks and deleted:
-                self.db.execute(marks.DELETED, (deleted,))
-            if pair is not None and delete_range.table in _COVERED:
-                covering.delete(change, pair, delete_range.before_ms, deleted=deleted > 0)
-        return deleted
+            done = sweep.delete(self.db, self._next_seq)
+            if sweep.table == schema.TABLE_CANDLE:
+                self._deleted_candles = done.rows
+            elif of_marks and done.rows:
+                self.db.execute(marks.DELETED, (done.rows,))
+            names = ((pair, done.had.get(number)) for pair, number in self._pair_ids.items())
+            had = {pair: had for pair, had in names if had is not None}
+            covering.delete(change, had, done.before_ms)
+        sweep.commit(done, time.perf_counter() - started_s)
+        return done.rows
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -426,16 +437,3 @@ class Journal(NumberedFile, JournalReads):
                 or (item.time_ms == known[0] and item.kind == REGULAR)
             ):
                 self._settled[item.pair] = item.time_ms, item.rate
-
-    def _write_rejected_frames(self, batch: Batch) -> None:
-        frames = batch.rejected_frames[-REJECTED_FRAMES_KEPT:]
-        if not frames:
-            return
-        self.db.executemany(
-            "INSERT INTO dead_letter (received, reason, frame) VALUES (?, ?, ?)",
-            [(item.received_ms, item.reason, item.frame[:REJECTED_FRAME_BYTES]) for item in frames],
-        )
-        self.db.execute(
-            "DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter) - ?",
-            (REJECTED_FRAMES_KEPT,),
-        )

@@ -1,40 +1,46 @@
 """The journal on a thread of its own, and a fresh one in its place when it is damaged."""
 
 import asyncio
+import contextlib
 import logging
+import math
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
+from marketfeed.counters import Lately
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.coverage import Covered, Key
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.storage.damage import find_damage, is_certain, require_readable
-from marketfeed.storage.database import CHECK_S, translate_sqlite_errors
+from marketfeed.storage.damage import meaning_of
 from marketfeed.storage.file_thread import FileThread
 from marketfeed.storage.files import identity
+from marketfeed.storage.opening import AGAIN_AFTER_S
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Question: TypeAlias = Callable[[Journal], object]
 
 
 class JournalWriter(FileThread[Journal]):
     """The thread of the journal at `path`.
 
-    A file is looked over for `check_s` wall seconds when it is opened. Entering raises what
-    `Journal.open` raises, but for damage: a damaged file is set aside, wherever a start meets that. One that
-    its disk does not let read is not damaged.
+    Entering raises what `Journal.open` raises, but for damage: a damaged file is set aside, wherever a start
+    meets that. A call that cannot read is made again, `again_after_s` (wall seconds) later each time, past
+    what SQLite has in memory: what fails three times at the same place has the file replaced.
     """
 
-    def __init__(self, path: Path, check_s: float = CHECK_S) -> None:
+    def __init__(self, path: Path, again_after_s: Sequence[float] = AGAIN_AFTER_S) -> None:
         super().__init__(KIND, path)
         self.on_damage: Callable[[JournalError], None] = lambda _: None
         """Called on the event loop when a call has met damage: the file is to be replaced."""
         self.set_aside: Path | None = None
         """Where the last damaged file was put, at the start or while running."""
+        self.failed_reads = Lately()
+        """When the file could not be read last, be it that it could at once after."""
         self.bytes_used = 0
         self.rejected_frames = 0
         self.refused_lines = 0
@@ -43,11 +49,11 @@ class JournalWriter(FileThread[Journal]):
         # What the journal held when it was looked at, and `gap_states` then.
         self._gaps_held = Counter[str](), Counter[str]()
         self._documents: dict[str, tuple[bytes, int]] = {}
-        self._check_s = check_s
-        # The file that was gone on with after damage had been met in it, by its identity.
-        self._reprieved: tuple[int, int] | None = None
-        # Whether something was met since then that no failed read can look like.
-        self._certain = False
+        self._again_after_s = tuple(again_after_s)
+        # Which file that is that is open, or was last.
+        self._opened: tuple[int, int] | None = None
+        # The call that could not read to the end.
+        self._unanswered: Question | None = None
 
     @property
     def coverage(self) -> Mapping[Key, Covered]:
@@ -93,13 +99,25 @@ class JournalWriter(FileThread[Journal]):
     async def call(self, function: Callable[[Journal], T]) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
 
-        What SQLite raises comes as JournalWriteError.
+        What SQLite raises comes as JournalWriteError. When it could not read, it is run again: other calls
+        pass in between.
         """
+        for pause_s in self._again_after_s:
+            try:
+                return await super().call(function)
+            except JournalWriteError as error:
+                if not meaning_of(error).is_of_reading:
+                    raise
+                log.warning("journal could not be read, reading it again error=%r", str(error))
+                self.failed_reads.met(error)
+            await asyncio.sleep(pause_s)
+            await self._in_thread(self._forget_pages)
         try:
             return await super().call(function)
         except JournalWriteError as error:
-            if error.damaged:
-                self._certain |= is_certain(error.__cause__)
+            if meaning_of(error).is_of_reading:
+                self.failed_reads.met(error)
+                self._unanswered = function
                 self.on_damage(error)
             raise
 
@@ -118,98 +136,65 @@ class JournalWriter(FileThread[Journal]):
     async def replace(self) -> None:
         """Start anew after damage: the file is set aside as at a start, documents are kept.
 
-        A file that proves to be whole is gone on with: a read had failed, closing it has mended it, or it
-        is a backup. What is met in it again lies beyond the checks of a start: then all of it is checked.
+        A file that proves to be whole is gone on with: a backup, say. So the call that could not read is
+        among what is asked of it.
 
         Raises JournalError when it cannot be read, or no fresh file can be made; it may be tried again.
         """
-        # Beside all calls: the heartbeat does not wait until a large file is read.
-        distrusted = await asyncio.to_thread(self._is_damaged)
-        await self._in_thread(partial(self._replace, distrusted=distrusted))
+        await self._in_thread(self._replace)
 
     async def require_whole(self) -> None:
         """Raise JournalWriteError (`damaged`) when readers cannot read the file; beside all calls."""
         journal = self._file
         if journal is not None:
             try:
-                await asyncio.to_thread(journal.require_whole)
-            except JournalError:
+                if met := await asyncio.to_thread(journal.require_whole):
+                    self.failed_reads.met(met)
+            except JournalError as error:
                 if journal is self._file:
+                    self.failed_reads.met(error)
                     raise
 
     async def take_stock(self) -> None:
         """Bring what is counted of the file up to date: bytes, rejected frames, refused lines, gaps."""
         await self.call(self._note)
 
-    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
-        try:
-            self._open_and_look(distrusted=distrusted, proven=proven)
-        except JournalWriteError as error:
-            if distrusted:
-                raise
-            log.warning("journal could not be read, reading it again error=%r", str(error))
-            self._open_again(proven=proven)
-        self._look_beside()
-
-    def _open_again(self, *, proven: bool) -> None:
-        if not proven:
-            require_readable(KIND.name, self.path)
-        try:
-            self._open_and_look(distrusted=False, proven=True)
-        except JournalWriteError as error:
-            if not error.damaged:
-                raise
-            # The check at opening did not come as far as the damage.
-            self._open_and_look(distrusted=True, proven=True)
-
-    def _open_and_look(self, *, distrusted: bool, proven: bool) -> None:
+    def _open(self) -> None:
         """Open the file, and prove that what a collector reads first can be read."""
-        self._file = journal = Journal.open(
-            self.path, distrusted=distrusted, proven=proven, check_s=self._check_s
-        )
+
+        def look(journal: Journal) -> None:
+            self._note(journal)
+            journal.require_whole(at_start=True)
+            # What could not be answered; not of a fresh file, which has nothing to answer with.
+            if self._unanswered is not None and journal.next_seq > 1:
+                self._unanswered(journal)
+
+        started_s = time.monotonic()
+        self._file = journal = Journal.open(self.path, again_after_s=self._again_after_s, look=look)
+        with contextlib.suppress(OSError):
+            self._opened = identity(self.path)
         journal.gap_states = self.gap_states
-        try:
-            self._run(self._note)
-            self._run(partial(Journal.require_whole, at_start=True))
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            if journal.set_aside is not None:
-                self.set_aside = journal.set_aside
+        self.next_seq = journal.next_seq
+        if journal.set_aside is not None:
+            self.set_aside = journal.set_aside
         self.generation += 1
+        self._look_beside()
+        log.info("journal open seconds=%.2f path=%s", time.monotonic() - started_s, self.path)
 
-    def _is_damaged(self) -> bool:
-        """Whether the file is the one that was gone on with, and damage is proven by now."""
-        require_readable(KIND.name, self.path)
-        found = self._identity()
-        if found is None or found != self._reprieved:
-            return False
-        if self._certain:
-            return True
-        with translate_sqlite_errors(KIND, self.path):
-            what = find_damage(self.path)
-        if not what:
-            return False
-        require_readable(KIND.name, self.path)
-        with translate_sqlite_errors(KIND, self.path):
-            return find_damage(self.path) == what
-
-    def _replace(self, *, distrusted: bool) -> None:
+    def _replace(self) -> None:
+        before = self._opened
         self._close()
-        found = self._identity()
-        self._open(distrusted=distrusted, proven=True)
+        self._open()
+        if self._opened != before:
+            # It tells of another file.
+            self.failed_reads.at_s = -math.inf
         self._run(self._save_documents)
-        # Last: what failed for another reason (a full disk) is tried again with the same file. A fresh
-        # one has no damage behind it.
-        self._reprieved = found if self._identity() == found else None
-        self._certain = False
+        # Last: what failed for another reason (a full disk) is tried again with the same file.
+        self._unanswered = None
 
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            return identity(self.path)
-        except OSError as error:
-            raise JournalError(f"journal {self.path}: {error.strerror or error}") from error
+    def _forget_pages(self) -> None:
+        if self._file is not None:
+            self._run(lambda journal: journal.db.execute("PRAGMA shrink_memory").fetchall())
 
     def _save_documents(self, journal: Journal) -> None:
         for name, (body, saved_ms) in self._documents.items():

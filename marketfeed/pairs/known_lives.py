@@ -39,6 +39,11 @@ class KnownLives:
         """Pairs whose lives have changed; the caller takes out those that it has saved."""
         self.doubts: tuple[Doubt, ...] = ()
         """What REST is to be asked, as of the last answer."""
+        self.perhaps_replaced: frozenset[str] = frozenset()
+        """Pairs whose life has no known end, though the last answer lists another contract of that symbol.
+
+        What REST answers by the symbol may be the other's, until it is known: of the life it says nothing.
+        """
         self._answers: dict[Doubt, _Answer] = {}
         # When an end was first seen in a status (ms), by symbol; none once it is believed, or taken back.
         self._ends_ms: dict[str, int] = {}
@@ -94,11 +99,14 @@ class KnownLives:
     ) -> ExchangeInfo:
         """Learn from an answer, and return it corrected. `heard_ms` tells when a pair's last frame came."""
         doubts: list[Doubt] = []
+        announced: set[str] = set()
         # The ended one first, of two that have a name one after the other.
         for row in sorted(
             (*info.beside, *info.instruments.values()), key=lambda one: one.listed_ms
         ):
             lives = self.lives.get(row.pair, ())
+            if row.status == PENDING and _follows(row, lives):
+                announced.add(row.pair)
             if row.status == PENDING or not (row.contract or _is_of(row, lives)):
                 continue
             if not lives:
@@ -116,6 +124,7 @@ class KnownLives:
             if doubt is not None:
                 doubts.append(doubt)
         self.doubts = tuple(doubts)
+        self.perhaps_replaced = frozenset(announced | {doubt.pair for doubt in doubts})
         return self.corrected(info, now_ms)
 
     def answered(self, doubt: Doubt, traded_before: bool, newest_ms: int | None) -> None:
@@ -183,6 +192,11 @@ class KnownLives:
 
 def _is_of(row: Instrument, lives: Lives) -> bool:
     return bool(lives) and lives[-1].symbol == row.symbol
+
+
+def _follows(row: Instrument, lives: Lives) -> bool:
+    """Whether a row is of a contract that comes after the newest life, of which no end is known."""
+    return _is_of(row, lives) and lives[-1].ended_ms is None and row.listed_ms > lives[-1].listed_ms
 
 
 def _of_life(row: Instrument, lives: Lives) -> Instrument:

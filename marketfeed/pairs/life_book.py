@@ -71,6 +71,11 @@ class LifeBook:
         return {pair: known[pair] for pair in self._watched if pair in known}
 
     @property
+    def perhaps_replaced(self) -> frozenset[str]:
+        """Pairs whose symbol may be another contract's by now; empty before the first answer."""
+        return frozenset() if self._lives is None else self._lives.perhaps_replaced
+
+    @property
     def silent_for_ms(self) -> int:
         """Exchange ms without a frame after which a pair is silent."""
         return max(SILENT_FOR_MS, int(SILENT_AT_LEAST_S * 1000 * self._clock.speed))

@@ -1,6 +1,9 @@
 """Listening on an address of the settings, with an error that names the setting when that fails."""
 
 import asyncio
+import errno
+import os
+import socket
 
 from aiohttp import web
 
@@ -9,7 +12,7 @@ from marketfeed.service.connections import Connections
 
 
 async def listen(
-    runner: web.AppRunner,
+    runner: web.BaseRunner,
     host: str,
     port: int,
     section: str,
@@ -22,6 +25,8 @@ async def listen(
     ListenError; the runner is clean then.
     """
     if connections is not None:
+        if not isinstance(runner, web.AppRunner):
+            raise TypeError("only an application's connections are bounded")
         connections.add_to(runner.app)
     await runner.setup()
     if connections is None:
@@ -34,7 +39,7 @@ async def listen(
         await runner.cleanup()
         if not isinstance(error, OSError):
             raise
-        cause = error.strerror or str(error)
+        cause = _cause(error)
         text = f"cannot listen on {host} port {port} ({section}.host, {section}.port): {cause}"
         raise ListenError(text) from error
     taken_host, taken_port = runner.addresses[0][:2]
@@ -42,11 +47,19 @@ async def listen(
     return f"http://{name}:{taken_port}"
 
 
+def _cause(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    # The event loop's own words name the address once more.
+    words = os.strerror(error.errno)
+    return f"{words}: another process has this port" if error.errno == errno.EADDRINUSE else words
+
+
 class _BoundedSite(web.BaseSite):
     """A listening socket whose connections are those of `connections`."""
 
     def __init__(
-        self, runner: web.AppRunner, host: str, port: int, backlog: int, connections: Connections
+        self, runner: web.BaseRunner, host: str, port: int, backlog: int, connections: Connections
     ) -> None:
         super().__init__(runner, backlog=backlog)
         self._host, self._port, self._connections = host, port, connections

@@ -109,7 +109,7 @@ class StatusServer:
         if request[TRUSTED]:
             # Reasons name pairs, servers and errors: not for everybody whom a balancer lets through.
             answer["reasons"] = report.reasons
-            # Of a collector, and only while there are any.
+            # Only while there are any.
             if warnings := getattr(report, "warnings", []):
                 answer["warnings"] = warnings
         return web.Response(

@@ -11,9 +11,11 @@ is not ready, and the time for its start is extended.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Self
 
 import sdnotify
@@ -34,12 +36,30 @@ STATUS_CHARS: Final = 400
 
 
 def extend_start() -> None:
-    """Ask systemd for time: a file is about to be taken to another schema version."""
+    """Ask systemd for time: a file is about to be taken to another schema version, or recovered."""
     if os.environ.get("NOTIFY_SOCKET"):
         notifier = sdnotify.SystemdNotifier()
         notifier.notify(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1e6:.0f}")
         if notifier.socket is not None:
             notifier.socket.close()
+
+
+@contextlib.asynccontextmanager
+async def extending_start(seconds: float) -> AsyncIterator[None]:
+    """Ask systemd for time until it is left, for so many wall seconds at most; not at all for 0."""
+
+    async def extend() -> None:
+        deadline_s = time.monotonic() + seconds
+        while time.monotonic() < deadline_s:
+            extend_start()
+            await asyncio.sleep(EXTEND_S / 3)
+
+    extending = asyncio.create_task(extend(), name="extend")
+    try:
+        yield
+    finally:
+        extending.cancel()
+        await asyncio.gather(extending, return_exceptions=True)
 
 
 class SystemdNotifier:

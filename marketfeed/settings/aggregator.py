@@ -16,6 +16,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from marketfeed.settings.addresses import Host, address
 from marketfeed.settings.secrets import secret_file
@@ -29,6 +30,7 @@ from marketfeed.settings.values import (
     Secret,
     Section,
     Whole,
+    all_of,
     decode_json,
     decode_list,
     each,
@@ -43,7 +45,8 @@ _HASH: Final = re.compile(
 SCRYPT_N_MAX: Final = 2**16
 """Above this, one wrong password would cost more than 64 MB and a quarter of a second."""
 
-_Feeder = Annotated[str, Field(pattern=f"^{_FEEDER}$"), expecting("a feeder's name")]
+_NAME: Final = "a feeder's name: 1 to 32 letters, digits, _ . or -"
+_Feeder = Annotated[str, Field(pattern=f"^{_FEEDER}$"), expecting(_NAME)]
 _Confidence = Annotated[Number, Field(ge=0, le=1)]
 _Leverage = Annotated[Number, Field(ge=1, le=125)]
 
@@ -84,28 +87,57 @@ def _feeders(value: object) -> object:
     if not isinstance(value, list | tuple):
         raise expected("a list of feeders such as [73, 74, 75]")
 
-    def problem(name: object) -> str | None:
-        good = isinstance(name, str) and re.fullmatch(_FEEDER, name)
-        return None if good else "a feeder's name: 1 to 32 letters, digits, _ . or -"
+    return each(value, lambda name: None if _is_name(name) else _NAME, "each feeder once")
 
-    return each(value, problem, "each feeder once")
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(_FEEDER, value) is not None
 
 
 _Feeders = Annotated[tuple[str, ...], BeforeValidator(_feeders), FromText(decode_list)]
-Aliases = tuple[tuple[_Feeder, tuple[_Feeder, ...]], ...]
+Aliases = tuple[tuple[str, tuple[str, ...]], ...]
+_ALIASES: Final = "a mapping of feeders to their other names, such as {75: [75a, 75b]}"
 
 
-def _each_alias_once(aliases: Aliases) -> Aliases:
-    names = [name for _, others in aliases for name in others]
-    if len(set(names)) < len(names):
-        raise ValueError
-    return aliases
+def _aliases(value: object) -> object:
+    """A mapping as it is kept. Raises every mistake of it where it stands."""
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if not isinstance(value, tuple) or any(
+        not isinstance(it, tuple) or len(it) != 2 for it in value
+    ):
+        raise expected(_ALIASES)
+    taken: dict[object, object] = {}
+    mistakes: list[tuple[tuple[str | int, ...], PydanticCustomError, object]] = []
+    for feeder, names in value:
+        where = str(feeder)
+        if not _is_name(feeder):
+            mistakes.append(((where,), expected(_NAME), feeder))
+        if not isinstance(names, list | tuple):
+            mistakes.append(((where,), expected("a list of other names such as [75a, 75b]"), names))
+            continue
+        for index, name in enumerate(names):
+            if not _is_name(name):
+                mistakes.append(((where, index), expected(_NAME), name))
+            elif name in taken:
+                what = f"each name once (it is one of {taken[name]}'s already)"
+                mistakes.append(((where, index), expected(what), name))
+            else:
+                taken[name] = feeder
+    all_of(mistakes)
+    return tuple((feeder, tuple(names)) for feeder, names in value)
 
 
 def _each_type_once(types: tuple[str, ...]) -> tuple[str, ...]:
     if not types or len(set(types)) < len(types):
         raise ValueError
     return types
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """The first of these, for a sentence."""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return (", ".join(names[:12]) + more) or "there is none"
 
 
 class FeedersSettings(Section):
@@ -115,14 +147,7 @@ class FeedersSettings(Section):
     short: _Feeders = ()
     # After both sides, against which it is compared.
     aliases: Annotated[
-        Aliases,
-        AfterValidator(_each_alias_once),
-        BeforeValidator(lambda it: tuple(it.items()) if isinstance(it, dict) else it),
-        PlainSerializer(dict),
-        expecting(
-            "a mapping of feeders to their other names, such as {75: [75a, 75b]}, each name once"
-        ),
-        FromText(decode_json),
+        Aliases, BeforeValidator(_aliases), PlainSerializer(dict), FromText(decode_json)
     ] = ()
 
     @property
@@ -133,19 +158,31 @@ class FeedersSettings(Section):
     @field_validator("short", mode="after")
     @classmethod
     def _short(cls, short: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if both := set(short) & set(info.data.get("long", ())):
-            raise expected(f"feeders that do not vote long as well ({', '.join(sorted(both))})")
+        long = info.data.get("long", ())
+        what = "a feeder that does not vote long as well"
+        all_of(((index,), expected(what), it) for index, it in enumerate(short) if it in long)
         return short
 
     @field_validator("aliases", mode="after")
     @classmethod
-    def _aliases(cls, aliases: Aliases, info: ValidationInfo) -> Aliases:
-        known = {*info.data.get("long", ()), *info.data.get("short", ())}
-        for feeder, names in aliases:
-            if feeder not in known:
-                raise expected(f"aliases of feeders that are listed ({feeder} is not)")
-            if taken := known.intersection(names):
-                raise expected(f"other names than feeders' own ({', '.join(sorted(taken))})")
+    def _other_names(cls, aliases: Aliases, info: ValidationInfo) -> Aliases:
+        if not {"long", "short"} <= info.data.keys():
+            # Those are mistaken themselves: whom they meant is not known.
+            return aliases
+        known = (*info.data["long"], *info.data["short"])
+        what = f"one of the feeders of long and short ({_some(known)})"
+        all_of(
+            ((feeder,), expected(what, repr(feeder)), feeder)
+            for feeder, _ in aliases
+            if feeder not in known
+        )
+        what = "another name than a feeder's own"
+        all_of(
+            ((feeder, index), expected(what), name)
+            for feeder, names in aliases
+            for index, name in enumerate(names)
+            if name in known
+        )
         return aliases
 
 
@@ -179,10 +216,14 @@ class BotSettings(Section):
 
 
 class BotsSettings(Section):
-    """The bot of each side: a decision goes to the bot of its own side only."""
+    """The bot of each side: a decision goes to the bot of its own side only, and a copy of it to `meta`.
+
+    `meta` with `url` None: there is no such third bot.
+    """
 
     long: BotSettings = BotSettings()
     short: BotSettings = BotSettings()
+    meta: BotSettings = BotSettings()
 
 
 class LedgerSettings(Section):
@@ -195,13 +236,20 @@ class LedgerSettings(Section):
 
 
 class AggregatorSettings(Section):
-    """The aggregator: the defaults hold no feeder, no bot and no account, so that nothing can be posted."""
+    """The aggregator. The defaults hold no bot and no account, so that nothing can be posted.
+
+    Without `feeders` those of the shipped config.yaml vote; a side that is left out of it has none.
+    """
 
     host: Host = "127.0.0.1"
     port: Port = 8080
     status: AggregatorStatusSettings = AggregatorStatusSettings()
     ledger: LedgerSettings = LedgerSettings()
-    feeders: FeedersSettings = FeedersSettings()
+    feeders: FeedersSettings = FeedersSettings(
+        long=("73", "74", "75", "79", "108"),
+        short=("120", "121", "122", "123", "124"),
+        aliases=(("75", ("75a", "75b", "75c")),),
+    )
     accounts: Annotated[tuple[Account, ...], BeforeValidator(_a_list), FromText(decode_json)] = ()
     window_s: Annotated[Number, Field(ge=0.1, le=3600)] = 60.0
     # After `feeders`, against which they are compared.
@@ -232,16 +280,25 @@ class AggregatorSettings(Section):
     unconfirmed_s: Annotated[Number, Field(ge=0.1, le=3600)] = 40.0
     # Of a pair that the other side's bot holds.
     opposite_open: Literal["send", "skip"] = "send"
+    # Of a pair that is not on its bot's whitelist; Freqtrade's forceenter takes it.
+    outside_whitelist: Literal["send", "skip"] = "send"
 
     @field_validator("accounts", mode="after")
     @classmethod
     def _accounts(cls, accounts: tuple[Account, ...], info: ValidationInfo) -> tuple[Account, ...]:
-        if len({account.username for account in accounts}) < len(accounts):
-            raise expected("accounts with a different username each")
+        first_at: dict[str, int] = {}
         feeders: FeedersSettings | None = info.data.get("feeders")
+        mistakes: list[tuple[tuple[str | int, ...], PydanticCustomError, object]] = []
         for index, account in enumerate(accounts):
-            if feeders and account.feeder and account.feeder not in feeders.known:
-                raise expected(f"one of aggregator.feeders as account {index}'s feeder")
+            name, feeder = account.username, account.feeder
+            if (first := first_at.setdefault(name, index)) != index:
+                what = expected(f"another username than that of accounts[{first}]", "the same")
+                mistakes.append(((index, "username"), what, name))
+            if feeders and feeder and feeder not in feeders.known:
+                known = _some((*feeders.long, *feeders.short))
+                what = expected(f"one of aggregator.feeders ({known})", repr(feeder))
+                mistakes.append(((index, "feeder"), what, feeder))
+        all_of(mistakes)
         return accounts
 
     @field_validator("min_agreements", mode="after")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from marketfeed.settings import sources
 from marketfeed.settings.sources import KeyPath, Origin, Reading, SettingsMistake, dotted, field_at
-from marketfeed.settings.values import MISTAKE, Duration
+from marketfeed.settings.values import MISTAKE, Duration, words_for
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,15 +49,19 @@ def _mistake(
         return SettingsMistake(dotted(path), f"unknown key{_nearest(model, path)}", origin)
     shown = _shown(path, found, origin)
     if detail["type"] == "missing":
-        what, shown = "a value", "nothing"
+        what, shown = _words(field_at(model, path)) or "a value", "nothing"
     elif section := sources.section_of(field_at(model, path)):
         what = f"a mapping with keys of {', '.join(section.model_fields)}"
         shown = sources.kind_of(found)
     elif detail["type"] == MISTAKE:
-        what = detail["ctx"]["expected"]
+        what, shown = detail["ctx"]["expected"], detail["ctx"]["found"] or shown
     else:
         what = _expected(model, path)
     return SettingsMistake(dotted(path), f"expected {what}; found {shown}", origin)
+
+
+def _words(info: FieldInfo | None) -> str:
+    return next((words for mark in info.metadata if (words := words_for(mark))), "") if info else ""
 
 
 def _expected(model: type[BaseModel], path: KeyPath) -> str:

@@ -8,7 +8,7 @@ repeat the value; of plain numbers, switches and durations `mistakes` knows the 
 import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -33,6 +33,8 @@ from marketfeed import schema
 
 MISTAKE: Final = "marketfeed"
 """`type` of the validation errors that `expected` makes."""
+_WORDS: Final[dict[object, str]] = {}
+"""What `expecting` has made -> its words, for values that are missing."""
 
 
 class Section(BaseModel):
@@ -41,9 +43,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-def expected(what: str) -> PydanticCustomError:
-    """The error of a wrong value: `what` completes the sentence "expected …"."""
-    return PydanticCustomError(MISTAKE, "expected {expected}", {"expected": what})
+def expected(what: str, found: str = "") -> PydanticCustomError:
+    """The error of a wrong value: `what` completes the sentence "expected …".
+
+    `found` are words for what stands there, where it is more than the value: never a secret's.
+    """
+    return PydanticCustomError(MISTAKE, "expected {expected}", {"expected": what, "found": found})
 
 
 def expecting(what: str) -> WrapValidator:
@@ -54,7 +59,22 @@ def expecting(what: str) -> WrapValidator:
             return read(value)
         raise expected(what)
 
+    _WORDS[check] = what
     return WrapValidator(check)
+
+
+def words_for(mark: object) -> str:
+    """What `expecting` says of the type that carries this mark; empty if it is none of its marks."""
+    return _WORDS.get(mark.func, "") if isinstance(mark, WrapValidator) else ""
+
+
+def all_of(mistakes: Iterable[tuple[tuple[str | int, ...], PydanticCustomError, object]]) -> None:
+    """Raise all of these mistakes inside of a value, if there are any: where, what, and what stands there."""
+    wrong: list[InitErrorDetails] = [
+        InitErrorDetails(type=error, loc=where, input=found) for where, error, found in mistakes
+    ]
+    if wrong:
+        raise ValidationError.from_exception_data("mistakes", wrong)
 
 
 def from_text(form: str, read: Callable[[str], object]) -> BeforeValidator:
@@ -69,16 +89,15 @@ def each(
     items: Sequence[object], problem: Callable[[object], str | None], once: str
 ) -> tuple[object, ...]:
     """The items of a list. Raises an error for each with a `problem`, or that must be there but `once`."""
-    wrong: list[InitErrorDetails] = []
+    wrong: list[tuple[tuple[str | int, ...], PydanticCustomError, object]] = []
     first_at: dict[object, int] = {}
     for index, item in enumerate(items):
         what = problem(item)
         if what is None and first_at.setdefault(item, index) != index:
             what = f"{once} (it is item {first_at[item]} already)"
         if what is not None:
-            wrong.append(InitErrorDetails(type=expected(what), loc=(index,), input=item))
-    if wrong:
-        raise ValidationError.from_exception_data("a list", wrong)
+            wrong.append(((index,), expected(what), item))
+    all_of(wrong)
     return tuple(items)
 
 

@@ -210,9 +210,14 @@ class Market:
         pair = self._pairs.get(instrument.symbol)
         if pair is None:
             return instrument.typical_price
-        return pair.last_price / instrument.price_scale
+        return pair.last_price / pair.instrument.price_scale
 
     # --- REST -------------------------------------------------------------------------------------
+
+    def _trading(self, listed: Instrument) -> Instrument:
+        """The contract that has the symbol now, as it is: what is listed may be announced, or untrue."""
+        pair = self._pairs.get(listed.symbol)
+        return listed if pair is None else pair.instrument
 
     def klines(
         self, symbol: str, timeframe: str, start_ms: int | None, end_ms: int | None, limit: int
@@ -276,6 +281,7 @@ class Market:
         source = self._sources.get(instrument.symbol)
         if source is None:
             return b"[]"
+        instrument = self._trading(instrument)
         first_ms, count = self._range(instrument, timeframe, start_ms, end_ms, limit)
         per_candle = schema.TIMEFRAMES_MS[timeframe] // MINUTE_MS
         minutes = np.arange(count * per_candle, dtype=np.int64) + first_ms // MINUTE_MS
@@ -294,6 +300,7 @@ class Market:
             last_id, quantity = 0, 1
         else:
             minute = self.now_ms // MINUTE_MS - _DAY_MINUTES + 1
+            instrument = pair.instrument
             bar = pair.bars(minute, _DAY_MINUTES, _DAY_MINUTES)[0]
             last_id, quantity = pair.last_id, pair.last_quantity
         price = instrument.price_precision
@@ -335,6 +342,7 @@ class Market:
         source = self._sources.get(instrument.symbol)
         if source is None:
             return []
+        instrument = self._trading(instrument)
         funding = self.funding[instrument.symbol]
         listed_ms = min(instrument.onboard_ms, self.start_ms - schema.DAY_MS)
         if source.from_minute is not None:

@@ -1,11 +1,16 @@
 """A copy of a journal (or another durable file) as it stands at one moment, while its writer goes on.
 
-One read transaction is held for as long as the copy takes: it shows the moment it began, and no commit
-makes it begin anew. Meanwhile the writer's `-wal` grows and is not folded back. The copy is checked whole,
-synced, and only then gets its name; an existing file is never overwritten.
+The file is copied as it lies there, then its `-wal`, while one read transaction is held: so long no `-wal`
+begins anew, and what a checkpoint writes into the file stands in the `-wal`, too. Both together are the
+file as of the last commit in that `-wal`; SQLite folds them into one, as after a kill. Meanwhile the
+writer's `-wal` is not folded back: a copy that takes so long that it becomes too large is given up.
+
+The copy is looked over (whole up to a size, or when asked), synced, and only then gets its name; an existing
+file is never overwritten.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
@@ -20,28 +25,48 @@ from marketfeed.errors import BackupError
 from marketfeed.storage.database import Kind, absence, recognise
 from marketfeed.storage.files import connect_read_only, is_stopped
 from marketfeed.storage.reading import inspect
+from marketfeed.storage.wal import WAL_BOUND_BYTES, wal_bytes
 
-PAGES_A_STEP: Final = 1024
-"""Pages of 4 KiB copied between two turns of the progress bar."""
+CHECKED_BYTES: Final = 256 * 10**6
+"""A copy up to this size is checked whole, a larger one when asked: of 7 GB that takes minutes."""
+_CHUNK_BYTES: Final = 16 * 1024 * 1024
+"""Copied between two turns of the progress bar."""
 _CHECKING_FROM: Final = 0.7
 """Where on the bar copying ends and checking begins."""
+_LOOK_S: Final = 0.1
+"""Wall seconds between two turns of the progress bar while compacting."""
+_STEPS: Final = 10_000
+"""Steps of SQLite's machine between two looks at the clock."""
+_NOT_WITHIN_THE_KERNEL: Final = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 ReportProgress = Callable[[str, float], None]
 
 
 class BackupReport(msgspec.Struct, frozen=True):
-    """What was copied. `seconds` are wall seconds, the check among them."""
+    """What was copied. `seconds` are wall seconds, the check among them; `checked`: all of it was."""
 
     path: str
     bytes: int
     schema_version: int
     seconds: float
+    checked: bool = True
 
 
 def back_up(
-    kind: Kind, source: Path, destination: Path, report_progress: ReportProgress
+    kind: Kind,
+    source: Path,
+    destination: Path,
+    report_progress: ReportProgress,
+    *,
+    compact: bool = False,
+    check: bool = False,
+    wal_bound_bytes: int = WAL_BOUND_BYTES,
 ) -> BackupReport:
     """Copy the file at `source` to `destination`. `report_progress` is called with stage and fraction.
+
+    `compact` leaves out the pages that are free. `check` has a copy above CHECKED_BYTES checked whole, too.
+    The `-wal` may grow by `wal_bound_bytes` meanwhile. Not in a process that has the file open: closing a
+    descriptor of it ends all of SQLite's locks there.
 
     Raises BackupError: nothing stands at `destination` then that was not there before. Raises what
     `inspect` raises when `source` is no file of that kind.
@@ -58,9 +83,11 @@ def back_up(
         # As a collector makes it: its group may read it, nobody else.
         os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
         try:
-            _copy(source, unfinished, report_progress)
+            copy = _compact if compact else _copy
+            copy(source, unfinished, report_progress, wal_bytes(source) + wal_bound_bytes)
             report_progress("checking the copy", _CHECKING_FROM)
-            version = _check(kind, unfinished, report_progress)
+            whole = check or unfinished.stat().st_size <= CHECKED_BYTES
+            version = _check(kind, unfinished, report_progress, whole=whole)
             _sync(unfinished)
             size = unfinished.stat().st_size
             _give_name(unfinished, destination)
@@ -73,7 +100,7 @@ def back_up(
     except OSError as error:
         raise BackupError(f"backup {destination}: {error.strerror or error}") from error
     report_progress("done", 1.0)
-    return BackupReport(str(destination), size, version, time.monotonic() - started_s)
+    return BackupReport(str(destination), size, version, time.monotonic() - started_s, whole)
 
 
 def _require_room(destination: Path, wanted_bytes: int) -> None:
@@ -90,28 +117,90 @@ def _require_room(destination: Path, wanted_bytes: int) -> None:
         )
 
 
-def _copy(source: Path, unfinished: Path, report_progress: ReportProgress) -> None:
-    def progress(_: int, remaining: int, total: int) -> None:
-        report_progress("copying", _CHECKING_FROM * (1 - remaining / max(total, 1)))
-
-    with (
-        _reading(source) as taken,
-        contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as copy,
-    ):
+def _copy(
+    source: Path, unfinished: Path, report_progress: ReportProgress, most_wal_bytes: int
+) -> None:
+    # Closed last: closing any descriptor of the file ends SQLite's POSIX locks of this process.
+    with source.open("rb") as file, _reading(source), unfinished.open("r+b") as copy:
+        size = os.fstat(file.fileno()).st_size
+        done = 0
+        while copied := _copy_chunk(file.fileno(), copy.fileno(), done):
+            done += copied
+            report_progress("copying", _CHECKING_FROM * min(done / max(size, 1), 1.0))
+            _require_small(source, most_wal_bytes)
+        # After it: what was committed meanwhile is in it, whole.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{source}-wal", f"{unfinished}-wal")
+    report_progress("folding in the -wal", _CHECKING_FROM)
+    with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as db:
         # Nobody else sees it before it is whole and synced.
-        copy.execute("PRAGMA synchronous = OFF")
-        taken.backup(copy, pages=PAGES_A_STEP, progress=progress, sleep=0)
+        db.execute("PRAGMA synchronous = OFF")
         # One file that is whole by itself, also for those who may only read it.
-        copy.execute("PRAGMA journal_mode = DELETE")
+        db.execute("PRAGMA journal_mode = DELETE")
+
+
+def _copy_chunk(source: int, copy: int, offset: int) -> int:
+    try:
+        return os.copy_file_range(source, copy, _CHUNK_BYTES, offset, offset)
+    except OSError as error:
+        if error.errno not in _NOT_WITHIN_THE_KERNEL:
+            raise
+    return os.pwrite(copy, os.pread(source, _CHUNK_BYTES, offset), offset)
+
+
+def _compact(
+    source: Path, unfinished: Path, report_progress: ReportProgress, most_wal_bytes: int
+) -> None:
+    with _reading(source, in_transaction=False) as db:
+        pages, free, page_bytes = (
+            int(db.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        wanted = max((pages - free) * page_bytes, 1)
+        failed: list[BackupError] = []
+        looked_s = time.monotonic()
+
+        def look() -> bool:
+            """Report how far it is; whether it is to be given up."""
+            nonlocal looked_s
+            if time.monotonic() - looked_s >= _LOOK_S:
+                looked_s = time.monotonic()
+                fraction = min(unfinished.stat().st_size / wanted, 1.0)
+                report_progress("compacting", _CHECKING_FROM * fraction)
+                try:
+                    _require_small(source, most_wal_bytes)
+                except BackupError as error:
+                    failed.append(error)
+            return bool(failed)
+
+        db.set_progress_handler(look, _STEPS)
+        try:
+            # A path as SQLite takes it, whatever its bytes are.
+            db.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(unfinished),))
+        except sqlite3.OperationalError:
+            if failed:
+                raise failed[0] from None
+            raise
+
+
+def _require_small(source: Path, most_bytes: int) -> None:
+    """Raise BackupError when the `-wal` has grown too large: this copy keeps it from being folded back."""
+    found = wal_bytes(source)
+    if found > most_bytes:
+        raise BackupError(
+            f"backup of {source}: its -wal has grown to {found / 1e6:,.0f} MB meanwhile; given up: copy to a "
+            "faster disk, or while the writer is stopped"
+        )
 
 
 @contextlib.contextmanager
-def _reading(source: Path) -> Iterator[sqlite3.Connection]:
-    """A connection inside a read transaction, so that all it shows is of one moment."""
+def _reading(source: Path, *, in_transaction: bool = True) -> Iterator[sqlite3.Connection]:
+    """A connection, inside a read transaction so that all it shows is of one moment."""
     stopped = is_stopped(source)
     before = source.stat()
     with contextlib.closing(connect_read_only(source, immutable=stopped)) as db:
-        db.execute("BEGIN")
+        if in_transaction:
+            db.execute("BEGIN")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         yield db
     if stopped:
@@ -123,13 +212,22 @@ def _reading(source: Path) -> Iterator[sqlite3.Connection]:
             raise BackupError(f"backup of {source}: its writer was just starting; try again")
 
 
-def _check(kind: Kind, path: Path, report_progress: ReportProgress) -> int:
-    """Look whether the copy is whole; returns its schema version: it may be newer than when it was begun."""
+def _check(kind: Kind, path: Path, report_progress: ReportProgress, *, whole: bool) -> int:
+    """Look whether the copy can be read, all of it if `whole`.
+
+    Returns its schema version: it may be newer than when it was begun.
+    """
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         version = recognise(kind, path, db)
         if version == 0:
             raise BackupError(f"backup {path}: there is nothing in the copy: it is not kept")
-        (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        verdict = "ok"
+        if whole:
+            (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        for (table,) in db.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table'"
+        ).fetchall():
+            db.execute(f'SELECT * FROM "{table}" LIMIT 1').fetchall()  # noqa: S608 - names in the file
     if verdict != "ok":
         raise BackupError(f"backup {path}: the copy is damaged ({verdict}): it is not kept")
     report_progress("writing to the disk", 0.95)

@@ -1,30 +1,22 @@
-"""What is damage of a durable SQLite file and what is a failed read, and what becomes of a damaged file.
-
-SQLite does not distinguish them. A statement whose read fails with EIO ends with SQLITE_CORRUPT ("database
-disk image is malformed"), and quick_check answers it as a text. So a file counts as damaged only when it is
-found so twice, and every byte of it could be read in between.
-"""
+"""What SQLite's errors mean (`meaning`), checks of the whole file, and files that were set aside."""
 
 import contextlib
 import os
-import re
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from marketfeed.errors import JournalError
-from marketfeed.storage.files import BESIDE, connect_read_only, identity
+from marketfeed.errors import JournalError, JournalWriteError
+from marketfeed.storage.files import BESIDE, connect_read_only, identity, is_stopped
+from marketfeed.storage.meaning import Meaning, meaning_of_code, meaning_of_verdict
 
 _MARK: Final = ".corrupt-"
 _NAMED: Final = 3
 _READ_BYTES: Final = 1 << 16
-_CODE: Final = re.compile(r"error code[ =](\d+)")
-_AMBIGUOUS: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""As whole codes: extended ones (an index that lacks a row) are never a failed read."""
 
 _kept: Final[dict[tuple[int, int], int]] = {}
 _keeping: Final = threading.Lock()
@@ -41,24 +33,23 @@ def damage(what: str) -> sqlite3.DatabaseError:
     return error
 
 
+def meaning_of(error: BaseException | None) -> Meaning:
+    """What an error of SQLite says of the file; of one of ours that was raised for it, too."""
+    if not isinstance(error, sqlite3.Error):
+        cause = None if error is None else error.__cause__
+        meaning = Meaning.REFUSED if cause is None else meaning_of(cause)
+        is_damaged = isinstance(error, JournalWriteError) and error.damaged
+        return Meaning.DAMAGE if is_damaged and meaning is Meaning.REFUSED else meaning
+    code = getattr(error, "sqlite_errorcode", 0)
+    # Rows that cannot be. Python reads texts, and SQLite does not look at them.
+    if isinstance(error, _ImpossibleRowsError) or (not code and "decode to UTF-8" in str(error)):
+        return Meaning.DAMAGE
+    return meaning_of_code(code)
+
+
 def is_damage(error: BaseException | None) -> bool:
     """Whether SQLite calls the file damaged: by this error alone it may be a failed read, too."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    # A short read: the file has been cut off. Python reads texts, and SQLite does not look at them.
-    return (
-        code & 0xFF in _AMBIGUOUS
-        or code == sqlite3.SQLITE_IOERR_SHORT_READ
-        or (isinstance(error, sqlite3.Error) and not code and "decode to UTF-8" in str(error))
-    )
-
-
-def is_certain(error: BaseException | None) -> bool:
-    """Whether it is damage that no failed read can look like."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return is_damage(error) and (
-        isinstance(error, _ImpossibleRowsError)
-        or code not in (*_AMBIGUOUS, sqlite3.SQLITE_IOERR_SHORT_READ)
-    )
+    return meaning_of(error) in (Meaning.DAMAGE, Meaning.UNCLEAR)
 
 
 def is_failed_read(error: sqlite3.Error) -> bool:
@@ -86,43 +77,49 @@ def check(db: sqlite3.Connection, check_s: float) -> None:
     _judge(verdict)
 
 
-def find_damage(path: Path) -> str:
-    """What SQLite finds damaged in the whole file, read beside its writer; empty when it is whole.
+def check_whole(name: str, path: Path) -> tuple[Meaning, str] | None:
+    """What SQLite finds wrong in the whole file, read beside its writer, in its words; None: it is whole.
 
-    Takes minutes for a large file. Raises sqlite3.Error when that cannot be found out.
+    Takes minutes for a large file, and the writer's `-wal` grows meanwhile. Raises JournalError when that
+    cannot be found out: the `name` is busy, there is no memory.
     """
-    with contextlib.closing(connect_read_only(path)) as db:
-        try:
-            (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-            _judge(verdict)
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
-            return str(error)
-    return ""
+    try:
+        with contextlib.closing(connect_read_only(path, immutable=is_stopped(path))) as db:
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        if meaning_of(error) is Meaning.REFUSED:
+            raise JournalError(f"{name} {path}: could not be checked: {error}") from error
+        return meaning_of(error), str(error)
+    meaning = meaning_of_verdict(verdict)
+    return None if meaning is None else (meaning, " ".join(verdict.split()))
 
 
 def _judge(verdict: str) -> None:
-    if verdict == "ok":
+    meaning = meaning_of_verdict(verdict)
+    if meaning is None:
         return
-    error = damage(verdict)
-    if found := _CODE.search(verdict):
-        # A page that could not be read: the code names the reason.
-        code = int(found[1])
-        text = (
-            "disk I/O error"
-            if code & 0xFF == sqlite3.SQLITE_IOERR
-            else "database disk image is malformed"
-        )
-        error = sqlite3.DatabaseError(f"{text}: {verdict}")
-        error.sqlite_errorcode = code
+    if meaning is Meaning.DAMAGE:
+        raise damage(verdict)
+    refused = meaning is Meaning.REFUSED
+    error = sqlite3.OperationalError(
+        f"{'out of memory' if refused else 'disk I/O error'}: {verdict}"
+    )
+    error.sqlite_errorcode = sqlite3.SQLITE_NOMEM if refused else sqlite3.SQLITE_IOERR_READ
     raise error
+
+
+def unreadable(name: str, path: Path, why: str) -> JournalError:
+    """The error of a file that its disk does not let read: nothing is known of it."""
+    return JournalError(
+        f"{name} {path}: cannot be read from its disk ({why}); the file was left as it is: see to the disk "
+        "(`dmesg` names it), then start again"
+    )
 
 
 def require_readable(name: str, path: Path) -> None:
     """Read every byte of the `name` at `path` and of its -wal, as far as they are there.
 
-    Raises JournalError when the disk refuses one: then nothing is known of the file.
+    For small files that are never replaced for a failed read. Raises JournalError when the disk refuses one.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -134,10 +131,7 @@ def require_readable(name: str, path: Path) -> None:
             finally:
                 os.close(wal)
     except OSError as error:
-        raise JournalError(
-            f"{name} {path}: cannot be read from its disk ({error.strerror or error}); the file was left as "
-            "it is: see to the disk (`dmesg` names it), then start again"
-        ) from error
+        raise unreadable(name, path, error.strerror or str(error)) from error
 
 
 def _keep_open(path: Path) -> int:
@@ -197,9 +191,17 @@ def aside_reason(name: str, found: Sequence[str]) -> str:
     )
 
 
-def aside_advice(found: Sequence[str]) -> str:
-    """Which files were set aside, and what is to be done about them."""
+def aside_advice(found: Sequence[str], drained: Container[str] = ()) -> str:
+    """Which files were set aside, and what is to be done about them.
+
+    Of those that are `drained` all that can be read has been taken over.
+    """
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    if all(one in drained for one in found):
+        return (
+            f"{', '.join(found[:_NAMED])}{more}: all that can be read was taken over; look at the disk, "
+            "and delete it (-wal and -shm, too)"
+        )
     return (
         f"{', '.join(found[:_NAMED])}{more}: what only it held is missing here (`sqlite3 FILE .recover` "
         "gets out what is readable); look at the disk, and remove it (-wal and -shm, too) when done"

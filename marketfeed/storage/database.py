@@ -11,8 +11,9 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Self, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from marketfeed import schema
 from marketfeed.errors import (
@@ -22,21 +23,19 @@ from marketfeed.errors import (
     JournalNewerError,
     JournalWriteError,
 )
-from marketfeed.storage.damage import (
-    check,
-    is_damage,
-    is_failed_read,
-    put_aside,
-    require_readable,
-)
-from marketfeed.storage.files import BESIDE, connect_read_only, identity
+from marketfeed.storage.damage import check, is_damage, meaning_of
+from marketfeed.storage.files import connect_read_only, identity, wal_bytes
 from marketfeed.storage.in_place import InPlace
+from marketfeed.storage.opening import AGAIN_AFTER_S, Opening, open_or_set_aside
 
 log = logging.getLogger(__name__)
 
 CHECK_S: Final = 5.0
-"""Wall seconds for the consistency check at start; a large file is checked as far as it comes."""
-
+"""Wall seconds for the consistency check at the start of a small file."""
+WAL_BYTES: Final = 64 << 20
+"""To so much a `-wal` shrinks when it begins anew. A larger one was left by a kill, beside a reader."""
+_RECOVERED_BYTES_PER_S: Final = 5e6
+"""Of a slow disk."""
 
 Step: TypeAlias = Sequence[str] | Callable[[sqlite3.Connection], None]
 """What takes a file to another version, as statements or a function; it runs inside a transaction."""
@@ -49,7 +48,8 @@ class Kind(NamedTuple):
     further by `convert` alone: `migrations[n]` takes a file of version n to n + 1, `ways_back[n]` to n - 1.
     `setting` is what names its place in config.yaml; `measurements` are those whose rows it numbers.
     `grow` adds what older marketfeeds of `version` did not have, each time that a writer opens a file of it
-    or a newer one.
+    or a newer one. `refillable`: what it holds can be had again, so it gives way when its disk does not read
+    it; and it is large, so its check runs behind (`slices`), and not at the start.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Kind(NamedTuple):
     ways_back: Mapping[int, Step]
     measurements: tuple[str, ...]
     grow: Callable[[sqlite3.Connection], None] | None = None
+    refillable: bool = False
 
 
 def absence(kind: Kind, path: Path) -> str:
@@ -96,6 +97,15 @@ def transaction(db: sqlite3.Connection, mode: str = "IMMEDIATE") -> Iterator[Non
         raise
 
 
+def recovery_s(path: Path) -> float:
+    """Wall seconds that opening the file at `path` may take for its `-wal`; 0 for one of the usual size."""
+    try:
+        size = wal_bytes(path.resolve())
+    except OSError:
+        return 0.0
+    return 0.0 if size <= WAL_BYTES else 60.0 + size / _RECOVERED_BYTES_PER_S
+
+
 def has_been_open(path: Path) -> bool:
     """Whether a file was kept at `path` before, be it gone now: its lock outlives it."""
     return Path(f"{path}.lock").exists()
@@ -104,16 +114,14 @@ def has_been_open(path: Path) -> bool:
 class Database:
     """An open file and its lock. Not safe for concurrent calls: give it to one thread at a time."""
 
-    def __init__(
-        self, kind: Kind, path: Path, db: sqlite3.Connection, lock_fd: int, set_aside: Path | None
-    ) -> None:
+    def __init__(self, kind: Kind, path: Path, db: sqlite3.Connection, lock_fd: int) -> None:
         self.kind = kind
         self.path = path
         self.db = db
         (version,) = db.execute("PRAGMA user_version").fetchone()
         self.version = int(version)
         """The schema version of the file."""
-        self.set_aside = set_aside
+        self.set_aside: Path | None = None
         """Where a damaged predecessor was put when this file was opened."""
         self._lock_fd = lock_fd
         self._identity = identity(path)
@@ -126,16 +134,15 @@ class Database:
         *,
         wait_lock_s: float = 0.0,
         distrusted: bool = False,
-        proven: bool = False,
-        check_s: float = CHECK_S,
+        again_after_s: Sequence[float] = AGAIN_AFTER_S,
+        look: Callable[[Self], None] = lambda _: None,
     ) -> Self:
         """Open or create the file at `path` and take its lock.
 
-        A file that SQLite finds damaged twice, or a `distrusted` one, is renamed to
-        `<name>.corrupt-<UTC time>` and a fresh one started, with an error in the log and the new name
-        in `set_aside`; so are a `-wal` and `-shm` that have lost their file. It is looked over for
-        `check_s` wall seconds, not at all for 0. One that its disk does not let read stays as it is.
-        `proven`: every byte could be read since damage was first met, so that once more is enough.
+        `look` reads what has to be whole; it may raise sqlite3.Error and JournalWriteError. A file that is
+        damaged to it, as `opening` says, or a `distrusted` one, is renamed to `<name>.corrupt-<UTC time>` and
+        a fresh one started, with an error in the log and the new name in `set_aside`; so are a `-wal` and
+        `-shm` that have lost their file. `again_after_s` are the wall seconds between attempts.
         An older file is migrated as far as `Kind.kept` says, a newer one that this version may write stays
         of its version.
 
@@ -155,14 +162,19 @@ class Database:
             )
             text = f"{kind.name} {path}: {error.strerror or error}{hint}"
             raise JournalError(text) from error
+
         try:
-            db, set_aside = _open_or_set_aside(
-                kind, path, check_s, distrusted=distrusted, proven=proven
+            opened, set_aside = open_or_set_aside(
+                Opening(kind.name, path, kind.refillable, lambda other: _open(kind, other).close()),
+                partial(_attempt, cls, kind, path, lock_fd, look),
+                distrusted=distrusted,
+                again_after_s=again_after_s,
             )
         except BaseException:
             os.close(lock_fd)
             raise
-        return cls(kind, path, db, lock_fd, set_aside)
+        opened.set_aside = set_aside
+        return opened
 
     def close(self) -> None:
         """Checkpoint, close the file and give the lock back. Safe to call twice."""
@@ -182,18 +194,22 @@ class Database:
         """What tells whether it is still where it was opened: to be made once, right after the opening."""
         return InPlace(self.path, self._identity, self._lock_fd)
 
-    def require_whole(self, queries: Iterable[str]) -> None:
+    def require_whole(self, queries: Iterable[str]) -> str:
         """Look at the file as a reader meets it, past this connection's cache. From any thread.
 
-        `queries` read what readers read first. Raises JournalWriteError (`damaged`) when the file is
-        gone, another one stands in its place, or SQLite finds it damaged.
+        `queries` read what readers read first. Returns what a first look met and a second did not, in words.
+        Raises JournalWriteError (`damaged`) when the file is gone, another one stands in its place, or it
+        cannot be read.
         """
+        queries = tuple(queries)
         try:
             self._look(queries)
         except JournalWriteError as error:
             # A read that failed looks like damage, too: once is not enough.
             log.warning("%s looked damaged, looking again error=%r", self.kind.name, str(error))
             self._look(queries)
+            return str(error)
+        return ""
 
     def _look(self, queries: Iterable[str]) -> None:
         try:
@@ -210,7 +226,7 @@ class Database:
                     db.execute(query).fetchall()
         except sqlite3.DatabaseError as error:
             # SQLITE_ERROR: there is no such table, as after the file was emptied.
-            if is_damage(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            if meaning_of(error).is_of_reading or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
                 text = f"{self.kind.name} {self.path}: {error}"
                 raise JournalWriteError(text, damaged=True) from error
             # Busy, or nothing left to open it with: that proves nothing about the file.
@@ -221,6 +237,21 @@ class Database:
         """One transaction, durable when the block has ended. Raises JournalWriteError: nothing is stored."""
         with translate_sqlite_errors(self.kind, self.path), transaction(self.db):
             yield self.db
+
+
+D = TypeVar("D", bound=Database)
+
+
+def _attempt(made: type[D], kind: Kind, path: Path, lock_fd: int, look: Callable[[D], None]) -> D:
+    """Open the file and look at it; nothing is left open when that fails."""
+    db = _open(kind, path)
+    try:
+        opened = made(kind, path, db, lock_fd)
+        look(opened)
+    except BaseException:
+        db.close()
+        raise
+    return opened
 
 
 def holder(path: Path) -> str:
@@ -260,66 +291,30 @@ def _take_lock(kind: Kind, path: Path, wait_s: float) -> int:
     return lock_fd
 
 
-def _open_or_set_aside(
-    kind: Kind, path: Path, check_s: float, *, distrusted: bool, proven: bool
-) -> tuple[sqlite3.Connection, Path | None]:
-    found = "damage was seen while it was in use"
-    try:
-        if identity(path) is None and any(identity(Path(f"{path}{suffix}")) for suffix in BESIDE):
-            # SQLite would delete them. That the file is gone has to be reported.
-            distrusted, found = (
-                True,
-                "what SQLite keeps beside it is left alone, as by a kill in mid-move",
-            )
-        if not distrusted:
-            try:
-                return _open_or_again(kind, path, check_s, proven=proven), None
-            except sqlite3.DatabaseError as error:
-                if not is_damage(error):
-                    raise
-                found = str(error)
-        set_aside = put_aside(path)
-        log.error(
-            "%s damaged, set aside, starting a fresh one path=%s error=%r set_aside=%s",
-            kind.name,
-            path,
-            found,
-            set_aside,
-        )
-        return _open(kind, path, check_s), set_aside
-    except sqlite3.Error as error:
-        raise JournalError(f"{kind.name} {path}: {error}") from error
-    except OSError as error:
-        raise JournalError(f"{kind.name} {path}: {error.strerror or error}") from error
-
-
-def _open_or_again(kind: Kind, path: Path, check_s: float, *, proven: bool) -> sqlite3.Connection:
-    """Open a file; a second time when it cannot be read, after all of it was read unless `proven`."""
-    try:
-        return _open(kind, path, check_s)
-    except sqlite3.DatabaseError as error:
-        if proven or not (is_damage(error) or is_failed_read(error)):
-            raise
+def _open(kind: Kind, path: Path) -> sqlite3.Connection:
+    recovered_bytes = wal_bytes(path)
+    started_s = time.monotonic()
+    if is_long := recovered_bytes > WAL_BYTES:
         log.warning(
-            "%s could not be read, reading it again path=%s error=%r", kind.name, path, str(error)
+            "%s left a large wal, recovering it path=%s bytes=%d", kind.name, path, recovered_bytes
         )
-    require_readable(kind.name, path)
-    return _open(kind, path, check_s)
-
-
-def _open(kind: Kind, path: Path, check_s: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
         version = recognise(kind, path, db, writing=True)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         # Half of it costs an eighth of the frames per CPU second (tests/bench ingest).
         db.execute("PRAGMA cache_size = -16000")
+        if is_long:
+            # Now, while systemd waits: the first commit would do it otherwise, and hold up all others.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            log.info("%s wal recovered seconds=%.1f", kind.name, time.monotonic() - started_s)
         if version == 0:
             _create(kind, db)
         else:
-            check(db, check_s)
+            if not kind.refillable:
+                check(db, CHECK_S)
             if version < kind.kept:
                 take_to(kind, path, db, kind.kept)
         if kind.grow is not None and version >= kind.version:

@@ -22,6 +22,14 @@ def identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def wal_bytes(path: Path) -> int:
+    """How large the `-wal` of the file at `path` is; 0 without one. Raises OSError."""
+    try:
+        return Path(f"{path}-wal").stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 def is_stopped(path: Path) -> bool:
     """Whether nobody writes the file: it is whole by itself then, and is opened as `immutable`.
 
@@ -30,9 +38,16 @@ def is_stopped(path: Path) -> bool:
     return not Path(f"{path}-wal").exists()
 
 
-def connect_read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    """Open a file for reading, beside its writer unless it is `immutable`. Raises sqlite3.Error."""
+def connect_read_only(
+    path: Path, *, immutable: bool = False, any_thread: bool = False
+) -> sqlite3.Connection:
+    """Open a file for reading, beside its writer unless it is `immutable`. Raises sqlite3.Error.
+
+    `any_thread`: other threads than this one may use it, one at a time.
+    """
     options = "mode=ro&immutable=1" if immutable else "mode=ro"
     # Bytes: a name may be in any encoding. Three slashes: a path that begins with two names no host.
     url = f"file://{quote(os.fsencode(path.absolute()))}?{options}"
-    return sqlite3.connect(url, uri=True, isolation_level=None, timeout=5.0)
+    return sqlite3.connect(
+        url, uri=True, isolation_level=None, timeout=5.0, check_same_thread=not any_thread
+    )

@@ -7,13 +7,14 @@ number is never given twice, not even after retention has deleted the newest row
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
 from marketfeed.storage.acknowledged import notes_of
 from marketfeed.storage.damage import damage
-from marketfeed.storage.database import CHECK_S, Database, Kind, translate_sqlite_errors
+from marketfeed.storage.database import Database, Kind
+from marketfeed.storage.opening import AGAIN_AFTER_S
 from marketfeed.storage.ranges import Acknowledged
 
 
@@ -29,7 +30,7 @@ class NumberedFile:
 
     def __init__(self, database: Database) -> None:
         self.path = database.path
-        self.set_aside = database.set_aside
+        self.set_aside: Path | None = None
         self.db = database.db
         self.version = database.version
         self._database = database
@@ -51,27 +52,30 @@ class NumberedFile:
         *,
         wait_lock_s: float = 0.0,
         distrusted: bool = False,
-        proven: bool = False,
-        check_s: float = CHECK_S,
+        again_after_s: Sequence[float] = AGAIN_AFTER_S,
+        look: Callable[[Self], None] = lambda _: None,
     ) -> Self:
         """Open or create the file at `path` and take its lock, as `Database.open` says.
 
-        Raises JournalWriteError, too, when it cannot be read though the check has found nothing.
+        Raises JournalWriteError, too, when a fresh one cannot be read.
         """
+        opened: list[Self] = []
+
+        def begin(database: Database) -> None:
+            # Of an attempt before nothing is left.
+            opened[:] = [cls(database)]
+            look(opened[0])
+
         database = Database.open(
             cls.kind,
             path,
             wait_lock_s=wait_lock_s,
             distrusted=distrusted,
-            proven=proven,
-            check_s=check_s,
+            again_after_s=again_after_s,
+            look=begin,
         )
-        try:
-            with translate_sqlite_errors(cls.kind, path):
-                return cls(database)
-        except BaseException:
-            database.close()
-            raise
+        opened[0].set_aside = database.set_aside
+        return opened[0]
 
     def __enter__(self) -> Self:
         return self

@@ -13,11 +13,15 @@ from marketfeed.storage.files import connect_read_only, identity, is_stopped
 
 
 class FileFound(NamedTuple):
-    """What stands at a path: schema version, size, and the process that holds it (or "")."""
+    """What stands at a path: schema version, size, and the process that holds it (or "").
+
+    `free_bytes` of the size hold nothing.
+    """
 
     version: int
     bytes_used: int
     holder: str
+    free_bytes: int = 0
 
 
 def inspect(kind: Kind, path: Path, *, writing: bool = False) -> FileFound | None:
@@ -31,9 +35,11 @@ def inspect(kind: Kind, path: Path, *, writing: bool = False) -> FileFound | Non
         return None
     with _opened(kind, path) as db:
         version = recognise(kind, path, db, writing=writing)
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
     wal = Path(f"{path}-wal")
     size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
-    return FileFound(version, size, holder(path))
+    return FileFound(version, size, holder(path), page_bytes * free)
 
 
 def require(kind: Kind, path: Path, *, writing: bool = False) -> FileFound:

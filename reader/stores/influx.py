@@ -140,6 +140,10 @@ class InfluxStore:
         self._note(measurement, (rows.newest_ms for rows in answer if rows.newest_ms is not None))
         return answer
 
+    def last_close(self, pairs: Sequence[str], timeframe: str) -> int | None:
+        """None: one query answers for all pairs."""
+        return None
+
     @asked_again
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle."""
@@ -227,23 +231,32 @@ class InfluxStore:
         return [row for point in points for row in settled_rows(*point)]
 
     @asked_again
-    def announced(self, pair: str, start_ms: int) -> list[Announced]:
-        """The settlements that running rates announced, from what stood at `start_ms` on."""
-        condition, bound = queries.among([pair])
-        next_ms = start_ms + 1
-        before, first, later = self._http.ask(
-            [
-                queries.announced("last", condition, start_ms - KNOWN_FOR_MS, next_ms),
-                queries.announced("first", condition, next_ms, queries.OPEN_END_MS),
-                # The changes alone: of two weeks there are 20,000 running rates.
-                queries.announced_changes(condition, next_ms),
-            ],
-            bound,
-        )
-        found = [Announced(*row) for a in (before, first) for row in a.rows(queries.ANNOUNCED)]
-        for time_ms, change_ms in later.rows(queries.ANNOUNCED):
-            found.append(Announced(time_ms, found[-1].next_ms + change_ms))
-        return changes(found)
+    def announced(self, since_ms: Mapping[str, int]) -> Mapping[str, list[Announced]]:
+        """The settlements that running rates announced, from what stood at each pair's time on."""
+        asked: dict[int, list[str]] = {}
+        for pair, at in since_ms.items():
+            asked.setdefault(at, []).append(pair)
+        statements: list[str] = []
+        bound: dict[str, str] = {}
+        for at, pairs in asked.items():
+            condition, more = _named(pairs, len(bound))
+            bound |= more
+            statements += [
+                queries.announced("last", condition, at - KNOWN_FOR_MS, at + 1),
+                queries.announced("first", condition, at + 1, queries.OPEN_END_MS),
+                # The changes alone: of two weeks there are 20,000 running rates of each pair.
+                queries.announced_changes(condition, at + 1),
+            ]
+        answers = iter(self._http.ask(statements, bound) if statements else ())
+        found: dict[str, list[Announced]] = {}
+        for pairs in asked.values():
+            before, first, later = (next(answers).by_pair(queries.ANNOUNCED) for _ in range(3))
+            for pair in pairs:
+                rows = [Announced(*row) for one in (before, first) for row in one.get(pair, ())]
+                for time_ms, change_ms in later.get(pair, ()):
+                    rows.append(Announced(time_ms, rows[-1].next_ms + change_ms))
+                found[pair] = changes(rows)
+        return found
 
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
         """Up to when (ms, exclusive) all settlements of each of `pairs` are stored, as was told last."""
@@ -311,7 +324,7 @@ class InfluxStore:
         """Pair -> what was first announced after its settlement of that time. It is asked for once."""
         asked = [pair for pair, at in settled_ms.items() if self._then.get(pair, (0,))[0] != at]
         times = sorted({settled_ms[pair] for pair in asked})
-        condition, bound = queries.among(asked) if 0 < len(asked) <= _NAMED else ("", {})
+        condition, bound = _named(asked)
         statements = [
             queries.announced_after(condition, at, at + schema.LONGEST_INTERVAL_MS) for at in times
         ]
@@ -334,6 +347,11 @@ class InfluxStore:
         newest_ms = max(times_ms, default=0)
         if newest_ms > self._newest_ms.get(measurement, 0):
             self._newest_ms[measurement] = newest_ms
+
+
+def _named(pairs: Sequence[str], first: int = 0) -> tuple[str, dict[str, str]]:
+    """The condition that a point is of one of a few pairs, and its parameters; none of many."""
+    return queries.among(pairs, first) if 0 < len(pairs) <= _NAMED else ("", {})
 
 
 def _last_of_each(question: _Latest, answer: StatementAnswer) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def candle_points(more: int) -> RowType[Any]:
     return RowType(tuple[columns])  # type: ignore[valid-type]  # known at run time
 
 
-def among(pairs: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The condition that a point is of one of `pairs`, and its parameters."""
-    bound = {f"p{number}": pair for number, pair in enumerate(pairs)}
+def among(pairs: Sequence[str], first: int = 0) -> tuple[str, dict[str, str]]:
+    """The condition that a point is of one of `pairs`, and its parameters, numbered from `first` on."""
+    bound = {f"p{number}": pair for number, pair in enumerate(pairs, first)}
     return "(" + " OR ".join(f"pair = ${name}" for name in bound) + ") AND ", bound
 
 
@@ -122,19 +122,19 @@ def newest_settled(condition: str, limit: int) -> str:
 
 
 def announced(which: str, condition: str, start_ms: int, end_ms: int) -> str:
-    """What settlement was announced `first` or `last`."""
+    """What settlement was announced `first` or `last` of each pair."""
     return (
         f"SELECT {which}(next_funding_time) FROM {schema.FUNDING_RATE} "
-        f"WHERE {condition}{_between(start_ms, end_ms)}"
+        f"WHERE {condition}{_between(start_ms, end_ms)} GROUP BY pair"
     )
 
 
 def announced_changes(condition: str, start_ms: int) -> str:
-    """By how many ms later than before a settlement was announced, at each change of that."""
+    """By how many ms later than before a settlement of each pair was announced, at each change of that."""
     return (
         "SELECT change FROM (SELECT difference(next_funding_time) AS change "
-        f"FROM {schema.FUNDING_RATE} WHERE {condition}{_between(start_ms, OPEN_END_MS)}) "
-        "WHERE change <> 0"
+        f"FROM {schema.FUNDING_RATE} WHERE {condition}{_between(start_ms, OPEN_END_MS)} "
+        "GROUP BY pair) WHERE change <> 0 GROUP BY pair"
     )
 
 

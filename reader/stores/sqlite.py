@@ -56,9 +56,7 @@ from reader.stores.sqlite_coverage import (
     settled_to,
     told_lives,
 )
-
-RETRY_S: Final = 2.0
-"""Wall seconds for which a file that is locked, or just being started or stopped, is tried again."""
+from reader.stores.sqlite_errors import RETRY_S, WHO_MAY, is_passing, sqlite_problem
 
 _PAUSE_S: Final = 0.01
 _POLL_S: Final = 0.005
@@ -124,7 +122,32 @@ class SqliteStore:
             raise self._unavailable(f"holds what no collector writes: {error}") from error
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
-        """Answer `query` in one transaction, so that a closing candle is in it once."""
+        """Answer `query`, each pair in a transaction of its own: one that lasts makes the `-wal` grow.
+
+        So that a closing candle is in it once, of all pairs or of none, `query.end_ms` is to be fixed before.
+        """
+        deadline_s = time.monotonic() + RETRY_S
+        while True:
+            generation, answers = None, []
+            for pair in query.pairs:
+                answers.append(self._candles(query._replace(pairs=(pair,))))
+                if generation is None:
+                    generation = self._generation
+                elif generation != self._generation:
+                    break
+            else:
+                return answers
+            # Another file stands there now, perhaps: half of each is no answer.
+            if time.monotonic() >= deadline_s:
+                raise self._unavailable("is being replaced again and again; try later")
+
+    def last_close(self, pairs: Sequence[str], timeframe: str) -> int | None:
+        """When the newest closed candle of all of `pairs` closed (ms); None without any: one seek a pair."""
+        length_ms = schema.TIMEFRAMES_MS[timeframe]
+        rows = self._rows(queries.NEWEST_OF, pairs=json_of(pairs), timeframe_ms=length_ms)
+        return None if rows[0][0] is None else int(rows[0][0]) + length_ms
+
+    def _candles(self, query: CandleQuery) -> CandleRows:
         asked = series_of(query.pairs, query.timeframe, query.own) | {
             "start": query.start_ms,
             "end": query.end_ms,
@@ -147,7 +170,7 @@ class SqliteStore:
             return values.reshape(-1, 7 + len(query.columns)), extent, forming
 
         values, extent, forming = self._ask(question)
-        return candle_rows(query, values, extent, forming)
+        return candle_rows(query, values, extent, forming)[0]
 
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle: one seek a pair."""
@@ -198,10 +221,12 @@ class SqliteStore:
         rows = self._rows(queries.SETTLED, **bound)
         return [SettledRow(*row) for row in rows]
 
-    def announced(self, pair: str, start_ms: int) -> list[Announced]:
-        """The settlements that running rates announced, from what stood at `start_ms` on."""
-        rows = self._rows(queries.ANNOUNCED, pair=pair, start=start_ms)
-        return [Announced(*row) for row in rows]
+    def announced(self, since_ms: Mapping[str, int]) -> Mapping[str, list[Announced]]:
+        """The settlements that running rates announced, from what stood at each pair's time on."""
+        return {
+            pair: [Announced(*row) for row in self._rows(queries.ANNOUNCED, pair=pair, start=at)]
+            for pair, at in since_ms.items()
+        }
 
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:
         """Up to when (ms, exclusive) all settlements of each of `pairs` are stored."""
@@ -250,7 +275,7 @@ class SqliteStore:
                     db.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             # A file that was there a moment ago is perhaps just being replaced.
-            passing = self._answered if isinstance(error, OSError) else _is_passing(error)
+            passing = self._answered if isinstance(error, OSError) else is_passing(error)
             changed = self._db is not None and self._has_changed()
             self._disconnect()
             problem = self._problem(error)
@@ -355,9 +380,9 @@ class SqliteStore:
             case IsADirectoryError():
                 text = "is no file; the path of the journal itself is expected"
             case OSError():
-                text = f"cannot be read: {error.strerror or error}.{_WHO_MAY}"
+                text = f"cannot be read: {error.strerror or error}.{WHO_MAY}"
             case _:
-                text = _sqlite_problem(error)
+                text = sqlite_problem(error)
         return self._unavailable(text)
 
 
@@ -367,12 +392,6 @@ class _Retry(Exception):  # noqa: N818 - not an error that leaves this module
     def __init__(self, problem: StoreUnavailableError) -> None:
         super().__init__(problem)
         self.problem = problem
-
-
-_WHO_MAY: Final = (
-    " This user needs to read the file, its -wal and -shm, and to enter their directory: add it to"
-    " the collector's group. Where only the -shm lacks, a start of the collector makes it"
-)
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -394,41 +413,6 @@ def _meta(db: sqlite3.Connection) -> list[tuple[object, ...]]:
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise
         return []
-
-
-def _code(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _sqlite_problem(error: Exception) -> str:
-    match _code(error):
-        case sqlite3.SQLITE_NOTADB:
-            return "is not an SQLite file; check the path"
-        case sqlite3.SQLITE_CORRUPT:
-            return (
-                f"is damaged ({error}); the collector sets it aside at its next start, a backup can "
-                "be put in its place while the collector is stopped"
-            )
-        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return f"or its -wal and -shm files cannot be opened ({error}).{_WHO_MAY}"
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return (
-                f"stayed locked for {RETRY_S:g} s ({error}); does something else than the collector "
-                "write to it?"
-            )
-    return f"cannot be read: {error}"
-
-
-def _is_passing(error: Exception) -> bool:
-    """Whether the cause may go by itself: a lock, or a collector that is just starting or stopping."""
-    return _code(error) in (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_SCHEMA,
-    )
 
 
 def _before_fork() -> None:

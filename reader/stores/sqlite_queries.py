@@ -61,11 +61,22 @@ WHERE gap.kind IN (:gap, :history) AND gap.state IN ('found', 'healing') AND gap
 LIVES: Final = """(
     SELECT json_group_array(json_array(listed, ended, symbol)) FROM life WHERE pair_id = c.pair_id
 )"""
+# Where one has closed since the end was fixed, it is the one that was forming then.
 FORMING: Final = """
 SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume{more}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
+CROSS JOIN candle AS f
+    ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms AND f.open_time = :own_end
+UNION ALL
+SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume{more}
+FROM json_each(:pairs) AS asked
+CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms
+WHERE f.open_time <= :own_end AND NOT EXISTS (
+    SELECT 1 FROM candle
+    WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms AND open_time = :own_end
+)
 """
 CATALOG: Final = """
 SELECT pair.pair, ltrim(c.timeframes, ','), c.since, c.listed, c.ended, c.{dropped}, {lives}
@@ -83,6 +94,11 @@ NEWEST: Final = """
 SELECT pair, (SELECT max(open_time) FROM candle
               WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms) AS newest
 FROM pair WHERE newest IS NOT NULL
+"""
+NEWEST_OF: Final = """
+SELECT max((SELECT max(open_time) FROM candle
+            WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms))
+FROM json_each(:pairs) AS asked CROSS JOIN pair ON pair.pair = asked.value
 """
 WITH_CANDLE: Final = """
 SELECT pair FROM pair WHERE EXISTS (

@@ -43,7 +43,13 @@ class Store(Protocol):
         """What is collected, ordered by pair; of `pairs` alone if given. Some seconds old, or `afresh`."""
 
     def candles(self, query: CandleQuery) -> list[CandleRows]:
-        """Answer `query` from one state of the store, in the order of its pairs."""
+        """Answer `query`, in the order of its pairs: each from one state of the store."""
+
+    def last_close(self, pairs: Sequence[str], timeframe: str) -> int | None:
+        """When the newest closed candle of all of `pairs` closed (ms), of a stored timeframe.
+
+        None without any, and from a store that answers for all pairs from one state.
+        """
 
     def newest(self, timeframe: str) -> Mapping[str, int]:
         """Pair -> open time of its newest closed candle."""
@@ -78,10 +84,10 @@ class Store(Protocol):
     def settled_rates(self, pair: str, start_ms: int, end_ms: int) -> list[SettledRow]:
         """Settlements with start <= time < end, oldest first; of one time the regular one first."""
 
-    def announced(self, pair: str, start_ms: int) -> list[Announced]:
-        """The settlements that running rates announced, each change of them, oldest first.
+    def announced(self, since_ms: Mapping[str, int]) -> Mapping[str, list[Announced]]:
+        """Pair -> the settlements that its running rates announced, each change of them, oldest first.
 
-        The first is what stood at `start_ms`, if a running rate of then is stored.
+        `since_ms` is pair -> from when on. The first is what stood then, if a running rate of then is stored.
         """
 
     def settled_to(self, pairs: Sequence[str]) -> Mapping[str, int]:

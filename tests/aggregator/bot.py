@@ -111,6 +111,12 @@ class CountingBot:
         """What its trades are, whatever it is ordered; None: what is ordered."""
         self.denied: dict[str, int] = {}
         """Address -> the HTTP status that it is answered, as by a proxy that lets only some through."""
+        self.config: dict[str, Any] = {}
+        """What its `/show_config` says, over what it would."""
+        self.whitelist: list[str] | None = None
+        """None: it does not know the question."""
+        self.hung: set[str] = set()
+        """Addresses that are not answered."""
         self.max_open_trades = -1
         """Negative: any number."""
         self.turn_s = 0.01
@@ -141,6 +147,7 @@ class CountingBot:
             ("GET", "count", self._count),
             ("GET", "health", self._health),
             ("GET", "show_config", self._show_config),
+            ("GET", "whitelist", self._whitelist),
         ):
             app.router.add_route(method, f"/api/v1/{path}", self._counted(path, handler))
         app.router.add_get("/api/v1/ping", self._ping)
@@ -209,7 +216,9 @@ class CountingBot:
             return web.json_response({"detail": "Unauthorized"}, status=401)
         if self.behaviour == "freeze" and begun and request.method == "GET":
             await self._released.wait()
-        if (status := self.denied.get(request.path.rpartition("/")[2])) is not None:
+        if (name := request.path.rpartition("/")[2]) in self.hung:
+            await self._released.wait()
+        if (status := self.denied.get(name)) is not None:
             return web.json_response({"detail": "denied"}, status=status)
         response = await handler(request)
         if "offset" in request.query:
@@ -339,7 +348,20 @@ class CountingBot:
 
     async def _show_config(self, request: web.Request) -> web.StreamResponse:
         state = "paused" if self.behaviour == "paused" else "running"
-        return web.json_response({"state": state, "force_entry_enable": self.refuses is None})
+        found = {
+            "state": state,
+            "force_entry_enable": self.refuses != "Force_entry not enabled.",
+            "max_open_trades": self.max_open_trades,
+            "stake_currency": "USDT",
+            "trading_mode": "futures",
+        }
+        return web.json_response(found | self.config)
+
+    async def _whitelist(self, request: web.Request) -> web.StreamResponse:
+        if self.whitelist is None:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        found = {"whitelist": self.whitelist, "length": len(self.whitelist), "method": []}
+        return web.json_response(found)
 
     async def _trades(self, request: web.Request) -> web.StreamResponse:
         # The first of its order are given: by id, the oldest by default, else by when they closed.

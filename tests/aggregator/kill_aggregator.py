@@ -38,7 +38,7 @@ from marketfeed.settings.model import Settings
 from marketfeed.storage.reading import inspect
 from tests.ports import held_port
 
-GIVE_UP_S: Final = 20.0
+GIVE_UP_S: Final = 180.0
 PAIR_EVERY_S: Final = 0.1
 WINDOW_S: Final = 0.1
 BOT_TIMEOUT_S: Final = 0.5
@@ -373,7 +373,7 @@ def run(kills: int, seed: int, directory: Path, unconfirmed_s: float) -> Report:
     """Kill `kills` times; ends early, with the fault in the report, when something is wrong."""
     report, events, random_ = Report(), Events(), random.Random(seed)
     # Behind an order of which nobody knows, others go on soon: or hardly one would be sent between two kills.
-    pace = msgspec.structs.replace(DEFAULT_PACE, look_s=0.2, settle_s=0.3)
+    pace = msgspec.structs.replace(DEFAULT_PACE, look_s=0.2, settle_s=0.3, searched_s=0.3)
     port, bot_port = held_port(), held_port()
     given = settings(
         directory,

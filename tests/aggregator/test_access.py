@@ -35,7 +35,8 @@ def test_the_first_signal_after_a_recovery_is_traded(tmp_path: Path, behaviour: 
     """Nothing has waited for long, so that the bot was not asked: what joins asks at once."""
 
     async def scenario() -> None:
-        record(tmp_path, decision(1, expire_ms=500))
+        # A busy machine, too, gets to it before it expires.
+        record(tmp_path, decision(1, expire_ms=3_000))
         # The shipped pace, but that no test would wait for the question of an idle bot.
         pace = Pace(probe_s=NEVER_S)
         async with (
@@ -69,7 +70,7 @@ def test_a_bot_that_is_not_reached_is_asked_and_not_tried(tmp_path: Path) -> Non
                 assert await end_states(tmp_path) == ["accepted"]
                 assert rows(tmp_path, "SELECT attempts FROM forward") == [(2,)]
                 assert len(bot.posts) == 1
-                assert bot.requests["version"] >= 1
+                assert bot.requests["show_config"] >= 1
 
     asyncio.run(scenario())
 
@@ -99,11 +100,11 @@ def test_a_gateway_s_5xx_is_no_bot_that_is_reached(tmp_path: Path) -> None:
         pace = msgspec.structs.replace(QUICK, probe_s=NEVER_S)
         async with working(tmp_path, bot, Hooks(), pace=pace) as worker:
             await until(lambda: worker.waits_for[0] == "unreachable", "an order in vain")
-            bot.denied["version"] = 502
+            bot.denied["show_config"] = 502
             async with bot:
-                await until(lambda: bot.requests["version"] > 2, "questions")
+                await until(lambda: bot.requests["show_config"] > 2, "questions")
                 assert bot.posts == []
-                bot.denied["version"] = 404
+                bot.denied["show_config"] = 404
                 assert await end_states(tmp_path) == ["accepted"]
 
     asyncio.run(scenario())
@@ -173,12 +174,10 @@ def test_a_fresh_order_does_not_wait_for_the_answer_of_an_idle_bot(tmp_path: Pat
         sent: list[Forward] = []
         bot = CountingBot("freeze")
         async with bot, working(tmp_path, bot, Hooks(heard=sent.append)) as worker:
-            await until(lambda: bot.requests["version"], "a question that is not answered")
-            asked = bot.requests["version"]
+            await until(lambda: bot.requests["show_config"], "a question that is not answered")
             bot.behaviour = "ok"
             await joins(worker, 1)
             assert await end_states(tmp_path) == ["accepted"]
-            assert bot.requests["version"] == asked
             assert not worker.trouble
 
     asyncio.run(scenario())

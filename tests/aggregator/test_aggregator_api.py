@@ -111,10 +111,11 @@ def test_a_stated_default_is_counted_and_alarms_when_frequent(tmp_path: Path) ->
                 status, _ = await aggregator.post("73", pair=f"P{number}/USDT:USDT")
                 assert status == 200
             status, answer = await aggregator.status("health")
-            assert (status, answer["reasons"]) == (
-                503,
-                ["signals of feeder 73 often lack a confidence"],
-            )
+            # One feeder's mistake is that feeder's: the service is well.
+            assert (status, answer["reasons"]) == (200, [])
+            assert answer["warnings"] == [
+                "signals of feeder 73 often lack a confidence, the last from account fleet at 127.0.0.1"
+            ]
             assert rows(tmp_path, "SELECT DISTINCT confidence, defaulted FROM signal") == [
                 (0.75, "confidence")
             ]
@@ -431,6 +432,42 @@ def test_16_kb_are_enough(tmp_path: Path) -> None:
                 *([b"1000\r\n" + b" " * 4096 + b"\r\n"] * 5),
             )
             assert (await talk(aggregator, *chunked)).startswith(b"HTTP/1.1 413 ")
+
+    asyncio.run(scenario())
+
+
+def test_what_the_plain_server_does_as_an_application_does(tmp_path: Path) -> None:
+    """HEAD, other methods, and clients that ask before they send a body."""
+
+    async def scenario() -> None:
+        async with door(tmp_path) as aggregator:
+            close = b"Connection: close\r\n"
+            ping = b"HEAD /api/v1/ping HTTP/1.1\r\nHost: x\r\n" + close + b"\r\n"
+            answer = await talk(aggregator, ping)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"\r\n\r\n")
+            for line, status in (
+                (b"DELETE /api/v1/ping", b"405"),
+                (b"PUT /api/v1/nothing", b"405"),
+                (b"GET /", b"404"),
+                (b"GET /api/v1/ping?token=x", b"200"),
+            ):
+                answer = await talk(
+                    aggregator, line + b" HTTP/1.1\r\nHost: x\r\n" + close + b"\r\n"
+                )
+                assert answer.startswith(b"HTTP/1.1 " + status), line
+            body = json.dumps({"pair": PAIR, "enter_tag": "from 73 conf=0.9"}).encode()
+            asks = head(len(body))[:-2] + close + b"Expect: 100-continue\r\n\r\n"
+            answer = await talk(aggregator, asks, body, pause_s=0.2)
+            assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+            refused = head(len(body), auth=False)[:-2] + close + b"Expect: 100-continue\r\n\r\n"
+            assert (await talk(aggregator, refused)).startswith(b"HTTP/1.1 401 ")
+            # In pieces, and two on one connection.
+            both = head(len(body)) + body + head(len(body))[:-2] + close + b"\r\n" + body
+            answer = await talk(aggregator, both[:-30], both[-30:], pause_s=0.2)
+            assert answer.count(b"HTTP/1.1 200 ") == 2
+            status = aggregator.aggregator._counters.requests
+            assert status == Counter({200: 5, 405: 2, 404: 1, 401: 1})
 
     asyncio.run(scenario())
 

@@ -31,7 +31,7 @@ Offices = Callable[..., Office]
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await scene()
 
     asyncio.run(bounded())

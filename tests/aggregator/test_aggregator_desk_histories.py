@@ -62,7 +62,7 @@ class DeskHistory(RuleBasedStateMachine):
 
     def do(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         async def bounded() -> Any:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(180):
                 return await coroutine
 
         return self.runner.run(bounded())

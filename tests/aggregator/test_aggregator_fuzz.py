@@ -13,13 +13,15 @@ from bot import CountingBot
 from hostile import Hostile, assault
 from running import FLEET, LONG, quick_hash, rows, running, settings
 
-from marketfeed.aggregator.api import MALFORMED_EVERY_S
+from marketfeed.aggregator.ledger_refused import KEPT
+from marketfeed.aggregator.refused_posts import ALIKE_OF_SENDER, LOG_EVERY_S
 
 COUNT = int(os.environ.get("FUZZ", "2000"))
 SEED = int(os.environ.get("SEED", "1"))
 FUZZ = ("fuzz", "invented-fuzz-password")
 
 
+@pytest.mark.long(20)
 def test_hostile_requests_beside_feeders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     accounts = [{"username": name, "hash": quick_hash(word)} for name, word in (FLEET, FUZZ)]
 
@@ -54,4 +56,8 @@ def test_hostile_requests_beside_feeders(tmp_path: Path, caplog: pytest.LogCaptu
     lasted_s = time.monotonic() - started_s
     # Whoever reaches the port cannot fill the log.
     assert "Traceback" not in caplog.text
-    assert 1 <= caplog.text.count("malformed request") <= 1 + lasted_s // MALFORMED_EVERY_S
+    lines = caplog.text.count("post refused")
+    # A line within a minute for each status of fleet, fuzz, and callers without a name or of another.
+    assert 1 <= lines <= 30 * (1 + lasted_s // LOG_EVERY_S)
+    (kept,) = rows(tmp_path, "SELECT count(*) FROM refused_post")[0]
+    assert 1 <= kept <= 6 * (ALIKE_OF_SENDER + 1) < KEPT

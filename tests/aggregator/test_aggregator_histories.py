@@ -1,13 +1,14 @@
 """Random histories of voting and of what orders come to, against a plain model of the rules."""
 
 import itertools
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from voting import LONG, RULES, SHORT, T0, WINDOW, forward_of
+from voting import LONG, RULES, SHORT, T0, WINDOW, forward_of, hundredths, mean_of
 
 from marketfeed.aggregator import passed, repeats
 from marketfeed.aggregator.ballots import Decision, Rules, Vote
@@ -94,7 +95,7 @@ class Plain:
         found = self.latest(pair, side)
         return (
             len(found) >= self.rules.min_agreements
-            and round(sum(v.confidence for v in found) / len(found), 6) >= self.rules.min_confidence
+            and mean_of(v.confidence for v in found) >= Fraction(repr(self.rules.min_confidence))
             and now - self.closes(pair, side) < self.rules.expire_ms
         )
 
@@ -154,8 +155,8 @@ class Plain:
         for one in together:
             found = self.latest(pair, one)
             best = max(found, key=lambda vote: (vote.confidence, -vote.number))
-            average = round(sum(v.confidence for v in found) / len(found), 6)
-            tag = f"{one} ensemble {len(found)}/5 conf={average:.2f} from={best.feeder}"
+            average = mean_of(v.confidence for v in found)
+            tag = f"{one} ensemble {len(found)}/5 conf={hundredths(average)} from={best.feeder}"
             window = self.window(pair, one)
             assert window is not None
             opened = self.closes(pair, one) - WINDOW

@@ -20,7 +20,7 @@ START_S, EACH_S = 180.0, 5.0
 """Far more than it takes: to end a run that hangs."""
 
 
-@pytest.mark.long
+@pytest.mark.long(45)
 def test_kills_send_nothing_twice_and_lose_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, RUNNER, str(KILLS), str(SEED), str(tmp_path), str(LOST_AFTER_S)],

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from marketfeed.aggregator.ballots import Decision, Rules, Vote
 from marketfeed.aggregator.events import Flow
-from marketfeed.aggregator.ledger import Ledger, PairAtWorkError
+from marketfeed.aggregator.ledger import Ledger
+from marketfeed.aggregator.ledger_forwards import PairAtWorkError
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import STEPS, Receipt, State
 from marketfeed.aggregator.signals import Electorate, Signal
@@ -487,6 +488,8 @@ def test_a_newer_ledger_is_written_on_and_read(tmp_path: Path) -> None:
     rows = dict.fromkeys(("signal", "decision", "forward"), (1, 1))
     alone = dict.fromkeys(("sequence", "heartbeat", "refused_line", "beginning"), (1, 0))
     alone |= {"shipped": (len(KIND.measurements), 0), "shipping": (0, 0), "clock": (1, 0)}
+    alone |= {"meta_forward": (0, 0), "meta_start": (1, 0)}
+    alone |= {"refused_post": (0, 0)}
     assert added(path) == rows | alone
     events = ["sent", "answered", "voted", "decided"]
     assert [event.what for event in flow.read()] == events

@@ -2,7 +2,7 @@
 
 from marketfeed import __version__
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
-from marketfeed.aggregator.status_report import AggregatorReport
+from marketfeed.aggregator.status_report import AggregatorReport, BotReport
 
 REPORT = AggregatorReport(
     version=__version__,
@@ -16,6 +16,7 @@ REPORT = AggregatorReport(
     ledger_schema="schema version 2",
     signals={},
     strength_texts={},
+    contradictions={},
     refused={},
     decisions={},
     forwards={},
@@ -29,6 +30,24 @@ REPORT = AggregatorReport(
     shipping=None,
     rss_bytes=7_000_000,
     cpu_s=8.5,
+    warnings=["account fleet at 127.0.0.1: a request was refused"],
+    refused_by_account={"fleet": {"401": 20, "422": 21}, "?": {"401": 22}},
+    bots={
+        "long": BotReport(
+            state="running",
+            force_entry_enable=True,
+            max_open_trades=5,
+            stake_currency="USDT",
+            trading_mode="futures",
+            barred=True,
+            whitelist=3,
+            outside_whitelist=22,
+            outside_pairs=[],
+            refusals={"rights": 23, "full": 0},
+            expired_with_room=24,
+        )
+    },
+    silent_s={"73": 25.0},
 )
 
 
@@ -40,6 +59,7 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
     counters.decisions["long", "forward"] = 12
     counters.forwards["short", "accepted"] = 13
     counters.strength_texts["73"] = 14
+    counters.contradictions["73", "confidence"] = 15
     counters.refused["bad_key"] = 15
     counters.requests[200] = 16
     counters.commits, counters.commit_s = 17, 0.5
@@ -63,7 +83,11 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
         'decisions_total{outcome="forward",side="long"}': 12.0,
         'forwards_total{side="short",state="accepted"}': 13.0,
         'strength_texts_total{feeder="73"}': 14.0,
+        'contradictions_total{feeder="73",value="confidence"}': 15.0,
         'refused_total{reason="bad_key"}': 15.0,
+        'refused_posts_total{account="fleet",status="401"}': 20.0,
+        'refused_posts_total{account="fleet",status="422"}': 21.0,
+        'refused_posts_total{account="?",status="401"}': 22.0,
         'requests_total{status="200"}': 16.0,
         "commits_total": 17.0,
         "commit_seconds_total": 0.5,
@@ -76,6 +100,7 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
         "start_time_seconds": 9.0,
         "healthy": 0.0,
         "unhealthy_reasons": 3.0,
+        "warnings": 1.0,
         "open_windows": 4.0,
         "pending_signals": 5.0,
         "limited_addresses": 6.0,
@@ -91,5 +116,11 @@ def test_every_metric_has_its_name_labels_and_value() -> None:
         'lost_forwards{side="short"}': 0.0,
         'bot_trouble{side="long"}': 0.0,
         'bot_trouble{side="short"}': 1.0,
+        'bot_barred{side="long"}': 1.0,
+        'outside_whitelist_total{side="long"}': 22.0,
+        'refused_orders_total{side="long",why="rights"}': 23.0,
+        'refused_orders_total{side="long",why="full"}': 0.0,
+        'expired_with_room_total{side="long"}': 24.0,
+        'feeder_silent_seconds{feeder="73"}': 25.0,
         f'marketfeed_build_info{{version="{__version__}"}}': 1.0,
     }

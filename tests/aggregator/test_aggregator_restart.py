@@ -259,7 +259,7 @@ def command(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -292,7 +292,8 @@ def test_aggregate_says_all_that_is_missing(tmp_path: Path) -> None:
 def test_one_bot_does_not_get_both_sides(tmp_path: Path, urls: tuple[str, str]) -> None:
     with pytest.raises(SettingsError) as caught:
         require_complete(
-            settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator
+            settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator,
+            QUICK.searched_s,
         )
     assert (
         "aggregator.bots.long.url, aggregator.bots.short.url: expected two bots, as one would get the "
@@ -309,7 +310,31 @@ def test_one_bot_does_not_get_both_sides(tmp_path: Path, urls: tuple[str, str]) 
     ],
 )
 def test_two_bots_have_a_side_each(tmp_path: Path, urls: tuple[str, str]) -> None:
-    require_complete(settings(tmp_path, dict(zip(("long", "short"), urls, strict=True))).aggregator)
+    given = settings(tmp_path, dict(zip(("long", "short"), urls, strict=True)))
+    require_complete(given.aggregator, QUICK.searched_s)
+
+
+def test_an_order_is_not_lost_before_it_can_be_found(tmp_path: Path) -> None:
+    """Nor does the search end before others may go behind an unknown order."""
+    bots = {"long": "http://bot1.example", "short": "http://bot2.example"}
+    file = config(tmp_path, bots, 29.5, unconfirmed_s=39.4)
+    with pytest.raises(SettingsError) as caught:
+        require_complete(load_settings(file, {}).aggregator)
+    for side in bots:
+        assert (
+            f"aggregator.unconfirmed_s: expected at least 39.5, which is aggregator.bots.{side}.timeout_s "
+            "(29.5) and 10 s to look for the trade; found 39.4"
+        ) in str(caught.value)
+    done = command("aggregate", "--config", file)
+    assert done.returncode == 2
+    assert "aggregator.unconfirmed_s: expected at least 39.5" in done.stderr
+    # Of a side without a bot nothing is asked, and what just reaches is enough.
+    for changed in (bots, {"long": bots["long"]}):
+        require_complete(
+            load_settings(config(tmp_path, changed, 29.5, unconfirmed_s=39.5), {}).aggregator
+        )
+    alone = config(tmp_path, {"long": bots["long"]}, 1, unconfirmed_s=11)
+    require_complete(load_settings(alone, {}).aggregator)
 
 
 def test_hash_password_is_what_settings_take(tmp_path: Path) -> None:
@@ -381,7 +406,7 @@ def test_signals_follow(tmp_path: Path) -> None:
             try:
                 await aggregator.post("73", 0.9)
                 whats = []
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(180):
                     while "answered" not in whats:
                         event = json.loads(await process.stdout.readline())
                         whats.append(event["what"])

@@ -156,15 +156,16 @@ def test_a_paused_bot_gets_it_when_it_runs(tmp_path: Path) -> None:
         ):
             await aggregator.post("73", 0.9)
             await until(lambda: bot.requests["show_config"] > 2, "questions for its state")
-            # It is asked, and not tried.
-            assert len(bot.posts) == 1
+            # It is asked, and not tried: but once, if the order came before the first question.
+            tried = len(bot.posts)
+            assert tried <= 1
             status, health = await aggregator.status("health")
             assert status == 503
-            assert any("it is paused: " in reason for reason in health["reasons"])
+            assert any("it is not running: " in reason for reason in health["reasons"])
             assert (await aggregator.status())[1]["waits_for"]["long"][0] == "paused"
             bot.behaviour = "ok"
             assert await end_states(tmp_path) == ["accepted"]
-            assert len(bot.posts) == 2
+            assert len(bot.posts) == tried + 1
             assert (await aggregator.status("health"))[0] == 200
 
     asyncio.run(scenario())
@@ -175,8 +176,10 @@ def test_only_the_first_is_refused_by_a_bot_that_does_not_let_us_in(tmp_path: Pa
         record(tmp_path, *(decision(number, votes=number) for number in (1, 2, 3)))
         async with CountingBot("unauthorized") as bot, working(tmp_path, bot, Hooks()) as worker:
             await until(lambda: "refused" in states(tmp_path), "a refusal")
-            asked = bot.requests["version"]
-            await until(lambda: bot.requests["version"] > asked + 2, "questions with the password")
+            asked = bot.requests["show_config"]
+            await until(
+                lambda: bot.requests["show_config"] > asked + 2, "questions with the password"
+            )
             assert states(tmp_path) == ["queued", "queued", "refused"]
             assert worker.why is not None
             assert worker.why.cause == "password"
@@ -505,7 +508,10 @@ def test_a_burst_that_expires_is_not_well(tmp_path: Path) -> None:
             assert status == 503
             count = states(tmp_path).count("expired")
             # One of them may have met a slow disk.
-            assert f"bot of long: {count} expired unsent within 300 s (busy " in str(health)
+            assert (
+                f"bot of long: {count} expired unsent within 15 min, though it was not full: busy "
+                in str(health)
+            )
 
     asyncio.run(scenario())
 
@@ -518,7 +524,7 @@ def test_a_stop_does_not_wait_for_what_is_asked(tmp_path: Path) -> None:
             CountingBot("freeze", asked=True) as bot,
             running(one_vote(tmp_path, bot.url, bot_timeout_s=60)),
         ):
-            await until(lambda: bot.requests["version"], "a question")
+            await until(lambda: bot.requests["show_config"], "a question")
 
     asyncio.run(scenario())
 

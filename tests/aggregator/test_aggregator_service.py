@@ -41,7 +41,7 @@ def post(url: str, pair: str, feeder: str = "73") -> int:
     body = json.dumps({"pair": pair, "enter_tag": f"from {feeder} conf=0.9"}).encode()
     try:
         request = Request(f"{url}/api/v1/forceenter", body, basic(FLEET))  # noqa: S310 - loopback
-        with urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urlopen(request, timeout=180) as answer:  # noqa: S310
             return int(answer.status)
     except OSError as error:
         return int(getattr(error, "code", 0))

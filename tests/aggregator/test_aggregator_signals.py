@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketfeed.aggregator.signals import (
-    MAX_TAG,
-    Defaults,
-    Electorate,
-    Refused,
-    Signal,
-    read_signal,
-)
+from marketfeed.aggregator.signal_body import read_signal
+from marketfeed.aggregator.signals import MAX_TAG, Defaults, Electorate, Refused, Signal
 
 ELECTORATE = Electorate.of(
     ("73", "74", "75", "79", "108"),

@@ -3,7 +3,7 @@
 import pytest
 
 from marketfeed.aggregator.bot_answers import Meaning
-from marketfeed.aggregator.expired import FEW, LATELY_S, Expired
+from marketfeed.aggregator.expired import LATELY_S, Expired
 from marketfeed.aggregator.gate import Gate, Question
 from marketfeed.aggregator.timing import Pace
 
@@ -14,8 +14,8 @@ PACE = Pace()
     ("meaning", "cause", "question"),
     [
         ("full", "no room", "count"),
-        ("paused", "paused", "state"),
-        ("barred", "password", "version"),
+        ("paused", "paused", "config"),
+        ("barred", "password", "config"),
     ],
 )
 def test_it_is_shut_until_that_is_answered_well(
@@ -30,7 +30,7 @@ def test_it_is_shut_until_that_is_answered_well(
     assert not gate.is_open(1e9)
     assert gate.question == question
     gate.answered(question, good=False)
-    other: Question = "version" if question != "version" else "count"
+    other: Question = "config" if question != "config" else "count"
     if meaning != "barred":
         # Whoever answers lets us in; that says nothing of the rest.
         gate.answered(None)
@@ -39,7 +39,7 @@ def test_it_is_shut_until_that_is_answered_well(
         gate.answered(question)
     assert gate.is_open(0.0)
     assert gate.why is None
-    assert gate.question == "version"
+    assert gate.question == "config"
 
 
 def test_an_accepted_or_refused_order_leaves_it_open() -> None:
@@ -71,7 +71,7 @@ def test_it_is_asked_later_each_time_and_anything_that_it_answers_opens() -> Non
     assert gate.why.words == "not reachable 5"
     # No order shows whether it is back: each would stand at `sending` meanwhile.
     assert not gate.is_open(1e9)
-    assert gate.question == "version"
+    assert gate.question == "config"
     gate.answered(None)
     assert gate.is_open(0.0)
     assert gate.why is None
@@ -102,23 +102,23 @@ def test_what_it_waits_for_may_come() -> None:
     assert gate.why is None
 
 
-def test_what_expired_is_a_reason_for_a_while() -> None:
+def test_what_expired_is_in_sight_for_a_while() -> None:
     expired = Expired()
-    assert expired.reason(0.0) == ""
+    assert not expired.lately(0.0)
     expired.add("busy", 10.0)
     expired.add("busy", 20.0)
-    expired.add("no room", 30.0)
-    assert expired.reason(30.0) == "3 expired unsent within 300 s (busy 2, no room 1)"
-    assert expired.reason(10.0 + LATELY_S) == "2 expired unsent within 300 s (busy 1, no room 1)"
-    # A full bot alone is as it should be.
-    assert expired.reason(20.0 + LATELY_S) == ""
-    assert expired.counts == {"busy": 2, "no room": 1}
+    expired.add("unreachable", 30.0)
+    assert expired.lately(30.0) == {"busy": 2, "unreachable": 1}
+    assert expired.lately(10.0 + LATELY_S) == {"busy": 1, "unreachable": 1}
+    assert not expired.lately(30.0 + LATELY_S)
+    assert expired.counts == {"busy": 2, "unreachable": 1}
+    assert expired.with_room == 3
 
 
-def test_a_burst_without_room_is_a_reason() -> None:
+def test_a_full_bot_is_as_it_should_be_however_much_expires() -> None:
     expired = Expired()
-    for number in range(FEW):
-        assert expired.reason(0.0) == ""
+    for number in range(99):
         expired.add("no room", float(number))
-    assert expired.reason(4.0) == "5 expired unsent within 300 s (no room 5)"
-    assert expired.reason(LATELY_S) == ""
+    assert not expired.lately(99.0)
+    assert expired.counts == {"no room": 99}
+    assert expired.with_room == 0

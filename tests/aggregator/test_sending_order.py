@@ -143,7 +143,7 @@ def test_a_stop_is_no_trouble_of_the_bot_s(tmp_path: Path) -> None:
         record(tmp_path)
         bot = CountingBot("freeze")
         async with bot, working(tmp_path, bot, Hooks()) as worker:
-            await until(lambda: bot.requests["version"], "a question that is not answered")
+            await until(lambda: bot.requests["show_config"], "a question that is not answered")
         assert not worker.trouble
 
     asyncio.run(scenario())

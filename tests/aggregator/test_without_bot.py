@@ -48,7 +48,7 @@ def test_an_order_that_could_not_be_ended_is_ended_later_and_its_pair_is_free(
             assert office.desk.held(PAIR, 0)
             await until(lambda: orphans.trouble.failures > 2, "another try")
             await office.query("DROP TRIGGER full")
-            await asyncio.wait_for(again, 30)
+            await asyncio.wait_for(again, 180)
             assert not orphans.trouble
             assert not office.desk.held(PAIR, 0)
             assert [state for _, state, _ in await office.states()] == ["lost"]

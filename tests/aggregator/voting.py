@@ -1,5 +1,8 @@
 """What tests of voting share: feeders, rules, and the forward of a decision."""
 
+import math
+from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from marketfeed.aggregator.ballots import Decision, Rules
@@ -24,6 +27,18 @@ RULES = Rules(
     ordertypes=("market", "limit"),
     electorate=Electorate.of(LONG, SHORT, (("75", ("75a", "75b", "75c")),)),
 )
+
+
+def mean_of(confidences: Iterable[float]) -> Fraction:
+    """The mean of the numbers as they are written, exactly."""
+    found = [Fraction(repr(confidence)) for confidence in confidences]
+    return sum(found, Fraction(0)) / len(found)
+
+
+def hundredths(number: Fraction) -> str:
+    """It with two decimals, half up."""
+    whole = math.floor(100 * number + Fraction(1, 2))
+    return f"{whole // 100}.{whole % 100:02d}"
 
 
 def forward_of(decision: Decision, state: State = "queued", **more: Any) -> Forward:

@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -20,11 +21,13 @@ from tests.bench.aggregate import aggregate
 from tests.bench.child import BenchError
 from tests.bench.close import close
 from tests.bench.closes import closes
+from tests.bench.full_journal import count
 from tests.bench.influx_read import influx_read
 from tests.bench.ingest import ingest, paced
 from tests.bench.read import read
 from tests.bench.report import Section, as_json, show
 from tests.bench.ship import ship
+from tests.bench.size import size
 from tests.bench.soak import growth, soak
 
 SECTIONS: Final = (
@@ -38,7 +41,9 @@ SECTIONS: Final = (
     "aggregate",
     "soak",
     "growth",
+    "size",
 )
+ONLY_IF_NAMED: Final = ("growth", "size")
 _LIBRARIES: Final = (
     "cryptofeed",
     "influxdb-client",
@@ -73,7 +78,7 @@ class _Progress:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    named = f"{', '.join(SECTIONS)} (the last only if named)"
+    named = f"{', '.join(SECTIONS)} (the last two only if named)"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=named)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="floods of each kind")
@@ -94,6 +99,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--history-days", type=int, default=0, metavar="N", help="closes: while these are filled"
     )
+    parser.add_argument(
+        "--rows", type=count, nargs="+", default=[count("1M"), count("10M")], metavar="N",
+        help="of the journals of size, such as 1M 10M 40M 70M (8 GB, and as much for a copy)",
+    )  # fmt: skip
+    parser.add_argument("--folder", type=Path, metavar="PATH", help="where size makes its journals")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
@@ -115,7 +125,7 @@ def _environment() -> dict[str, object]:
 def main() -> int:
     """Measure and print."""
     arguments = _arguments()
-    wanted = arguments.sections or [name for name in SECTIONS if name != "growth"]
+    wanted = arguments.sections or [name for name in SECTIONS if name not in ONLY_IF_NAMED]
     progress = _Progress()
     # Piped, it is as wide as the tables need.
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -138,6 +148,7 @@ def main() -> int:
         "growth": lambda: growth(
             progress.report_progress, arguments.growth_seconds, arguments.sizes
         ),
+        "size": lambda: size(progress.report_progress, arguments.rows, arguments.folder),
     }
     done: dict[str, Section] = {}
     try:

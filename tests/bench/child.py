@@ -86,6 +86,11 @@ class Child:
             raise BenchError(f"{self._name} ended with {code}:\n{self._tail()}")
         return msgspec.json.decode(line, type=kind)
 
+    def dismiss(self) -> None:
+        """Tell it that it is needed no more (its stdin ends); it may answer yet."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
     def cpu_s(self) -> float:
         """CPU seconds that it has used."""
         return _cpu_s(self._process.pid)

@@ -20,9 +20,9 @@ from marketfeed import schema
 from marketfeed.journal import tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.journal.retention import DeleteRange
 from marketfeed.records import Candle
 from marketfeed.storage.database import convert
+from tests.sweeps import delete
 
 DATA: Final = Path(__file__).parents[1] / "data"
 SERIES: Final = 200
@@ -131,11 +131,10 @@ def deletions(path: Path, *, counting: bool, share: float = 0.1) -> tuple[float,
         db.execute("DROP TRIGGER candle_deleted")
         if counting:
             db.execute(tables.CANDLE_DELETED)
-    with Journal.open(copy, check_s=0) as journal:
-        gone, started_s, cpu_s = 0, time.perf_counter(), time.process_time()
+    with Journal.open(copy) as journal:
+        started_s, cpu_s = time.perf_counter(), time.process_time()
         before_ms = T0 + int(rows // SERIES * share) * schema.MINUTE_MS
-        for pair_id in range(1, SERIES + 1):
-            gone += journal.delete(DeleteRange("candle", pair_id, before_ms))
+        gone = delete(journal, "candle", range(1, SERIES + 1), before_ms)
         seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
         counted = journal.db.execute("SELECT deleted FROM sequence").fetchone()
     assert counted == (gone if counting else 0,)
@@ -146,7 +145,7 @@ def deletions(path: Path, *, counting: bool, share: float = 0.1) -> tuple[float,
 def writes(path: Path, *, counting: bool, candles: int, times: int) -> tuple[float, float]:
     """Wall and CPU µs of a `Journal.write` of so many new candles; `counting`: with its commits counted."""
     copy = Path(shutil.copy(path, path.with_name("written.db")))
-    with Journal.open(copy, check_s=0) as journal:
+    with Journal.open(copy) as journal:
         journal._counts_commits = counting
         start = T0 + 10_000_000 * schema.MINUTE_MS
         batches = []

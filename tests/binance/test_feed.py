@@ -97,7 +97,7 @@ async def running(feed: Feed) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(180):
             await feed.stop()
             await task
         assert other_tasks() - before == set()
@@ -114,7 +114,7 @@ def other_tasks() -> set[asyncio.Task[Any]]:
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             await test
 
     asyncio.run(limited())

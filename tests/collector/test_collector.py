@@ -6,7 +6,6 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +274,7 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
         ):
             await until(lambda: delivering(collector))
             writer = collector._writer
+            writer._again_after_s = (0.0, 0.0)
 
             def spoil(journal: Journal) -> None:
                 db = journal.db
@@ -295,6 +295,12 @@ def test_damage_that_no_commit_and_no_reader_meets_replaces_the_journal(path: Pa
             # The feed was not disturbed, and goes on into the fresh file.
             await until(lambda: pairs_stored() == PAIRS)
             await until(lambda: "was set aside" in "".join(collector.report().reasons))
+            # Whatever it has beside that page is taken over, and then it may go.
+            await until(
+                lambda: [one.state for one in collector.report().journal.aside] == ["drained"]
+            )
+            assert "was taken over" in "".join(collector.report().reasons)
+            assert collector.report().journal.aside[0].rows > 0
             for file in path.parent.glob("*.corrupt-*"):
                 file.unlink()
             await until(lambda: delivering(collector))
@@ -324,14 +330,13 @@ def test_what_the_disk_budget_took_is_recorded_as_a_gap_where_it_was(path: Path)
             # Less than settings may ask for.
             small = settings.journal.model_copy(update={"max_bytes": 1_000_000})
             async with running(settings.model_copy(update={"journal": small})) as collector:
-                await until(lambda: len(gaps()) >= 2)
+                await until(lambda: len(gaps()) >= 1)
                 await until(lambda: delivering(collector))
                 # Retention has come to its end.
                 await until(lambda: 0 < collector.report().journal.bytes_used <= 1_000_000)
         reported = gaps()
-        assert reported[0][0] == oldest_ms
-        # One after the other, and nothing of them is there any more, but all that came after.
-        assert all(before[1] <= start_ms for before, (start_ms, _) in pairwise(reported))
+        # One gap tells of all turns; nothing of it is there any more, but all that came after.
+        assert [start_ms for start_ms, _ in reported] == [oldest_ms]
         assert 0 <= stored()[0] - reported[-1][1] < 3_000
         assert len(stored()) >= 1_000
 
@@ -381,10 +386,7 @@ def test_history_of_a_journal_that_was_replaced_is_filled_at_once(path: Path) ->
                 await asyncio.sleep(0.005)
             remove(path)
             await until(lambda: collector.report().journal.generation == 2)
-            await until(
-                lambda: history().complete and history().stored > 2_000,
-                timeout_s=30.0,
-            )
+            await until(lambda: history().complete and history().stored > 2_000)
 
     uvloop.run(run())
 

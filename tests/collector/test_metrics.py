@@ -32,11 +32,11 @@ shipped_lines subscribe_answers subscribe_refusals
 GAUGES: Final = """
 absent_candles audit_mismatch_rate audit_unmended awaited_settlements build_info[version] clock_offset_seconds
 connections[state] dead_letters filling healthy history_candles_left history_complete history_pairs_done
-journal_bytes mark_price_age_seconds[pair] missing_candles missing_of_ended
+journal_bytes journal_wal_bytes mark_price_age_seconds[pair] missing_candles missing_of_ended
 newest_close_age_seconds[timeframe]
 oldest_hole_seconds open_gaps[state] overdue_series[channel] pairs pending_records ready_pairs rejected_frames
 resident_memory_bytes rest_funding_used rest_stopped_seconds rest_waiting rest_weight_limit rest_weight_used
-ship_parked ship_trouble_seconds start_time_seconds streams tasks unhealthy_reasons unshipped_rows
+held_shards ship_parked ship_trouble_seconds start_time_seconds streams tasks unhealthy_reasons unshipped_rows
 """
 HISTOGRAMS: Final = "close_to_commit_seconds[le] close_to_healed_seconds[le]"
 

@@ -68,7 +68,7 @@ def test_a_value_that_is_missing_is_no_text() -> None:
 def test_what_is_over_at_once_ends_ten_minutes_after_the_last() -> None:
     assert LATELY_S == 600.0
     lately = [kind for kind in Kind if kind.ends == "10 min after the last"]
-    assert lately == [Kind.LINES_REFUSED, Kind.FRAMES_REFUSED]
+    assert lately == [Kind.READ_FAILED, Kind.LINES_REFUSED, Kind.FRAMES_REFUSED]
     assert "ago" in Kind.FRAMES_REFUSED.words
 
 

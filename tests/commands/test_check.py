@@ -1,11 +1,13 @@
 """What `check` reports of settings alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marketfeed.binance.archive import TERMS
-from marketfeed.commands.check import check_history
+from marketfeed.commands.check import check_history, check_journal
+from marketfeed.journal.journal import Journal
 from marketfeed.settings.model import Settings
 
 NONE_YET = ", if the journal has none of it"
@@ -47,3 +49,40 @@ def test_with_the_archive_its_terms_are_a_warning() -> None:
 @pytest.mark.parametrize(("pairs", "days"), [(0, 30), (164, 0)])
 def test_where_nothing_is_to_be_filled_nothing_is_printed(pairs: int, days: int) -> None:
     assert found(pairs, history={"days": days}) == []
+
+
+def test_every_page_of_a_journal_is_looked_at_on_demand(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    settings = Settings.model_validate({"journal": {"path": str(path)}})
+    # There is none yet.
+    assert len(check_journal(settings, whole=True)) == 2
+    with Journal.open(path) as journal:
+        journal.save_document("a", b"text", 1)
+        (root,) = journal.db.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'gap_seq'"
+        ).fetchone()
+        assert check_journal(settings, whole=True)[2].text.startswith(
+            f"{path}: every page is in order"
+        )
+    assert check_journal(settings, whole=True)[2].verdict == "good"
+    assert len(check_journal(settings)) == 2
+    with path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 100)
+    # Nothing that a start reads is bad.
+    assert [one.verdict for one in check_journal(settings)] == ["good", "good"]
+    bad = check_journal(settings, whole=True)[2]
+    assert bad.verdict == "bad"
+    assert bad.text.startswith(f"{path}: damage: ")
+
+
+def test_the_room_that_set_aside_ones_take_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    settings = Settings.model_validate({"journal": {"path": str(path)}})
+    Journal.open(path).close()
+    assert "set aside" not in check_journal(settings)[1].text
+    (tmp_path / "journal.db.corrupt-1").write_bytes(b"x" * 1_000)
+    (tmp_path / "journal.db.corrupt-1-wal").write_bytes(b"x" * 234)
+    assert check_journal(settings)[1].text.endswith(
+        ", and 1,234 more lie in damaged ones that were set aside"
+    )

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from marketfeed import __version__
 from marketfeed.errors import JournalError
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.storage.reading import inspect
+from tests.waiting import wait_until
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 def environment() -> dict[str, str]:
@@ -272,10 +274,15 @@ def test_run_status_and_a_clean_stop(config: Path) -> None:
     running = Background("run", "--config", config)
     url = running.line(r"status_url=(\S+)")[1]
     running.line("connection open")
-    report: dict[str, Any] = {}
-    while not (report.get("healthy") and report["frames"] > 20):
-        done = marketfeed("status", "--url", url, "--json")
-        report = json.loads(done.stdout) if done.stdout else {}
+
+    def asked() -> dict[str, Any]:
+        with urllib.request.urlopen(f"{url}/status", timeout=TIMEOUT_S) as answer:  # noqa: S310 - loopback
+            return dict(json.load(answer))
+
+    wait_until(lambda: asked()["healthy"] and asked()["frames"] > 20)
+    done = marketfeed("status", "--url", url, "--json")
+    report = json.loads(done.stdout)
+    assert report["frames"] > 20
     assert report["refused_pairs"] == {"NOSUCH/USDT:USDT": "the exchange lists no such contract"}
     shown = marketfeed("status", "--url", url)
     assert shown.returncode == 0

@@ -33,7 +33,7 @@ ENVIRONMENT = {
 @contextmanager
 def journal(directory: Path) -> Iterator[sqlite3.Connection]:
     path = directory / "journal.db"
-    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5.0)) as db:
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=180.0)) as db:
         yield db
 
 
@@ -185,6 +185,7 @@ def test_a_candle_that_is_gone_is_missing_and_exits_1(tmp_path: Path) -> None:
     assert all(text.endswith(": not stored") for text in report["differences"])
 
 
+@pytest.mark.long(55)
 def test_what_cannot_keep_up_is_slowed_down_and_says_so(tmp_path: Path) -> None:
     """The first collector gets a hundredth of its time, as if the machine were busy with something else."""
 

@@ -55,30 +55,30 @@ def shown(config: Path) -> dict[str, dict[str, Any]]:
     return {item["pair"]: item for item in found["pairs"]}
 
 
-def status_of(url: str, config: Path) -> dict[str, Any]:
-    done = marketfeed("status", "--url", url, "--config", config, "--json")
-    return dict(json.loads(done.stdout)) if done.stdout else {}
+def status_of(url: str) -> dict[str, Any]:
+    return ask(f"{url}/status")[1]
 
 
 def drop(config: Path, pair: str, *options: str) -> subprocess.CompletedProcess[str]:
     return marketfeed("pairs", "--config", config, "--drop", pair, *options)
 
 
+@pytest.mark.long(35)
 def test_a_pair_is_dropped_from_a_running_collector_and_stays_so(
     tmp_path: Path, simulator: dict[str, str]
 ) -> None:
     config = written(tmp_path, simulator, {"top": 4})
     running = Background("run", "--config", config)
     url = running.line(r"status_url=(?P<url>\S+)")["url"]
-    wait_until(lambda: status_of(url, config).get("mark_price_age_s") is not None)
+    wait_until(lambda: status_of(url).get("mark_price_age_s") is not None)
     assert len(chosen(config)) == 4
     done = drop(config, GONE, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["pair"], answer["left"]) == (GONE, 3)
     assert str(running.process.pid) in answer["collector"]
-    wait_until(lambda: status_of(url, config).get("pairs") == 3)
-    report = status_of(url, config)
+    wait_until(lambda: status_of(url).get("pairs") == 3)
+    report = status_of(url)
     assert report["streams"] == 3 * 2
     assert report["refused_pairs"] == {}
     wait_until(lambda: shown(config)[GONE]["dropped"])
@@ -89,7 +89,7 @@ def test_a_pair_is_dropped_from_a_running_collector_and_stays_so(
     assert GONE not in chosen(config)
     again = Background("run", "--config", config)
     url = again.line(r"status_url=(?P<url>\S+)")["url"]
-    wait_until(lambda: status_of(url, config).get("pairs") == 3)
+    wait_until(lambda: status_of(url).get("pairs") == 3)
     assert again.stop() == 0
     # Without a collector.
     other = next(pair for pair in chosen(config) if pair != "BTC/USDT:USDT")
@@ -101,7 +101,7 @@ def test_a_pair_is_dropped_from_a_running_collector_and_stays_so(
     assert "2 pairs to be collected" in table.stdout
     again = Background("run", "--config", config)
     url = again.line(r"status_url=(?P<url>\S+)")["url"]
-    wait_until(lambda: status_of(url, config).get("pairs") == 2)
+    wait_until(lambda: status_of(url).get("pairs") == 2)
     assert again.stop() == 0
     assert shown(config)[other]["dropped"]
     # What is not chosen is wrong use, and leaves everything as it is.
@@ -149,13 +149,14 @@ def test_wrong_pairs_and_no_journal(tmp_path: Path, simulator: dict[str, str]) -
     assert "A running collector lets go of it at its next look" in shown_help
 
 
+@pytest.mark.long(25)
 def test_a_pair_that_is_listed_no_more_is_a_warning_until_it_is_dropped(tmp_path: Path) -> None:
     exchange = Background("simulate", "--pairs=4", "--speed=240", "--timeframes=1m", "--port=0")
     urls = exchange.line(r"ws_url=(?P<ws_url>\S+) rest_url=(?P<rest_url>\S+)").groupdict()
     config = written(tmp_path, urls, {"top": 4})
     running = Background("run", "--config", config)
     url = running.line(r"status_url=(?P<url>\S+)")["url"]
-    wait_until(lambda: status_of(url, config).get("mark_price_age_s") is not None)
+    wait_until(lambda: status_of(url).get("mark_price_age_s") is not None)
     body = {"change": "status", "pair": GONE, "status": None}
     ask(f"{urls['rest_url']}/simulator/listings", body)
     wait_until(lambda: shown(config)[GONE]["missing_since_ms"])

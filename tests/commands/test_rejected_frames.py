@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import REJECTED_FRAME_BYTES, Journal
+from marketfeed.journal.journal import Journal
+from marketfeed.journal.rejected import REJECTED_FRAME_BYTES
 from marketfeed.records import RejectedFrame
 from tests.faults.proc_commands import (
     Collecting,
@@ -110,6 +111,7 @@ def test_an_export_that_cannot_be_written_is_reported_in_a_line(
         assert done.stderr == f"marketfeed: --export {target}: No such file or directory\n"
 
 
+@pytest.mark.long(15)
 def test_frames_of_a_running_collector(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=2) as venue:
         config = write_config(tmp_path, venue.ws_url, venue.rest_url)
@@ -146,5 +148,5 @@ def start_fault(rest_url: str, fault: dict[str, Any]) -> None:
     request = urllib.request.Request(  # noqa: S310 - loopback
         rest_url + "/simulator/faults", json.dumps(fault).encode(), method="POST"
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310 - loopback
         assert answer.status == 200

@@ -27,7 +27,7 @@ from tests.newer_version import LETS_IN
 from tests.newer_version import upgrade as make_newer
 from tests.older_versions import content, journal, ledger, version
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 OLD_READERS = "who knows only 2 refuses it, `marketfeed upgrade --to 2` takes it back"
 NEW_READERS = (
     "schema version 2: `marketfeed upgrade` makes it 3, once all readers know that; until then no "
@@ -298,7 +298,7 @@ def started(config: Path, simulator: dict[str, str], *options: str) -> tuple[str
     return first[0], " ".join(done.stdout.split())
 
 
-@pytest.mark.long
+@pytest.mark.long(12)
 def test_run_goes_on_with_version_2_until_it_is_reported(
     config: Path, path: Path, simulator: dict[str, str]
 ) -> None:

@@ -110,7 +110,7 @@ def get_patiently(url: str) -> bytes:
     """A body. Raises TimeoutError when the exchange limits requests for too long."""
     for _ in range(_TRIES):
         try:
-            with urllib.request.urlopen(url, timeout=20.0) as response:  # noqa: S310 - loopback
+            with urllib.request.urlopen(url, timeout=180.0) as response:  # noqa: S310 - loopback
                 body: bytes = response.read()
                 return body
         except urllib.error.HTTPError as error:

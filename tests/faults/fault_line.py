@@ -26,7 +26,7 @@ from tests.waiting import until
 
 START_MS: Final = 1_790_000_160_000
 """A full minute, at whose end nothing but 1m candles close: 3m a minute later, 5m three."""
-WAIT_S: Final = 30.0
+WAIT_S: Final = 180.0
 _LOOK_S: Final = 0.005
 
 

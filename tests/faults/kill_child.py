@@ -17,7 +17,7 @@ import uvloop
 from marketfeed.collector.collector import Collector
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import DeleteRange
+from marketfeed.journal.retention import Sweep
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry, FundingRate, Gap, MarkPrice
 from marketfeed.settings.model import Settings
@@ -105,8 +105,8 @@ class _ReportingWriter(JournalWriter):
         super().__init__(path)
         self._report = report
 
-    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
-        super()._open(distrusted=distrusted, proven=proven)
+    def _open(self) -> None:
+        super()._open()
         assert self._file is not None
         self._file = _ReportingJournal(self._file._database, self._report)
         set_aside = None if self.set_aside is None else str(self.set_aside)
@@ -140,9 +140,8 @@ class _ReportingJournal(Journal):
         super().save_document(name, body, saved_ms)
         self._report(Saved())
 
-    def delete(self, delete_range: DeleteRange, below_seq: int | None = None) -> int:
-        names = {pair_id: pair for pair, pair_id in self._pair_ids.items()}
-        self._report(
-            Deleting(delete_range.table, names[delete_range.pair_id], delete_range.before_ms)
-        )
-        return super().delete(delete_range, below_seq)
+    def sweep(self, sweep: Sweep) -> int:
+        if sweep.rows == 0:
+            for pair in self._pair_ids:
+                self._report(Deleting(sweep.table, pair, sweep.before_ms))
+        return super().sweep(sweep)

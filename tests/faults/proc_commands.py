@@ -21,7 +21,7 @@ from marketfeed.records import differing_fields
 from marketfeed.simulator.published import Published
 from tests.waiting import wait_until
 
-TIMEOUT_S: Final = 30.0
+TIMEOUT_S: Final = 180.0
 """For whatever is waited for: far more than it takes."""
 LOOK_EVERY_S: Final = 0.02
 MARKETFEED: Final = (sys.executable, "-m", "marketfeed")

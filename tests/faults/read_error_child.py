@@ -27,7 +27,7 @@ async def journal(path: Path, reads: int) -> dict[str, object]:
     """Read so many times; replace the file whenever it is called damaged."""
     met, counts = 0, set()
     damaged: list[JournalError] = []
-    async with JournalWriter(path, check_s=0.0) as writer:
+    async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
         writer.on_damage = damaged.append
         for _ in range(reads):
             try:
@@ -42,7 +42,13 @@ async def journal(path: Path, reads: int) -> dict[str, object]:
                     damaged.clear()
                 except JournalError:
                     continue
-        return {"met": met, "counts": sorted(counts), "set_aside": str(writer.set_aside or "")}
+        why = writer.failed_reads.why
+        return {
+            "met": met,
+            "why": why,
+            "counts": sorted(counts),
+            "set_aside": str(writer.set_aside or ""),
+        }
 
 
 async def ledger(path: Path) -> dict[str, object]:

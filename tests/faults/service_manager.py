@@ -104,7 +104,8 @@ class Manager:
         runs, first = len(self.runs), len(self.reported("WATCHDOG"))
         deadline_s = time.monotonic() + seconds
         wait_until(
-            lambda: time.monotonic() >= deadline_s or len(self.ends) >= runs, timeout_s=seconds + 30
+            lambda: time.monotonic() >= deadline_s or len(self.ends) >= runs,
+            timeout_s=seconds + 180,
         )
         assert self.ends == [], self.log.read_text()
         assert len(self.reported("WATCHDOG")) > first
@@ -129,7 +130,7 @@ class Manager:
         self._restart = False
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        self._thread.join(60.0)
+        self._thread.join(180.0)
         assert self.ends
         return self.ends[-1][1]
 

@@ -121,7 +121,7 @@ class Exchange:
 
 def _ask(method: str, url: str, body: bytes | None = None) -> bytes:
     request = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - loopback
-    with urllib.request.urlopen(request, timeout=20.0) as response:  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=180.0) as response:  # noqa: S310 - loopback
         answer: bytes = response.read()
     return answer
 

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-_START_TIMEOUT_S: Final = 60.0
-_STOP_TIMEOUT_S: Final = 30.0
+_START_TIMEOUT_S: Final = 180.0
+_STOP_TIMEOUT_S: Final = 180.0
 _ADDRESS: Final = re.compile(r"(\w+_url)=(\S+)")
 
 

@@ -74,6 +74,7 @@ def clock(tmp_path: Path) -> WallClock:
     return WallClock(tmp_path)
 
 
+@pytest.mark.long(25)
 def test_a_wall_clock_that_jumps_moves_nothing(
     tmp_path: Path, venue: Exchange, clock: WallClock, scoreboard: Scoreboard
 ) -> None:
@@ -120,6 +121,7 @@ def wall_clock_ms(report: dict[str, Any]) -> float:
     return float(exchange_ms - ahead_ms)
 
 
+@pytest.mark.long(12)
 @pytest.mark.parametrize("offset", ["+3h", "-3h"])
 def test_retention_deletes_nothing_for_a_wrong_wall_clock(
     tmp_path: Path, venue: Exchange, clock: WallClock, offset: str
@@ -185,7 +187,7 @@ def test_no_name_server_at_the_start(
             collector.line("exchange not ready error='http://exchange.invalid/")
             # It is notified, too, of what is waited for.
             assert "exchange.invalid" in str(collector.health().json["reasons"])
-        assert collector.stop(timeout_s=20.0) == 0, collector.log
+        assert collector.stop() == 0, collector.log
         assert "Traceback" not in collector.log
     scoreboard.add(
         Row(

@@ -7,7 +7,7 @@ from cold_start import Filled, Moment, start_at
 from scoreboard import Row, Scoreboard
 
 
-@pytest.mark.long
+@pytest.mark.long(135)
 def test_feeders_have_all_candles_soon_after_a_cold_start(
     tmp_path: Path, scoreboard: Scoreboard
 ) -> None:

@@ -207,6 +207,7 @@ def test_a_distrusted_file_is_set_aside_unseen(tmp_path: Path) -> None:
         assert old.load_document("a") == (b"x", 1)
 
 
+@pytest.mark.long(15)
 def test_a_torn_tail_after_a_kill(used: Path, tmp_path: Path, scoreboard: Scoreboard) -> None:
     path, wal = tmp_path / "journal.db", tmp_path / "journal.db-wal"
     with Collecting(run_command(used), tmp_path / "killed.log") as collector:

@@ -132,7 +132,7 @@ def test_a_kill_in_the_middle_leaves_the_old_version_whole(
         [sys.executable, "-c", KILLED, path, Path(__file__).parent],
         check=False,
         capture_output=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     # Some of the change had been written when the kill came.

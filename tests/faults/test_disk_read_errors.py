@@ -45,7 +45,9 @@ CANDLES: Final = 20_000
 FIRST: Final = 3
 """In threads that only read files: before that the loader of a program reads its libraries."""
 CHILD: Final = Path(__file__).with_name("read_error_child.py")
-REASON: Final = r"cannot be read from its disk \(Input/output error\)"
+REASON: Final = (
+    r"(?s)cannot be read from its disk \((Input/output error|disk I/O error).*left as it is"
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,7 @@ def chosen(reads: int, count: int) -> Sequence[int]:
     )
 
 
+@pytest.mark.long(30)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 def test_no_read_error_at_a_start_sets_a_healthy_journal_aside(
     left: Path,
@@ -169,7 +172,9 @@ def test_no_read_error_at_a_start_sets_a_healthy_journal_aside(
         outcome, log = started(config, tmp_path, f"{number}+" if lasting else str(number))
         outcomes[outcome] += 1
         if outcome == "ended":
-            assert re.search(REASON, log) or "Input/output error" in log, log
+            assert re.search(REASON, log) or re.search("Input/output error|disk I/O error", log), (
+                log
+            )
         assert list(tmp_path.glob("*.corrupt-*")) == [], log
         # Again, without: everything is there.
         with Collecting(run_command(config), tmp_path / "again.log") as collector:
@@ -208,7 +213,7 @@ def started(config: Path, directory: Path, when: str) -> tuple[str, str]:
             except ValueError:
                 return False  # it has just ended: no answer
 
-        wait_until(is_through, timeout_s=2 * TIMEOUT_S)
+        wait_until(is_through, timeout_s=TIMEOUT_S)
         if collector.process.poll() is None:
             end_traced(collector)
             return "went on", collector.log
@@ -225,7 +230,7 @@ def run_child(directory: Path, when: str, *arguments: str | Path) -> tuple[int, 
         capture_output=True,
         text=True,
         check=False,
-        timeout=2 * TIMEOUT_S,
+        timeout=TIMEOUT_S,
         env=traced_environment(),
     )
     failed = trace.read_text().count("INJECTED")
@@ -243,7 +248,9 @@ def test_reads_that_fail_now_and_then_while_running(reads: int, tmp_path: Path) 
     assert code == 0, text
     found = json.loads(text.splitlines()[0])
     assert failed >= 3
-    assert found["met"] >= 3, text
+    # Asked again, it could be read each time: nobody is refused, and it is shown.
+    assert found["met"] == 0, text
+    assert "malformed" in found["why"] or "disk I/O error" in found["why"], text
     assert found["set_aside"] == ""
     assert found["counts"] == [count]
     assert list(tmp_path.glob("*.corrupt-*")) == []

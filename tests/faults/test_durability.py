@@ -16,7 +16,7 @@ from scoreboard import Row, Scoreboard
 
 COMMITS = 20
 CHILD = Path(__file__).with_name("durability_commits.py")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 class Call(NamedTuple):

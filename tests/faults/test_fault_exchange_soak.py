@@ -12,7 +12,7 @@ from scoreboard import VARIABLE, Scoreboard, read_rows
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.long
+@pytest.mark.long(45)
 def test_an_hour_of_faults(tmp_path: Path, scoreboard: Scoreboard) -> None:
     board = tmp_path / "row.jsonl"
     done = subprocess.run(

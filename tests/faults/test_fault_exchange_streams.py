@@ -67,7 +67,7 @@ def test_a_mark_price_that_is_mute_from_its_first_message(
     run_line(path, check, before=[Mute(MARK)], speed=30.0)
 
 
-@pytest.mark.long
+@pytest.mark.long(20)
 def test_one_of_656_streams_falls_silent(path: Path, scoreboard: Scoreboard) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)

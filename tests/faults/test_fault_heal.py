@@ -105,7 +105,7 @@ def test_intervals_without_trades_that_no_frame_tells_of(
 
     # So many pairs are more than a busy machine simulates faster: its frames would lag behind its time.
     run_line(
-        path, check, pairs=60, speed=40.0, empty_closes=False, start_ms=START_MS - MINUTE_MS // 2
+        path, check, pairs=60, speed=20.0, empty_closes=False, start_ms=START_MS - MINUTE_MS // 2
     )
 
 

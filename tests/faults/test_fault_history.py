@@ -71,6 +71,7 @@ def audit(config: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.long(40)
 def test_a_backfill_that_is_killed_at_any_point_goes_on_where_it_was(tmp_path: Path) -> None:
     chance = random.Random(7)
     with exchange(tmp_path, pairs=4, speed=60.0, timeframes="1m") as sim:
@@ -110,7 +111,7 @@ def minutes_ago(sim: Exchange, minutes: int) -> str:
     return f"{datetime.fromtimestamp(now_ms / 1000 - minutes * 60, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
-@pytest.mark.long
+@pytest.mark.long(20)
 def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=3, speed=10.0, timeframes="1m,3m,5m") as sim:
         config = configured(tmp_path, sim, held_port(), days=3, weight=2_400)
@@ -145,6 +146,7 @@ def test_the_service_fills_by_itself_and_the_command_shows_how(tmp_path: Path) -
             assert collecting.stop() == 0
 
 
+@pytest.mark.long(20)
 def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) -> None:
     """It opens before the listing: that of 2019-09-25 00:00 of a contract that is listed at 08:00."""
     with exchange(tmp_path, pairs=1, speed=10.0, timeframes="1m,8h,1d") as sim:
@@ -195,6 +197,7 @@ def test_the_first_daily_candle_of_a_listing_is_filled_and_read(tmp_path: Path) 
         assert report["expected"] == len(frame) - frame.attrs["forming"]
 
 
+@pytest.mark.long(25)
 def test_what_cannot_be_filled_or_audited_is_reported(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=1, speed=10.0, timeframes="1m") as sim:
         config = configured(tmp_path, sim, 0, days=1, weight=2_400)
@@ -234,6 +237,7 @@ def as_shipped(directory: Path, sim: Exchange, *, archive: bool) -> dict[str, st
     )
 
 
+@pytest.mark.long(20)
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_collector_asks_the_archive_only_where_the_settings_say_so(
     tmp_path: Path, *, archive: bool
@@ -258,6 +262,7 @@ def test_a_collector_asks_the_archive_only_where_the_settings_say_so(
         assert collecting.log.count(UNUSED) == (not archive)
 
 
+@pytest.mark.long(15)
 def test_commands_use_the_archive_at_the_operators_word_and_name_its_terms(tmp_path: Path) -> None:
     with exchange(tmp_path, pairs=1, speed=1.0, timeframes="3m") as sim:
         env = as_shipped(tmp_path, sim, archive=False)

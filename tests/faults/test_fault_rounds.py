@@ -14,7 +14,7 @@ SEED = 1
 PAIRS = 4
 
 
-@pytest.mark.long
+@pytest.mark.long(40)
 def test_a_round_of_faults_is_never_well_beside_a_missing_candle(tmp_path: Path) -> None:
     asked = Campaign(1, 40.0, 5.0, PAIRS, SEED, 1, tmp_path, ["kill", "mute", "half-open"])
     (found,), broken = campaign(asked, Progress(1))
@@ -24,7 +24,7 @@ def test_a_round_of_faults_is_never_well_beside_a_missing_candle(tmp_path: Path)
     assert found.seconds["well"] > 0
 
 
-@pytest.mark.long
+@pytest.mark.long(28)
 def test_a_collector_that_is_well_beside_a_missing_pair_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

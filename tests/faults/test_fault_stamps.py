@@ -90,6 +90,7 @@ def test_a_first_frame_that_is_stamped_a_day_ahead_is_refused(path: Path) -> Non
     run_line(path, check, before=[ShiftStamps(offset_ms=10_000 * DAY_MS, count=10)], speed=SPEED)
 
 
+@pytest.mark.long(15)
 def test_a_stream_that_is_stamped_a_day_ahead_is_silent(path: Path, scoreboard: Scoreboard) -> None:
     async def check(line: Line) -> None:
         await line.until(lambda: line.delivering)
@@ -147,6 +148,7 @@ def test_an_exchange_whose_clock_steps_ahead_is_followed(
     run_line(path, check, speed=SPEED)
 
 
+@pytest.mark.long(15)
 def test_frames_that_step_ahead_and_time_does_not_are_a_reason_and_close_nothing(
     path: Path, scoreboard: Scoreboard
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from proc_commands import (
     Collecting,
     exchange,
@@ -20,6 +21,7 @@ from tests.waiting import wait_until
 PAIRS = 6
 
 
+@pytest.mark.long(20)
 def test_a_collector_goes_on_with_a_newer_journal_and_commands_take_it(
     tmp_path: Path, scoreboard: Scoreboard
 ) -> None:

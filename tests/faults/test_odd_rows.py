@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from proc_commands import Collecting, get, run_command, run_marketfeed, write_config
 from scripted_rest import Asked, scripted_rest
 
@@ -18,7 +19,7 @@ from marketfeed.simulator.server import SimulatorOptions
 START_MS: Final = 1_792_800_000_000
 LENGTH_MS: Final = TIMEFRAMES_MS["15m"]
 SPEED: Final = 120.0
-WAIT_S: Final = 60.0
+WAIT_S: Final = 180.0
 FIRST, SECOND = "BTCUSDT", "ETHUSDT"
 MISSING_MS: Final = START_MS - 8 * HOUR_MS
 """Of the first pair this candle is odd from the start on."""
@@ -56,6 +57,7 @@ class Odd:
         return body
 
 
+@pytest.mark.long(15)
 def test_an_odd_row_costs_itself_alone(tmp_path: Path) -> None:
     odd = Odd()
     journal = tmp_path / "journal.db"

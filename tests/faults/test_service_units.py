@@ -31,7 +31,7 @@ def analyze(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         check=False,
-        timeout=60.0,
+        timeout=180.0,
         env=os.environ | tool.environment() | {"SYSTEMD_COLORS": "0"} | variables,
     )
 

@@ -76,7 +76,9 @@ def cases(pairs: Sequence[str], window_s: float, *, apart: bool) -> list[Case]:
     return [Case(pair, *each) for pair, each in zip(pairs, wanted, strict=False)]
 
 
-async def _play(case: Case, feeders: Feeders, opened: dict[tuple[str, str], Opening]) -> None:
+async def _play(
+    case: Case, feeders: Feeders, opened: dict[tuple[str, str], Opening], window_s: float
+) -> None:
     started_s = time.monotonic()
     for side, after_s in ((case.first, 0.0), (judge.OTHER[case.first], case.gap_s)):
         await asyncio.sleep(max(started_s + after_s - time.monotonic(), 0.0))
@@ -84,6 +86,9 @@ async def _play(case: Case, feeders: Feeders, opened: dict[tuple[str, str], Open
         opening.not_before_ms = time.time_ns() // 1_000_000
         await feeders.votes(case.pair, side, 1)
         opening.not_after_ms = time.time_ns() // 1_000_000
+        if side == case.first and case.gap_s > window_s:
+            # On a busy machine the first may have opened this late, and the other is to be no conflict.
+            started_s = time.monotonic()
         await feeders.votes(case.pair, side, case.votes - 1, feeders=FEEDERS[side][1:])
 
 
@@ -202,7 +207,7 @@ async def prove(
             progress(f"{round_}: {len(wanted)} pairs")
             async with feeding(stage) as feeders, asyncio.TaskGroup() as group:
                 for case in wanted:
-                    group.create_task(_play(case, feeders, opened))
+                    group.create_task(_play(case, feeders, opened, given.window_s))
                 group.create_task(_disturb(round_, stage, given.window_s, progress))
             await stage.settled()
             posts = stage.posts()

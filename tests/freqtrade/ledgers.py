@@ -22,6 +22,7 @@ from tests.waiting import until
 
 NOTICED_S: Final = 2.0
 WINDOW_S: Final = 3.0
+TIMEOUT_S: Final = 5.0
 UNCONFIRMED_S: Final = 15.0
 AGAIN_S: Final = 6.0
 """Pairs are voted for again so often (seconds), until the hold that a lost ledger begins is long over."""
@@ -197,6 +198,7 @@ async def prove(
             bot=more,
             window_s=WINDOW_S,
             expire_s=10,
+            bot_settings={"timeout_s": TIMEOUT_S},
             **settings_that_are(unconfirmed_s=UNCONFIRMED_S),
         ) as stage:
             await stage.start()

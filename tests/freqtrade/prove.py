@@ -1,9 +1,10 @@
 """What a real Freqtrade shows of `reader.freqtrade`, and of the aggregator in front of it.
 
 `python tests/freqtrade/prove.py [wheel] [ensemble] [live] [outage] [refresh] [freqai] [backtest] [examples]
-[burst] [conflicts] [recovery] [ledgers] [kills]`: without a name all but the last, which takes an hour. Bots
-run the wheel of `make dist`, installed beside Freqtrade; what that changes is shown first. Those from
-`examples` on are commands of their own (`python -m tests.freqtrade.burst --help`), with Freqtrade alone.
+[burst] [conflicts] [recovery] [health] [ledgers] [meta] [kills]`: without a name all but the last, which
+takes an hour. Bots run the wheel of `make dist`, installed beside Freqtrade; what that changes is shown
+first. Those from `examples` on are commands of their own (`python -m tests.freqtrade.burst --help`), with
+Freqtrade alone.
 
 Too long for CI: Freqtrade goes by the wall clock, so ten candles are ten minutes. Ends with the figures,
 and with exit code 1 if something is not as it should be.
@@ -42,7 +43,16 @@ from training import of
 
 PAIRS: Final = 20
 MINUTE_MS: Final = 60_000
-FORWARDS: Final = ("examples", "burst", "conflicts", "recovery", "ledgers", "kills")
+FORWARDS: Final = (
+    "examples",
+    "burst",
+    "conflicts",
+    "recovery",
+    "health",
+    "ledgers",
+    "meta",
+    "kills",
+)
 """Proofs of the aggregator, as commands of their own; the last is long."""
 
 

@@ -37,26 +37,32 @@ class Trouble(NamedTuple):
     mend: Step
 
 
-async def _down(stage: Stage, side: str) -> None:
+async def down(stage: Stage, side: str) -> None:
+    """Kill it; nobody listens any more."""
     stage.proxies[side].close()
     await asyncio.to_thread(stage.bots[side].kill)
 
 
-async def _up(stage: Stage, side: str) -> None:
+async def up(stage: Stage, side: str) -> None:
+    """Start it again."""
     stage.bots[side].start()
     await running(stage.bots[side])
     await stage.proxies[side].open()
 
 
-async def _lock_out(stage: Stage, _: str) -> None:
+async def lock_out(stage: Stage, _: str) -> None:
+    """Give the aggregator a wrong password."""
     stage.password.write_text("an-invented-wrong-one")
 
 
-async def _let_in(stage: Stage, _: str) -> None:
+async def let_in(stage: Stage, _: str) -> None:
+    """Give it the right one."""
     stage.password.write_text(PASSWORD)
 
 
-def _told(path: str) -> Step:
+def told(path: str) -> Step:
+    """A POST to the bot's own API."""
+
     async def step(stage: Stage, side: str) -> None:
         answer = await asyncio.to_thread(stage.bots[side].api, "POST", path)
         if answer.status != 200:
@@ -65,8 +71,9 @@ def _told(path: str) -> Step:
     return step
 
 
-async def _started(stage: Stage, side: str) -> None:
-    await _told("start")(stage, side)
+async def started(stage: Stage, side: str) -> None:
+    """Start a bot that is paused or stopped."""
+    await told("start")(stage, side)
     await running(stage.bots[side])
 
 
@@ -97,11 +104,11 @@ async def _make_room(stage: Stage, side: str) -> None:
 
 
 TROUBLES: Final = (
-    Trouble("down", _down, _up),
-    Trouble("401", _lock_out, _let_in),
-    Trouble("paused (/pause)", _told("pause"), _started),
-    Trouble("paused (/stopentry)", _told("stopentry"), _started),
-    Trouble("stopped (/stop)", _told("stop"), _started),
+    Trouble("down", down, up),
+    Trouble("401", lock_out, let_in),
+    Trouble("paused (/pause)", told("pause"), started),
+    Trouble("paused (/stopentry)", told("stopentry"), started),
+    Trouble("stopped (/stop)", told("stop"), started),
     Trouble("full", _fill, _make_room),
 )
 

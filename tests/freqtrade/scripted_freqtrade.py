@@ -2,7 +2,8 @@
 
 `python -m tests.freqtrade.scripted_freqtrade --port 8081 --trades trades.jsonl`. As Freqtrade it looks at its
 state, the pair and its limits before it waits for the lock under which a trade is opened; `--order-s` is how
-long that takes, and while the file `--lock` exists nobody gets it. `/health` tells that its loop goes on.
+long that takes, and while the file `--lock` exists nobody gets it. While a file `half` is beside that, it
+refuses the pairs that the strategy `Held` refuses. `/health` tells that its loop goes on.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import asyncio
 import base64
 import json
 import time
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -107,6 +109,9 @@ class ScriptedFreqtrade:
             while self._hold is not None and self._hold.exists():
                 await asyncio.sleep(0.02)
             await asyncio.sleep(self._order_s)
+            half = self._hold is not None and (self._hold.parent / "half").exists()
+            if half and zlib.crc32(pair.encode()) % 2:
+                return _error(f"Failed to enter position for {pair}.")
             now_ms = time.time_ns() // 1_000_000
             tag = order.get("entry_tag") or "force_entry"
             trade = {
@@ -135,10 +140,14 @@ class ScriptedFreqtrade:
         wanted = str((await request.json())["tradeid"])
         async with self._lock:
             for trade in self._open:
-                if str(trade["trade_id"]) == wanted:
+                if wanted in ("all", str(trade["trade_id"])):
                     closed_ms = time.time_ns() // 1_000_000
                     self._keep(trade | {"is_open": False, "close_timestamp": closed_ms})
-                    return web.json_response({"result": f"Created exit order for trade {wanted}."})
+                    if wanted != "all":
+                        words = f"Created exit order for trade {wanted}."
+                        return web.json_response({"result": words})
+        if wanted == "all":
+            return web.json_response({"result": "Created exit orders for all open trades."})
         return _error("invalid argument", "forceexit")
 
     def _become(self, state: str, words: str) -> Any:

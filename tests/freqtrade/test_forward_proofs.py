@@ -1,6 +1,7 @@
 """The proofs of what is forwarded, in short and with scripted bots: the commands run, and find nothing.
 
-With real bots, and as long as they are: `make test-freqtrade WHAT="burst conflicts recovery ledgers kills"`.
+With real bots, and as long as they are:
+`make test-freqtrade WHAT="burst conflicts recovery health ledgers meta kills"`.
 """
 
 import json
@@ -11,18 +12,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 400.0
+LIMIT_S = 900.0
 """Far more than it takes: to end a run that hangs."""
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     [
-        "examples",
-        "burst --pairs 60 --window-s 3",
-        "conflicts --window-s 6",
-        "kills --quick",
+        pytest.param("examples", marks=pytest.mark.long(11)),
+        pytest.param("burst --pairs 60 --window-s 3", marks=pytest.mark.long(40)),
+        pytest.param("conflicts --window-s 6", marks=pytest.mark.long(95)),
+        pytest.param("meta --calm 4 --burst 4 --kills 1", marks=pytest.mark.long(50)),
+        pytest.param("kills --quick", marks=pytest.mark.long(70)),
     ],
 )
 def test_a_proof_finds_nothing(command: str, tmp_path: Path) -> None:

@@ -35,13 +35,13 @@ from marketfeed.history.continuous_audit import Auditor
 from marketfeed.history.plan import CandleSeries
 from marketfeed.journal.coverage import Key
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.view import JournalView
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.settings.model import Settings
 from marketfeed.simulator.dataset import made_zip
 from marketfeed.simulator.server import Simulator, SimulatorOptions
+from tests.sweeps import delete
 
 PAIR = "BTC/USDT:USDT"
 DAY_MS = 1_735_776_000_000  # 2025-01-02
@@ -404,8 +404,8 @@ def test_the_continuous_audit_forgets_what_nobody_audits_any_more(tmp_path: Path
 
 def expire(journal: Journal, before_ms: int) -> None:
     """Have a journal keep no candles of before a time, as its retention does."""
-    for (pair_id,) in journal.db.execute("SELECT id FROM pair").fetchall():
-        journal.delete(DeleteRange("candle", pair_id, before_ms))
+    ids = [pair_id for (pair_id,) in journal.db.execute("SELECT id FROM pair")]
+    delete(journal, "candle", ids, before_ms)
 
 
 def _holes_of(journal: Journal, key: Key) -> list[TimeRange]:

@@ -22,7 +22,7 @@ import urllib3
 from tests.ports import held_port
 
 PACKAGE = "influxdb"
-READY_S = 30.0
+READY_S = 180.0
 _APT = ("apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2")
 
 CONFIG = """
@@ -148,7 +148,7 @@ class Influxd:
         self._max_rows = max_rows
         self._max_body_bytes = max_body_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._http = urllib3.PoolManager(retries=False, timeout=30.0)
+        self._http = urllib3.PoolManager(retries=False, timeout=180.0)
         self.port = held_port()
 
     def __enter__(self) -> Self:

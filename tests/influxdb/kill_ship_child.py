@@ -129,8 +129,8 @@ class _ReportingWriter(JournalWriter):
         super().__init__(path)
         self._report = report
 
-    def _open(self, *, distrusted: bool = False, proven: bool = False) -> None:
-        super()._open(distrusted=distrusted, proven=proven)
+    def _open(self) -> None:
+        super()._open()
         assert self._file is not None
         assert self._file.set_aside is None
         self._file = _ReportingJournal(self._file._database)

@@ -29,7 +29,7 @@ from marketfeed.settings.model import InfluxSettings
 from marketfeed.storage.acknowledged import demand_again
 
 GIVE_UP_S: Final = 20.0
-LAST_S: Final = 60.0
+LAST_S: Final = 180.0
 AGAIN: Final = 0.15
 """How often it is demanded, before a process starts, that everything be shipped again."""
 PR_SET_PDEATHSIG: Final = 1

@@ -115,6 +115,6 @@ def marketfeed(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
         env=dict(environment),
     )

@@ -18,10 +18,10 @@ from marketfeed.influxdb.pace import Pace
 from marketfeed.journal.batch import Batch, Due
 from marketfeed.journal.coverage import Covered, Key, Promise
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import DeleteRange
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, CatalogEntry
 from marketfeed.schema import MINUTE_MS
+from tests.sweeps import delete
 
 PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安人生/USDT:USDT")
 SERIES: Final = tuple((pair, timeframe) for pair in PAIRS for timeframe in ("1m", "3m"))
@@ -102,8 +102,9 @@ class Load:
     async def delete(self) -> None:
         """The disk budget takes what is old, shipped or not."""
         pair_id, before_ms = self.rng.randint(1, len(PAIRS)), self.now_ms - KEEP_MS // 2
-        delete_range = DeleteRange(schema.TABLE_CANDLE, pair_id, before_ms)
-        await self.writer.call(lambda journal: journal.delete(delete_range))
+        await self.writer.call(
+            lambda journal: delete(journal, schema.TABLE_CANDLE, pair_id, before_ms)
+        )
 
     async def look_through(self) -> None:
         await self.writer.call(lambda journal: journal.look_through(SERIES, 200))

@@ -23,7 +23,7 @@ ALERTS = Path(__file__).parents[2] / "grafana" / "alerts"
 RULES = ALERTS / "marketfeed.yml"
 TESTS = ALERTS / "marketfeed.test.yml"
 AGGREGATOR = "marketfeed_aggregator_"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 
 
 def rules() -> list[dict[str, Any]]:
@@ -148,5 +148,5 @@ def test_an_aggregator_shows_every_metric_that_the_alerts_use(tmp_path: Path) ->
 
 def scraped(service: Service) -> list[Metric]:
     url = service.urls["status_url"] + "/metrics"
-    with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - loopback
+    with urllib.request.urlopen(url, timeout=180) as response:  # noqa: S310 - loopback
         return list(text_string_to_metric_families(response.read().decode()))

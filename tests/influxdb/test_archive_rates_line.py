@@ -25,7 +25,7 @@ from tests.faults.proc_commands import Collecting, run_command, write_config
 from tests.faults.scripted_rest import Asked, scripted_rest
 
 PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT")
-WAIT_S: Final = 60.0
+WAIT_S: Final = 180.0
 
 
 def ms(text: str) -> int:

@@ -164,8 +164,7 @@ def test_a_bucket_that_forgets_sooner_than_the_journal(
         {
             (
                 f"bucket {target.settings['bucket']!r} keeps its points for 3d, the journal its candles "
-                "for 400d (journal.retention.candles): what is older is refused, put aside and not to be "
-                "read there"
+                "for 400d (journal.retention.candles): what is older is not sent, and not to be read there"
             )
         }
         if warned

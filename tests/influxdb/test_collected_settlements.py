@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+import pytest
 from influxd import Influxd
 
 from marketfeed import schema
@@ -42,6 +43,7 @@ def stored(reader: MarketReader, pair: str, since_ms: int) -> Rows:
     return list(zip(times_ms, frame["rate"].tolist(), frame["kind"].tolist(), strict=True))
 
 
+@pytest.mark.long(20)
 def test_rhythms_and_specials_through_the_whole_line(
     influxd: Influxd, database: str, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from tests.faults.proc_commands import Collecting, get, run_command, run_marketf
 from tests.faults.scripted_rest import Asked, ScriptedRest, scripted_rest
 
 START_MS: Final = 1_792_800_000_000
-WAIT_S: Final = 60.0
+WAIT_S: Final = 180.0
 BITCOIN, ETHER, RIPPLE, GOLD, SILVER = (
     f"{base}/USDT:USDT" for base in ("BTC", "ETH", "XRP", "XAU", "XAG")
 )

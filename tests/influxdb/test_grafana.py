@@ -112,7 +112,7 @@ def demo(influxd: Influxd) -> Iterator[Demo]:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=180,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         times = influxd.query("SELECT mark_price FROM mark_price", database)[0]["values"]

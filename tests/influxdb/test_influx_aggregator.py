@@ -35,7 +35,8 @@ from tests.waiting import until  # noqa: E402
 
 
 def shipping(path: Path, influxd: Influxd, database: str, bot_url: str, **changes: Any) -> Settings:
-    file = config(path, {"long": bot_url}, **{"window_s": 0.5, "expire_s": 30} | changes)
+    bots = {"long": bot_url} | changes.pop("bots", {})
+    file = config(path, bots, **{"window_s": 0.5, "expire_s": 30} | changes)
     data = yaml.safe_load(file.read_text())
     data["influxdb"] = {"url": influxd.url, "api": "v1", "bucket": database}
     file.write_text(yaml.safe_dump(data))
@@ -119,6 +120,33 @@ def test_votes_decisions_and_forwards_are_points(
     outbox.close()
 
 
+def test_what_the_meta_bot_refused_is_in_the_decision_s_point(
+    tmp_path: Path, influxd: Influxd, database: str
+) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot, CountingBot() as meta:
+            meta.refuses = f"Failed to enter position for {PAIR}."
+            own = {"url": meta.url, "password_file": str(tmp_path / "bot_word")}
+            rules = {"min_agreements": 1, "bots": {"meta": own}}
+            given = shipping(tmp_path, influxd, database, bot.url, **rules)
+            async with running(given) as aggregator:
+                await aggregator.post("73", 0.85)
+
+                def shipped() -> bool:
+                    found = points(influxd, database, schema.ENSEMBLE)
+                    ends = [(point.get("state"), point.get("meta_state")) for point in found]
+                    return ends == [("accepted", "refused")]
+
+                await until(shipped, "both ends in one point")
+
+    asyncio.run(scenario())
+    (point,) = points(influxd, database, schema.ENSEMBLE)
+    assert (point["status"], point["meta_status"]) == (200, 502)
+    assert point["meta_answer"].endswith(f"Failed to enter position for {PAIR}.")
+    assert point["meta_answered"] >= point["meta_sent"] >= point["time"]
+    assert point["outcome"] == "forward"
+
+
 def test_a_text_strength_does_not_park_shipping(
     tmp_path: Path, influxd: Influxd, database: str
 ) -> None:
@@ -132,7 +160,7 @@ def test_a_text_strength_does_not_park_shipping(
         with_text,
         with_text.replace(b"73", b"79").replace(b'"high"', b'"0.8"'),
         with_text.replace(b"73", b"75").replace(b'"high"', b"null"),
-        with_text.replace(b"73", b"108").replace(b'"high"', b"-1.5"),
+        with_text.replace(b"73", b"108").replace(b'"high"', b'-1.5,"model":"a \\"b\\", c=1\\n"'),
     ]
     shipped = "SELECT 1 FROM shipped, sequence WHERE last = next - 1 AND first = 1"
 
@@ -177,3 +205,8 @@ def test_a_text_strength_does_not_park_shipping(
         "75": None,
         "108": -1.5,
     }
+    assert {point.get("strength_text") for point in found.values()} == {"high", None}
+    assert found["73"]["strength_text"] == "high"
+    assert {
+        feeder: point.get("unknown_fields") for feeder, point in found.items()
+    } == dict.fromkeys(("74", "73", "79", "75")) | {"108": '{"model":"a \\"b\\", c=1\\n"}'}

@@ -264,7 +264,7 @@ def test_the_collectors_own_line(influxd: Influxd, database: str, path: Path, cl
     async def ship() -> None:
         target = v1_target(influxd, database).settings
         async with shipping(path, target, PACE, clock.now_ms, lambda: lives):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 while not await asyncio.to_thread(is_told):
                     await asyncio.sleep(0.05)
 

@@ -179,7 +179,7 @@ questions = st.builds(
 )
 
 
-@pytest.mark.long
+@pytest.mark.long(55)
 @given(histories(), st.lists(questions, min_size=20, max_size=40))
 @settings(
     max_examples=100,

@@ -183,6 +183,36 @@ def test_many_pairs_are_asked_about_together(both: Both, reader, clock) -> None:
     assert {pair: rate.interval_h for pair, rate in rates.items()} == rhythms
 
 
+@pytest.mark.parametrize("count", [6, 40])
+def test_soon_after_a_settlement_one_question_asks_what_was_announced_of_all(
+    both: Both, reader, clock, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """One that has passed and is not stored, one that was put off, one that stands; by name or not."""
+    rhythms = {f"P{n:02d}/USDT:USDT": (1, 4, 8)[n % 3] for n in range(count)}
+    then = {1: (9, 10), 4: (8.75, 16), 8: (9, 16)}
+    both.add(
+        [entry(pair) for pair in rhythms],
+        *(running((8 - h, 8, 8), (8, then[h][0], 8 + h), pair=p) for p, h in rhythms.items()),
+        *(running((then[h][0], 9.5, then[h][1]), pair=p) for p, h in rhythms.items()),
+        *(settled(8 - h, 8, pair=pair) for pair, h in rhythms.items()),
+    )
+    clock.ms = hour(9.5)
+    asked: list[int] = []
+    http = reader._store._http
+    monkeypatch.setattr(
+        http, "ask", lambda texts, *more, ask=http.ask: asked.append(1) or ask(texts, *more)
+    )
+    for _ in range(2):
+        asked.clear()
+        rates = reader.get_all_pairs_funding_rates(max_age_s=None)
+        of_rhythm = {rhythms[pair]: rate.interval_h for pair, rate in rates.items()}
+        assert of_rhythm == {1: None, 4: 8.0, 8: 8.0}
+    assert len(rates) == count
+    assert len(asked) <= 5
+    # One pair alone is asked about in the same way.
+    assert reader.get_funding_rate("P01/USDT:USDT", max_age_s=None).interval_h == 8.0
+
+
 def test_two_weeks_of_announcements_are_enough(both: Both, reader, clock) -> None:
     """What was announced before is not read: settlements of then are held against 8 h alone."""
     start, end = -20 * 24, 0

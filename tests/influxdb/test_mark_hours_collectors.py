@@ -162,7 +162,7 @@ def _text(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-@pytest.mark.long
+@pytest.mark.long(50)
 def test_no_row_is_fought_over(influxd: Influxd, database: str, tmp_path: Path) -> None:
     def config(folder: Path, rest_url: str, ws_url: str, influx_url: str) -> Path:
         folder.mkdir()

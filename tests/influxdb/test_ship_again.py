@@ -180,7 +180,7 @@ def test_a_demand_survives_a_kill_and_is_met_once(path: Path) -> None:
         journal.note_shipped("y", of_all([(1, 7)]))
         assert not journal.forget_if_demanded("x")
     assert demand_again(KIND, path, "x") == Demand(True, "")
-    child = subprocess.run([sys.executable, "-c", KILLED_AT_COMMIT, path], check=False, timeout=60)
+    child = subprocess.run([sys.executable, "-c", KILLED_AT_COMMIT, path], check=False, timeout=180)
     assert child.returncode == -signal.SIGKILL
     with Journal.open(path) as journal:
         assert ranges_of(journal.shipped("x")) == [(1, 70)]

@@ -45,7 +45,7 @@ def compared(path: Path, target: dict[str, Any]) -> InfluxComparison:
     return asyncio.run(ask())
 
 
-@pytest.mark.long
+@pytest.mark.long(55)
 def test_kills_while_shipping_lose_nothing_and_double_nothing(
     influxd: Influxd, database: str, front: Front, tmp_path: Path
 ) -> None:

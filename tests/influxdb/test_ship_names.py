@@ -88,6 +88,9 @@ def test_no_name_changes_a_query_or_breaks_a_line(
 ) -> None:
     path = tmp_path_factory.mktemp("names") / "journal.db"
     bucket = f"{bucket} {next(_numbers)}"
+    if api == "v2":
+        # 2.x refuses quotation marks in a bucket's name.
+        bucket = bucket.replace('"', "'")
     with influxd.database("neighbour") as neighbour, Front(influxd) as front:
         influxd.write(neighbour, [f"m a=1 {START_MS}"])
         influx: dict[str, Any] = {"url": influxd.url, "api": "v1", "bucket": bucket}

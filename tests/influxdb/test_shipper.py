@@ -23,6 +23,7 @@ from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.settings.model import InfluxSettings
 from tests.shipped_ranges import ranges_of
+from tests.sweeps import sweep_out
 from tests.waiting import until
 
 
@@ -457,9 +458,7 @@ def test_unshipped_rows_outlive_their_retention(path: Path) -> None:
         keep = {"candle": 0, "mark_price": 0}
 
         def expire(journal: Journal) -> int:
-            return sum(
-                journal.delete(cut, shipper.shipped_below()) for cut in expired(journal, keep)
-            )
+            return sweep_out(journal, expired(journal, keep, shipper.shipped_below()))
 
         assert await writer.call(expire) == 0
         server.answer = stored

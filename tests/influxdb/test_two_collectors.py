@@ -72,7 +72,7 @@ class Host:
 
 
 def get(url: str) -> urllib.request.addinfourl:  # type: ignore[name-defined]
-    return urllib.request.urlopen(url, timeout=30)  # noqa: S310 - loopback
+    return urllib.request.urlopen(url, timeout=180)  # noqa: S310 - loopback
 
 
 def until_well(process: Process) -> None:
@@ -111,7 +111,7 @@ def marks(path: Path) -> set[tuple[str, int, float, float]]:
         return set(db.execute(text))
 
 
-@pytest.mark.long
+@pytest.mark.long(40)
 def test_either_of_two_collectors_may_die(influxd: Influxd, database: str, tmp_path: Path) -> None:
     arguments = (f"--pairs={PAIRS}", f"--timeframes={','.join(TIMEFRAMES)}", f"--speed={SPEED}")
     with Process(tmp_path / "exchange.log", "simulate", *arguments, "--port=0") as simulator:

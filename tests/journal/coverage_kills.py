@@ -20,7 +20,7 @@ from tests.coverage_check import check_coverage
 from tests.journal.test_coverage_file import History
 
 KILLED_WITHIN_S: Final = 0.1
-GIVE_UP_S: Final = 60.0
+GIVE_UP_S: Final = 180.0
 
 
 def _live(path: Path, seed: int, now: int, pipe_fd: int) -> None:

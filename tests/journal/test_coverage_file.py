@@ -22,12 +22,12 @@ from marketfeed.journal.coverage import Covered, Key, Promise
 from marketfeed.journal.covering import read_coverage
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.journal.reads import JournalReads
-from marketfeed.journal.retention import DeleteRange
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
 from marketfeed.storage.database import convert
 from marketfeed.storage.files import connect_read_only
 from tests.coverage_check import check_coverage, check_series, open_rows, opens_of
+from tests.sweeps import delete
 
 HISTORIES: Final = int(os.environ.get("COVERAGE_HISTORIES", "200"))
 T0: Final = schema.floor_to(1_790_000_160_000, schema.HOUR_MS)
@@ -58,7 +58,7 @@ class History:
         self.healed = healed_rows(self.journal.db)
 
     def opened(self) -> Journal:
-        journal = Journal.open(self.path, check_s=0.0)
+        journal = Journal.open(self.path)
         # What is tested is what stands in the file, not that the disk has it.
         journal.db.execute("PRAGMA synchronous = OFF")
         return journal
@@ -204,7 +204,7 @@ class History:
             return
         before_ms = T0 + (self.now - rng.randint(0, 120)) * MINUTE_MS + rng.choice((0, 0, 1, -1))
         below = None if rng.random() < 0.6 else rng.randint(1, self.journal.next_seq)
-        self.journal.delete(DeleteRange("candle", rng.choice(ids), before_ms), below)
+        delete(self.journal, "candle", rng.choice(ids), before_ms, below)
 
     def release(self) -> None:
         self.journal.release(self.some())
@@ -337,14 +337,14 @@ def test_what_a_hand_deletes_beside_a_collector_is_known_at_the_next_start(tmp_p
         journal.promise([Promise(*key, T0 + 20 * MINUTE_MS, 20 * MINUTE_MS)])
         journal.write(Batch(candles=[candle(key, T0 + n * MINUTE_MS) for n in range(20)]))
         (pair_id,) = journal.db.execute("SELECT id FROM pair").fetchone()
-        assert journal.delete(DeleteRange("candle", pair_id, T0 + 3 * MINUTE_MS, T0)) == 3
+        assert delete(journal, "candle", pair_id, T0 + 3 * MINUTE_MS) == 3
     with Journal.open(path) as journal:
         # Its own is no reason to look through anything.
         assert is_whole(journal.coverage[key])
         with contextlib.closing(sqlite3.connect(path)) as db, db:
             db.execute("DELETE FROM candle WHERE open_time = ?", (T0 + 5 * MINUTE_MS,))
         journal.write(Batch(candles=[candle(key, T0 + 20 * MINUTE_MS)]))
-        assert journal.delete(DeleteRange("candle", pair_id, T0 + 4 * MINUTE_MS, T0)) == 1
+        assert delete(journal, "candle", pair_id, T0 + 4 * MINUTE_MS) == 1
         journal.save_document("a", b"x", T0)
     with Journal.open(path) as journal:
         assert not is_whole(journal.coverage[key])

@@ -24,8 +24,9 @@ from marketfeed.errors import (
     JournalWriteError,
 )
 from marketfeed.journal.batch import Batch
-from marketfeed.journal.journal import KIND, REJECTED_FRAMES_KEPT, Journal
-from marketfeed.journal.retention import DeleteRange, expired, over_budget
+from marketfeed.journal.journal import KIND, Journal
+from marketfeed.journal.rejected import REJECTED_FRAMES_KEPT
+from marketfeed.journal.retention import expired, over_budget
 from marketfeed.records import (
     Candle,
     CatalogEntry,
@@ -37,6 +38,7 @@ from marketfeed.records import (
     RejectedFrame,
 )
 from marketfeed.storage.reading import inspect
+from tests.sweeps import sweep_out
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_791_360_000_000
@@ -79,10 +81,6 @@ def batch_of(*records: Record) -> Batch:
     batch = Batch()
     batch.extend(records)
     return batch
-
-
-def delete_all(journal: Journal, delete_ranges: list[DeleteRange]) -> int:
-    return sum(journal.delete(delete_range) for delete_range in delete_ranges)
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -224,7 +222,7 @@ def test_seq_is_not_given_twice_after_deletion_and_restart(path: Path) -> None:
     with Journal.open(path) as opened:
         opened.write(batch_of(*(MarkPrice(PAIR, T0 + n * 1_000, 1.0, 1.0) for n in range(100))))
         highest = opened.next_seq
-        assert delete_all(opened, expired(opened, {"mark_price": 0})) == 99
+        assert sweep_out(opened, expired(opened, {"mark_price": 0})) == 99
     with Journal.open(path) as opened:
         assert opened.next_seq == highest
 
@@ -244,8 +242,8 @@ def test_a_failed_write_stores_nothing_and_can_be_repeated(journal: Journal, pat
 def test_retention_counts_back_from_the_newest_row(journal: Journal, path: Path) -> None:
     journal.write(batch_of(*(candle(n) for n in range(10))))
     journal.write(batch_of(*(candle(n, pair="OLD/USDT:USDT") for n in range(3))))
-    delete_ranges = expired(journal, {"candle": 4 * MINUTE, "mark_price": MINUTE})
-    assert delete_all(journal, delete_ranges) == 5 + 3
+    sweeps = expired(journal, {"candle": 4 * MINUTE, "mark_price": MINUTE})
+    assert sweep_out(journal, sweeps) == 5 + 3
     assert [t for (t,) in rows(path, "SELECT open_time FROM candle ORDER BY 1")] == [
         T0 + n * MINUTE for n in range(5, 10)
     ]
@@ -258,9 +256,9 @@ def test_over_the_disk_budget_mark_prices_give_way_first(journal: Journal, path:
 
     def shrink_to(max_bytes: int) -> set[str]:
         tables = set()
-        while delete_ranges := over_budget(journal, max_bytes):
-            assert delete_all(journal, delete_ranges) > 0
-            tables.update(delete_range.table for delete_range in delete_ranges)
+        while sweep := over_budget(journal, max_bytes):
+            assert sweep_out(journal, [sweep]) > 0
+            tables.add(sweep.table)
         return tables
 
     assert shrink_to(int(used * 0.8)) == {"mark_price"}
@@ -355,6 +353,8 @@ import os, signal, sys
 from pathlib import Path
 from marketfeed.journal.journal import KIND
 from marketfeed.storage.database import Database
+from tests.sweeps import sweep_out
+from tests.sweeps import sweep_out
 
 left = int(sys.argv[2])
 

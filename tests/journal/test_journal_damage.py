@@ -5,6 +5,7 @@ The check has some seconds, a journal of a year's candles takes longer; here it 
 
 import asyncio
 import contextlib
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -119,6 +120,14 @@ def overwrite(path: Path, pages: list[int]) -> None:
             file.write(b"\xff" * 100)
 
 
+def content_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def put_back(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def root_of(path: Path, table: str) -> int:
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         (page,) = db.execute(
@@ -162,7 +171,7 @@ def test_a_start_sets_a_file_aside_whatever_of_it_is_damaged(path: Path, table: 
     overwrite(path, [root_of(path, table)])
 
     async def start() -> Path | None:
-        async with JournalWriter(path, check_s=0.0) as writer:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
             await writer.call(fill)
             assert writer.generation == 1
             return writer.set_aside
@@ -176,7 +185,10 @@ def test_a_start_sets_a_file_aside_whatever_of_it_is_damaged(path: Path, table: 
 @pytest.mark.parametrize("table", MEETING)
 def test_what_a_call_meets_while_running_replaces_the_file(path: Path, table: str) -> None:
     async def run() -> None:
-        async with JournalWriter(path, check_s=0.0) as writer, collecting(writer) as intake:
+        async with (
+            JournalWriter(path, again_after_s=(0.0, 0.0)) as writer,
+            collecting(writer) as intake,
+        ):
             await writer.call(fill)
             await writer.save_document("kept", b"text", T0)
             await writer.call(to_the_disk)
@@ -199,26 +211,98 @@ def test_what_a_call_meets_while_running_replaces_the_file(path: Path, table: st
     assert len(set_aside(path)) == 1
 
 
-def test_what_is_met_again_in_a_file_that_was_gone_on_with_is_believed(path: Path) -> None:
-    """An old page that neither the check nor a start's questions come to."""
+def test_an_old_page_that_a_start_does_not_come_to(path: Path) -> None:
+    """What three calls could not read is asked of the file that is opened again, too."""
 
     async def run() -> None:
-        async with JournalWriter(path, check_s=0.0) as writer, collecting(writer):
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer, collecting(writer):
             many = Batch()
             many.candles = [candle(number) for number in range(5_000)]
             await writer.call(lambda journal: journal.write(many))
             await writer.call(to_the_disk)
             overwrite(path, pages_with(path, T0 + 100 * MINUTE_MS))
             await writer.call(forget)
-            for generation, aside in ((2, 0), (3, 1)):
-                with pytest.raises(JournalWriteError, match="malformed"):
-                    await writer.call(
-                        lambda journal: journal.candles(PAIR, "1m", T0, T0 + 1_000 * MINUTE_MS)
-                    )
-                await until(lambda: writer.generation == generation)  # noqa: B023
-                assert len(set_aside(path)) == aside
+            asked = 0
+
+            def ask(journal: Journal) -> list[Candle]:
+                nonlocal asked
+                asked += 1
+                return journal.candles(PAIR, "1m", T0, T0 + 1_000 * MINUTE_MS)
+
+            with pytest.raises(JournalWriteError, match="malformed"):
+                await writer.call(ask)
+            assert asked == 3
+            await until(lambda: writer.generation == 2)
+            assert asked == 6
+            assert len(set_aside(path)) == 1
+            # It tells of the file that is gone.
+            await until(lambda: writer.failed_reads.ago_s == math.inf)
 
     asyncio.run(run())
+
+
+def test_what_can_be_read_when_asked_again_is_answered(path: Path) -> None:
+    async def run() -> None:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer, collecting(writer):
+            await writer.call(fill)
+            await writer.call(to_the_disk)
+            whole = content_of(path)
+            asked = 0
+
+            def ask(journal: Journal) -> dict[tuple[str, str], int]:
+                nonlocal asked
+                asked += 1
+                if asked == 3:
+                    put_back(path, whole)
+                return journal.newest_candles()
+
+            overwrite(path, [root_of(path, "candle")])
+            await writer.call(forget)
+            assert await writer.call(ask) == {(PAIR, "1m"): T0}
+            assert (asked, writer.generation) == (3, 1)
+            assert "malformed" in writer.failed_reads.why
+            assert writer.failed_reads.ago_s < math.inf
+
+    asyncio.run(run())
+    assert set_aside(path) == []
+
+
+def test_what_was_met_of_another_file_is_over_with_it(path: Path, tmp_path: Path) -> None:
+    """A file that was taken away, while another one came to stand there, as a restored backup does."""
+
+    async def run() -> None:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
+            await writer.call(fill)
+            take_away(path, tmp_path)
+            with pytest.raises(JournalWriteError, match="another file stands in its place"):
+                await writer.require_whole()
+            assert writer.failed_reads.ago_s < math.inf
+            await writer.replace()
+            assert writer.failed_reads.ago_s == math.inf
+
+    asyncio.run(run())
+    assert set_aside(path) == []
+
+
+def take_away(path: Path, directory: Path) -> None:
+    for suffix in ("", "-wal", "-shm", ".lock"):
+        Path(f"{path}{suffix}").rename(directory / f"away{suffix}")
+    Journal.open(path).close()
+
+
+def test_a_disk_that_takes_no_fresh_one_keeps_the_old_one(path: Path) -> None:
+    with Journal.open(path) as journal:
+        fill(journal)
+    overwrite(path, [root_of(path, "candle")])
+    # As a disk would that gives nothing any more: that of a file is not the file's fault.
+    Path(f"{path}.probe").mkdir()
+    for _ in range(2):
+        with pytest.raises(JournalError, match="cannot be read from its disk"):
+            Journal.open(path, again_after_s=(0.0, 0.0), look=Journal.newest_candles)
+    assert set_aside(path) == []
+    Path(f"{path}.probe").rmdir()
+    with Journal.open(path, again_after_s=(0.0, 0.0), look=Journal.newest_candles) as journal:
+        assert journal.set_aside == set_aside(path)[0]
 
 
 def test_a_replacement_that_fails_is_tried_again_with_the_same_file(path: Path) -> None:

@@ -13,12 +13,13 @@ from marketfeed.grid import TimeRange
 from marketfeed.journal.batch import Batch, Due
 from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.journal.retention import DeleteRange, expired
+from marketfeed.journal.retention import expired
 from marketfeed.journal.view import JournalView
 from marketfeed.records import Candle
 from marketfeed.schema import DAY_MS, HOUR_MS, MARK_1H
 from marketfeed.storage.database import convert
 from tests.coverage_check import check_coverage
+from tests.sweeps import delete, sweep_out
 
 PAIR: Final = "BTC/USDT:USDT"
 OTHER: Final = "ETH/USDT:USDT"
@@ -115,9 +116,9 @@ def test_they_are_kept_as_long_as_candles(path: Path) -> None:
     with Journal.open(path) as journal:
         journal.promise([promise(48, 48)])
         journal.write(Batch(candles=[mark(hour) for hour in range(48)]))
-        ranges = expired(journal, {"candle": DAY_MS, "mark_1h": DAY_MS})
-        assert [one.table for one in ranges] == ["mark_1h"]
-        assert sum(map(journal.delete, ranges)) == 23
+        sweeps = expired(journal, {"candle": DAY_MS, "mark_1h": DAY_MS})
+        assert [one.table for one in sweeps] == ["mark_1h"]
+        assert sweep_out(journal, sweeps) == 23
         assert journal.mark_coverage[KEY].from_ms == T0 + 23 * HOUR_MS
     with Journal.open(path) as journal:
         assert journal.mark_coverage[KEY].is_looked_through
@@ -184,7 +185,7 @@ def test_whatever_happens_each_hour_is_stored_or_in_one_hole(
                 case "delete", int(hour):
                     ids = journal.db.execute("SELECT id FROM pair").fetchall()
                     for (number,) in ids:
-                        journal.delete(DeleteRange("mark_1h", number, T0 + hour * HOUR_MS))
+                        delete(journal, "mark_1h", number, T0 + hour * HOUR_MS)
                 case "hand", int(hour):
                     journal.close()
                     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:

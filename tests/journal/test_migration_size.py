@@ -10,8 +10,8 @@ import pytest
 
 from marketfeed.journal import tables
 from marketfeed.journal.journal import Journal
-from marketfeed.journal.retention import DeleteRange
 from tests.bench.versions import FEW, SERIES, T0, Step, make, step, table
+from tests.sweeps import delete
 
 ROWS = int(os.environ.get("ROWS", "300000"))
 """Candles; 3,000,000 take a quarter of a minute to make."""
@@ -48,9 +48,9 @@ def test_retention_deletes_as_much_and_version_3_counts_it(tmp_path: Path, versi
     step(path, version)
     each = FEW // SERIES
     with Journal.open(path) as journal:
-        assert journal.delete(DeleteRange("candle", 7, T0 + each // 2 * 60_000)) == each // 2
+        assert delete(journal, "candle", 7, T0 + each // 2 * 60_000) == each // 2
         # Rows that have not been shipped yet stay.
-        assert journal.delete(DeleteRange("candle", 8, 2**62), below_seq=7 * each + 11) == 10
+        assert delete(journal, "candle", 8, 2**62, below_seq=7 * each + 11) == 10
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM candle").fetchone() == (FEW - each // 2 - 10,)
         if version == 3:

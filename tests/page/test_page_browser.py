@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 PAIRS = 6
 SPEED = 20
 TOKEN = "an-invented-token-0123"  # noqa: S105
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 class Process:

@@ -12,7 +12,7 @@ from aiohttp import web
 from marketfeed.page.events import EVERY_S, MAX_LISTENERS, Events, Snapshot
 from tests.waiting import until
 
-WAIT_S = 30.0
+WAIT_S = 180.0
 
 
 @contextlib.asynccontextmanager

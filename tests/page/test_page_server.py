@@ -29,7 +29,7 @@ from tests.waiting import until
 PAIRS = 3
 PAIR = "BTC/USDT:USDT"
 TOKEN = "an-invented-token-0123"  # noqa: S105
-WAIT_S = 30.0
+WAIT_S = 180.0
 
 
 class Running:

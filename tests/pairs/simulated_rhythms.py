@@ -222,7 +222,9 @@ class Rhythms:
                 if one.live_to_ms is not None and one.live_to_ms >= young_ms
             ]
         if not starts_ms:
-            assert not looks or not every or all(one.live_to_ms is None for one in every)
+            # Who joined lately has not been heard, as in a halt of all: else the look is for it.
+            lately = [one for one in every if looks and one.live_from_ms >= now_ms - HOUR_MS]
+            assert all(one.live_to_ms is None for one in lately)
             return
         end_ms = schema.to_minute(now_ms) + MINUTE_MS
         where = TimeRange(min(starts_ms) - EARLIER_MS, end_ms)
@@ -396,6 +398,8 @@ def _wrong_interval(one: Settling) -> Iterator[str]:
         passed = settlements.passed(one.announced, row.time_ms)
         between = [at_ms for at_ms in passed if at_ms > last_ms]
     found = settlements.interval_h(row, one.settled_to_ms, between)
-    true_ms = max(at for at, kind in one.published if kind == REGULAR and at <= one.said_ms)
-    if found is not None and found * HOUR_MS != one.heard_next_ms - true_ms:
+    # None where it halted before its first one, which is settled all the same.
+    before = (at for at, kind in one.published if kind == REGULAR and at <= one.said_ms)
+    true_ms = max(before, default=None)
+    if found is not None and (true_ms is None or found * HOUR_MS != one.heard_next_ms - true_ms):
         yield f"an interval of {found} h: {row}, settled last at {true_ms}"

@@ -145,7 +145,7 @@ class _Played:
     def _post(self, name: str, body: bytes) -> bytes:
         request = urllib.request.Request(self._url + name, data=body)  # noqa: S310 - loopback
         try:
-            with urllib.request.urlopen(request, timeout=20.0) as response:  # noqa: S310 - loopback
+            with urllib.request.urlopen(request, timeout=180.0) as response:  # noqa: S310 - loopback
                 answer: bytes = response.read()
         except urllib.error.HTTPError as error:
             raise SettingsError(f"{body!r}: {error.read()!r}") from error

@@ -105,6 +105,36 @@ def test_a_later_listing_without_an_end_is_believed_by_what_rest_says() -> None:
             assert spans(known) == [(FIRST.listed_ms, T0 + 7), (SECOND.listed_ms, None)]
 
 
+def test_a_pair_is_perhaps_replaced_until_it_is_known_what_became_of_its_contract() -> None:
+    known = KnownLives()
+    known.take_in(info(FIRST, BTC), T0)
+    assert known.perhaps_replaced == set()
+    # Its end was not seen: the next contract is announced, and then trades.
+    pending = replace(SECOND, status="PENDING_TRADING", contract_type="")
+    known.take_in(info(pending, BTC), SECOND.listed_ms - HOUR_MS)
+    assert known.perhaps_replaced == {PAIR}
+    known.take_in(info(SECOND, BTC), SECOND.listed_ms + HOUR_MS)
+    (doubt,) = known.doubts
+    assert known.perhaps_replaced == {PAIR}
+    known.answered(doubt, False, T0)
+    known.take_in(info(SECOND, BTC), SECOND.listed_ms + 2 * HOUR_MS)
+    assert (known.perhaps_replaced, len(known.lives[PAIR])) == (set(), 2)
+
+
+def test_a_date_that_is_wrong_and_an_end_that_is_known_replace_nothing() -> None:
+    known = KnownLives()
+    known.take_in(info(FIRST), T0)
+    known.take_in(info(SECOND), SECOND.listed_ms + HOUR_MS)
+    (doubt,) = known.doubts
+    known.answered(doubt, True, None)
+    known.take_in(info(SECOND), SECOND.listed_ms + 2 * HOUR_MS)
+    assert (known.perhaps_replaced, spans(known)) == (set(), [(FIRST.listed_ms, None)])
+    ended = KnownLives()
+    ended.take_in(info(replace(FIRST, delivery_ms=T0)), T0 - HOUR_MS)
+    ended.take_in(info(replace(SECOND, status="PENDING_TRADING", contract_type="")), T0 + HOUR_MS)
+    assert ended.perhaps_replaced == set()
+
+
 def test_another_symbol_has_the_name_once_the_first_has_ended() -> None:
     known = KnownLives()
     known.take_in(info(FIRST), T0)

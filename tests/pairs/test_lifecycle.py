@@ -129,7 +129,7 @@ def run_following(
     **options: Any,
 ) -> None:
     async def run() -> None:
-        chosen = {"pairs": 6, "timeframes": ("1m", "3m"), "speed": 240.0, **options}
+        chosen = {"pairs": 6, "timeframes": ("1m", "3m"), "speed": 120.0, **options}
         async with (
             Simulator(SimulatorOptions(**chosen)) as sim,
             _running(path, sim, exchange or {}) as following,
@@ -214,7 +214,7 @@ def test_a_delisted_pair_ends_at_its_date_and_never_looks_stale(path: Path) -> N
     async def check(following: Following) -> None:
         pair = following.sim.market.instruments[0].pair
         before = following.undisturbed()
-        end_ms = following.sim.change(Delist(pair, in_s=300.0))
+        end_ms = following.sim.change(Delist(pair, in_s=900.0))
         await until(lambda: following.catalog()[pair].ended_ms == end_ms)
         assert following.sim.now_ms() < end_ms
         assert following.pairs == 6
@@ -263,7 +263,7 @@ def test_the_history_of_a_pair_that_joins_is_filled_at_once(path: Path) -> None:
             async with _running(path, sim, {"pairs": names}, history) as following:
                 await until(lambda: following.filled == 2)
                 sim.change(SetStatus(pair, "TRADING"))
-                await until(lambda: following.filled == 3, timeout_s=30.0)
+                await until(lambda: following.filled == 3)
                 await until(lambda: pair in following.catalog())
                 with following.reader() as reader:
                     assert len(reader.get_ohlcv(pair, "1m", 1_000, max_age_s=None)) == 1_000
@@ -293,7 +293,7 @@ def test_a_pair_that_ends_while_its_history_is_filled_is_filled_all_the_same(pat
             await until(lambda: following.filled == 2)
             with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
                 await until(lambda: _open_history(db, pair) == 0)
-            await until(lambda: following.collector.report().state == "well", timeout_s=20.0)
+            await until(lambda: following.collector.report().state == "well")
 
     uvloop.run(run())
 

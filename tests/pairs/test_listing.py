@@ -24,7 +24,7 @@ from marketfeed.records import CatalogEntry
 from marketfeed.settings.model import ExchangeSettings
 
 NOW_MS: Final = 1_790_006_400_000
-WAIT_S: Final = 30.0
+WAIT_S: Final = 180.0
 
 
 def contract(base: str, status: str = "TRADING", delivery_ms: int = NEVER_MS) -> dict[str, Any]:

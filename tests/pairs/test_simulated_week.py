@@ -82,6 +82,7 @@ def test_contracts_of_a_name_follow_each_other(seed: int) -> None:
     assert 3 <= live <= 15
 
 
+@pytest.mark.long(80)
 def test_hours_of_it_through_the_real_collector_and_what_would_be_wrong_is_seen(
     tmp_path: Path,
 ) -> None:

@@ -20,6 +20,9 @@ from tests.pairs import simulated_rhythms, simulated_year
 from tests.pairs.simulated_rhythms import Rhythms
 from tests.pairs.simulated_year import START_MS, Year
 
+FIRST, SECOND = object(), object()
+"""Two contracts."""
+
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_series_is_right_at_every_day_s_end(seed: int) -> None:
@@ -110,6 +113,38 @@ def wrong_settlements(seed: int, days: int) -> Iterator[list[str]]:
 def test_settlements_are_right_at_every_day_s_end(seed: int) -> None:
     for day, wrong in enumerate(wrong_settlements(seed, 60)):
         assert wrong == [], day
+
+
+def test_a_contract_that_joins_in_a_halt_of_all_is_looked_for_once_it_is_heard() -> None:
+    rhythms = Rhythms(random.Random(1), START_MS, every_h=10**9)
+    contracts = {"C0": (object(), START_MS, None)}
+    heard = True
+    for hour in range(60):
+        if hour == 30:
+            contracts["C1"] = (object(), START_MS + 30 * schema.HOUR_MS, None)
+        heard = not 26 <= hour < 34
+        rhythms.pass_hour(START_MS + hour * schema.HOUR_MS, contracts, lambda *_: heard)  # noqa: B023
+        if hour == 31:
+            # Settled last more than an hour before, and not heard yet: nothing is to be asked.
+            assert rhythms.look_ms is None
+            assert rhythms.followed["C1"].live_to_ms is None
+    assert list(rhythms.wrong(START_MS + 60 * schema.HOUR_MS)) == []
+    assert rhythms.followed["C1"].stored
+
+
+def test_a_contract_that_halts_before_its_first_settlement_has_no_interval() -> None:
+    rhythms = Rhythms(random.Random(1), START_MS, every_h=10**9)
+    listed_ms = START_MS + 30 * schema.HOUR_MS
+    for hour in range(60):
+        now_ms = START_MS + hour * schema.HOUR_MS
+        contracts = {"C0": (FIRST, START_MS, None)}
+        if hour >= 30:
+            contracts["C1"] = (SECOND, listed_ms, None)
+        rhythms.pass_hour(now_ms, contracts, lambda pair, _: pair == "C0" or hour == 30)  # noqa: B023
+        assert list(rhythms.wrong(now_ms + schema.HOUR_MS)) == []
+    one = rhythms.followed["C1"]
+    assert one.said_ms is not None
+    assert min(at_ms for at_ms, _ in one.stored) > one.said_ms
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The section of what the aggregator forwards: real bots, bursts, conflicts, troubles, lost ledgers."""
+"""The section of what the aggregator forwards: real bots, bursts, conflicts, troubles, a third bot."""
 
 import sys
 from pathlib import Path
@@ -16,13 +16,16 @@ _WHOLE: Final[dict[str, tuple[str, ...]]] = {
     "burst": (),
     "conflicts": (),
     "recovery": (),
+    "health": (),
     "ledgers": (),
+    "meta": (),
     "kills": ("--decisions", "1000", "--seed", "1"),
 }
 _QUICK: Final[dict[str, tuple[str, ...]]] = {
     "examples": _SCRIPTED,
     "burst": (*_SCRIPTED, "--pairs", "60", "--window-s", "3"),
     "conflicts": (*_SCRIPTED, "--window-s", "6"),
+    "meta": (*_SCRIPTED, "--calm", "4", "--burst", "4", "--kills", "1"),
     "kills": (*_SCRIPTED, "--quick"),
 }
 

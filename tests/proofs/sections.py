@@ -17,6 +17,13 @@ from tests.proofs.section import Section, Table, markdown
 
 PEER_3: Final = "python3.13"
 PEER_VENV: Final = ROOT / ".venv-proofs"
+_LONG: Final = {
+    "READ_ERRORS": "12",
+    "DISK_ERRORS": "25",
+    "FRAMES": "1000000",
+    "MARKETFEED_TEST_ROLLOVERS": "30",
+}
+"""How often what the suite does in short is done here."""
 
 
 class Proofs:
@@ -35,15 +42,18 @@ class Proofs:
         section = Section(title="Faults, and what they cost")
         board, junit = self._logs / "faults.jsonl", self._logs / "faults.xml"
         board.unlink(missing_ok=True)
-        tests = ["tests/faults", "--deselect=tests/faults/test_fault_exchange_soak.py"]
+        tests = [
+            *("tests/faults", "--deselect=tests/faults/test_fault_exchange_soak.py"),
+            "tests/binance/test_rollovers.py",
+        ]
         if self._quick:
             tests = ["tests/faults/test_fault_exchange_frames.py"]
         done = run(
             ["-m", "pytest", "-q", *tests, f"--junitxml={junit}"],
-            1_200.0,
+            1_800.0,
             python=sys.executable,
             log=self._logs / "faults.log",
-            environment={VARIABLE: str(board), "READ_ERRORS": "12"},
+            environment={VARIABLE: str(board), **_LONG},
         )
         section.took(done)
         hours, every = ("0.5", "0.7") if self._quick else ("8", "1.5")

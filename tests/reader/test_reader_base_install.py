@@ -67,6 +67,7 @@ def base_python() -> Path:
     return python
 
 
+@pytest.mark.long(20)
 def test_the_base_install_reads_a_journal(base_python: Path, path: Path) -> None:
     candles = [candle(START_MS + n * M3) for n in range(3)]
     store(path, entry(), candles)

@@ -283,7 +283,7 @@ def test_a_wait_ends_when_the_exchange_has_answered_without(path: Path, clock) -
             batch = Batch()
             batch.absent.append((KEY, slots(MANY - 1, MANY), NOW_MS + hours * H1))
             journal.write(batch)
-        waiting.join(30)
+        waiting.join(180)
         assert not waiting.is_alive()
         assert found == [()]
 

@@ -97,7 +97,7 @@ def upgrader(path: Path) -> Iterator[Child]:
     opened: list[sqlite3.Connection] = []
 
     def begin(meta: tuple[int, int, int]) -> None:
-        opened.append(sqlite3.connect(path, isolation_level=None, timeout=30.0))
+        opened.append(sqlite3.connect(path, isolation_level=None, timeout=180.0))
         opened[-1].execute("BEGIN EXCLUSIVE")
         grow(opened[-1], meta)
 

@@ -31,7 +31,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.long
+@pytest.mark.long(40)
 def test_the_reader_works_from_the_wheel_alone(tmp_path: Path) -> None:
     dist = tmp_path / "dist"
     subprocess.run(

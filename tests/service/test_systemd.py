@@ -14,10 +14,10 @@ import pytest
 
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.service.systemd import STATUS_CHARS, SystemdNotifier
+from marketfeed.service.systemd import STATUS_CHARS, SystemdNotifier, extending_start
 from tests.waiting import until
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 180.0
 
 
 class Listener:
@@ -252,3 +252,20 @@ def test_a_watchdog_of_another_process(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_PID", pid)
     assert (notifier()._watchdog_s is None) == (pid == "1")
+
+
+def test_a_start_that_recovers_a_large_file_asks_for_time(
+    systemd: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marketfeed.service.systemd.EXTEND_S", 0.03)
+
+    async def run() -> None:
+        async with extending_start(60.0):
+            await systemd.until("EXTEND_TIMEOUT_USEC=30000", times=3)
+        asked = len(systemd.read())
+        # For one of the usual size nothing is asked, nor once it is open.
+        async with extending_start(0.0):
+            await asyncio.sleep(0.0)
+        assert len(systemd.read()) == asked
+
+    asyncio.run(run())

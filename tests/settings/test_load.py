@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from marketfeed.errors import SettingsError
 from marketfeed.settings import model as config
-from marketfeed.settings.aggregator import AggregatorSettings, BotsSettings, FeedersSettings
+from marketfeed.settings.aggregator import AggregatorSettings, BotsSettings
 from marketfeed.settings.load import describe, load_settings, variables
 from marketfeed.settings.model import (
     Duration,
@@ -43,13 +43,12 @@ def test_the_shipped_file_loads_and_shows_the_defaults() -> None:
     shipped = load_settings(SHIPPED, {})
     assert shipped.influxdb.org == "marketfeed"
     example = shipped.aggregator
-    assert (len(example.feeders.long), len(example.feeders.short)) == (5, 5)
     assert (example.bots.long.url, example.bots.short.url) == (
         "http://bot1.example:8080",
         "http://bot2.example:8080",
     )
-    bare = {"feeders": FeedersSettings(), "bots": BotsSettings()}
-    assert example.model_copy(update=bare) == AggregatorSettings()
+    # Addresses of bots are examples: orders must go to no host that nobody has named.
+    assert example.model_copy(update={"bots": BotsSettings()}) == AggregatorSettings()
     others = {"influxdb": InfluxSettings(), "aggregator": AggregatorSettings()}
     assert shipped.model_copy(update=others) == Settings()
     assert shipped.influxdb.model_copy(update={"org": None}) == InfluxSettings()
@@ -63,6 +62,7 @@ def test_the_shipped_file_has_every_key_and_no_secret() -> None:
         "aggregator.status.token",
         "aggregator.bots.long.password",
         "aggregator.bots.short.password",
+        "aggregator.bots.meta.password",
     }
     assert keys == variables().keys() - secrets
     assert all(variables()[secret] in SHIPPED.read_text() for secret in secrets)
@@ -118,7 +118,11 @@ def test_the_defaults() -> None:
             "port": 8080,
             "status": {"host": "127.0.0.1", "port": 9109, "token": None, "token_file": None},
             "ledger": {"path": "/var/lib/marketfeed/ledger.db", "keep": "30d"},
-            "feeders": {"long": [], "short": [], "aliases": {}},
+            "feeders": {
+                "long": ["73", "74", "75", "79", "108"],
+                "short": ["120", "121", "122", "123", "124"],
+                "aliases": {"75": ["75a", "75b", "75c"]},
+            },
             "accounts": [],
             "window_s": 60.0,
             "min_agreements": 3,
@@ -141,10 +145,11 @@ def test_the_defaults() -> None:
                     "timeout_s": 20.0,
                     "stakeamount": None,
                 }
-                for side in ("long", "short")
+                for side in ("long", "short", "meta")
             },
             "unconfirmed_s": 40.0,
             "opposite_open": "send",
+            "outside_whitelist": "send",
         },
     }
 

@@ -83,6 +83,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "aggregator.expire_s": "10",
         "aggregator.unconfirmed_s": "50",
         "aggregator.opposite_open": "skip",
+        "aggregator.outside_whitelist": "skip",
         "aggregator.default_leverage": "2",
         "aggregator.max_leverage": "3",
         "aggregator.ordertypes": "market",

@@ -406,7 +406,10 @@ HASH = "scrypt$16384$8$1$" + "0" * 32 + "$" + "1" * 64
             ["c4n4ry"],
             r"^accounts\[0\]: expected a mapping with keys of username, hash, feeder; found",
         ),
-        ([{"username": "a"}], r"^accounts\[0\]\.hash: expected a value; found nothing$"),
+        (
+            [{"username": "a"}],
+            r"^accounts\[0\]\.hash: expected a hash as `marketfeed hash-password` prints it; found nothing$",
+        ),
         ([{"username": "c4n4ry:", "hash": HASH}], r"^accounts\[0\]\.username: .*; found \*\*\*$"),
         ([{"username": "a", "hash": "c4n4ry"}], r"^accounts\[0\]\.hash: .*; found \*\*\*$"),
         ([{"username": "a", "hash": HASH, "feeder": "c4n4ry!"}], r"feeder: .*; found \*\*\*$"),
@@ -416,11 +419,11 @@ HASH = "scrypt$16384$8$1$" + "0" * 32 + "$" + "1" * 64
         ),
         (
             [{"username": "a", "hash": HASH}] * 2,
-            "accounts with a different username each; found a list",
+            r"^accounts\[1\]\.username: expected another username than that of accounts\[0\]; found the",
         ),
         (
             [{"username": "a", "hash": HASH, "feeder": "9"}],
-            "one of aggregator.feeders as account 0's",
+            r"^accounts\[0\]\.feeder: expected one of aggregator.feeders \(73, 74, .*, 124\); found '9'$",
         ),
     ],
 )
@@ -435,10 +438,47 @@ def test_no_representation_shows_a_hash() -> None:
     assert HASH not in f"{account!r} {account} {account.model_dump()} {account.model_dump_json()}"
 
 
-@pytest.mark.parametrize("value", ["x", ["ab"], ["a"], [1], [None], {"1": "x"}, {"1": ["a", "a"]}])
+@pytest.mark.parametrize("value", ["x", ["ab"], ["a"], [1], [None]])
 def test_aliases_refused(value: object) -> None:
     with pytest.raises(RefusedError, match="a mapping of feeders to their other names, such as"):
         key(FeedersSettings, "aliases", long=["1"])(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ({"1": "x"}, r"aliases\.1: expected a list of other names such as \[75a, 75b\]; found 'x'"),
+        (
+            {"1": ["a", "a"]},
+            r"aliases\.1\[1\]: expected each name once \(it is one of 1's .*; found 'a'",
+        ),
+        ({"1": ["a", "b c"]}, r"aliases\.1\[1\]: expected a feeder's name: .*; found 'b c'"),
+        (
+            {"3": ["a"]},
+            r"aliases\.3: expected one of the feeders of long and short \(1, 2\); found '3'",
+        ),
+        ({"1": ["2"]}, r"aliases\.1\[0\]: expected another name than a feeder's own; found '2'"),
+    ],
+)
+def test_a_mistake_in_aliases_is_named_where_it_stands(value: object, what: str) -> None:
+    with pytest.raises(RefusedError, match=f"^{what}$"):
+        key(FeedersSettings, "aliases", long=["1"], short=["2"])(value)
+
+
+def test_a_feeder_of_both_sides_is_named_where_it_stands() -> None:
+    what = r"^short\[1\]: expected a feeder that does not vote long as well; found '1'$"
+    with pytest.raises(RefusedError, match=what):
+        key(FeedersSettings, "short", long=["1"])(["2", "1"])
+
+
+def test_feeders_that_are_left_out_are_those_shown() -> None:
+    assert AggregatorSettings().feeders.known == AggregatorSettings(min_agreements=5).feeders.known
+    assert len(AggregatorSettings().feeders.known) == 10
+    # Who names those of one side has none of the other.
+    assert (
+        AggregatorSettings.model_validate({"feeders": {"long": ["a", "b", "c"]}}).feeders.short
+        == ()
+    )
 
 
 @pytest.mark.parametrize("value", [[], "market", ["market"] * 2, ["stop"], ["market", 1], None])

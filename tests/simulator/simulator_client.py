@@ -14,7 +14,7 @@ from marketfeed.simulator.server import Simulator, SimulatorOptions
 DATA = Path(__file__).parents[1] / "data"
 CONTROL = (DATA / "control_frames.jsonl").read_text("utf-8").splitlines()
 START_MS = 1_790_000_040_000
-WAIT_S = 10.0
+WAIT_S = 180.0
 PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT", "币安人生/USDT:USDT", "SIM001/USDT:USDT")
 SYMBOLS = ("btcusdt", "ethusdt", "币安人生usdt", "sim001usdt")
 

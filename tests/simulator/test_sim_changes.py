@@ -146,6 +146,39 @@ def test_settlements_change_and_are_of_one_contract_alone(market: Market) -> Non
     assert all(one.funding_time >= at_ms for one in settled(market, pair))
 
 
+@pytest.mark.parametrize("how", ["wrong date", "announced"])
+def test_what_exchangeinfo_says_of_a_listing_changes_no_answer_of_what_traded(
+    market: Market, how: str
+) -> None:
+    one = market.instruments[1]
+
+    def answers() -> tuple[object, ...]:
+        listed = row(market, one.pair)
+        since_ms = START_MS - 30 * HOUR_MS
+        return (
+            json.loads(market.klines(one.symbol, "1h", since_ms, None, 100)),
+            json.loads(market.mark_klines(listed, "1h", since_ms, None, 100)),
+            settled(market, one.pair, START_MS - 9 * DAY_MS),
+            market.last_price(listed),
+            market.ticker(listed),
+            market.premium(listed),
+        )
+
+    run(market, START_MS + 2 * HOUR_MS)
+    market.change(EndByStatus(one.pair))
+    run(market, START_MS + 3 * HOUR_MS)
+    before = answers()
+    assert [len(rows) for rows in before[:2] if isinstance(rows, list)] == [33, 33]
+    if how == "wrong date":
+        market.change(SetOnboard(one.pair, 0.1))
+        assert row(market, one.pair).onboard_ms > START_MS
+    else:
+        # Of another price, and with other digits.
+        market.change(Enlist(one.pair, in_s=3_600, price=0.02))
+        assert row(market, one.pair).status == "PENDING_TRADING"
+    assert answers() == before
+
+
 def test_a_quiet_market_has_fewer_trades() -> None:
     usual, quiet = (
         Simulator(SimulatorOptions(pairs=4, liveliness=share)).market for share in (1.0, 0.1)

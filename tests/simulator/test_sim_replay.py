@@ -18,7 +18,7 @@ from marketfeed.simulator.server import Simulator, SimulatorOptions
 DATA = Path(__file__).parents[1] / "data"
 RAW = DATA / "recorded_mainnet_2021-07.raw"
 CLOSING = DATA / "closing_frames.jsonl"
-WAIT_S = 10.0
+WAIT_S = 180.0
 
 
 def recorded_klines() -> list[str]:

@@ -44,7 +44,7 @@ class Killer:
         assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(30)
+        self._process.wait(180)
 
     def migrate(self, kind: str, version: int, point: str, path: Path) -> int:
         """Migrate a file in a process of its own that kills itself at `point`; returns how it ended."""

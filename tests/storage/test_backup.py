@@ -1,7 +1,9 @@
 """`marketfeed backup`: whole, of one moment, beside a writer; never over another file, nothing left half."""
 
+import errno
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,13 +16,16 @@ import pytest
 
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND as LEDGER
+from marketfeed.commands.check import check_file
 from marketfeed.errors import BackupError, JournalError, JournalForeignError
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import KIND, Journal
 from marketfeed.records import Candle
+from marketfeed.storage import backup
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect
 from reader import MarketReader
+from tests.sweeps import delete
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_767_225_600_000
@@ -135,6 +140,75 @@ os.kill(os.getpid(), 9)
     assert len(opens(folder / "copy.db")) == 100
 
 
+def test_compacted_it_has_no_page_that_is_free(path: Path, folder: Path) -> None:
+    stages: list[str] = []
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 20_000))
+        (pair_id,) = journal.db.execute("SELECT id FROM pair").fetchone()
+        assert delete(journal, "candle", pair_id, T0 + 15_000 * MINUTE) == 15_000
+    finding, _ = check_file(KIND, path)
+    free = int(re.findall(r"([\d,]+) bytes of it are free", finding.text)[0].replace(",", ""))
+    assert "marketfeed backup --compact" in finding.text
+    plain = back_up(KIND, path, folder / "plain.db", nothing)
+    small = back_up(
+        KIND, path, folder / "small.db", lambda stage, _: stages.append(stage), compact=True
+    )
+    assert plain.bytes == path.stat().st_size
+    # What check says that it frees, but for pages that were half full: those it may save on top.
+    assert small.bytes <= plain.bytes - free < plain.bytes / 2
+    assert "done" in stages
+    assert (folder / "small.db").stat().st_mode & 0o777 == 0o640
+    assert opens(folder / "small.db") == opens(path)
+    assert "bytes of it are free" not in check_file(KIND, folder / "small.db")[0].text
+
+
+def test_beside_a_writer_it_is_compacted_as_it_stood(path: Path, folder: Path) -> None:
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 500))
+        report = back_up(KIND, path, folder / "copy.db", nothing, compact=True)
+        journal.write(candles(500, 10))
+    assert report.checked
+    assert len(opens(folder / "copy.db")) == 500
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_copy_that_lets_the_wal_grow_too_large_is_given_up(
+    path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, compact: bool
+) -> None:
+    """As onto a disk so slow that the writer has committed too much meanwhile."""
+    monkeypatch.setattr(backup, "_LOOK_S", 0.0)
+    grown = iter([0, *[10**9] * 10**6])
+    monkeypatch.setattr(backup, "wal_bytes", lambda _: next(grown))
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 30_000 if compact else 10))
+        with pytest.raises(BackupError, match="its -wal has grown to 1,000 MB"):
+            back_up(KIND, path, folder / "copy.db", nothing, compact=compact)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_large_copy_is_checked_whole_when_asked(
+    path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "CHECKED_BYTES", 1_000)
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 1_000))
+    assert not back_up(KIND, path, folder / "quick.db", nothing).checked
+    assert back_up(KIND, path, folder / "whole.db", nothing, check=True).checked
+
+
+def test_between_file_systems_it_is_read_and_written(
+    path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 1_000))
+        back_up(KIND, path, folder / "copy.db", nothing)
+    assert len(opens(folder / "copy.db")) == 1_000
+
+
 def test_nothing_is_overwritten(path: Path, folder: Path) -> None:
     with Journal.open(path) as journal:
         journal.write(candles(0, 1))
@@ -191,6 +265,7 @@ def test_a_kill_leaves_no_name(path: Path, tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
+from marketfeed.storage import backup
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.reading import inspect
 from marketfeed.journal.journal import KIND

@@ -8,6 +8,7 @@ from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.retention import expired
 from marketfeed.records import Candle
+from tests.sweeps import sweep_out
 
 PAIR = "BTC/USDT:USDT"
 T0 = 1_790_000_160_000
@@ -35,11 +36,9 @@ def test_what_wrote_nothing_is_no_commit_and_every_deleted_candle_counts(tmp_pat
         # A repeat takes numbers.
         assert journal.write(batch) == 0
         assert counted(path) == (2, 0)
-        for what in expired(journal, {"candle": 3 * M1, "mark_price": M1}):
-            journal.delete(what)
+        sweep_out(journal, expired(journal, {"candle": 3 * M1, "mark_price": M1}))
         assert counted(path) == (3, 6)
-        for what in expired(journal, {"candle": 3 * M1}):
-            assert journal.delete(what) == 0
+        assert sweep_out(journal, expired(journal, {"candle": 3 * M1})) == 0
         assert counted(path) == (3, 6)
     # By a hand.
     with closing(sqlite3.connect(path)) as db, db:

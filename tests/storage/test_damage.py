@@ -2,22 +2,24 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from marketfeed.errors import JournalError
+from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.journal.journal import Journal
 from marketfeed.storage.damage import (
+    aside_advice,
     aside_reason,
+    check_whole,
     damage,
-    find_damage,
-    is_certain,
     is_damage,
-    is_failed_read,
+    meaning_of,
     put_aside,
     require_readable,
     set_aside_beside,
 )
+from marketfeed.storage.meaning import Meaning, meaning_of_verdict
 
 
 def error_of(code: int, text: str = "") -> sqlite3.DatabaseError:
@@ -27,34 +29,112 @@ def error_of(code: int, text: str = "") -> sqlite3.DatabaseError:
     return error
 
 
-@pytest.mark.parametrize(
-    ("error", "damaged", "certain", "failed"),
-    [
-        (error_of(sqlite3.SQLITE_CORRUPT), True, False, False),
-        (error_of(sqlite3.SQLITE_NOTADB), True, False, False),
-        # An index that lacks a row: pages were read, and contradict each other.
-        (error_of(sqlite3.SQLITE_CORRUPT_INDEX), True, True, False),
-        (error_of(sqlite3.SQLITE_IOERR_SHORT_READ), True, False, True),
-        (error_of(0, "Could not decode to UTF-8 column 'pair'"), True, True, False),
-        (damage("no row in table sequence"), True, True, False),
-        (error_of(sqlite3.SQLITE_IOERR), False, False, True),
-        (error_of(sqlite3.SQLITE_IOERR_READ), False, False, True),
-        (error_of(8458), False, False, True),
-        (error_of(sqlite3.SQLITE_CANTOPEN), False, False, False),
-        (error_of(sqlite3.SQLITE_NOMEM), False, False, False),
-        (error_of(sqlite3.SQLITE_PROTOCOL), False, False, False),
-        (error_of(sqlite3.SQLITE_FULL), False, False, False),
-    ],
-    ids=lambda value: str(getattr(value, "sqlite_errorcode", "")),
+REFUSED: Final = (
+    "ERROR",
+    "PERM",
+    "ABORT",
+    "BUSY",
+    "BUSY_RECOVERY",
+    "BUSY_SNAPSHOT",
+    "BUSY_TIMEOUT",
+    "LOCKED",
+    "LOCKED_SHAREDCACHE",
+    "NOMEM",
+    "READONLY",
+    "READONLY_RECOVERY",
+    "READONLY_CANTLOCK",
+    "READONLY_DBMOVED",
+    "READONLY_DIRECTORY",
+    "INTERRUPT",
+    "IOERR",
+    "IOERR_WRITE",
+    "IOERR_FSYNC",
+    "IOERR_DIR_FSYNC",
+    "IOERR_TRUNCATE",
+    "IOERR_FSTAT",
+    "IOERR_LOCK",
+    "IOERR_RDLOCK",
+    "IOERR_NOMEM",
+    "IOERR_SHMMAP",
+    "IOERR_SHMOPEN",
+    "IOERR_SHMLOCK",
+    "IOERR_MMAP",
+    "FULL",
+    "CANTOPEN",
+    "CANTOPEN_ISDIR",
+    "CANTOPEN_FULLPATH",
+    "PROTOCOL",
+    "SCHEMA",
+    "TOOBIG",
+    "CONSTRAINT_UNIQUE",
+    "MISUSE",
+    "AUTH",
+    "RANGE",
 )
-def test_what_an_error_says(
-    error: sqlite3.DatabaseError, damaged: bool, certain: bool, failed: bool
-) -> None:
-    assert (is_damage(error), is_certain(error), is_failed_read(error)) == (
-        damaged,
-        certain,
-        failed,
-    )
+"""Busy, full, not permitted, no memory, …: nothing is said of the file's bytes."""
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        # What no failed read looks like.
+        ("SQLITE_NOTADB", Meaning.DAMAGE),
+        ("SQLITE_IOERR_SHORT_READ", Meaning.DAMAGE),
+        ("SQLITE_CORRUPT_INDEX", Meaning.DAMAGE),
+        ("SQLITE_CORRUPT_SEQUENCE", Meaning.DAMAGE),
+        ("SQLITE_CORRUPT_VTAB", Meaning.DAMAGE),
+        # What EIO ends as, too.
+        ("SQLITE_CORRUPT", Meaning.UNCLEAR),
+        ("SQLITE_IOERR_READ", Meaning.FAILED_READ),
+        ("SQLITE_IOERR_CORRUPTFS", Meaning.FAILED_READ),
+        ("SQLITE_IOERR_DATA", Meaning.FAILED_READ),
+        # The file stays.
+        *((f"SQLITE_{name}", Meaning.REFUSED) for name in REFUSED),
+    ],
+)
+def test_what_a_code_says(name: str, meaning: Meaning) -> None:
+    error = error_of(getattr(sqlite3, name))
+    assert meaning_of(error) is meaning
+    ours = JournalWriteError("journal: …", is_damage(error))
+    ours.__cause__ = error
+    assert meaning_of(ours) is meaning
+    assert meaning.is_of_reading == (meaning is not Meaning.REFUSED)
+    assert is_damage(error) == (meaning in (Meaning.DAMAGE, Meaning.UNCLEAR))
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (error_of(0, "Could not decode to UTF-8 column 'pair'"), Meaning.DAMAGE),
+        (error_of(0, "Cannot operate on a closed database."), Meaning.REFUSED),
+        (damage("no row in table sequence"), Meaning.DAMAGE),
+        (JournalWriteError("the file is gone", damaged=True), Meaning.DAMAGE),
+        (JournalError("not open"), Meaning.REFUSED),
+        (None, Meaning.REFUSED),
+    ],
+)
+def test_what_an_error_without_a_code_says(error: BaseException | None, meaning: Meaning) -> None:
+    assert meaning_of(error) is meaning
+
+
+@pytest.mark.parametrize(
+    ("verdict", "meaning"),
+    [
+        ("ok", None),
+        # As SQLite 3.40 words them: of a page that a disk does not give (EIO by a preloaded library),
+        ("*** in database main ***\nPage 91: unable to get the page. error code=8458", Meaning.FAILED_READ),
+        ("*** in database main ***\nOn tree page 213 cell 0: failed to get page 212", Meaning.UNCLEAR),
+        ("*** in database main ***\nPage 91: unable to get the page. error code=7", Meaning.REFUSED),
+        ("*** in database main ***\nPage 91: unable to get the page. error code=522", Meaning.DAMAGE),
+        # … and of pages that are none.
+        ("*** in database main ***\nTree 3 page 9: btreeInitPage() returns error code 11", Meaning.DAMAGE),
+        ("*** in database main ***\nTree 2 page 2 cell 0: Rowid 5 out of order", Meaning.DAMAGE),
+        ("wrong # of entries in index candle_seq", Meaning.DAMAGE),
+        ("NULL value in candle.open", Meaning.DAMAGE),
+    ],
+)  # fmt: skip
+def test_what_a_check_says(verdict: str, meaning: Meaning | None) -> None:
+    assert meaning_of_verdict(verdict) is meaning
 
 
 def test_what_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
@@ -73,7 +153,7 @@ def test_sqlites_locks_outlast_a_reading(tmp_path: Path) -> None:
         assert before
         require_readable("journal", path)
         assert locks_of(path) == before
-        assert find_damage(path) == ""
+        assert check_whole("journal", path) is None
 
 
 def locks_of(path: Path) -> list[str]:
@@ -107,3 +187,8 @@ def test_a_reason_says_where_and_what_to_do() -> None:
     assert "remove it" in one
     many = aside_reason("ledger", [f"/{n}" for n in range(5)])
     assert many.startswith("5 damaged ledgers were set aside: /0, /1, /2 and 2 more: ")
+
+
+def test_advice_on_what_was_taken_over_says_that_it_may_be_deleted() -> None:
+    assert "what only it held is missing" in aside_advice(["/a", "/b"], {"/a"})
+    assert "all that can be read was taken over" in aside_advice(["/a", "/b"], {"/a", "/b"})

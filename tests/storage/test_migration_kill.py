@@ -19,7 +19,6 @@ from marketfeed.aggregator.ledger_schema import KIND as LEDGER
 from marketfeed.errors import JournalError
 from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import KIND, Journal
-from marketfeed.journal.retention import DeleteRange
 from marketfeed.storage.backup import back_up
 from marketfeed.storage.database import convert
 from marketfeed.storage.reading import inspect
@@ -40,6 +39,7 @@ from tests.older_versions import (
 )
 from tests.older_versions import version as version_of
 from tests.storage.migration_kills import OPENED, Killer, points
+from tests.sweeps import delete
 
 POINTS = int(os.environ.get("KILLS", "10"))
 """Of each migration; `make proofs` takes more than 100."""
@@ -159,7 +159,8 @@ def test_a_journal_that_gains_what_its_version_has_by_now(tmp_path: Path, killer
             assert answers(reader) == answered
         ended[has_grown] += 1
     tell(ended)
-    assert ended[False] >= POINTS * 3 // 5
+    # Little is read before it grows: no check runs at the opening.
+    assert ended[False] >= POINTS // 3
 
 
 def test_what_is_promised_is_whole_or_gone(tmp_path: Path, killer: Killer) -> None:
@@ -172,7 +173,7 @@ def test_what_is_promised_is_whole_or_gone(tmp_path: Path, killer: Killer) -> No
         with Journal.open(path) as opened:
             opened.promise(promises)
             opened.look_through([(PAIR, "1m")], 50)
-            opened.delete(DeleteRange("candle", 1, T0 + CANDLES // 4 * M1))
+            delete(opened, "candle", 1, T0 + CANDLES // 4 * M1)
             before = dict(opened.coverage)
         assert check_coverage(path).mistakes == []
         assert killer.migrate("journal", 2, point, path) == -signal.SIGKILL

@@ -22,7 +22,7 @@ PROGRAM: Final = Path(__file__).with_name("fleet_bots.py")
 LIMIT: Final = 100
 SPEED: Final = float(os.environ.get("FLEET_SPEED", "20"))
 """The exchange's seconds per second: at 20 a minute is three."""
-TIMEOUT_S: Final = 60.0 + 120.0 / SPEED
+TIMEOUT_S: Final = 180.0 + 120.0 / SPEED
 """Wall seconds for whatever is waited for: far more than it takes."""
 LASTS_S: Final = 900.0
 """Longer than all of it (wall s)."""
@@ -55,7 +55,7 @@ class Exchange:
 
     @retrier_async
     async def _async_get_candle_history(self, pair, timeframe, candle_type, since_ms=None):
-        connection = http.client.HTTPConnection(self.address, timeout=10)
+        connection = http.client.HTTPConnection(self.address, timeout=180)
         connection.request("GET", f"/{candle_type}/{timeframe}/" + pair.split("/")[0])
         connection.getresponse().read()
         connection.close()

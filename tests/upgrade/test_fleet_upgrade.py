@@ -96,7 +96,7 @@ class Line:
         assert "Traceback" not in collector.log
 
 
-@pytest.mark.long
+@pytest.mark.long(60)
 def test_a_fleet_is_upgraded_in_order_without_a_request_to_the_exchange(
     tmp_path: Path, released: Released, scoreboard: Scoreboard
 ) -> None:

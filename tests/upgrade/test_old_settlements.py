@@ -72,7 +72,7 @@ def run(released: Released, script: str, *arguments: object) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=180,
         env=own_environment(),
     )
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def lacking(path: Path) -> tuple[int, int]:
         return found
 
 
-@pytest.mark.long
+@pytest.mark.long(50)
 def test_an_older_collector_and_this_one_take_turns(
     tmp_path: Path, earlier: Earlier, influxd: Influxd
 ) -> None:

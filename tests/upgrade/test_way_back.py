@@ -110,7 +110,7 @@ class Line:
             return {row["pair"]: dict(row) for row in found}
 
 
-@pytest.mark.long
+@pytest.mark.long(65)
 def test_a_journal_goes_back_to_the_released_version_and_returns(
     tmp_path: Path, released: Released, scoreboard: Scoreboard
 ) -> None:

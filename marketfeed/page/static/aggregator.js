@@ -16,6 +16,9 @@ const FORWARDS = {
   lost: ["✕", "lost: look into the bot", "bad"],
 };
 
+// Characters of what a signal has beside its vote: `marketfeed signals` shows all of it.
+const MOST_BESIDE = 80;
+
 const element = (id) => document.getElementById(id);
 const panels = new Panels(element("panels"));
 let shown = -1;
@@ -40,12 +43,19 @@ function fill(body, rows, nothing) {
   );
 }
 
+// What the meta bot made of its copy.
+function copy(decided) {
+  if (decided.meta_state === null) return "";
+  const [sign, words] = FORWARDS[decided.meta_state] ?? ["▲", decided.meta_state];
+  return ` · meta ${sign} ${words}`;
+}
+
 function forward(decided) {
   if (decided.state === null) return "–";
   const [sign, words, kind] = FORWARDS[decided.state] ?? ["▲", decided.state, "warn"];
   const status = decided.status === null ? "" : ` (${decided.status})`;
   const tries = decided.attempts > 1 ? `, ${decided.attempts} attempts` : "";
-  return [`${sign} ${words}${status}${tries}`, kind];
+  return [`${sign} ${words}${status}${tries}${copy(decided)}`, kind];
 }
 
 async function recent(seq) {
@@ -78,6 +88,17 @@ async function recent(seq) {
         one.feeder,
         one.confidence.toFixed(2),
         [one.outcome, one.outcome === "voted" ? "" : "warn"],
+        one.beside.length > MOST_BESIDE ? `${one.beside.slice(0, MOST_BESIDE)}…` : one.beside,
+      ]),
+      "None yet",
+    );
+    fill(
+      element("refused"),
+      body.refused.map((one) => [
+        time(one.last_ms).slice(5),
+        one.feeder ? `${one.who}, feeder ${one.feeder}` : one.who,
+        count(one.times),
+        [`${one.status} ${one.sentence}`, "warn"],
       ]),
       "None yet",
     );
@@ -97,6 +118,24 @@ const listed = (counts) => {
 };
 const sum = (counts) => Object.values(counts).reduce((total, value) => total + value, 0);
 
+// What a bot says of itself, and the orders that it refused, by why.
+function bot(told) {
+  const said = (value) => (value === null ? "not told" : String(value));
+  const outside = told.outside_pairs.length ? `: ${told.outside_pairs.slice(0, 3).join(", ")}` : "";
+  return [
+    ["State", said(told.state), told.state === "running" || told.state === null ? "" : "bad"],
+    ["Takes forced entries", said(told.force_entry_enable), told.force_entry_enable === false ? "bad" : ""],
+    ["Open trades at most", told.max_open_trades < 0 ? "any number" : said(told.max_open_trades)],
+    ["Stake, mode", `${said(told.stake_currency)}, ${said(told.trading_mode)}`],
+    ["Pairs on its whitelist", said(told.whitelist)],
+    ["Decisions of others", `${count(told.outside_whitelist)}${outside}`],
+    ["Expired though not full", count(told.expired_with_room), warnIf(told.expired_with_room)],
+    ...Object.entries(told.refusals)
+      .filter(([, value]) => value)
+      .map(([why, value]) => [`Refused: ${why}`, count(value)]),
+  ];
+}
+
 function now({ status, next_seq: seq }) {
   headline(status, "Marketfeed aggregator");
   if (seq !== shown && !asking && !document.hidden) recent(seq);
@@ -113,7 +152,13 @@ function now({ status, next_seq: seq }) {
     ["Forwards not confirmed", count(sum(status.unsettled)), warnIf(sum(status.unsettled))],
     ["Forwards lost", count(lost), badIf(lost)],
   ]);
+  for (const [side, told] of Object.entries(status.bots)) panels.show(`Bot of ${side}`, bot(told));
   panels.show("Signals", listed(status.signals));
+  const contradicting = Object.entries(status.contradictions);
+  if (contradicting.length) {
+    const rows = contradicting.map(([name, value]) => [name, count(value), "warn"]);
+    panels.show("Field and tag contradict each other", rows);
+  }
   panels.show("Refused", listed(status.refused));
   panels.show("Decisions", listed(status.decisions));
   panels.show("Forwards", listed(status.forwards));

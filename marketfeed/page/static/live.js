@@ -77,7 +77,6 @@ export function headline(status, title, trouble = "not well") {
   showHeadline(problems ? `✕ Not well: ${problems} ${problems > 1 ? "reasons" : "reason"}` : well, problems === 0);
   document.title = problems ? `✕ ${trouble} – ${title}` : `${filling ? "◔" : "●"} ${title}`;
   showTexts("reasons", status.reasons);
-  // An aggregator has none.
   showTexts("warnings", status.warnings ?? []);
 }
 

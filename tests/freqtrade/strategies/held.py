@@ -1,10 +1,12 @@
 """A strategy that trades what is forced in alone; its entries wait in the bot's lock while a file exists.
 
-Runs inside Freqtrade, with nothing of marketfeed. The file is `lock` in the directory `SEEN_DIR`.
+Runs inside Freqtrade, with nothing of marketfeed. The file is `lock` in the directory `SEEN_DIR`. While the
+file `half` is there, it refuses about half of all pairs, always the same ones.
 """
 
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,12 +36,12 @@ class Held(IStrategy):
         """Never exit."""
         return dataframe
 
-    def confirm_trade_entry(self, *args, **kwargs) -> bool:
-        """Hold the entry, with the lock in which it stands, while the file is there."""
-        lock = Path(os.environ["SEEN_DIR"]) / "lock"
-        while lock.exists():
+    def confirm_trade_entry(self, pair: str, *args, **kwargs) -> bool:
+        """Hold the entry, with the lock in which it stands, while the file is there; refuse half of all."""
+        place = Path(os.environ["SEEN_DIR"])
+        while (place / "lock").exists():
             time.sleep(0.02)
-        return True
+        return not ((place / "half").exists() and zlib.crc32(pair.encode()) % 2)
 
     def leverage(self, *args, **kwargs) -> float:
         """What a bot takes that is told no leverage."""
