@@ -210,7 +210,7 @@ class BothSides:
             lambda journal: journal.between(measurement, span, START, 1 << 40)
         )
         theirs = await self._ask(self._bucket.lines(measurement, None, span))
-        return self._sendable(judge(ours, theirs))
+        return self._sendable(await asyncio.to_thread(judge, ours, theirs))
 
     async def are_old_tiles_empty(self) -> bool:
         """Whether the bucket has nothing of SAMPLES old tiles, drawn from those that were acknowledged."""

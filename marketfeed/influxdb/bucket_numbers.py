@@ -1,5 +1,6 @@
 """What a bucket holds, in numbers and as lines: InfluxQL over `/query`, which 1.x, 2.x and 3 answer."""
 
+import asyncio
 from typing import Final
 
 from marketfeed.grid import TimeRange
@@ -66,14 +67,17 @@ class BucketNumbers:
             f"time >= {span.start_ms}ms AND time < {span.end_ms}ms"
         )
         bound = {} if pair is None else {"pair": pair}
-        found = []
-        for series in await self._admin.query(text, self._bucket, **bound):
+        answer = await self._admin.query(text, self._bucket, **bound)
+        for series in answer:
             self._require_whole(series.partial)
-            found += [
+        # Thousands of rows: the event loop has candles to pass on.
+        return await asyncio.to_thread(
+            lambda: [
                 line_of(measurement, write, dict(zip(series.columns, row, strict=True)))
+                for series in answer
                 for row in series.values
             ]
-        return found
+        )
 
     async def _ask(
         self, measurement: str, field: str, where: str, **bound: str

@@ -22,9 +22,8 @@ MOST_MENDED: Final = 1_000
 """More lacking rows of a look than these are sent as ranges of their measurement."""
 AGAIN_AFTER_S: Final = 600.0
 """Where another collector adds to a tile all the time, its rows are read again so often at most."""
-TRY_AGAIN_S: Final = 60.0
 TRY_AT_MOST_S: Final = 86_400.0
-"""Until a tile that lacks after it was sent is sent again: doubled with each time, a day at most."""
+"""Until a tile that lacks after it was sent is sent again: doubled with each time, so long at most."""
 _SENT_KEPT: Final = 200_000
 _REMEMBERED: Final = 200_000
 _UNESCAPED_BLANK: Final = re.compile(r"(?<!\\) ")
@@ -123,9 +122,13 @@ class _Tried(NamedTuple):
 
 
 class Memory:
-    """What is known of tiles that differ for good or after they were sent, and other values sent once."""
+    """What is known of tiles that differ for good or after they were sent, and other values sent once.
 
-    def __init__(self) -> None:
+    A tile that lacks still is sent again `try_again_s` later, then after twice as long each time.
+    """
+
+    def __init__(self, try_again_s: float = 60.0) -> None:
+        self._try_again_s = try_again_s
         self._left: dict[tuple[str, str, int], _Left] = {}
         self._tried: dict[tuple[str, str, int], _Tried] = {}
         self._sent: dict[int, None] = {}
@@ -141,7 +144,7 @@ class Memory:
             return False
         if (tried := self._tried.get(found.tile.key)) is not None:
             # What is read there may not be what is written: a name that is mapped to another bucket.
-            wait_s = min(TRY_AGAIN_S * float(1 << min(tried.times - 1, 20)), TRY_AT_MOST_S)
+            wait_s = min(self._try_again_s * float(1 << min(tried.times - 1, 20)), TRY_AT_MOST_S)
             return now_s - tried.sent_s >= wait_s
         left = self._left.get(found.tile.key)
         if left is None:

@@ -97,7 +97,7 @@ class Reconciler:
         self._sides = sides
         self._target = target
         self._pace = pace
-        self._memory = Memory()
+        self._memory = Memory(pace.look_every_s)
         self._counts = _Counts()
         self._is_wanted = is_wanted
         self._state, self._why = "waiting", "starting"

@@ -13,6 +13,7 @@ import contextlib
 import json
 import resource
 import shutil
+import sqlite3
 import sys
 import tempfile
 import time
@@ -202,9 +203,8 @@ async def lost(bench: Bench) -> Outcome:
         started_s = time.monotonic()
         await rest
         await shipped(one, looked=False)
-        rows = await one.writer.call(
-            lambda journal: journal._db.execute("SELECT count(*) FROM mark_price").fetchone()[0]
-        )
+        with contextlib.closing(sqlite3.connect(bench.home / "one.db")) as db:
+            (rows,) = db.execute("SELECT count(*) FROM mark_price").fetchone()
         await bench.until_count("mark_price", rows)
         whole_s = time.monotonic() - started_s
         name = "204 and lost for 10 s at speed 20"

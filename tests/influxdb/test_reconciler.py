@@ -94,6 +94,7 @@ def test_days_come_back_within_a_round_and_many_rows_as_a_range(v1: Target, path
             await until(lambda: count(v1, "ohlcv_1m", "trades") == 5_200)
             await until(lambda: count(v1, "ohlcv_5m", "trades") == 400)
             await until(lambda: count(v1, "funding_rate", "rate") == 99)
+            await at_rest(one)
             report = one.reconciler.report()
             assert (report.ranges, report.mended, report.lacking) == (1, 150, 1_350)
 
