@@ -266,7 +266,9 @@ def wrong_frames(
             length_ms = TIMEFRAMES_MS[name]
             want = truth.candles(one, name, until_ms)
             since_ms = max(truth.since_ms, floor_to(one.listed_ms, length_ms))
-            end_ms = floor_to(one.ended_ms if over and one.ended_ms else until_ms, length_ms)
+            # An end by status is believed to be some minutes later, whether another has followed or not.
+            has_end = one.ended_ms is not None and (over or one.by_status)
+            end_ms = floor_to(one.ended_ms if has_end and one.ended_ms else until_ms, length_ms)
             if since_ms >= end_ms or not want:
                 continue
             frame = reader.get_ohlcv(one.pair, name, since=since_ms, until=end_ms, max_age_s=None)
