@@ -71,6 +71,8 @@ class BothSides:
         self._generation = 0
         self._refused: set[tuple[str, int]] = set()
         self._refused_ms = 0
+        self.skipped: dict[str, str] = {}
+        """Measurements that the server gives no numbers of, with its words."""
         self.asked_s = 0.0
         """For how long the server was asked (wall)."""
         self.read_s = 0.0
@@ -118,8 +120,10 @@ class BothSides:
                     continue
                 try:
                     found += await self._hour(held, start_ms, end_ms, now_ms)
-                except StatementError:
-                    # A field of another type, which `check` reports: the others are compared.
+                    self.skipped.pop(name, None)
+                except StatementError as error:
+                    # A field of another type, say: the others are compared.
+                    self.skipped[name] = str(error)
                     break
         return found
 
@@ -150,7 +154,8 @@ class BothSides:
             theirs = await self._ask(
                 self._bucket.of_pair(name, step.series.field, pair, start_ms, step.end_ms, DAY_MS)
             )
-        except StatementError:
+        except StatementError as error:
+            self.skipped[name] = str(error)
             return []
         ends_ms, starts_ms = {}, {}
         for day_ms in numbers:

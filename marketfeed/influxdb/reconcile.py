@@ -79,11 +79,12 @@ class CompareReport(msgspec.Struct, frozen=True):
     """How the comparison of a bucket with the journal goes.
 
     `state` is `comparing`, `waiting` (for shipping or the server) or `off` (no right to read, no mapping, or
-    `influxdb.compare`); `why` says so in words. `tiles` have been compared and `wrong` of them lacked rows or
-    held others; `mended` rows were sent again one by one, `lacking` rows were found to be missing in all, and
-    `ranges` and `everything` say how often a range or the whole journal was sent again for it. `foreign` are
-    other values that were left, `left` tiles that differ for good. `asked_s` is how long the server was
-    asked for in all, ages are wall seconds (before the first look, since the start).
+    `influxdb.compare`); `why` says so in words, or what is not compared. `tiles` have been compared and
+    `wrong` of them lacked rows or held others; `mended` rows were sent again one by one, `lacking` rows were
+    found to be missing in all, and `ranges` and `everything` say how often a range or the whole journal was
+    sent again for it. `foreign` are other values that were left, `left` tiles that differ for good. `asked_s`
+    is how long the server was asked for in all, ages are wall seconds (before the first look, since the
+    start).
     """
 
     target: str

@@ -166,7 +166,8 @@ class Reconciler:
         except (InfluxError, JournalError, LineError, NotNowError) as error:
             self._state, self._why = "waiting", str(error)
             return self._pace.wait_s
-        self._state, self._why = "comparing", ""
+        skipped = (f"{name}: {words}" for name, words in self._sides.skipped.items())
+        self._state, self._why = "comparing", "; ".join(skipped)
         due_s = min(self._look_due_s, self._small_due_s, self._step_due_s)
         return max(0.0, due_s - time.monotonic())
 

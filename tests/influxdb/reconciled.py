@@ -352,10 +352,10 @@ async def two(bench: Bench) -> Outcome:
 
 
 async def _rested(*collectors: Comparing) -> None:
-    """Wait until nothing has been sent again for five looks of each."""
+    """Wait until nothing has been sent again for twenty looks of each."""
     while True:
         sent = [each.shipper.mends.sent for each in collectors]
-        looks = [each.reconciler.report().looks + 5 for each in collectors]
+        looks = [each.reconciler.report().looks + 20 for each in collectors]
         while any(
             each.reconciler.report().looks < wanted
             for each, wanted in zip(collectors, looks, strict=True)

@@ -258,6 +258,36 @@ def test_what_has_expired_does_not_lack(influxd: Influxd, path: Path) -> None:
         uvloop.run(run())
 
 
+def test_answers_that_are_cut_off_mend_nothing(tmp_path: Path) -> None:
+    with Influxd(tmp_path / "influxd", max_rows=3) as influxd, influxd.database("cut") as name:
+        target = v1_target(influxd, name)
+
+        async def run() -> None:
+            async with comparing(tmp_path / "j.db", target.settings, lambda: NOW_MS) as one:
+                await one.write(candles(PAIRS, HOUR, 20))
+                await until(lambda: "max-row-limit" in one.reconciler.report().why)
+                await until(lambda: one.is_shipped)
+                report = one.reconciler.report()
+                assert (report.lacking, report.ranges, report.everything) == (0, 0, 0)
+
+        uvloop.run(run())
+
+
+def test_a_field_of_another_type_stops_no_other_measurement(v1: Target, path: Path) -> None:
+    v1.write(f'mark_price,pair=OLD/USDT:USDT mark_price="text" {HOUR + 5}')
+
+    async def run() -> None:
+        async with comparing(path, v1.settings, lambda: NOW_MS) as one:
+            await one.write(marks(PAIRS, HOUR, 20))
+            await one.write(candles(PAIRS, HOUR, 20))
+            await at_rest(one)
+            delete(v1, f"ohlcv_1m WHERE time = {HOUR}ms")
+            await until(lambda: count(v1, "ohlcv_1m", "trades") == 80)
+            assert one.reconciler.report().ranges == 0
+
+    uvloop.run(run())
+
+
 def test_without_the_right_to_read_it_is_off(front: Front, path: Path) -> None:
     front.tokens["writer"] = Rights(read=frozenset(), manage=False)
     settings = {**v2_target(front).settings, "token": "writer"}

@@ -66,9 +66,8 @@ export function shipping(report, none) {
 
 function comparing(report) {
   if (!report) return [];
-  const off = report.state === "comparing" ? report.state : `${report.state}: ${report.why}`;
   return [
-    ["Compared with the journal", off],
+    ["Compared with the journal", report.why ? `${report.state}: ${report.why}` : report.state],
     ["Rows it had lost", count(report.lacking), warnIf(report.lacking)],
   ];
 }
