@@ -16,7 +16,7 @@ from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import CollectorCounters, cpu_s
 from marketfeed.history.background import HistoryState
 from marketfeed.influxdb.reconcile import CompareReport
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.records import GapState
 from marketfeed.service.metrics import Exposition, histogram, labelled, plain
 
@@ -185,7 +185,7 @@ def _shipping(report: ShipReport | None) -> Iterable[Metric]:
         _PREFIX,
         ("unshipped_rows", "Rows that InfluxDB has not acknowledged", report.unshipped),
         ("ship_trouble_seconds", "For how long shipping has been failing", report.trouble_for_s),
-        ("held_shards", "Measurements and shards that InfluxDB refuses", len(report.held)),
+        ("held_shards", "Measurements and shards that InfluxDB refuses", report.held_shards),
         ("ship_parked", "1 while rights, address or settings are wrong", report.state == "parked"),
     )
 

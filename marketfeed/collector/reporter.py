@@ -24,7 +24,7 @@ from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import CollectorCounters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.grid import TILE_CANDLES
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource

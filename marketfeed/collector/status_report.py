@@ -11,7 +11,7 @@ from marketfeed.history.aside_fill import AsideReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.reconcile import CompareReport
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 
 HealthState: TypeAlias = Literal["filling", "well", "not well"]
 """`filling`: nothing is wrong, and some of what is promised has never been there yet."""

@@ -24,7 +24,7 @@ from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.history.quotes import QuotesReport
 from marketfeed.influxdb.reconcile import CompareReport
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.records import RefusedLine
 from marketfeed.storage.backup import BackupReport
 from marketfeed.storage.database import Kind

@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-import msgspec
-
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
@@ -26,7 +24,7 @@ from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints, LivesOf
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.doubts import Doubts
-from marketfeed.influxdb.held_back import HeldBack
+from marketfeed.influxdb.held_back import HeldBack, is_state
 from marketfeed.influxdb.holds import ALL, Again
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
@@ -34,6 +32,7 @@ from marketfeed.influxdb.line_protocol import LineError
 from marketfeed.influxdb.mends import Mends
 from marketfeed.influxdb.outbox import Outbox, Place, ShipBatch
 from marketfeed.influxdb.pace import DEFAULT_PACE, Pace
+from marketfeed.influxdb.ship_report import HELD_NAMED, ShipReport
 from marketfeed.influxdb.shipped_file import Documents, Shipped, Writer
 from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
@@ -48,26 +47,6 @@ FEWEST_LINES: Final = 100
 COUNT_EVERY_S: Final = 15.0
 LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
-
-
-class ShipReport(msgspec.Struct, frozen=True):
-    """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`.
-
-    `in_doubt` are lines that were sent without an answer, or whose answer may be carried out late; `held`
-    names the measurements and shards whose rows wait, because the bucket refuses them.
-    """
-
-    target: str
-    state: str
-    trouble: str
-    trouble_for_s: float
-    unshipped: int
-    lines: int
-    refused: int
-    batches: int
-    acknowledged_ago_s: float | None
-    in_doubt: int
-    held: list[str] = []
 
 
 class _Look(NamedTuple):
@@ -149,6 +128,7 @@ class Shipper:
         """How shipping goes now."""
         now_s = time.monotonic()
         acknowledged_s = self._delivery.acknowledged_s
+        holds = self.held.book.holds
         return ShipReport(
             target=self._influx.target,
             state=self._state,
@@ -160,7 +140,8 @@ class Shipper:
             batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
             in_doubt=len(self._unanswered),
-            held=[str(hold) for hold in self.held.book.holds],
+            held=[str(hold) for hold in holds[:HELD_NAMED]],
+            held_shards=len(holds),
         )
 
     def shipped_below(self) -> int:
@@ -354,16 +335,20 @@ class Shipper:
         """See to what is held back: first what is new, then for the rest of a turn what is sent again."""
         await self.held.look(started_s)
         every_s = self._pace.probe_every_s
-        await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
+        released = await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
+        if any(map(is_state, released)):
+            # Noted as shipped, and never taken: a catalog would come tomorrow.
+            self._states.begin_anew()
         self.lines += await self.mends.send(
             self._delivery, self._as_they_stand, self.held.sent, self._put_aside, self._batch_size
         )
-        while not full and time.monotonic() - started_s < self._pace.turn_s:
+        # One batch at least: a server that needs a turn for what is new would never get what waited.
+        while not (full or self._ending.is_set()):
             sent = await self.held.send_again(
                 self._delivery, self._between, self._put_aside, self._batch_size
             )
             self.lines += sent
-            if not sent or self._ending.is_set():
+            if not sent or time.monotonic() - started_s >= self._pace.turn_s:
                 break
         await self.held.save()
 

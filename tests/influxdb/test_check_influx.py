@@ -158,7 +158,7 @@ def test_a_bucket_that_forgets_sooner_than_the_journal(
         text = f"ALTER RETENTION POLICY autogen ON {name} DURATION {hours}h SHARD DURATION 1h"
         target.influxd.query(text)
     else:
-        target.front.buckets["market_data"].expiry_s = hours * 3600
+        target.front.expire("market_data", hours * 3600)
     texts = {text for (_, verdict), text in found(checked(target)).items() if verdict != "good"}
     assert texts == (
         {

@@ -13,6 +13,7 @@ from tests.faults.scoreboard import VARIABLE, Row, read_rows
 from tests.proofs import campaigns
 from tests.proofs.commands import ROOT, Done, run
 from tests.proofs.forwards import forwards
+from tests.proofs.refusals import refusals
 from tests.proofs.section import Section, Table, markdown
 
 PEER_3: Final = "python3.13"
@@ -245,6 +246,10 @@ class Proofs:
             ),
         ]
         return section
+
+    def refusals(self) -> Section:
+        """What InfluxDB refuses, and what that costs the rows that it takes."""
+        return refusals(self._logs, quick=self._quick)
 
     # --- benchmarks -------------------------------------------------------------------------------
 
