@@ -352,6 +352,12 @@ the file."""
 HAS_MARK_1H: Final = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'mark_1h'"
 """Whether a journal has the table: not up to version 2, nor before a writer that knows it has opened it."""
 
+HAS_CLOCK: Final = "SELECT count(*) FROM pragma_table_info('sequence') WHERE name = 'clock_ms'"
+"""Whether a journal's commits are stamped, as HAS_LIVES."""
+CLOCK: Final = "SELECT clock_ms, clock_boot, clock_boot_ms FROM sequence WHERE clock_ms IS NOT NULL"
+"""The last stamp of a commit: exchange time, which run of a host that was (boot_id and time namespace), and
+CLOCK_BOOTTIME there, both in ms. No row before the first."""
+
 TABLE_PAIR: Final = "pair"
 TABLE_CANDLE: Final = "candle"
 TABLE_FORMING: Final = "forming"

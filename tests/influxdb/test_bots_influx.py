@@ -12,6 +12,7 @@ from marketfeed.bots.poll import PollPace
 from marketfeed.bots.service import BotsService
 from marketfeed.bots.verify import verify
 from marketfeed.commands.check_bots import check_bots, setup_bots
+from marketfeed.errors import JournalError
 from marketfeed.influxdb.pace import Pace
 from marketfeed.settings.model import Settings
 from tests.bots.fleet import RecordedBot, settings_for, trade
@@ -30,7 +31,11 @@ def settings_of(
 
 async def is_equal(settings: Settings) -> bool:
     async with aiohttp.ClientSession() as session:
-        (found,) = await verify(settings, session, 0.0)
+        try:
+            (found,) = await verify(settings, session, 0.0)
+        except JournalError:
+            # Before the first commit there are no books.
+            return False
     return found.equal
 
 
