@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from marketfeed.settings.addresses import address
 from marketfeed.settings.aggregator import AggregatorSettings
+from marketfeed.settings.bots import BotsSettings
 from marketfeed.settings.exchange import ExchangeSettings, Pairs, TopPairs
 from marketfeed.settings.secrets import secret_file
 from marketfeed.settings.status import CollectorStatusSettings, StatusSettings
@@ -34,6 +35,7 @@ from marketfeed.settings.values import (
 
 __all__ = [
     "AggregatorSettings",
+    "BotsSettings",
     "Duration",
     "ExchangeSettings",
     "HistorySettings",
@@ -138,3 +140,4 @@ class Settings(Section):
     influxdb: InfluxSettings = InfluxSettings()
     status: CollectorStatusSettings = CollectorStatusSettings()
     aggregator: AggregatorSettings = AggregatorSettings()
+    bots: BotsSettings = BotsSettings()
