@@ -87,7 +87,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "aggregator.max_leverage": "3",
         "aggregator.ordertypes": "market",
     }
-    for side in ("long", "short"):
+    for side in ("long", "short", "meta"):
         texts |= {
             f"aggregator.bots.{side}.url": "http://127.0.0.1:5",
             f"aggregator.bots.{side}.username": "u",
