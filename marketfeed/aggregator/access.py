@@ -71,6 +71,11 @@ class Access:
         """Whether it does not let us in."""
         return bool(self.trouble) and self._ail is Kind.BARRED
 
+    @property
+    def unlisted(self) -> str:
+        """Why orders wait for its whitelist; empty: they do not."""
+        return "" if self._whitelists is None else self._whitelists.waits(self._side)
+
     def reason(self) -> Reason | None:
         """What is wrong with it, as far as it keeps it from answering; None: nothing."""
         if not self.trouble:
@@ -81,7 +86,7 @@ class Access:
         """Ask how it is; not to the end if nothing waits for the answer, and `unless` is set."""
         idle, question = not others_wait and not self.gate.shut, self.gate.question
         answered = await self._answers(question, unless if idle else None)
-        if not others_wait and not self.trouble and not unless.is_set():
+        if (not others_wait or self.unlisted) and not self.trouble and not unless.is_set():
             if question != "config":
                 # A bot that is full may be stopped as well.
                 answered = await self._answers("config", unless)
@@ -99,7 +104,7 @@ class Access:
 
     def ask_soon(self) -> None:
         """Something has come to wait: what the bot said a while ago may not be so any more."""
-        if self.gate.shut:
+        if self.gate.shut or self.unlisted:
             self.ask_at_s = min(self.ask_at_s, self._told_s + self._pace.again_s)
 
     async def has_room(self) -> bool:
@@ -239,7 +244,9 @@ class Access:
         if whitelists is None:
             return
         every_s = self._pace.whitelist_s
-        if whitelists.in_doubt(self._side):
+        if self.unlisted:
+            every_s = 0.0
+        elif whitelists.in_doubt(self._side):
             every_s = min(every_s, self._pace.whitelist_again_s)
         if self._whitelist_asked_s is not None and now_s - self._whitelist_asked_s < every_s:
             return
