@@ -242,6 +242,8 @@ class Api:
         if reply.status == 422:
             reused = _mistake("key_reused", "header", "Idempotency-Key", reply.text)
             return self._refuse(request, reused, body)
+        if reply.status == 429:
+            request[_WHY] = Why("too_many_windows", reply.text, signal.feeder, body)
         return _json({"error": f"Error querying {request.path}: {reply.text}"}, reply.status)
 
     def _refuse(
