@@ -194,12 +194,15 @@ class Access:
                 self._see(self.gate.unreachable(self.trouble.why))
             return
         if isinstance(error, BotError):
-            barred = isinstance(error, AnsweredError) and error.status in BARRED
-            self._meet(Kind.BARRED if barred else Kind.ODD, str(error))
+            self._meet(Kind.BARRED if _is_barred(error) else Kind.ODD, str(error))
             return
         if Kind.ODD.of_bot(repr(error)) != self.trouble.why:
             log.error("asking failed in an unforeseen way side=%s", self._side, exc_info=error)
         self._meet(Kind.ODD, repr(error))
+
+    def unclear(self, words: str) -> None:
+        """Of an order nobody knows what became of it."""
+        self._meet(Kind.ODD, words)
 
     def _meet(self, ail: Kind, words: str) -> None:
         self._ail = ail
@@ -224,7 +227,10 @@ class Access:
             # Whatever it has answered, the other bot's worker lives in the same process.
             self.failed(error)
             if not isinstance(error, NotSentError):
-                if question == "count":
+                if question == "config" and _is_barred(error):
+                    # Before an order is refused for it.
+                    self.gate.shut_by("barred", str(error))
+                elif question == "count":
                     self.gate.room_unknown(f"the bot could not be asked: {error}")
                 self._see()
                 self._end_of_asking(error)
@@ -297,3 +303,7 @@ class Access:
         if self._shut_since_s is None:
             self._shut_since_s = self._told_s
         self.ask_at_s = self._told_s + (self._pace.again_s if pause_s is None else pause_s)
+
+
+def _is_barred(error: Exception) -> bool:
+    return isinstance(error, AnsweredError) and error.status in BARRED
