@@ -242,7 +242,7 @@ class Sender:
                 await self._answered(sending, answer)
                 return
             words = f"it answered {answer.status}: {answer.words}"
-        self._access.trouble.met(words)
+        self._access.unclear(words)
         await self._search.take(sending, words)
         # What waits behind it loses neither the time of its POST nor that of the search.
         self._queue.stall(began_ms, self._now_ms())
