@@ -122,7 +122,9 @@ class JournalCheck:
         self._generation = self._writer.generation
         self._saved = _Saved()
         try:
-            known = await self._writer.call(lambda journal: journal.load_document(DOCUMENT))
+            known = await self._writer.call(
+                lambda journal: journal.load_document(DOCUMENT), self._generation
+            )
             if known is not None:
                 self._saved = msgspec.json.decode(known[0], type=_Saved)
         except (JournalError, msgspec.DecodeError) as error:
@@ -131,7 +133,9 @@ class JournalCheck:
     async def _save(self) -> None:
         body, now_ms = msgspec.json.encode(self._saved), self._clock.now_ms()
         # Not as a document of the writer: a fresh journal has not been checked.
-        await self._writer.call(lambda journal: journal.save_document(DOCUMENT, body, now_ms))
+        await self._writer.call(
+            lambda journal: journal.save_document(DOCUMENT, body, now_ms), self._generation
+        )
 
     async def _check(self) -> None:
         saved = self._saved
