@@ -313,3 +313,24 @@ def test_a_large_wal_is_a_reason_and_status_says_that_retention_waits(tmp_path: 
             assert reporter.report().journal.wal_held_by == [wal.process(os.getpid())]
 
     run(path, scenario, steps=10)
+
+
+def test_a_budget_below_what_may_be_deleted_is_a_warning_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.db"
+
+    async def scenario(writer: JournalWriter) -> None:
+        # Half an hour of rows: none of them may go.
+        trim = Trimming(settings_of(path, 1_000), writer, WalWatch(path))
+        for _ in range(2):
+            await trim.trim(None)
+            (warning,) = trim.warnings()
+            assert "journal.max_bytes (1,000 bytes)" in warning
+        assert oldest_ms(path) == T0
+        assert caplog.text.count("nothing of it may be deleted") == 1
+        trim._settings = settings_of(path, 10**9)
+        await trim.trim(None)
+        assert trim.warnings() == []
+
+    run(path, scenario, steps=600)
