@@ -31,6 +31,7 @@ MAY_IMPORT = {
         *("influxdb", "service", "page"),
     },
     "aggregator": {"influxdb", "page", "service", "settings", "storage"},
+    "bots": {"aggregator", "influxdb", "page", "service", "settings", "storage"},
     "simulator": set[str](),
 }
 """The packages whose modules a package may import, besides its own. `commands` and `cli` may all."""
@@ -77,6 +78,7 @@ ONLY_IN = {
     "rich": {
         *COMMANDS,
         "marketfeed/commands/render.py",
+        "marketfeed/commands/render_bots.py",
         "marketfeed/commands/render_demo.py",
         "marketfeed/commands/render_history.py",
         "marketfeed/commands/render_refused.py",
