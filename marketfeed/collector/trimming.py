@@ -60,7 +60,7 @@ class Trimming:
         return f"nothing is deleted while the -wal is above {self._wal.bound_bytes / 1e6:,.0f} MB"
 
     def warnings(self) -> list[str]:
-        """What `journal.max_bytes` has taken of what `journal.retention` would keep, or that it is too small."""
+        """What `journal.max_bytes` has taken that `journal.retention` keeps, or that it is too small."""
         return [
             f"journal.max_bytes ({self._settings.max_bytes:,} bytes) has taken the {name} of before "
             f"{datetime.fromtimestamp(one.before_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC: "
@@ -73,9 +73,11 @@ class Trimming:
         if not self._is_too_small:
             return []
         return [
-            f"the journal uses more than journal.max_bytes ({self._settings.max_bytes:,} bytes), and nothing of "
-            "it may be deleted for that: the last hour of each table stays, and so do gaps and rejected frames; "
-            "set a larger max_bytes"
+            (
+                f"the journal uses more than journal.max_bytes ({self._settings.max_bytes:,} bytes), and "
+                "nothing of it may be deleted for that: the last hour of each table stays, and so do gaps "
+                "and rejected frames; set a larger max_bytes"
+            )
         ]
 
     async def run(self, shipper: Shipper | None) -> None:
