@@ -62,6 +62,7 @@ ONLY_IN = {
         "marketfeed/storage/damage.py",
         "marketfeed/storage/database.py",
         "marketfeed/storage/files.py",
+        "marketfeed/storage/folding.py",
         "marketfeed/storage/numbered_file.py",
         "marketfeed/storage/opening.py",
         "marketfeed/storage/reading.py",

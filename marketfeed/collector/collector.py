@@ -110,6 +110,7 @@ class Collector:
                 asyncio.create_task(self._upkeep.keep_budget(), name="budget"),
                 asyncio.create_task(self._upkeep.look_beside(), name="set aside"),
                 asyncio.create_task(self._upkeep.wal.run(), name="wal"),
+                asyncio.create_task(self._upkeep.folding.run(), name="folding"),
             ]
             try:
                 listing = await source.load(stop)

@@ -52,6 +52,7 @@ class Trimming:
         self._writer = writer
         self._wal = wal
         self._taken: list[Taken] = []
+        self._is_too_small = False
         keep = settings.retention
         self._keep_ms = {
             schema.TABLE_CANDLE: keep.candles.ms,
@@ -68,17 +69,32 @@ class Trimming:
         return f"nothing is deleted while the -wal is above {self._wal.bound_bytes / 1e6:,.0f} MB"
 
     def warnings(self) -> list[str]:
-        """What `journal.max_bytes` has taken of what `journal.retention` would keep."""
+        """What `journal.max_bytes` has taken that `journal.retention` keeps, or that it is too small."""
+        return (
+            [
+                f"journal.max_bytes ({self._settings.max_bytes:,} bytes) has taken the {name} of before "
+                f"{datetime.fromtimestamp(one.before_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC: "
+                f"journal.retention.{setting} would keep them; a larger max_bytes does"
+                for one in self._taken
+                for name, setting in (_NAMES[one.table],)
+            ]
+            + [
+                f"the journal holds a row of {table} from the future, as a bad page gives: it is not counted for "
+                "the age of others, and not deleted; look at the disk"
+                for table in self._ahead
+            ]
+            + self._too_small()
+        )
+
+    def _too_small(self) -> list[str]:
+        if not self._is_too_small:
+            return []
         return [
-            f"journal.max_bytes ({self._settings.max_bytes:,} bytes) has taken the {name} of before "
-            f"{datetime.fromtimestamp(one.before_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC: "
-            f"journal.retention.{setting} would keep them; a larger max_bytes does"
-            for one in self._taken
-            for name, setting in (_NAMES[one.table],)
-        ] + [
-            f"the journal holds a row of {table} from the future, as a bad page gives: it is not counted for "
-            "the age of others, and not deleted; look at the disk"
-            for table in self._ahead
+            (
+                f"the journal uses more than journal.max_bytes ({self._settings.max_bytes:,} bytes), and "
+                "nothing of it may be deleted for that: the last hour of each table stays, and so do gaps "
+                "and rejected frames; set a larger max_bytes"
+            )
         ]
 
     async def run(self, shipper: Shipper | None) -> None:
@@ -151,6 +167,7 @@ class Trimming:
                 lambda journal: retention.over_budget(journal, self._settings.max_bytes, **until)
             )
             if sweep is None:
+                await self._note_whether_it_fits()
                 break
             await self._note_gap(sweep, generation)
             await self._sweep(sweep, generation)
@@ -167,6 +184,18 @@ class Trimming:
                 rows,
                 table,
                 before_ms,
+            )
+
+    async def _note_whether_it_fits(self) -> None:
+        """Know, and log once, that nothing more may be taken of a journal over its disk budget."""
+        most_bytes = self._settings.max_bytes
+        used = await self._writer.call(lambda journal: journal.counts()["bytes"])
+        was_too_small, self._is_too_small = self._is_too_small, used > most_bytes
+        if self._is_too_small and not was_too_small:
+            log.error(
+                "journal over its disk budget, nothing of it may be deleted bytes=%d max_bytes=%d",
+                used,
+                most_bytes,
             )
 
     async def _note_gap(self, sweep: Sweep, generation: int) -> None:

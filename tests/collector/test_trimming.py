@@ -345,3 +345,24 @@ def test_a_row_of_the_future_makes_no_other_row_old(tmp_path: Path) -> None:
         assert oldest_ms(path) == T0
 
     run(path, scenario)
+
+
+def test_a_budget_below_what_may_be_deleted_is_a_warning_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.db"
+
+    async def scenario(writer: JournalWriter) -> None:
+        # Half an hour of rows: none of them may go.
+        trim = Trimming(settings_of(path, 1_000), writer, WalWatch(path))
+        for _ in range(2):
+            await trim.trim(None)
+            (warning,) = trim.warnings()
+            assert "journal.max_bytes (1,000 bytes)" in warning
+        assert oldest_ms(path) == T0
+        assert caplog.text.count("nothing of it may be deleted") == 1
+        trim._settings = settings_of(path, 10**9)
+        await trim.trim(None)
+        assert trim.warnings() == []
+
+    run(path, scenario, steps=600)
