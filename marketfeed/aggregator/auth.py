@@ -11,7 +11,6 @@ first time and one that has come before. Guesses come once, feeders come again.
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from marketfeed.service.guard import basic_credentials
+from marketfeed.settings.addresses import network_of
 from marketfeed.settings.aggregator import Account
 
 K = TypeVar("K")
@@ -86,14 +86,14 @@ class Limiter:
 
     def wait_s(self, address: str, now_s: float, name: bytes | None = None) -> float:
         """For how long the name is refused at the address; 0: it may try."""
-        times = self._failures.get((_group(address), name))
+        times = self._failures.get((network_of(address), name))
         if times is None or len(times) < FAILURES:
             return 0.0
         return max(times[0] + WITHIN_S - now_s, 0.0)
 
     def fail(self, address: str, now_s: float, name: bytes | None = None) -> None:
         """Count a failure. Beyond ADDRESSES_KEPT those that failed longest ago are forgotten."""
-        key = (_group(address), name)
+        key = (network_of(address), name)
         times = self._failures.get(key, deque(maxlen=FAILURES))
         times.append(now_s)
         _remember(self._failures, key, times, ADDRESSES_KEPT)
@@ -105,16 +105,6 @@ class Limiter:
             for times in self._failures.values()
             if len(times) == FAILURES and times[0] + WITHIN_S > now_s
         )
-
-
-def _group(address: str) -> str:
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 class Doorkeeper:
