@@ -7,7 +7,7 @@ import msgspec
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.checking import CheckReport
 from marketfeed.gaps.healer import HealReport
-from marketfeed.history.aside_fill import AsideReport
+from marketfeed.history.aside_report import AsideReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.influxdb.reconcile import CompareReport

@@ -49,7 +49,8 @@ class JournalWriter(FileThread[Journal]):
         # What the journal held when it was looked at, and `gap_states` then.
         self._gaps_held = Counter[str](), Counter[str]()
         self._documents: dict[str, tuple[bytes, int]] = {}
-        self._again_after_s = tuple(again_after_s)
+        self.again_after_s = tuple(again_after_s)
+        """Wall seconds until what could not be read is asked for again."""
         # Which file that is that is open, or was last.
         self._opened: tuple[int, int] | None = None
         # The call that could not read to the end.
@@ -110,7 +111,7 @@ class JournalWriter(FileThread[Journal]):
                 raise JournalError(f"journal {self.path}: it was replaced meanwhile")
             return function(journal)
 
-        for pause_s in self._again_after_s:
+        for pause_s in self.again_after_s:
             try:
                 return await super().call(of_that_file)
             except JournalWriteError as error:
@@ -178,7 +179,7 @@ class JournalWriter(FileThread[Journal]):
                 self._unanswered(journal)
 
         started_s = time.monotonic()
-        self._file = journal = Journal.open(self.path, again_after_s=self._again_after_s, look=look)
+        self._file = journal = Journal.open(self.path, again_after_s=self.again_after_s, look=look)
         with contextlib.suppress(OSError):
             self._opened = identity(self.path)
         journal.gap_states = self.gap_states
