@@ -18,17 +18,18 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=$(SIDE_BY_SIDE) --dist=workstea
 NEEDED := on Debian and Ubuntu it takes: apt install make python3 python3-venv python3-dev gcc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons test-freqtrade check bench proofs proofs-coverage dist clean
+.PHONY: help demo test test-pythons test-freqtrade test-influx check bench proofs proofs-coverage dist clean
 
 help:
 	@echo "make demo   the whole line at work: simulated Binance, collector, journal, reader"
 	@echo "make test   the tests"
 	@echo "make check  format, lint, types and tests: what has to hold before a commit"
 	@echo "make bench  measurements beside named peers, as tables"
-	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, bots, benchmarks and soaks, written to PROOFS.md (5 hours)"
+	@echo "make proofs faults, upgrades, cold starts, contracts that change, kills, outages, refusals, bots, benchmarks and soaks, written to PROOFS.md (5 hours)"
 	@echo "make proofs-coverage  100,000 random histories of what is promised and missing, in two processes"
 	@echo "make test-pythons  the tests on every other Python that is there (3.12, 3.13), each with its cryptofeed"
 	@echo "make test-freqtrade  a real Freqtrade on the store and behind the aggregator: 80 minutes (WHAT=wheel, ensemble, live, …)"
+	@echo "make test-influx URL=http://… [TOKEN=…] [ORG=…]  tests/influxdb against that server, in buckets of their own"
 	@echo "make dist   a wheel in dist/: what feeders pin (pip install of it is the reader alone)"
 	@echo "make clean  remove the virtual environment and caches"
 
@@ -64,6 +65,12 @@ bench: $(VENV)/dev.stamp
 
 test-freqtrade: $(VENV)/dev.stamp
 	@$(BIN)/python tests/freqtrade/prove.py $(WHAT)
+
+# TOKEN and ORG are of a 2.x; from the environment, too, where they are in no list of processes.
+test-influx: $(VENV)/dev.stamp
+	@test -n "$(URL)" || { echo "make test-influx URL=http://influxdb.example:8086 TOKEN=… [ORG=…]" >&2; exit 1; }
+	@MARKETFEED_TEST_INFLUX_URL="$(URL)" MARKETFEED_TEST_INFLUX_TOKEN="$(TOKEN)" MARKETFEED_TEST_INFLUX_ORG="$(ORG)" \
+	    $(PYTEST) -r fE tests/influxdb
 
 proofs: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.proofs

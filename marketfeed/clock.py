@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_TIME_NAMESPACE: Final = Path("/proc/self/ns/time")
 
 
 class ClockBase(NamedTuple):
@@ -53,6 +54,21 @@ def boot_id() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return ""
+
+
+def boot_place() -> str:
+    """Where CLOCK_BOOTTIME is one clock: this run of the host, and the time namespace. Empty if unknown.
+
+    Containers share the host's boot_id, but one in a time namespace of its own has another CLOCK_BOOTTIME.
+    `reader/host.py` has the same.
+    """
+    boot = boot_id()
+    try:
+        namespace = str(_TIME_NAMESPACE.readlink())
+    except OSError:
+        # A kernel before 5.6, which has none.
+        namespace = ""
+    return f"{boot} {namespace}" if boot else ""
 
 
 def boottime_s() -> float:

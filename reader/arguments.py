@@ -4,12 +4,12 @@ Nothing is guessed: a time without a zone, seconds in place of milliseconds or a
 writes it is refused, with the argument's name, what was found and what is expected.
 """
 
-import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from numbers import Real
 from typing import Final, Literal
 
 import pandas as pd
@@ -157,11 +157,14 @@ def max_age(value: MaxAge, default_s: float) -> float | None:
     return seconds("max_age_s", value)
 
 
-def seconds(name: str, value: float) -> float:
+def seconds(name: str, value: object) -> float:
     """Return a number of seconds, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    # numpy's numbers are Real, too.
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    number = float(value) if is_number else -1.0  # type: ignore[arg-type]  # that is what is asked
+    if not number >= 0:
         raise ArgumentError(f"{name}: a number of seconds, 0 or more, is expected, found {value!r}")
-    return float(value) if value < math.inf else math.inf
+    return number
 
 
 def pair_name(pair: object) -> str:

@@ -76,7 +76,7 @@ class Download(NamedTuple):
 
 
 class Feeder:
-    """Answers downloads out of `reader`. `now_ms` is the clock that the bot goes by."""
+    """Answers downloads out of `reader`. `now_ms` is another clock than the reader's."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Feeder:
         late_s: float = LATE_S,
     ) -> None:
         self._reader = reader
-        self._now_ms = now_ms or _wall_ms
+        self._now_ms = now_ms or reader.now_ms
         self._late_s = late_s
 
     def answer(self, downloads: Sequence[Download]) -> list[list[Row] | ReaderError]:
@@ -242,7 +242,7 @@ class Feeder:
         )
         rows = _rows(_values(frame))
         times_ms = _times(frame)
-        there = np.union1d(times_ms, [_ms(time) for time in frame.attrs["absent"]]).astype(np.int64)
+        there = np.union1d(times_ms, frame.attrs["absent"]).astype(np.int64)
         holes = np.flatnonzero(np.diff(there) > length_ms)
         # In the very first moments of an hour there is no mark price of it yet.
         due_ms = min(end_ms - length_ms, schema.floor_to(now_ms - schema.MINUTE_MS, length_ms))
@@ -260,10 +260,6 @@ class Feeder:
             first = there[holes[-1] + 1] if len(holes) else there[0]
             return _not_stored(asked, f"mark prices are stored from {_at(first)} on")
         return rows
-
-
-def _wall_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def _cannot(asked: Download, collected: Mapping[str, PairInfo]) -> NotStoredError | None:
@@ -315,7 +311,7 @@ def _judge(
     newest_ms = int(times_ms[-1]) if len(times_ms) else None
     # Of one that is put together the exchange may well have what lacks a part here.
     if len(absent) and frame.attrs["absent"] and asked.timeframe in info.timeframes:
-        absent = np.setdiff1d(absent, [_ms(time) for time in frame.attrs["absent"]])
+        absent = np.setdiff1d(absent, frame.attrs["absent"])
         # Rows from further back in their place might have a hole that is the store's own.
         closed = closed[closed[:, 0] >= first_ms]
     if len(absent):

@@ -54,17 +54,17 @@ class StoredCandles:
     across_ms: int | None = None
 
 
-class OpenTimes(list[pd.Timestamp]):
-    """Open times, ascending: a list whose deep copy shares the times, which nobody can change.
+class OpenTimes(list[int]):
+    """Open times (ms), ascending: a list whose deep copy is a plain one's copy.
 
-    pandas copies a frame's `attrs` deeply whenever it makes another frame or column of it. Time by time
-    that takes 0.8 s where a year of 3m candles is absent.
+    pandas copies a frame's `attrs` deeply whenever it makes another frame or column of it, time by time.
+    JSON, in which pandas saves `attrs` to files, has numbers and no Timestamp.
     """
 
     def __deepcopy__(self, memo: dict[int, object]) -> "OpenTimes":
         return OpenTimes(self)
 
-    def __reduce__(self) -> tuple[type[list[pd.Timestamp]], tuple[list[pd.Timestamp]]]:
+    def __reduce__(self) -> tuple[type[list[int]], tuple[list[int]]]:
         # Who reads a pickled frame need not have this package.
         return list, (list(self),)
 
@@ -383,9 +383,9 @@ def dates(times_ms: Floats | Times) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(instants, tz="UTC").as_unit(_UNIT)
 
 
-def timestamps(times_ms: Times) -> OpenTimes:
-    """Return instants one by one."""
-    return OpenTimes(dates(times_ms))
+def open_times(times_ms: Times) -> OpenTimes:
+    """Return instants one by one, as whole numbers that JSON knows."""
+    return OpenTimes(times_ms.tolist())
 
 
 def funding_frame(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-import pandas as pd
+from reader.arguments import timestamp
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class GapLog:
     # No lock: at worst two threads log the same gap, and a fork leaves none locked in the child.
 
     def __init__(self) -> None:
-        self._logged: dict[tuple[str, str], set[pd.Timestamp]] = {}
+        self._logged: dict[tuple[str, str], set[int]] = {}
         self._young: set[tuple[str, str]] = set()
         self._without: set[str] = set()
 
@@ -36,7 +36,7 @@ class GapLog:
         if fresh:
             log.warning("no running funding rate, left out pairs=%s", ", ".join(fresh))
 
-    def note(self, pair: str, timeframe: str, missing: Sequence[pd.Timestamp]) -> None:
+    def note(self, pair: str, timeframe: str, missing: Sequence[int]) -> None:
         """Log, in one line, the open times that were not logged before."""
         logged = self._logged.setdefault((pair, timeframe), set())
         fresh = [time for time in missing if time not in logged]
@@ -50,6 +50,6 @@ class GapLog:
             pair,
             timeframe,
             len(fresh),
-            fresh[0].isoformat(),
-            fresh[-1].isoformat(),
+            timestamp(fresh[0]).isoformat(),
+            timestamp(fresh[-1]).isoformat(),
         )

@@ -115,8 +115,8 @@ def read(
 def frame(found: MarkCandles, attrs: Mapping[str, object]) -> pd.DataFrame:
     """Return them as a frame."""
     told = {
-        "made": frames.timestamps(found.made),
-        "absent": frames.timestamps(found.absent),
+        "made": frames.open_times(found.made),
+        "absent": frames.open_times(found.absent),
         "lives": [list(life) for life in found.lives],
     }
     return frames.mark_frame(found.values, {**attrs, **told})

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from marketfeed import schema
@@ -18,6 +19,7 @@ from reader.rows import CandleQuery, CandleRows, CatalogRow
 from reader.stores.store import Store
 
 _END_MS: Final = 2**62
+_NO_ROWS: Final = np.empty((0, 6))
 
 
 def sources(entries: Iterable[CatalogRow], timeframe: object) -> dict[str, list[str]]:
@@ -225,7 +227,7 @@ def _of_own(rows: CandleRows, first_ms: int, end_ms: int) -> CandleRows:
 
 
 def judge(
-    found: Mapping[str, frames.StoredCandles],
+    found: dict[str, frames.StoredCandles],
     collected: Mapping[str, CatalogRow],
     request: CandleRequest,
     source: str,
@@ -235,7 +237,9 @@ def judge(
 ) -> dict[str, pd.DataFrame]:
     """Return the frames of `found`, in the order of `collected`, with their age and what is missing.
 
-    With `young_ok` a pair that is too young for a candle gives an empty frame (age_s is infinite).
+    The rows in `found` are gone then.
+
+    With `young_ok` a pair that is too young for a candle gives an empty frame (age_s is None).
 
     Raises StaleDataError (naming every stale pair) and, where the request is strict, GapError.
     """
@@ -260,7 +264,7 @@ def judge(
             breaks[pair] = lives
         missing_ms = frames.missing(series, request, entry, now_ms)
         if len(missing_ms):
-            gaps[pair] = frames.timestamps(missing_ms)
+            gaps[pair] = frames.open_times(missing_ms)
         never = never_come(series.told, missing_ms, request.length_ms)
         answer[pair] = frames.candle_frame(
             series,
@@ -268,15 +272,17 @@ def judge(
                 "pair": pair,
                 "timeframe": request.timeframe,
                 "source": source,
-                "age_s": ages[pair],
+                "age_s": None if ages[pair] == math.inf else ages[pair],
                 "missing": gaps.get(pair, []),
-                "absent": frames.timestamps(missing_ms[never]) if never.any() else [],
+                "absent": frames.open_times(missing_ms[never]) if never.any() else [],
                 "short": frames.short(series, request, entry),
                 "forming": series.forming is not None,
                 "lives": [list(life) for life in lives],
             },
             request.columns,
         )
+        # A frame has its own memory: all pairs' rows beside all frames would be twice what is asked for.
+        found[pair] = replace(series, values=_NO_ROWS)
     if (gaps or breaks) and request.strict:
         raise _gap(gaps, breaks, request)
     return answer
@@ -319,14 +325,14 @@ def _stale(ages: Mapping[str, float], request: CandleRequest) -> StaleDataError:
 
 
 def _gap(
-    gaps: Mapping[str, Sequence[pd.Timestamp]],
+    gaps: Mapping[str, Sequence[int]],
     breaks: Mapping[str, Sequence[LifeRow]],
     request: CandleRequest,
 ) -> GapError:
     found = []
     if gaps:
         pairs = listing(
-            f"{pair} {len(missing)}, first {missing[0].isoformat()}"
+            f"{pair} {len(missing)}, first {timestamp(missing[0]).isoformat()}"
             for pair, missing in gaps.items()
         )
         found.append(f"{request.timeframe} candles missing: {pairs}")
@@ -336,6 +342,9 @@ def _gap(
             for pair, (*_, older, _) in breaks.items()
         )
         found.append(f"asked for with candles of another contract of the same name: {pairs}")
-    every = {pair: gaps.get(pair, ()) for pair in dict.fromkeys([*gaps, *breaks])}
+    every = {
+        pair: [timestamp(ms) for ms in gaps.get(pair, ())]
+        for pair in dict.fromkeys([*gaps, *breaks])
+    }
     lives = {pair: [list(life) for life in known] for pair, known in breaks.items()}
     return GapError("; ".join(found), request.timeframe, every, lives)

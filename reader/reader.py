@@ -15,28 +15,26 @@ import pandas as pd
 from marketfeed import schema
 from reader import arguments, collected, frames, funding, latest, marks, ohlcv, running
 from reader.arguments import DEFAULT, MaxAge, Time
+from reader.clock import clock_of
+from reader.connecting import Connecting, ConnectsAnew
 from reader.errors import ArgumentError
 from reader.gaplog import GapLog
 from reader.rows import CatalogRow
-from reader.stores.address import URL_FORMS, URL_VARIABLE, open_store
 from reader.stores.store import Store
 from reader.values import FundingRate, Life, MarkPrice, PairInfo
 from reader.waiting import Awaited
 
 
-def _wall_ms() -> int:
-    return int(time.time() * 1000)
-
-
-class MarketReader:
+class MarketReader(ConnectsAnew):
     """Reads what the collector stores. Make one with `connect`.
 
     Safe in threads, and after a fork in parent and child. Close it, or use it as a context manager.
 
     Times in: a datetime with a time zone, or ms since the epoch; `since` is inclusive and `until`
     exclusive, both on the candle's open time. Times out: `pandas.Timestamp` in UTC. All of them are
-    exchange time. Ages are seconds by `now_ms` (the host's wall clock unless `connect` was given
-    another), never below zero.
+    exchange time. Ages are seconds by `now_ms`, never below zero: the clock that `connect` was given, else
+    the collector's where it runs on this host, else the wall clock, unless a server's `Date` differs.
+    A copy, and a reader that was pickled, connects anew; a token given as an argument is not pickled.
 
     `max_age_s` of a method is the greatest age it lets pass before it raises StaleDataError; None
     switches that off. Every method raises StoreUnavailableError when the store cannot be read,
@@ -44,9 +42,15 @@ class MarketReader:
     arguments that cannot be used.
     """
 
-    def __init__(self, store: Store, now_ms: Callable[[], int] = _wall_ms) -> None:
+    def __init__(
+        self,
+        store: Store,
+        now_ms: Callable[[], int] | None = None,
+        connecting: Connecting | None = None,
+    ) -> None:
         self._store = store
-        self._now_ms = now_ms
+        super().__init__(store, now_ms, connecting)
+        self._clock = clock_of(store.clock, now_ms)
         self._gap_log = GapLog()
 
     @classmethod
@@ -72,19 +76,8 @@ class MarketReader:
 
         Raises ArgumentError for a missing or wrong address, StoreUnavailableError, StoreAuthError.
         """
-        address = os.environ.get(URL_VARIABLE, "") if url is None else url
-        if not address:
-            raise ArgumentError(
-                f"no store to read from: set {URL_VARIABLE}, or pass url; {URL_FORMS} is expected"
-            )
-        if timeout_s is not None and not 0 < arguments.seconds("timeout_s", timeout_s) < math.inf:
-            raise ArgumentError(
-                f"timeout_s: a number of seconds above 0 is expected, found {timeout_s!r}"
-            )
-        store = open_store(
-            address, token=token, bucket=bucket, timeout_s=timeout_s, ca_file=ca_file
-        )
-        return cls(store, _wall_ms if now_ms is None else now_ms)
+        made = Connecting.checked(url, token, bucket, timeout_s, ca_file)
+        return cls(made.open(), now_ms, made)
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +92,10 @@ class MarketReader:
 
     def __repr__(self) -> str:
         return f"<MarketReader {self._store.source}>"
+
+    def now_ms(self) -> int:
+        """Return the time that ages count from: exchange time, ms since the epoch."""
+        return self._clock.now_ms()
 
     def close(self) -> None:
         """Let go of the store. Safe to call twice; other calls raise afterwards."""
@@ -135,12 +132,13 @@ class MarketReader:
         `columns` puts behind the volume, as asked: quote_volume, trades (whole), taker_buy_volume (base),
         taker_buy_quote_volume (NaN where it is not known: an older collector has stored the candle).
 
-        `attrs`: pair, timeframe, source, age_s (since the newest candle's close; infinite when there is
-        none), missing (open times without a candle between the first stored one and now, or in the range),
-        absent (those of `missing` that the exchange twice answered without), forming (whether the last row
-        is the forming candle), and short: why the frame does not reach as far back as asked, None where
-        it does. That is "listed" (the pair was listed then), "history" (what the collectors tell of begins
-        later: nothing older is promised, or it is not filled yet) or "unknown" (they tell nothing). A gap
+        `attrs`: pair, timeframe, source, age_s (since the newest candle's close; None when there is
+        none), missing (open times in ms without a candle between the first stored one and now, or in the
+        range), absent (those of `missing` that the exchange twice answered without), forming (whether the
+        last row is the forming candle), and short: why the frame does not reach as far back as asked, None
+        where it does. That is "listed" (the pair was listed then), "history" (what the collectors tell of
+        begins later: nothing older is promised, or it is not filled yet) or "unknown" (they tell nothing).
+        A gap
         is logged once; `strict` raises GapError instead, also of absent candles. `lives` are the contracts
         [listed, ended or None, symbol] (ms) whose stored candles were asked for, oldest first: the frame is
         of the last, and with `strict` there may be no other. A time of which nothing is told has symbol "".
@@ -186,7 +184,7 @@ class MarketReader:
 
         One pair that is unknown, stale or (with `strict`) has a gap makes the call raise; the error
         names all such pairs. A pair that was listed so lately that its first candle has not closed is
-        none of these: its frame is empty, its age_s infinite, and that is logged once; with `strict`
+        none of these: its frame is empty, its age_s None, and that is logged once; with `strict`
         it raises StaleDataError, as it does in `get_ohlcv`.
         """
         return self._frames(
@@ -217,7 +215,7 @@ class MarketReader:
         young_ok: bool,
     ) -> dict[str, pd.DataFrame]:
         names = arguments.pair_names(pairs)
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         entries: Mapping[str, CatalogRow] = collected.entries(self._store, names)
         ohlcv.sources(entries.values(), timeframe)  # raises where one pair lacks it
         request = arguments.candle_request(
@@ -231,10 +229,11 @@ class MarketReader:
             columns=columns,
         )
         entries, found = ohlcv.read(self._store, entries, request, now_ms)
+        self._clock.saw(one.reach_ms for one in found.values())
         answer = ohlcv.judge(found, entries, request, self._store.source, now_ms, young_ok=young_ok)
         for pair, frame in answer.items():
             row = entries[pair].of(found[pair].part)
-            empty = frame.attrs["age_s"] == math.inf and not row.is_over(now_ms)
+            empty = frame.attrs["age_s"] is None and not row.is_over(now_ms)
             if empty and request.max_age_s is not None:
                 self._gap_log.note_young(pair, timeframe)
             if frame.attrs["missing"]:
@@ -266,7 +265,7 @@ class MarketReader:
         while True:
             # Asked before the look, so that what is stored in between is found at the next turn.
             version = self._store.version()
-            without = awaited.without(self._now_ms())
+            without = awaited.without(self.now_ms())
             if not without or time.monotonic() >= deadline_s:
                 return without
             self._changed_since(version, min(deadline_s, awaited.again_s))
@@ -289,7 +288,7 @@ class MarketReader:
         request = arguments.candle_request(
             timeframe, count, None, None, include_forming=False, strict=False, max_age_s=math.inf
         )
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         entries, found = ohlcv.read(self._store, entries, request, now_ms)
         entry = entries[pair].of(found[pair].part)
         return frames.is_ready(found[pair], request, entry, count, now_ms)
@@ -316,9 +315,10 @@ class MarketReader:
         as well, and when none is stored.
         """
         limit_s = arguments.max_age(max_age_s, latest.MARK_PRICE_MAX_AGE_S)
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         entries = collected.entries(self._store, [arguments.pair_name(pair)])
         rows = running.mark_prices(self._store, entries)
+        self._clock.saw(row.time_ms for row in rows.values())
         latest.refuse_stale("mark price", [pair], rows, limit_s, now_ms, absent_ok=False)
         return latest.mark_price(rows[pair], now_ms)
 
@@ -340,7 +340,7 @@ class MarketReader:
         start_ms = schema.ceil_to(arguments.time_ms("since", since), length_ms)
         until_ms = None if until is None else arguments.time_ms("until", until)
         entries = collected.entries(self._store, [name])
-        found = marks.asked(self._store, entries, length_ms, start_ms, until_ms, self._now_ms())
+        found = marks.asked(self._store, entries, length_ms, start_ms, until_ms, self.now_ms())
         attrs = {"pair": name, "timeframe": timeframe, "source": self._store.source}
         return marks.frame(found, attrs)
 
@@ -351,9 +351,10 @@ class MarketReader:
         as well, and when none is stored.
         """
         limit_s = arguments.max_age(max_age_s, latest.FUNDING_RATE_MAX_AGE_S)
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         entries = collected.entries(self._store, [arguments.pair_name(pair)])
         rows = running.funding_rates(self._store, entries)
+        self._clock.saw(row.time_ms for row in rows.values())
         latest.refuse_stale("funding rate", [pair], rows, limit_s, now_ms, absent_ok=False)
         return latest.funding_rate(rows[pair], now_ms, funding.intervals_h(self._store, rows)[pair])
 
@@ -365,7 +366,7 @@ class MarketReader:
         out and logged once. With `max_age_s=None` all are returned, and pairs without any rate are left
         out. When there is no live pair at all it is raised whatever `max_age_s` is.
         """
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         rows = self._live_rates(max_age_s, now_ms).rows
         hours = funding.intervals_h(self._store, rows)
         return {pair: latest.funding_rate(row, now_ms, hours[pair]) for pair, row in rows.items()}
@@ -376,7 +377,7 @@ class MarketReader:
         Columns rate, settled_rate (NaN where none is known), next_funding_time, time, age_s,
         interval_h (NaN likewise). `attrs`: without (pairs left out: the exchange gives no rate).
         """
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         rows, without = self._live_rates(max_age_s, now_ms)
         return frames.funding_frame(
             rows, funding.intervals_h(self._store, rows), now_ms, {"without": list(without)}
@@ -401,7 +402,7 @@ class MarketReader:
             )
         entries = collected.entries(self._store, [arguments.pair_name(pair)])
         first_ms, last_ms = (None if since is None else start_ms, None if until is None else end_ms)
-        return funding.asked(self._store, entries, first_ms, last_ms, self._now_ms())
+        return funding.asked(self._store, entries, first_ms, last_ms, self.now_ms())
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -435,5 +436,6 @@ class MarketReader:
 
     def _live_rates(self, max_age_s: MaxAge, now_ms: int) -> running.Rates:
         rates = running.live_rates(self._store, max_age_s, now_ms)
+        self._clock.saw(row.time_ms for row in rates.rows.values())
         self._gap_log.note_without_rate(rates.without)
         return rates

@@ -31,6 +31,7 @@ MAY_IMPORT = {
         *("influxdb", "service", "page"),
     },
     "aggregator": {"influxdb", "page", "service", "settings", "storage"},
+    "bots": {"aggregator", "influxdb", "page", "service", "settings", "storage"},
     "simulator": set[str](),
 }
 """The packages whose modules a package may import, besides its own. `commands` and `cli` may all."""
@@ -54,6 +55,7 @@ ONLY_IN = {
         "marketfeed/journal/rejected.py",
         "marketfeed/journal/retention.py",
         "marketfeed/journal/slices.py",
+        "marketfeed/journal/stamps.py",
         "marketfeed/journal/view.py",
         "marketfeed/storage/acknowledged.py",
         "marketfeed/storage/backup.py",
@@ -63,6 +65,7 @@ ONLY_IN = {
         "marketfeed/storage/numbered_file.py",
         "marketfeed/storage/opening.py",
         "marketfeed/storage/reading.py",
+        "reader/stores/journal_connections.py",
         "reader/stores/sqlite.py",
         "reader/stores/sqlite_errors.py",
     },
@@ -74,6 +77,7 @@ ONLY_IN = {
     "rich": {
         *COMMANDS,
         "marketfeed/commands/render.py",
+        "marketfeed/commands/render_bots.py",
         "marketfeed/commands/render_demo.py",
         "marketfeed/commands/render_history.py",
         "marketfeed/commands/render_refused.py",

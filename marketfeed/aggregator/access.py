@@ -8,7 +8,7 @@ from typing import Final
 from marketfeed.aggregator.asking import Asking, BrokenOffError
 from marketfeed.aggregator.bot_answers import Meaning
 from marketfeed.aggregator.bot_config import BotConfig
-from marketfeed.aggregator.freqtrade_bot import AnsweredError, Bot, BotError, NotSentError
+from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.gate import Cause, Gate, Question
 from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.reasons import Kind, Reason
@@ -16,6 +16,7 @@ from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Unconfirmed
 from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.counters import Trouble
+from marketfeed.service.freqtrade_api import AnsweredError, BotError, NotSentError
 
 log = logging.getLogger(__name__)
 

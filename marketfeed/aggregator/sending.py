@@ -14,7 +14,7 @@ import msgspec
 
 from marketfeed.aggregator.access import Access
 from marketfeed.aggregator.expired import Expired
-from marketfeed.aggregator.freqtrade_bot import Answer, Bot, BotError, NotSentError
+from marketfeed.aggregator.freqtrade_bot import Answer, Bot
 from marketfeed.aggregator.gate import Why
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_forwards import PairAtWorkError
@@ -25,6 +25,7 @@ from marketfeed.aggregator.queue import Queue, chosen_again, decided_ahead
 from marketfeed.aggregator.refusals import Refusals
 from marketfeed.aggregator.search import Search
 from marketfeed.errors import LedgerError
+from marketfeed.service.freqtrade_api import BotError, NotSentError
 
 log = logging.getLogger(__name__)
 

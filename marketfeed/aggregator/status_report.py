@@ -2,7 +2,7 @@
 
 import msgspec
 
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 
 
 class BotReport(msgspec.Struct, frozen=True):

@@ -186,6 +186,9 @@ class Collector:
                         group.create_task(upkeep.keep_stock(), name="stock"),
                         group.create_task(upkeep.check.run(), name="check"),
                     ]
+                    if parts.reconciler is not None:
+                        comparing = parts.reconciler.run()
+                        background.append(group.create_task(comparing, name="compare"))
                     await stop.wait()
                     self._reporter.stage = "stopping"
                     log.info("stopping")

@@ -17,7 +17,7 @@ from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import Lately
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.history.backfill import PROGRESS_S
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.selection import NONE_COLLECTED
@@ -187,7 +187,7 @@ class Judge:
             )
         yield from self._lately(Kind.LINES_REFUSED, parts.shipper.refusals)
         if shipping.held:
-            yield Kind.HELD.reason(N=len(shipping.held), more=named(shipping.held))
+            yield Kind.HELD.reason(N=shipping.held_shards, more=named(shipping.held))
 
     def _of_exchange(self, parts: CollectorParts) -> Iterator[Reason]:
         if ahead_s := self._clock.frames_ahead_s():

@@ -24,7 +24,7 @@ from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import CollectorCounters, cpu_s, rss_bytes
 from marketfeed.gaps.deadlines import Overdue
 from marketfeed.grid import TILE_CANDLES
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
@@ -119,6 +119,9 @@ class Reporter:
                 Counter(item.series.channel for item in overdue if item.series.pair in set_apart)
             ),
             halted=halted,
+            comparing=None
+            if parts is None or parts.reconciler is None
+            else parts.reconciler.report(),
         )
 
     def pairs(self) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from marketfeed.gaps.healer import HealReport
 from marketfeed.history.aside_fill import AsideReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.reconcile import CompareReport
+from marketfeed.influxdb.ship_report import ShipReport
 
 HealthState: TypeAlias = Literal["filling", "well", "not well"]
 """`filling`: nothing is wrong, and some of what is promised has never been there yet."""
@@ -142,6 +143,9 @@ class StatusReport(msgspec.Struct, frozen=True):
     """How many of `overdue` are series of it, and of those that have halted, by channel."""
     halted: dict[str, str] = {}
     """What is collected and does not trade, by two answers of exchangeInfo: pair -> status. No reason."""
+
+    comparing: CompareReport | None = None
+    """How the bucket is compared with the journal; None without InfluxDB."""
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

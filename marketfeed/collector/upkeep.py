@@ -48,7 +48,7 @@ class Upkeep:
         )
         """Why the exchange's time could not be taken over, when it was asked last."""
         self.wal = WalWatch(settings.path)
-        self.trimming = Trimming(settings, writer, self.wal)
+        self.trimming = Trimming(settings, writer, self.wal, clock.certain_ms)
         self.check = JournalCheck(writer, clock)
         """The check that runs behind."""
         self._clock = clock

@@ -32,7 +32,9 @@ _BEYOND_RETENTION: Final = re.compile(
     r"|partial write: dropped (\d{1,9}) points outside retention policy"
 )
 
-_CONFLICT: Final = re.compile(r'field type conflict: input field "[^"]*" on measurement "([^"]+)"')
+_CONFLICT: Final = re.compile(
+    r'field type conflict: input field "([^"]*)" on measurement "([^"]+)"'
+)
 
 Action = Literal["acknowledged", "retryable", "throttled", "rejected", "misconfigured"]
 
@@ -51,8 +53,8 @@ class Verdict(msgspec.Struct, frozen=True):
     `text` is the server's message, for people. `blames_lines`: the message is about lines, so that a
     halving will find the bad ones; otherwise it may be the request that is wrong. So many as
     `beyond_retention` are older than what the bucket keeps; `conflict` is a measurement of which the bucket
-    holds a field of another type. `pending`: the lines may be carried out
-    yet, even after what is sent later. `answered`: the server (or a proxy before it) has answered.
+    holds `conflict_field` with another type. `pending`: the lines may be carried out yet, even after what is
+    sent later. `answered`: the server (or a proxy before it) has answered.
     """
 
     action: Action
@@ -61,6 +63,7 @@ class Verdict(msgspec.Struct, frozen=True):
     blames_lines: bool = False
     beyond_retention: int = 0
     conflict: str = ""
+    conflict_field: str = ""
     pending: bool = False
     answered: bool = True
 
@@ -88,7 +91,8 @@ def judge(status: int, body: bytes, headers: Mapping[str, str], now_s: float) ->
             text,
             blames_lines=blames_lines,
             beyond_retention=dropped,
-            conflict="" if conflict is None else conflict[1],
+            conflict="" if conflict is None else conflict[2],
+            conflict_field="" if conflict is None else conflict[1],
         )
     if status in (429, 503):
         return Verdict("throttled", text, _bounded_s(headers.get("Retry-After"), now_s))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from marketfeed.influxdb.answers import Verdict
-from marketfeed.influxdb.holds import grouped, measurement_of, shard_of, time_of
+from marketfeed.influxdb.holds import grouped, has_field, measurement_of, shard_of, time_of
 from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
 
@@ -35,14 +35,15 @@ class Delivery:
 
     `unanswered_lines` are the lines whose newest state must be the last that the server carries out. `hold`
     takes lines of one measurement and shard that the bucket refuses for a field's type, with the server's
-    words; without it they are returned, too. `keeps_ms` says for how long the bucket keeps points.
+    words and the field that all of them have (empty: not seen); without it they are returned, too. `keeps_ms`
+    says for how long the bucket keeps points.
     """
 
     def __init__(
         self,
         influx: InfluxWriter,
         unanswered_lines: UnansweredLines,
-        hold: Callable[[list[str], str], None] | None = None,
+        hold: Callable[[list[str], str, str], None] | None = None,
         keeps_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.requests = 0
@@ -74,8 +75,8 @@ class Delivery:
                 await self._deliver(doubted, refused)
         return refused
 
-    async def is_taken(self, text: str) -> bool:
-        """Send one line; whether it was taken, not refused. Raises NotNowError."""
+    async def one(self, text: str) -> Verdict:
+        """Send one line that was refused before; acknowledged, or rejected again. Raises NotNowError."""
         verdict = await self._influx.write([text])
         self.requests += 1
         if verdict.action == "acknowledged":
@@ -84,7 +85,7 @@ class Delivery:
         elif verdict.action != "rejected":
             # As it was refused before, it is nothing that may be carried out late.
             raise NotNowError(verdict)
-        return verdict.action == "acknowledged"
+        return verdict
 
     async def _deliver(
         self, texts: list[str], refused: Refused, doubted: list[str] | None = None
@@ -108,7 +109,8 @@ class Delivery:
             for part in parts:
                 await self._deliver(part, refused, doubted)
         elif self._hold is not None and verdict.conflict == measurement_of(texts[0]):
-            self._hold(texts, verdict.text)
+            field = verdict.conflict_field
+            self._hold(texts, verdict.text, field if has_field(texts[0], field) else "")
         else:
             # Of doubted ones no good lines stand in between that would end the row.
             if doubted is not None:
@@ -133,7 +135,11 @@ class Delivery:
         parts = grouped(texts, measurement_of)
         if len(parts) == 1 and self._hold and verdict.conflict == measurement_of(texts[0]):
             keeps_ms = self._keeps_ms()
-            return grouped(texts, lambda text: shard_of(time_of(text), keeps_ms))
+            parts = grouped(texts, lambda text: shard_of(time_of(text), keeps_ms))
+            if len(parts) == 1:
+                # Lines without the field are taken, and held they would wait for nothing.
+                parts = grouped(texts, lambda text: has_field(text, verdict.conflict_field))
+            return parts
         if len(parts) == 1 and len(texts) > 1:
             return [texts[: len(texts) // 2], texts[len(texts) // 2 :]]
         return parts

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -31,6 +31,19 @@ class _Buckets(msgspec.Struct):
     buckets: list[_Bucket] = []
 
 
+class _Series(msgspec.Struct):
+    columns: list[str] = []
+    values: list[list[str | int | bool | None]] = []
+
+
+class _Result(msgspec.Struct):
+    series: list[_Series] = []
+
+
+class _Results(msgspec.Struct):
+    results: list[_Result] = []
+
+
 class Expiry:
     """Asks the server of the settings, on a session of the caller's."""
 
@@ -51,7 +64,7 @@ class Expiry:
             OSError,
             TimeoutError,
             msgspec.DecodeError,
-            msgspec.ValidationError,
+            RecursionError,
         ):
             return None
 
@@ -69,13 +82,12 @@ class Expiry:
     async def _of_policy(self) -> int | None:
         # On 2.x it says 0s whatever the expiry is.
         params = {"q": "SHOW RETENTION POLICIES", "db": self._settings.bucket}
-        answer: Any = msgspec.json.decode(await self._get("/query", params))
-        for result in answer.get("results", ()):
-            for series in result.get("series", ()):
-                for row in series.get("values", ()):
-                    policy: Mapping[str, Any] = dict(zip(series["columns"], row, strict=True))
-                    if policy["default"]:
-                        return duration_ms(str(policy["duration"]))
+        answer = msgspec.json.decode(await self._get("/query", params), type=_Results)
+        for series in (one for result in answer.results for one in result.series):
+            for row in series.values:
+                policy = dict(zip(series.columns, row, strict=False))
+                if policy.get("default") and "duration" in policy:
+                    return duration_ms(str(policy["duration"]))
         return None
 
     async def _get(self, path: str, params: Mapping[str, str]) -> bytes:

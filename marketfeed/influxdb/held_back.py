@@ -5,9 +5,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from marketfeed import schema
 from marketfeed.grid import TimeRange
 from marketfeed.influxdb.delivery import Delivery, Refused
-from marketfeed.influxdb.holds import DOCUMENT, Again, Book, decode, encode
+from marketfeed.influxdb.holds import DOCUMENT, Again, Book, Hold, decode, encode, time_of
 from marketfeed.influxdb.outbox import START, Place
 from marketfeed.influxdb.shipped_file import Documents
 
@@ -16,6 +17,13 @@ log = logging.getLogger(__name__)
 EXPIRY_EVERY_S: Final = 3_600.0
 """Monotonic seconds between two looks at how long the bucket keeps points; a minute until one is answered."""
 _FIRST_EVERY_S: Final = 60.0
+
+
+def is_state(measurement: str) -> bool:
+    """Whether its lines say how something is, and are no rows of the journal: the next ones come soon."""
+    return measurement in (schema.FEED_COVERAGE, schema.FEED_CATALOG) or measurement.startswith(
+        schema.FORMING_PREFIX
+    )
 
 
 class HeldBack:
@@ -41,12 +49,12 @@ class HeldBack:
         self._place: tuple[Again, Place] | None = None
 
     @property
-    def hold(self) -> Callable[[list[str], str], None] | None:
+    def hold(self) -> Callable[[list[str], str, str], None] | None:
         """What a delivery has lines held by, None where nothing is."""
         return None if self._documents is None else self._hold
 
-    def _hold(self, lines: list[str], answer: str) -> None:
-        if (held := self.book.hold(lines, answer)) is not None:
+    def _hold(self, lines: list[str], answer: str, field: str) -> None:
+        if (held := self.book.hold(lines, answer, field)) is not None:
             log.error("rows are refused and wait, a line a minute is tried held=%r", str(held))
 
     def sent(self, lines: Sequence[str]) -> list[str]:
@@ -101,16 +109,38 @@ class HeldBack:
         standing: Callable[[list[str]], Awaitable[list[str | None]]],
         now_s: float,
         every_s: float,
-    ) -> None:
-        """Send a line of what is held, when it is its turn: one of a measurement in `every_s`."""
-        while (hold := self.book.probe(now_s, every_s)) is not None:
+    ) -> list[str]:
+        """Send a line of what is held, when it is its turn: one of a measurement in `every_s`.
+
+        Returns the measurements of which the bucket takes what it refused.
+        """
+        released = []
+        for hold in self.book.due(now_s, every_s):
             if hold.end_ms <= self.book.floor_ms(self._now_ms()):
                 self.book.drop(hold)
-                continue
-            (text,) = await standing([hold.line])
-            if text is None or await delivery.is_taken(text):
+            elif not await self._is_refused(hold, delivery, standing):
                 log.info("rows that waited are sent again held=%r", str(hold))
                 self.book.release(hold)
+                released.append(hold.measurement)
+        return released
+
+    async def _is_refused(
+        self,
+        hold: Hold,
+        delivery: Delivery,
+        standing: Callable[[list[str]], Awaitable[list[str | None]]],
+    ) -> bool:
+        """Whether rows of a hold are refused as before; False, too, where its line cannot show it."""
+        if time_of(hold.line) < self.book.floor_ms(self._now_ms()):
+            # Too old by now, and refused for that. Of what is sent again another line shows it.
+            return False
+        text: str | None = hold.line
+        if not is_state(hold.measurement):
+            (text,) = await standing([hold.line])
+        if text is None:
+            return False
+        verdict = await delivery.one(text)
+        return verdict.action == "rejected" and not verdict.beyond_retention
 
     async def send_again(
         self,

@@ -9,8 +9,10 @@ Times of rows are exchange ms, those of probes monotonic seconds.
 """
 
 import datetime
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -29,19 +31,26 @@ _MARGIN_MS: Final = MINUTE_MS
 """Between a server's clock and the exchange's."""
 
 
+_Key: TypeAlias = tuple[str, int, int, str]
+
+
 class Hold(msgspec.Struct, frozen=True):
-    """Rows of a measurement in one shard that are refused: `line` is one, `answer` the server's words."""
+    """Rows of a measurement in one shard that are refused: `line` is one, `answer` the server's words.
+
+    `field` is the one whose type does not fit: rows without it are taken. Empty: all are refused.
+    """
 
     measurement: str
     start_ms: int
     end_ms: int
     line: str
     answer: str
+    field: str = ""
 
     @property
-    def key(self) -> tuple[str, int]:
-        """What it is known by."""
-        return self.measurement, self.start_ms
+    def key(self) -> _Key:
+        """What it is known by. Shards of other lengths may begin at one time: the expiry was changed."""
+        return self.measurement, self.start_ms, self.end_ms, self.field
 
     def __str__(self) -> str:
         first, last = (
@@ -76,7 +85,9 @@ class Book:
         self.is_changed = False
         self.keeps_ms: int | None = saved.keeps_ms
         """For how long the bucket keeps points (ms): 0 for ever, None: not known."""
-        self._holds: Mapping[tuple[str, int], Hold] = {hold.key: hold for hold in saved.holds}
+        self._holds: Mapping[_Key, Hold] = {hold.key: hold for hold in saved.holds}
+        # Of which holds, and what they say: looked at for every line.
+        self._spans: tuple[Mapping[_Key, Hold], Mapping[str, list[_Spans]]] = ({}, {})
         self._again: list[Again] = saved.again
         self._probed_s: dict[str, float] = {}
 
@@ -87,8 +98,8 @@ class Book:
 
     @property
     def again(self) -> Again | None:
-        """What is to be sent again next."""
-        return self._again[0] if self._again else None
+        """What is to be sent again next, the newest first."""
+        return max(self._again, key=lambda one: one.end_ms, default=None)
 
     def clear(self) -> None:
         """Everything is shipped again: nothing is held."""
@@ -104,31 +115,35 @@ class Book:
         floor_ms, holds = self.floor_ms(now_ms), self._holds
         if not floor_ms and not holds:
             return list(lines)
-        spans: dict[str, list[tuple[int, int]]] = {}
-        for hold in holds.values():
-            spans.setdefault(hold.measurement, []).append((hold.start_ms, hold.end_ms))
+        if self._spans[0] is not holds:
+            self._spans = holds, _spans_of(holds.values())
+        spans = self._spans[1]
         found = []
         for line in lines:
             at_ms = time_of(line)
             held = spans.get(measurement_of(line), ()) if spans else ()
-            if at_ms >= floor_ms and not any(start <= at_ms < end for start, end in held):
+            if at_ms >= floor_ms and not any(one.hold(line, at_ms) for one in held):
                 found.append(line)
         return found
 
-    def hold(self, lines: Sequence[str], answer: str) -> Hold | None:
-        """Hold the shard that `lines`, all of one measurement and shard, are of; None: it is held already."""
+    def hold(self, lines: Sequence[str], answer: str, field: str = "") -> Hold | None:
+        """Hold the shard that `lines`, all of one measurement and shard and with `field`, are of.
+
+        None: it is held already.
+        """
         newest = max(lines, key=time_of)
         start_ms, end_ms = shard_of(time_of(newest), self.keeps_ms)
-        hold = Hold(measurement_of(newest), start_ms, end_ms, newest, answer)
+        hold = Hold(measurement_of(newest), start_ms, end_ms, newest, answer, field)
         if hold.key in self._holds:
             return None
         self._holds = {**self._holds, hold.key: hold}
         self.is_changed = True
         return hold
 
-    def probe(self, now_s: float, every_s: float) -> Hold | None:
+    def due(self, now_s: float, every_s: float) -> list[Hold]:
         """What is to be probed now: of each measurement one shard in `every_s`, in turn."""
-        for name in sorted({name for name, _ in self._holds}):
+        found = []
+        for name in sorted({hold.measurement for hold in self._holds.values()}):
             if now_s - self._probed_s.setdefault(name, now_s) < every_s:
                 continue
             self._probed_s[name] = now_s
@@ -136,19 +151,19 @@ class Book:
             # Last in the row: another shard's turn is next.
             rest = {key: hold for key, hold in self._holds.items() if key != first.key}
             self._holds = {**rest, first.key: first}
-            return first
-        return None
+            found.append(first)
+        return found
 
     def release(self, hold: Hold) -> None:
         """Its line has been taken: all of the shard is sent again."""
-        self._holds = {key: one for key, one in self._holds.items() if key != hold.key}
-        # The next shard of the measurement need not wait.
-        self._probed_s.pop(hold.measurement, None)
-        self._add(Again(hold.measurement, hold.start_ms, hold.end_ms))
+        self.drop(hold)
+        self.add(Again(hold.measurement, hold.start_ms, hold.end_ms))
 
     def drop(self, hold: Hold) -> None:
         """The bucket keeps nothing of its shard any more."""
         self._holds = {key: one for key, one in self._holds.items() if key != hold.key}
+        # The next shard of the measurement need not wait: of ten years there are hundreds.
+        self._probed_s[hold.measurement] = -math.inf
         self.is_changed = True
 
     def done(self, again: Again) -> None:
@@ -167,9 +182,10 @@ class Book:
         start_ms = self.floor_ms(now_ms)
         if before_ms and start_ms < end_ms:
             # An hour more: it was so long ago at most that the bucket was looked at.
-            self._add(Again(ALL, start_ms, end_ms + 2 * HOUR_MS))
+            self.add(Again(ALL, start_ms, end_ms + 2 * HOUR_MS))
 
-    def _add(self, again: Again) -> None:
+    def add(self, again: Again) -> None:
+        """Have a range sent again: the bucket lacks rows of it."""
         self._again = [*(one for one in self._again if one != again), again]
         self.is_changed = True
 
@@ -223,6 +239,48 @@ def grouped(lines: Iterable[str], by: Callable[[str], object]) -> list[list[str]
     for line in lines:
         groups.setdefault(by(line), []).append(line)
     return list(groups.values())
+
+
+class _Spans(NamedTuple):
+    """When lines of a measurement are held: ascending, apart; `marks`: those that have one of these."""
+
+    marks: tuple[str, ...]
+    starts: list[int]
+    ends: list[int]
+
+    def hold(self, line: str, at_ms: int) -> bool:
+        """Whether a line of this time is held."""
+        at = bisect_right(self.starts, at_ms) - 1
+        if at < 0 or at_ms >= self.ends[at]:
+            return False
+        return not self.marks or any(mark in line for mark in self.marks)
+
+
+def _spans_of(holds: Iterable[Hold]) -> Mapping[str, list[_Spans]]:
+    by_field: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for hold in holds:
+        span = hold.start_ms, hold.end_ms
+        by_field.setdefault((hold.measurement, hold.field), []).append(span)
+    found: dict[str, list[_Spans]] = {}
+    for (name, field), spans in by_field.items():
+        one = _Spans(_marks(field), [], [])
+        for start_ms, end_ms in sorted(spans):
+            if one.ends and start_ms <= one.ends[-1]:
+                one.ends[-1] = max(one.ends[-1], end_ms)
+            else:
+                one.starts.append(start_ms)
+                one.ends.append(end_ms)
+        found.setdefault(name, []).append(one)
+    return found
+
+
+def _marks(field: str) -> tuple[str, ...]:
+    return (f" {field}=", f",{field}=") if field else ()
+
+
+def has_field(line: str, field: str) -> bool:
+    """Whether a line of ours has a field; no tag is called as one."""
+    return any(mark in line for mark in _marks(field))
 
 
 def measurement_of(line: str) -> str:

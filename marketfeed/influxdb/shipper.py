@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-import msgspec
-
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Lately, Trouble
 from marketfeed.errors import JournalError, backoff_s
@@ -26,13 +24,15 @@ from marketfeed.influxdb.answers import Verdict
 from marketfeed.influxdb.coverage_points import Coverage, CoveragePoints, LivesOf
 from marketfeed.influxdb.delivery import Delivery, NotNowError
 from marketfeed.influxdb.doubts import Doubts
-from marketfeed.influxdb.held_back import HeldBack
+from marketfeed.influxdb.held_back import HeldBack, is_state
 from marketfeed.influxdb.holds import ALL, Again
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
+from marketfeed.influxdb.mends import Mends
 from marketfeed.influxdb.outbox import Outbox, Place, ShipBatch
 from marketfeed.influxdb.pace import DEFAULT_PACE, Pace
+from marketfeed.influxdb.ship_report import HELD_NAMED, ShipReport
 from marketfeed.influxdb.shipped_file import Documents, Shipped, Writer
 from marketfeed.influxdb.unanswered import UnansweredLines
 from marketfeed.influxdb.writer import InfluxWriter
@@ -47,26 +47,6 @@ FEWEST_LINES: Final = 100
 COUNT_EVERY_S: Final = 15.0
 LAST_BATCHES: Final = 20
 """What is shipped at a stop at the most; a longer backlog waits in the journal for the next start."""
-
-
-class ShipReport(msgspec.Struct, frozen=True):
-    """How shipping goes. `state` is `shipping`, `waiting` (the server is down or busy) or `parked`.
-
-    `in_doubt` are lines that were sent without an answer, or whose answer may be carried out late; `held`
-    names the measurements and shards whose rows wait, because the bucket refuses them.
-    """
-
-    target: str
-    state: str
-    trouble: str
-    trouble_for_s: float
-    unshipped: int
-    lines: int
-    refused: int
-    batches: int
-    acknowledged_ago_s: float | None
-    in_doubt: int
-    held: list[str] = []
 
 
 class _Look(NamedTuple):
@@ -113,7 +93,8 @@ class Shipper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
         self._outbox: Outbox | None = None
         self._generation = 0
-        self._shipped = Acknowledged({})
+        self.shipped = Acknowledged({})
+        self.mends = Mends()
         self._unanswered = UnansweredLines(pace.recheck_after_s)
         self.held = HeldBack(influx.target, documents, now_ms, keeps_ms)
         self._delivery = Delivery(
@@ -147,6 +128,7 @@ class Shipper:
         """How shipping goes now."""
         now_s = time.monotonic()
         acknowledged_s = self._delivery.acknowledged_s
+        holds = self.held.book.holds
         return ShipReport(
             target=self._influx.target,
             state=self._state,
@@ -158,12 +140,13 @@ class Shipper:
             batches=self._delivery.requests,
             acknowledged_ago_s=None if acknowledged_s is None else now_s - acknowledged_s,
             in_doubt=len(self._unanswered),
-            held=[str(hold) for hold in self.held.book.holds],
+            held=[str(hold) for hold in holds[:HELD_NAMED]],
+            held_shards=len(holds),
         )
 
     def shipped_below(self) -> int:
         """All rows with a smaller seq have been acknowledged: retention may delete them."""
-        return self._shipped.first_gap(self._writer.next_seq)
+        return self.shipped.first_gap(self._writer.next_seq)
 
     def end(self) -> None:
         """Prepare for the collector's stop: one last turn is tried, within the pace's `last_s`."""
@@ -198,7 +181,7 @@ class Shipper:
             if (hold_s := self._unanswered.hold_s(time.monotonic())) > 0:
                 await self._rest(hold_s)
                 return
-            ahead = asyncio.create_task(self._take(self._shipped))
+            ahead = asyncio.create_task(self._take(self.shipped))
             noting = asyncio.create_task(self._note([]))
             try:
                 while not (
@@ -210,7 +193,7 @@ class Shipper:
                     batch, rows, full, look = await ahead
                     if full:
                         # The next batch is read while this one travels.
-                        assumed = self._shipped.copy()
+                        assumed = self.shipped.copy()
                         for piece in batch.covers:
                             assumed.add(piece)
                         ahead = asyncio.create_task(self._take(assumed))
@@ -226,7 +209,7 @@ class Shipper:
                     if not full:
                         await noting
                         await self._rest(self._pace.turn_s - (time.monotonic() - started_s))
-                        ahead = asyncio.create_task(self._take(self._shipped))
+                        ahead = asyncio.create_task(self._take(self.shipped))
             finally:
                 ahead.cancel()
                 # Ranges that could not be saved are saved with the next ones, or their rows sent again.
@@ -248,7 +231,7 @@ class Shipper:
             target = self._influx.target
             return file.forget_if_demanded(target), file.shipped(target)
 
-        begins_again, self._shipped = await self._writer.call(stand)
+        begins_again, self.shipped = await self._writer.call(stand)
         if begins_again:
             log.warning(
                 "everything is shipped again, as was demanded target=%r", self._influx.target
@@ -264,7 +247,7 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                batch, rows, full, _ = await self._take(self._shipped)
+                batch, rows, full, _ = await self._take(self.shipped)
                 await self._note(await self._ship(batch, rows))
                 if not full:
                     break
@@ -303,7 +286,7 @@ class Shipper:
             self.lines += len(batch.lines) - len(refused)
         self._unshipped = max(0, self._unshipped - rows)
         await self.held.save()
-        return [grown for piece in batch.covers for grown in self._shipped.add(piece)]
+        return [grown for piece in batch.covers for grown in self.shipped.add(piece)]
 
     async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
         return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
@@ -340,7 +323,7 @@ class Shipper:
     async def _coverage_lines(self, now_s: float) -> list[str]:
         if not self._coverage.is_due:
             return []
-        await self._in_thread(lambda: self._coverage.look(self._the_outbox(), self._shipped))
+        await self._in_thread(lambda: self._coverage.look(self._the_outbox(), self.shipped))
         # A commit whose rows were seen is known of once the writer's thread is done with it.
         await self._writer.call(lambda _: None)
         if self._is_demanded or self._generation != self._writer.generation:
@@ -352,13 +335,20 @@ class Shipper:
         """See to what is held back: first what is new, then for the rest of a turn what is sent again."""
         await self.held.look(started_s)
         every_s = self._pace.probe_every_s
-        await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
-        while not full and time.monotonic() - started_s < self._pace.turn_s:
+        released = await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
+        if any(map(is_state, released)):
+            # Noted as shipped, and never taken: a catalog would come tomorrow.
+            self._states.begin_anew()
+        self.lines += await self.mends.send(
+            self._delivery, self._as_they_stand, self.held.sent, self._put_aside, self._batch_size
+        )
+        # One batch at least: a server that needs a turn for what is new would never get what waited.
+        while not (full or self._ending.is_set()):
             sent = await self.held.send_again(
                 self._delivery, self._between, self._put_aside, self._batch_size
             )
             self.lines += sent
-            if not sent or self._ending.is_set():
+            if not sent or time.monotonic() - started_s >= self._pace.turn_s:
                 break
         await self.held.save()
 

@@ -14,12 +14,14 @@ from typing import Final
 
 from marketfeed.binance.decode import Control, FrameDecoder, Reject
 from marketfeed.binance.exchange_clock import ExchangeClock
+from marketfeed.clock import boot_place, boottime_s
 from marketfeed.counters import CollectorCounters, Lately, Trouble
 from marketfeed.errors import JournalError, JournalWriteError
 from marketfeed.grid import TimeRange
 from marketfeed.ingest.freshness import Freshness, Seen
-from marketfeed.journal.batch import Batch, Due
+from marketfeed.journal.batch import Batch, Due, Stamp
 from marketfeed.journal.coverage import Key
+from marketfeed.journal.stamps import EVERY_MS
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle, FundingRate, FundingSettled, MarkPrice, Record, RejectedFrame
 
@@ -79,6 +81,8 @@ class Intake:
         self._seen = Seen()
         self._not_live: set[tuple[str, str, int]] = set()
         self._known_until_ms = 0
+        self._boot = boot_place()
+        self._stamped_ms = -EVERY_MS
         self._urgent = asyncio.Event()
         self._ended = False
 
@@ -193,6 +197,7 @@ class Intake:
 
     async def _commit(self, batch: Batch) -> bool:
         started_s = time.monotonic()
+        batch.stamp = self._stamp()
         try:
             if self._damaged:
                 await self._writer.replace()
@@ -219,6 +224,17 @@ class Intake:
             else:
                 counters.close_lag.add(max(0, now_ms - candle.close_time_ms))
         return True
+
+    def _stamp(self) -> Stamp | None:
+        """What time it is, once a second while that is certain, and only where time passes as on the host."""
+        boot_ms = round(boottime_s() * 1000.0)
+        exchange_ms = self._clock.certain_ms()
+        if not exchange_ms or not self._boot or self._clock.speed != 1.0:
+            return None
+        if boot_ms - self._stamped_ms < EVERY_MS:
+            return None
+        self._stamped_ms = boot_ms
+        return Stamp(exchange_ms, self._boot, boot_ms)
 
     def _is_ahead(self, event_time_ms: int, frame: bytes) -> bool:
         """Refuse what is stamped far ahead: the newest row is what readers get and retention counts from."""

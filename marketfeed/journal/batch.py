@@ -25,6 +25,14 @@ from marketfeed.records import (
 PURE = True
 
 
+class Stamp(NamedTuple):
+    """Exchange time, where CLOCK_BOOTTIME is the clock that is meant (`clock.boot_place`), and that clock."""
+
+    exchange_ms: int
+    boot: str
+    boot_ms: int
+
+
 class Due(NamedTuple):
     """Candles of a series are due that open before `until_ms`; those in `missing` had not come.
 
@@ -61,6 +69,7 @@ class Batch:
         "marks",
         "rejected_frames",
         "settled",
+        "stamp",
     )
 
     def __init__(
@@ -84,6 +93,8 @@ class Batch:
         """What is due of a series by now, and had not come."""
         self.absent: list[tuple[Key, TimeRange, int]] = []
         """Where the exchange has answered without candles of a series, and when (ms)."""
+        self.stamp: Stamp | None = None
+        """What time it is, where readers are to be told with this commit."""
 
     def __len__(self) -> int:
         return (
@@ -158,6 +169,7 @@ class Batch:
         self.catalog += newer.catalog
         self.rejected_frames += newer.rejected_frames
         self.absent += newer.absent
+        self.stamp = newer.stamp or self.stamp
         for key, due in newer.due.items():
             self.expect(key, due)
 

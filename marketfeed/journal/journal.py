@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from marketfeed import schema
-from marketfeed.journal import marks, quotes, refused_candles, rejected, rows, tables
+from marketfeed.journal import marks, quotes, refused_candles, rejected, rows, stamps, tables
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import HISTORY_GAP, Covered, Key, Promise
 from marketfeed.journal.covering import Change, Covering
@@ -62,6 +62,7 @@ class Journal(NumberedFile, JournalReads):
         """Whether candles are stored with `taker_buy_quote_volume`."""
         self.keeps_lives = JournalReads(database.db).has_lives()
         """Whether the file has a table for lives."""
+        self._keeps_stamps = stamps.has_columns(database.db)
         self._funding_written: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, tuple[int, float]] = {}
         super().__init__(database)
@@ -136,6 +137,8 @@ class Journal(NumberedFile, JournalReads):
                 seq = self._run(tables.CATALOG_2, rows.catalog_rows_2(batch.catalog, ids, seq), seq)
             changed = self.db.total_changes - before
             rejected.write(self.db, batch.rejected_frames)
+            if batch.stamp is not None and self._keeps_stamps:
+                self.db.execute(stamps.STAMP, batch.stamp)
             self._save_seq(seq)
         self._next_seq = seq
         self._covering.publish(change)

@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 
-from marketfeed.journal import marks, quotes, tables
+from marketfeed.journal import marks, quotes, stamps, tables
 from marketfeed.storage import acknowledged
 from marketfeed.storage.damage import is_damage, is_failed_read
 from marketfeed.storage.database import transaction
@@ -20,6 +20,7 @@ def to_3(db: sqlite3.Connection) -> None:
     # Left by a way back that did not know of them: the holes among their gaps are gone.
     marks.remove(db)
     marks.add(db)
+    stamps.add(db)
 
 
 def grow(db: sqlite3.Connection) -> None:
@@ -29,6 +30,7 @@ def grow(db: sqlite3.Connection) -> None:
             quotes.add(db)
             db.execute(tables.CREATE_LIFE)
             marks.add(db)
+            stamps.add(db)
     except sqlite3.OperationalError as error:
         if is_damage(error) or is_failed_read(error):
             raise
@@ -38,6 +40,7 @@ def grow(db: sqlite3.Connection) -> None:
 
 def back_to_2(db: sqlite3.Connection) -> None:
     """Back to version 2: acknowledged is then what was so of every measurement."""
+    stamps.remove(db)
     marks.remove(db)
     acknowledged.name_no_measurements(db, tables.MEASUREMENTS_3)
     quotes.remove(db)

@@ -93,7 +93,8 @@ CREATE TABLE sequence(
     covered_deleted INTEGER NOT NULL DEFAULT 0,
     quoted INTEGER,
     doubted_from INTEGER NOT NULL DEFAULT 0,
-    doubted_until INTEGER NOT NULL DEFAULT 0
+    doubted_until INTEGER NOT NULL DEFAULT 0,
+    clock_ms INTEGER, clock_boot TEXT, clock_boot_ms INTEGER
 );
 INSERT INTO sequence (id, next, quoted) VALUES (1, 1, 1);
 CREATE TABLE candle(

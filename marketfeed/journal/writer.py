@@ -96,15 +96,23 @@ class JournalWriter(FileThread[Journal]):
         journal = self._file
         return journal is not None and journal.has_quotes
 
-    async def call(self, function: Callable[[Journal], T]) -> T:
+    async def call(self, function: Callable[[Journal], T], generation: int | None = None) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
 
         What SQLite raises comes as JournalWriteError. When it could not read, it is run again: other calls
-        pass in between.
+        pass in between, and the file may be replaced. With `generation` it is run on that file only:
+        JournalError once another one is open. What is said of a file must not be written into its successor.
         """
+
+        def of_that_file(journal: Journal) -> T:
+            # On the thread: nothing can replace the file between this and the call.
+            if generation is not None and generation != self.generation:
+                raise JournalError(f"journal {self.path}: it was replaced meanwhile")
+            return function(journal)
+
         for pause_s in self._again_after_s:
             try:
-                return await super().call(function)
+                return await super().call(of_that_file)
             except JournalWriteError as error:
                 if not meaning_of(error).is_of_reading:
                     raise
@@ -113,7 +121,7 @@ class JournalWriter(FileThread[Journal]):
             await asyncio.sleep(pause_s)
             await self._in_thread(self._forget_pages)
         try:
-            return await super().call(function)
+            return await super().call(of_that_file)
         except JournalWriteError as error:
             if meaning_of(error).is_of_reading:
                 self.failed_reads.met(error)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketfeed import schema
+from reader.clock import StoreClock
 from reader.coverage import Interval
 from reader.rows import (
     Announced,
@@ -117,6 +118,10 @@ class InfluxStore:
     def close(self) -> None:
         """Close the connections; every later question raises."""
         self._http.close()
+
+    def clock(self) -> StoreClock | None:
+        """The server's clock, as its last answer was dated: no question."""
+        return self._http.clock
 
     # --- questions --------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ replaced, and who asks by `asked_again` does so where a point lacked some of its
 nothing, so asking twice is harmless.
 """
 
+import contextlib
 import os
 import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from functools import wraps
 from http.client import HTTPException
 from typing import Final, NamedTuple, ParamSpec, TypeVar
@@ -28,7 +30,9 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
+from reader.clock import StoreClock
 from reader.errors import ArgumentError, ReaderError, StoreAuthError, StoreUnavailableError
+from reader.host import boot_ms
 from reader.stores.influx_answers import (
     LAST,
     MSGPACK,
@@ -51,6 +55,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _KEPT: Final = 8
+_DATE_STEP_MS: Final = 1_000
+_CLOCK_WITHIN_MS: Final = _DATE_STEP_MS + 4_000
+"""Nearer to the server's date than this the host's clock is the finer one."""
 _PORTS: Final = {"http": 80, "https": 443}
 _NOT_FOUND: Final = (
     "database not found",
@@ -126,6 +133,8 @@ class InfluxHttp:
         self._idle: deque[HTTPConnection] = deque()
         self._pid = os.getpid()
         self._closed = False
+        self.clock: StoreClock | None = None
+        """The server's clock by its last answer; None before, and of one that dates none."""
 
     @property
     def source(self) -> str:
@@ -266,6 +275,7 @@ class InfluxHttp:
         }
         if self._token is not None:
             headers["Authorization"] = _authorization(self._token)
+        asked_ms = boot_ms()
         try:
             connection.request("POST", self._path, body, headers, preload_content=False)
             response = connection.getresponse()
@@ -273,6 +283,7 @@ class InfluxHttp:
         except BaseException:
             connection.close()
             raise
+        self._note_date(response.headers.get("Date", ""), asked_ms)
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
         if self._closed or len(self._idle) >= _KEPT:
             connection.close()
@@ -280,6 +291,16 @@ class InfluxHttp:
             self._idle.append(connection)
         location = response.headers.get("Location", "nowhere")
         return _Answer(response.status, content_type, location, data)
+
+    def _note_date(self, date: str, asked_ms: int) -> None:
+        """Take in when the server says that it answered: some time between `asked_ms` and now."""
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            told_ms = int(parsedate_to_datetime(date).timestamp() * 1000)
+            now_ms = boot_ms()
+            took_ms = now_ms - asked_ms
+            # In the middle of its second, and of the way there and back.
+            ahead_ms = told_ms + _DATE_STEP_MS // 2 - (asked_ms + took_ms // 2)
+            self.clock = StoreClock(ahead_ms, told_ms, _CLOCK_WITHIN_MS + took_ms)
 
     def _kept(self) -> HTTPConnection | None:
         if self._pid != os.getpid():

@@ -73,7 +73,7 @@ SELECT asked.key, f.open_time, f.open, f.high, f.low, f.close, f.volume{more}
 FROM json_each(:pairs) AS asked
 CROSS JOIN pair ON pair.pair = asked.value
 CROSS JOIN forming AS f ON f.pair_id = pair.id AND f.timeframe_ms = :timeframe_ms
-WHERE f.open_time <= :own_end AND NOT EXISTS (
+WHERE NOT EXISTS (
     SELECT 1 FROM candle
     WHERE pair_id = pair.id AND timeframe_ms = :timeframe_ms AND open_time = :own_end
 )

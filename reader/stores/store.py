@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reader.clock import StoreClock
 from reader.coverage import Interval
 from reader.rows import (
     Announced,
@@ -36,6 +37,9 @@ class Store(Protocol):
     @property
     def poll_s(self) -> float:
         """Wall seconds between two looks at `version` while waiting."""
+
+    def clock(self) -> StoreClock | None:
+        """What the store tells of the time; None if nothing."""
 
     def catalog(
         self, pairs: Sequence[str] | None = None, *, afresh: bool = False

@@ -119,15 +119,22 @@ def test_who_follows_sees_a_refused_post_come(tmp_path: Path) -> None:
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     env=environment(),
+                    preexec_fn=_heed_interrupts,  # noqa: PLW1509 - it sets a signal's handler alone
                 ) as follower,
             ):
                 try:
                     wait_until(lambda w=words: w in log.read_text())
                     ledger.note_refused([refused_post])
                     wait_until(lambda w=words: log.read_text().count(w) == 2)
-                finally:
                     follower.send_signal(signal.SIGINT)
-                assert follower.wait(DEADLINE_S) == 0
+                    assert follower.wait(DEADLINE_S) == 0
+                finally:
+                    follower.kill()
+
+
+def _heed_interrupts() -> None:
+    """A shell in the background has its children ignore Ctrl-C: here they take it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wrong_password(at_ms: int) -> RefusedPost:

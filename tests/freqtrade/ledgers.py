@@ -65,6 +65,13 @@ class Scene:
         await self.feeders.votes(self.traded)
         await until(lambda: self.stage.ended(self.traded), f"{self.traded} is traded")
         one = self.stage.ended(self.traded)
+        if one is not None and one.state == "skip" and not self.orders(self.traded):
+            # Passwords are looked at for the first time, on a busy machine: the votes came one window late.
+            await until(
+                lambda: (found := self.stage.ended(self.traded)) is not None and found != one,
+                f"{self.traded} is traded, its votes came late",
+            )
+            one = self.stage.ended(self.traded)
         if one is None or one.state != "accepted":
             self.findings.append(f"not traded to begin with: {one}")
 

@@ -38,6 +38,7 @@ from tests.waiting import until
 BOTS: Final = (*SIDES, "meta")
 SLOWER_MS: Final = 100.0
 """An order may take so much longer with the third bot, in the middle, before a real run reports it."""
+TIMEOUT_S: Final = 5.0
 UNCONFIRMED_S: Final = 15.0
 LONG_S: Final = 300.0
 """Longer than anything here takes."""
@@ -367,6 +368,7 @@ async def prove(
         cooldown_s=1,
         window_s=10,
         unconfirmed_s=UNCONFIRMED_S,
+        bot_settings={"timeout_s": TIMEOUT_S},
     ) as stage:
         scene = Scene(stage, progress)
         (scene.third.directory / "half").touch()

@@ -1,4 +1,7 @@
-"""A real influxd for all tests of a session, and a database of its own for each of them."""
+"""A real influxd for all tests of a session, and a database of its own for each of them.
+
+With `make test-influx` it is another server (`remote.py`).
+"""
 
 import itertools
 import os
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import remote
 from front import Front
 from influxd import Influxd, InfluxdError
 
@@ -22,9 +26,24 @@ from reader import MarketReader  # noqa: E402
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Towards another server, skip what asks none."""
+    if remote.is_asked_for():
+        remote.skip_what_is_of_the_tests_own(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Of another server say what ran there."""
+    if remote.is_asked_for():
+        remote.summary(terminalreporter)
+
+
 @pytest.fixture(scope="session")
 def influxd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influxd]:
     """A running influxd. In CI there must be one; elsewhere tests are skipped without."""
+    if remote.is_asked_for():
+        yield remote.Another()
+        return
     try:
         server = Influxd(tmp_path_factory.mktemp("influxd"))
     except InfluxdError as error:
@@ -35,16 +54,32 @@ def influxd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influxd]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def another(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towards another server, give readers its token."""
+    if remote.is_asked_for() and "influxd" in request.fixturenames:
+        server: remote.Another = request.getfixturevalue("influxd")
+        if server.token is not None:
+            monkeypatch.setenv("MARKETFEED_TOKEN", server.token)
+
+
 @pytest.fixture
 def database(influxd: Influxd) -> Iterator[str]:
     """An empty database with a name that would break a query it became part of."""
-    with influxd.database(f"""{next(_numbers)} "o'clock", $p0; DROP = 币 &db=x""") as name:
-        yield name
+    name = f"""{next(_numbers)} "o'clock", $p0; DROP = 币 &db=x"""
+    if isinstance(influxd, remote.Another):
+        name = influxd.own_name(next(_numbers))
+    with influxd.database(name) as made:
+        yield made
 
 
 @pytest.fixture
 def front(influxd: Influxd) -> Iterator[Front]:
     """A 2.x server with the bucket market_data."""
+    if isinstance(influxd, remote.Another):
+        with remote.AnotherFront(influxd) as other:
+            yield other
+        return
     with Front(influxd) as server:
         server.add_bucket("market_data")
         yield server

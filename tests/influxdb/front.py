@@ -199,6 +199,8 @@ class Front:
                 web.get("/api/v2/orgs", self._orgs),
                 web.get("/api/v2/buckets", self._get_buckets),
                 web.post("/api/v2/buckets", self._post_bucket),
+                web.patch("/api/v2/buckets/{id}", self._patch_bucket),
+                web.delete("/api/v2/buckets/{id}", self._delete_bucket),
                 web.get("/api/v2/dbrps", self._get_mappings),
                 web.post("/api/v2/dbrps", self._post_mapping),
             ]
@@ -455,6 +457,28 @@ class Front:
             return _error(422, "conflict", text)
         bucket = await asyncio.to_thread(self.add_bucket, wanted["name"])
         return web.json_response(self._bucket_body(bucket), status=201)
+
+    async def _patch_bucket(self, request: web.Request) -> web.Response:
+        bucket = self._bucket(request.match_info["id"])
+        if (refusal := self._unmanageable(request, "buckets")) is not None:
+            return refusal
+        if bucket is None:
+            return _error(404, "not found", "bucket not found")
+        rules = (await request.json()).get("retentionRules", [])
+        seconds = min((rule["everySeconds"] for rule in rules), default=0)
+        await asyncio.to_thread(self.expire, bucket.name, seconds)
+        return web.json_response(self._bucket_body(bucket))
+
+    async def _delete_bucket(self, request: web.Request) -> web.Response:
+        bucket = self._bucket(request.match_info["id"])
+        if (refusal := self._unmanageable(request, "buckets")) is not None:
+            return refusal
+        if bucket is None:
+            return _error(404, "not found", "bucket not found")
+        del self.buckets[bucket.name]
+        text = f"DROP DATABASE {quoted(bucket.database)}"
+        await asyncio.to_thread(self.influxd.query, text)
+        return web.Response(status=204)
 
     async def _get_mappings(self, request: web.Request) -> web.Response:
         rights = self._rights(request)

@@ -32,6 +32,7 @@ PACE: Final = Pace(
     backoff_first_s=0.005,
     backoff_cap_s=0.05,
     parked_s=0.05,
+    probe_every_s=0.03,
 )
 
 OPENED, SENDING, ANSWERED, NOTING, NOTED = b"osanN"
@@ -87,7 +88,9 @@ def ship_and_report(
 
     async def run() -> None:
         async with aiohttp.ClientSession() as session, _ReportingWriter(path, report) as writer:
-            shipper = Shipper(writer, _ReportingInflux(influx, session, report), PACE)
+            # What is refused as a whole is held, as a collector's shipper does.
+            reporting = _ReportingInflux(influx, session, report)
+            shipper = Shipper(writer, reporting, PACE, documents=writer)
             shipping = asyncio.create_task(shipper.run())
             if seconds is None:
                 await _write_on(writer)

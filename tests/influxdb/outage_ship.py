@@ -18,6 +18,7 @@ import uvloop
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import rss_bytes
 from marketfeed.influxdb.answers import Verdict
+from marketfeed.influxdb.expiry import Expiry
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.journal.batch import Batch
@@ -106,7 +107,10 @@ async def ship(task: Task) -> None:
     async with aiohttp.ClientSession() as session, JournalWriter(Path(task.journal)) as writer:
         watched = _Watched(influx, session)
         watched.pairs = task.pairs
-        shipper = Shipper(writer, watched)
+        # As a collector's does.
+        shipper = Shipper(
+            writer, watched, documents=writer, keeps_ms=Expiry(influx, session).keeps_ms
+        )
         shipping = asyncio.create_task(shipper.run())
         written: list[float] = []
 

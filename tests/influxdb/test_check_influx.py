@@ -90,7 +90,7 @@ def test_a_field_of_another_type(target: Target) -> None:
     texts = [(i.subject, i.verdict, i.text) for i in checked(target) if i.verdict != "good"]
     end = (
         "the server would refuse every new point of it; write to a new bucket (influxdb.bucket), or "
-        "delete the measurement"
+        "delete the measurement (what the journal has of it comes back by itself)"
     )
     assert texts == [
         ("influxdb ohlcv_3m", "bad", f'field "close" is string there and float here: {end}'),
@@ -110,7 +110,8 @@ def test_an_extra_tag(target: Target) -> None:
             "bad",
             (
                 "points there have the extra tags exchange, kind: each series would be split in two, "
-                "panels and readers would see both; write to a new bucket, or delete the measurement"
+                "panels and readers would see both; write to a new bucket, or delete the measurement "
+                "(what the journal has of it comes back by itself)"
             ),
         )
     ]
@@ -157,7 +158,7 @@ def test_a_bucket_that_forgets_sooner_than_the_journal(
         text = f"ALTER RETENTION POLICY autogen ON {name} DURATION {hours}h SHARD DURATION 1h"
         target.influxd.query(text)
     else:
-        target.front.buckets["market_data"].expiry_s = hours * 3600
+        target.front.expire("market_data", hours * 3600)
     texts = {text for (_, verdict), text in found(checked(target)).items() if verdict != "good"}
     assert texts == (
         {

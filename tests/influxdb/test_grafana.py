@@ -31,7 +31,7 @@ from marketfeed.history.continuous_audit import AuditingReport
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.history.quotes import QuotesReport
 from marketfeed.influxdb import line_protocol as lines
-from marketfeed.influxdb.shipper import ShipReport
+from marketfeed.influxdb.ship_report import ShipReport
 
 GRAFANA = Path(__file__).parents[2] / "grafana"
 DASHBOARDS = {
@@ -258,7 +258,7 @@ def exported() -> dict[str, set[str]]:
         timeframes=[TimeframeReport("1m", 1, 1, 1, 1, 1.0)],
         connections=[ConnectionReport("feed-1", "open", 1, 1, 1, 1.0, "")],
         journal=JournalReport("journal.db", "", 1, 1, 1, 1, 1, 1, {}, 1, 1, 1, None),
-        shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0, 0),
+        shipping=ShipReport("target", "shipping", "", 0.0, 1, 1, 1, 1, 0.0, 0, [], 0),
         history=HistoryState(
             HistoryReport("complete", 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1.0, ""),
             AuditingReport(1, 1, 1, 1, 1, []),

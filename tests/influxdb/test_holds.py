@@ -53,12 +53,11 @@ def test_of_each_measurement_one_shard_is_probed_in_its_turn() -> None:
     for week in range(3):
         book.hold([line("ohlcv_3m", MONDAY_MS + week * WEEK_MS)], "c")
     book.hold([line("mark_price", MONDAY_MS)], "c")
-    assert book.probe(0.0, 60.0) is None
+    assert book.due(0.0, 60.0) == []
     probed = []
     for minute in range(1, 7):
-        while (hold := book.probe(60.0 * minute, 60.0)) is not None:
-            probed.append(hold.key)
-    weeks = [at for name, at in probed if name == "ohlcv_3m"]
+        probed += book.due(60.0 * minute, 60.0)
+    weeks = [hold.start_ms for hold in probed if hold.measurement == "ohlcv_3m"]
     assert len(probed) == 12
     assert sorted(weeks[:3]) == sorted(weeks[3:]) == [MONDAY_MS + n * WEEK_MS for n in range(3)]
 
@@ -120,3 +119,64 @@ def test_it_is_kept_for_each_target() -> None:
 def test_a_document_that_cannot_be_read_holds_nothing(body: bytes) -> None:
     book, of = decode(body, "a")
     assert (book.holds, of) == ([], {})
+
+
+def test_a_shard_of_another_length_is_another_one_though_it_begins_with_it() -> None:
+    book = Book()
+    book.keeps(30 * DAY_MS, MONDAY_MS)
+    assert book.hold([line("ohlcv_3m", MONDAY_MS + HOUR_MS)], "c") is not None
+    book.keeps(0, MONDAY_MS)
+    later = line("ohlcv_3m", MONDAY_MS + 3 * DAY_MS)
+    assert book.hold([later], "c") is not None, "its row counts as shipped: it must be in the book"
+    assert book.sent([later], MONDAY_MS) == []
+
+
+def test_lines_without_the_field_that_clashes_are_sent() -> None:
+    book = Book()
+    without = line("mark_price", MONDAY_MS)
+    first = f"mark_price,pair=A/USDT:USDT index_price=1.5,mark_price=2.5 {MONDAY_MS}"
+    last = f"mark_price,pair=A/USDT:USDT mark_price=2.5,index_price=1.5 {MONDAY_MS}"
+    like = f"mark_price,pair=A/USDT:USDT mark_price=2.5,last_index_price=1.5 {MONDAY_MS}"
+    assert book.hold([first], "c", "index_price") is not None
+    assert book.sent([without, first, last, like], MONDAY_MS) == [without, like]
+    # Another field of the shard clashes, too.
+    assert book.hold([without], "c", "open") is not None
+    assert book.sent([without, first, last, like], MONDAY_MS) == [like]
+    decoded, _ = decode(encode(book, "a", {}), "a")
+    assert decoded.holds == book.holds
+
+
+def test_once_a_shard_is_taken_the_next_one_is_probed_at_once() -> None:
+    book = Book()
+    for week in range(500):
+        book.hold([line("ohlcv_3m", MONDAY_MS - week * WEEK_MS)], "c")
+    assert book.due(0.0, 60.0) == []
+    released = set()
+    # Probed within a minute, then one a turn.
+    for second in range(60, 560):
+        for hold in book.due(float(second), 60.0):
+            released.add(hold.start_ms)
+            book.release(hold)
+    assert len(released) == 500
+    assert book.holds == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60 * DAY_MS), st.sampled_from([0, HOUR_MS, 30 * DAY_MS]))),
+    st.lists(st.integers(0, 60 * DAY_MS)),
+)
+def test_exactly_what_lies_in_a_held_shard_is_passed_over(
+    held: list[tuple[int, int]], times: list[int]
+) -> None:
+    book = Book()
+    for at_ms, keeps_ms in held:
+        book.keeps_ms = keeps_ms
+        book.hold([line("ohlcv_3m", at_ms)], "c")
+    book.keeps_ms = 0
+    spans = [(hold.start_ms, hold.end_ms) for hold in book.holds]
+    wanted = [
+        line("ohlcv_3m", at_ms)
+        for at_ms in times
+        if not any(start_ms <= at_ms < end_ms for start_ms, end_ms in spans)
+    ]
+    assert book.sent([line("ohlcv_3m", at_ms) for at_ms in times], 0) == wanted

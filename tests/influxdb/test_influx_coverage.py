@@ -19,7 +19,6 @@ from marketfeed import schema
 from marketfeed.grid import TimeRange
 from marketfeed.journal.journal import Journal
 from reader import MarketReader
-from reader.arguments import timestamp as at
 from reader.stores import influx_catalog
 
 MANY = 20
@@ -63,7 +62,7 @@ def lacking(both: Both, *slots: int) -> None:
 
 def absent(reader: MarketReader) -> list[int]:
     found = reader.get_ohlcv(PAIR, "3m", since=START_MS).attrs["absent"]
-    return [(time.value // 1_000_000 - START_MS) // M3 for time in found]
+    return [(time - START_MS) // M3 for time in found]
 
 
 # --- both stores ----------------------------------------------------------------------------------------
@@ -198,7 +197,7 @@ def test_nothing_is_believed_below_the_buckets_first_row(both: Both, opened) -> 
     tell(both, coverage_line(PAIR, part(0, 20)))
     reader = opened()
     frame = reader.get_ohlcv(PAIR, "3m", since=START_MS)
-    assert frame.attrs["absent"] == [at(START_MS + 9 * M3)]
+    assert frame.attrs["absent"] == [START_MS + 9 * M3]
     assert frame.attrs["short"] == "history"
     assert not reader.ready(PAIR, "3m", MANY)
     assert reader.ready(PAIR, "3m", MANY - 3)

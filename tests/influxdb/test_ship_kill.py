@@ -54,6 +54,8 @@ def test_kills_while_shipping_lose_nothing_and_double_nothing(
         {"url": influxd.url, "api": "v1", "bucket": database},
         {"url": front.url, "org": front.org, "bucket": "market_data", "token": front.token},
     ]
+    random_ = random.Random(SEED)
+    front.fail(*(random_.choice([*FAULTS, None, None]) for _ in range(10 * KILLS)))
     runner = subprocess.Popen(
         [sys.executable, RUNNER, str(KILLS), str(SEED), str(path)],
         stdin=subprocess.PIPE,
@@ -61,8 +63,6 @@ def test_kills_while_shipping_lose_nothing_and_double_nothing(
         stderr=subprocess.PIPE,
         text=True,
     )
-    random_ = random.Random(SEED)
-    front.fail(*(random_.choice([*FAULTS, None, None]) for _ in range(10 * KILLS)))
     try:
         output, errors = runner.communicate(json.dumps(targets), START_S + EACH_S * KILLS)
     finally:

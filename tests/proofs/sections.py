@@ -13,6 +13,7 @@ from tests.faults.scoreboard import VARIABLE, Row, read_rows
 from tests.proofs import campaigns
 from tests.proofs.commands import ROOT, Done, run
 from tests.proofs.forwards import forwards
+from tests.proofs.refusals import refusals
 from tests.proofs.section import Section, Table, markdown
 
 PEER_3: Final = "python3.13"
@@ -132,6 +133,10 @@ class Proofs:
         """An older collector and this one, and readers of both, on one bucket."""
         return campaigns.mixed(self._logs, quick=self._quick)
 
+    def reconciled(self) -> Section:
+        """What a bucket loses, and how it comes back."""
+        return campaigns.reconciled(self._logs, quick=self._quick)
+
     def kills(self) -> Section:
         """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""
         kills = "20" if self._quick else "120"
@@ -241,6 +246,10 @@ class Proofs:
             ),
         ]
         return section
+
+    def refusals(self) -> Section:
+        """What InfluxDB refuses, and what that costs the rows that it takes."""
+        return refusals(self._logs, quick=self._quick)
 
     # --- benchmarks -------------------------------------------------------------------------------
 

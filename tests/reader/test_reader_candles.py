@@ -84,7 +84,7 @@ def test_an_empty_frame_has_the_same_shape(connect, clock) -> None:
     assert list(empty.columns) == COLUMNS
     assert empty.dtypes.tolist() == full.dtypes.tolist()
     assert isinstance(empty.index, pd.RangeIndex)
-    assert empty.attrs["age_s"] == math.inf
+    assert empty.attrs["age_s"] is None
     assert empty.attrs["missing"] == []
 
 
@@ -210,7 +210,7 @@ def test_a_range_that_is_past_is_not_stale(connect, clock) -> None:
     # What lacks at its end is reported, though.
     late = reader.get_ohlcv(PAIR, "3m", since=START_MS + 8 * M3, until=START_MS + 12 * M3)
     assert opens(late) == grid(8, 9)
-    assert late.attrs["missing"] == [at(ms) for ms in grid(10, 11)]
+    assert late.attrs["missing"] == grid(10, 11)
     assert reader.get_ohlcv(PAIR, "3m", until=clock.ms).attrs["missing"]
     with pytest.raises(StaleDataError):
         reader.get_ohlcv(PAIR, "3m", until=clock.ms + 1)
@@ -288,7 +288,7 @@ def test_a_pair_just_listed_does_not_spoil_the_answer_for_all(connect, clock, ca
             answer = reader.get_ohlcv_many([PAIR, new], "1h")
     assert (len(answer[PAIR]), len(answer[new])) == (1, 0)
     assert list(answer[new].columns) == COLUMNS
-    assert (answer[new].attrs["age_s"], answer[new].attrs["missing"]) == (math.inf, [])
+    assert (answer[new].attrs["age_s"], answer[new].attrs["missing"]) == (None, [])
     assert caplog.text.count("just listed") == 1
     # Asked for alone, or strictly, there is nothing that could be returned.
     with pytest.raises(StaleDataError, match="no candle yet") as caught:
@@ -336,12 +336,11 @@ def test_every_stale_pair_is_named(connect, clock) -> None:
 def test_gaps_are_listed_logged_once_and_raise_if_strict(connect, clock, caplog) -> None:
     reader = connect(entry(), [candle(ms) for ms in grid(0, 1, 4, 6)])
     clock.ms = START_MS + 7 * M3
-    absent = [at(ms) for ms in grid(2, 3, 5)]
+    absent = grid(2, 3, 5)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             frame = reader.get_ohlcv(PAIR, "3m")
     assert frame.attrs["missing"] == absent
-    assert all(str(stamp.tz) == "UTC" for stamp in frame.attrs["missing"])
     (record,) = caplog.records
     assert record.getMessage() == (
         f"candles missing pair={PAIR} timeframe=3m count=3 first=2026-01-01T00:06:00+00:00 "
@@ -352,14 +351,14 @@ def test_gaps_are_listed_logged_once_and_raise_if_strict(connect, clock, caplog)
         assert reader.get_ohlcv(PAIR, "3m", 2).attrs["missing"] == absent[2:]
         assert len(caplog.records) == 1
         clock.ms += M3 + 15_000
-        assert reader.get_ohlcv(PAIR, "3m").attrs["missing"] == [*absent, at(START_MS + 7 * M3)]
+        assert reader.get_ohlcv(PAIR, "3m").attrs["missing"] == [*absent, START_MS + 7 * M3]
     assert len(caplog.records) == 2
     assert "count=1 first=2026-01-01T00:21:00" in caplog.records[1].getMessage()
 
     with pytest.raises(GapError, match="3m candles missing: BTC/USDT:USDT 4, first 2026") as caught:
         reader.get_ohlcv(PAIR, "3m", strict=True)
     assert (caught.value.pair, caught.value.timeframe) == (PAIR, "3m")
-    assert caught.value.missing == [*absent, at(START_MS + 7 * M3)]
+    assert caught.value.missing == [at(ms) for ms in [*absent, START_MS + 7 * M3]]
     assert len(reader.get_ohlcv(PAIR, "3m", 1, strict=True, until=START_MS + 7 * M3)) == 1
 
 
@@ -369,11 +368,10 @@ def test_what_is_missing_costs_little_to_carry_on(connect, clock) -> None:
     clock.ms = START_MS + 401 * M3
     frame = reader.get_ohlcv(PAIR, "3m")
     missing = frame.attrs["missing"]
-    assert missing == [at(ms) for ms in grid(*range(2, 400))]
+    assert missing == grid(*range(2, 400))
     for other in (frame.copy(), frame[["date", "close"]], frame["close"], frame.iloc[1:]):
         carried = other.attrs["missing"]
         assert carried == missing
-        assert all(one is same for one, same in zip(carried, missing, strict=True))
         # It is the other frame's own list, though.
         carried.clear()
         assert len(missing) == 398
@@ -385,7 +383,7 @@ def test_limit_counts_candles_not_time(connect, clock) -> None:
     clock.ms = START_MS + 7 * M3
     frame = reader.get_ohlcv(PAIR, "3m", 3)
     assert opens(frame) == grid(1, 4, 6)
-    assert frame.attrs["missing"] == [at(ms) for ms in grid(2, 3, 5)]
+    assert frame.attrs["missing"] == grid(2, 3, 5)
 
 
 def test_the_newest_candle_is_due_15_s_after_its_close(connect, clock) -> None:
@@ -393,7 +391,7 @@ def test_the_newest_candle_is_due_15_s_after_its_close(connect, clock) -> None:
     clock.ms = START_MS + 3 * M3 + 14_999
     assert reader.get_ohlcv(PAIR, "3m").attrs["missing"] == []
     clock.ms += 1
-    assert reader.get_ohlcv(PAIR, "3m").attrs["missing"] == [at(START_MS + 2 * M3)]
+    assert reader.get_ohlcv(PAIR, "3m").attrs["missing"] == [START_MS + 2 * M3]
     assert reader.get_ohlcv(PAIR, "3m", max_age_s=None).attrs["missing"] == []
     with pytest.raises(GapError):
         reader.get_ohlcv(PAIR, "3m", strict=True)
@@ -417,14 +415,14 @@ def test_a_hole_right_before_the_forming_candle_is_missing_at_once(
     for more in ({}, {"limit": 3}, {"since": START_MS + 4 * M3}):
         frame = reader.get_ohlcv(PAIR, "3m", **asked, **more)
         assert opens(frame)[-3:] == grid(8, 9, 11)
-        assert (frame.attrs["forming"], frame.attrs["missing"]) == (True, [at(START_MS + 10 * M3)])
+        assert (frame.attrs["forming"], frame.attrs["missing"]) == (True, [START_MS + 10 * M3])
         with pytest.raises(GapError) as caught:
             reader.get_ohlcv(PAIR, "3m", strict=True, **asked, **more)
         assert caught.value.missing == [at(START_MS + 10 * M3)]
     clock.ms = START_MS + 30 * 60_000 + 5_000
     frame = reader.get_ohlcv(PAIR, "5m", **asked)
     assert opens(frame)[-2:] == [START_MS + n * M5 for n in (4, 6)]
-    assert frame.attrs["missing"] == [at(START_MS + 5 * M5)]
+    assert frame.attrs["missing"] == [START_MS + 5 * M5]
     # Without the forming candle, and before it, the frame has no hole: it is on its way.
     clock.ms = START_MS + 11 * M3 + 5_000
     for more in ({}, {"include_forming": True, "until": START_MS + 10 * M3}):
@@ -447,7 +445,7 @@ def test_a_gap_in_one_of_many_pairs_is_named(connect, clock) -> None:
     clock.ms = START_MS + 3 * M3
     frames = reader.get_ohlcv_many([OTHER, PAIR], "3m")
     assert frames[OTHER].attrs["missing"] == []
-    assert frames[PAIR].attrs["missing"] == [at(START_MS + M3)]
+    assert frames[PAIR].attrs["missing"] == [START_MS + M3]
     with pytest.raises(GapError) as caught:
         reader.get_ohlcv_many([OTHER, PAIR], "3m", strict=True)
     assert caught.value.gaps == {PAIR: [at(START_MS + M3)]}
@@ -484,7 +482,7 @@ def test_a_resampled_candle_with_a_part_missing_is_missing(connect, clock) -> No
     clock.ms = START_MS + 40 * M3
     frame = reader.get_ohlcv(PAIR, "15m")
     assert opens(frame) == [START_MS + n * M15 for n in (0, 2, 3, 5, 6, 7)]
-    assert frame.attrs["missing"] == [at(START_MS + n * M15) for n in (1, 4)]
+    assert frame.attrs["missing"] == [START_MS + n * M15 for n in (1, 4)]
     with pytest.raises(GapError):
         reader.get_ohlcv(PAIR, "15m", strict=True)
     # The limit counts resampled candles, however far back they lie.
@@ -527,7 +525,7 @@ def test_staleness_of_a_resampled_timeframe_goes_by_its_own_length(connect, cloc
     reader = connect(entry(), [candle(ms) for ms in grid(*range(10))])
     clock.ms = START_MS + 10 * M3 + 2 * M15 + 30_000
     frame = reader.get_ohlcv(PAIR, "15m")
-    assert frame.attrs["missing"] == [at(START_MS + n * M15) for n in (2, 3)]
+    assert frame.attrs["missing"] == [START_MS + n * M15 for n in (2, 3)]
     clock.ms += 1
     with pytest.raises(StaleDataError):
         reader.get_ohlcv(PAIR, "15m")

@@ -15,7 +15,6 @@ from marketfeed.grid import TimeRange
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
 from reader import GapError, MarketReader, UnknownPairError, UnknownTimeframeError
-from reader.arguments import timestamp as at
 from reader.errors import ArgumentError
 from reader.feeder import FUTURES, Download, Feeder, NotStoredError
 from tests import older_versions
@@ -58,15 +57,13 @@ def reader(path: Path, clock):
 def test_missing_stays_what_lacks_and_absent_says_what_will_never_come(path: Path, reader) -> None:
     stored(path, {10, 11, 30}, absent=slots(10, 12))
     frame = reader.get_ohlcv(PAIR, "3m", since=START_MS)
-    assert frame.attrs["missing"] == [at(START_MS + n * M3) for n in (10, 11, 30)]
+    assert frame.attrs["missing"] == [START_MS + n * M3 for n in (10, 11, 30)]
     # Told is the newest part without a hole: what lies below the one that is open is not in it.
     assert frame.attrs["absent"] == []
     with Journal.open(path) as journal:
         write(journal, candle(START_MS + 30 * M3))
     frame = reader.get_ohlcv(PAIR, "3m", since=START_MS)
-    assert (
-        frame.attrs["missing"] == frame.attrs["absent"] == [at(START_MS + n * M3) for n in (10, 11)]
-    )
+    assert frame.attrs["missing"] == frame.attrs["absent"] == [START_MS + n * M3 for n in (10, 11)]
     with pytest.raises(GapError):
         reader.get_ohlcv(PAIR, "3m", strict=True)
 
@@ -74,7 +71,7 @@ def test_missing_stays_what_lacks_and_absent_says_what_will_never_come(path: Pat
 def test_a_resampled_candle_is_absent_if_a_part_is(path: Path, reader) -> None:
     stored(path, {10, 11}, absent=slots(10, 12))
     frame = reader.get_ohlcv(PAIR, "15m", since=START_MS)
-    assert frame.attrs["missing"] == frame.attrs["absent"] == [at(START_MS + 2 * 5 * M3)]
+    assert frame.attrs["missing"] == frame.attrs["absent"] == [START_MS + 2 * 5 * M3]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +117,7 @@ def test_a_frame_that_begins_with_the_listing(
 def test_attrs_survive_what_pandas_does_with_a_frame(path: Path, reader) -> None:
     stored(path, {10}, absent=slots(10, 11))
     frame = reader.get_ohlcv(PAIR, "3m", 30)
-    assert frame.copy()[["date"]].tail(3).attrs["absent"] == [at(START_MS + 10 * M3)]
+    assert frame.copy()[["date"]].tail(3).attrs["absent"] == [START_MS + 10 * M3]
 
 
 # --- nothing is told ------------------------------------------------------------------------------------
@@ -129,7 +126,7 @@ def test_attrs_survive_what_pandas_does_with_a_frame(path: Path, reader) -> None
 def told_nothing(reader) -> None:
     frame = reader.get_ohlcv(PAIR, "3m", 500)
     assert (frame.attrs["absent"], frame.attrs["short"]) == ([], "unknown")
-    assert frame.attrs["missing"] == [at(START_MS + 10 * M3)]
+    assert frame.attrs["missing"] == [START_MS + 10 * M3]
     assert reader.wait_closed("3m", START_MS + 10 * M3, 0) == (PAIR,)
     assert not reader.ready(PAIR, "3m", 30)
     assert reader.ready(PAIR, "3m", 29)
@@ -171,7 +168,7 @@ def test_a_pair_of_two_lives_is_told_of_the_one_that_reaches_furthest(path: Path
         )
         db.execute("UPDATE coverage SET looked = ? WHERE life = 0", (NOW_MS,))
     frame = reader.get_ohlcv(PAIR, "3m", since=START_MS)
-    assert frame.attrs["absent"] == [at(START_MS + 30 * M3)]
+    assert frame.attrs["absent"] == [START_MS + 30 * M3]
 
 
 # --- ready ----------------------------------------------------------------------------------------------

@@ -84,6 +84,18 @@ def test_what_closes_while_pairs_are_read_is_in_no_frame(
         assert {frame["date"].iloc[-1].value // 10**6 for frame in later.values()} == {END_MS}
 
 
+def test_a_forming_candle_beyond_a_hole_is_in_the_frame(journal: Journal) -> None:
+    """As in `get_ohlcv` of one pair, and as an InfluxDB answers."""
+    later_ms = END_MS + 3 * M3
+    journal.write(batch_of(*(candle(later_ms, pair, closed=False) for pair in PAIRS)))
+    with MarketReader.connect(url(journal.path), now_ms=lambda: later_ms + 1_000) as reader:
+        frames = reader.get_ohlcv_many(PAIRS, "3m", 10, include_forming=True, max_age_s=None)
+        for pair, frame in frames.items():
+            assert frame["date"].iloc[-1].value // 10**6 == later_ms
+            alone = reader.get_ohlcv(pair, "3m", 10, include_forming=True, max_age_s=None)
+            assert alone["date"].tolist() == frame["date"].tolist()
+
+
 def test_a_resampled_candle_is_cut_at_the_same_close(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

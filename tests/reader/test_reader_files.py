@@ -24,7 +24,7 @@ def count(reader: MarketReader, pair: str = PAIR) -> int:
 
 
 def is_immutable(reader: MarketReader) -> bool:
-    return reader._store._opened.wal is None
+    return reader._store._file._idle[-1].opened.wal is None
 
 
 def names(path: Path) -> set[str]:

@@ -66,7 +66,7 @@ def test_a_frame_is_of_one_contract(told) -> None:
     old = series(*lives[0], "1d", pair)[-80:]
     new = series(other["onboardDate"], now_ms, "1d", pair)
     reader = told(now_ms, entry(pair, ("1d",), listed_ms=other["onboardDate"]), old, new, lives=[])
-    tell(Path(reader._store._path), {pair: lives})
+    tell(Path(reader._store._file.path), {pair: lives})
     frame = reader.get_ohlcv(pair, "1d", 100)
     assert opens(frame) == [one.open_time_ms for one in new]
     assert frame.attrs["short"] == "listed"
@@ -148,7 +148,7 @@ def test_a_first_candle_that_lacks_a_part_is_left_out_and_named(told) -> None:
     reader = told(now_ms, entry(PAIR, ("15m",), listed_ms=HALF_PAST_TEN), rows)
     frame = reader.get_ohlcv(PAIR, "4h", 500)
     assert opens(frame)[0] == START_MS + 12 * H1
-    assert frame.attrs["missing"] == [at(START_MS + 8 * H1)]
+    assert frame.attrs["missing"] == [START_MS + 8 * H1]
 
 
 def test_the_forming_candle_of_a_listing(told) -> None:

@@ -29,7 +29,7 @@ class Answer:
     values: list[tuple[float, ...]]
     missing: list[int]
     forming: bool
-    age_s: float
+    age_s: float | None
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def expected(stored: Stored, request: CandleRequest, now_ms: int) -> Answer | ty
     values = [joined(complete[slot]) for slot in found]
     if last is not None:
         found, values = [*found, last[0]], [*values, last[1]]
-    return Answer(found, values, missing, last is not None, age_s)
+    told_s = None if newest_ms is None else age_s
+    return Answer(found, values, missing, last is not None, told_s)
 
 
 def forming(
@@ -248,7 +249,7 @@ def answer(reader: MarketReader, request: CandleRequest) -> Answer | type[Except
     return Answer(
         [int(stamp.timestamp() * 1000) for stamp in frame["date"]],
         [tuple(values) for values in frame.iloc[:, 1:].to_numpy().tolist()],
-        [int(stamp.timestamp() * 1000) for stamp in frame.attrs["missing"]],
+        frame.attrs["missing"],
         frame.attrs["forming"],
         frame.attrs["age_s"],
     )

@@ -174,7 +174,7 @@ def test_half_an_upgrade_read_from_an_immutable_file_is_no_refusal(
         db.execute(f"PRAGMA user_version = {VERSION}")
     upgrade(whole)
     with connect(path) as reader:
-        assert reader._store._opened.wal is None
+        assert reader._store._file._idle[-1].opened.wal is None
         # As while the pages of an upgrade are copied into the file: the version is there, `meta` is not.
         path.write_bytes(half.read_bytes())
         pauses: list[float] = []
