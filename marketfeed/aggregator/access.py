@@ -152,7 +152,8 @@ class Access:
             raise
         except Exception as error:
             self.failed(error)
-            words = f"the bot could not be asked whether it holds the pair: {error}"
+            # As of the other side's bot: the same reason in `/health`.
+            words = f"the bot of {self._side} could not be asked whether it holds the pair: {error}"
             if not self.gate.shut:
                 self.gate.wait("other bot", words, time.monotonic())
             raise BotError(words) from error

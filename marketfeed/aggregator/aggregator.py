@@ -333,7 +333,8 @@ class Aggregator:
         feeders, reasons = self._settings.aggregator.feeders, self.reasons()
         state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
         more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
-        count, bots = len(feeders.long) + len(feeders.short), len(self._rules.bots)
+        count = len(feeders.long) + len(feeders.short)
+        bots = len(self._rules.bots) + self._rules.copies
         return f"{count} feeders, {bots} bots, {state}{more}"
 
     def reasons(self) -> list[str]:

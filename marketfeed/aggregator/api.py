@@ -328,7 +328,7 @@ class _Malformed(logging.Filter):
         self._counters.refused["malformed"] += 1
         # aiohttp names who sent it.
         address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "?"
-        self._notes.refuse(no_http(address, type(error).__name__, self._notes.now_ms()))
+        self._notes.refuse(no_http(address, error, self._notes.now_ms()))
         return False
 
 

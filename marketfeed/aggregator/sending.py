@@ -18,7 +18,7 @@ from marketfeed.aggregator.freqtrade_bot import Answer, Bot
 from marketfeed.aggregator.gate import Why
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_forwards import PairAtWorkError
-from marketfeed.aggregator.ledger_tables import BotName, Forward
+from marketfeed.aggregator.ledger_tables import META, BotName, Forward
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.notes import Notes
 from marketfeed.aggregator.queue import Queue, chosen_again, decided_ahead
@@ -222,7 +222,9 @@ class Sender:
 
     async def _send(self, sending: Forward) -> None:
         gate, began_s, began_ms = self._access.gate, time.monotonic(), self._now_ms()
-        self._counters.close_to_send.add(max(began_ms - sending.decided_ms, 0))
+        if self._side != META:
+            # A copy is left alone for a moment: it would hide what the two others' orders take.
+            self._counters.close_to_send.add(max(began_ms - sending.decided_ms, 0))
         try:
             answer = await self._bot.enter(sending)
         except NotSentError as error:
