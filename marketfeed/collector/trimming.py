@@ -79,8 +79,8 @@ class Trimming:
                 for name, setting in (_NAMES[one.table],)
             ]
             + [
-                f"the journal holds a row of {table} from the future, as a bad page gives: it is not counted for "
-                "the age of others, and not deleted; look at the disk"
+                f"the journal holds a row of {table} from the future, as a bad page gives: it is not "
+                "counted for the age of others, and not deleted; look at the disk"
                 for table in self._ahead
             ]
             + self._too_small()

@@ -166,6 +166,12 @@ class Reconciler:
         except (InfluxError, JournalError, LineError, NotNowError) as error:
             self._state, self._why = "waiting", str(error)
             return self._pace.wait_s
+        except Exception as error:
+            # Whatever a server or a proxy answers: the collector beside it goes on.
+            if self._state != "off":
+                log.exception("the bucket is not compared, its answer is none of an InfluxDB")
+            self._state, self._why = "off", f"{type(error).__name__}: {error}"
+            return self._pace.off_s
         skipped = (f"{name}: {words}" for name, words in self._sides.skipped.items())
         self._state, self._why = "comparing", "; ".join(skipped)
         due_s = min(self._look_due_s, self._small_due_s, self._step_due_s)

@@ -110,6 +110,8 @@ class Shipper:
         self._batch_size = pace.max_lines
         self._state = "shipping"
         self._trouble = Trouble(log, "shipping waits, all is kept", "shipping again")
+        self._older_trouble = Trouble(log, "older rows wait", "older rows are sent again")
+        self._older_from_s = 0.0
         self._doubts = Doubts(
             self._unanswered,
             self._delivery,
@@ -334,6 +336,20 @@ class Shipper:
     async def _tend(self, started_s: float, *, full: bool) -> None:
         """See to what is held back: first what is new, then for the rest of a turn what is sent again."""
         await self.held.look(started_s)
+        if not full and started_s >= self._older_from_s:
+            try:
+                await self._send_older(started_s)
+                self._older_trouble.end()
+            except NotNowError as error:
+                # The shard of these rows alone may fail: what is new goes on, at its own pace.
+                self._older_trouble.met(error.verdict.text)
+                pace, failures = self._pace, self._older_trouble.failures
+                wait_s = backoff_s(failures, pace.older_first_s, pace.older_cap_s)
+                self._older_from_s = time.monotonic() + wait_s
+        await self.held.save()
+
+    async def _send_older(self, started_s: float) -> None:
+        """Try what is held, and send what waited for the bucket to take it, or what it has lost."""
         every_s = self._pace.probe_every_s
         released = await self.held.probe(self._delivery, self._as_they_stand, started_s, every_s)
         if any(map(is_state, released)):
@@ -343,14 +359,13 @@ class Shipper:
             self._delivery, self._as_they_stand, self.held.sent, self._put_aside, self._batch_size
         )
         # One batch at least: a server that needs a turn for what is new would never get what waited.
-        while not (full or self._ending.is_set()):
+        while not self._ending.is_set():
             sent = await self.held.send_again(
                 self._delivery, self._between, self._put_aside, self._batch_size
             )
             self.lines += sent
             if not sent or time.monotonic() - started_s >= self._pace.turn_s:
                 break
-        await self.held.save()
 
     async def _between(
         self, again: Again, place: Place, max_lines: int

@@ -100,7 +100,8 @@ class InfluxSettings(Section):
     `api` v2 writes to /api/v2/write, v1 to /write?db=BUCKET. `org` is the organisation's name or id.
     `ca_file` holds the certificate of a private authority (PEM), for https. At most one of `token` and
     `token_file` is set. The file is there and readable when settings are loaded, and is read when the token
-    is used, so that a new token needs no restart. `compare`: what the bucket lacks is found and sent again.
+    is used, so that a new token needs no restart. `compare`: what the bucket has lost is sent
+    again.
     """
 
     url: Annotated[str, address("http", "https")] | None = None
@@ -111,7 +112,7 @@ class InfluxSettings(Section):
     token: Secret | None = None
     token_file: Annotated[AbsolutePath | None, secret_file("influxdb.token")] = None
     ca_file: Annotated[AbsolutePath | None, AfterValidator(_authority)] = None
-    compare: bool = True
+    compare: bool = False
 
     @field_validator("bucket", mode="after")
     @classmethod

@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import uvloop
+from endpoint import serving, stored
 from filled import PAIRS, QUICK
 from front import Front
 from influxd import Influxd, quoted
 from shipped import Target, shipping, v1_target, v2_target
 
 from marketfeed.influxdb import held_back
-from marketfeed.influxdb.holds import shard_of
+from marketfeed.influxdb.holds import shard_of, time_of
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.writer import JournalWriter
@@ -25,7 +26,9 @@ WEEK_MS = 7 * DAY_MS
 # The last whole week of before, by the wall: a bucket with an expiry goes by that.
 NOW_MS = time.time_ns() // 1_000_000
 WEEK, NEXT_WEEK = shard_of(NOW_MS - 2 * WEEK_MS, None)
-PACE = msgspec.structs.replace(QUICK, turn_s=0.05, probe_every_s=0.5)
+PACE = msgspec.structs.replace(
+    QUICK, turn_s=0.05, probe_every_s=0.5, older_first_s=0.05, older_cap_s=0.2
+)
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -151,6 +154,43 @@ def test_what_is_held_is_kept_over_a_start(target: Target, path: Path) -> None:
     uvloop.run(after())
     drop_week(target)
     uvloop.run(mended())
+
+
+def test_older_rows_that_are_not_taken_keep_nothing_new_back(path: Path) -> None:
+    """A shard of before fails for good (500), and what is new goes on at its own pace."""
+    old_ms = NOW_MS - 30 * DAY_MS
+
+    def answer(lines: list[str]) -> tuple[int, bytes, dict[str, str]]:
+        is_old = any(time_of(line) < NOW_MS - 2 * DAY_MS for line in lines)
+        return (500, b"{}", {}) if is_old else (204, b"", {})
+
+    async def run() -> None:
+        async with serving() as server:
+            influx = {"url": server.url, "org": "fleet", "token": "invented"}
+            async with shipping(path, influx, PACE, lambda: NOW_MS, holds=True) as (
+                writer,
+                shipper,
+            ):
+                await write(writer, *candles(old_ms))
+                await until(lambda: is_shipped(writer, shipper))
+                server.answer = answer
+                # The week was refused as a whole, and is taken again: now its rows are to come.
+                hold = shipper.held.book.hold([f"ohlcv_1m,pair=A open=1 {old_ms}"], "status 422: f")
+                assert hold is not None
+                shipper.held.book.release(hold)
+                await until(
+                    lambda: any(time_of(line) < NOW_MS - DAY_MS for line in server.requests[-1])
+                )
+                for number in range(10):
+                    await write(writer, *candles(NOW_MS - DAY_MS + number * HOUR_MS, 2))
+                    await until(lambda: is_shipped(writer, shipper))
+                    report = shipper.report()
+                    assert (report.state, report.trouble_for_s) == ("shipping", 0.0)
+                assert shipper.held.book.again is not None
+                server.answer = stored
+                await until(lambda: shipper.held.book.again is None)
+
+    uvloop.run(run())
 
 
 def expire(target: Target, days: int) -> None:

@@ -109,7 +109,7 @@ def test_the_defaults() -> None:
             "token": None,
             "token_file": None,
             "ca_file": None,
-            "compare": True,
+            "compare": False,
         },
         "status": {
             "host": "127.0.0.1",

@@ -54,7 +54,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "influxdb.token": "t",
         "influxdb.token_file": str(token_file),
         "influxdb.ca_file": str(self_signed(tmp_path)[0]),
-        "influxdb.compare": "false",
+        "influxdb.compare": "true",
         "status.host": "::1",
         "status.port": "0",
         "status.token": "sixteen-or-longer",
