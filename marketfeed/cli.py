@@ -8,6 +8,7 @@ import typer
 
 from marketfeed import __version__
 from marketfeed.commands.aggregator_commands import aggregate, hash_password, signals
+from marketfeed.commands.bots_commands import bots
 from marketfeed.commands.collector_commands import (
     backup,
     check,
@@ -73,6 +74,7 @@ for command in (
     simulate,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(bots)
 
 
 def main() -> NoReturn:

@@ -122,6 +122,9 @@ DROPPED: Final = ""
 """The catalog's first timeframe of a pair that the settings name no more (`,3m,1h`): the collector has ended
 it, not the exchange. What is stored of it can be read, and grows as stale as that of a pair that lives. So it
 stands in InfluxDB, beside the field `dropped`, and in journals up to version 2."""
+CLOSED_TRADES: Final = "closed_trades"
+"""The closed trades of one bot, in a bucket of their own. Only points with the tag `bot` and the field
+`position_profit` are ours: others stood there before."""
 SIGNAL: Final = "signal"
 ENSEMBLE: Final = "ensemble"
 
@@ -205,6 +208,32 @@ AGGREGATOR_FIELDS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
 decision. What became of a decision's forward is added to the decision's point, and in `meta_…` what became of
 its copy for the meta bot.
 """
+
+
+CLOSED_TRADE_FLOATS: Final = (
+    "trade_id",
+    "leverage",
+    "open_rate",
+    "close_rate",
+    "close_profit",
+    "position_profit",
+    "profit_abs",
+    "fees",
+    "funding_fees",
+    "duration_s",
+    "opened",
+    "mae",
+    "mfe",
+    "stop",
+    "target",
+    "votes",
+    "of",
+    "confidence",
+)
+CLOSED_TRADE_TEXTS: Final = ("enter_tag", "exit_reason", "source", "primary", "feeders")
+CLOSED_TRADE_TAGS: Final = ("bot", "pair", "side")
+"""Fields and tags of `closed_trades`. Profits, stop, target, `mae` and `mfe` are fractions, `close_profit`
+alone with leverage in it; `opened` is ms since the epoch. What is not known is absent, but for texts."""
 
 
 def ohlcv_measurement(timeframe: str) -> str:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
         *("influxdb", "service", "page"),
     },
     "aggregator": {"influxdb", "page", "service", "settings", "storage"},
+    "bots": {"aggregator", "influxdb", "page", "service", "settings", "storage"},
     "simulator": set[str](),
 }
 """The packages whose modules a package may import, besides its own. `commands` and `cli` may all."""
@@ -61,6 +62,7 @@ ONLY_IN = {
         "marketfeed/storage/damage.py",
         "marketfeed/storage/database.py",
         "marketfeed/storage/files.py",
+        "marketfeed/storage/folding.py",
         "marketfeed/storage/numbered_file.py",
         "marketfeed/storage/opening.py",
         "marketfeed/storage/reading.py",
@@ -76,6 +78,7 @@ ONLY_IN = {
     "rich": {
         *COMMANDS,
         "marketfeed/commands/render.py",
+        "marketfeed/commands/render_bots.py",
         "marketfeed/commands/render_demo.py",
         "marketfeed/commands/render_history.py",
         "marketfeed/commands/render_refused.py",

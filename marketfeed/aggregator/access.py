@@ -8,7 +8,7 @@ from typing import Final
 from marketfeed.aggregator.asking import Asking, BrokenOffError
 from marketfeed.aggregator.bot_answers import Meaning
 from marketfeed.aggregator.bot_config import BotConfig
-from marketfeed.aggregator.freqtrade_bot import AnsweredError, Bot, BotError, NotSentError
+from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.gate import Cause, Gate, Question
 from marketfeed.aggregator.ledger_tables import BotName, Forward
 from marketfeed.aggregator.reasons import Kind, Reason
@@ -16,6 +16,7 @@ from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Unconfirmed
 from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.counters import Trouble
+from marketfeed.service.freqtrade_api import AnsweredError, BotError, NotSentError
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,11 @@ class Access:
         """Whether it does not let us in."""
         return bool(self.trouble) and self._ail is Kind.BARRED
 
+    @property
+    def unlisted(self) -> str:
+        """Why orders wait for its whitelist; empty: they do not."""
+        return "" if self._whitelists is None else self._whitelists.waits(self._side)
+
     def reason(self) -> Reason | None:
         """What is wrong with it, as far as it keeps it from answering; None: nothing."""
         if not self.trouble:
@@ -81,7 +87,7 @@ class Access:
         """Ask how it is; not to the end if nothing waits for the answer, and `unless` is set."""
         idle, question = not others_wait and not self.gate.shut, self.gate.question
         answered = await self._answers(question, unless if idle else None)
-        if not others_wait and not self.trouble and not unless.is_set():
+        if (not others_wait or self.unlisted) and not self.trouble and not unless.is_set():
             if question != "config":
                 # A bot that is full may be stopped as well.
                 answered = await self._answers("config", unless)
@@ -99,7 +105,7 @@ class Access:
 
     def ask_soon(self) -> None:
         """Something has come to wait: what the bot said a while ago may not be so any more."""
-        if self.gate.shut:
+        if self.gate.shut or self.unlisted:
             self.ask_at_s = min(self.ask_at_s, self._told_s + self._pace.again_s)
 
     async def has_room(self) -> bool:
@@ -146,7 +152,8 @@ class Access:
             raise
         except Exception as error:
             self.failed(error)
-            words = f"the bot could not be asked whether it holds the pair: {error}"
+            # As of the other side's bot: the same reason in `/health`.
+            words = f"the bot of {self._side} could not be asked whether it holds the pair: {error}"
             if not self.gate.shut:
                 self.gate.wait("other bot", words, time.monotonic())
             raise BotError(words) from error
@@ -189,12 +196,15 @@ class Access:
                 self._see(self.gate.unreachable(self.trouble.why))
             return
         if isinstance(error, BotError):
-            barred = isinstance(error, AnsweredError) and error.status in BARRED
-            self._meet(Kind.BARRED if barred else Kind.ODD, str(error))
+            self._meet(Kind.BARRED if _is_barred(error) else Kind.ODD, str(error))
             return
         if Kind.ODD.of_bot(repr(error)) != self.trouble.why:
             log.error("asking failed in an unforeseen way side=%s", self._side, exc_info=error)
         self._meet(Kind.ODD, repr(error))
+
+    def unclear(self, words: str) -> None:
+        """Of an order nobody knows what became of it."""
+        self._meet(Kind.ODD, words)
 
     def _meet(self, ail: Kind, words: str) -> None:
         self._ail = ail
@@ -219,7 +229,10 @@ class Access:
             # Whatever it has answered, the other bot's worker lives in the same process.
             self.failed(error)
             if not isinstance(error, NotSentError):
-                if question == "count":
+                if question == "config" and _is_barred(error):
+                    # Before an order is refused for it.
+                    self.gate.shut_by("barred", str(error))
+                elif question == "count":
                     self.gate.room_unknown(f"the bot could not be asked: {error}")
                 self._see()
                 self._end_of_asking(error)
@@ -239,7 +252,9 @@ class Access:
         if whitelists is None:
             return
         every_s = self._pace.whitelist_s
-        if whitelists.in_doubt(self._side):
+        if self.unlisted:
+            every_s = 0.0
+        elif whitelists.in_doubt(self._side):
             every_s = min(every_s, self._pace.whitelist_again_s)
         if self._whitelist_asked_s is not None and now_s - self._whitelist_asked_s < every_s:
             return
@@ -290,3 +305,7 @@ class Access:
         if self._shut_since_s is None:
             self._shut_since_s = self._told_s
         self.ask_at_s = self._told_s + (self._pace.again_s if pause_s is None else pause_s)
+
+
+def _is_barred(error: Exception) -> bool:
+    return isinstance(error, AnsweredError) and error.status in BARRED

@@ -17,14 +17,15 @@ import aiohttp
 from marketfeed import __version__
 from marketfeed.aggregator.api import Api
 from marketfeed.aggregator.auth import Doorkeeper
-from marketfeed.aggregator.ballots import OTHER, Decision
+from marketfeed.aggregator.ballots import OTHER
 from marketfeed.aggregator.forwarder import Forwarder, Terms
 from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.from_settings import require_complete, rules_of, spans_of, without_bot
+from marketfeed.aggregator.hearing import forbids, hear, wake
 from marketfeed.aggregator.inbox import Desk
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_schema import KIND
-from marketfeed.aggregator.ledger_tables import META, OPEN_STATES, BotName, Forward
+from marketfeed.aggregator.ledger_tables import META, BotName, Forward
 from marketfeed.aggregator.ledger_thread import LedgerThread
 from marketfeed.aggregator.meta import Meta
 from marketfeed.aggregator.metrics import AggregatorCounters, AggregatorExposition
@@ -127,12 +128,12 @@ class Aggregator:
                 self._ledger,
                 self._clock.now_ms,
                 self._counters,
-                lambda decision: _wake(forwarders, meta, decision),
+                lambda decision: wake(forwarders, meta, decision),
                 self._whitelists,
             )
             bots = self._bots(to_bots)
             meta = self._meta(to_bots, desk)
-            hear = partial(_hear, desk, forwarders)
+            heard = partial(hear, desk, forwarders)
             start = Start(
                 {side: bot for side, bot in bots.items()},  # noqa: C416 - of a wider type
                 self._ledger,
@@ -141,9 +142,9 @@ class Aggregator:
                 spans_of(self._settings.aggregator),
                 self._pace,
                 self._counters,
-                hear,
+                heard,
             )
-            forwarders |= self._forwarders(bots, desk, start, hear)
+            forwarders |= self._forwarders(bots, desk, start, heard)
             shipper = None
             if self._settings.influxdb.url is not None:
                 influx = InfluxWriter(self._settings.influxdb, to_influx)
@@ -158,7 +159,7 @@ class Aggregator:
     async def _serve(self, parts: _AggregatorParts, stop: asyncio.Event) -> None:
         settings = self._settings.aggregator
         desk, forwarders, shipper = parts.desk, parts.forwarders, parts.shipper
-        now_ms, heard = self._clock.now_ms, partial(_hear, desk, forwarders)
+        now_ms, heard = self._clock.now_ms, partial(hear, desk, forwarders)
         ended = await self._orphans.end(self._ledger, now_ms, heard)
         # After it: an order that nobody can ask about would hold its pair. If the disk refuses, the other
         # side's orders do not wait for it.
@@ -263,7 +264,7 @@ class Aggregator:
                 Hooks(
                     heard=heard,
                     contested=desk.contested,
-                    forbids=start.forbids,
+                    forbids=partial(forbids, start, self._whitelists),
                     held=desk.held,
                     waits=partial(start.waits, side),
                     may_send=partial(start.may_not_send, side),
@@ -332,7 +333,8 @@ class Aggregator:
         feeders, reasons = self._settings.aggregator.feeders, self.reasons()
         state = f"not well: {'; '.join(reasons[:2])}" if reasons else "well"
         more = f" (and {len(reasons) - 2} more, see /health)" if len(reasons) > 2 else ""
-        count, bots = len(feeders.long) + len(feeders.short), len(self._rules.bots)
+        count = len(feeders.long) + len(feeders.short)
+        bots = len(self._rules.bots) + self._rules.copies
         return f"{count} feeders, {bots} bots, {state}{more}"
 
     def reasons(self) -> list[str]:
@@ -426,24 +428,3 @@ class Aggregator:
             warnings=self.warnings(),
             refused_by_account=self._refused.by_account(),
         )
-
-
-def _hear(desk: Desk, forwarders: dict[Side, Forwarder], forward: Forward) -> None:
-    if forward.bot == META:
-        # What becomes of a copy is nothing to the two others.
-        return
-    desk.heard(forward)
-    for side, forwarder in forwarders.items():
-        if side != forward.bot and forward.state == "sending":
-            forwarder.other_sent(forward.pair)
-        # One of the other side may have waited for its pair.
-        sent_back = forward.state == "queued" and forward.attempts > 0 and side != forward.bot
-        if sent_back or forward.state not in OPEN_STATES:
-            forwarder.wake()
-
-
-def _wake(forwarders: dict[Side, Forwarder], meta: Meta | None, decision: Decision) -> None:
-    if (forwarder := forwarders.get(decision.side)) is not None:
-        forwarder.wake()
-    if meta is not None:
-        meta.wake()

@@ -2,7 +2,8 @@
 
 Bodies and status codes are those of Freqtrade 2026.9 (`facts/freqtrade.md`): 200 `{"status": …}`, 401
 `{"detail": "Unauthorized"}`, 422 with a `detail` list. The password is looked at before the body is read;
-headers and body may take 5 s each at the most, a body has 16 KB.
+headers and body may take 5 s each at the most, a body has 16 KB. Connections are bounded (`Connections`): an
+order to a bot needs a descriptor, and whoever reaches the port could take them all.
 """
 
 import asyncio
@@ -24,6 +25,8 @@ from marketfeed.aggregator.refused_notes import RefusedNotes
 from marketfeed.aggregator.refused_request import Why, no_http, refused_request, sentence_of
 from marketfeed.aggregator.signal_body import read_signal
 from marketfeed.aggregator.signals import Defaults, Electorate, Refused, SignalMistake
+from marketfeed.service import descriptors
+from marketfeed.service.connections import Connections, Limits
 from marketfeed.service.listen import listen
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ http_log = logging.getLogger(f"{__name__}.http")
 MAX_BODY: Final = 16 * 1024
 TIMEOUT_S: Final = 5.0
 PREFIX: Final = "/api/v1"
+PLACES: Final = 512
+"""Connections at once: some feeders post every pair over one of its own, all at a candle's close."""
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 _CALLER: Final = web.RequestKey("caller", Caller)
 _WHY: Final = web.RequestKey("why", Why)
@@ -86,6 +91,11 @@ class Api:
         self._counters = counters
         self._health = health
         self._runner: web.BaseRunner | None = None
+        self._descriptors = descriptors.limit()
+        places = descriptors.places(PLACES, self._descriptors)
+        self._connections = Connections(
+            Limits(places, TIMEOUT_S, TIMEOUT_S, of_address=max(places // 2, 1))
+        )
         self._handlers: dict[tuple[str, str], Handler] = {}
         """By method and path. A dictionary costs a post a fifth less than `web.Application`."""
         self._notes = notes
@@ -127,7 +137,14 @@ class Api:
         http_log.addFilter(self._malformed)
         # What is no HTTP at all, aiohttp logs as a matter of debugging; the filter lets no such line pass.
         http_log.setLevel(logging.DEBUG)
-        self.url = await listen(self._runner, self._host, self._port, "aggregator", backlog=512)
+        self.url = await listen(
+            self._runner,
+            self._host,
+            self._port,
+            "aggregator",
+            backlog=descriptors.backlog(self._descriptors),
+            connections=self._connections,
+        )
         log.info("aggregator listening url=%s", self.url)
         return self
 
@@ -140,6 +157,13 @@ class Api:
     # --- around every request -------------------------------------------------------------------------
 
     async def _outermost(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = self._connections.begin(request)
+        try:
+            return await self._answer(request)
+        finally:
+            self._connections.end(connection, known=_CALLER in request)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         method = "GET" if request.method == "HEAD" else request.method
         handler = self._handlers.get((method, request.path))
         if handler is not None:
@@ -218,6 +242,8 @@ class Api:
         if reply.status == 422:
             reused = _mistake("key_reused", "header", "Idempotency-Key", reply.text)
             return self._refuse(request, reused, body)
+        if reply.status == 429:
+            request[_WHY] = Why("too_many_windows", reply.text, signal.feeder, body)
         return _json({"error": f"Error querying {request.path}: {reply.text}"}, reply.status)
 
     def _refuse(
@@ -302,7 +328,7 @@ class _Malformed(logging.Filter):
         self._counters.refused["malformed"] += 1
         # aiohttp names who sent it.
         address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "?"
-        self._notes.refuse(no_http(address, type(error).__name__, self._notes.now_ms()))
+        self._notes.refuse(no_http(address, error, self._notes.now_ms()))
         return False
 
 

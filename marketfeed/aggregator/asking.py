@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from marketfeed.aggregator.freqtrade_bot import BotError
+from marketfeed.service.freqtrade_api import BotError
 
 T = TypeVar("T")
 

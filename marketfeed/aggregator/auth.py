@@ -9,9 +9,9 @@ first time and one that has come before. Guesses come once, feeders come again.
 """
 
 import asyncio
+import difflib
 import hashlib
 import hmac
-import ipaddress
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from marketfeed.service.guard import basic_credentials
+from marketfeed.settings.addresses import network_of
 from marketfeed.settings.aggregator import Account
 
 K = TypeVar("K")
@@ -32,6 +33,9 @@ WITHIN_S: Final = 60.0
 TURN_S: Final = 1.0
 SEEN_KEPT: Final = 10_000
 """Passwords of refused accounts that are known when they come again."""
+ALIKE: Final = 0.75
+MAX_ALIKE: Final = 64
+"""Characters of a name that is compared with those of accounts."""
 ADDRESSES_KEPT: Final = 10_000
 KNOWN_KEPT: Final = 1_000
 HASHING_AT_MOST: Final = 50
@@ -48,11 +52,17 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class Named(NamedTuple):
-    """The name that a caller tried. `known`: it is an account's; `swapped`: the password is one's name."""
+    """The name that a caller tried, and what it may be.
+
+    `known`: it is an account's. `alike`: it is none, but is spelled like one. `swapped`: the password is an
+    account's name. `alone`: there is no password, so that the name may be one.
+    """
 
     name: bytes
     known: bool
+    alike: bool
     swapped: bool
+    alone: bool
 
 
 Denied = Literal["wrong", "limited", "busy"]
@@ -86,14 +96,14 @@ class Limiter:
 
     def wait_s(self, address: str, now_s: float, name: bytes | None = None) -> float:
         """For how long the name is refused at the address; 0: it may try."""
-        times = self._failures.get((_group(address), name))
+        times = self._failures.get((network_of(address), name))
         if times is None or len(times) < FAILURES:
             return 0.0
         return max(times[0] + WITHIN_S - now_s, 0.0)
 
     def fail(self, address: str, now_s: float, name: bytes | None = None) -> None:
         """Count a failure. Beyond ADDRESSES_KEPT those that failed longest ago are forgotten."""
-        key = (_group(address), name)
+        key = (network_of(address), name)
         times = self._failures.get(key, deque(maxlen=FAILURES))
         times.append(now_s)
         _remember(self._failures, key, times, ADDRESSES_KEPT)
@@ -105,16 +115,6 @@ class Limiter:
             for times in self._failures.values()
             if len(times) == FAILURES and times[0] + WITHIN_S > now_s
         )
-
-
-def _group(address: str) -> str:
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 class Doorkeeper:
@@ -158,7 +158,21 @@ class Doorkeeper:
             return None
         name, password = credentials
         known = name in self._accounts
-        return Named(name, known, not known and password in self._accounts)
+        return Named(
+            name,
+            known,
+            not known and self._is_alike(name),
+            not known and password in self._accounts,
+            not password,
+        )
+
+    def _is_alike(self, name: bytes) -> bool:
+        """Whether a name is probably a misspelled account's: three quarters of both are the same."""
+        text = name[: 2 * MAX_ALIKE].decode(errors="replace").lower()
+        if len(text) > MAX_ALIKE:
+            return False
+        names = (account.username.lower() for account in self._accounts.values())
+        return bool(difflib.get_close_matches(text, names, 1, ALIKE))
 
     async def who(self, authorization: str | None, address: str) -> Caller | Denied:
         """Who sends this header from this address."""

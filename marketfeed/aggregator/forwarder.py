@@ -142,6 +142,8 @@ class Forwarder:
             return Why("unknown order", f"the outcome of another order is not known, {doing}")
         if words := self._hooks.waits():
             return Why("start", words)
+        if words := self._access.unlisted:
+            return Why("whitelist", words)
         return self._access.gate.why
 
     @property
@@ -197,6 +199,8 @@ class Forwarder:
                 f"{bot}: nothing is sent for pairs that are not on its whitelist, within a day "
                 f"{', '.join(met[:NAMED])}{more}"
             )
+        if (words := self._access.unlisted) and self._access.told_config_s:
+            found.append(f"{bot}: {words}")
         return found
 
     def report(self) -> BotReport:
@@ -277,7 +281,8 @@ class Forwarder:
                 self._access.failed(failure)
             return 0.0
         gate, waits = self._access.gate, bool(self._hooks.waits())
-        may_go = not (self._search.orders.holding or gate.shut or waits)
+        held = self._search.orders.holding or self._access.unlisted
+        may_go = not (held or gate.shut or waits)
         if may_go and self._queue and now_s >= gate.opens_at_s:
             # The best one goes before those that have ended are noted.
             sent = await self._sender.send_best()

@@ -4,10 +4,8 @@ What a failure means for money is decided here: `NotSentError`, not a byte of th
 host; any other `BotError` after a POST, nobody knows. What an answer means, `bot_answers.py` says.
 """
 
-import base64
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urlencode
 
 import aiohttp
@@ -17,42 +15,27 @@ from marketfeed.aggregator.bot_answers import Meaning, meaning_of, trade_id_of, 
 from marketfeed.aggregator.bot_config import BotConfig, config_of, whitelist_of
 from marketfeed.aggregator.ledger_tables import Forward
 from marketfeed.aggregator.signals import Side
-from marketfeed.errors import MarketfeedError
+from marketfeed.service.freqtrade_api import (
+    AnsweredError,
+    BotError,
+    FreqtradeApi,
+    NotSentError,
+    decoded,
+    failure_text,
+    hide,
+    read_body,
+    words_in,
+)
 from marketfeed.settings.aggregator import BotSettings
 from marketfeed.settings.secrets import SecretSource
 
-WORDS_KEPT: Final = 500
 CLOSED_TRADES: Final = 100
 """How many of the newest closed trades are looked through for one of ours."""
 CLOCK_TOLERANCE_MS: Final = 2_000
 """A bot's `Date` has whole seconds, and its answer travelled: trades may seem to be so much too early."""
 _EXIT_TOLERANCE_MS: Final = 60_000
 _OVERLAP: Final = 10
-CONNECT_S: Final = 2.5
-"""What a connection may take; until it stands, nothing has been sent."""
 _ORDER_ANSWER_BYTES: Final = 256 * 1024
-_LOOK_ANSWER_BYTES: Final = 8 * 1024 * 1024
-
-
-class BotError(MarketfeedError):
-    """The bot did not answer, or not as a Freqtrade bot does."""
-
-
-class NotSentError(BotError):
-    """Nothing of the request has left this host: it may be tried again."""
-
-
-class AnsweredError(BotError):
-    """The bot answered a question with `status`, and not with what was asked for."""
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(f"status {status}: {words}")
-        self.status = status
-
-    @property
-    def says_no(self) -> bool:
-        """Whether it does not know or allow the question: it has been reached, unlike by a gateway's 5xx."""
-        return 400 <= self.status < 500
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -93,26 +76,15 @@ class Trade(msgspec.Struct, frozen=True):
     added: bool = False
 
 
-class Bot:
-    """One bot. Its password is read again when the file changes, so that a new one needs no restart."""
+class Bot(FreqtradeApi):
+    """One bot, which orders are sent to."""
 
     def __init__(self, settings: BotSettings, session: aiohttp.ClientSession) -> None:
         if settings.url is None:
             raise ValueError("bot url: found null, expected an address")
-        url = settings.url
-        self._base = url if url.endswith("/api/v1") else f"{url}/api/v1"
+        password = SecretSource(settings.password, settings.password_file, "password")
+        super().__init__(settings.url, settings.username, password, settings.timeout_s, session)
         self._settings = settings
-        self._session = session
-        self._password = SecretSource(settings.password, settings.password_file, "password")
-        # Connecting times out by itself before the whole does: then nothing was sent.
-        self._timeout = aiohttp.ClientTimeout(
-            total=settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s / 2)
-        )
-
-    @property
-    def url(self) -> str:
-        """Where its API is."""
-        return self._base
 
     def payload(self, forward: Forward) -> bytes:
         """The body of the order."""
@@ -135,7 +107,7 @@ class Bot:
 
         Raises NotSentError, or BotError when it may or may not have been received.
         """
-        headers = self._headers()
+        headers = self.headers()
         try:
             async with self._session.post(
                 f"{self._base}/forceenter",
@@ -144,42 +116,42 @@ class Bot:
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:
-                body = await _read(response, _ORDER_ANSWER_BYTES)
-                words = _hide(_words(body), headers) or response.reason or "no words"
-                data = _decoded(body)
+                body = await read_body(response, _ORDER_ANSWER_BYTES)
+                words = hide(words_in(body), headers) or response.reason or "no words"
+                data = decoded(body)
                 meaning = meaning_of(response.status, data, forward.pair)
                 trade_id = trade_id_of(data, forward.pair) if meaning == "accepted" else None
                 return Answer(response.status, words, meaning, trade_id, trade_side_of(data))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Both are raised before a connection stands.
-            raise NotSentError(_text(error)) from error
+            raise NotSentError(failure_text(error)) from error
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise BotError(_hide(_text(error), headers)) from error
+            raise BotError(hide(failure_text(error), headers)) from error
 
     async def config(self) -> BotConfig:
         """What it says of itself, which needs the password. Raises BotError."""
         try:
-            data, _ = await self._get("show_config", _ORDER_ANSWER_BYTES)
+            data, _ = await self.get("show_config", _ORDER_ANSWER_BYTES)
         except AnsweredError as error:
             if not error.says_no or error.status == 401:
                 raise
             # A proxy may deny that alone: then the version shows whether it lets us in.
-            await self._get("version", _ORDER_ANSWER_BYTES)
+            await self.get("version", _ORDER_ANSWER_BYTES)
             return BotConfig()
         return config_of(data)
 
     async def whitelist(self) -> frozenset[str] | None:
         """The pairs on its whitelist; None: it does not say. Raises BotError."""
-        return whitelist_of(await self._asked("whitelist"))
+        return whitelist_of(await self.asked("whitelist"))
 
     async def last_turn(self) -> str | None:
         """When its loop last ended a turn, in its words: "" never, None: it does not say. Raises BotError."""
-        found = await self._field("health", "last_process")
+        found = await self.field("health", "last_process")
         return "" if found is None else found if isinstance(found, str) else None
 
     async def count(self) -> Count | None:
         """How many trades it has, of how many; None: it does not say. Raises BotError."""
-        data = await self._asked("count")
+        data = await self.asked("count")
         try:
             return msgspec.convert(data, Count)
         except msgspec.ValidationError:
@@ -190,7 +162,7 @@ class Bot:
 
         One that is surely of the side `but` does not count.
         """
-        rows, _ = await self._rows("status")
+        rows, _ = await self.rows("status")
         for row in rows:
             if not isinstance(row, dict) or not isinstance(row.get("pair"), str):
                 # Nobody knows of which pair that is.
@@ -209,33 +181,8 @@ class Bot:
         ]
 
     async def _list(self, path: str, now_ms: Callable[[], int] = lambda: 0) -> list[Trade]:
-        rows, behind_ms = await self._rows(path, now_ms)
+        rows, behind_ms = await self.rows(path, now_ms)
         return [trade for row in rows for trade in _trades(row, behind_ms)]
-
-    async def _rows(
-        self, path: str, now_ms: Callable[[], int] = lambda: 0
-    ) -> tuple[list[object], int]:
-        data, behind_ms = await self._get(path, _LOOK_ANSWER_BYTES, now_ms)
-        rows = data.get("trades") if isinstance(data, dict) else data
-        if not isinstance(rows, list):
-            raise BotError(f"{self._base}/{path}: no list of trades")
-        return rows, behind_ms
-
-    async def _asked(self, path: str) -> object:
-        """The answer to a question that some bots, or what stands before them, deny: None then."""
-        try:
-            data, _ = await self._get(path, _LOOK_ANSWER_BYTES)
-        except AnsweredError as error:
-            # 401 is to whoever asks, and for that there is a remedy.
-            if error.says_no and error.status != 401:
-                return None
-            raise
-        return data
-
-    async def _field(self, path: str, name: str, without: object = False) -> object:
-        """One field of such an answer; `without` if there is none."""
-        data = await self._asked(path)
-        return data.get(name, without) if isinstance(data, dict) else without
 
     async def trades_since(self, since_ms: int, now_ms: Callable[[], int]) -> list[Trade]:
         """All open trades, and all that have closed since then, by the clock that `now_ms` reads.
@@ -244,14 +191,14 @@ class Bot:
         """
         found: dict[int, list[Trade]] = {}
         # Open ones first: one that closes in between is met twice rather than never.
-        rows, behind_ms = await self._rows("status", now_ms)
+        rows, behind_ms = await self.rows("status", now_ms)
         for row in rows:
             _take(found, _trades(row, behind_ms))
         offset = 0
         while True:
             # The last that closed come first. Pages overlap, as a trade may be deleted in between.
             page = urlencode({"limit": CLOSED_TRADES, "offset": offset, "order_by_id": "false"})
-            rows, behind_ms = await self._rows(f"trades?{page}", now_ms)
+            rows, behind_ms = await self.rows(f"trades?{page}", now_ms)
             known = len(found)
             for row in rows:
                 _take(found, _trades(row, behind_ms))
@@ -260,95 +207,6 @@ class Bot:
             if offset and len(found) == known:
                 raise BotError(f"{self._base}/trades: the same trades again at offset {offset}")
             offset += CLOSED_TRADES - _OVERLAP
-
-    async def _get(
-        self, path: str, limit: int, now_ms: Callable[[], int] = lambda: 0
-    ) -> tuple[Any, int]:
-        """The decoded answer, and how far (ms) the bot's clock is behind this host's."""
-        headers = self._headers()
-        try:
-            async with self._session.get(
-                f"{self._base}/{path}",
-                headers=headers,
-                timeout=self._timeout,
-                allow_redirects=False,
-            ) as response:
-                # Now, not before: of a slow answer, every trade would seem older than it is.
-                behind_ms = _behind_ms(response, now_ms())
-                body = await _read(response, limit)
-                if response.status != 200:
-                    raise AnsweredError(response.status, _hide(_words(body), headers))
-                try:
-                    return msgspec.json.decode(body), behind_ms
-                except (msgspec.DecodeError, RecursionError) as error:
-                    raise AnsweredError(200, _text(error)) from error
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSentError(_text(error)) from error
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise BotError(_hide(_text(error), headers)) from error
-
-    def _headers(self) -> dict[str, str]:
-        """Raises NotSentError when the password cannot be read."""
-        try:
-            password = self._password.read() or ""
-        except OSError as error:
-            raise NotSentError(f"password file cannot be read: {error.strerror}") from error
-        pair = f"{self._settings.username}:{password}".encode()
-        return {
-            "Authorization": f"Basic {base64.b64encode(pair).decode()}",
-            "Content-Type": "application/json",
-        }
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            # The status is known, and that is what counts.
-            break
-    return bytes(body)
-
-
-def _decoded(body: bytes) -> object:
-    """What stands in a body of JSON; None if it is none."""
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
-def _words(body: bytes) -> str:
-    """What a bot answered, in one line: the sentence of its JSON if there is one, else the text."""
-    text = body.decode("utf-8", "replace")
-    data = _decoded(body)
-    if isinstance(data, dict):
-        if "trade_id" in data:
-            text = f"trade {data['trade_id']}"
-        else:
-            fields = (data.get(key) for key in ("error", "detail", "status"))
-            text = next((str(words) for words in fields if words), text)
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return line if len(line) <= WORDS_KEPT else line[:WORDS_KEPT] + "…"
-
-
-def _hide(words: str, headers: dict[str, str]) -> str:
-    secret = headers["Authorization"].removeprefix("Basic ")
-    return words.replace(secret, "***")
-
-
-def _text(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _behind_ms(response: aiohttp.ClientResponse, now_ms: int) -> int:
-    try:
-        date = parsedate_to_datetime(response.headers["Date"])
-        return now_ms - int(date.timestamp() * 1000) - 500
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return 0
 
 
 def _trades(row: object, behind_ms: int) -> list[Trade]:

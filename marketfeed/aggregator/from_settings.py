@@ -46,7 +46,7 @@ def require_complete(
                 f"aggregator.bots.{side}: expected a password, as a file in password_file or in "
                 f"MARKETFEED_AGGREGATOR__BOTS__{side.upper()}__PASSWORD; found none"
             )
-    for side, bot in bots.items():
+    for side, bot in (bots | {"meta": meta}).items():
         least_s = bot.timeout_s + searched_s
         if bot.url and settings.unconfirmed_s < least_s:
             # Else an order is lost, and alarms, before its answer is due or its trade can be found.

@@ -26,12 +26,13 @@ Cause = Literal[
     "other bot",
     "same pair",
     "start",
+    "whitelist",
     "ledger",
     "busy",
 ]
 """Why a forward waits: for another order whose outcome is unknown, for the bot to let us in, to run, to have
 room or to say whether it has, to be reached; for the answer of the other side's bot; for another order of
-its pair; for what a start has to know first; for the ledger; for its turn."""
+its pair; for what a start has to know first; for its whitelist; for the ledger; for its turn."""
 Question = Literal["config", "count"]
 """What a bot is asked for, to know whether it takes orders."""
 _SHUT: Final[dict[Cause, Question]] = {

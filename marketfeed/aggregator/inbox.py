@@ -24,7 +24,7 @@ from marketfeed.aggregator.mean import confidence_text
 from marketfeed.aggregator.metrics import AggregatorCounters
 from marketfeed.aggregator.signals import Side, Signal
 from marketfeed.aggregator.standing import Standing
-from marketfeed.aggregator.votes import Votes
+from marketfeed.aggregator.votes import OPEN_AT_MOST, Votes
 from marketfeed.aggregator.whitelists import Whitelists
 from marketfeed.clock import wait_at_most
 from marketfeed.counters import Trouble
@@ -252,6 +252,10 @@ class Desk:
                 replies.append((waiting, *_repeated(stored, post)))
                 continue
             decisions.extend(self._votes.due(waiting.received_ms))
+            if self._votes.is_full(post.account, post.signal.pair, post.signal.side):
+                text = f"account {post.account} has {OPEN_AT_MOST} windows open, as many as it may have"
+                replies.append((waiting, 429, f"{text}: post {post.signal.pair} again later"))
+                continue
             vote = Vote(
                 self._number, waiting.received_ms, post.signal, post.signal.digest(), post.account
             )

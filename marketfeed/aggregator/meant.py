@@ -27,18 +27,18 @@ _LOOKED_AT: Final = 50
 _SIGNS: Final = re.compile(r"[^a-z0-9]")
 
 
-def other_name(field: str, unread: Iterable[str]) -> str | None:
-    """Which of the names that are not read is another one of `field`; None: none is."""
+def other_names(field: str, unread: Iterable[str]) -> list[str]:
+    """Which of the names that are not read are others of `field`."""
     bare, others = _bare(field), _OTHER_NAMES.get(field, ())
     looked_at = itertools.islice(unread, _LOOKED_AT)
-    return next((name for name in looked_at if (it := _bare(name)) == bare or it in others), None)
+    return [name for name in looked_at if (it := _bare(name)) == bare or it in others]
 
 
 def meant_as(field: str, unread: Iterable[str]) -> str | None:
     """The same, or which of them is spelled like it."""
     names = list(itertools.islice(unread, _LOOKED_AT))
-    if (found := other_name(field, names)) is not None:
-        return found
+    if found := other_names(field, names):
+        return found[0]
     alike = difflib.get_close_matches(_bare(field), map(_bare, names), 1, _SIMILAR)
     return next((name for name in names if alike and _bare(name) == alike[0]), None)
 

@@ -128,7 +128,7 @@ def _metrics(c: AggregatorCounters, report: AggregatorReport) -> Iterable[Metric
     )
     yield histogram(
         f"{_PREFIX}decision_to_send_seconds",
-        "From a decision to the beginning of its POST",
+        "From a decision to the beginning of its POST, but of the meta bot's copies",
         c.close_to_send,
     )
     yield from plain(

@@ -46,7 +46,8 @@ NO_ACCOUNT: Final = "?"
 class RefusedPost(msgspec.Struct, frozen=True):
     """Refused posts of one sender that are alike: how often, and when first and last.
 
-    `account` is the name that was tried, cut; empty when there was none, or when it may be a password.
+    `account` is the name that was tried, cut; of one that is not like an account's its beginning and length.
+    It is empty when there was none, or when it may be a password.
     `feeder` is who it seems to be from, empty when that is not known; `request` its method and path.
     `digest` is the SHA-256 of the last one's body, of `body_bytes`; empty and None when none was read: the
     password is looked at first.

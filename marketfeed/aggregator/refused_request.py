@@ -1,7 +1,8 @@
 """What is noted of a request that was refused: who sent it, what it was, and why.
 
 No header and no body is kept: either may hold a secret. Of the body there is the digest, of the
-Authorization header the name, of the path what is made of plain words.
+Authorization header the name if it is an account's or spelled like one, of the path what is made of plain
+words.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import re
 from typing import Final, NamedTuple
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from marketfeed.aggregator.auth import Caller, Doorkeeper
 from marketfeed.aggregator.refused_posts import MAX_NAME, MAX_SENTENCE, Identity, RefusedPost
@@ -17,6 +19,8 @@ from marketfeed.aggregator.signals import SignalMistake
 _PATH: Final = re.compile(r"(/[a-z_]{1,16}|/v[0-9]){1,4}")
 """A path that may be shown: words alone. A webhook's may hold its secret."""
 _ELSEWHERE: Final = "(another path)"
+LONG_NAME: Final = 8
+"""Characters from which on a name that is none shows its first two."""
 _LOGIN: Final = "/token/login"
 _SIGNALS: Final = ("/forceenter", "/forcebuy")
 _QUESTIONS: Final = ("GET", "HEAD", "OPTIONS")
@@ -87,9 +91,12 @@ def sentence_of(mistake: SignalMistake) -> str:
     return text if isinstance(field, int) or field in text else f"{field}: {text}"
 
 
-def no_http(address: str, error: str, now_ms: int) -> RefusedPost:
+def no_http(address: str, error: HttpProcessingError, now_ms: int) -> RefusedPost:
     """What is noted of bytes that are no HTTP: as when a client speaks TLS to a plain port."""
-    what = f"no HTTP that can be read ({error}): is it https:// to a port without TLS?"
+    what = f"no HTTP that can be read ({type(error).__name__})"
+    if "HTTPS" in error.message:
+        # aiohttp's words for the first bytes of TLS.
+        what += ": is it https:// to a port without TLS?"
     return RefusedPost(
         account="",
         identity="none",
@@ -121,7 +128,16 @@ def _tried(request: web.BaseRequest, doorkeeper: Doorkeeper) -> _Tried:
         # Then it is the password that stands as the name.
         what = "an account's name stands as the password: name and password may be swapped"
         return _Tried("", "unknown", Why("swapped", what))
-    return _Tried(name, "unknown", Why("unknown_account", "no account of this name"))
+    # A token, or a password, may stand in the name's place.
+    shown = "" if found.alone else name if found.alike else _beginning(found.name)
+    return _Tried(shown, "unknown", Why("unknown_account", "no account of this name"))
+
+
+def _beginning(name: bytes) -> str:
+    """By what its sender knows it again, and nobody else what it is."""
+    text = name.decode(errors="backslashreplace")
+    begins = _plain(text[:2], 2) if len(text) >= LONG_NAME else ""
+    return f"{begins}… ({len(text)} characters)"
 
 
 def _no_such_address(request: web.BaseRequest) -> str:

@@ -6,18 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 from marketfeed.aggregator.asking import Asking
-from marketfeed.aggregator.freqtrade_bot import (
-    CLOCK_TOLERANCE_MS,
-    AnsweredError,
-    Bot,
-    BotError,
-    Trade,
-)
+from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, Trade
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_tables import BotName, Forward, State, found_words
 from marketfeed.aggregator.notes import Notes
 from marketfeed.aggregator.timing import Pace
 from marketfeed.aggregator.unconfirmed import Item, Unconfirmed, alarm, sent_ahead
+from marketfeed.service.freqtrade_api import AnsweredError, BotError
 
 log = logging.getLogger(__name__)
 

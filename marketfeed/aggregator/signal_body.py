@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from marketfeed import schema
-from marketfeed.aggregator.meant import meant_as, other_name
+from marketfeed.aggregator.meant import meant_as, other_names
 from marketfeed.aggregator.signal_tag import confidences_in, contradicting, feeder_in
 from marketfeed.aggregator.signal_values import exact_of, named, number_of, unknown_fields
 from marketfeed.aggregator.signals import (
@@ -35,8 +35,11 @@ FIELDS: Final = frozenset(
     }
 )  # fmt: skip
 """The fields of a body that are read."""
-_MEANS_LONG: Final = ("long", "buy", "false")
+_MEANS_LONG: Final = ("long", "buy", "up", "bull", "bullish", "1", "false")
 """What another field than `side` may say of a signal that counts as long."""
+_NO_SHORT: Final = ("false", "no", "n", "0", "long", "buy")
+"""What a field that asks whether it is short says of one that is not."""
+_SAYS_NOTHING: Final = ("none", "")
 
 
 def read_signal(
@@ -219,8 +222,9 @@ class _Reading:
     def _unsaid_side(self) -> Side | None:
         # Who means short by another field must not be counted as long.
         unread = (name for name in self._data if name not in FIELDS)
-        name = other_name("side", unread)
-        if name is None or str(self._data[name]).lower() in _MEANS_LONG:
+        others = other_names("side", unread)
+        name = next((name for name in others if not _is_long(name, self._data[name])), None)
+        if name is None:
             return "long"
         what = f"Without side it is long{_probably('side', name)}"
         self._wrong("bad_side", "missing", "side", what, self._data[name])
@@ -303,6 +307,15 @@ class _Reading:
         context: Mapping[str, str] | None = None,
     ) -> None:
         self._mistakes.append(SignalMistake(reason, kind, ("body", key), message, found, context))
+
+
+def _is_long(name: str, value: object) -> bool:
+    """Whether a field of this name, which is not read, leaves the signal long."""
+    if value is not None and not isinstance(value, bool | int | float | str):
+        return False
+    said = f"{value:g}" if isinstance(value, float) else str(value)[:16].strip().lower()
+    asks = "short" in name.lower()
+    return said in _SAYS_NOTHING or said in (_NO_SHORT if asks else _MEANS_LONG)
 
 
 def _probably(field: str, name: str) -> str:

@@ -12,6 +12,9 @@ PURE = True
 
 UNKNOWN_FIELDS_BYTES: Final = 1_024
 """How much is kept of the fields of a body that nothing is made of, as JSON."""
+_SECRET: Final = re.compile("pass|secret|token|key|auth|sign(?!al)|credential", re.IGNORECASE)
+"""A name that may be that of a secret."""
+_HIDDEN: Final = "…"
 _DECIMAL: Final = re.compile(
     r"[+-]?([0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15})(e[+-]?[0-9]{1,2})?", re.IGNORECASE
 )
@@ -61,17 +64,27 @@ def unknown_fields(data: Mapping[str, Any], known: Container[str]) -> str | None
     """Those that are not known, as JSON, in their order: what a newer feeder sends, for whoever looks.
 
     One that does not fit into `UNKNOWN_FIELDS_BYTES` with those before it, or is nested too deeply, is left
-    out; those after it are not.
+    out; those after it are not. Of what is called as a secret may be, at any depth, the value is not kept.
     """
     kept, size = [], 1
     for name, value in data.items():
         if name in known:
             continue
         try:
-            field = msgspec.json.encode({name: value})[1:-1]
+            field = msgspec.json.encode(without_secrets({name: value}))[1:-1]
         except RecursionError:
             continue
         if size + len(field) + 1 <= UNKNOWN_FIELDS_BYTES:
             kept.append(field.decode())
             size += len(field) + 1
     return f"{{{','.join(kept)}}}" if kept else None
+
+
+def without_secrets(value: Any) -> Any:
+    """A decoded JSON value with "…" in place of what is called as a secret may be. Raises RecursionError."""
+    if isinstance(value, dict):
+        return {
+            name: _HIDDEN if _SECRET.search(name) else without_secrets(inner)
+            for name, inner in value.items()
+        }
+    return [without_secrets(inner) for inner in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from marketfeed.aggregator.ensemble_tag import ensemble_side
-from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, BotError, Trade
+from marketfeed.aggregator.freqtrade_bot import CLOCK_TOLERANCE_MS, Bot, Trade
 from marketfeed.aggregator.ledger import Ledger
 from marketfeed.aggregator.ledger_beginning import CLOCK_SET
 from marketfeed.aggregator.ledger_tables import META, BotName, Forward
@@ -40,6 +40,7 @@ from marketfeed.aggregator.unknown_trades import unknown_trades
 from marketfeed.counters import Trouble
 from marketfeed.errors import JournalError
 from marketfeed.schema import DAY_MS
+from marketfeed.service.freqtrade_api import BotError
 
 log = logging.getLogger(__name__)
 

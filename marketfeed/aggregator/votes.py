@@ -8,6 +8,8 @@ unless a rule decides otherwise; every decision carries its reasons.
 Times are ms since the epoch, by a clock that the monotonic one drives.
 """
 
+import heapq
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -23,6 +25,8 @@ from marketfeed.aggregator.window import Window
 
 PURE = True
 
+OPEN_AT_MOST: Final = 2_000
+"""Windows that one account may have opened: pairs are whatever feeders name. The exchange has some 600."""
 FORGET_EVERY_MS: Final = 1_000
 """What is remembered is looked through so often at most: whatever is too old decides nothing anyway."""
 
@@ -47,11 +51,16 @@ class Votes:
         self._passed = Passed(rules)
         self._repeats = Repeats(rules)
         self._sizes: dict[Side, int] = {side: rules.electorate.size(side) for side in SIDES}
+        self._opened_by: Counter[str] = Counter()
         self._idle_until_ms = 0
         """Before this nothing is due: most votes change nothing about it, and are many."""
         self._forget_at_ms = 0
 
     # --- signals in ---------------------------------------------------------------------------------
+
+    def is_full(self, account: str, pair: str, side: Side) -> bool:
+        """Whether a vote of this account would open a window more than it may have open."""
+        return self._opened_by[account] >= OPEN_AT_MOST and (pair, side) not in self._open
 
     def add(self, vote: Vote) -> Counted:
         """Count a vote. Windows that are due at its time must have been decided before."""
@@ -62,6 +71,7 @@ class Votes:
             return Counted("duplicate", repeated.window, 0, self._sizes[side], repeated.closes_ms)
         if window is None:
             window = self._open[pair, side] = Window(vote, vote.received_ms, self._rules)
+            self._opened_by[window.account] += 1
         window.take(vote)
         self._repeats.note(vote, window.number, window.closes_ms)
         self._idle_until_ms = min(self._idle_until_ms, self._due_ms(window))
@@ -78,6 +88,7 @@ class Votes:
             key: Key = (vote.signal.pair, vote.signal.side)
             if key not in self._open:
                 self._open[key] = Window(vote, min(vote.received_ms, now_ms), self._rules)
+                self._opened_by[vote.account] += 1
             self._open[key].take(vote)
         self._idle_until_ms = 0
 
@@ -101,14 +112,22 @@ class Votes:
 
     def due(self, now_ms: int) -> list[Decision]:
         """Decide what is due: windows that have closed, oldest first, and those in which all have voted."""
+        if now_ms < self._idle_until_ms:
+            return []
         decisions: list[Decision] = []
-        while now_ms >= self._idle_until_ms:
-            ready = [window for window in self._open.values() if now_ms >= self._due_ms(window)]
-            if not ready:
-                self._idle_until_ms = self._next_ms(now_ms + self._rules.window_ms)
-                break
-            window = min(ready, key=lambda item: (item.closes_ms, item.number))
+        ready = [_order(window) for window in self._open.values() if now_ms >= self._due_ms(window)]
+        heapq.heapify(ready)
+        while ready:
+            _, _, key = heapq.heappop(ready)
+            if (window := self._open.get(key)) is None:
+                # Decided with the other side's.
+                continue
             decisions.extend(self._decide(window, now_ms))
+            # Only the other side's may have waited for this one.
+            opposite = self._open.get((window.pair, OTHER[window.side]))
+            if opposite is not None and now_ms >= self._due_ms(opposite):
+                heapq.heappush(ready, _order(opposite))
+        self._idle_until_ms = self._next_ms(now_ms + self._rules.window_ms)
         if decisions and now_ms >= self._forget_at_ms:
             self._forget_at_ms = now_ms + FORGET_EVERY_MS
             self._forget(now_ms)
@@ -168,6 +187,7 @@ class Votes:
                 decision = msgspec.structs.replace(decision, reasons=(*decision.reasons, *said))
             decisions.append(decision)
             del self._open[item.pair, item.side]
+            self._opened_by[item.account] -= 1
             if passed:
                 self._passed.note(item.pair, item.side, item.number, item.opened_ms, now_ms)
         return decisions
@@ -210,3 +230,8 @@ class Votes:
         self._passed.forget(now_ms)
         self._repeats.forget(now_ms)
         self._standing.forget(now_ms)
+
+
+def _order(window: Window) -> tuple[int, int, Key]:
+    """In which order windows are decided."""
+    return window.closes_ms, window.number, (window.pair, window.side)

@@ -1,7 +1,7 @@
 """Which pairs the bots have on their whitelists, and what is made of a pair that is outside. Pure.
 
 Freqtrade's forceenter takes such a pair all the same. A list is as old as its bot's last answer; of a bot
-that has not told one nothing is known, and no pair is outside.
+that has not told one nothing is known, and no pair is outside: with the rule "skip" its orders wait for it.
 """
 
 from collections import Counter
@@ -55,6 +55,12 @@ class Whitelists:
             pair for pair, at_ms in self._met.get(side, {}).items() if now_ms - at_ms < KEPT_MS
         ]
         return found[::-1]
+
+    def waits(self, side: BotName) -> str:
+        """Why no order may be sent to the bot of `side` yet; empty: nothing here speaks against it."""
+        if self.rule == "skip" and side not in self._lists:
+            return "its whitelist is not known, and with outside_whitelist: skip nothing is sent before"
+        return ""
 
     # --- decisions ------------------------------------------------------------------------------------
 

@@ -17,10 +17,20 @@ class Window:
     start, when what came ahead of it counts as its start.
     """
 
-    __slots__ = ("closes_ms", "number", "opened_ms", "pair", "received_ms", "side", "votes")
+    __slots__ = (
+        "account",
+        "closes_ms",
+        "number",
+        "opened_ms",
+        "pair",
+        "received_ms",
+        "side",
+        "votes",
+    )
 
     def __init__(self, vote: Vote, opened_ms: int, rules: Rules) -> None:
         self.number = vote.number
+        self.account = vote.account
         self.pair = vote.signal.pair
         self.side: Side = vote.signal.side
         self.received_ms = vote.received_ms

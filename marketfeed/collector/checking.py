@@ -116,22 +116,42 @@ class JournalCheck:
                     await self._look_again()
             except (JournalError, OSError) as error:
                 log.warning("journal not checked, trying again later error=%r", str(error))
+            except Exception as error:
+                # Nobody knows what a bad page gives: it is shown, and collecting goes on.
+                log.exception("journal check ended by what it did not expect")
+                self._note_unexpected(error)
             await asyncio.sleep(self._look_every_s)
 
     async def _load(self) -> None:
         self._generation = self._writer.generation
         self._saved = _Saved()
         try:
-            known = await self._writer.call(lambda journal: journal.load_document(DOCUMENT))
+            known = await self._writer.call(
+                lambda journal: journal.load_document(DOCUMENT), self._generation
+            )
             if known is not None:
                 self._saved = msgspec.json.decode(known[0], type=_Saved)
         except (JournalError, msgspec.DecodeError) as error:
             log.warning("journal's last check is not known error=%r", str(error))
 
+    def _note_unexpected(self, error: Exception) -> None:
+        saved = self._saved
+        walk, at = saved.position.walk, saved.position.at
+        why = f"the check cannot go on: {error!r}"
+        if not any(found.why == why for found in saved.unreadable):
+            saved.unreadable.append(
+                Unreadable(walk, walk or "journal", at, None, why, is_time=False)
+            )
+        if saved.begun_ms:
+            # The next one begins anew, in a week.
+            saved.begun_ms, saved.ended_ms, saved.position = 0, self._clock.now_ms(), Position()
+
     async def _save(self) -> None:
         body, now_ms = msgspec.json.encode(self._saved), self._clock.now_ms()
         # Not as a document of the writer: a fresh journal has not been checked.
-        await self._writer.call(lambda journal: journal.save_document(DOCUMENT, body, now_ms))
+        await self._writer.call(
+            lambda journal: journal.save_document(DOCUMENT, body, now_ms), self._generation
+        )
 
     async def _check(self) -> None:
         saved = self._saved

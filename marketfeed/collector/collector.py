@@ -110,6 +110,7 @@ class Collector:
                 asyncio.create_task(self._upkeep.keep_budget(), name="budget"),
                 asyncio.create_task(self._upkeep.look_beside(), name="set aside"),
                 asyncio.create_task(self._upkeep.wal.run(), name="wal"),
+                asyncio.create_task(self._upkeep.folding.run(), name="folding"),
             ]
             try:
                 listing = await source.load(stop)
@@ -186,6 +187,9 @@ class Collector:
                         group.create_task(upkeep.keep_stock(), name="stock"),
                         group.create_task(upkeep.check.run(), name="check"),
                     ]
+                    if parts.reconciler is not None:
+                        comparing = parts.reconciler.run()
+                        background.append(group.create_task(comparing, name="compare"))
                     await stop.wait()
                     self._reporter.stage = "stopping"
                     log.info("stopping")

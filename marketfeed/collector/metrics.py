@@ -15,6 +15,7 @@ from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.status_report import StatusReport
 from marketfeed.counters import CollectorCounters, cpu_s
 from marketfeed.history.background import HistoryState
+from marketfeed.influxdb.reconcile import CompareReport
 from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.records import GapState
 from marketfeed.service.metrics import Exposition, histogram, labelled, plain
@@ -161,6 +162,7 @@ def _reported(
         ),
     )
     yield from _shipping(r.shipping)
+    yield from _comparing(r.comparing)
     yield from _rest(r.rest)
     yield from _history(r.history)
     yield from labelled(
@@ -185,6 +187,38 @@ def _shipping(report: ShipReport | None) -> Iterable[Metric]:
         ("ship_trouble_seconds", "For how long shipping has been failing", report.trouble_for_s),
         ("held_shards", "Measurements and shards that InfluxDB refuses", report.held_shards),
         ("ship_parked", "1 while rights, address or settings are wrong", report.state == "parked"),
+    )
+
+
+def _comparing(report: CompareReport | None) -> Iterable[Metric]:
+    if report is None:
+        return
+    yield from plain(
+        CounterMetricFamily,
+        _PREFIX,
+        ("compared_tiles", "Days and hours of series compared with the bucket's", report.tiles),
+        ("wrong_tiles", "Those of them that lacked rows there, or held others", report.wrong),
+        ("lost_rows", "Acknowledged rows that were missing in the bucket", report.lacking),
+        (
+            "mended_rows",
+            "Rows sent again one by one, because the bucket lacked them",
+            report.mended,
+        ),
+        ("mended_ranges", "Ranges sent again, because the bucket lacked many rows", report.ranges),
+        (
+            "bucket_emptied",
+            "Times the bucket was found empty and all sent again",
+            report.everything,
+        ),
+        ("compare_rounds", "Rounds of the comparison over all days", report.rounds),
+    )
+    yield from plain(
+        GaugeMetricFamily,
+        _PREFIX,
+        ("bucket_mismatch_rate", "Share of compared tiles that were wrong", report.mismatch_rate),
+        ("bucket_left_tiles", "Tiles that differ by another collector's rows", report.left),
+        ("compare_off", "1 while the bucket is not compared", report.state == "off"),
+        ("compare_age_seconds", "Since the last hours were compared", report.last_look_ago_s),
     )
 
 

@@ -25,7 +25,11 @@ from marketfeed.gaps.supervisor import Supervisor, candle_due_ms
 from marketfeed.history.archive_rates import ArchiveRates
 from marketfeed.history.background import History, kept_ms, uses_archive
 from marketfeed.history.funding import SettledRates
+from marketfeed.influxdb.admin import InfluxAdmin
+from marketfeed.influxdb.both_sides import BothSides
+from marketfeed.influxdb.bucket_numbers import BucketNumbers
 from marketfeed.influxdb.expiry import Expiry
+from marketfeed.influxdb.reconciler import Reconciler
 from marketfeed.influxdb.shipper import Shipper
 from marketfeed.influxdb.writer import InfluxWriter
 from marketfeed.ingest.intake import Intake
@@ -158,6 +162,7 @@ class CollectorParts:
             self._on_pairs_changed,
         )
         self.shipper: Shipper | None = None
+        self.reconciler: Reconciler | None = None
         if settings.influxdb.url is not None:
             influx = InfluxWriter(settings.influxdb, session)
             self.shipper = Shipper(
@@ -168,6 +173,13 @@ class CollectorParts:
                 lives=lambda: source.book.lives,
                 documents=writer,
                 keeps_ms=Expiry(settings.influxdb, session).keeps_ms,
+            )
+            bucket = BucketNumbers(
+                InfluxAdmin(settings.influxdb, session), settings.influxdb.bucket
+            )
+            sides = BothSides(writer, self.shipper, bucket, influx.target, clock.now_ms)
+            self.reconciler = Reconciler(
+                writer, self.shipper, sides, influx.target, is_wanted=settings.influxdb.compare
             )
             log.info("shipping to target=%r", influx.target)
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.binance.rest_queue import Turns
+from marketfeed.collector.aside_advice import advice
 from marketfeed.collector.parts import CollectorParts
 from marketfeed.collector.upkeep import Upkeep
 from marketfeed.counters import Lately
@@ -21,7 +22,6 @@ from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import InstrumentSource
 from marketfeed.pairs.selection import NONE_COLLECTED
-from marketfeed.storage.damage import aside_advice
 
 NAMED_IN_HEALTH: Final = 3
 HOLE_SHOWN_S: Final = 60.0
@@ -160,11 +160,11 @@ class Judge:
         beside = self._writer.beside
         if beside:
             known = [] if parts is None else parts.history.aside.report()
-            advice = aside_advice(beside, {one.path for one in known if one.state == "drained"})
+            more = advice(beside, known)
             if len(beside) == 1:
-                yield Kind.SET_ASIDE.reason(more=advice)
+                yield Kind.SET_ASIDE.reason(more=more)
             else:
-                yield Kind.SETS_ASIDE.reason(N=len(beside), more=advice)
+                yield Kind.SETS_ASIDE.reason(N=len(beside), more=more)
         if unreadable := self._upkeep.check.unreadable:
             yield Kind.UNREADABLE.reason(N=len(unreadable), more=named(map(str, unreadable)))
         failed = self._writer.failed_reads

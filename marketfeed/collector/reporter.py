@@ -119,6 +119,9 @@ class Reporter:
                 Counter(item.series.channel for item in overdue if item.series.pair in set_apart)
             ),
             halted=halted,
+            comparing=None
+            if parts is None or parts.reconciler is None
+            else parts.reconciler.report(),
         )
 
     def pairs(self) -> tuple[str, ...]:

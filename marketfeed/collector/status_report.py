@@ -7,9 +7,10 @@ import msgspec
 from marketfeed.binance.rest_queue import RestReport
 from marketfeed.collector.checking import CheckReport
 from marketfeed.gaps.healer import HealReport
-from marketfeed.history.aside_fill import AsideReport
+from marketfeed.history.aside_report import AsideReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
+from marketfeed.influxdb.reconcile import CompareReport
 from marketfeed.influxdb.ship_report import ShipReport
 
 HealthState: TypeAlias = Literal["filling", "well", "not well"]
@@ -142,6 +143,9 @@ class StatusReport(msgspec.Struct, frozen=True):
     """How many of `overdue` are series of it, and of those that have halted, by channel."""
     halted: dict[str, str] = {}
     """What is collected and does not trade, by two answers of exchangeInfo: pair -> status. No reason."""
+
+    comparing: CompareReport | None = None
+    """How the bucket is compared with the journal; None without InfluxDB."""
 
     def health(self) -> dict[str, object]:
         """What `/health` says to everybody."""

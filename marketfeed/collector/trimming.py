@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -38,11 +39,20 @@ _NAMES: Final = {
 class Trimming:
     """Retention of one journal. JournalError does not end it."""
 
-    def __init__(self, settings: JournalSettings, writer: JournalWriter, wal: WalWatch) -> None:
+    def __init__(
+        self,
+        settings: JournalSettings,
+        writer: JournalWriter,
+        wal: WalWatch,
+        certain_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self._certain_ms = certain_ms
+        self._ahead: list[str] = []
         self._settings = settings
         self._writer = writer
         self._wal = wal
         self._taken: list[Taken] = []
+        self._is_too_small = False
         keep = settings.retention
         self._keep_ms = {
             schema.TABLE_CANDLE: keep.candles.ms,
@@ -59,13 +69,32 @@ class Trimming:
         return f"nothing is deleted while the -wal is above {self._wal.bound_bytes / 1e6:,.0f} MB"
 
     def warnings(self) -> list[str]:
-        """What `journal.max_bytes` has taken of what `journal.retention` would keep."""
+        """What `journal.max_bytes` has taken that `journal.retention` keeps, or that it is too small."""
+        return (
+            [
+                f"journal.max_bytes ({self._settings.max_bytes:,} bytes) has taken the {name} of before "
+                f"{datetime.fromtimestamp(one.before_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC: "
+                f"journal.retention.{setting} would keep them; a larger max_bytes does"
+                for one in self._taken
+                for name, setting in (_NAMES[one.table],)
+            ]
+            + [
+                f"the journal holds a row of {table} from the future, as a bad page gives: it is not counted for "
+                "the age of others, and not deleted; look at the disk"
+                for table in self._ahead
+            ]
+            + self._too_small()
+        )
+
+    def _too_small(self) -> list[str]:
+        if not self._is_too_small:
+            return []
         return [
-            f"journal.max_bytes ({self._settings.max_bytes:,} bytes) has taken the {name} of before "
-            f"{datetime.fromtimestamp(one.before_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC: "
-            f"journal.retention.{setting} would keep them; a larger max_bytes does"
-            for one in self._taken
-            for name, setting in (_NAMES[one.table],)
+            (
+                f"the journal uses more than journal.max_bytes ({self._settings.max_bytes:,} bytes), and "
+                "nothing of it may be deleted for that: the last hour of each table stays, and so do gaps "
+                "and rejected frames; set a larger max_bytes"
+            )
         ]
 
     async def run(self, shipper: Shipper | None) -> None:
@@ -85,15 +114,23 @@ class Trimming:
         """Do so once. Raises JournalError."""
         below_seq = None if shipper is None else shipper.shipped_below()
         generation = self._writer.generation
+        until = {} if self._certain_ms is None else {"certain_ms": self._certain_ms()}
+        if until.get("certain_ms") == 0:
+            # Nothing tells a row of the future yet: beside one all others would be old.
+            return
         for sweep in await self._writer.call(
-            lambda journal: retention.expired(journal, self._keep_ms, below_seq)
+            lambda journal: retention.expired(journal, self._keep_ms, below_seq, **until)
         ):
             await self._sweep(sweep, generation)
-        await self._fit(generation)
+        await self._fit(generation, until)
         await self._writer.take_stock()
         self._taken = await self._writer.call(
-            lambda journal: retention.taken(journal, self._keep_ms)
+            lambda journal: retention.taken(journal, self._keep_ms, **until)
         )
+        if until:
+            self._ahead = await self._writer.call(
+                lambda journal: retention.ahead(journal, self._keep_ms, **until)
+            )
 
     async def _pause(self) -> None:
         """Wait for the next time; where the `-wal` was in the way, until it is not."""
@@ -121,17 +158,18 @@ class Trimming:
             took_s = time.monotonic() - started_s
             await asyncio.sleep(min(PAUSE * took_s, PAUSE_AT_MOST_S))
 
-    async def _fit(self, generation: int) -> None:
+    async def _fit(self, generation: int, until: Mapping[str, int]) -> None:
         """Delete what the disk budget does not hold, a hundredth of a table at a time."""
         rows = fruitless = 0
         table, before_ms = "", 0
         while not self._wal.is_above and self._writer.generation == generation:
             sweep = await self._writer.call(
-                lambda journal: retention.over_budget(journal, self._settings.max_bytes)
+                lambda journal: retention.over_budget(journal, self._settings.max_bytes, **until)
             )
             if sweep is None:
+                await self._note_whether_it_fits()
                 break
-            await self._note_gap(sweep)
+            await self._note_gap(sweep, generation)
             await self._sweep(sweep, generation)
             rows += sweep.rows
             table, before_ms = sweep.table, sweep.before_ms
@@ -148,7 +186,19 @@ class Trimming:
                 before_ms,
             )
 
-    async def _note_gap(self, sweep: Sweep) -> None:
+    async def _note_whether_it_fits(self) -> None:
+        """Know, and log once, that nothing more may be taken of a journal over its disk budget."""
+        most_bytes = self._settings.max_bytes
+        used = await self._writer.call(lambda journal: journal.counts()["bytes"])
+        was_too_small, self._is_too_small = self._is_too_small, used > most_bytes
+        if self._is_too_small and not was_too_small:
+            log.error(
+                "journal over its disk budget, nothing of it may be deleted bytes=%d max_bytes=%d",
+                used,
+                most_bytes,
+            )
+
+    async def _note_gap(self, sweep: Sweep, generation: int) -> None:
         """Store what is to go: after a stop or a kill in between, no row is gone of which no gap tells."""
         kind = retention.budget_gap(sweep.table)
         reason = f"{sweep.table} deleted: journal.max_bytes"
@@ -160,4 +210,4 @@ class Trimming:
             batch.add(Gap(kind, None, start_ms, end_ms, "unresolvable", reason))
             journal.write(batch)
 
-        await self._writer.call(note)
+        await self._writer.call(note, generation)

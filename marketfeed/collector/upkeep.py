@@ -18,6 +18,7 @@ from marketfeed.ingest.intake import Intake
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.pairs.listing import RETRY_CAP_S
 from marketfeed.settings.model import JournalSettings
+from marketfeed.storage.folding import Folding
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ class Upkeep:
             log, "exchange's time not known", "exchange's time known again"
         )
         """Why the exchange's time could not be taken over, when it was asked last."""
-        self.wal = WalWatch(settings.path)
-        self.trimming = Trimming(settings, writer, self.wal)
+        self.folding = Folding(writer)
+        self.wal = WalWatch(settings.path, is_held=lambda: self.folding.is_held)
+        self.trimming = Trimming(settings, writer, self.wal, clock.certain_ms)
         self.check = JournalCheck(writer, clock)
         """The check that runs behind."""
         self._clock = clock

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,13 @@ WHO: Final = "`marketfeed check`, as root on this host, names who holds it"
 class WalWatch:
     """Looks at the `-wal` of the journal at `path` every few wall seconds; it may have `bound_bytes`."""
 
-    def __init__(self, path: Path, bound_bytes: int = WAL_BOUND_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        bound_bytes: int = WAL_BOUND_BYTES,
+        is_held: Callable[[], bool | None] = lambda: None,
+    ) -> None:
+        self._is_held = is_held
         self.bound_bytes = bound_bytes
         self.bytes = 0
         """Its size at the last look."""
@@ -43,6 +49,8 @@ class WalWatch:
         """Who keeps it from being folded back, or how to find out."""
         if self.holders:
             return f"{', '.join(self.holders)} holds a read transaction open"
+        if self._is_held() is False:
+            return "nobody holds it any more, the next commits cut it"
         return WHO
 
     async def run(self) -> None:

@@ -57,17 +57,18 @@ async def check(
     live: LiveCheck | None = None,
     store: StoreCheck | None = None,
     aggregator: StoreCheck | None = None,
+    bots: StoreCheck | None = None,
     *,
     whole: bool = False,
 ) -> list[Finding]:
     """Look at everything that a collector with these settings needs; changes nothing.
 
     `live` looks at all streams; without it one stream is tried. `store` looks at InfluxDB, `aggregator`
-    at what `marketfeed aggregate` needs. `whole`: all of the journal's file is read.
+    and `bots` at what `marketfeed aggregate` and `bots run` need. `whole`: all of the journal's file is read.
     """
     findings = check_journal(settings, whole=whole)
     reading = WalCheck(settings.journal.path)
-    findings += await _check_others(settings, live, store, aggregator)
+    findings += await _check_others(settings, live, store, aggregator, bots)
     return findings + await reading.findings()
 
 
@@ -76,10 +77,11 @@ async def _check_others(
     live: LiveCheck | None,
     store: StoreCheck | None,
     aggregator: StoreCheck | None,
+    bots: StoreCheck | None,
 ) -> list[Finding]:
     findings: list[Finding] = []
     async with aiohttp.ClientSession() as session:
-        for look in (store, aggregator):
+        for look in (store, aggregator, bots):
             if look is not None:
                 findings += await look(settings, session)
         rest = BinanceRest(session, settings.exchange.rest_url)
@@ -137,7 +139,7 @@ def check_file(kind: Kind, path: Path) -> tuple[Finding, int]:
         return Finding(kind.name, "good", f"{path} will be created"), 0
     held = f", in use by process {found.holder}" if found.holder else ""
     text = f"{path}: {found.bytes_used:,} bytes{held}, {about_version(kind, found.version)}"
-    if found.free_bytes:
+    if found.free_bytes and kind.name in _COMPACT:
         text += (
             f"; {found.free_bytes:,} bytes of it are free, and used again: `{_COMPACT[kind.name]}` and a "
             "swap give them back to the disk"

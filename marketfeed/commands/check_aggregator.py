@@ -3,13 +3,14 @@
 import aiohttp
 
 from marketfeed.aggregator.bot_config import unsuited
-from marketfeed.aggregator.freqtrade_bot import Bot, BotError
+from marketfeed.aggregator.freqtrade_bot import Bot
 from marketfeed.aggregator.from_settings import require_complete
 from marketfeed.aggregator.ledger_schema import KIND
 from marketfeed.aggregator.ledger_tables import BotName
 from marketfeed.commands.check import check_file
 from marketfeed.commands.finding import Finding
 from marketfeed.errors import SettingsError
+from marketfeed.service.freqtrade_api import BotError
 from marketfeed.settings.aggregator import BotSettings
 from marketfeed.settings.model import AggregatorSettings, Settings
 

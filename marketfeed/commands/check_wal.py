@@ -45,7 +45,8 @@ class WalCheck:
         if large:
             text = (
                 f"{size}, and no process is seen to hold it: it is one of a container or of the host (run "
-                "this there, as root), many that come and go, or it is folded back by the next commits"
+                "this there, as root), or the collector folds it back within a minute, also beside many "
+                "that come and go; if it does not, its log names what it met (`-wal`)"
             )
             return [Finding(_SUBJECT, "warning", text)]
         return [Finding(_SUBJECT, "good", f"{size}; nobody holds a read transaction open")]

@@ -110,6 +110,7 @@ def check(
     """
     from marketfeed.commands.check import check as look
     from marketfeed.commands.check_aggregator import check_aggregator, is_configured
+    from marketfeed.commands.check_bots import check_bots
     from marketfeed.commands.check_influxdb import check_influx
     from marketfeed.commands.check_streams import prove_streams
     from marketfeed.commands.render import stages
@@ -120,7 +121,8 @@ def check(
         proving = None if live is None else partial(prove, seconds=live)
         store = None if settings.influxdb.url is None else check_influx
         aggregator = check_aggregator if is_configured(settings.aggregator) else None
-        findings = uvloop.run(look(settings, proving, store, aggregator, whole=whole))
+        bots = check_bots if settings.bots.fleet else None
+        findings = uvloop.run(look(settings, proving, store, aggregator, bots, whole=whole))
     _show_findings(findings, as_json=as_json)
 
 
@@ -186,6 +188,7 @@ def setup(
     """
     import aiohttp
 
+    from marketfeed.commands.check_bots import setup_bots
     from marketfeed.commands.setup_influxdb import setup_influx
 
     settings = settings_of(config)
@@ -194,7 +197,8 @@ def setup(
 
     async def set_up() -> list[Finding]:
         async with aiohttp.ClientSession() as session:
-            return await setup_influx(settings, session, ship_again=ship_again)
+            done = await setup_influx(settings, session, ship_again=ship_again)
+            return done + await setup_bots(settings, session, ship_again=ship_again)
 
     done = uvloop.run(set_up())
     _show_findings(done, as_json=as_json)

@@ -23,6 +23,7 @@ from marketfeed.history.backfill import HistoryReport
 from marketfeed.history.background import HistoryState
 from marketfeed.history.funding import SettledRatesReport
 from marketfeed.history.quotes import QuotesReport
+from marketfeed.influxdb.reconcile import CompareReport
 from marketfeed.influxdb.ship_report import ShipReport
 from marketfeed.records import RefusedLine
 from marketfeed.storage.backup import BackupReport
@@ -191,6 +192,7 @@ def status_tables(report: StatusReport) -> list[RenderableType]:
         *of_journal(report.journal),
         ("rejected frames kept", f"{report.journal.rejected_frames:,}"),
         ("shipping", _shipping(report.shipping)),
+        *([] if report.comparing is None else [("bucket", _comparing(report.comparing))]),
         ("REST", _rest(report.rest)),
         ("history", _history(report.history)),
         ("audit", _audit(report.history)),
@@ -283,6 +285,14 @@ def _shipping(report: ShipReport | None) -> str:
         return "no InfluxDB: the journal is the store"
     trouble = f", {report.trouble} for {report.trouble_for_s:.0f} s" if report.trouble else ""
     return f"{report.state}, {report.lines:,} lines, {report.unshipped:,} rows to go{trouble}"
+
+
+def _comparing(report: CompareReport) -> str:
+    why = f" ({report.why})" if report.why else ""
+    return (
+        f"{report.state}{why}, since the start {report.tiles:,} tiles compared, {report.wrong:,} wrong, "
+        f"{report.lacking:,} rows lost and sent again, {report.rounds:,} rounds"
+    )
 
 
 def _history(state: HistoryState | None) -> str:

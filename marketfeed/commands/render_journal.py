@@ -17,10 +17,13 @@ def of_journal(journal: JournalReport) -> list[tuple[str, str]]:
         found = f", {len(check.unreadable)} ranges cannot be read" if check.unreadable else ""
         rows.append(("check of the journal", f"{under_way}{last}{found}"))
     for one in journal.aside:
-        state = "taken over, may be deleted" if one.state == "drained" else one.state
+        state = one.state
+        if state == "drained":
+            state = "taken over, may be deleted" + (" if what is lost may be" if one.lost else "")
         text = (
             f"{one.path} ({one.bytes:,} bytes): {state}; {one.candles:,} candles and {one.rows:,} other rows "
             f"taken, {one.lost:,} places could not be read"
         )
-        rows.append(("set aside", f"{text}: {one.trouble}" if one.trouble else text))
+        named = f" ({'; '.join(one.lost_places)})" if one.lost_places else ""
+        rows.append(("set aside", f"{text}{named}: {one.trouble}" if one.trouble else text + named))
     return rows

@@ -12,9 +12,12 @@ from marketfeed.errors import JournalError
 from marketfeed.influxdb.admin import InfluxAdmin, InfluxError
 from marketfeed.influxdb.writer import target_of
 from marketfeed.journal.journal import KIND as JOURNAL
-from marketfeed.settings.model import Settings
+from marketfeed.settings.model import InfluxSettings, Settings
 from marketfeed.storage.acknowledged import demand_again, withdraw
 from marketfeed.storage.database import Kind, absence
+
+Files = Sequence[tuple[Kind, Path]]
+"""Durable files, each with its kind."""
 
 
 async def setup_influx(
@@ -24,7 +27,14 @@ async def setup_influx(
 
     To a bucket that was missing, or on demand (`ship_again`), everything will be shipped again.
     """
-    influx = settings.influxdb
+    files = ((JOURNAL, settings.journal.path), (LEDGER, settings.aggregator.ledger.path))
+    return await setup_bucket(settings.influxdb, files, session, ship_again=ship_again)
+
+
+async def setup_bucket(
+    influx: InfluxSettings, files: Files, session: aiohttp.ClientSession, *, ship_again: bool
+) -> list[Finding]:
+    """The same of one bucket, into which these files are shipped."""
     admin = InfluxAdmin(influx, session)
     done: list[Finding] = []
     org_id = ""
@@ -38,7 +48,7 @@ async def setup_influx(
             org_id = "" if is_there else await admin.org_id()
         if ship_again or not is_there:
             # First: killed in between, it must not leave a new bucket of which no shipper knows.
-            found, demanded = await asyncio.to_thread(_demand_again, settings, ship_again)
+            found, demanded = await asyncio.to_thread(_demand_again, influx, files, ship_again)
             done += found
         if is_there:
             done.append(Finding(what, "good", f"{influx.bucket!r} is there"))
@@ -59,16 +69,16 @@ async def setup_influx(
     except InfluxError as error:
         if demanded and error.refused and not ship_again:
             # Nothing was created, nothing is to be filled. (Without an answer it may have been: then it is.)
-            done = await asyncio.to_thread(_withdraw, settings, demanded)
+            done = await asyncio.to_thread(_withdraw, influx, demanded)
         done.append(Finding("influxdb", "bad", str(error)))
     return done
 
 
-def _withdraw(settings: Settings, demanded: Sequence[tuple[Kind, Path]]) -> list[Finding]:
+def _withdraw(influx: InfluxSettings, demanded: Sequence[tuple[Kind, Path]]) -> list[Finding]:
     findings = []
     for kind, path in demanded:
         try:
-            withdraw(kind, path, target_of(settings.influxdb))
+            withdraw(kind, path, target_of(influx))
         except JournalError as error:
             text = f"everything in it is shipped again, that could not be taken back: {error}"
             findings.append(Finding(kind.name, "warning", text))
@@ -77,17 +87,18 @@ def _withdraw(settings: Settings, demanded: Sequence[tuple[Kind, Path]]) -> list
     return findings
 
 
-def _demand_again(settings: Settings, asked: bool) -> tuple[list[Finding], list[tuple[Kind, Path]]]:
-    """Demand it of the journal and of the ledger, if there are such files; `asked`: by the user.
+def _demand_again(
+    influx: InfluxSettings, files: Files, asked: bool
+) -> tuple[list[Finding], list[tuple[Kind, Path]]]:
+    """Demand it of these files, as far as they are there; `asked`: by the user.
 
     Also returns the files of which it had not been demanded before.
     """
     findings: list[Finding] = []
     demanded: list[tuple[Kind, Path]] = []
-    files = ((JOURNAL, settings.journal.path), (LEDGER, settings.aggregator.ledger.path))
     for kind, path in files:
         try:
-            demand = demand_again(kind, path, target_of(settings.influxdb))
+            demand = demand_again(kind, path, target_of(influx))
         except JournalError as error:
             text = f"it is not shipped again, run `marketfeed setup --ship-again`: {error}"
             findings.append(Finding(kind.name, "bad" if asked else "warning", text))

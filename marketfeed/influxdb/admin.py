@@ -40,6 +40,14 @@ class InfluxError(MarketfeedError):
         self.refused = status is not None and 400 <= status < 500
 
 
+class UnreadableError(InfluxError):
+    """The token may not read the bucket, or InfluxQL does not know it (a mapping is missing)."""
+
+
+class StatementError(InfluxError):
+    """The server has answered, and not this question: a field of another type, say."""
+
+
 class Clash(msgspec.Struct, frozen=True):
     """Something in the bucket that does not fit what will be written there, and what it leads to.
 
@@ -51,14 +59,18 @@ class Clash(msgspec.Struct, frozen=True):
     refuses: bool = True
 
 
-class _ResultSeries(msgspec.Struct):
+class ResultSeries(msgspec.Struct):
+    """A series of an answer; `partial`: the server has left rows of it out."""
+
     name: str = ""
+    tags: dict[str, str] = {}
     columns: list[str] = []
     values: list[list[Any]] = []
+    partial: bool = False
 
 
 class _Result(msgspec.Struct):
-    series: list[_ResultSeries] = []
+    series: list[ResultSeries] = []
     error: str = ""
 
 
@@ -119,9 +131,11 @@ class InfluxAdmin:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
-    async def query(self, text: str, db: str | None = None) -> list[_ResultSeries]:
-        """Run one InfluxQL statement of ours (no foreign text in it) and return its series."""
+    async def query(self, text: str, db: str | None = None, **bound: str) -> list[ResultSeries]:
+        """Run InfluxQL statements of ours (no foreign text in it, but as `bound` to $names); their series."""
         params = {"q": text, "epoch": "ms"}
+        if bound:
+            params["params"] = msgspec.json.encode(bound).decode()
         if db is not None:
             params["db"] = db
         status, body = await self._ask("GET", params)
@@ -131,7 +145,12 @@ class InfluxAdmin:
             parsed = _Answer(error=body[:200].decode("utf-8", "replace"))
         failure = parsed.error or next((r.error for r in parsed.results if r.error), "")
         if status != 200 or failure:
-            raise InfluxError(f"{self._url}/query: status {status}: {failure or parsed.message}")
+            words = failure or parsed.message
+            unreadable = status in (401, 403, 404) or words.startswith("database not found")
+            answered = StatementError if status in (200, 400) else InfluxError
+            raise (UnreadableError if unreadable else answered)(
+                f"{self._url}/query: status {status}: {words}"
+            )
         return [series for result in parsed.results for series in result.series]
 
     async def _ask(self, method: str, params: dict[str, str]) -> tuple[int, bytes]:
@@ -191,7 +210,7 @@ class InfluxAdmin:
                     text = (
                         f'field "{name}" is {held} there and {wanted} here: the server would refuse '
                         "every new point of it; write to a new bucket (influxdb.bucket), or delete "
-                        "the measurement"
+                        "the measurement (what the journal has of it comes back by itself)"
                     )
                     found.append(Clash(series.name, text))
         for series in await self.query("SHOW TAG KEYS", self._settings.bucket):
@@ -203,7 +222,7 @@ class InfluxAdmin:
                 text = (
                     f"points there have the extra tags {', '.join(extra)}: each series would be split "
                     "in two, panels and readers would see both; write to a new bucket, or delete the "
-                    "measurement"
+                    "measurement (what the journal has of it comes back by itself)"
                 )
                 found.append(Clash(series.name, text))
         found += await self._old_predicted_rates()

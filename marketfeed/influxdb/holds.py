@@ -98,8 +98,8 @@ class Book:
 
     @property
     def again(self) -> Again | None:
-        """What is to be sent again next."""
-        return self._again[0] if self._again else None
+        """What is to be sent again next, the newest first."""
+        return max(self._again, key=lambda one: one.end_ms, default=None)
 
     def clear(self) -> None:
         """Everything is shipped again: nothing is held."""
@@ -157,7 +157,7 @@ class Book:
     def release(self, hold: Hold) -> None:
         """Its line has been taken: all of the shard is sent again."""
         self.drop(hold)
-        self._add(Again(hold.measurement, hold.start_ms, hold.end_ms))
+        self.add(Again(hold.measurement, hold.start_ms, hold.end_ms))
 
     def drop(self, hold: Hold) -> None:
         """The bucket keeps nothing of its shard any more."""
@@ -182,9 +182,10 @@ class Book:
         start_ms = self.floor_ms(now_ms)
         if before_ms and start_ms < end_ms:
             # An hour more: it was so long ago at most that the bucket was looked at.
-            self._add(Again(ALL, start_ms, end_ms + 2 * HOUR_MS))
+            self.add(Again(ALL, start_ms, end_ms + 2 * HOUR_MS))
 
-    def _add(self, again: Again) -> None:
+    def add(self, again: Again) -> None:
+        """Have a range sent again: the bucket lacks rows of it."""
         self._again = [*(one for one in self._again if one != again), again]
         self.is_changed = True
 

@@ -329,6 +329,21 @@ def decision_text(
     )
 
 
+def closed_trade_text(
+    measurement: str,
+    bot: str,
+    pair: str,
+    side: str,
+    numbers: Mapping[str, float | None],
+    texts: Mapping[str, str],
+    time_ms: int,
+) -> str:
+    """The line of a bot's closed trade; `numbers` that are None are left out."""
+    fields = _numbers(numbers) + ",".join(_string(name, text) for name, text in texts.items())
+    tags = f"bot={escape_tag(bot)},pair={escape_tag(pair)},side={escape_tag(side)}"
+    return f"{measurement},{tags} {fields} {time_ms}"
+
+
 def _numbers(numbers: Mapping[str, float | None]) -> str:
     there = {name: value for name, value in numbers.items() if value is not None}
     return "".join(f"{name}={_number(name, value)}," for name, value in there.items())

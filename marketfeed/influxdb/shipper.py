@@ -29,6 +29,7 @@ from marketfeed.influxdb.holds import ALL, Again
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.influxdb.latest_states import Fresh, States
 from marketfeed.influxdb.line_protocol import LineError
+from marketfeed.influxdb.mends import Mends
 from marketfeed.influxdb.outbox import Outbox, Place, ShipBatch
 from marketfeed.influxdb.pace import DEFAULT_PACE, Pace
 from marketfeed.influxdb.ship_report import HELD_NAMED, ShipReport
@@ -92,7 +93,8 @@ class Shipper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ship")
         self._outbox: Outbox | None = None
         self._generation = 0
-        self._shipped = Acknowledged({})
+        self.shipped = Acknowledged({})
+        self.mends = Mends()
         self._unanswered = UnansweredLines(pace.recheck_after_s)
         self.held = HeldBack(influx.target, documents, now_ms, keeps_ms)
         self._delivery = Delivery(
@@ -144,7 +146,7 @@ class Shipper:
 
     def shipped_below(self) -> int:
         """All rows with a smaller seq have been acknowledged: retention may delete them."""
-        return self._shipped.first_gap(self._writer.next_seq)
+        return self.shipped.first_gap(self._writer.next_seq)
 
     def end(self) -> None:
         """Prepare for the collector's stop: one last turn is tried, within the pace's `last_s`."""
@@ -179,7 +181,7 @@ class Shipper:
             if (hold_s := self._unanswered.hold_s(time.monotonic())) > 0:
                 await self._rest(hold_s)
                 return
-            ahead = asyncio.create_task(self._take(self._shipped))
+            ahead = asyncio.create_task(self._take(self.shipped))
             noting = asyncio.create_task(self._note([]))
             try:
                 while not (
@@ -191,7 +193,7 @@ class Shipper:
                     batch, rows, full, look = await ahead
                     if full:
                         # The next batch is read while this one travels.
-                        assumed = self._shipped.copy()
+                        assumed = self.shipped.copy()
                         for piece in batch.covers:
                             assumed.add(piece)
                         ahead = asyncio.create_task(self._take(assumed))
@@ -207,7 +209,7 @@ class Shipper:
                     if not full:
                         await noting
                         await self._rest(self._pace.turn_s - (time.monotonic() - started_s))
-                        ahead = asyncio.create_task(self._take(self._shipped))
+                        ahead = asyncio.create_task(self._take(self.shipped))
             finally:
                 ahead.cancel()
                 # Ranges that could not be saved are saved with the next ones, or their rows sent again.
@@ -229,7 +231,7 @@ class Shipper:
             target = self._influx.target
             return file.forget_if_demanded(target), file.shipped(target)
 
-        begins_again, self._shipped = await self._writer.call(stand)
+        begins_again, self.shipped = await self._writer.call(stand)
         if begins_again:
             log.warning(
                 "everything is shipped again, as was demanded target=%r", self._influx.target
@@ -245,7 +247,7 @@ class Shipper:
         try:
             await self._begin()
             for _ in range(LAST_BATCHES):
-                batch, rows, full, _ = await self._take(self._shipped)
+                batch, rows, full, _ = await self._take(self.shipped)
                 await self._note(await self._ship(batch, rows))
                 if not full:
                     break
@@ -284,7 +286,7 @@ class Shipper:
             self.lines += len(batch.lines) - len(refused)
         self._unshipped = max(0, self._unshipped - rows)
         await self.held.save()
-        return [grown for piece in batch.covers for grown in self._shipped.add(piece)]
+        return [grown for piece in batch.covers for grown in self.shipped.add(piece)]
 
     async def _as_they_stand(self, lines: list[str]) -> list[str | None]:
         return await self._in_thread(lambda: self._the_outbox().as_they_stand(lines))
@@ -321,7 +323,7 @@ class Shipper:
     async def _coverage_lines(self, now_s: float) -> list[str]:
         if not self._coverage.is_due:
             return []
-        await self._in_thread(lambda: self._coverage.look(self._the_outbox(), self._shipped))
+        await self._in_thread(lambda: self._coverage.look(self._the_outbox(), self.shipped))
         # A commit whose rows were seen is known of once the writer's thread is done with it.
         await self._writer.call(lambda _: None)
         if self._is_demanded or self._generation != self._writer.generation:
@@ -337,6 +339,9 @@ class Shipper:
         if any(map(is_state, released)):
             # Noted as shipped, and never taken: a catalog would come tomorrow.
             self._states.begin_anew()
+        self.lines += await self.mends.send(
+            self._delivery, self._as_they_stand, self.held.sent, self._put_aside, self._batch_size
+        )
         # One batch at least: a server that needs a turn for what is new would never get what waited.
         while not (full or self._ending.is_set()):
             sent = await self.held.send_again(

@@ -1,34 +1,37 @@
 """A journal that was set aside, read as far as it can be: what its successor takes over from it.
 
-It is only read. A page that cannot be read costs its own rows: those before and behind it are found by ever
-smaller questions. What is read is held against what can be, as nothing else tells a row of a bad page.
+It is only read. What cannot be read is asked for three times, as at an opening; then it costs its own rows:
+those before and behind it are found by ever smaller questions. What is read is held against what can be.
 """
 
 import contextlib
-import math
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias, TypeVar
 
 from marketfeed import schema
-from marketfeed.errors import JournalError
+from marketfeed.errors import JournalError, JournalForeignError, JournalNewerError
 from marketfeed.grid import TimeRange
 from marketfeed.journal import marks, tables
+from marketfeed.journal.aside_rows import SHAPES, Row, is_name, is_possible, is_row
 from marketfeed.journal.coverage import HISTORY_GAP, Key
 from marketfeed.journal.covering import read_coverage
 from marketfeed.journal.journal import KIND
 from marketfeed.journal.reads import JournalReads
-from marketfeed.journal.slices import readable_from
+from marketfeed.journal.slices import readable_from, whole_number
 from marketfeed.records import Candle
-from marketfeed.storage.damage import meaning_of
+from marketfeed.storage.damage import damage, meaning_of
 from marketfeed.storage.database import recognise
 from marketfeed.storage.files import BESIDE, connect_read_only, is_stopped
+from marketfeed.storage.meaning import Meaning
+from marketfeed.storage.opening import AGAIN_AFTER_S
+
+T = TypeVar("T")
+Place: TypeAlias = tuple[int | str, ...]
 
 PAGE_ROWS: Final = 1_000
-
-Row: TypeAlias = tuple[object, ...]
-
 _KEEP: Final = "WHERE true ON CONFLICT DO NOTHING"
 TAKEN: Final = {
     # The earlier event of a grid step counts, whichever file has it.
@@ -38,48 +41,86 @@ TAKEN: Final = {
     "funding_settled": tables.Upsert(
         "funding_settled", "pair_id, time, kind, rate, mark_price, seq", _KEEP
     ),
-    "gap": tables.Upsert("gap", 'pair_id, kind, start, "end", healed, reason, state, seq', _KEEP),
+    "gap": tables.Upsert("gap", 'pair_id, start, "end", healed, reason, state, kind, seq', _KEEP),
 }
 """What is taken over by its key, beside candles, by table: how it is written."""
-_COLUMNS: Final = {
-    "mark_price": "time, offset_ms, mark_price, index_price",
-    "funding_rate": "time, offset_ms, rate, settled_rate, next_funding_time",
-    "funding_settled": "time, kind, rate, mark_price",
-}
-_STEPS_MS: Final = {
-    "mark_price": schema.SECOND_MS,
-    "funding_rate": schema.MINUTE_MS,
-    "funding_settled": schema.HOUR_MS,
-}
-_NUMBERS: Final = {"mark_price": (2, 3), "funding_rate": (2,), "funding_settled": (2,)}
-"""Columns that hold a number in every row."""
+_EARLIEST_MS: Final = 1_546_300_800_000
+"""2019: the exchange had no futures before. From here on rows are looked for behind a bad page."""
+_NO_TIME_MS: Final = 1 << 60
+_PATIENCE: Final = 20
+"""So many places are asked for three times: beyond that the disk is bad, and pauses would take days."""
+_WAL: Final = "its -wal"
+_KINDS: Final = (
+    *(schema.gap_kind(name) for name in schema.SERIES_MS),
+    *("connection", "disk_budget", "mark_price", "funding_rate", "rejected"),
+)
+"""Kinds of gaps from which on the others are looked for behind a bad page."""
+
+
+class NothingReadableError(JournalError):
+    """Nothing of a file that was set aside could be read, three times."""
+
+
+class Progress:
+    """How far a file is taken over, and what of it is lost: kept while one attempt follows another."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, Place | None] = {}
+        """Behind which key each walk goes on; None: it came to its end."""
+        self.lost: dict[tuple[str, str], bool] = {}
+        """By walk and words; whether it could not be read: that is asked for once more."""
+
+    def lose(self, walk: str, what: str, *, unread: bool = False) -> None:
+        """Take in that a place is lost."""
+        self.lost[walk, what] = unread
+
+    def read_again(self) -> bool:
+        """Forget what could not be read, and how far those walks came; whether there was anything."""
+        again = {walk for (walk, _), unread in self.lost.items() if unread}
+        self.lost = {key: unread for key, unread in self.lost.items() if not unread}
+        if _WAL in again:
+            self.done.clear()
+        for walk in again:
+            self.done.pop(walk, None)
+        return bool(again)
 
 
 class AsideJournal:
     """The journal that was set aside at `path`. Not safe for concurrent calls; from any thread.
 
-    Entering raises JournalError when nothing of it can be read. A context manager.
+    Entering raises NothingReadableError when nothing of it can be read, and JournalError when something
+    refuses, which says nothing of the file. `known` are pairs whose names are right; None: all are taken.
+    A context manager.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        progress: Progress | None = None,
+        known: Container[str] | None = None,
+        again_after_s: Sequence[float] = AGAIN_AFTER_S,
+        patience: int = _PATIENCE,
+    ) -> None:
         self.path = path
-        self.lost = 0
-        """Ranges that could not be read, and rows that cannot be."""
+        self.progress = progress or Progress()
+        self._known = known
+        self._again_after_s = tuple(again_after_s)
+        self._patience = patience
+        self._stopped = threading.Event()
         self._db: sqlite3.Connection | None = None
         self._immutable = is_stopped(path)
 
+    @property
+    def lost(self) -> int:
+        """Ranges that could not be read, and rows that cannot be."""
+        return len(self.progress.lost)
+
     def __enter__(self) -> Self:
         try:
-            self._pairs = dict(self._reads().db.execute("SELECT pair, id FROM pair"))
-        except sqlite3.Error:
-            # Its -wal, perhaps: without it the file is as it was at its last checkpoint.
+            self._pairs = self._read_pairs()
+        except BaseException:
             self.close()
-            self._immutable = True
-            try:
-                self._pairs = dict(self._reads().db.execute("SELECT pair, id FROM pair"))
-            except sqlite3.Error as error:
-                self.close()
-                raise JournalError(f"journal {self.path}: {error}") from error
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -92,20 +133,27 @@ class AsideJournal:
                 self._db.close()
             self._db = None
 
+    def stop(self) -> None:
+        """Have a question that waits to be asked again end at once; from any thread."""
+        self._stopped.set()
+
     def promised_from_ms(self) -> dict[Key, int]:
         """From where on each series was promised; of those that tell nothing, from their oldest row on."""
+
+        def promised(reads: JournalReads) -> dict[Key, int]:
+            (version,) = reads.db.execute("PRAGMA user_version").fetchone()
+            if version < schema.COVERAGE_FROM:
+                return {}
+            covered = read_coverage(reads)[0]
+            if marks.has_table(reads.db):
+                covered |= marks.read_coverage(reads)[0]
+            return {key: whole_number(one.from_ms, "coverage") for key, one in covered.items()}
+
         found: dict[Key, int] = {}
         try:
-            reads = self._reads()
-            (version,) = reads.db.execute("PRAGMA user_version").fetchone()
-            if version >= schema.COVERAGE_FROM:
-                covered = read_coverage(reads)[0]
-                if marks.has_table(reads.db):
-                    covered |= marks.read_coverage(reads)[0]
-                found = {key: one.from_ms for key, one in covered.items()}
+            found = self._ask(promised)
         except sqlite3.Error:
-            self.lost += 1
-            self.close()
+            self.progress.lose("coverage", "coverage", unread=True)
         for key in self.series():
             if key not in found and (oldest_ms := self._oldest_ms(key)) is not None:
                 found[key] = oldest_ms
@@ -119,137 +167,238 @@ class AsideJournal:
     def candles(self, key: Key, time_range: TimeRange) -> Iterator[list[Candle]]:
         """The closed candles of a series within a range, oldest first, a page at a time."""
         pair, timeframe = key
+        walk = walk_of(key)
         length_ms = schema.SERIES_MS[timeframe]
-        at_ms, page = time_range.start_ms, PAGE_ROWS
-        at_ms = max(at_ms, self._oldest_ms(key, at_ms) or time_range.end_ms)
-        while at_ms < time_range.end_ms:
+        page, narrowing = PAGE_ROWS, False
+        at_ms: int | None = self._oldest_ms(key, time_range.start_ms)
+        while at_ms is not None and at_ms < time_range.end_ms:
             until_ms = min(at_ms + page * length_ms, time_range.end_ms)
+            bounds = pair, timeframe, at_ms, until_ms
             try:
-                found = self._reads().candles(pair, timeframe, at_ms, until_ms)
-            except sqlite3.Error as error:
-                self._meet(error)
+                found = self._ask(lambda reads: reads.candles(*bounds), patient=not narrowing)  # noqa: B023
+            except sqlite3.Error:
+                narrowing = True
                 if page > 1:
                     page = max(1, page // 8)
                     continue
+                self.progress.lose(walk, f"{walk} at {at_ms}", unread=True)
                 until_ms, found = at_ms + length_ms, []
             page = min(page * 2, PAGE_ROWS)
-            good = [candle for candle in found if is_possible(candle)]
-            self.lost += len(found) - len(good)
+            narrowing = narrowing and page < PAGE_ROWS
+            good = []
+            for one in found:
+                if is_possible(one) and at_ms <= one.open_time_ms < until_ms:
+                    good.append(one)
+                else:
+                    self.progress.lose(walk, f"{walk} at {one.open_time_ms!r:.40}")
             if good:
                 yield good
-            at_ms = until_ms
-            if not found:
-                # A bad page, or nothing for a while.
-                at_ms = max(at_ms, self._oldest_ms(key, at_ms) or time_range.end_ms)
+            # Where nothing was: a bad page, or nothing for a while.
+            at_ms = until_ms if found else self._oldest_ms(key, until_ms)
+        if at_ms is not None:
+            # Keys that are no numbers are sorted behind it.
+            self._oldest_ms(key, _NO_TIME_MS)
 
-    def rows(self, table: str, since_ms: int = 0) -> Iterator[tuple[str | None, list[Row]]]:
+    def rows(
+        self, table: str, until_ms: int, since_ms: int = 0
+    ) -> Iterator[tuple[str | None, list[Row]]]:
         """The rows of one of `TAKEN`, pair by pair (None: of all), by pages, without pair and number.
 
-        Those from `since_ms` on, but of gaps all.
+        Those of before `until_ms` (exchange time), and from `since_ms` on, but of gaps all that have ended:
+        those that are open are found anew by who promises. They go on where `progress` says.
         """
         if table == "gap":
-            yield from self._gaps()
+            owners: list[tuple[str | None, int]] = [(None, tables.NO_PAIR), *self._pairs.items()]
+            for kind in self._kinds():
+                for pair, pair_id in owners:
+                    where = "kind = ? AND pair_id = ? AND state IN ('healed', 'unresolvable')"
+                    walk = f"{pair or 'all pairs'} gap {kind}"
+                    for page in self._walk(walk, table, where, (kind, pair_id), 0, until_ms):
+                        yield pair, [(*row, kind) for row in page]
             return
-        text = (
-            f"SELECT {_COLUMNS[table]} FROM {table} WHERE pair_id = ? AND time >= ? "  # noqa: S608
-            "ORDER BY time LIMIT ?"
-        )
         for pair, pair_id in self._pairs.items():
-            for page in self._pages(text, pair_id, since_ms, _STEPS_MS[table]):
-                good = [
-                    row
-                    for row in page
-                    if isinstance(row[0], int) and all(_is_number(row[n]) for n in _NUMBERS[table])
-                ]
-                self.lost += len(page) - len(good)
-                if good:
-                    yield pair, good
+            walk = f"{pair} {table}"
+            for page in self._walk(walk, table, "pair_id = ?", (pair_id,), since_ms, until_ms):
+                yield pair, page
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _gaps(self) -> Iterator[tuple[str | None, list[Row]]]:
-        """Gaps that have ended: those that are open are found anew by who promises."""
-        names: dict[int, str | None] = {number: pair for pair, number in self._pairs.items()}
-        names[tables.NO_PAIR] = None
+    def _read_pairs(self) -> dict[str, int]:
         try:
-            found = (
-                self._reads()
-                .db.execute(
-                    """SELECT pair_id, kind, start, "end", healed, reason, state FROM gap
-                   WHERE state IN ('healed', 'unresolvable') ORDER BY pair_id, start"""
-                )
-                .fetchall()
-            )
+            return self._ask(self._named)
         except sqlite3.Error as error:
-            self._meet(error)
-            return
-        by_pair: dict[str | None, list[Row]] = {}
-        for pair_id, kind, *others in found:
-            if pair_id in names and not str(kind).startswith(HISTORY_GAP):
-                by_pair.setdefault(names[pair_id], []).append((kind, *others))
-        for pair, rows in by_pair.items():
-            for start in range(0, len(rows), PAGE_ROWS):
-                yield pair, rows[start : start + PAGE_ROWS]
+            if self._immutable:
+                raise NothingReadableError(f"journal {self.path}: {error}") from error
+        except (JournalForeignError, JournalNewerError) as error:
+            raise NothingReadableError(str(error)) from error
+        # Its -wal, perhaps: without it the file is as it was at its last checkpoint.
+        self._immutable = True
+        self.progress.lose(_WAL, _WAL, unread=True)
+        try:
+            return self._ask(self._named)
+        except (sqlite3.Error, JournalForeignError, JournalNewerError) as error:
+            raise NothingReadableError(f"journal {self.path}: {error}") from error
 
-    def _pages(self, text: str, pair_id: int, at: int, step: int) -> Iterator[list[Row]]:
-        limit = PAGE_ROWS
-        while True:
+    def _named(self, reads: JournalReads) -> dict[str, int]:
+        try:
+            found = reads.db.execute("SELECT pair, id FROM pair ORDER BY id").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                # The page that names its tables is not that of a journal.
+                raise damage(str(error)) from error
+            raise
+        symbols: dict[object, list[object]] = {}
+        unread = False
+        if self._known is not None:
+            for table in ("catalog", "life"):
+                try:
+                    text = f"SELECT pair_id, symbol FROM {table}"  # noqa: S608
+                    for pair_id, symbol in reads.db.execute(text):
+                        symbols.setdefault(pair_id, []).append(symbol)
+                except sqlite3.Error as error:
+                    # Not there, or not to be read: then it vouches for nobody.
+                    unread = unread or meaning_of(error).is_of_reading
+        named: dict[str, int] = {}
+        for pair, number in found:
+            right = self._known is None or is_name(pair, self._known, symbols.get(number, []))
+            if right and isinstance(pair, str) and isinstance(number, int):
+                named[pair] = number
+            else:
+                what = f"all of the pair that is named {pair!r:.40}"
+                self.progress.lose("pair", what, unread=unread)
+        return named
+
+    def _kinds(self) -> list[str]:
+        """The kinds of gaps there are, but holes of a first filling."""
+        found: set[str] = set()
+        text = "SELECT kind FROM gap WHERE kind > ? ORDER BY kind LIMIT 1"
+        for begin in ("", *sorted(_KINDS)):
+            kind = begin
+            while True:
+                bound = (kind,)
+                try:
+                    row = self._ask(lambda reads: reads.db.execute(text, bound).fetchone())  # noqa: B023
+                except sqlite3.Error:
+                    self.progress.lose(
+                        "gap", f"gaps behind {kind or 'their beginning'}", unread=True
+                    )
+                    found.add(kind)
+                    break
+                if row is None or row[0] in found or not isinstance(row[0], str):
+                    break
+                kind = row[0]
+                found.add(kind)
+        return sorted(kind for kind in found if kind and not kind.startswith(HISTORY_GAP))
+
+    def _walk(
+        self, walk: str, table: str, where: str, bound: Place, since_ms: int, until_ms: int
+    ) -> Iterator[list[Row]]:
+        """The rows of a walk that can be, by pages; `progress` notes each that was taken."""
+        shape, done = SHAPES[table], self.progress.done
+        width = len(shape.keys.split(","))
+        at = done.get(walk, _before(since_ms, width))
+        marks_ = ", ".join("?" * width)
+        text = (
+            f"SELECT {shape.columns} FROM {table} WHERE {where} "  # noqa: S608
+            f"AND ({shape.keys}) > ({marks_}) ORDER BY {shape.keys} LIMIT ?"
+        )
+
+        def read(behind: Place, limit: int, *, patient: bool) -> list[Row]:
+            def ask(reads: JournalReads) -> list[Row]:
+                return reads.db.execute(text, (*bound, *behind, limit)).fetchall()
+
+            return self._ask(ask, patient=patient)
+
+        def first_from(key: int) -> int | None:
+            rows = read(_before(key, width), 1, patient=False)
+            return whole_number(rows[0][0], walk) if rows else None
+
+        limit, narrowing = PAGE_ROWS, False
+        while at is not None:
             try:
-                rows = self._reads().db.execute(text, (pair_id, at, limit)).fetchall()
-            except sqlite3.Error as error:
-                self._meet(error)
+                rows = read(at, limit, patient=not narrowing)
+            except sqlite3.Error:
+                narrowing = True
                 if limit > 1:
                     limit = max(1, limit // 8)
                     continue
-                behind = self._readable_from(text, pair_id, at, step)
-                if behind is None:
-                    return
-                at, limit = behind, PAGE_ROWS
+                self.progress.lose(walk, f"{walk} behind {at[0]}", unread=True)
+                begin = max(int(at[0]), _EARLIEST_MS)
+                behind = readable_from(first_from, lambda _: None, begin, shape.step_ms)
+                at = None if behind is None else _before(behind, width)
                 continue
-            if not rows:
-                return
-            if len(rows) == limit and rows[0][0] != rows[-1][0]:
-                # Two of one time stay together.
-                last = rows[-1][0]
-                rows = [row for row in rows if row[0] != last]
-                at = last
-            else:
-                at = rows[-1][0] + 1
-            yield rows
+            good = []
+            for row in rows:
+                if is_row(table, row, until_ms):
+                    good.append(row)
+                else:
+                    self.progress.lose(walk, f"{walk} at {row[0]!r:.40}")
+            if good:
+                yield good
+            places = [place for row in rows if (place := _place(row, width, at, until_ms))]
+            # Behind keys that cannot be, there are none but such.
+            at = places[-1] if places and len(rows) == limit else None
+            done[walk] = at
             limit = min(limit * 2, PAGE_ROWS)
-
-    def _readable_from(self, text: str, pair_id: int, at: int, step: int) -> int | None:
-        def first_from(key: int) -> int | None:
-            row = self._reads().db.execute(text, (pair_id, key, 1)).fetchone()
-            return None if row is None else int(row[0])
-
-        return readable_from(first_from, self._meet, at, step)
+            narrowing = narrowing and limit < PAGE_ROWS
+        done[walk] = None
 
     def _oldest_ms(self, key: Key, since_ms: int = 0) -> int | None:
-        """The oldest row of a series from a time on; where that cannot be read, that time."""
+        """The oldest row of a series from a time on that can be read."""
         pair, timeframe = key
         is_mark = timeframe == schema.MARK_1H
         of_series = "mark_1h WHERE" if is_mark else "candle WHERE timeframe_ms = ? AND"
         lengths = () if is_mark else (schema.TIMEFRAMES_MS[timeframe],)
-        try:
-            db = self._reads().db
-            if is_mark and not marks.has_table(db):
-                return None
-            (found,) = db.execute(
-                f"SELECT min(open_time) FROM {of_series} pair_id = ? AND open_time >= ?",  # noqa: S608
-                (*lengths, self._pairs[pair], since_ms),
-            ).fetchone()
-        except sqlite3.Error as error:
-            self._meet(error)
-            return since_ms or None
-        return None if found is None else int(found)
+        text = f"SELECT min(open_time) FROM {of_series} pair_id = ? AND open_time >= ?"  # noqa: S608
 
-    def _meet(self, error: sqlite3.Error) -> None:
-        """Take in that something could not be read. Raises what says nothing of the file."""
-        if not meaning_of(error).is_of_reading:
-            raise JournalError(f"journal {self.path}: {error}") from error
-        self.lost += 1
-        self.close()
+        def first(from_ms: int, *, patient: bool) -> int | None:
+            def ask(reads: JournalReads) -> int | None:
+                if is_mark and not marks.has_table(reads.db):
+                    return None
+                bound = (*lengths, self._pairs[pair], from_ms)
+                (found,) = reads.db.execute(text, bound).fetchone()
+                return None if found is None else whole_number(found, walk_of(key))
+
+            return self._ask(ask, patient=patient)
+
+        try:
+            return first(since_ms, patient=True)
+        except sqlite3.Error:
+            self.progress.lose(walk_of(key), f"{walk_of(key)} from {since_ms}", unread=True)
+        return readable_from(
+            lambda from_ms: first(from_ms, patient=False),
+            lambda _: None,
+            max(since_ms, _EARLIEST_MS),
+            schema.SERIES_MS[timeframe],
+        )
+
+    def _ask(self, question: Callable[[JournalReads], T], *, patient: bool = True) -> T:
+        """Ask it, three times where it cannot be read. Raises sqlite3.Error then.
+
+        JournalError for what says nothing of the file: it may be asked for later.
+        """
+        pauses_s = self._again_after_s if patient and self._patience > 0 else ()
+        for pause_s in (*pauses_s, None):
+            error: sqlite3.Error
+            try:
+                return question(self._reads())
+            except sqlite3.Error as found:
+                error = found
+            except (TypeError, ValueError, OverflowError) as found:
+                # Values of another type than any that was stored.
+                error = damage(repr(found))
+            self.close()
+            meaning = meaning_of(error)
+            if not meaning.is_of_reading:
+                raise JournalError(f"journal {self.path}: {error}") from error
+            if pause_s is None:
+                break
+            # Bytes that were read say the same at once.
+            if self._stopped.wait(0.0 if meaning is Meaning.DAMAGE else pause_s):
+                raise JournalError(f"journal {self.path}: stopped while it was read")
+        if pauses_s:
+            self._patience -= 1
+        raise error
 
     def _reads(self) -> JournalReads:
         if self._db is None:
@@ -258,20 +407,14 @@ class AsideJournal:
         return JournalReads(self._db)
 
 
-def is_possible(candle: Candle) -> bool:
-    """Whether a candle's numbers can be those of one."""
-    prices = (candle.open, candle.high, candle.low, candle.close)
-    amounts = (candle.volume, candle.quote_volume, candle.taker_buy_volume)
-    return (
-        all(_is_number(one) for one in (*prices, *amounts))
-        and isinstance(candle.trades, int)
-        and isinstance(candle.open_time_ms, int)
-        and candle.open_time_ms % schema.SERIES_MS[candle.timeframe] == 0
-        and 0.0 < candle.low <= min(candle.open, candle.close)
-        and max(candle.open, candle.close) <= candle.high
-        and min(*amounts, candle.trades) >= 0
-        and (candle.taker_buy_quote_volume is None or _is_number(candle.taker_buy_quote_volume))
-    )
+def walk_of(key: Key) -> str:
+    """The name of a series' walk in `Progress`."""
+    return " ".join(key)
+
+
+def is_constraint(error: JournalError) -> bool:
+    """Whether a table refused a row for what it is: another attempt would fail as well."""
+    return isinstance(error.__cause__, sqlite3.IntegrityError | sqlite3.DataError)
 
 
 def bytes_of(path: Path) -> int:
@@ -283,5 +426,14 @@ def bytes_of(path: Path) -> int:
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and math.isfinite(value)
+def _place(row: Row, width: int, behind: Place, until_ms: int) -> Place | None:
+    """The key of a row, where a walk can go on behind it."""
+    match row[:width]:
+        case (int(at_ms), *others) if at_ms < until_ms:
+            place: Place = (at_ms, *(one for one in others if isinstance(one, str)))
+            return place if len(place) == width and place > behind else None
+    return None
+
+
+def _before(key: int, width: int) -> Place:
+    return (key - 1,) if width == 1 else (key, "")

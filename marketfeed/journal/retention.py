@@ -8,7 +8,7 @@ write half a gigabyte into the `-wal`.
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from marketfeed import schema
@@ -35,6 +35,9 @@ _BLOCK_MS: Final = {
     "mark_price": 5 * schema.MINUTE_MS,
     "funding_rate": schema.HOUR_MS,
 }
+SLACK_MS: Final = schema.HOUR_MS
+"""So far ahead of the exchange's certain time a row may be: that time lags behind after a start."""
+_AT_ANY_TIME: Final = (1 << 62) - SLACK_MS
 _AIM_S: Final = SLICE_S / 2
 _MOST_PAIRS: Final = 64
 """In one statement, which nothing can interrupt."""
@@ -142,38 +145,48 @@ class Sweep:
 
 
 def expired(
-    journal: JournalReads, keep_ms: Mapping[str, int], below_seq: int | None = None
+    journal: JournalReads,
+    keep_ms: Mapping[str, int],
+    below_seq: int | None = None,
+    certain_ms: int = _AT_ANY_TIME,
 ) -> list[Sweep]:
     """What is older than `keep_ms[table]`, counted back from the newest row of that table.
 
     Tables: candle, mark_1h (where the journal has it), mark_price, funding_rate. Never from the wall
     clock: a wrong clock must not delete anything. Rows from `below_seq` on stay: they are not shipped yet.
+    Rows beyond `certain_ms`, the exchange's time, do not count: one of the year 2095, as a bad page gives,
+    would make all others too old.
     """
     pair_ids = _pair_ids(journal.db)
     found: list[Sweep] = []
     for table, age_ms in keep_ms.items():
-        newest_ms = newest(journal, table)
+        newest_ms = newest(journal, table, certain_ms)
         if newest_ms is None or (
             below_seq is not None and _first_seq(journal.db, table) >= below_seq
         ):
             continue
-        oldest_ms = _extreme(journal.db, table, "min")
+        oldest_ms = _extreme(journal.db, table, "min", until_ms=certain_ms + SLACK_MS)
         if oldest_ms is not None and oldest_ms < newest_ms - age_ms:
             found.append(Sweep(table, newest_ms - age_ms, oldest_ms, pair_ids, below_seq))
     return found
 
 
-def over_budget(journal: JournalReads, max_bytes: int) -> Sweep | None:
+def over_budget(
+    journal: JournalReads, max_bytes: int, certain_ms: int = _AT_ANY_TIME
+) -> Sweep | None:
     """What to delete first when the file's used pages exceed `max_bytes`; None when all fits.
 
     A hundredth of what there is of the first table that has more than an hour: mark prices give
     way first, then running funding rates, closed candles last. Pages that are free do not count, nor does
-    the `-wal`: deleting makes neither smaller.
+    the `-wal`: deleting makes neither smaller. Rows beyond `certain_ms` do not count, as in `expired`.
     """
     if journal.counts()["bytes"] <= max_bytes:
         return None
     for table in _GIVE_WAY:
-        oldest, newest = (_extreme(journal.db, table, function) for function in ("min", "max"))
+        oldest, newest = (
+            _extreme(journal.db, table, function, until_ms=certain_ms + SLACK_MS)
+            for function in ("min", "max")
+        )
         if oldest is None or newest is None or newest - oldest <= schema.HOUR_MS:
             continue
         before_ms = min(oldest + (newest - oldest) // TURN, newest - schema.HOUR_MS)
@@ -188,19 +201,31 @@ class Taken(NamedTuple):
     before_ms: int
 
 
-def taken(journal: JournalReads, keep_ms: Mapping[str, int]) -> list[Taken]:
+def taken(
+    journal: JournalReads, keep_ms: Mapping[str, int], certain_ms: int = _AT_ANY_TIME
+) -> list[Taken]:
     """What the disk budget has deleted that `keep_ms[table]` would keep, by the gaps that tell of it."""
     found: list[Taken] = []
     for table in _GIVE_WAY:
         (before_ms,) = journal.db.execute(
             'SELECT max("end") FROM gap WHERE kind = ? AND pair_id = 0', (budget_gap(table),)
         ).fetchone()
-        newest_ms = newest(journal, table)
+        newest_ms = newest(journal, table, certain_ms)
         if before_ms is None or newest_ms is None:
             continue
         if before_ms > newest_ms - keep_ms[table]:
             found.append(Taken(table, before_ms))
     return found
+
+
+def ahead(journal: JournalReads, tables: Iterable[str], certain_ms: int) -> list[str]:
+    """The tables that have a row beyond the exchange's time: no writer has stored it."""
+    return [
+        table
+        for table in tables
+        if _has(journal.db, table)
+        and _extreme(journal.db, table, "max", from_ms=certain_ms + SLACK_MS + 1) is not None
+    ]
 
 
 def budget_gap(table: str) -> str:
@@ -223,11 +248,14 @@ def last_taken(journal: JournalReads, sweep: Sweep) -> TimeRange | None:
     return TimeRange(known[0], max(known[1], sweep.before_ms))
 
 
-def newest(journal: JournalReads, table: str) -> int | None:
-    """The time (ms) of the newest row of a table; None without any, or without such a table."""
-    if table == schema.TABLE_MARK_1H and not journal.db.execute(schema.HAS_MARK_1H).fetchone()[0]:
+def newest(journal: JournalReads, table: str, certain_ms: int = _AT_ANY_TIME) -> int | None:
+    """The time (ms) of the newest row of a table; None without any, or without such a table.
+
+    Of those that are not beyond `certain_ms`.
+    """
+    if not _has(journal.db, table):
         return None
-    return _extreme(journal.db, table, "max")
+    return _extreme(journal.db, table, "max", until_ms=certain_ms + SLACK_MS)
 
 
 def used_pages(db: sqlite3.Connection) -> int:
@@ -270,10 +298,21 @@ def _first_seq(db: sqlite3.Connection, table: str) -> int:
     return int(db.execute(f"SELECT coalesce(min(seq), 0) FROM {table}").fetchone()[0])
 
 
+def _has(db: sqlite3.Connection, table: str) -> bool:
+    return table != schema.TABLE_MARK_1H or bool(db.execute(schema.HAS_MARK_1H).fetchone()[0])
+
+
 def _extreme(
-    db: sqlite3.Connection, table: str, function: str, from_ms: int | None = None
+    db: sqlite3.Connection,
+    table: str,
+    function: str,
+    from_ms: int | None = None,
+    until_ms: int | None = None,
 ) -> int | None:
-    """The least or greatest time of a table's rows; of those from `from_ms` on."""
+    """The least or greatest time of a table's rows; of those from `from_ms` on, up to `until_ms`.
+
+    With `until_ms` no text either, as a bad page gives: SQLite sorts it behind all numbers.
+    """
     # One seek a series: max() over the whole table would read all of it.
     column = _TIME_COLUMN[table]
     inner = f"SELECT {function}({column}) FROM {table} WHERE pair_id = pair.id"
@@ -282,9 +321,10 @@ def _extreme(
         inner += " AND timeframe_ms = t.value"
         series = f"pair, json_each('{list(schema.TIMEFRAME_NAMES)}') AS t"
     bound: tuple[int, ...] = ()
-    if from_ms is not None:
-        inner += f" AND {column} >= ?"
-        bound = (from_ms,)
+    for limit, value in ((">=", from_ms), ("<=", until_ms)):
+        if value is not None:
+            inner += f" AND {column} {limit} ?"
+            bound += (value,)
     text = f"SELECT {function}(({inner})) FROM {series}"
-    value: int | None = db.execute(text, bound).fetchone()[0]
-    return value
+    found: int | None = db.execute(text, bound).fetchone()[0]
+    return found

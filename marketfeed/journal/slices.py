@@ -3,8 +3,10 @@
 Every page of a table or an index lies in some range of its keys, so walking all ranges reads all of them. A
 slice is a read transaction of its own, of a second at most: the `-wal` can begin anew in between.
 
-What only `quick_check` finds (a free list in disorder, an index that lacks rows) is not looked for here:
-`marketfeed check --whole` does.
+It sees what SQLite cannot read, and keys that are no numbers where a slice ends. It does not see values
+that were read and are not those that were stored (pages have no checksum), nor what only `quick_check` finds:
+rows out of order, an index that lacks rows, a free list in disorder, the pages of `gap_open`, of the index of
+pair names, and of long values behind the first page. `marketfeed check --whole` does, but for values.
 """
 
 import sqlite3
@@ -19,7 +21,7 @@ import msgspec
 from marketfeed import schema
 from marketfeed.errors import JournalWriteError
 from marketfeed.journal.journal import KIND
-from marketfeed.storage.damage import meaning_of
+from marketfeed.storage.damage import damage, meaning_of
 from marketfeed.storage.database import translate_sqlite_errors
 from marketfeed.storage.files import connect_read_only, is_stopped
 
@@ -68,7 +70,8 @@ class Walk(NamedTuple):
 class Unreadable(msgspec.Struct, frozen=True):
     """A range of a walk that cannot be read: [since, until), to its end if `until` is None.
 
-    Of a series it is exchange time (ms), of an index it is row numbers. `why` are SQLite's words.
+    Of a series it is exchange time (ms), of an index it is row numbers, of a small table places in it.
+    `why` are SQLite's words.
     """
 
     walk: str
@@ -310,15 +313,28 @@ def readable_from(
     return found
 
 
+def whole_number(key: object, of: str) -> int:
+    """A key as it was read. Raises sqlite3.DatabaseError (damage) for what is none, as a bad page gives."""
+    if not isinstance(key, int):
+        raise damage(f"a key of {of} is no whole number but {type(key).__name__}")
+    return key
+
+
 def _next(
     db: sqlite3.Connection, walk: Walk, at: int, rows: int, deadline_s: float | None
 ) -> int | None:
     """Read so many rows from a key on; returns the key behind them, None at the end."""
     if not walk.column:
-        # Row by row, so that every column is read and nothing is kept.
-        for _ in db.execute(f"SELECT * FROM {walk.table} NOT INDEXED"):  # noqa: S608
-            pass
-        return None
+        # Row by row, so that every column is read and nothing is kept. By place: their keys are texts, some
+        # of them. Rows that are deleted before it meanwhile hide as many from this check.
+        place = max(at, 0)
+        text = f"SELECT * FROM {walk.table} NOT INDEXED LIMIT ? OFFSET ?"  # noqa: S608
+        read = 0
+        for _ in db.execute(text, (max(rows, 1), place)):
+            read += 1
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                return place + read
+        return place + read if read == max(rows, 1) else None
     if deadline_s is not None and rows > 1:
         db.set_progress_handler(lambda: time.monotonic() > deadline_s, _BETWEEN)
     try:
@@ -327,7 +343,15 @@ def _next(
         row = db.execute(text, (*walk.key, at, rows)).fetchone()
     finally:
         db.set_progress_handler(None, 0)
-    return None if row is None else int(row[0])
+    if row is None:
+        # Texts are sorted behind all numbers.
+        text = f"""SELECT {walk.column} FROM {walk.table} WHERE {walk.where}true
+                   ORDER BY {walk.column} DESC LIMIT 1"""  # noqa: S608
+        row = db.execute(text, walk.key).fetchone()
+        if row is not None:
+            whole_number(row[0], walk.label)
+        return None
+    return whole_number(row[0], walk.label)
 
 
 def _walks(db: sqlite3.Connection) -> list[Walk]:

@@ -49,7 +49,8 @@ class JournalWriter(FileThread[Journal]):
         # What the journal held when it was looked at, and `gap_states` then.
         self._gaps_held = Counter[str](), Counter[str]()
         self._documents: dict[str, tuple[bytes, int]] = {}
-        self._again_after_s = tuple(again_after_s)
+        self.again_after_s = tuple(again_after_s)
+        """Wall seconds until what could not be read is asked for again."""
         # Which file that is that is open, or was last.
         self._opened: tuple[int, int] | None = None
         # The call that could not read to the end.
@@ -96,15 +97,23 @@ class JournalWriter(FileThread[Journal]):
         journal = self._file
         return journal is not None and journal.has_quotes
 
-    async def call(self, function: Callable[[Journal], T]) -> T:
+    async def call(self, function: Callable[[Journal], T], generation: int | None = None) -> T:
         """Run `function` on the journal, after all calls before. Raises what it raises.
 
         What SQLite raises comes as JournalWriteError. When it could not read, it is run again: other calls
-        pass in between.
+        pass in between, and the file may be replaced. With `generation` it is run on that file only:
+        JournalError once another one is open. What is said of a file must not be written into its successor.
         """
-        for pause_s in self._again_after_s:
+
+        def of_that_file(journal: Journal) -> T:
+            # On the thread: nothing can replace the file between this and the call.
+            if generation is not None and generation != self.generation:
+                raise JournalError(f"journal {self.path}: it was replaced meanwhile")
+            return function(journal)
+
+        for pause_s in self.again_after_s:
             try:
-                return await super().call(function)
+                return await super().call(of_that_file)
             except JournalWriteError as error:
                 if not meaning_of(error).is_of_reading:
                     raise
@@ -113,7 +122,7 @@ class JournalWriter(FileThread[Journal]):
             await asyncio.sleep(pause_s)
             await self._in_thread(self._forget_pages)
         try:
-            return await super().call(function)
+            return await super().call(of_that_file)
         except JournalWriteError as error:
             if meaning_of(error).is_of_reading:
                 self.failed_reads.met(error)
@@ -170,7 +179,7 @@ class JournalWriter(FileThread[Journal]):
                 self._unanswered(journal)
 
         started_s = time.monotonic()
-        self._file = journal = Journal.open(self.path, again_after_s=self._again_after_s, look=look)
+        self._file = journal = Journal.open(self.path, again_after_s=self.again_after_s, look=look)
         with contextlib.suppress(OSError):
             self._opened = identity(self.path)
         journal.gap_states = self.gap_states

@@ -1,7 +1,8 @@
-"""Bounds for the connections of a status port: how many, how long for a request, how long for an answer.
+"""Bounds for the connections of a port: how many, how long for a request, how long for an answer.
 
 An idle connection costs a descriptor. Without bounds, whoever reaches the port takes all that a process may
-have before a token is asked, and the collector's next connection to the exchange fails.
+have before a token or a password is asked, and the collector's next connection to the exchange, or the
+aggregator's to a bot, fails.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from typing import Final, NamedTuple, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
+
+from marketfeed.settings.addresses import network_of
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +27,16 @@ _OTHERS: Final = "others"
 
 
 class Limits(NamedTuple):
-    """How many connections, and seconds (monotonic) for a request's head and for a client to read on."""
+    """How many connections, and seconds (monotonic) for a request's head and for a client to read on.
+
+    `of_address`: of one address (IPv6: of one /64) so many that have shown no password; None: as many
+    as there are places.
+    """
 
     connections: int = 64
     head_s: float = 5.0
     write_s: float = 10.0
+    of_address: int | None = None
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -38,17 +46,21 @@ class Connections:
     """The open connections of a listening socket, within `limits`.
 
     When all places are taken, the connection that has been without a complete request for longest gives way;
-    one that is being answered does so only if all are. `listen` puts it before an application. Used on one
-    event loop.
+    one that is being answered does so only if all are. One whose last request showed a password gives way
+    after all that have shown none. `listen` puts it before an application; a bare server's handler calls
+    `begin` and `end` itself. Used on one event loop.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        # Whoever has been without a complete request for longest comes first.
-        self._open: dict[int, _Connection] = {}
+        # In each, whoever has been without a complete request for longest comes first.
+        self._strangers: dict[int, _Connection] = {}
+        self._known: dict[int, _Connection] = {}
+        self._of_address: dict[str, dict[int, _Connection]] = {}
+        """The strangers once more, by where they come from."""
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._strangers) + len(self._known)
 
     def over(self, make: Callable[[], asyncio.BaseProtocol]) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocols of a listening socket: those of `make`, bounded."""
@@ -58,34 +70,66 @@ class Connections:
         """Stand before every route of `app`, and before what its other middlewares answer."""
         app.middlewares.insert(0, self._answer)
 
+    def begin(self, request: web.BaseRequest) -> "_Connection | None":
+        """A request is complete; returns what `end` is given. None: its connection has gone."""
+        key = id(request.transport)
+        connection = self._known.get(key) or self._strangers.get(key)
+        if connection is not None:
+            connection.begin()
+        return connection
+
+    def end(self, connection: "_Connection | None", *, known: bool = False) -> None:
+        """It has been handled, and is the last of those that give way; `known`: it showed a password."""
+        if connection is None:
+            return
+        connection.end()
+        if self._leave(connection):
+            self._enter(connection, known=known)
+
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        connection = self._open.get(id(request.transport))
-        if connection is None:
-            return await handler(request)
-        connection.begin()
+        connection = self.begin(request)
         try:
             return await handler(request)
         finally:
-            connection.end()
-            self._last(connection)
-
-    def _last(self, connection: "_Connection") -> None:
-        """Put it at the end of those that give way."""
-        if self._open.pop(connection.key, None) is not None:
-            self._open[connection.key] = connection
+            self.end(connection)
 
     def _joined(self, connection: "_Connection") -> None:
-        if len(self._open) >= self._limits.connections:
-            idle = (one for one in self._open.values() if not one.answering)
-            oldest = next(idle, None) or next(iter(self._open.values()))
-            oldest.abort()
-            del self._open[oldest.key]
-        self._open[connection.key] = connection
+        most, beside = self._limits.of_address, self._of_address.get(connection.address, {})
+        if most is not None and len(beside) >= most:
+            self._cut(beside)
+        elif len(self) >= self._limits.connections:
+            self._cut(self._strangers or self._known)
+        self._enter(connection, known=False)
 
-    def _left(self, connection: "_Connection") -> None:
-        if self._open.get(connection.key) is connection:
-            del self._open[connection.key]
+    def _cut(self, of: "dict[int, _Connection]") -> None:
+        oldest = next((one for one in of.values() if not one.answering), None)
+        oldest = oldest or next(iter(of.values()))
+        oldest.abort()
+        self._leave(oldest)
+
+    def _enter(self, connection: "_Connection", *, known: bool) -> None:
+        if known:
+            self._known[connection.key] = connection
+            return
+        self._strangers[connection.key] = connection
+        if self._limits.of_address is not None:
+            self._of_address.setdefault(connection.address, {})[connection.key] = connection
+
+    def _leave(self, connection: "_Connection") -> bool:
+        """Whether it was there."""
+        key = connection.key
+        if self._known.get(key) is connection:
+            del self._known[key]
+            return True
+        if self._strangers.get(key) is not connection:
+            return False
+        del self._strangers[key]
+        if (beside := self._of_address.get(connection.address)) is not None:
+            del beside[key]
+            if not beside:
+                del self._of_address[connection.address]
+        return True
 
 
 class _Connection(asyncio.Protocol):
@@ -100,6 +144,7 @@ class _Connection(asyncio.Protocol):
         self._head: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
         self.key = 0
+        self.address = ""
         self.answering = False
 
     def begin(self) -> None:
@@ -119,6 +164,9 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.key = id(transport)
+        if self._limits.of_address is not None:
+            peer = transport.get_extra_info("peername")
+            self.address = network_of(peer[0]) if peer else ""
         self._owner._joined(self)  # noqa: SLF001 - two halves of one thing
         self._await_head()
         self._inner.connection_made(transport)
@@ -142,7 +190,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head, self._write = _cancel(self._head), _cancel(self._write)
-        self._owner._left(self)  # noqa: SLF001 - two halves of one thing
+        self._owner._leave(self)  # noqa: SLF001 - two halves of one thing
         self._inner.connection_lost(exc)
 
     def _await_head(self) -> None:

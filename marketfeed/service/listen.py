@@ -21,12 +21,11 @@ async def listen(
 ) -> str:
     """Set `runner` up and listen; returns the URL, with the port taken where `port` is 0.
 
-    `section` is where config.yaml has `host` and `port`; `connections` bounds those who connect. Raises
-    ListenError; the runner is clean then.
+    `section` is where config.yaml has `host` and `port`; `connections` bounds those who connect:
+    an application has it put before its routes, the handler of a bare server calls its `begin` and `end`.
+    Raises ListenError; the runner is clean then.
     """
-    if connections is not None:
-        if not isinstance(runner, web.AppRunner):
-            raise TypeError("only an application's connections are bounded")
+    if connections is not None and isinstance(runner, web.AppRunner):
         connections.add_to(runner.app)
     await runner.setup()
     if connections is None:

@@ -23,6 +23,19 @@ def is_loopback(host: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
+def network_of(address: str) -> str:
+    """Whom an IP address belongs to: itself, of IPv6 its /64; what is none stays as it is."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    if (mapped := found.ipv4_mapped) is not None:
+        return str(mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
+
+
 def _is_host(text: str) -> bool:
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(text))

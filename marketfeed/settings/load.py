@@ -37,9 +37,13 @@ def load_settings(
     if mistakes or settings is None:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise SettingsError(f"{count} in the settings:\n" + "\n".join(f"  {m}" for m in mistakes))
-    bots, ports = settings.aggregator.bots, (settings.status, settings.aggregator.status)
+    bots, ports = (
+        settings.aggregator.bots,
+        (settings.status, settings.aggregator.status, settings.bots.status),
+    )
     files = [settings.influxdb.token_file]
     files += [bot.password_file for bot in (bots.long, bots.short, bots.meta)]
+    files += [bot.password_file for bot in settings.bots.fleet.values()]
     for file in (*files, *(port.token_file for port in ports)):
         if file is not None and (mode := file.stat().st_mode) & stat.S_IROTH:
             what = "secret file is readable by everybody path=%s mode=%04o"

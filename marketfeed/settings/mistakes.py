@@ -50,11 +50,11 @@ def _mistake(
     shown = _shown(path, found, origin)
     if detail["type"] == "missing":
         what, shown = _words(field_at(model, path)) or "a value", "nothing"
+    elif detail["type"] == MISTAKE:
+        what, shown = detail["ctx"]["expected"], detail["ctx"]["found"] or shown
     elif section := sources.section_of(field_at(model, path)):
         what = f"a mapping with keys of {', '.join(section.model_fields)}"
         shown = sources.kind_of(found)
-    elif detail["type"] == MISTAKE:
-        what, shown = detail["ctx"]["expected"], detail["ctx"]["found"] or shown
     else:
         what = _expected(model, path)
     return SettingsMistake(dotted(path), f"expected {what}; found {shown}", origin)

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from marketfeed.settings.addresses import address
 from marketfeed.settings.aggregator import AggregatorSettings
+from marketfeed.settings.bots import BotsSettings
 from marketfeed.settings.exchange import ExchangeSettings, Pairs, TopPairs
 from marketfeed.settings.secrets import secret_file
 from marketfeed.settings.status import CollectorStatusSettings, StatusSettings
@@ -34,6 +35,7 @@ from marketfeed.settings.values import (
 
 __all__ = [
     "AggregatorSettings",
+    "BotsSettings",
     "Duration",
     "ExchangeSettings",
     "HistorySettings",
@@ -98,7 +100,7 @@ class InfluxSettings(Section):
     `api` v2 writes to /api/v2/write, v1 to /write?db=BUCKET. `org` is the organisation's name or id.
     `ca_file` holds the certificate of a private authority (PEM), for https. At most one of `token` and
     `token_file` is set. The file is there and readable when settings are loaded, and is read when the token
-    is used, so that a new token needs no restart.
+    is used, so that a new token needs no restart. `compare`: what the bucket lacks is found and sent again.
     """
 
     url: Annotated[str, address("http", "https")] | None = None
@@ -109,6 +111,7 @@ class InfluxSettings(Section):
     token: Secret | None = None
     token_file: Annotated[AbsolutePath | None, secret_file("influxdb.token")] = None
     ca_file: Annotated[AbsolutePath | None, AfterValidator(_authority)] = None
+    compare: bool = True
 
     @field_validator("bucket", mode="after")
     @classmethod
@@ -137,3 +140,4 @@ class Settings(Section):
     influxdb: InfluxSettings = InfluxSettings()
     status: CollectorStatusSettings = CollectorStatusSettings()
     aggregator: AggregatorSettings = AggregatorSettings()
+    bots: BotsSettings = BotsSettings()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -126,7 +126,7 @@ def section_of(info: FieldInfo | None) -> type[BaseModel] | None:
 
 
 def field_at(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
-    """The field at `path`, also of an item in a list; None if there is no such key."""
+    """The field at `path`, also of an item in a list or a mapping; None if there is no such key."""
     info: FieldInfo | None = FieldInfo.from_annotation(model)
     for part in path:
         if isinstance(part, int):
@@ -134,6 +134,9 @@ def field_at(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
             info = FieldInfo.from_annotation(items[0]) if items else None
         else:
             section = section_of(info)
+            if section is None and info and get_origin(info.annotation) is dict:
+                info = FieldInfo.from_annotation(get_args(info.annotation)[1])
+                continue
             info = section.model_fields.get(part) if section else None
     return info
 

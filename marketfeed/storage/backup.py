@@ -1,9 +1,11 @@
 """A copy of a journal (or another durable file) as it stands at one moment, while its writer goes on.
 
-The file is copied as it lies there, then its `-wal`, while one read transaction is held: so long no `-wal`
-begins anew, and what a checkpoint writes into the file stands in the `-wal`, too. Both together are the
-file as of the last commit in that `-wal`; SQLite folds them into one, as after a kill. Meanwhile the
-writer's `-wal` is not folded back: a copy that takes so long that it becomes too large is given up.
+The file is copied as it lies there, then its `-wal`, while one read transaction is held. So long what a
+checkpoint writes into the file stands in the `-wal`, too; or all of the `-wal` was in the file at the
+beginning: then it may begin anew, and nothing is written into the file. Both together are the file as of the
+last commit in that `-wal`; SQLite folds them into one, as after a kill. Meanwhile the writer's `-wal` is not
+folded back: a copy that takes so long that it becomes too large is given up. One into which another file
+came, because the journal was replaced, is begun again.
 
 The copy is looked over (whole up to a size, or when asked), synced, and only then gets its name; an existing
 file is never overwritten.
@@ -17,13 +19,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
 from marketfeed.errors import BackupError
 from marketfeed.storage.database import Kind, absence, recognise
-from marketfeed.storage.files import connect_read_only, is_stopped
+from marketfeed.storage.files import connect_read_only, identity, is_stopped
 from marketfeed.storage.reading import inspect
 from marketfeed.storage.wal import WAL_BOUND_BYTES, wal_bytes
 
@@ -37,6 +39,10 @@ _LOOK_S: Final = 0.1
 """Wall seconds between two turns of the progress bar while compacting."""
 _STEPS: Final = 10_000
 """Steps of SQLite's machine between two looks at the clock."""
+_ATTEMPTS: Final = 3
+"""So often a copy is begun that another file, or another run of the `-wal`, has come into."""
+_SALTS_AT: Final = 16
+"""In the header of a `-wal`: two numbers of 4 bytes that are others in each run."""
 _NOT_WITHIN_THE_KERNEL: Final = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 ReportProgress = Callable[[str, float], None]
@@ -120,8 +126,36 @@ def _require_room(destination: Path, wanted_bytes: int) -> None:
 def _copy(
     source: Path, unfinished: Path, report_progress: ReportProgress, most_wal_bytes: int
 ) -> None:
+    for _ in range(_ATTEMPTS):
+        if _copy_both(source, unfinished, report_progress, most_wal_bytes):
+            break
+    else:
+        raise BackupError(
+            f"backup of {source}: it was replaced by another file while it was copied, {_ATTEMPTS} times "
+            "in a row; try again when that is over"
+        )
+    report_progress("folding in the -wal", _CHECKING_FROM)
+    with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as db:
+        # Nobody else sees it before it is whole and synced.
+        db.execute("PRAGMA synchronous = OFF")
+        # One file that is whole by itself, also for those who may only read it.
+        db.execute("PRAGMA journal_mode = DELETE")
+
+
+def _copy_both(
+    source: Path, unfinished: Path, report_progress: ReportProgress, most_wal_bytes: int
+) -> bool:
+    """Copy the file and its `-wal`; False when another file has come to stand there meanwhile."""
     # Closed last: closing any descriptor of the file ends SQLite's POSIX locks of this process.
-    with source.open("rb") as file, _reading(source), unfinished.open("r+b") as copy:
+    with source.open("rb") as file, _reading(source), contextlib.ExitStack() as stack:
+        # By its descriptor from here on: by its name it could be the one of another file at the end.
+        wal: BinaryIO | None = None
+        with contextlib.suppress(FileNotFoundError):
+            wal = stack.enter_context(Path(f"{source}-wal").open("rb"))
+        if not _stand_there(source, file, wal):
+            return False
+        copy = stack.enter_context(unfinished.open("r+b"))
+        copy.truncate(0)
         size = os.fstat(file.fileno()).st_size
         done = 0
         while copied := _copy_chunk(file.fileno(), copy.fileno(), done):
@@ -129,14 +163,42 @@ def _copy(
             report_progress("copying", _CHECKING_FROM * min(done / max(size, 1), 1.0))
             _require_small(source, most_wal_bytes)
         # After it: what was committed meanwhile is in it, whole.
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(f"{source}-wal", f"{unfinished}-wal")
-    report_progress("folding in the -wal", _CHECKING_FROM)
-    with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as db:
-        # Nobody else sees it before it is whole and synced.
-        db.execute("PRAGMA synchronous = OFF")
-        # One file that is whole by itself, also for those who may only read it.
-        db.execute("PRAGMA journal_mode = DELETE")
+        if wal is not None:
+            _copy_wal(source, wal, Path(f"{unfinished}-wal"))
+        return _stand_there(source, file, wal)
+
+
+def _copy_wal(source: Path, wal: BinaryIO, copy_path: Path) -> None:
+    """Copy the `-wal`; again when it has begun anew in the middle.
+
+    It may do so once, when the read transaction found all of it in the file: what is committed then is not
+    folded back while that transaction is open, so the file stays as it was copied.
+    """
+    for _ in range(_ATTEMPTS):
+        salts = _salts(wal)
+        with copy_path.open("wb") as copy:
+            done, size = 0, os.fstat(wal.fileno()).st_size
+            while done < size and (copied := _copy_chunk(wal.fileno(), copy.fileno(), done)):
+                done += copied
+        if _salts(wal) == salts:
+            return
+    raise BackupError(
+        f"backup of {source}: its -wal began anew {_ATTEMPTS} times while it was copied; try again"
+    )
+
+
+def _salts(wal: BinaryIO) -> bytes:
+    """What tells one run of a `-wal` from the one before it; empty of an empty one."""
+    return os.pread(wal.fileno(), 8, _SALTS_AT)
+
+
+def _stand_there(source: Path, file: BinaryIO, wal: BinaryIO | None) -> bool:
+    """Whether these are the files that stand at `source` now."""
+    for path, opened in ((source, file), (Path(f"{source}-wal"), wal)):
+        found = None if opened is None else os.fstat(opened.fileno())
+        if identity(path) != (None if found is None else (found.st_dev, found.st_ino)):
+            return False
+    return True
 
 
 def _copy_chunk(source: int, copy: int, offset: int) -> int:

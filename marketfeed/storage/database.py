@@ -124,7 +124,8 @@ class Database:
         self.set_aside: Path | None = None
         """Where a damaged predecessor was put when this file was opened."""
         self._lock_fd = lock_fd
-        self._identity = identity(path)
+        self.identity = identity(path)
+        """Which file that is, as it was opened."""
 
     @classmethod
     def open(
@@ -192,7 +193,7 @@ class Database:
 
     def in_place(self) -> InPlace:
         """What tells whether it is still where it was opened: to be made once, right after the opening."""
-        return InPlace(self.path, self._identity, self._lock_fd)
+        return InPlace(self.path, self.identity, self._lock_fd)
 
     def require_whole(self, queries: Iterable[str]) -> str:
         """Look at the file as a reader meets it, past this connection's cache. From any thread.
@@ -217,7 +218,7 @@ class Database:
         except OSError as error:
             log.debug("%s not looked at error=%r", self.kind.name, str(error))
             return
-        if found != self._identity:
+        if found != self.identity:
             what = "the file is gone" if found is None else "another file stands in its place"
             raise JournalWriteError(f"{self.kind.name} {self.path}: {what}", damaged=True)
         try:

@@ -33,6 +33,8 @@ class NumberedFile:
         self.set_aside: Path | None = None
         self.db = database.db
         self.version = database.version
+        self.identity = database.identity
+        """Which file that is, as it was opened."""
         self._database = database
         self._notes = notes_of(self.kind, self.db)
         # Files of older versions do not count.

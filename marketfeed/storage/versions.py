@@ -43,9 +43,11 @@ def change_version(kind: Kind, path: Path, version: int) -> Conversion:
 def about_version(kind: Kind, version: int) -> str:
     """What a version means for who reads or writes the file beside this marketfeed."""
     text = f"schema version {version}"
-    command = _COMMANDS[kind.name]
     if version > kind.version:
         return f"{text} (newer than this one's, {kind.version})"
+    if not kind.ways_back and version == kind.version:
+        return text
+    command = _COMMANDS[kind.name]
     if version < kind.version:
         lacks = _LACKS.get((kind.name, version))
         without = f"; until then no {lacks} is stored" if lacks else ""

@@ -318,7 +318,11 @@ def test_two_bots_have_a_side_each(tmp_path: Path, urls: tuple[str, str]) -> Non
 
 def test_an_order_is_not_lost_before_it_can_be_found(tmp_path: Path) -> None:
     """Nor does the search end before others may go behind an unknown order."""
-    bots = {"long": "http://bot1.example", "short": "http://bot2.example"}
+    bots = {
+        "long": "http://bot1.example",
+        "short": "http://bot2.example",
+        "meta": "http://bot3.example",
+    }
     file = config(tmp_path, bots, 29.5, unconfirmed_s=39.4)
     with pytest.raises(SettingsError) as caught:
         require_complete(load_settings(file, {}).aggregator)

@@ -1,6 +1,7 @@
 """What is wrong with a bot shows while nothing is sent to it, each with its end, and never slows an order."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -346,8 +347,12 @@ def test_nor_is_what_the_other_side_was_decided_after(tmp_path: Path) -> None:
 
 def test_a_barred_bot_shows_in_metrics(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url)) as aggregator:
-            await until(lambda: bot.requests["trades"], "the question of the start")
+        # No probe keeps the order back.
+        pace = msgspec.structs.replace(QUICK, probe_s=3600.0)
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url), pace) as aggregator:
+            access = aggregator.aggregator._parts.forwarders["long"]._access
+            asked = lambda: bot.asked and access.ask_at_s > time.monotonic() + 1_000  # noqa: E731
+            await until(asked, "the questions of the start")
             bot.behaviour = "unauthorized"
             await aggregator.post("73", 0.9)
             assert await end_states(tmp_path) == ["refused"]
@@ -361,6 +366,44 @@ def test_a_barred_bot_shows_in_metrics(tmp_path: Path) -> None:
             bot.behaviour = "ok"
             await holds(aggregator)
             assert 'marketfeed_aggregator_bot_barred{side="long"} 0.0' in await _metrics(aggregator)
+
+    asyncio.run(scenario())
+
+
+def test_no_order_tries_a_bot_that_did_not_let_a_probe_in(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot, running(one_vote(tmp_path, bot.url, expire_s=120)) as it:
+            await until(lambda: bot.requests["show_config"] > 0, "a probe")
+            bot.behaviour = "unauthorized"
+            report = it.aggregator.report
+            await until(lambda: report().bots["long"].barred, "a probe that is not let in")
+            await it.post("73", 0.9)
+            await until(lambda: report().waits_for["long"][0] == "password", "it waits")
+            assert states(tmp_path) == ["queued"]
+            bot.behaviour = "ok"
+            assert await end_states(tmp_path) == ["accepted"]
+            assert len(bot.posts) == 1
+            assert it.aggregator.reasons() == []
+
+    asyncio.run(scenario())
+
+
+def test_after_it_was_barred_once_an_order_s_time_out_is_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            given = one_vote(tmp_path, bot.url, unconfirmed_s=120)
+            async with running(given) as it:
+                report = it.aggregator.report
+                await until(lambda: bot.requests["show_config"] > 0, "a probe")
+                bot.behaviour = "unauthorized"
+                await until(lambda: report().bots["long"].barred, "a probe that is not let in")
+                bot.behaviour = "ok"
+                await until(lambda: not report().bot_trouble["long"], "it lets us in")
+                bot.behaviour = "freeze"
+                await it.post("73", 0.9)
+                await until(lambda: "its answer did not come" in report().bot_trouble["long"], "so")
+                assert not report().bots["long"].barred
+                assert report().bot_trouble["long"].startswith("not well: its answer did not come")
 
     asyncio.run(scenario())
 

@@ -85,6 +85,9 @@ def test_it_gets_both_sides_and_may_refuse(tmp_path: Path) -> None:
                 assert status["waiting"] == {"long": 0, "short": 0, "meta": 0}
                 # It is the strategy's own matter: nothing is wrong.
                 assert status["reasons"] == []
+                # Copies, which wait on purpose, are not counted among them.
+                assert sum(aggregator.aggregator._counters.close_to_send.counts) == 2
+                assert aggregator.aggregator.headline().startswith("10 feeders, 3 bots, well")
             # The orders are the very same.
             assert meta.posts == [*long.posts, *short.posts]
             assert [trade["pair"] for trade in meta.trades] == [PAIR]

@@ -1,8 +1,13 @@
 """Refused posts: what is alike is one row, what a flood may take is bounded, and whose room is whose."""
 
+import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +29,7 @@ from marketfeed.aggregator.refused_posts import (
     RefusedPosts,
     network,
 )
+from marketfeed.aggregator.refused_request import no_http
 from marketfeed.storage.database import convert
 
 T0 = 1_790_000_000_000
@@ -201,3 +207,24 @@ def test_a_ledger_of_before_gets_the_table_and_goes_without_it(tmp_path: Path) -
     convert(KIND, path, 2)
     with Ledger.open(path) as ledger:
         ledger.note_refused([POST])
+
+
+@pytest.mark.parametrize(
+    ("sent", "hints"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", True),
+        (b"\x05\x01\x00", False),
+        (b"nonsense of a stranger\r\n\r\n", False),
+    ],
+)
+def test_only_tls_is_taken_for_https(sent: bytes, hints: bool) -> None:
+    async def refused_by() -> HttpProcessingError:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(HttpProcessingError) as caught:
+            HttpRequestParser(BaseProtocol(loop), loop, 2**16).feed_data(sent)
+        return caught.value
+
+    post = no_http("10.0.0.7", asyncio.run(refused_by()), 0)
+    assert post.sentence.startswith("no HTTP that can be read (BadHttpM")
+    assert ("https://" in post.sentence) == hints
+    assert "stranger" not in post.sentence

@@ -75,6 +75,14 @@ FIELDS = {"pair": PAIR, "side": "long", "feeder_id": 73, "confidence": 0.85, "en
         ({"side": "short", "enter_tag": "short from 120 conf=0.8"}, "120", 0.8, {"side": "short"}),
         # Another name that means what is counted anyway.
         ({"direction": "LONG", "entry_tag": "from 73 conf=0.9"}, "73", 0.9, {"side": "long"}),
+        *(
+            ({name: value, "entry_tag": "from 73 conf=0.9"}, "73", 0.9, {"side": "long"})
+            for name, values in (
+                ("is_short", (None, "", 0, 0.0, "0", "no", "No", False)),
+                ("direction", (None, "", "up", "bull", 1, 1.0, "long")),
+            )
+            for value in values
+        ),
         ({"feeder": "74", "entry_tag": "from 73 conf=0.9"}, "73", 0.9, {}),
     ],
 )
@@ -142,6 +150,16 @@ def test_what_is_a_vote(
         (
             {"direction": "short", "enter_tag": TODAY},
             {"side": "Without side it is long; 'direction' is not read, side is probably meant"},
+        ),
+        *(
+            (
+                {"direction": None} | {name: value, "enter_tag": "from 120 conf=0.9"},
+                {"side": f"Without side it is long; '{name}' is not read, side is probably meant"},
+            )
+            for name, value in (
+                *(("is_short", value) for value in (1, "1", "yes", 0.5, [])),
+                *(("direction", value) for value in (0, -1, "down", "bear", {})),
+            )
         ),
         (
             {"is_short": True, "enter_tag": "from 120 conf=0.9"},
@@ -218,6 +236,22 @@ def test_an_alias_of_the_same_feeder_is_no_contradiction(
 
 
 # --- unknown fields ---------------------------------------------------------------------------------
+
+
+def test_of_what_is_called_as_a_secret_may_be_no_value_is_kept() -> None:
+    body = FIELDS | {
+        "passphrase": "hunter2",
+        "API_Key": {"deep": "hunter2"},
+        "signal_id": 7,
+        "meta": [{"Authorization": "hunter2", "model": "a", "x": [{"signature": 1, "n": 2}]}],
+        "credentials": ["hunter2"],
+        "token": None,
+        "clientSecret": "hunter2",
+    }
+    assert signal(body).unknown_fields == (
+        '{"passphrase":"…","API_Key":"…","signal_id":7,"meta":[{"Authorization":"…","model":"a",'
+        '"x":[{"signature":"…","n":2}]}],"credentials":"…","token":"…","clientSecret":"…"}'
+    )
 
 
 def test_unknown_fields_are_kept_in_their_order_as_far_as_they_fit() -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from marketfeed.aggregator import unknown_trades as unknown
 from marketfeed.aggregator.ensemble_tag import ensemble_side
-from marketfeed.aggregator.freqtrade_bot import CLOSED_TRADES, Bot, BotError, Trade
+from marketfeed.aggregator.freqtrade_bot import CLOSED_TRADES, Bot, Trade
 from marketfeed.aggregator.ledger_tables import Forward, State
 from marketfeed.aggregator.unknown_trades import unknown_trades
 from marketfeed.schema import DAY_MS
+from marketfeed.service.freqtrade_api import BotError
 from marketfeed.settings.aggregator import BotSettings
 
 T0 = 1_800_000_000_000

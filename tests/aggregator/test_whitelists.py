@@ -23,6 +23,8 @@ def test_of_a_bot_that_has_told_no_list_no_pair_is_outside() -> None:
     assert lists.against(PAIR, "long") is None
     lists.take("short", None)
     assert lists.against(PAIR, "short") is None
+    assert lists.waits("short")
+    assert not Whitelists("send").waits("short")
     assert lists.size("short") is None
 
 
@@ -145,17 +147,75 @@ def test_a_list_is_asked_for_once_an_hour(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whitelist", [None, []])
-def test_a_bot_without_a_list_is_sent_all(tmp_path: Path, whitelist: list[str] | None) -> None:
+@pytest.mark.parametrize("rule", ["send", "skip"])
+def test_a_bot_without_a_list_is_sent_all_but_with_skip(
+    tmp_path: Path, whitelist: list[str] | None, rule: str
+) -> None:
     """An empty one is what a bot has before its first turn."""
 
     async def scenario() -> None:
         async with CountingBot() as bot:
             bot.whitelist = whitelist
-            given = one_vote(tmp_path, bot.url, outside_whitelist="skip")
+            given = one_vote(tmp_path, bot.url, outside_whitelist=rule, expire_s=1)
             async with running(given) as aggregator:
                 await until(lambda: bot.requests["whitelist"], "the question")
                 await aggregator.post("73", 0.9)
-                assert await end_states(tmp_path) == ["accepted"]
-                assert aggregator.aggregator.reasons() == []
+                if rule == "send":
+                    assert await end_states(tmp_path) == ["accepted"]
+                    assert aggregator.aggregator.reasons() == []
+                    return
+                assert await end_states(tmp_path) == ["expired"]
+                ((answer,),) = rows(tmp_path, "SELECT answer FROM forward")
+                assert answer.startswith("not sent before it expired: its whitelist is not known")
+                assert bot.posts == []
+                (warning,) = aggregator.aggregator.warnings()
+                assert warning.startswith("bot of long: its whitelist is not known")
+
+    asyncio.run(scenario())
+
+
+def test_with_skip_an_order_waits_until_the_list_is_known(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            given = one_vote(tmp_path, bot.url, outside_whitelist="skip", expire_s=120)
+            async with running(given) as aggregator:
+                await aggregator.post("73", 0.9)
+                await aggregator.post("74", 0.9, pair=OTHER)
+                report = aggregator.aggregator.report
+                await until(lambda: report().waits_for["long"][0] == "whitelist", "it waits")
+                asked = bot.requests["whitelist"]
+                await until(lambda: bot.requests["whitelist"] > asked + 2, "it is asked again")
+                assert bot.posts == []
+                bot.whitelist = [OTHER]
+                assert sorted(await end_states(tmp_path, 2)) == ["accepted", "expired"]
+                assert rows(
+                    tmp_path, "SELECT pair, answer FROM forwarded WHERE state = 'expired'"
+                ) == [(PAIR, f"not sent before it expired: {WORDS}")]
+                assert aggregator.aggregator.warnings() == []
+
+    asyncio.run(scenario())
+
+
+def test_with_skip_a_window_that_a_restart_decides_is_not_sent(tmp_path: Path) -> None:
+    """It may be decided before the list is known: lists are in memory alone."""
+
+    async def scenario() -> None:
+        async with CountingBot() as bot:
+            bot.whitelist = [OTHER]
+            given = one_vote(tmp_path, bot.url, outside_whitelist="skip", window_s=2, expire_s=120)
+            async with running(given) as aggregator:
+                report = aggregator.aggregator.report
+                await until(lambda: report().bots["long"].whitelist == 1, "the list")
+                await aggregator.post("73", 0.9)
+            async with running(given):
+                await until(
+                    lambda: rows(
+                        tmp_path,
+                        "SELECT 1 FROM decision WHERE outcome = 'skip' UNION "
+                        "SELECT 1 FROM forward WHERE state NOT IN ('queued', 'sending')",
+                    ),
+                    "its end",
+                )
+                assert bot.posts == []
 
     asyncio.run(scenario())

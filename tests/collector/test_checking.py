@@ -12,6 +12,7 @@ from marketfeed.binance.exchange_clock import ExchangeClock
 from marketfeed.collector.checking import EVERY_MS, JournalCheck
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.journal import Journal
+from marketfeed.journal.slices import SlicedCheck
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import Candle
 from marketfeed.schema import MINUTE_MS
@@ -140,3 +141,30 @@ def _fails(journal: Journal) -> None:
     error = sqlite3.DatabaseError("database disk image is malformed")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     raise error
+
+
+def test_what_nobody_expects_is_shown_and_ends_nothing(tmp_path: Path) -> None:
+    path, clock = tmp_path / "journal.db", _Clock()
+    make(path)
+
+    class Odd(SlicedCheck):
+        def step(self) -> bool:
+            raise ValueError("what a bad page gives")
+
+    async def scenario() -> None:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
+            check = JournalCheck(
+                *(writer, clock),
+                begin_after_s=0.0,
+                idle=0.0,
+                look_every_s=0.01,
+                make=lambda: Odd(path),
+            )
+            running = asyncio.create_task(check.run())
+            await until(lambda: check.report().unreadable or running.done())
+            assert not running.done()
+            assert "what a bad page gives" in check.report().unreadable[0]
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(scenario())

@@ -23,20 +23,22 @@ PAIRS: Final = ("BTC/USDT:USDT", "ETH/USDT:USDT")
 TIMEFRAMES: Final = ("1m", "3m")
 
 COUNTERS: Final = """
-audit_different audit_errors audit_mended audit_missing audited_candles commit_failures commit_seconds
-commits connection_events[state] cpu_seconds frames gaps[state] rechecked_candles rechecked_different
-records[kind] records_given_up[kind] refused_lines rejects[reason] rest_odd_rows[endpoint]
-rest_refusals[status] rest_requests[endpoint] resubscribed rollovers[outcome] rows_changed ship_requests
-shipped_lines subscribe_answers subscribe_refusals
+audit_different audit_errors audit_mended audit_missing audited_candles bucket_emptied commit_failures
+commit_seconds commits compare_rounds compared_tiles connection_events[state] cpu_seconds frames
+gaps[state] lost_rows mended_ranges mended_rows rechecked_candles rechecked_different records[kind]
+records_given_up[kind] refused_lines rejects[reason] rest_odd_rows[endpoint] rest_refusals[status]
+rest_requests[endpoint] resubscribed rollovers[outcome] rows_changed ship_requests shipped_lines
+subscribe_answers subscribe_refusals wrong_tiles
 """
 GAUGES: Final = """
-absent_candles audit_mismatch_rate audit_unmended awaited_settlements build_info[version] clock_offset_seconds
-connections[state] dead_letters filling healthy history_candles_left history_complete history_pairs_done
-journal_bytes journal_wal_bytes mark_price_age_seconds[pair] missing_candles missing_of_ended
-newest_close_age_seconds[timeframe]
-oldest_hole_seconds open_gaps[state] overdue_series[channel] pairs pending_records ready_pairs rejected_frames
-resident_memory_bytes rest_funding_used rest_stopped_seconds rest_waiting rest_weight_limit rest_weight_used
-held_shards ship_parked ship_trouble_seconds start_time_seconds streams tasks unhealthy_reasons unshipped_rows
+absent_candles audit_mismatch_rate audit_unmended awaited_settlements bucket_left_tiles
+bucket_mismatch_rate build_info[version] clock_offset_seconds compare_age_seconds compare_off
+connections[state] dead_letters filling healthy held_shards history_candles_left history_complete
+history_pairs_done journal_bytes journal_wal_bytes mark_price_age_seconds[pair] missing_candles
+missing_of_ended newest_close_age_seconds[timeframe] oldest_hole_seconds open_gaps[state]
+overdue_series[channel] pairs pending_records ready_pairs rejected_frames resident_memory_bytes
+rest_funding_used rest_stopped_seconds rest_waiting rest_weight_limit rest_weight_used ship_parked
+ship_trouble_seconds start_time_seconds streams tasks unhealthy_reasons unshipped_rows
 """
 HISTOGRAMS: Final = "close_to_commit_seconds[le] close_to_healed_seconds[le]"
 

@@ -27,7 +27,7 @@ from marketfeed.journal.journal import Journal
 from marketfeed.journal.retention import Sweep
 from marketfeed.journal.writer import JournalWriter
 from marketfeed.records import MarkPrice
-from marketfeed.schema import HOUR_MS, MINUTE_MS
+from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS
 from marketfeed.settings.model import JournalSettings
 from marketfeed.storage import wal
 from tests.waiting import until
@@ -313,3 +313,56 @@ def test_a_large_wal_is_a_reason_and_status_says_that_retention_waits(tmp_path: 
             assert reporter.report().journal.wal_held_by == [wal.process(os.getpid())]
 
     run(path, scenario, steps=10)
+
+
+def test_a_row_of_the_future_makes_no_other_row_old(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    far_ms = T0 | 1 << 41
+    with Journal.open(path) as journal:
+        batch = Batch()
+        batch.extend(MarkPrice(PAIRS[0], T0 + n * 3_000, 1.5, 1.25) for n in range(STEPS))
+        batch.extend([MarkPrice(PAIRS[0], far_ms, 1.5, 1.25)])
+        journal.write(batch)
+        now_ms = T0 + STEPS * 3_000
+        assert retention.expired(journal, {"mark_price": DAY_MS}, None, now_ms) == []
+        sweep = retention.over_budget(journal, 1, now_ms)
+        assert sweep is not None
+        assert sweep.before_ms < T0 + STEPS * 3_000 // 50
+
+    async def scenario(writer: JournalWriter) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            # A key that is no number, too.
+            db.execute("UPDATE mark_price SET time = 'x' WHERE time = ?", (T0 + 3_000,))
+        trim = Trimming(
+            settings_of(path, 10**9, mark_price="2d"), writer, WalWatch(path), lambda: now_ms
+        )
+        await trim.trim(None)
+        assert oldest_ms(path) == T0
+        (warning,) = trim.warnings()
+        assert "mark_price from the future" in warning
+        unsure = Trimming(settings_of(path, 1), writer, WalWatch(path), lambda: 0)
+        await unsure.trim(None)
+        assert oldest_ms(path) == T0
+
+    run(path, scenario)
+
+
+def test_a_budget_below_what_may_be_deleted_is_a_warning_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.db"
+
+    async def scenario(writer: JournalWriter) -> None:
+        # Half an hour of rows: none of them may go.
+        trim = Trimming(settings_of(path, 1_000), writer, WalWatch(path))
+        for _ in range(2):
+            await trim.trim(None)
+            (warning,) = trim.warnings()
+            assert "journal.max_bytes (1,000 bytes)" in warning
+        assert oldest_ms(path) == T0
+        assert caplog.text.count("nothing of it may be deleted") == 1
+        trim._settings = settings_of(path, 10**9)
+        await trim.trim(None)
+        assert trim.warnings() == []
+
+    run(path, scenario, steps=600)

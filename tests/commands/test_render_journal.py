@@ -3,7 +3,7 @@
 from marketfeed.collector.checking import CheckReport
 from marketfeed.collector.status_report import JournalReport
 from marketfeed.commands.render_journal import of_journal
-from marketfeed.history.aside_fill import AsideReport
+from marketfeed.history.aside_report import AsideReport
 
 ENDED_MS = 1_790_000_160_000
 
@@ -33,7 +33,7 @@ def test_what_was_taken_over_may_be_deleted() -> None:
     (name, first), (_, second) = of_journal(journal(None, drained, waits))
     assert name == "set aside"
     assert first.startswith(
-        "/a (1,234 bytes): taken over, may be deleted; 5,000 candles and 6 other"
+        "/a (1,234 bytes): taken over, may be deleted if what is lost may be; 5,000 candles and 6 other"
     )
     assert first.endswith("1 places could not be read")
     assert second.startswith("/b (1 bytes): reading; 0 candles")

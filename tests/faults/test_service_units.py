@@ -44,8 +44,12 @@ def settings(unit: Path) -> configparser.SectionProxy:
     return parser["Service"]
 
 
-def test_there_are_two() -> None:
-    assert [unit.name for unit in UNITS] == ["marketfeed-aggregator.service", "marketfeed.service"]
+def test_there_are_three() -> None:
+    assert [unit.name for unit in UNITS] == [
+        "marketfeed-aggregator.service",
+        "marketfeed-bots.service",
+        "marketfeed.service",
+    ]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

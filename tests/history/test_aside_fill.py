@@ -12,12 +12,12 @@ import pytest
 from marketfeed.binance.symbols import Instrument
 from marketfeed.gaps.promises import promises
 from marketfeed.history.aside_fill import AsideFill
-from marketfeed.journal.aside import AsideJournal, is_possible
+from marketfeed.journal.aside_rows import is_possible
 from marketfeed.journal.batch import Batch
 from marketfeed.journal.coverage import Promise
 from marketfeed.journal.journal import Journal
 from marketfeed.journal.writer import JournalWriter
-from marketfeed.records import Candle, FundingRate, FundingSettled, Gap, MarkPrice
+from marketfeed.records import Candle, CatalogEntry, FundingRate, FundingSettled, Gap, MarkPrice
 from marketfeed.schema import DAY_MS, HOUR_MS, MINUTE_MS, floor_to
 from marketfeed.storage.damage import put_aside
 from tests.waiting import until
@@ -60,6 +60,10 @@ def fill(journal: Journal) -> None:
     batch.extend(FundingSettled(PAIR, T0 + n * 8 * HOUR_MS, 0.1, 1.0) for n in range(6))
     batch.extend([Gap("rejected", None, T0, None, "unresolvable", "a reason")])
     batch.extend([Gap("candle_3m", PAIR, T0, T0 + 1, "healed", "stored")])
+    batch.extend(
+        CatalogEntry(pair, f"{pair[:3]}USDT", ("1m",), T0, None, None, T0)
+        for pair in (PAIR, DROPPED)
+    )
     journal.write(batch)
 
 
@@ -259,14 +263,3 @@ def test_a_promise_reaches_as_far_as_that_of_the_one_set_aside() -> None:
     (deep,) = promises([one], ["1m"], END_MS, HOUR_MS, aside_ms={(PAIR, "1m"): T0})
     assert (plain.reach_ms, deep.reach_ms) == (0, END_MS - T0)
     assert deep.keep_ms == plain.keep_ms
-
-
-def test_its_wal_that_cannot_be_read_costs_what_only_it_has(tmp_path: Path) -> None:
-    path = tmp_path / "journal.db"
-    with Journal.open(path) as journal:
-        fill(journal)
-    old = put_aside(path)
-    wal = Path(f"{old}-wal")
-    wal.mkdir()
-    with AsideJournal(old) as aside:
-        assert (PAIR, "1m") in aside.promised_from_ms()

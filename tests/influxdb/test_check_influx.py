@@ -90,7 +90,7 @@ def test_a_field_of_another_type(target: Target) -> None:
     texts = [(i.subject, i.verdict, i.text) for i in checked(target) if i.verdict != "good"]
     end = (
         "the server would refuse every new point of it; write to a new bucket (influxdb.bucket), or "
-        "delete the measurement"
+        "delete the measurement (what the journal has of it comes back by itself)"
     )
     assert texts == [
         ("influxdb ohlcv_3m", "bad", f'field "close" is string there and float here: {end}'),
@@ -110,7 +110,8 @@ def test_an_extra_tag(target: Target) -> None:
             "bad",
             (
                 "points there have the extra tags exchange, kind: each series would be split in two, "
-                "panels and readers would see both; write to a new bucket, or delete the measurement"
+                "panels and readers would see both; write to a new bucket, or delete the measurement "
+                "(what the journal has of it comes back by itself)"
             ),
         )
     ]

@@ -10,8 +10,8 @@ from stored import D1, H1, M1, OTHER, PAIR, START_MS, entry
 from test_reader_settlements import hour, running, settled
 
 from marketfeed import schema
-from marketfeed.commands.compare_influxdb import _line, _writer_of
 from marketfeed.influxdb import line_protocol as lines
+from marketfeed.influxdb.bucket_rows import line_of, writer_of
 from marketfeed.influxdb.journal_outbox import JournalOutbox
 from marketfeed.journal.journal import KIND
 from marketfeed.storage.ranges import Acknowledged
@@ -125,10 +125,10 @@ def test_the_comparison_of_both_stores_reads_a_point_as_it_was_written(both: Bot
     written = outbox.newest(Acknowledged.alike(KIND.measurements), 2**40).lines
     outbox.close()
     (series,) = both.influxd.query(f"SELECT * FROM {schema.FUNDING_SETTLED}", both.database)  # noqa: S608
-    write = _writer_of(schema.FUNDING_SETTLED)
+    write = writer_of(schema.FUNDING_SETTLED)
     assert write is not None
     found = {
-        _line("", write, dict(zip(series["columns"], values, strict=True)))
+        line_of("", write, dict(zip(series["columns"], values, strict=True)))
         for values in series["values"]
     }
     assert found == {line for line in written if line.startswith(schema.FUNDING_SETTLED)}

@@ -387,3 +387,30 @@ async def collecting(writer: JournalWriter) -> AsyncIterator[Intake]:
     finally:
         intake.end()
         await committing
+
+
+def test_what_is_meant_for_one_file_is_not_written_into_its_successor(path: Path) -> None:
+    async def run() -> None:
+        async with JournalWriter(path, again_after_s=(0.0, 0.0)) as writer:
+            loop = asyncio.get_running_loop()
+            replaced: list[asyncio.Task[None]] = []
+
+            def save(journal: Journal) -> None:
+                if not replaced:
+                    # A read of it fails; before it is run again, the file is replaced.
+                    loop.call_soon_threadsafe(
+                        lambda: replaced.append(loop.create_task(writer.replace()))
+                    )
+                    error = sqlite3.OperationalError("disk I/O error")
+                    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+                    raise error
+                journal.save_document("said", b"of the first", 0)
+
+            with pytest.raises(JournalError, match="replaced meanwhile"):
+                await writer.call(save, writer.generation)
+            await replaced[0]
+            assert await writer.load_document("said") is None
+            await writer.call(save, writer.generation)
+            assert await writer.load_document("said") is not None
+
+    asyncio.run(run())

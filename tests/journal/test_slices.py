@@ -204,3 +204,32 @@ def test_a_slice_that_takes_too_long_is_made_smaller(
     monkeypatch.setattr(slices, "SLICE_S", -1.0)
     monkeypatch.setattr(slices, "_BETWEEN", 10)
     assert checked(whole) == []
+
+
+@pytest.mark.parametrize("rows", [1, 150, 50_000])
+def test_a_key_that_is_no_number_is_a_finding(
+    whole: Path, tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "_ROWS_FIRST", rows)
+    monkeypatch.setattr(slices, "_ROWS_MOST", rows)
+    path = Path(shutil.copyfile(whole, tmp_path / "journal.db"))
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE mark_price SET time = 'x' WHERE pair_id = 2 AND time = ?", (T0,))
+    (one,) = checked(path)
+    assert one.label == "ETH/USDT:USDT mark_price"
+    assert "no whole number but str" in one.why
+    check = SlicedCheck(path)
+    assert not check.reads(one)
+    check.close()
+
+
+def test_a_small_table_is_read_in_slices_too(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The clock stands beyond every deadline: a slice is one row.
+    monkeypatch.setattr(slices, "SLICE_S", -1.0)
+    check = SlicedCheck(whole)
+    places = set()
+    while check.step() and check.position.walk < "document":
+        if check.position.walk == "dead_letter":
+            places.add(check.position.at)
+    check.close()
+    assert len(places) == 100 + 1

@@ -21,7 +21,7 @@ from tests.proofs.sections import Proofs
 
 SECTIONS: Final = (
     *("faults", "upgrades", "starts", "rounds", "listings", "week", "mixed"),
-    *("kills", "forwards", "outages", "refusals"),
+    *("kills", "forwards", "outages", "refusals", "reconciled"),
     *("bench", "bench3", "growth", "soak"),
 )
 _LIBRARIES: Final = (

@@ -218,3 +218,28 @@ def mixed(logs: Path, *, quick: bool) -> Section:
         ),
     ]
     return section
+
+
+def reconciled(logs: Path, *, quick: bool) -> Section:
+    """What a real influxd loses after it has acknowledged it, and how it comes back."""
+    section = Section(title="What a bucket loses, and how it comes back")
+    done = run(
+        ["-m", "tests.influxdb.reconciled", "--json", *(["--quick"] if quick else [])],
+        5_400.0,
+        python=sys.executable,
+        log=logs / "reconciled.log",
+    )
+    section.took(done)
+    found = msgspec.json.decode(done.output or "{}").get("reconciled", [])
+    if done.code != 0 or not found:
+        section.failed("The losses", done)
+    table = [["what", "rows", "lost", "whole after s", "within", "live lag s", "good", ""]]
+    for one in found:
+        numbers = [one[name] for name in ("whole_s", "within_s", "live_lag_s")]
+        cells = ["-" if number is None else f"{number:g}" for number in numbers]
+        good = "yes" if one["good"] else "**NO**"
+        table.append(
+            [one["name"], f"{one['rows']:,}", f"{one['lost']:,}", *cells, good, one["note"]]
+        )
+    section.body = markdown(table)
+    return section

@@ -133,6 +133,10 @@ class Proofs:
         """An older collector and this one, and readers of both, on one bucket."""
         return campaigns.mixed(self._logs, quick=self._quick)
 
+    def reconciled(self) -> Section:
+        """What a bucket loses, and how it comes back."""
+        return campaigns.reconciled(self._logs, quick=self._quick)
+
     def kills(self) -> Section:
         """Kill -9 of collectors and shippers, of either of two collectors, and of aggregators."""
         kills = "20" if self._quick else "120"

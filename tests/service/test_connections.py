@@ -14,6 +14,7 @@ from aiohttp.http import HttpProcessingError
 
 from marketfeed.errors import ListenError
 from marketfeed.service.connections import Connections, Limits, RequestLog
+from marketfeed.service.descriptors import OWN, backlog, places
 from marketfeed.service.listen import listen
 from tests.waiting import until
 
@@ -250,3 +251,84 @@ def test_a_taken_port_is_named() -> None:
                 )
 
     uvloop.run(run())
+
+
+@contextlib.asynccontextmanager
+async def bare(limits: Limits) -> AsyncIterator[tuple[str, int, Connections]]:
+    """A server without an application. A request to /known is one that has shown its password."""
+    connections = Connections(limits)
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        connection = connections.begin(request)
+        try:
+            return web.Response(text="short")
+        finally:
+            connections.end(connection, known=request.path == "/known")
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None))
+    url = await listen(runner, "127.0.0.1", 0, "aggregator", connections=connections)
+    try:
+        yield url, runner.addresses[0][1], connections
+    finally:
+        await runner.cleanup()
+
+
+async def ask(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await connect(port)
+    await ask_again(reader, writer, path)
+    return reader, writer
+
+
+async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
+    writer.write(f"GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    async with asyncio.timeout(WAIT_S):
+        assert (await reader.readuntil(b"short")).startswith(b"HTTP/1.1 200")
+
+
+def test_of_a_bare_server_who_has_shown_a_password_gives_way_last() -> None:
+    async def run() -> None:
+        async with bare(Limits(4, WAIT_S, WAIT_S)) as (_, port, connections):
+            first = await ask(port, "known")
+            lapsed = await ask(port, "known")
+            await ask_again(*lapsed, "stranger")
+            strangers = [await ask(port, "stranger") for _ in range(20)]
+            await cut(lapsed[0])
+            await ask_again(*first, "known")
+            assert len(connections) <= 4
+            # Of those alone the one that has asked nothing for longest.
+            others = [await ask(port, "known") for _ in range(4)]
+            await cut(first[0])
+            await ask_again(*others[-1], "known")
+            for _, writer in (first, lapsed, *strangers, *others):
+                writer.close()
+            await until(lambda: len(connections) == 0)
+            assert not connections._of_address
+
+    uvloop.run(run())
+
+
+def test_strangers_of_one_address_have_a_share_of_the_places() -> None:
+    async def run() -> None:
+        async with bare(Limits(8, WAIT_S, WAIT_S, of_address=3)) as (_, port, connections):
+            known = [await ask(port, "known") for _ in range(2)]
+            strangers = [await connect(port) for _ in range(20)]
+            for reader, _ in strangers[:-3]:
+                await cut(reader)
+            await until(lambda: len(connections) == 5)
+            for one in known:
+                await ask_again(*one, "known")
+            for _, writer in (*known, *strangers):
+                writer.close()
+            await until(lambda: len(connections) == 0)
+            assert not connections._of_address
+
+    uvloop.run(run())
+
+
+@pytest.mark.parametrize("descriptors", [16, 120, 256, 1_024, 8_192])
+def test_a_port_leaves_descriptors_to_its_process(descriptors: int) -> None:
+    taken = places(512, descriptors) + 2 * backlog(descriptors)
+    assert places(512, descriptors) >= descriptors // 4
+    assert taken <= max(descriptors - OWN, descriptors // 2)
+    assert places(512, 1_024) == 512
+    assert backlog(descriptors) <= 128

@@ -29,7 +29,11 @@ CANARY = "c4n4ry-t0ken"
 
 
 def shipped_keys(node: object, above: str = "") -> Iterator[str]:
-    if isinstance(node, dict) and above not in ("exchange.pairs", "aggregator.feeders.aliases"):
+    if isinstance(node, dict) and above not in (
+        "exchange.pairs",
+        "aggregator.feeders.aliases",
+        "bots.fleet",
+    ):
         for key, value in node.items():
             yield from shipped_keys(value, f"{above}.{key}" if above else key)
     else:
@@ -63,6 +67,7 @@ def test_the_shipped_file_has_every_key_and_no_secret() -> None:
         "aggregator.bots.long.password",
         "aggregator.bots.short.password",
         "aggregator.bots.meta.password",
+        "bots.status.token",
     }
     assert keys == variables().keys() - secrets
     assert all(variables()[secret] in SHIPPED.read_text() for secret in secrets)
@@ -104,6 +109,7 @@ def test_the_defaults() -> None:
             "token": None,
             "token_file": None,
             "ca_file": None,
+            "compare": True,
         },
         "status": {
             "host": "127.0.0.1",
@@ -149,6 +155,12 @@ def test_the_defaults() -> None:
             "unconfirmed_s": 40.0,
             "opposite_open": "send",
             "outside_whitelist": "send",
+        },
+        "bots": {
+            "books": {"path": "/var/lib/marketfeed/books.db"},
+            "fleet": {},
+            "poll": "1m",
+            "status": {"host": "127.0.0.1", "port": 9113, "token": None, "token_file": None},
         },
     }
 

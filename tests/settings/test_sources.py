@@ -54,6 +54,7 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "influxdb.token": "t",
         "influxdb.token_file": str(token_file),
         "influxdb.ca_file": str(self_signed(tmp_path)[0]),
+        "influxdb.compare": "false",
         "status.host": "::1",
         "status.port": "0",
         "status.token": "sixteen-or-longer",
@@ -86,6 +87,16 @@ def test_every_key_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "aggregator.default_leverage": "2",
         "aggregator.max_leverage": "3",
         "aggregator.ordertypes": "market",
+    }
+    fleet = {"BOT1": {"url": "http://127.0.0.1:5", "password_file": str(token_file)}}
+    texts |= {
+        "bots.books.path": "/tmp/b.db",  # noqa: S108 - only a name
+        "bots.fleet": json.dumps(fleet),
+        "bots.poll": "5s",
+        "bots.status.host": "::1",
+        "bots.status.port": "0",
+        "bots.status.token": "sixteen-or-longer",
+        "bots.status.token_file": str(token_file),
     }
     for side in ("long", "short", "meta"):
         texts |= {

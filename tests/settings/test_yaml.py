@@ -246,7 +246,12 @@ def test_what_describe_shows_reads_back_as_equal_settings(config: Path) -> None:
 
 def describe_without_secrets(made: Settings) -> dict[str, object]:
     shown = describe(made)
-    for section in (shown["influxdb"], shown["status"], shown["aggregator"]["status"]):
+    for section in (
+        shown["influxdb"],
+        shown["status"],
+        shown["aggregator"]["status"],
+        shown["bots"]["status"],
+    ):
         del section["token"]
     for bot in shown["aggregator"]["bots"].values():
         del bot["password"]

@@ -311,3 +311,86 @@ def test_the_command(path: Path, folder: Path, tmp_path: Path) -> None:
     found = inspect(LEDGER, folder / "three.db")
     assert found is not None
     assert found.version == LEDGER.version
+
+
+IN_ITS_PLACE = """
+import os, sys
+from pathlib import Path
+from tests.storage.test_backup import candles
+from marketfeed.journal.journal import Journal
+path = Path(sys.argv[1])
+for suffix in ("", "-wal", "-shm"):
+    os.rename(f"{path}{suffix}", f"{path}.old{suffix}")
+journal = Journal.open(path)
+journal.write(candles(100_000, 3_000))
+journal.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+journal.write(candles(103_000, 50))
+os._exit(0)
+"""
+
+
+def replace_with_another(path: Path) -> None:
+    """Another journal in the place of this one, left as by a kill."""
+    (path.parent / f"{path.name}.lock").unlink()
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", IN_ITS_PLACE, str(path)], check=True, cwd=root)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_journal_that_is_replaced_meanwhile_is_not_mixed_with_its_successor(
+    path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, always: bool
+) -> None:
+    # As of a large one: that is not looked through, and a mixture would be kept.
+    monkeypatch.setattr(backup, "CHECKED_BYTES", 0)
+    copy_chunk, times = backup._copy_chunk, [0]
+
+    def then_replace(source: int, copy: int, offset: int) -> int:
+        copied = copy_chunk(source, copy, offset)
+        if not offset and os.fstat(source).st_ino == path.stat().st_ino:
+            times[0] += 1
+            if times[0] == 1 or always:
+                for left in path.parent.glob("*.old*"):
+                    left.rename(left.with_name(f"{times[0]}.{left.name}"))
+                replace_with_another(path)
+        return copied
+
+    monkeypatch.setattr(backup, "_copy_chunk", then_replace)
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 5_000))
+        journal.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        journal.write(candles(5_000, 5))
+        if always:
+            with pytest.raises(BackupError, match="it was replaced by another file"):
+                back_up(KIND, path, folder / "copy.db", nothing)
+            return
+        back_up(KIND, path, folder / "copy.db", nothing)
+    assert times == [2]
+    assert opens(folder / "copy.db") == [T0 + n * MINUTE for n in range(100_000, 103_050)]
+
+
+def test_a_wal_that_begins_anew_while_it_is_copied_is_copied_again(
+    path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_chunk = backup._copy_chunk
+    monkeypatch.setattr(backup, "_CHUNK_BYTES", 64 * 1024)
+    with Journal.open(path) as journal:
+        journal.write(candles(0, 3_000))
+        # All of it is in the file: a reader that begins now hinders no -wal from beginning anew.
+        assert journal.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
+        wal = Path(f"{path}-wal").stat().st_ino
+        wrote = [0]
+
+        def then_commit(source: int, copy: int, offset: int) -> int:
+            copied = copy_chunk(source, copy, offset)
+            if os.fstat(source).st_ino == wal and offset and wrote[0] < 3:
+                wrote[0] += 1
+                journal.write(candles(3_000 + wrote[0] * 500 - 500, 500))
+            return copied
+
+        monkeypatch.setattr(backup, "_copy_chunk", then_commit)
+        back_up(KIND, path, folder / "copy.db", nothing)
+    assert wrote == [3]
+    found = opens(folder / "copy.db")
+    # What was committed before the copy's end, and nothing of it is lost or torn.
+    assert len(found) > 3_000
+    assert found == [T0 + n * MINUTE for n in range(len(found))]

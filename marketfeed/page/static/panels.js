@@ -64,6 +64,14 @@ export function shipping(report, none) {
   ];
 }
 
+function comparing(report) {
+  if (!report) return [];
+  return [
+    ["Compared with the journal", report.why ? `${report.state}: ${report.why}` : report.state],
+    ["Rows it had lost", count(report.lacking), warnIf(report.lacking)],
+  ];
+}
+
 // A collector's panels.
 export function showCollector(panels, { status, close_lag_ms: lag }) {
   const silent = Math.max(0, sum(status.overdue) - sum(status.overdue_of_halted));
@@ -152,6 +160,7 @@ export function showCollector(panels, { status, close_lag_ms: lag }) {
     ["Refused lines kept", count(journal.refused_lines), warnIf(journal.refused_lines)],
     ...(journal.set_aside ? [["Set aside as damaged", journal.set_aside, "warn"]] : []),
     ...shipping(status.shipping, "none: the journal is the store"),
+    ...comparing(status.comparing),
   ]);
   panels.show(
     "Timeframes",

@@ -1,0 +1,1 @@
+"""Records of the executor bots: every closed trade of each, for good."""
