@@ -16,6 +16,10 @@ PAUSES_S: Final = (3.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 180.0, 180.0)
 LATE_PAUSE_S: Final = 3_600.0
 LATE_ROUNDS: Final = 24
 """What was not published within these ten minutes is given up, and still asked for every hour of a day."""
+EARLIER_MS: Final = schema.SETTLED_LATE_MS + schema.MINUTE_MS
+"""So much before what is complete requests begin. It may end with a settlement that came: a special one of
+the ten minutes before may be published later. So, too, each answer goes on where any earlier one ended.
+"""
 APART_EVERY_S: Final = schema.SETTLED_LATE_MS / 1000
 """Exchange seconds between two questions for a pair by its symbol: when they miss a rate, it is there."""
 

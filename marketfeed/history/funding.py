@@ -23,6 +23,7 @@ from marketfeed.errors import ExchangeError, JournalError, backoff_s
 from marketfeed.grid import TimeRange, joined, subtract
 from marketfeed.history.archive_rates import ArchiveRates
 from marketfeed.history.awaited import (
+    EARLIER_MS,
     LATE_PAUSE_S,
     PAUSES_S,
     Apart,
@@ -31,7 +32,7 @@ from marketfeed.history.awaited import (
     completed,
     is_certain,
 )
-from marketfeed.history.funding_plan import STEP_MS, requests, untold
+from marketfeed.history.funding_plan import REPORTED_WITHIN_MS, STEP_MS, asked, requests, untold
 from marketfeed.history.settled_fetch import SettledFetch
 from marketfeed.ingest.intake import Intake
 from marketfeed.journal.journal import Journal
@@ -43,8 +44,6 @@ LOOK_EVERY_S: Final = 1.0
 """Exchange seconds between two looks for settlements; never closer than `WALL_AT_LEAST_S` wall seconds."""
 SETTLED_AFTER_S: Final = 3.0
 """Exchange seconds after which a settled rate is asked for."""
-REPORTED_WITHIN_MS: Final = schema.HOUR_MS
-"""What was settled within this may not be published yet: history does not take it for absent."""
 FAILURE_PAUSE_S: Final = 1.0
 FAILURE_CAP_S: Final = 60.0
 """Exchange seconds until the next attempt when the exchange does not answer: first, and at most."""
@@ -217,9 +216,8 @@ class SettledRates:
             young_ms = self._clock.now_ms() - REPORTED_WITHIN_MS
             starts_ms += [at for at in self._live_to_ms.values() if at >= young_ms]
         if starts_ms:
-            # The last minute once more: a special settlement may be published after the regular one.
             end_ms = schema.to_minute(self._clock.now_ms()) + STEP_MS
-            where = TimeRange(min(starts_ms) - STEP_MS, end_ms)
+            where = TimeRange(min(starts_ms) - EARLIER_MS, end_ms)
             published_ms = self._published_ms()
             fetched = await self._rates.fetch(None, where, Priority.SETTLED)
             # They may have halted meanwhile.
@@ -246,7 +244,7 @@ class SettledRates:
         symbol = next(symbol for symbol, whose in self._pairs.items() if whose == pair)
         from_ms = self._live_to_ms.setdefault(pair, self._live_from_ms[pair])
         end_ms = schema.to_minute(self._clock.now_ms()) + STEP_MS
-        where = TimeRange(from_ms - STEP_MS, end_ms)
+        where = TimeRange(from_ms - EARLIER_MS, end_ms)
         published_ms = self._published_ms()
         self._apart.ask_again(pair, now_s)
         fetched = await self._rates.fetch(symbol, where, Priority.SETTLED)
@@ -391,8 +389,10 @@ class SettledRates:
             "settled rates missing pairs=%d requests=%d by_symbol=%d",
             *(len(wanted), len(steps), singly),
         )
+        ends_ms = {known.end_ms for parts in self._covered.values() for known in parts}
         for number, (one, symbols, part) in enumerate(steps, 1):
-            fetched = await self._rates.fetch(one, self._up_to_now(part), Priority.HISTORY)
+            where = asked(part, ends_ms, self._clock.now_ms())
+            fetched = await self._rates.fetch(one, where, Priority.HISTORY)
             # They may have halted meanwhile.
             left_out = self._untold() if one is None else ()
             for symbol in symbols:
@@ -402,12 +402,6 @@ class SettledRates:
             if number % SAVE_EVERY == 0 or number == len(steps):
                 await self._save()
             self._incomplete = len(self._wanted())
-
-    def _up_to_now(self, part: TimeRange) -> TimeRange:
-        """What is asked for a part: with the newest one also what may be published just now."""
-        now_ms = schema.to_minute(self._clock.now_ms())
-        is_newest = now_ms - part.end_ms <= REPORTED_WITHIN_MS
-        return part._replace(end_ms=now_ms + STEP_MS) if is_newest else part
 
     def _complete(self, pair: str, part: TimeRange, fetched: set[tuple[str, int]]) -> TimeRange:
         """What of a part of history is complete; a last settlement that is not published yet is awaited."""

@@ -8,12 +8,15 @@ from marketfeed import schema
 from marketfeed.binance.rest import MAX_SETTLEMENTS
 from marketfeed.binance.symbols import TRADING_STATUSES, ExchangeInfo
 from marketfeed.grid import TimeRange, joined, tiles
+from marketfeed.history.awaited import EARLIER_MS
 
 USUAL_HOURS: Final = 8
 ROWS_AIMED_AT: Final = 800
 """Rows that a request for all contracts should bring: settlements come in heaps, 1,000 at most."""
 STEP_MS: Final = schema.MINUTE_MS
 """The grid of settlements."""
+REPORTED_WITHIN_MS: Final = schema.HOUR_MS
+"""What was settled within this may not be published yet: history does not take it for absent."""
 
 
 class Plan(NamedTuple):
@@ -48,6 +51,19 @@ def plan(
     if len(together) <= singly:
         return Plan(False, together, len(together))
     return Plan(True, [], singly)
+
+
+def asked(part: TimeRange, ends_ms: Collection[int], now_ms: int) -> TimeRange:
+    """What is asked for a part of history: with the newest one also what may be published just now.
+
+    `ends_ms` are where complete ranges end: what follows one begins earlier, see `EARLIER_MS`.
+    """
+    start_ms, end_ms = part
+    if start_ms in ends_ms:
+        start_ms -= EARLIER_MS
+    if now_ms - end_ms <= REPORTED_WITHIN_MS:
+        end_ms = schema.to_minute(now_ms) + STEP_MS
+    return TimeRange(start_ms, end_ms)
 
 
 class Step(NamedTuple):

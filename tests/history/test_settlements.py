@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketfeed import schema
+from marketfeed.binance.symbols import Instrument
 from marketfeed.grid import TimeRange
 from marketfeed.history.awaited import (
+    EARLIER_MS,
     LATE_ROUNDS,
     PAUSES_S,
     Awaited,
@@ -30,16 +32,19 @@ from reader.feeder import FUNDING_RATE, Download, Feeder
 from tests.history.rates_exchange import T0, Line, instrument, run
 from tests.waiting import until
 
-OURS = instrument(0)
+OURS, OTHER = instrument(0), instrument(1)
 PAIR = OURS.pair
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Of a journal that collects one pair."""
-    entry = CatalogEntry(PAIR, OURS.symbol, ("1m",), T0 - DAY_MS, None, None, T0 - DAY_MS)
-    write(tmp_path / "journal.db", entry)
+    write(tmp_path / "journal.db", entry(OURS))
     return tmp_path / "journal.db"
+
+
+def entry(one: Instrument) -> CatalogEntry:
+    return CatalogEntry(one.pair, one.symbol, ("1m",), T0 - DAY_MS, None, None, T0 - DAY_MS)
 
 
 def write(path: Path, *records: Any) -> None:
@@ -84,10 +89,10 @@ def stored(path: Path) -> list[tuple[float, str]]:
     return [((ms - T0) / HOUR_MS, kind) for ms, kind in found]
 
 
-def settled_to(path: Path) -> float | None:
+def settled_to(path: Path, pair: str = PAIR) -> float | None:
     """In hours."""
     with MarketReader.connect(f"sqlite:///{path}") as reader:
-        to_ms = reader.get_funding_history(PAIR).attrs["settled_to"]
+        to_ms = reader.get_funding_history(pair).attrs["settled_to"]
     return None if to_ms is None else (to_ms - T0) / HOUR_MS
 
 
@@ -179,6 +184,57 @@ def test_special_ones_alone_and_beside_a_regular_one(path: Path) -> None:
         *[(-8, "Regular"), (-4, "Special"), (0, "Regular"), (0, "Special"), (8, "Regular")]
     ]
     assert answer(path, at(10), -8) == [-8, -4, 0, 0, 8]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_special_one_of_minutes_before_is_published_after_the_regular_one(
+    path: Path, restarted: bool
+) -> None:
+    """What is complete to after the regular one is asked for once more, by the next request or start."""
+    rows = [row(-8), row(0)]
+
+    async def first(line: Line) -> None:
+        await line.say(at(0), OURS)
+        await until(lambda: line.clock.now_ms() > at(0))
+        await line.say(at(8), OURS)
+        await until(lambda: close(settled_to(path), MINUTE_H))
+        if not restarted:
+            await second(line)
+
+    async def second(line: Line) -> None:
+        rows.insert(1, row(-9 * MINUTE_H, "Special"))
+        if not restarted:
+            line.clock.set_server_time(at(7.99), 0.0, 600.0)
+            rows.append(row(8))
+            await until(lambda: line.clock.now_ms() > at(8))
+            await line.say(at(16), OURS)
+        await until(lambda: "Special" in {kind for _, kind in stored(path)})
+
+    go(path, first, -0.05, rows)
+    if restarted:
+        go(path, second, 3, rows)
+    assert answer(path, at(3), -8)[:3] == [-8, -9 * MINUTE_H, 0]  # type: ignore[index]
+
+
+def test_each_answer_goes_on_with_those_that_settle_seldom(path: Path) -> None:
+    """Hourly answers complete what settles every 8 h up to ten minutes ago, the next as the first."""
+    write(path, entry(OTHER))
+    rows = [row(0)]
+
+    async def check(line: Line) -> None:
+        line.rates.rows = rows
+        await line.say(at(0), OURS, OTHER)
+        await until(lambda: line.clock.now_ms() > at(0))
+        await line.say(at(8), OURS)
+        for hour in range(1, 4):
+            rows.append({**row(hour - 1), "symbol": OTHER.symbol})
+            await line.say(at(hour), OTHER)
+            await until(lambda: settled_to(path, OTHER.pair) == hour - 1 + MINUTE_H)  # noqa: B023
+            line.clock.set_server_time(at(hour) - 1_000, 0.0, 600.0)
+        # Up to ten minutes before the other's last one.
+        assert (settled_to(path) or 0) > 1.8
+
+    run(path, check, collected=2, listed=2, days=1, now_ms=at(-0.05), speed=600.0)
 
 
 def test_a_regular_one_that_follows_a_special_one_of_its_minute_is_awaited(path: Path) -> None:
@@ -332,6 +388,21 @@ def test_what_an_answer_completes(
     assert not any(at_ms < part.end_ms for at_ms in awaited)
     # All that is young came after all.
     assert part.end_ms <= max([published_ms, *(at_ms + MINUTE_MS for at_ms in came)])
+
+
+@given(times, times, st.booleans())
+def test_an_answer_goes_on_where_any_earlier_one_ended(
+    first_ms: int, later_ms: int, came: bool
+) -> None:
+    """One contract's settlement came with the first answer; the next is asked for this contract alone."""
+    until_ms = first_ms - schema.SETTLED_LATE_MS
+    other = completed(
+        until_ms, TimeRange(until_ms, first_ms + MINUTE_MS), until_ms, [first_ms] * came, []
+    )
+    where = TimeRange((other.end_ms if other else until_ms) - EARLIER_MS, first_ms + later_ms)
+    published_ms = where.end_ms - schema.SETTLED_LATE_MS
+    part = completed(until_ms, where, published_ms, [], [])
+    assert part == (TimeRange(until_ms, published_ms) if published_ms > until_ms else None)
 
 
 def test_hearsay_is_asked_for_ten_minutes_and_the_rest_a_day() -> None:

@@ -15,7 +15,14 @@ import msgspec
 
 from marketfeed import schema
 from marketfeed.grid import TimeRange, joined, subtract
-from marketfeed.history.awaited import PAUSES_S, Awaited, FetchedRates, completed, is_certain
+from marketfeed.history.awaited import (
+    EARLIER_MS,
+    PAUSES_S,
+    Awaited,
+    FetchedRates,
+    completed,
+    is_certain,
+)
 from marketfeed.schema import HOUR_MS, MINUTE_MS, REGULAR, SETTLED_LATE_MS, SPECIAL
 from marketfeed.simulator.catalogue import make_instrument
 from marketfeed.simulator.funding import Funding
@@ -26,13 +33,13 @@ LOOKS: Final = (0, 1, 2, 4, 7, 11, 12, 25, 40, 55)
 """Minutes of an hour at which frames are heard and the collector looks; also when a rhythm changes."""
 HEARD_AFTER_MS: Final = 5_000
 LOOK_AGAIN_MS: Final = SETTLED_LATE_MS + MINUTE_MS
-EARLIER_MS: Final = MINUTE_MS
-"""So much earlier than needed requests begin: a special settlement may follow a regular one's."""
+LATER_MS: Final = SETTLED_LATE_MS + MINUTE_MS
+"""So long before the end of what is complete special settlements may lack: the next request brings them."""
 ASKED_EVERY_MS: Final = HOUR_MS + 2 * MINUTE_MS
 """What was published so long ago has been asked for: at the latest an hour after it was given up."""
 KEPT_MS: Final = 16 * schema.DAY_MS
 """So far back all is held against the exchange: further than announcements are known."""
-LAGS_MS: Final = 9 * HOUR_MS
+LAGS_MS: Final = HOUR_MS
 """So far `settled_to` may lie behind what is stored, while nothing is awaited."""
 RHYTHMS: Final = (1, 4, 8)
 
@@ -198,7 +205,7 @@ class Rhythms:
                 one.next_ms = next_ms
             last_ms = next_ms
         for part in subtract(TimeRange(one.from_ms, one.live_from_ms), one.covered):
-            came = _fetch(one, TimeRange(part.start_ms, now_ms + MINUTE_MS), now_ms)
+            came = _fetch(one, TimeRange(part.start_ms - EARLIER_MS, now_ms + MINUTE_MS), now_ms)
             one.cover(_complete(one, part, last_ms, came, now_ms))
 
     def _ask(self, now_ms: int) -> None:
@@ -354,8 +361,7 @@ def _wrong(one: Settling, now_ms: int) -> Iterator[str]:
         is_stored = (at_ms, kind) in one.stored
         if is_stored or at_ms >= due_ms or at_ms in one.excused:
             continue
-        # A special one of a regular one's minute comes with the next request: that begins a minute earlier.
-        if at_ms < (to_ms or 0) and (kind == REGULAR or at_ms + MINUTE_MS != to_ms):
+        if at_ms < (to_ms or 0) - (0 if kind == REGULAR else LATER_MS):
             yield f"{kind} of {at_ms} is not stored, and complete to {to_ms}; published {published_ms}"
         # All may have halted: then nobody asks.
         if at_ms in said and kind == REGULAR and published_ms + ASKED_EVERY_MS <= now_ms:
@@ -370,7 +376,7 @@ def _wrong(one: Settling, now_ms: int) -> Iterator[str]:
         is_due = kind == REGULAR and at_ms in said and at_ms < due_ms - MINUTE_MS
         if is_due and at_ms not in told:
             yield f"{at_ms} is not stored, and passes as complete: {to_ms}"
-    # An answer that came by another one's request may leave a range open until the contract's own next one.
+    # Each answer goes on where any earlier one ended: whosever settlement was asked for.
     before_ms = now_ms - LAGS_MS
     regular = [at for at, kind in one.stored if kind == REGULAR and at in said and at < before_ms]
     newest_ms = max(regular, default=0)
