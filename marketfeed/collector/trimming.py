@@ -23,6 +23,7 @@ from marketfeed.storage.wal import HELD_S
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 600.0
+_UNCERTAIN_S: Final = 0.5
 PAUSE: Final = 5.0
 """So many times as long as a slice took nothing is deleted after it: commits of new data go first."""
 PAUSE_AT_MOST_S: Final = 1.0
@@ -104,6 +105,10 @@ class Trimming:
         deleted while the `-wal` is above its bound: that would make it grow, and free nothing on the disk.
         """
         while True:
+            if self._certain_ms is not None and not self._certain_ms():
+                # Until the first frames: a journal above its budget takes no history before it is trimmed.
+                await asyncio.sleep(_UNCERTAIN_S)
+                continue
             try:
                 await self.trim(shipper)
             except JournalError as error:
