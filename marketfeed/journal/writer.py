@@ -191,10 +191,13 @@ class JournalWriter(FileThread[Journal]):
         log.info("journal open seconds=%.2f path=%s", time.monotonic() - started_s, self.path)
 
     def _replace(self) -> None:
-        before = self._opened
+        before, there = self._opened, None
+        with contextlib.suppress(OSError):
+            there = identity(self.path)
         self._close()
         self._open()
-        if self._opened != before:
+        # A file that was removed is looked for before it is closed: a fresh one may get its inode then.
+        if there != before or self._opened != before:
             # It tells of another file.
             self.failed_reads.at_s = -math.inf
         self._run(self._save_documents)
