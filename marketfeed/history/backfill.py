@@ -66,6 +66,7 @@ SKIPPED_IN_A_ROW: Final = 8
 AGAIN_S: Final = 60.0
 ODD_CAP_S: Final = 3_600.0
 """Exchange seconds until the next pass; after passes that only met odd rows twice as long each time."""
+_REPLACED: Final = "the journal was replaced meanwhile"
 PROGRESS_S: Final = 600.0
 """Exchange seconds for which filling that stores nothing is still under way."""
 ROOM_KEPT: Final = 0.9
@@ -413,13 +414,19 @@ class Backfill:
         # One at a time, so that a live commit waits for one of these at most.
         async with self._storing:
             if self._writer.generation != self._generation:
-                self._give_up("the journal was replaced meanwhile")
+                self._give_up(_REPLACED)
             elif self._writer.bytes_used > ROOM_KEPT * self._max_bytes:
                 used, most = self._writer.bytes_used, self._max_bytes
                 self._give_up(f"no room for more: {used:,} of journal.max_bytes {most:,} are used")
             if self._given_up:
                 raise JournalError(self._given_up)
-            await self._writer.call(lambda journal: journal.write(batch))
+            try:
+                # Of that file: one that has taken its place meanwhile lacks other things.
+                await self._writer.call(lambda journal: journal.write(batch), self._generation)
+            except JournalError:
+                if self._writer.generation != self._generation:
+                    self._give_up(_REPLACED)
+                raise
             self._stored += len(batch.candles) + len(batch.marks)
             self._progressed_s = self._clock.elapsed_s()
             self._stores += 1
