@@ -166,7 +166,7 @@ def _progress(
     if written:
         # Before the first acknowledgement: since there is anything to acknowledge.
         newest_s = written[max(1, min(acknowledged, len(written))) - 1]
-    shipped = sum(last - first + 1 for first, last in shipper._shipped[MARK_PRICE])
+    shipped = sum(last - first + 1 for first, last in shipper.shipped[MARK_PRICE])
     return Progress(
         at_s=now_s,
         points=len(written) * size,
