@@ -132,7 +132,7 @@ def test_with_skip_its_decision_says_so_and_the_next_goes_once_it_is_listed(tmp_
     asyncio.run(scenario())
 
 
-def test_a_list_is_asked_for_once_an_hour(tmp_path: Path) -> None:
+def test_a_list_is_asked_for_once_an_hour(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with CountingBot() as bot:
             bot.whitelist = [PAIR]
@@ -141,8 +141,8 @@ def test_a_list_is_asked_for_once_an_hour(tmp_path: Path) -> None:
                 await until(lambda: report().bots["long"].whitelist == 1, "the list")
                 asked = bot.requests["show_config"]
                 await until(lambda: bot.requests["show_config"] > asked + 6, "other questions")
-                # Once more where an answer came late on a busy machine: the bot came back then.
-                assert bot.requests["whitelist"] <= 2
+                # And once each time it has come back, if an answer was late on a busy machine.
+                assert bot.requests["whitelist"] <= 1 + caplog.text.count("bot in trouble")
 
     asyncio.run(scenario())
 

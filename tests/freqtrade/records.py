@@ -194,7 +194,6 @@ async def prove(
         ("kept of the database before", before),
         ("kills of the service", given.kills),
         ("trades deleted in a bot", deleted),
-        ("lost or doubled", 0),
     )
     return figures, []
 
